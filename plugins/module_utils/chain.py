@@ -1,0 +1,211 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the chain is made of, as data: slots, maps, counters, timeouts, settings, layout.
+
+This is the one place where each of them is defined. The C sources get them through the
+templates in ``files/bpf``, the loader creates the maps from them, the readers decode with them.
+Nothing here touches the kernel or imports a third-party library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import typing as t
+
+#: Bumped on every change of a map's key or value; kept in ``meta`` and compared before maps are handed on.
+LAYOUT_VERSION = 1
+
+#: Every program of the chain is loaded with this expected_attach_type, as kernels since the fix of CVE-2025-40123 demand
+#: (include/uapi/linux/bpf.h, enum bpf_attach_type: BPF_XDP).
+ATTACH_TYPE_XDP = 37
+
+#: Slot of each program in ``jt``; the seed's numbers are kept.
+SLOTS = {
+    "ingress": 0,
+    "egress": 1,
+    "prs_end": 2,
+    "ct": 3,
+    "prs_eth": 10,
+    "prs_ipv4": 11,
+    "prs_icmp": 12,
+    "prs_tcp": 13,
+    "prs_udp": 14,
+}
+#: Slots left to programs of somebody else; 4 and 5 carry the seed's names.
+GUEST_SLOTS = {"acl": 4, "nat": 5}
+JT_ENTRIES = 30
+
+#: The hooks: the programs that may be attached to an interface.
+HOOKS = ("ingress", "egress")
+
+#: What each entry of ``meta`` (ARRAY of u64) means.
+META = {
+    "ktime": 0,  # whole seconds of CLOCK_MONOTONIC when the chain last saw the second change
+    "next_tick": 1,  # jiffies64 at which ktime is written next
+    "jiffies": 2,  # jiffies64 at one instant ...
+    "ktime_ns": 3,  # ... and CLOCK_MONOTONIC in ns at the same instant; written once by each generation
+    "layout": 4,  # LAYOUT_VERSION
+    "generation": 5,
+    "digest_high": 6,  # the first 128 bits of the source digest
+    "digest_low": 7,
+}
+
+#: Counters: index in the per-CPU array ``stats`` is the position here. Every frame that enters the chain adds one to
+#: exactly one of the outcomes; events happen besides.
+OUTCOMES = (
+    # name, what happened to the frame
+    ("tracked", "counted in a flow"),
+    ("related", "ICMP error matched to the flow that it quotes"),
+    ("invalid_ip_header", "IP version, header length, total length or header checksum is wrong"),
+    ("invalid_l4_short", "the transport header is cut off"),
+    ("invalid_checksum", "the transport checksum is wrong"),
+    ("invalid_tcp_header", "the TCP data offset is wrong"),
+    ("invalid_tcp_flags", "a combination of TCP flags that no stack sends"),
+    ("invalid_tcp_state", "the TCP segment fits no transition of the connection's state"),
+    ("invalid_tcp_new", "the TCP segment can not open a connection"),
+    ("invalid_tcp_window", "the TCP sequence or acknowledgement number is out of the window"),
+    ("invalid_tcp_rst", "a TCP reset that the window checks refuse"),
+    ("invalid_icmp_type", "an ICMP message that is neither a query, nor a reply to one seen, nor an error"),
+    ("invalid_icmp_error", "an ICMP error that quotes no known flow"),
+    ("ignored_tcp_state", "the TCP segment is let pass without changing the connection's state"),
+    ("ignored_tcp_window", "an old TCP segment or acknowledgement: let pass, not counted"),
+    ("untracked_not_ip", "not an IP packet (ARP, LLDP, ...)"),
+    ("untracked_eth_short", "shorter than an Ethernet header"),
+    ("untracked_vlan", "a VLAN tag"),
+    ("untracked_ipv6", "IPv6"),
+    ("untracked_fragment", "an IP fragment whose flow is not known"),
+    ("untracked_l4_proto", "a transport protocol without a parser"),
+    ("untracked_no_entry", "no entry could be made: the table is full or being resized"),
+    ("untracked_contended", "the entry stayed locked by another CPU"),
+    ("untracked_no_meta", "the driver offers no XDP metadata"),
+    ("untracked_no_slot", "a slot of the jump table is empty"),
+)
+EVENTS = (
+    ("created", "entries made"),
+    ("reopened", "entries that became a new connection of the same tuple"),
+    ("deleted_reset", "unanswered connections that a TCP reset ended at once"),
+    ("deleted_expired", "entries whose time was over"),
+    ("deleted_flushed", "entries that an operator deleted"),
+    ("insert_failed", "entries that could not be made"),
+)
+COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
+
+#: nf_conntrack's TCP states, by their number in include/uapi/linux/netfilter/nf_conntrack_tcp.h.
+TCP_STATES = (
+    "NONE",
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "SYN_SENT2",
+)
+
+#: Timeouts in seconds and their kernel defaults (spec: net/netfilter/nf_conntrack_proto_*.c); index in ``settings`` is the position here.
+#: The TCP ones stand at the number of their state.
+TIMEOUTS = {
+    "generic": 600,
+    "tcp_syn_sent": 120,
+    "tcp_syn_recv": 60,
+    "tcp_established": 432000,
+    "tcp_fin_wait": 120,
+    "tcp_close_wait": 60,
+    "tcp_last_ack": 30,
+    "tcp_time_wait": 120,
+    "tcp_close": 10,
+    "tcp_syn_sent2": 120,
+    "tcp_max_retrans": 300,
+    "tcp_unacknowledged": 300,
+    "udp": 30,
+    "udp_stream": 120,
+    "icmp": 30,
+}
+
+#: Switches and their kernel defaults; index in ``settings`` is the position here.
+KNOBS = {
+    "tcp_loose": 1,
+    "tcp_be_liberal": 0,
+    "tcp_ignore_invalid_rst": 0,
+    "tcp_max_retrans": 3,
+}
+
+#: Layout of the one value of ``settings``: jiffies a second, the timeouts in jiffies, the knobs.
+SETTINGS_STRUCT = struct.Struct(f"=I{len(TIMEOUTS)}I{len(KNOBS)}I")
+
+#: Kernel numbers of the map types (include/uapi/linux/bpf.h, enum bpf_map_type).
+MAP_TYPES = {"hash": 1, "array": 2, "prog_array": 3, "percpu_array": 6, "lru_hash": 9}
+
+
+@dataclasses.dataclass(frozen=True)
+class MapSpec:
+    """One map of the chain.
+
+    :ivar name: its name in the kernel and under ``<pin_root>/map``.
+    :ivar kind: a key of MAP_TYPES.
+    :ivar key: C type of the key; None where it is the index of an array.
+    :ivar value: C type of the value.
+    :ivar key_size: bytes.
+    :ivar value_size: bytes.
+    :ivar entries: max_entries; None where the host's settings tell.
+    :ivar inherited: whether the next generation takes the map over with its contents.
+    """
+
+    name: str
+    kind: str
+    key: str | None
+    value: str
+    key_size: int
+    value_size: int
+    entries: int | None
+    inherited: bool
+
+
+def maps(table_size: int) -> tuple[MapSpec, ...]:
+    """Return the chain's maps for a flow table of ``table_size`` IPv4 entries."""
+    return (
+        MapSpec("meta", "array", None, "u64", 4, 8, 8, False),
+        MapSpec("jt", "prog_array", None, "u32", 4, 4, JT_ENTRIES, False),
+        MapSpec("settings", "array", None, "struct ct_settings", 4, SETTINGS_STRUCT.size, 1, False),
+        MapSpec("stats", "percpu_array", None, "u64", 4, 8, len(COUNTERS), True),
+        MapSpec("ctt", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, table_size, True),
+    )
+
+
+# ---------------------------------------------------------------- the layout of a flow (files/bpf/flow.h), in host byte order
+#: struct ct_key: lo address, hi address (network order), lo port, hi port (network order), protocol, role, zone.
+#: The side with the smaller (address, port), compared as big-endian numbers, is "lo". For ICMP queries the port of the asking side is the id,
+#: that of the answering side is type << 8 | code of the request, and role is 1 when the asking side is "hi".
+KEY4 = struct.Struct("=4s4sHHBBH")
+
+#: One direction of struct ct_entry, 32 bytes: packets, bytes, td_end, td_maxend, td_maxwin, td_maxack.
+HALF = struct.Struct("=QQIIII")
+
+#: struct ct_entry, 112 bytes: orig half, reply half, then
+#: ctl(u64) expires(u32 jiffies) last_seen(u32 jiffies) created(u32 s) last_seq last_ack last_end(u32)
+#: last_win(u16) last(u8) last_flags(u8) scale(u8) retrans(u8) td_flags_orig(u8) td_flags_reply(u8) rel_packets(u32) rel_bytes(u32)
+ENTRY = struct.Struct("=QQIIIIQQIIIIQIIIIIIHBBBBBBII")
+
+#: Bits of ``ctl``, the one word of an entry that changes atomically.
+CTL_LOCK = 1 << 63
+CTL_STATE = 0xF  # TCP and SCTP state
+CTL_SEEN_REPLY = 1 << 4
+CTL_ASSURED = 1 << 5
+CTL_ORIG_HI = 1 << 6  # the initiator is the "hi" side of the key
+CTL_EGRESS = 1 << 7  # the initiator's first packet came in on the egress hook
+CTL_VLANS_SHIFT = 8  # two bits: how many VLAN tags the initiator's first packet had
+CTL_VLAN_OUTER_SHIFT = 16  # twelve bits each
+CTL_VLAN_INNER_SHIFT = 28
+
+
+def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str, int]) -> bytes:
+    """Return the bytes of ``settings`` for the given timeouts (seconds) and knobs; what is not given has the kernel's default.
+
+    :param hz: jiffies a second on the host.
+    """
+    seconds = [timeouts.get(name, default) for name, default in TIMEOUTS.items()]
+    return SETTINGS_STRUCT.pack(hz, *(s * hz for s in seconds), *(knobs.get(name, default) for name, default in KNOBS.items()))

@@ -1,0 +1,31 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one kind of error the library raises for things a user can mend."""
+
+from __future__ import annotations
+
+import typing as t
+
+
+class ConntrackError(Exception):
+    """Something a user can act on.
+
+    :param message: what is wrong and how to mend it, one sentence each; it names the field and the value.
+    :param facts: extra keys for the module's failure result (``applied``, ``rolled_back``, ``compiler_output``, ...).
+    """
+
+    def __init__(self, message: str, **facts: t.Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+
+def bad_value(field: str, value: object, mend: str) -> ConntrackError:
+    """Return the error for one bad input value, in the one wording used everywhere.
+
+    >>> bad_value("links[0].mtu", 20, "give 68 to 65535").message
+    'links[0].mtu: 20 is not valid: give 68 to 65535.'
+    """
+    shown = value if isinstance(value, (int, float, bool)) else repr(value)
+    return ConntrackError(f"{field}: {shown} is not valid: {mend.rstrip('.')}.")
