@@ -1,0 +1,38 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# make lab      set up what is missing, build the lab, compile and attach the chain, print the flow table
+# make test     set up what is missing, run every gate and every test
+# make lint     the gates only
+# make bench    measure; prints tables, writes build/bench.json
+# make clean    take the lab down, leave nothing behind but the venv (distclean: nor that)
+
+SHELL := /bin/bash
+PYTHON ?= /usr/bin/python3
+export PYTHON
+SETUP := bash tests/tools/setup.sh
+VENV := $(CURDIR)/.venv/bin
+
+.PHONY: lab setup setup-dev test lint bench clean distclean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+setup:
+	@$(SETUP) run
+
+setup-dev:
+	@$(SETUP) dev
+
+lab: setup
+	@$(VENV)/ansible-playbook playbooks/lab.yml
+
+clean:
+	@if [ -x $(VENV)/ansible-playbook ]; then $(VENV)/ansible-playbook playbooks/clean.yml; fi
+	@rm -rf build tests/output .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf .venv .ansible

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Install what is missing, and nothing else.
+#   setup.sh run        what the playbooks need: system packages, .venv, the path on which Ansible finds the collection
+#   setup.sh dev        the same and what tests and gates need
+#   setup.sh importer   the Galaxy importer in a venv of its own
+# PYTHON names the interpreter of the venv; it must be the system's, since the BPF bindings are its packages.
+set -euo pipefail
+profile=${1:?usage: setup.sh run|dev|importer}
+PYTHON=${PYTHON:-/usr/bin/python3}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+cd "$root"
+
+die() {
+  printf 'setup: %s\n' "$*" >&2
+  exit 1
+}
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo -n env DEBIAN_FRONTEND=noninteractive "$@"
+  else
+    die "needs root (or sudo) to run: $*"
+  fi
+}
+
+# Names in bindep.txt for platform $1 (dpkg or rpm); with $2 = dev those of the test profile too.
+packages() {
+  awk -v platform="$1" -v dev="$2" '
+    /^#/ || NF == 0 { next }
+    {
+      name = $1; tags = $0; sub(/^[^ ]+ */, "", tags); gsub(/[][]/, "", tags)
+      if (tags ~ /platform:/ && tags !~ "platform:" platform "( |$)") next
+      if (tags ~ /(^| )test( |$)/ && dev != "dev") next
+      print name
+    }' bindep.txt
+}
+
+system_packages() {
+  local wanted missing
+  if ! command -v apt-get >/dev/null; then
+    mapfile -t wanted < <(packages rpm "$1")
+    command -v rpm >/dev/null || die "this system has neither apt nor rpm; install by hand what bindep.txt names"
+    missing=$(rpm -q "${wanted[@]}" | sed -n 's/^package \(.*\) is not installed$/\1/p' | tr '\n' ' ') || true
+    [ -z "$missing" ] || die "missing packages, install them first: $missing"
+    return
+  fi
+  mapfile -t wanted < <(packages dpkg "$1")
+  missing=$(comm -23 <(printf '%s\n' "${wanted[@]}" | sort) <(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "${wanted[@]}" 2>/dev/null | sed -n 's/^installed //p' | sort))
+  [ -n "$missing" ] || return 0
+  printf 'setup: installing %s\n' "$(echo "$missing" | tr '\n' ' ')"
+  export DEBIAN_FRONTEND=noninteractive
+  local apt=(apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300)
+  as_root "${apt[@]}" update </dev/null || die "apt-get update failed"
+  # shellcheck disable=SC2086  # one word a package
+  as_root "${apt[@]}" install -y --no-install-recommends $missing </dev/null || die "apt-get could not install: $(echo "$missing" | tr '\n' ' ')"
+}
+
+# Bring the venv $1 in line with the requirement files $2...; $venv_flags go to its creation.
+# The stamp inside holds a digest of all that goes in, and the path (a moved venv does not work).
+venv() {
+  local dir=$1 stamp want
+  shift
+  stamp=$dir/.setup-$profile
+  want=$(cat "$@" tests/tools/setup.sh | sha256sum | cut -d' ' -f1)" $root $("$PYTHON" -V 2>&1) $PYTHON"
+  if [ -x "$dir/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
+    return
+  fi
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    die "$PYTHON is $("$PYTHON" -V 2>&1 || echo not there); Python 3.11 or newer is needed: give it as PYTHON=/path/to/python3"
+  if [ "$(cat "$dir/.root" 2>/dev/null)" != "$root $PYTHON" ] || ! "$dir/bin/python" -m pip --version >/dev/null 2>&1; then
+    rm -rf "$dir"
+    # shellcheck disable=SC2086  # flags are words
+    "$PYTHON" -m venv ${venv_flags:-} "$dir"
+    printf '%s\n' "$root $PYTHON" >"$dir/.root"
+  fi
+  printf 'setup: installing %s into %s\n' "$*" "${dir#"$root"/}"
+  local files=()
+  for file in "$@"; do
+    case $file in requirements*) files+=(-r "$file") ;; esac
+  done
+  "$dir/bin/python" -m pip install -q --no-input --disable-pip-version-check --retries 5 "${files[@]}" </dev/null
+  printf '%s\n' "$want" >"$stamp"
+}
+
+mkdir -p .ansible/collections/ansible_collections/ebpf
+exec 9>.ansible/.setup.lock
+flock 9
+
+case $profile in
+  run)
+    system_packages run
+    venv_flags=--system-site-packages venv "$root/.venv" requirements.txt constraints.txt
+    ;;
+  dev)
+    system_packages dev
+    venv_flags=--system-site-packages venv "$root/.venv" requirements-dev.txt requirements.txt constraints.txt
+    ;;
+  importer)
+    venv "$root/.venv/importer" requirements-importer.txt
+    ;;
+  *) die "unknown profile $profile" ;;
+esac
+
+# ansible.cfg looks here, so the playbooks run as typed in a clone of any name.
+link=.ansible/collections/ansible_collections/ebpf/conntrack
+if [ "$(readlink "$link" 2>/dev/null)" != ../../../../.. ]; then
+  ln -sfn ../../../../.. "$link"
+fi
