@@ -1,0 +1,298 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The BPF file system: where the collection's pins stand, mounting it, and taking its mount away again.
+
+Layout below ``pin_root``::
+
+    ebpf_conntrack/gen/<N>/{prog,map}/   one generation's pins
+    ebpf_conntrack/active -> gen/<N>     the generation in use; moved by one rename
+    ebpf_conntrack/link/<interface>      the bpf_links
+    prog -> ebpf_conntrack/active/prog   the seed's paths
+    map -> ebpf_conntrack/active/map
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import os
+import re
+import time
+import typing as t
+
+from .errors import ConntrackError, bad_value
+
+#: The one place where a bpffs is mounted when it is missing; every distribution that mounts it does it there.
+STANDARD = "/sys/fs/bpf"
+#: Facts about this boot, for clean-up; a tmpfs.
+RUN_DIR = "/run/ebpf_conntrack"
+_MOUNT_RECORD = "bpffs"  # in RUN_DIR: the device number of the bpffs that we mounted
+
+_OURS = "ebpf_conntrack"
+#: What the kernel itself puts into a fresh bpffs.
+_PRELOADED = {"maps.debug", "progs.debug"}
+LOCK_SECONDS = 60
+
+
+def encode(name: str) -> str:
+    """Return a name fit for a pin: the kernel refuses '.' in bpffs, '/' parts directories, '%' is the escape.
+
+    >>> encode("eth0.100"), decode("eth0%2E100")
+    ('eth0%2E100', 'eth0.100')
+    """
+    return re.sub(r"[%./]", lambda found: f"%{ord(found.group()):02X}", name)
+
+
+def decode(name: str) -> str:
+    """Return the name that encode() made ``name`` of."""
+    return re.sub(r"%([0-9A-F]{2})", lambda found: chr(int(found.group(1), 16)), name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Where everything stands below one ``pin_root``."""
+
+    pin_root: str
+
+    @property
+    def base(self) -> str:
+        """The directory that holds all that is ours."""
+        return os.path.join(self.pin_root, _OURS)
+
+    @property
+    def gen(self) -> str:
+        """The directory of the generations."""
+        return os.path.join(self.base, "gen")
+
+    def gen_dir(self, number: int) -> str:
+        """Return the directory of one generation."""
+        return os.path.join(self.gen, str(number))
+
+    @property
+    def active(self) -> str:
+        """The symlink to the generation in use."""
+        return os.path.join(self.base, "active")
+
+    @property
+    def link_dir(self) -> str:
+        """The directory of the bpf_links."""
+        return os.path.join(self.base, "link")
+
+    def link(self, netns: str | None, ifname: str) -> str:
+        """Return the pin of one interface's bpf_link."""
+        return os.path.join(self.link_dir, interface_key(netns, ifname))
+
+    @property
+    def seed_prog(self) -> str:
+        """The seed's directory of programs: a symlink of ours."""
+        return os.path.join(self.pin_root, "prog")
+
+    @property
+    def seed_map(self) -> str:
+        """The seed's directory of maps: a symlink of ours."""
+        return os.path.join(self.pin_root, "map")
+
+    def prog(self, slot: int) -> str:
+        """Return the pin of the active generation's program in one slot."""
+        return os.path.join(self.active, "prog", f"xdp_{slot}")
+
+    def map(self, name: str) -> str:
+        """Return the pin of one of the active generation's maps."""
+        return os.path.join(self.active, "map", encode(name))
+
+    def seed_links(self) -> dict[str, str]:
+        """Return the seed's two paths with the targets that they have when they are ours."""
+        return {self.seed_prog: f"{_OURS}/active/prog", self.seed_map: f"{_OURS}/active/map"}
+
+
+def interface_key(netns: str | None, ifname: str) -> str:
+    """Return the pin's name for an interface; an interface's name can hold '@' and '%', so both parts are encoded on their own.
+
+    >>> interface_key(None, "eth0.7"), interface_key("ns1", "a@b")
+    ('eth0%2E7', 'a%40b@ns1')
+    """
+    parts = [ifname] if netns is None else [ifname, netns]
+    return "@".join(encode(part).replace("@", "%40") for part in parts)
+
+
+def interface_of(key: str) -> tuple[str | None, str]:
+    """Return (netns, ifname) of a pin's name; the reverse of interface_key()."""
+    ifname, at, netns = key.partition("@")
+    return (decode(netns) if at else None), decode(ifname)
+
+
+# ---------------------------------------------------------------- mounts
+def _mounts() -> list[tuple[str, str]]:
+    """Return (mount point, file system type) of every mount, later ones above earlier ones (proc(5), mountinfo)."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            left, dummy, right = line.partition(" - ")
+            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), left.split(" ")[4])
+            found.append((point, right.split(" ")[0]))
+    return found
+
+
+def _mount_of(path: str) -> tuple[str, str]:
+    """Return (mount point, file system type) of the mount that ``path``, which need not exist, lies on."""
+    real = os.path.realpath(path)
+    best = ("/", "")
+    for point, kind in _mounts():
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best[0]):
+            best = (point, kind)
+    return best
+
+
+def mounted(path: str) -> bool:
+    """Tell whether ``path`` lies on a bpffs."""
+    return _mount_of(path)[1] == "bpf"
+
+
+def check(pin_root: str) -> bool:
+    """Check a pin_root without changing anything.
+
+    :return: whether it can be used as it is; False when ensure_mounted() has something to do.
+    :raises ConntrackError: when it can not become one: not an absolute path, no bpffs, read-only, no directory.
+    """
+    if not os.path.isabs(pin_root) or os.path.normpath(pin_root) != pin_root:
+        raise bad_value("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
+    if os.path.lexists(pin_root) and not os.path.isdir(pin_root):
+        raise bad_value("pin_root", pin_root, "it is not a directory; give a directory on a bpffs")
+    point, kind = _mount_of(pin_root)
+    if kind == "bpf" and "." in os.path.realpath(pin_root)[len(point) :]:
+        raise bad_value("pin_root", pin_root, "a bpffs takes no names with a '.'")
+    if kind != "bpf":
+        if _below_standard(pin_root):
+            return False
+        raise bad_value("pin_root", pin_root, f"it is not on a BPF file system; use {STANDARD}, or mount one there: mount -t bpf bpf {pin_root}")
+    nearest = pin_root
+    while not os.path.isdir(nearest):
+        nearest = os.path.dirname(nearest)
+    if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+        raise bad_value("pin_root", pin_root, f"the BPF file system at {point} is mounted read-only; remount it: mount -o remount,rw {point}")
+    return nearest == pin_root
+
+
+def _below_standard(path: str) -> bool:
+    return path == STANDARD or path.startswith(STANDARD + "/")
+
+
+def ensure_mounted(pin_root: str) -> bool:
+    """Make pin_root usable: mount the bpffs where it is missing (recorded, for release()), make the directory.
+
+    :return: whether anything was changed.
+    :raises ConntrackError: see check(); also when the kernel refuses the mount.
+    """
+    if check(pin_root):
+        return False
+    if not mounted(pin_root):
+        _mount()
+    os.makedirs(pin_root, mode=0o700, exist_ok=True)
+    return True
+
+
+def _mount() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not os.path.isdir(STANDARD):
+        raise ConntrackError(f"{STANDARD} does not exist: this kernel has no BPF file system (CONFIG_BPF_SYSCALL), or /sys is not mounted.")
+    if libc.mount(b"bpf", STANDARD.encode(), b"bpf", ctypes.c_ulong(0), None) != 0:
+        number = ctypes.get_errno()
+        raise ConntrackError(f"mount -t bpf bpf {STANDARD}: {os.strerror(number)} ({errno.errorcode.get(number, number)}).")
+    os.makedirs(RUN_DIR, mode=0o755, exist_ok=True)
+    with open(os.path.join(RUN_DIR, _MOUNT_RECORD), "w", encoding="ascii") as record:
+        record.write(f"{os.stat(STANDARD).st_dev}\n")
+
+
+def release(pin_root: str) -> bool:
+    """Undo ensure_mounted() where nothing uses it any more: drop the directories that are empty, unmount the bpffs if it is our mount and empty.
+
+    :return: whether anything was changed.
+    """
+    changed = False
+    if not mounted(pin_root):
+        return changed
+    for path in (Paths(pin_root).base, *([pin_root] if pin_root != STANDARD and _below_standard(pin_root) else [])):
+        with contextlib.suppress(OSError):  # not there, in use, or a mount point
+            os.rmdir(path)
+            changed = True
+    record = os.path.join(RUN_DIR, _MOUNT_RECORD)
+    try:
+        with open(record, encoding="ascii") as lines:
+            device = int(lines.read())
+    except (OSError, ValueError):
+        return changed
+    if os.stat(STANDARD).st_dev == device:
+        if set(os.listdir(STANDARD)) - _PRELOADED:
+            return changed
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(STANDARD.encode(), 0) != 0:
+            return changed  # somebody stands in it; the record stays for the next time
+    os.unlink(record)
+    with contextlib.suppress(OSError):  # others keep facts there, too
+        os.rmdir(RUN_DIR)
+    return True
+
+
+# ---------------------------------------------------------------- symlinks
+def check_symlink(path: str, target_prefix: str) -> None:
+    """Refuse a path that somebody else holds.
+
+    :param target_prefix: what the target of our symlink starts with.
+    :raises ConntrackError: when ``path`` is something else than such a symlink.
+    """
+    if not os.path.lexists(path):
+        return
+    if not os.path.islink(path):
+        kind = "directory" if os.path.isdir(path) else "pin"
+        raise ConntrackError(f"{path} is a {kind} of somebody else. Move it away, or give another pin_root.")
+    target = os.readlink(path)
+    if not target.startswith(target_prefix):
+        raise ConntrackError(f"{path} is a symbolic link of somebody else, to {target}. Move it away, or give another pin_root.")
+
+
+def check_seed_links(paths: Paths) -> None:
+    """Refuse a pin_root in which something foreign stands at ``prog`` or ``map``."""
+    for path, target in paths.seed_links().items():
+        check_symlink(path, target)
+
+
+def swap_symlink(target: str, path: str) -> None:
+    """Let ``path`` lead to ``target`` from one moment to the next: a new symlink beside it and one rename.
+
+    :raises ConntrackError: when something that is no symlink stands at ``path``.
+    """
+    if os.path.lexists(path) and not os.path.islink(path):
+        check_symlink(path, target)
+    new = path + "%new"  # '%' never ends a name that encode() made
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)  # of a run that was killed
+    os.symlink(target, new)
+    os.rename(new, path)
+
+
+# ---------------------------------------------------------------- one at a time
+@contextlib.contextmanager
+def locked(directory: str, seconds: float = LOCK_SECONDS) -> t.Iterator[None]:
+    """Keep other runs out of ``directory`` while the ``with`` block works; a killed run's lock goes with its process.
+
+    :raises ConntrackError: when another run holds it for longer than ``seconds``.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise ConntrackError(f"{directory}: another run has held its lock for {seconds:g} seconds. Wait for it or end it, then try again.") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
