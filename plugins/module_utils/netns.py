@@ -194,15 +194,17 @@ def mount_current(name: str, mark: str) -> None:
     target = path(name)
     # An unnamed file, filled, then linked: the name never exists without the mark.
     temporary = os.open(RUN_DIR, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+    directory = os.open(RUN_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.write(temporary, mark.encode() + b"\n")
         if fault is not None:
             fault("link")
-        os.link(f"/proc/self/fd/{temporary}", target, follow_symlinks=True)
+        os.link(f"/proc/self/fd/{temporary}", name, dst_dir_fd=directory)  # with a dir_fd Python uses linkat(2), which follows the link
     except FileExistsError:
         if exists(name) or claim_of(name) != mark:
             raise ConntrackError(f"{target} exists and is not ours: remove it, or choose another name.") from None
     finally:
+        os.close(directory)
         os.close(temporary)
     _call("mount", b"/proc/thread-self/ns/net", target.encode(), b"none", _MS_BIND, None)
 
