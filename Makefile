@@ -5,6 +5,7 @@
 # make lab      set up what is missing, build the lab, compile and attach the chain, print the flow table
 # make test     set up what is missing, run every gate and every test
 # make lint     the gates only
+# make test-unit, test-integration, test-oracle, test-e2e, test-install   one suite of it
 # make bench    measure; prints tables, writes build/bench.json
 # make clean    take the lab down, leave nothing behind but the venv (distclean: nor that)
 
@@ -14,7 +15,10 @@ export PYTHON
 SETUP := bash tests/tools/setup.sh
 VENV := $(CURDIR)/.venv/bin
 
-.PHONY: lab setup setup-dev test lint bench clean distclean help
+RUN := $(VENV)/python tests/tools/run.py
+SUITES := unit integration oracle e2e install
+
+.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) bench clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +32,18 @@ setup-dev:
 
 lab: setup
 	@$(VENV)/ansible-playbook playbooks/lab.yml
+
+test: setup-dev
+	@$(RUN) all
+
+lint: setup-dev
+	@$(RUN) lint
+
+$(SUITES:%=test-%): test-%: setup-dev
+	@$(RUN) $*
+
+bench: setup-dev
+	@$(VENV)/python tests/bench/run.py
 
 clean:
 	@if [ -x $(VENV)/ansible-playbook ]; then $(VENV)/ansible-playbook playbooks/clean.yml; fi

@@ -37,7 +37,7 @@ class Step:
         return {k: getattr(self, k) for k in ("action", "kind", "name", "reason", "before", "after")}
 
 
-Plan = t.List[Step]
+Plan = list[Step]
 Undo = t.Optional[t.Callable[[], None]]
 
 

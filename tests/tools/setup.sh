@@ -55,10 +55,10 @@ system_packages() {
   [ -n "$missing" ] || return 0
   printf 'setup: installing %s\n' "$(echo "$missing" | tr '\n' ' ')"
   export DEBIAN_FRONTEND=noninteractive
-  local apt=(apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300)
-  as_root "${apt[@]}" update </dev/null || die "apt-get update failed"
+  local apt=(apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0) log
+  log=$(as_root "${apt[@]}" update </dev/null 2>&1) || die "apt-get update: $log"
   # shellcheck disable=SC2086  # one word a package
-  as_root "${apt[@]}" install -y --no-install-recommends $missing </dev/null || die "apt-get could not install: $(echo "$missing" | tr '\n' ' ')"
+  log=$(as_root "${apt[@]}" install -y --no-install-recommends $missing </dev/null 2>&1) || die "apt-get install: $log"
 }
 
 # Bring the venv $1 in line with the requirement files $2...; $venv_flags go to its creation.

@@ -1,0 +1,293 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run the gates and the test suites by name, and say at the end how many checks passed and failed.
+
+    .venv/bin/python tests/tools/run.py lint unit integration oracle e2e install
+
+A gate is one check; a suite has as many as pytest or ansible-test counts in it. A suite that is missing, empty or
+breaks down counts as one failure. With ``all``, everything is run, and what the tests leave behind on the machine is a failure too.
+"""
+
+from __future__ import annotations
+
+import collections.abc as c
+import ctypes
+import dataclasses
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree
+
+import leftovers
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build"
+TREE = BUILD / "ansible_collections/ebpf/conntrack"
+VENV = ROOT / ".venv/bin"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+# ansible-test keeps its virtual environments under HOME: one of our own outlives "make clean" and stays off the user's.
+HOME = ROOT / ".ansible/home"
+# Directories whose files are run as they stand and import each other by their bare names.
+SCRIPTS = ("tests/bench", "tests/tools")
+PR_SET_CHILD_SUBREAPER = 36
+
+Argv = c.Sequence[str | pathlib.Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """How many checks passed, failed and were skipped."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+
+    def __str__(self) -> str:
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return f"{self.passed} passed, {self.failed} failed{skipped}"
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the environment for tools: the venv and the system first, no version manager's shims, nothing of Ansible's from outside."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "PYENV", "PYTHON"))}
+    env["PATH"] = f"{VENV}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return {**env, **extra}
+
+
+def run(argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quiet: bool) -> tuple[int, str]:
+    """Run a command in a process group of its own; return its exit status and, when quiet, what it printed.
+
+    When the time is over the whole group is killed and the status is 124, as timeout(1) has it.
+    """
+    pipe = subprocess.PIPE if quiet else None
+    with subprocess.Popen(
+        argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, dummy = process.communicate(timeout=minutes * 60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, dummy = process.communicate()
+            return 124, f"{out or ''}\nstopped after {minutes:g} minutes\n"
+    return process.returncode, out or ""
+
+
+def copy_tree(target: pathlib.Path = TREE) -> pathlib.Path:
+    """Copy what git knows of, or would (changes not yet committed too), to ``target``; return it."""
+    shutil.rmtree(target, ignore_errors=True)
+    names = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        source = ROOT / name
+        if source.is_symlink() or source.is_file():  # a file deleted and not yet committed is listed too
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name, follow_symlinks=False)
+    # A repository of its own: tools that ask git what is here would otherwise find a directory that the outer one ignores.
+    subprocess.run(["git", "init", "-q", str(target)], check=True)
+    return target
+
+
+def gate(name: str, argv: Argv, cwd: pathlib.Path = TREE, minutes: float = 10, **env: str) -> Tally:
+    """Run one gate; show its output when it fails."""
+    start = time.monotonic()
+    status, out = run(argv, cwd, environment(**env), minutes, quiet=True)
+    print(f"{'ok  ' if status == 0 else 'FAIL'} {name} ({time.monotonic() - start:.1f} s)", flush=True)
+    if status:
+        print(out, flush=True)
+    return Tally(passed=1) if status == 0 else Tally(failed=1)
+
+
+def ansible_test(*arguments: str) -> list[str]:
+    """Return the command line of ansible-test."""
+    return [str(VENV / "ansible-test"), *arguments, "--color", "no"]
+
+
+def stand_in_for_get_pip() -> None:
+    """Lay the script where ansible-test looks before it downloads one."""
+    cache = HOME / ".ansible/test/cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(ROOT / "tests/tools/get_pip.py", cache / "get_pip_24_2.py")
+
+
+def build_tarball() -> pathlib.Path:
+    """Build the collection from the copied tree; return the tarball."""
+    for old in BUILD.glob("*.tar.gz"):
+        old.unlink()
+    argv = [str(VENV / "ansible-galaxy"), "collection", "build", "--force", "--output-path", str(BUILD), str(TREE)]
+    status, out = run(argv, BUILD, environment(), 5, quiet=True)
+    found = list(BUILD.glob("*.tar.gz"))
+    if status or len(found) != 1:
+        raise RuntimeError(out)
+    return found[0]
+
+
+def lint() -> Tally:
+    """Run every gate."""
+    collections = str(BUILD)
+    stand_in_for_get_pip()
+    tally = gate("ruff check", [VENV / "ruff", "check", "--no-cache", "."], ROOT)
+    tally += gate("ruff format", [VENV / "ruff", "format", "--no-cache", "--check", "."], ROOT)
+    tally += gate("file headers", [sys.executable, ROOT / "tests/tools/headers.py", TREE])
+    tally += mypy()
+    tally += gate("ansible-test sanity", ansible_test("sanity", "--local", "--python", PYTHON), minutes=20, HOME=str(HOME))
+    tally += gate("ansible-lint", [VENV / "ansible-lint", "--offline", "--profile", "production"], ANSIBLE_COLLECTIONS_PATH=collections, NO_COLOR="1")
+    docs: Argv = [
+        VENV / "antsibull-docs",
+        "lint-collection-docs",
+        "--plugin-docs",
+        "--validate-collection-refs",
+        "all",
+        "--disallow-unknown-collection-refs",
+        ".",
+    ]
+    tally += gate("antsibull-docs", docs, ANSIBLE_COLLECTIONS_PATH=collections)
+    tally += gate("antsibull-changelog", [VENV / "antsibull-changelog", "lint"])
+    return tally + importer()
+
+
+def mypy() -> Tally:
+    """Check the types: the collection by its own name, then the directories of scripts, which import each other plainly."""
+    scripts = [TREE / where for where in SCRIPTS]
+    tally = Tally()
+    for base in [BUILD, *scripts]:
+        files = sorted(
+            path.relative_to(base) for path in TREE.rglob("*.py") if base in path.parents and (base in scripts or not set(scripts) & set(path.parents))
+        )
+        tally += gate(
+            f"mypy {base.relative_to(ROOT)}",
+            [VENV / "mypy", "--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache", *files],
+            base,
+            MYPYPATH=str(BUILD),
+        )
+    return tally
+
+
+def importer() -> Tally:
+    """Build the tarball and let Galaxy's importer judge it."""
+    try:
+        tarball = build_tarball()
+    except RuntimeError as exc:
+        print(f"FAIL collection build\n{exc}", flush=True)
+        return Tally(failed=1)
+    print("ok   collection build", flush=True)
+    status, out = run(["bash", "tests/tools/setup.sh", "importer"], ROOT, environment(), 10, quiet=True)
+    if status:
+        print(f"FAIL galaxy-importer: cannot install it\n{out}", flush=True)
+        return Tally(passed=1, failed=1)
+    config = BUILD / "importer.cfg"
+    config.write_text(
+        "[galaxy-importer]\nRUN_ANSIBLE_TEST = False\nRUN_FLAKE8 = False\nOFFLINE_ANSIBLE_LINT = True\nCHECK_REQUIRED_TAGS = True\n", encoding="utf-8"
+    )
+    venv = ROOT / ".venv/importer/bin"
+    path = f"{venv}:{environment()['PATH']}"
+    return Tally(passed=1) + gate(
+        "galaxy-importer", [venv / "python", "-m", "galaxy_importer.main", str(tarball)], BUILD, GALAXY_IMPORTER_CONFIG=str(config), PATH=path
+    )
+
+
+def pytest(name: str, minutes: float) -> Tally:
+    """Run one suite of tests/ with pytest, in the tree itself; count what its report holds."""
+    report = BUILD / f"junit-{name}.xml"
+    report.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "pytest", f"tests/{name}", f"--junitxml={report}"]
+    status, dummy = run(argv, ROOT, environment(), minutes, quiet=False)
+    tally = Tally()
+    if report.exists():
+        suites = list(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
+        count = {key: sum(int(suite.get(key, "0")) for suite in suites) for key in ("tests", "failures", "errors", "skipped")}
+        bad = count["failures"] + count["errors"]
+        tally = Tally(count["tests"] - bad - count["skipped"], bad, count["skipped"])
+    if status and not tally.failed:
+        print(f"FAIL tests/{name}: pytest ended with status {status}", flush=True)
+        tally += Tally(failed=1)
+    return tally
+
+
+def integration() -> Tally:
+    """Run each integration target with ansible-test, on the system's Python, which sees the system's libraries."""
+    targets = sorted(
+        path.parent.name for path in (TREE / "tests/integration/targets").glob("*/aliases") if "hidden" not in path.read_text(encoding="utf-8").split()
+    )
+    if not targets:
+        print("FAIL no integration targets", flush=True)
+        return Tally(failed=1)
+    system = os.path.realpath(sys.executable)
+    where = ["--controller", f"origin:python={PYTHON}", "--target", f"controller:python={PYTHON}@{system}"]
+    return sum(
+        (
+            gate(f"integration {name}", ansible_test("integration", name, *where, "--allow-root", "--allow-destructive"), minutes=15, HOME=str(HOME))
+            for name in targets
+        ),
+        Tally(),
+    )
+
+
+SUITES: dict[str, c.Callable[[], Tally]] = {
+    "lint": lint,
+    "unit": lambda: pytest("unit", 5),
+    "integration": integration,
+    "oracle": lambda: pytest("oracle", 15),
+    "e2e": lambda: pytest("e2e", 10),
+    "install": lambda: pytest("install", 10),
+}
+
+
+def orphans() -> list[str]:
+    """Kill the processes that outlived the suites which started them; return their command lines.
+
+    They are found as children: this process is the subreaper of all that descends from it.
+    """
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+            if int(parent) != os.getpid() or state == "Z":
+                continue
+            found.append((stat.parent / "cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip())
+            os.kill(int(stat.parent.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def left_behind(before: leftovers.Snapshot) -> Tally:
+    """Compare the machine with what it was; name what is there now and was not, or went away."""
+    lines = [f"process {line}" for line in orphans()] + leftovers.differences(before, leftovers.snapshot())
+    print("\n".join([f"{'FAIL' if lines else 'ok  '} nothing is left behind", *(f"  {line}" for line in lines)]), flush=True)
+    return Tally(failed=1) if lines else Tally(passed=1)
+
+
+def main(names: list[str]) -> int:
+    """Run the named suites; the last line tells the sum."""
+    unknown = set(names) - set(SUITES) - {"all"}
+    if unknown or not names:
+        print(f"usage: run.py all | {' '.join(SUITES)}" + (f"; not known: {', '.join(sorted(unknown))}" if unknown else ""), file=sys.stderr)
+        return 2
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    before = leftovers.snapshot()
+    HOME.mkdir(parents=True, exist_ok=True)
+    BUILD.mkdir(exist_ok=True)
+    copy_tree()
+    results: dict[str, Tally] = {}
+    for name in SUITES if "all" in names else names:
+        print(f"\n=== {name}", flush=True)
+        start = time.monotonic()
+        results[name] = SUITES[name]()
+        print(f"--- {name}: {results[name]} in {time.monotonic() - start:.0f} s", flush=True)
+    if "all" in names:
+        results["clean"] = left_behind(before)
+    total = sum(results.values(), Tally())
+    print("\n" + "\n".join(f"{name:12} {tally}" for name, tally in results.items()))
+    print(f"{total}", flush=True)
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
