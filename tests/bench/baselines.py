@@ -1,0 +1,48 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The programs of baselines.c, compiled with BCC against the collection's own stub headers."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import harness
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain
+
+SOURCE = harness.ROOT / "tests/bench/baselines.c"
+STUB = harness.ROOT / "files/bpf/stub"
+
+MODEL = ("model_0_entry", "model_1_ethernet", "model_2_ipv4", "model_3_tcp", "model_4_track", "model_5_end")
+PROGRAMS = ("noop", "floor_hit", "floor_insert", "drive_new", "drive_random", *MODEL)
+
+
+class Baselines:
+    """Loaded programs by name, and the floor's flow table.
+
+    :param entries: size of the floor's table.
+    :param flows: how many flows ``drive_random`` walks through; a power of two.
+    """
+
+    def __init__(self, entries: int, flows: int) -> None:
+        os.environ["BCC_KERNEL_SOURCE"] = str(STUB)
+        import bcc  # maps 110 MB of LLVM: only when this section runs
+
+        include = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{os.uname().machine}-linux-gnu"]
+        self._bcc = bcc.BPF(src_file=str(SOURCE), cflags=[*include, f"-DENTRIES={entries}", f"-DFLOWS={flows}"])
+        self.programs: dict[str, int] = {name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd for name in PROGRAMS}
+        self.flows: int = self._bcc["flows"].map_fd
+        self.model: int = self._bcc["model"].map_fd
+        for slot, name in enumerate(MODEL):
+            self._call_slot("model_jt", slot, self.programs[name])
+
+    def drive(self, target: int) -> None:
+        """Let the ``drive_*`` programs call ``target``."""
+        self._call_slot("next", 0, target)
+
+    def _call_slot(self, table: str, slot: int, program: int) -> None:
+        bpf.map_update(self._bcc[table].map_fd, struct.pack("=I", slot), struct.pack("=i", program))
+
+    def close(self) -> None:
+        self._bcc.cleanup()

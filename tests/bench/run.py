@@ -1,0 +1,66 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make bench`: measure, print tables, write build/bench.json.
+
+    python tests/bench/run.py [--quick] [section ...]
+
+Wants root, a set-up clone (`make setup`), and a machine with nothing else to do. QUICK=1 in the environment is --quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "..", ".ansible", "collections")]
+
+import harness  # noqa: E402
+
+#: Each is a module with a function ``measure(options)`` that yields the rows.
+SECTIONS = {
+    "packet": "One packet through the chain",
+    "lab": "Building labs",
+    "read": "Reading the flow table",
+    "playbook": "make lab",
+}
+
+
+def main() -> int:
+    """Run the sections; 0 when all ran and each goal is met or no goal could be measured, 1 when a section failed, 3 when a goal is missed."""
+    parser = argparse.ArgumentParser(prog="make bench", description="Measure the collection next to floors and peers.")
+    parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"), help="small sizes, few rounds, within a minute")
+    parser.add_argument("--output", default=str(harness.ROOT / "build/bench.json"), help="the report for machines (default: %(default)s)")
+    parser.add_argument("section", nargs="*", choices=[[], *SECTIONS], help=f"what to measure: {', '.join(SECTIONS)} (default: all)")
+    args = parser.parse_args()
+    options = harness.Options(quick=args.quick)
+    if os.geteuid():
+        parser.error("the benchmark makes namespaces and loads programs: run it as root")
+
+    print(f"Linux {platform.release()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; medians of interleaved runs{', quick' if options.quick else ''}")
+    rows: list[harness.Row] = []
+    failed = False
+    for name in args.section or SECTIONS:
+        start, before = time.monotonic(), len(rows)
+        print(f"\n== {SECTIONS[name]} ({name})", flush=True)
+        try:
+            for row in importlib.import_module(name).measure(options):
+                rows.append(row)
+        except Exception as exc:  # one section's trouble is no reason to lose the others
+            print(f"FAILED: {type(exc).__name__}: {exc}", file=sys.stderr)
+            failed = True
+        print(harness.show(rows[before:]))
+        print(f"({time.monotonic() - start:.0f} s)", flush=True)
+        harness.write(rows, args.output)
+    missed = [row.name for row in rows if row.met is False]
+    print(f"\n{len(rows)} rows in {args.output}" + (f"; goals missed: {', '.join(missed)}" if missed else "; no goal missed"))
+    return 1 if failed else 3 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Flow tables from the inside: every entry of one, and filling one with copies of an entry."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import typing as t
+
+import harness
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain
+
+_BATCH = 1 << 14
+
+
+def entries(fd: int) -> t.Iterator[tuple[tuple[t.Any, ...], tuple[t.Any, ...]]]:
+    """Return every (key, entry) of a flow table, unpacked as KEY4 and ENTRY of the collection's ``chain`` module."""
+    for dummy, keys, values in bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size):
+        yield from zip(chain.KEY4.iter_unpack(keys), chain.ENTRY.iter_unpack(values), strict=True)
+
+
+def fill(fd: int, count: int, key: bytes, entry: bytes) -> None:
+    """Write ``count`` copies of one entry whose keys count up from 10.0.0.0 in the low address.
+
+    :param key: packed as KEY4; its high address must be above 10.255.255.255.
+    """
+    update = bpf.library().bpf_map_update_batch
+    update.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
+    first = int.from_bytes(socket.inet_aton("10.0.0.0"), "big")
+    for start in range(0, count, _BATCH):
+        size = min(_BATCH, count - start)
+        keys = b"".join((first + start + i).to_bytes(4, "big") + key[4:] for i in range(size))
+        done = ctypes.c_uint32(size)
+        if update(fd, keys, entry * size, ctypes.byref(done), None) < 0:
+            raise harness.BenchError(f"bpf_map_update_batch stopped after {start + done.value} entries")
+
+
+def packets(fd: int) -> dict[tuple[t.Any, ...], int]:
+    """Return the packets of both directions of each flow."""
+    return {key: entry[0] + entry[6] for key, entry in entries(fd)}
+
+
+def clear(fd: int) -> None:
+    """Empty a flow table."""
+    keys = [chain.KEY4.pack(*key) for key, dummy in entries(fd)]
+    bpf.map_delete_batch(fd, keys)
