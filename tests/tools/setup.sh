@@ -109,6 +109,6 @@ esac
 
 # ansible.cfg looks here, so the playbooks run as typed in a clone of any name.
 link=.ansible/collections/ansible_collections/ebpf/conntrack
-if [ "$(readlink "$link" 2>/dev/null)" != ../../../../.. ]; then
-  ln -sfn ../../../../.. "$link"
+if [ "$(readlink "$link" 2>/dev/null)" != ../../../.. ]; then
+  ln -sfn ../../../.. "$link"
 fi
