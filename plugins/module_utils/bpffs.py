@@ -291,7 +291,7 @@ def locked(directory: str, seconds: float = LOCK_SECONDS) -> t.Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise ConntrackError(f"{directory}: another run has held its lock for {seconds:g} seconds. Wait for it or end it, then try again.") from None
+                    raise ConntrackError(f"{directory}: another run has held the lock for {seconds:g} s. Wait for it or end it, then try again.") from None
                 time.sleep(0.05)
         yield
     finally:

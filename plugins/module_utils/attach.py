@@ -1,0 +1,654 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Attach the active generation's programs to interfaces through pinned bpf_links: observe -> plan -> apply.
+
+Ours is what stands under ``link/`` (a bpf_link each), and a program of one of our generations that somebody attached by its pin
+(``ip link set dev ns1-lan xdp pinned .../prog/xdp_0``): such a one is taken over into a bpf_link, or detached, without asking.
+Every other program on an interface is foreign.
+
+A run that is killed leaves either the old state or the new one, or nothing attached: a bpf_link that has no pin yet dies with
+its process. The next run sees which, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import socket
+import typing as t
+
+from . import bpf, bpffs, netns, plan
+from .chain import HOOKS, SLOTS
+from .errors import ConntrackError, bad_value
+
+MODES = ("auto", "native", "generic")
+#: The modes in which a program runs on the host's CPUs; an interface has at most one such program.
+HOST_MODES = ("native", "generic")
+
+#: What veth's native XDP needs of a page beside the frame: headroom, the Ethernet header, struct skb_shared_info (drivers/net/veth.c).
+VETH_PAGE_OVERHEAD = 590
+VETH_MAX_MTU = os.sysconf("SC_PAGE_SIZE") - VETH_PAGE_OVERHEAD
+
+#: When native fails for one of these, generic would fail as well: they speak of rights or of who holds the interface.
+_NOT_ABOUT_THE_MODE = {errno.EPERM, errno.EACCES, errno.EBUSY, errno.EEXIST, errno.ENODEV, errno.ENXIO, errno.EBADF}
+
+_MEND_NATIVE = {
+    errno.ERANGE: f"Lower the MTU of the veth's other end to at most {VETH_MAX_MTU}, or give mode: generic or auto.",
+    errno.ENOSPC: "Give this end of the veth at least as many rx queues as the other has tx queues (ethtool -L), or give mode: generic or auto.",
+}
+_MEND_NATIVE_ELSE = "Give mode: generic or auto."
+
+
+# ---------------------------------------------------------------- what is wanted
+@dataclasses.dataclass(frozen=True)
+class Want:
+    """One interface as the user asked for it.
+
+    :ivar field: where it stands in the input, for errors.
+    :ivar hook: ``ingress`` or ``egress``; None when the interface shall be free.
+    :ivar mode: one of MODES.
+    """
+
+    field: str
+    name: str
+    netns: str | None
+    hook: str | None
+    mode: str
+
+    @property
+    def label(self) -> str:
+        """What an operator calls the interface."""
+        return self.name if self.netns is None else f"{self.name}@{self.netns}"
+
+
+def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) -> list[Want]:
+    """Check the module's ``interfaces`` and return them.
+
+    :raises ConntrackError: for the first bad value.
+    """
+    wants: list[Want] = []
+    for number, item in enumerate(interfaces):
+        field = f"interfaces[{number}]"
+        name, namespace = item["name"], item.get("netns")
+        _check_name(f"{field}.name", name, 15, "an interface's name")
+        if namespace is not None:
+            _check_name(f"{field}.netns", namespace, 255, "a namespace's name")
+        hook = item.get("program")
+        if state == "present" and hook is None:
+            raise ConntrackError(f"{field}.program: is missing: give {' or '.join(HOOKS)}.")
+        want = Want(field, name, namespace, hook if state == "present" else None, item.get("mode") or mode)
+        for other in wants:
+            if (other.netns, other.name) == (namespace, name):
+                raise bad_value(f"{field}.name", name, f"the interface is already in {other.field}; name each once")
+        wants.append(want)
+    return wants
+
+
+def _check_name(field: str, value: str, limit: int, what: str) -> None:
+    """Refuse a name that the kernel refuses (net/core/dev.c, dev_valid_name; a namespace's name is a file's)."""
+    if not value or value in (".", "..") or len(value.encode()) > limit or any(c in "/" or c.isspace() or c == "\0" for c in value):
+        raise bad_value(field, value, f"{what} has 1 to {limit} bytes, no '/' and no white space")
+    if limit == 15 and ":" in value:
+        raise bad_value(field, value, f"{what} has no ':'")
+
+
+# ---------------------------------------------------------------- what is there
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One loaded XDP program; ``hook`` tells what it is for us, None when it is foreign."""
+
+    id: int
+    name: str
+    tag: str
+    hook: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Attached:
+    """The program that an interface has.
+
+    :ivar mode: ``native`` or ``generic``.
+    :ivar link_ids: the bpf_links that may hold it (several only when ids coincide between namespaces); empty when it came through netlink.
+    :ivar by_link: whether a bpf_link holds it.
+    :ivar pin: the pin of ours that holds it, None when it is none of ours.
+    """
+
+    program: Program
+    mode: str
+    by_link: bool
+    link_ids: tuple[int, ...] = ()
+    pin: str | None = None
+
+    def shown(self) -> dict[str, t.Any]:
+        """Return the form for plans and diffs."""
+        link_id = self.link_ids[0] if len(self.link_ids) == 1 else None
+        name = self.program.hook or self.program.name
+        return {"program": name, "program_id": self.program.id, "tag": self.program.tag, "mode": self.mode, "link_id": link_id}
+
+
+@dataclasses.dataclass(frozen=True)
+class Have:
+    """One interface as it is.
+
+    :ivar pin: path of the pin that our bpf_link has or would have.
+    :ivar pinned: what the pin holds, None when there is none.
+    :ivar ifindex: None when there is no such interface.
+    :ivar missing: why there is no such interface, "" when there is one.
+    :ivar too_long: the MTU that keeps this veth from native XDP, None when nothing does.
+    """
+
+    pin: str
+    pinned: bpf.LinkInfo | None = None
+    ifindex: int | None = None
+    missing: str = ""
+    attached: Attached | None = None
+    too_long: int | None = None
+
+
+def _pinned_link(path: str) -> bpf.LinkInfo | None:
+    """Return what the pin holds.
+
+    :raises ConntrackError: when it is no XDP link.
+    """
+    if not os.path.lexists(path):
+        return None
+    info: bpf.LinkInfo | None = None
+    try:
+        with bpf.closing(bpf.obj_get(path)) as fd:
+            if bpf.kind_of(fd) == "link":
+                info = bpf.link_info(fd)
+    except bpf.BpfError:
+        if os.geteuid() != 0:  # then it may be only that we are not let
+            raise
+    if info is None or info.type != bpf.LINK_TYPE_XDP:
+        raise ConntrackError(f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another pin_root.")
+    return info
+
+
+def held(paths: bpffs.Paths) -> dict[str, bpf.LinkInfo]:
+    """Return the bpf_links that we have pinned, by path."""
+    try:
+        names = sorted(os.listdir(paths.link_dir))
+    except FileNotFoundError:
+        return {}
+    found = {os.path.join(paths.link_dir, name): _pinned_link(os.path.join(paths.link_dir, name)) for name in names}
+    return {path: info for path, info in found.items() if info is not None}
+
+
+def _generation_programs(paths: bpffs.Paths) -> dict[int, str]:
+    """Return the programs of all our generations: their ids and the names of their slots."""
+    slots = {f"xdp_{slot}": name for name, slot in SLOTS.items()}
+    found: dict[int, str] = {}
+    for generation in _listdir(paths.gen):
+        directory = os.path.join(paths.gen, generation, "prog")
+        for name in _listdir(directory):
+            with bpf.closing(bpf.obj_get(os.path.join(directory, name))) as fd:
+                found[bpf.prog_info(fd).id] = slots.get(name, name)
+    return found
+
+
+def _listdir(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def _open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) -> dict[str, Program]:
+    """Return the active generation's program of each hook that is wanted; in check mode those that exist.
+
+    :raises ConntrackError: when a pin is missing or holds something else.
+    """
+    found: dict[str, Program] = {}
+    for hook in HOOKS:
+        path = paths.prog(SLOTS[hook])
+        users = [want for want in wants if want.hook == hook]
+        if not users:
+            continue
+        if not os.path.exists(path):
+            if check_mode:
+                continue
+            raise ConntrackError(f"{users[0].field}.program: {hook!r} is not loaded: {path} does not exist. Run ebpf.conntrack.xdp_program first.")
+        with bpf.closing(bpf.obj_get(path)) as fd:
+            if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).type != bpf.PROG_TYPE_XDP:
+                raise ConntrackError(f"{path} is no XDP program. Run ebpf.conntrack.xdp_program again.")
+            info = bpf.prog_info(fd)
+        found[hook] = Program(info.id, info.name, info.tag, hook)
+    return found
+
+
+def observe(paths: bpffs.Paths, wants: t.Sequence[Want]) -> list[Have]:
+    """Return what is there for each wanted interface; nothing is changed.
+
+    :raises ConntrackError: when something foreign stands at a pin's path.
+    """
+    pins, programs = held(paths), _generation_programs(paths)
+    return [_observe_one(paths.link(want.netns, want.name), want, pins, programs) for want in wants]
+
+
+def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]) -> Have:
+    have = Have(pin=pin, pinned=pins.get(pin))
+    if want.netns is not None and not netns.exists(want.netns):
+        there = ", ".join(netns.names()[0]) or "none"
+        return dataclasses.replace(have, missing=f"{want.field}.netns: there is no namespace {want.netns!r}; there are: {there}.")
+    with netns.entered(want.netns):
+        try:
+            facts = bpf.link_facts(want.name)
+        except bpf.BpfError as exc:
+            if exc.errno != errno.ENODEV:
+                raise
+            there = ", ".join(sorted(name for dummy, name in socket.if_nameindex()))
+            where = "the host's namespace" if want.netns is None else f"namespace {want.netns}"
+            return dataclasses.replace(have, missing=f"{want.field}.name: there is no interface {want.name!r} in {where}; there are: {there}.")
+        attached = _attached(facts, pin, pins, programs)
+        return dataclasses.replace(have, ifindex=facts.ifindex, attached=attached, too_long=_too_long(facts))
+
+
+def _too_long(facts: bpf.LinkFacts) -> int | None:
+    """Return the MTU of a veth's other end when native XDP on this end can not take its frames."""
+    if facts.kind != "veth":
+        return None
+    try:
+        mtu = bpf.link_facts(facts.peer_ifindex, facts.peer_nsid).mtu
+    except bpf.BpfError:  # the peer is being moved or its namespace dies: the kernel will say
+        return None
+    return mtu if mtu > VETH_MAX_MTU else None
+
+
+def _attached(facts: bpf.LinkFacts, pin: str, pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]) -> Attached | None:
+    """Return the program that sees the interface's frames, and who holds it; call it inside the interface's namespace.
+
+    :param pins: see held().
+    :param programs: see _generation_programs().
+    """
+    mode = next((mode for mode in HOST_MODES if mode in facts.xdp), None)
+    if mode is None:
+        return None
+    try:
+        with bpf.closing(bpf.prog_get_fd_by_id(facts.xdp[mode])) as fd:
+            info = bpf.prog_info(fd)
+    except bpf.BpfError as exc:
+        if exc.errno == errno.ENOENT:  # detached since
+            return None
+        raise
+    program = Program(info.id, info.name, info.tag, programs.get(info.id))
+    ours = sorted((path for path, link in pins.items() if (link.ifindex, link.prog_id) == (facts.ifindex, info.id)), key=lambda path: path != pin)
+    if ours and ours[0] == pin:
+        return Attached(program, mode, True, (pins[pin].id,), pin)
+    with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "probe")) as other:
+        by_link = bpf.xdp_link_holds(facts.ifindex, mode, other)
+    if not by_link:
+        return Attached(program, mode, False)
+    links = tuple(_links_of(facts.ifindex, info.id))
+    ours = [path for path in ours if (pins[path].id,) == links]  # the interface was renamed or moved since we attached
+    return Attached(program, mode, True, links, ours[0] if ours else None)
+
+
+def _links_of(ifindex: int, prog_id: int) -> t.Iterator[int]:
+    for number in list(bpf.link_ids()):
+        try:
+            with bpf.closing(bpf.link_get_fd_by_id(number)) as fd:
+                info = bpf.link_info(fd)
+        except bpf.BpfError as exc:
+            if exc.errno == errno.ENOENT:  # gone since
+                continue
+            raise
+        if (info.ifindex, info.prog_id) == (ifindex, prog_id):
+            yield number
+
+
+# ---------------------------------------------------------------- plan
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What one step does to one interface: take away, then attach or replace.
+
+    :ivar drop_pins: detach and unpin these links of ours first.
+    :ivar drop: detach this program first, which no pin of ours holds.
+    :ivar update: put the program into the pinned link as it is.
+    :ivar modes: the modes to try, in order; empty when nothing is attached.
+    :ivar why_generic: why auto does not even try native.
+    """
+
+    want: Want
+    have: Have
+    drop_pins: tuple[str, ...] = ()
+    drop: Attached | None = None
+    update: bool = False
+    modes: tuple[str, ...] = ()
+    why_generic: str = ""
+
+
+def make_plan(wants: t.Sequence[Want], haves: t.Sequence[Have], hooks: t.Mapping[str, Program], takeover: bool, check_mode: bool) -> plan.Plan:
+    """Return the steps from what is there to what is wanted. Pure.
+
+    :raises ConntrackError: when the wish can not be fulfilled; nothing has been touched then.
+    """
+    steps = [_plan_free(want, have) if want.hook is None else _plan_one(want, have, hooks, takeover, check_mode) for want, have in zip(wants, haves)]
+    return [step for step in steps if step is not None]
+
+
+def _pins(have: Have) -> tuple[str, ...]:
+    """Return the pins of ours that speak of this interface: its own, and that under which it was attached before it was renamed or moved."""
+    pins = [have.pin] if have.pinned is not None else []
+    if have.attached is not None and have.attached.pin not in (None, have.pin):
+        pins.append(have.attached.pin)
+    return tuple(pins)
+
+
+def _by_pin(attached: Attached | None) -> bool:
+    """Tell whether a program of ours was attached without a link, by its pin."""
+    return attached is not None and not attached.by_link and attached.program.hook is not None
+
+
+def _plan_free(want: Want, have: Have) -> plan.Step | None:
+    attached = have.attached
+    by_pin = _by_pin(attached)
+    change = Change(want, have, drop_pins=_pins(have), drop=attached if by_pin else None)
+    if attached is not None and (by_pin or attached.pin is not None):
+        reason = "it shall have no program of the chain" + (", and this one was attached by its pin, without a link" if by_pin else "")
+        return plan.Step("detach", "xdp", want.label, reason, attached.shown(), None, change)
+    if have.pinned is not None:
+        return plan.Step("detach", "xdp", want.label, "the link that is pinned for it holds no interface any more", {"link_id": have.pinned.id}, None, change)
+    return None
+
+
+def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: bool, check_mode: bool) -> plan.Step | None:
+    if have.missing and not check_mode:
+        raise ConntrackError(have.missing)
+    assert want.hook is not None
+    program, attached = hooks.get(want.hook), have.attached
+    modes, why_generic = _modes(want, have)
+    after = {
+        "program": want.hook,
+        "program_id": program.id if program else None,
+        "tag": program.tag if program else None,
+        "mode": modes[0] if len(modes) == 1 else "auto",
+    }
+
+    def step(action: str, reason: str, **change: t.Any) -> plan.Step:
+        before = attached.shown() if attached is not None else None
+        whole: dict[str, t.Any] = {"drop_pins": _pins(have), "modes": modes, "why_generic": why_generic, **change}
+        return plan.Step(action, "xdp", want.label, reason, before, after, Change(want, have, **whole))
+
+    if have.missing:
+        return step("attach", "the interface does not exist yet")
+    if attached is None:
+        reason = "its link is stale: the interface was made anew, or the link was detached" if have.pinned else "nothing is attached"
+        return step("attach", reason if program else f"{reason}, and the program is not loaded yet")
+    if attached.pin is None and not _by_pin(attached):
+        _refuse_foreign(want, attached, takeover)
+        return step("replace", f"takeover of {attached.program.name}, id {attached.program.id}", drop=attached)
+    if attached.pin is None:
+        return step("replace", "the chain's program was attached by its pin, without a link", drop=attached)
+    if attached.pin != have.pin:
+        return step("replace", f"the interface was renamed or moved: its link is pinned at {attached.pin}")
+    if want.mode not in ("auto", attached.mode):
+        return step("replace", f"mode {want.mode} is wanted")
+    if program is not None and attached.program.id != program.id:
+        after["mode"] = attached.mode
+        reason = "it shall run another hook" if attached.program.hook != want.hook else "another generation is active"
+        return step("replace", reason, update=True, drop_pins=(), modes=())
+    return None
+
+
+def _modes(want: Want, have: Have) -> tuple[tuple[str, ...], str]:
+    """Return the modes to try, and why native is not among them when auto leaves it out.
+
+    :raises ConntrackError: when native is wanted and the MTU is in the way.
+    """
+    if want.mode == "generic" or have.too_long is None:
+        return (HOST_MODES if want.mode == "auto" else (want.mode,)), ""
+    already = have.attached is not None and have.attached.pin == have.pin and have.attached.mode == "native"
+    why = f"native XDP on a veth takes an MTU of at most {VETH_MAX_MTU}, and the MTU of its other end is {have.too_long}"
+    if want.mode == "native" and not already:
+        raise ConntrackError(f"{want.field}.mode: {want.name}: {why}. {_MEND_NATIVE[errno.ERANGE]}")
+    return ("native",) if want.mode == "native" else ("generic",), why
+
+
+def _refuse_foreign(want: Want, attached: Attached, takeover: bool) -> None:
+    """:raises ConntrackError: when the foreign program may not be, or can not be, taken away."""
+    program = attached.program
+    if not attached.by_link:
+        how = "attached through netlink (as by ip link)"
+    elif attached.link_ids:
+        how = f"held by bpf_link {' or '.join(map(str, attached.link_ids))}"
+        how += "".join(f" of process {pid} ({name})" for number in attached.link_ids for pid, name in _holders(number))
+    else:
+        how = "held by a bpf_link that is already gone"
+    what = f"an XDP program that is not ours: id {program.id}, name {program.name}, tag {program.tag}, mode {attached.mode}, {how}"
+    if program.name == "xdp_dispatcher":
+        what += "; it is libxdp's dispatcher, xdp-loader unload frees the interface"
+    if not takeover:
+        raise ConntrackError(f"{want.field}: {want.label} has {what}. Detach it, or give takeover: true to have it replaced.")
+    if attached.by_link and len(attached.link_ids) != 1:
+        raise ConntrackError(f"{want.field}: {want.label} has {what}. Which link it is can not be told, so detach it yourself (bpftool link detach).")
+
+
+def _holders(link_id: int) -> list[tuple[int, str]]:
+    """Return (pid, name) of the processes that hold an open file descriptor of a bpf_link."""
+    found: list[tuple[int, str]] = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # ended since
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") not in ("anon_inode:bpf_link", "anon_inode:bpf-link"):
+                    continue
+                with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as lines:
+                    if f"link_id:\t{link_id}\n" not in lines:
+                        continue
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as name:
+                    found.append((int(pid), name.read().strip()))
+                break
+    return found
+
+
+# ---------------------------------------------------------------- apply
+class Applier:
+    """Applies the plan's steps; keeps the programs it may have to put back open until it is closed.
+
+    :ivar warnings: what the user should know of steps that went otherwise than at first tried.
+    """
+
+    def __init__(self, paths: bpffs.Paths) -> None:
+        self.paths = paths
+        self.warnings: list[str] = []
+        self._fds = contextlib.ExitStack()
+
+    def __enter__(self) -> Applier:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        self._fds.close()
+
+    def _keep(self, fd: int) -> int:
+        self._fds.callback(bpf.close, fd)
+        return fd
+
+    def do(self, step: plan.Step) -> plan.Undo:
+        """Apply one step. :return: what undoes it."""
+        change: Change = step.args
+        with netns.entered(change.want.netns if change.have.ifindex is not None else None):
+            return self._update(change) if change.update else self._exchange(change)
+
+    def _in_namespace(self, change: Change, function: t.Callable[[], None]) -> plan.Undo:
+        """Return ``function`` as an undo that runs where the interface is."""
+
+        def undo() -> None:
+            with netns.entered(change.want.netns if change.have.ifindex is not None else None):
+                function()
+
+        return undo
+
+    def _hook(self, change: Change) -> int:
+        assert change.want.hook is not None
+        return self._keep(bpf.obj_get(self.paths.prog(SLOTS[change.want.hook])))
+
+    def _update(self, change: Change) -> plan.Undo:
+        assert change.have.attached is not None
+        link, new = self._keep(bpf.obj_get(change.have.pin)), self._hook(change)
+        old = self._keep(bpf.prog_get_fd_by_id(change.have.attached.program.id))
+        bpf.link_update(link, new, old)
+        return lambda: bpf.link_update(link, old, new)
+
+    def _exchange(self, change: Change) -> plan.Undo:
+        """Take away what is in the way and attach; between the two the interface has no program, so all that can fail early does so before."""
+        new = self._hook(change) if change.modes else None
+        put_back: list[t.Callable[[], None]] = []
+
+        def undo_all() -> None:
+            for undo in reversed(put_back):
+                undo()
+
+        try:
+            for path in change.drop_pins:
+                put_back.append(self._drop_pin(change, path))
+            if change.drop is not None:
+                put_back.append(self._drop_foreign(change, change.drop))
+            if new is not None:
+                put_back.append(self._attach(change, new))
+        except BaseException as exc:  # an interrupt, too, must not leave the interface bare
+            try:
+                undo_all()
+            except bpf.BpfError as undo_exc:
+                raise ConntrackError(f"{exc} What was attached before could not be put back: {undo_exc}.") from exc
+            raise
+        return self._in_namespace(change, undo_all)
+
+    def _drop_pin(self, change: Change, path: str) -> t.Callable[[], None]:
+        link = self._keep(bpf.obj_get(path))
+        info, attached, ifindex = bpf.link_info(link), change.have.attached, change.have.ifindex
+        live = attached is not None and ifindex is not None and attached.pin == path
+        old = self._keep(bpf.prog_get_fd_by_id(info.prog_id)) if live else None
+        bpf.link_detach(link)  # not the last fd perhaps: somebody may hold the link besides our pin
+        os.unlink(path)
+
+        def put_back() -> None:
+            if old is not None and attached is not None and ifindex is not None:
+                self._pin(self._keep(bpf.link_create(old, ifindex, flags=bpf.XDP_FLAGS[attached.mode])), path)
+
+        return put_back
+
+    def _drop_foreign(self, change: Change, foreign: Attached) -> t.Callable[[], None]:
+        ifindex = change.have.ifindex
+        assert ifindex is not None
+        old, flags = self._keep(bpf.prog_get_fd_by_id(foreign.program.id)), bpf.XDP_FLAGS[foreign.mode]
+        if foreign.by_link:
+            bpf.link_detach(self._keep(bpf.link_get_fd_by_id(foreign.link_ids[0])))
+        else:
+            bpf.xdp_set(ifindex, -1, flags | bpf.XDP_FLAGS_REPLACE, expected_fd=old)
+
+        def put_back() -> None:
+            bpf.xdp_set(ifindex, old, flags | bpf.XDP_FLAGS_UPDATE_IF_NOEXIST)
+            if foreign.by_link:
+                self.warnings.append(f"{change.want.label}: program {foreign.program.id} is back, but through netlink: a detached bpf_link can not be revived.")
+
+        return put_back
+
+    def _attach(self, change: Change, prog_fd: int) -> t.Callable[[], None]:
+        want, ifindex = change.want, change.have.ifindex
+        assert ifindex is not None
+        why = change.why_generic
+        for number, mode in enumerate(change.modes):
+            try:
+                link = self._keep(bpf.link_create(prog_fd, ifindex, flags=bpf.XDP_FLAGS[mode]))
+                break
+            except bpf.BpfError as exc:
+                why = exc.words or exc.message
+                if exc.errno in _NOT_ABOUT_THE_MODE or number + 1 == len(change.modes):
+                    mend = f" {_MEND_NATIVE.get(exc.errno or 0, _MEND_NATIVE_ELSE)}" if mode == "native" and exc.errno not in _NOT_ABOUT_THE_MODE else ""
+                    raise ConntrackError(f"{want.field}: {want.label}: the kernel refuses {mode} XDP: {exc.message}.{mend}") from exc
+        if mode == "generic" and want.mode == "auto":
+            self.warnings.append(f"{want.label}: attached in generic mode, which is slower, because native was not possible: {why}.")
+        path = change.have.pin
+        self._pin(link, path)
+
+        def take_away() -> None:
+            bpf.link_detach(link)
+            os.unlink(path)
+
+        return take_away
+
+    def _pin(self, link: int, path: str) -> None:
+        try:
+            os.makedirs(self.paths.link_dir, mode=0o700, exist_ok=True)
+            bpf.obj_pin(link, path)
+        except Exception:
+            bpf.link_detach(link)
+            raise
+
+
+def retarget(paths: bpffs.Paths, programs: t.Mapping[int, tuple[int, int]]) -> t.Callable[[], None]:
+    """Move our links from one generation's programs to the next one's, without a gap; for the one who switches generations.
+
+    :param programs: by the old program's id: (fd of the old one, fd of the new one); the fds must stay open as long as the undo may be called.
+    :return: what moves them back.
+    :raises BpfError: when a link can not be moved; those before it are moved back then.
+    """
+    moved: list[tuple[str, int, int]] = []
+
+    def back() -> None:
+        for path, old, new in reversed(moved):
+            with bpf.closing(bpf.obj_get(path)) as link:
+                bpf.link_update(link, old, new)
+
+    try:
+        for path, info in held(paths).items():
+            if info.ifindex and info.prog_id in programs:
+                old, new = programs[info.prog_id]
+                with bpf.closing(bpf.obj_get(path)) as link:
+                    bpf.link_update(link, new, old)
+                moved.append((path, old, new))
+    except Exception:
+        back()
+        raise
+    return back
+
+
+# ---------------------------------------------------------------- the whole
+def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
+    """Return one item of the result; ``step`` is a step that check mode did not do."""
+    shown: dict[str, t.Any] = dict.fromkeys(("mode", "program", "program_id", "tag", "link_id"))
+    if step is not None:
+        shown.update(step.after or {})
+    elif have.attached is not None:
+        shown.update(have.attached.shown())
+    return {"name": want.name, "netns": want.netns, "ifindex": have.ifindex, **shown}
+
+
+def converge(
+    state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]] | None, mode: str, takeover: bool, pin_root: str, check_mode: bool
+) -> tuple[dict[str, t.Any], list[str]]:
+    """Do what the module ``xdp_attach`` does.
+
+    :param interfaces: the module's option; None, with ``absent``, stands for every interface that we hold.
+    :return: (the module's result, warnings).
+    :raises ConntrackError: for everything a user can mend.
+    """
+    paths = bpffs.Paths(pin_root)
+    wants = parse(state, interfaces or (), mode)
+    bpffs.check(pin_root)
+    with contextlib.ExitStack() as stack:
+        if not check_mode and os.path.isdir(paths.base):
+            stack.enter_context(bpffs.locked(paths.base))
+        if state == "absent" and interfaces is None:
+            names = [bpffs.interface_of(os.path.basename(path)) for path in held(paths)]
+            wants = parse(state, [{"name": name, "netns": namespace} for namespace, name in names], mode)
+        hooks = _open_hooks(paths, wants, check_mode)
+        haves = observe(paths, wants)
+        steps = make_plan(wants, haves, hooks, takeover, check_mode)
+        applier = stack.enter_context(Applier(paths))
+        if not check_mode and steps:
+            plan.apply(steps, applier.do)
+            haves = observe(paths, wants)
+            with contextlib.suppress(OSError):
+                os.rmdir(paths.link_dir)  # only when the last link is gone
+        todo = {step.args.want: step for step in steps} if check_mode else {}
+        result = {
+            "changed": bool(steps),
+            "plan": plan.as_dicts(steps),
+            "diff": plan.as_diff(steps),
+            "interfaces": [_record(want, have, todo.get(want)) for want, have in zip(wants, haves)],
+        }
+        return result, applier.warnings

@@ -1,0 +1,230 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: xdp_attach
+short_description: Attach the connection tracker to interfaces
+version_added: 0.1.0
+description:
+  - Attaches the programs that M(ebpf.conntrack.xdp_program) has loaded to network interfaces, in the host's or in named network namespaces,
+    each through a BPF link that is pinned below O(pin_root).
+  - A program is replaced from one packet to the next, without a gap.
+  - An XDP program of somebody else is refused by its id, name and tag, unless O(takeover=true).
+  - A program of this collection that was attached by its pin, as C(ip link set dev ns1-lan xdp pinned /sys/fs/bpf/prog/xdp_0) does,
+    counts as the collection's own. With O(state=present) it is taken over into a pinned link, with O(state=absent) it is detached.
+extends_documentation_fragment:
+  - ebpf.conntrack.attributes
+  - ebpf.conntrack.pin_root
+author:
+  - The ebpf.conntrack authors (@ebpf-conntrack)
+options:
+  state:
+    description:
+      - With V(present) each interface runs the program named for it. Interfaces that are not listed are left as they are.
+      - With V(absent) the listed interfaces run no program of this collection. Programs of others are left alone,
+        and an interface or a namespace that does not exist is no error.
+    type: str
+    choices: [present, absent]
+    default: present
+  interfaces:
+    description:
+      - The interfaces, each once.
+      - Required with O(state=present). When it is not given with O(state=absent), it stands for every interface that this collection holds.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: Name of the interface.
+        type: str
+        required: true
+      netns:
+        description:
+          - Name of the network namespace that the interface is in, as C(ip netns list) shows it.
+          - When not given, the interface is in the namespace that the module runs in, which is the host's as a rule.
+        type: str
+      program:
+        description:
+          - The hook to attach, V(ingress) on the side of the initiators, V(egress) on the other.
+          - Required with O(state=present), and not looked at with O(state=absent).
+        type: str
+        choices: [ingress, egress]
+      mode:
+        description: The mode for this interface. When not given, O(mode) holds.
+        type: str
+        choices: [auto, native, generic]
+  mode:
+    description:
+      - Where the program runs. V(native) is in the driver, V(generic) is in the network stack, slower, for every interface.
+      - With V(auto) native is tried first, and generic when the driver can not do native; then a warning says why.
+        An interface that has the program already keeps its mode.
+      - On a veth, V(native) needs the MTU of the other end to be at most 3506 (a page of 4096 bytes less what the kernel needs).
+    type: str
+    choices: [auto, native, generic]
+    default: auto
+  takeover:
+    description:
+      - Whether a foreign XDP program is replaced.
+      - It is detached right before the new one is attached, so a few milliseconds of packets can go unseen.
+      - When attaching fails, the old program is put back. One that a BPF link held comes back through netlink, for a detached link can not be revived.
+    type: bool
+    default: false
+notes:
+  - In check mode an interface, a namespace or a program that an earlier task would have made counts as there to come, and not as an error.
+requirements:
+  - libbpf 0.8 or later (package libbpf1 on Debian and Ubuntu, libbpf on Fedora and RHEL)
+  - Linux 5.9 or later
+  - root
+seealso:
+  - module: ebpf.conntrack.xdp_program
+  - module: ebpf.conntrack.netns_lab
+  - module: ebpf.conntrack.ct_flows
+"""
+
+EXAMPLES = r"""
+- name: Track what goes through the lab's router
+  ebpf.conntrack.xdp_attach:
+    interfaces:
+      - name: ns1-lan
+        program: ingress
+      - name: ns2-lan
+        program: egress
+
+- name: Track on a network card, in the driver or not at all
+  ebpf.conntrack.xdp_attach:
+    interfaces:
+      - name: eth0
+        program: ingress
+    mode: native
+
+- name: Replace whatever XDP program an interface in a namespace has
+  ebpf.conntrack.xdp_attach:
+    interfaces:
+      - name: wan0
+        netns: router
+        program: egress
+        mode: generic
+    takeover: true
+
+- name: Detach from one interface
+  ebpf.conntrack.xdp_attach:
+    state: absent
+    interfaces:
+      - name: eth0
+
+- name: Detach from every interface
+  ebpf.conntrack.xdp_attach:
+    state: absent
+"""
+
+RETURN = r"""
+plan:
+  description: The steps that were done, or in check mode would be done.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    action:
+      description: V(attach), V(replace) or V(detach).
+      type: str
+    kind:
+      description: Always V(xdp).
+      type: str
+    name:
+      description: The interface, C(name) or C(name@netns).
+      type: str
+    reason:
+      description: Why the step is needed.
+      type: str
+    before:
+      description: The program that is attached, V(null) when none is.
+      type: dict
+    after:
+      description: The program that will be attached, V(null) when none will be.
+      type: dict
+  sample:
+    - action: attach
+      kind: xdp
+      name: ns1-lan
+      reason: nothing is attached
+      before: null
+      after: {program: ingress, program_id: 137, tag: 614b434cd8324ecc, mode: auto}
+interfaces:
+  description: The listed interfaces as they are now, or in check mode as they would be.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Name of the interface.
+      type: str
+    netns:
+      description: Its namespace, V(null) for the host's.
+      type: str
+    ifindex:
+      description: Its number, V(null) when it does not exist.
+      type: int
+    mode:
+      description:
+        - The mode it got, V(native) or V(generic), V(null) when no program is attached.
+        - In check mode V(auto) when that shows only with the attempt.
+      type: str
+    program:
+      description: The attached hook, or the name of a foreign program, V(null) when no program is attached.
+      type: str
+    program_id:
+      description: The kernel's id of the program.
+      type: int
+    tag:
+      description: The kernel's tag of the program, a hash of its instructions.
+      type: str
+    link_id:
+      description: The kernel's id of the BPF link that holds it, V(null) when none does.
+      type: int
+  sample:
+    - {name: ns1-lan, netns: null, ifindex: 7, mode: native, program: ingress, program_id: 137, tag: 614b434cd8324ecc, link_id: 90}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import HOOKS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "interfaces": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "netns": {"type": "str"},
+                    "program": {"type": "str", "choices": list(HOOKS)},
+                    "mode": {"type": "str", "choices": list(attach.MODES)},
+                },
+            },
+            "mode": {"type": "str", "choices": list(attach.MODES), "default": "auto"},
+            "takeover": {"type": "bool", "default": False},
+            "pin_root": {"type": "path", "default": "/sys/fs/bpf"},
+        },
+        required_if=[("state", "present", ["interfaces"])],
+        supports_check_mode=True,
+    )
+    try:
+        result, warnings = attach.converge(check_mode=module.check_mode, **module.params)
+    except ConntrackError as exc:
+        module.fail_json(msg=exc.message, **exc.facts)
+    except PermissionError as exc:
+        module.fail_json(msg=f"{exc.filename}: {exc.strerror}. The module needs root; run the task with become: true.")
+    for warning in warnings:
+        module.warn(warning)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
