@@ -69,6 +69,7 @@ OUTCOMES = (
     ("invalid_tcp_rst", "a TCP reset that the window checks refuse"),
     ("invalid_icmp_type", "an ICMP message that is neither a query, nor a reply to one seen, nor an error"),
     ("invalid_icmp_error", "an ICMP error that quotes no known flow"),
+    ("ignored_tcp_syn", "a repeated SYN that nobody answered yet: let pass, not counted"),
     ("ignored_tcp_state", "the TCP segment is let pass without changing the connection's state"),
     ("ignored_tcp_window", "an old TCP segment or acknowledgement: let pass, not counted"),
     ("untracked_not_ip", "not an IP packet (ARP, LLDP, ...)"),
@@ -91,6 +92,10 @@ EVENTS = (
     ("insert_failed", "entries that could not be made"),
 )
 COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
+
+#: What user space counts in the array ``deletions``, index is the position here. Writing a per-CPU array from user space would overwrite
+#: what the chain counts meanwhile, so these have a map of their own, which the chain never touches; readers add both up.
+DELETIONS = ("deleted_expired", "deleted_flushed")
 
 #: nf_conntrack's TCP states, by their number in include/uapi/linux/netfilter/nf_conntrack_tcp.h.
 TCP_STATES = (
@@ -172,6 +177,7 @@ def maps(table_size: int) -> tuple[MapSpec, ...]:
         MapSpec("jt", "prog_array", None, "u32", 4, 4, JT_ENTRIES, False),
         MapSpec("settings", "array", None, "struct ct_settings", 4, SETTINGS_STRUCT.size, 1, False),
         MapSpec("stats", "percpu_array", None, "u64", 4, 8, len(COUNTERS), True),
+        MapSpec("deletions", "array", None, "u64", 4, 8, len(DELETIONS), True),
         MapSpec("ctt", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, table_size, True),
     )
 

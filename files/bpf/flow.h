@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The parsed packet, as stages hand it on, and the flow table's key and value. */
+
+/*
+ * struct flow stands in the XDP metadata, in front of the frame, from the entry
+ * program until prs_end.  32 bytes: what every kernel grants.
+ */
+struct flow {
+	__be32 sip;	/* source of the packet, or of the packet that an ICMP error quotes */
+	__be32 dip;
+	__be16 sport;	/* for ICMP queries: the id */
+	__be16 dport;	/* for ICMP queries: type << 8 | code of the request */
+	u32 bytes;	/* of the IP packet: header and payload */
+	u32 tcp_sack;	/* highest sequence number acknowledged, SACK blocks included */
+	u16 l4_off;	/* from the start of the frame to the transport header */
+	u8 l3_off;	/* and to the IP header */
+	u8 proto;
+	u8 tcp_flags;	/* enum tcp_flag, byte 13 of the header */
+	u8 tcp_opts;	/* window scale in the low 4 bits, enum tcp_opt */
+	u8 bits;	/* enum flow_bits */
+	u8 vlans;	/* number of VLAN tags in vlan */
+	u16 vlan[2];	/* VLAN ids, the outer one first */
+};
+
+enum flow_bits {
+	FLOW_EGRESS = 1 << 0,	/* came in on the egress hook */
+	FLOW_RELATED = 1 << 1,	/* an ICMP error; addresses and ports are those it quotes */
+	FLOW_QUERY = 1 << 2,	/* an ICMP query: may open a flow */
+	FLOW_ANSWER = 1 << 3,	/* an ICMP answer: the ports are those of its query, turned round */
+};
+
+enum tcp_flag {
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_PSH = 0x08,
+	TCP_ACK = 0x10,
+	TCP_URG = 0x20,
+	TCP_ECE = 0x40,
+	TCP_CWR = 0x80,
+};
+
+enum tcp_opt {
+	TCP_OPT_SCALE_MASK = 0x0f,
+	TCP_OPT_HAS_SCALE = 0x10,
+	TCP_OPT_SACK_PERM = 0x20,
+	TCP_OPT_PRESENT = 0x40,	/* there are options at all */
+};
+
+/*
+ * One key a connection: the side with the smaller (address, port) is "lo".
+ * For ICMP queries the asking side's port is the id, the other's is the type
+ * and code of the request, and role tells which side asks.
+ */
+struct ct_key {
+	__be32 lo_ip;
+	__be32 hi_ip;
+	__be16 lo_port;
+	__be16 hi_port;
+	u8 proto;
+	u8 role;
+	u16 zone;	/* always 0: flows are not told apart by VLAN, as in the kernel */
+};
+
+/* One direction of a flow; the td_ fields are struct ip_ct_tcp_state's. */
+struct ct_half {
+	u64 packets;
+	u64 bytes;	/* of IP packets */
+	u32 td_end;	/* highest sequence number sent, plus one */
+	u32 td_maxend;	/* highest the receiver's window allowed */
+	u32 td_maxwin;	/* largest window this side announced, scaled */
+	u32 td_maxack;	/* highest acknowledgement this side sent */
+};
+
+enum ct_dir { DIR_ORIG = 0, DIR_REPLY = 1 };
+
+/*
+ * 112 bytes, so that an entry takes 192 bytes of kernel memory with its hash
+ * node and bucket.  All but ctl is written under CTL_LOCK only.
+ */
+struct ct_entry {
+	struct ct_half half[2];	/* enum ct_dir */
+	u64 ctl;		/* CTL_*: state and status change as one word */
+	u32 expires;		/* jiffies, low 32 bits */
+	u32 last_seen;		/* jiffies, low 32 bits */
+	u32 created;		/* seconds of jiffies64 */
+	u32 last_seq;		/* the last segment, as in struct ip_ct_tcp */
+	u32 last_ack;
+	u32 last_end;		/* UDP: jiffies after which two-way traffic is a stream */
+	u16 last_win;
+	u8 last_index:3, last_dir:1, last_wscale:4;
+	u8 last_flags;		/* enum td_flag of an ignored SYN, and how the connection opened */
+	u8 scale;		/* window scale: orig in the low 4 bits, reply in the high 4 */
+	u8 retrans;
+	u8 td_flags[2];		/* enum td_flag */
+	u32 rel_packets;	/* ICMP errors that quote this flow, and the bytes of their IP packets */
+	u32 rel_bytes;
+};
+
+#define CTL_LOCK	(1ULL << 63)
+#define CTL_STATE	0xfULL
+#define CTL_SEEN_REPLY	(1ULL << 4)
+#define CTL_ASSURED	(1ULL << 5)
+#define CTL_ORIG_HI	(1ULL << 6)	/* the initiator is the hi side of the key */
+#define CTL_EGRESS	(1ULL << 7)	/* its first packet came in on the egress hook */
+#define CTL_VLANS_SHIFT	8
+#define CTL_VLAN_SHIFT	16
+#define VLAN_VID_BITS	12

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Slot 11: IPv4 with options.  Checks what net/ipv4/ip_input.c checks before conntrack. */
+
+PROG(prs_ipv4)
+{
+	struct flow *f = flow_of(ctx);
+	struct iphdr *ip;
+	u32 off, bytes, header;
+
+	if (!f)
+		return XDP_PASS;
+	off = f->l3_off;
+	ip = frame_at(ctx, off, sizeof(*ip));
+	if (!ip || ip->version != 4 || ip->ihl < IPV4_MIN_WORDS)
+		return outcome(ctx, COUNT_INVALID_IP_HEADER);
+	header = ip->ihl * 4;
+	bytes = bpf_ntohs(ip->tot_len);
+	if (bytes < header || frame_left(ctx, off) < bytes)
+		return outcome(ctx, COUNT_INVALID_IP_HEADER);
+	if (!ipv4_csum_ok(ctx, off, ip->ihl))
+		return outcome(ctx, COUNT_INVALID_IP_HEADER);
+	if (ip->frag_off & bpf_htons(IPV4_FRAG_OFFSET | IPV4_MORE_FRAGS))
+		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT);
+	f->sip = ip->saddr;
+	f->dip = ip->daddr;
+	f->proto = ip->protocol;
+	f->bytes = bytes;
+	f->l4_off = off + header;
+	switch (ip->protocol) {
+	case IPPROTO_TCP:
+		return next(ctx, SLOT_PRS_TCP);
+	case IPPROTO_UDP:
+		return next(ctx, SLOT_PRS_UDP);
+	case IPPROTO_ICMP:
+		return next(ctx, SLOT_PRS_ICMP);
+	default:
+		return outcome(ctx, COUNT_UNTRACKED_L4_PROTO);
+	}
+}

@@ -1,0 +1,110 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Render the chain's sources and settings into one C translation unit.
+
+Runs where Ansible runs: the targets get text and need no Jinja2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing as t
+
+from . import chain
+from .errors import ConntrackError, bad_value
+
+try:
+    import jinja2
+except ImportError:  # reported by render(), which is the first to need it
+    jinja2 = None  # type: ignore[assignment]
+
+#: The template that includes all others.
+MAIN = "chain.c.j2"
+#: Stands for the directory of the maps' pins, which only the target knows.
+MAP_DIR = "@MAP_DIR@"
+TABLE_SIZE = (1 << 4, 1 << 26)
+
+#: Names of the map types in bcc's BPF_TABLE.
+_BCC_TYPES = {"array": "array", "hash": "hash", "lru_hash": "lru_hash", "percpu_array": "percpu_array", "prog_array": "prog"}
+_INCLUDE = re.compile(r'^#line 1 "([^"]+)"$', re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compiled into a chain.
+
+    :ivar table_size: entries of the IPv4 flow table.
+    """
+
+    table_size: int = 1 << 16
+
+
+def check_settings(settings: Settings) -> None:
+    """:raises ConntrackError: naming the setting, its value and what it may be."""
+    low, high = TABLE_SIZE
+    if not low <= settings.table_size <= high:
+        raise bad_value("table_size", settings.table_size, f"give {low} to {high} entries")
+
+
+def _numbered(names: t.Iterable[str]) -> list[tuple[str, int]]:
+    return [(name, number) for number, name in enumerate(names)]
+
+
+def context(settings: Settings) -> dict[str, t.Any]:
+    """Return what the templates are rendered with."""
+    return {
+        "slots": list(chain.SLOTS.items()),
+        "meta": list(chain.META.items()),
+        "counters": _numbered(chain.COUNTERS),
+        "timeouts": _numbered(chain.TIMEOUTS),
+        "knobs": _numbered(chain.KNOBS),
+        "maps": chain.maps(settings.table_size),
+        "stages": [f"{name}.c" for name in chain.SLOTS],
+        "bcc_types": _BCC_TYPES,
+        "map_dir": MAP_DIR,
+    }
+
+
+def render(source_dir: str, settings: Settings) -> str:
+    """Return the chain as one C text; ``@MAP_DIR@`` stands for the directory of the maps' pins.
+
+    :param source_dir: the directory of the stages, as ``files/bpf``.
+    :raises ConntrackError: where a source can not be read or rendered (file and line named), or a setting is out of range.
+    """
+    check_settings(settings)
+    if jinja2 is None:
+        raise ConntrackError("jinja2 is missing in the Python that runs Ansible: install the package python3-jinja2 or `pip install jinja2`.")
+    if not os.path.isdir(source_dir):
+        raise bad_value("src", source_dir, "give a readable directory that holds the chain's sources")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(source_dir),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # C, not HTML
+    )
+    try:
+        return environment.get_template(MAIN).render(context(settings))
+    except jinja2.TemplateNotFound as exc:
+        raise ConntrackError(f"src: {os.path.join(source_dir, str(exc.name))} is not there: each stage has a file of its name.") from exc
+    except jinja2.TemplateSyntaxError as exc:
+        raise ConntrackError(f"src: {exc.filename or MAIN} line {exc.lineno}: {exc.message}.") from exc
+    except jinja2.TemplateError as exc:
+        raise ConntrackError(f"src: {source_dir}: {exc}.") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConntrackError(f"src: {getattr(exc, 'filename', None) or source_dir} can not be read: {exc}.") from exc
+
+
+def locate(text: str, line: int) -> tuple[str, int]:
+    """Return the source file and its line for a line (from 1) of the rendered text."""
+    name, start = MAIN, 0
+    for match in _INCLUDE.finditer(text):
+        at = text.count("\n", 0, match.start()) + 1
+        if at >= line:
+            break
+        name, start = match.group(1), at
+    return name, line - start
