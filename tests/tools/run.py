@@ -14,29 +14,24 @@ from __future__ import annotations
 import collections.abc as c
 import ctypes
 import dataclasses
+import fcntl
 import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import xml.etree.ElementTree
 
 import leftovers
+from tree import BUILD, ROOT, TREE, VENV, Argv, build_tarball, copy_tree, environment, run
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build"
-TREE = BUILD / "ansible_collections/ebpf/conntrack"
-VENV = ROOT / ".venv/bin"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 # ansible-test keeps its virtual environments under HOME: one of our own outlives "make clean" and stays off the user's.
 HOME = ROOT / ".ansible/home"
 # Directories whose files are run as they stand and import each other by their bare names.
 SCRIPTS = ("tests/bench", "tests/tools")
 PR_SET_CHILD_SUBREAPER = 36
-
-Argv = c.Sequence[str | pathlib.Path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,45 +48,6 @@ class Tally:
     def __str__(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         return f"{self.passed} passed, {self.failed} failed{skipped}"
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """Return the environment for tools: the venv and the system first, no version manager's shims, nothing of Ansible's from outside."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "PYENV", "PYTHON"))}
-    env["PATH"] = f"{VENV}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return {**env, **extra}
-
-
-def run(argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quiet: bool) -> tuple[int, str]:
-    """Run a command in a process group of its own; return its exit status and, when quiet, what it printed.
-
-    When the time is over the whole group is killed and the status is 124, as timeout(1) has it.
-    """
-    pipe = subprocess.PIPE if quiet else None
-    with subprocess.Popen(
-        argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        try:
-            out, dummy = process.communicate(timeout=minutes * 60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, dummy = process.communicate()
-            return 124, f"{out or ''}\nstopped after {minutes:g} minutes\n"
-    return process.returncode, out or ""
-
-
-def copy_tree(target: pathlib.Path = TREE) -> pathlib.Path:
-    """Copy what git knows of, or would (changes not yet committed too), to ``target``; return it."""
-    shutil.rmtree(target, ignore_errors=True)
-    names = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        source = ROOT / name
-        if source.is_symlink() or source.is_file():  # a file deleted and not yet committed is listed too
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target / name, follow_symlinks=False)
-    # A repository of its own: tools that ask git what is here would otherwise find a directory that the outer one ignores.
-    subprocess.run(["git", "init", "-q", str(target)], check=True)
-    return target
 
 
 def gate(name: str, argv: Argv, cwd: pathlib.Path = TREE, minutes: float = 10, **env: str) -> Tally:
@@ -114,18 +70,6 @@ def stand_in_for_get_pip() -> None:
     cache = HOME / ".ansible/test/cache"
     cache.mkdir(parents=True, exist_ok=True)
     shutil.copy2(ROOT / "tests/tools/get_pip.py", cache / "get_pip_24_2.py")
-
-
-def build_tarball() -> pathlib.Path:
-    """Build the collection from the copied tree; return the tarball."""
-    for old in BUILD.glob("*.tar.gz"):
-        old.unlink()
-    argv = [str(VENV / "ansible-galaxy"), "collection", "build", "--force", "--output-path", str(BUILD), str(TREE)]
-    status, out = run(argv, BUILD, environment(), 5, quiet=True)
-    found = list(BUILD.glob("*.tar.gz"))
-    if status or len(found) != 1:
-        raise RuntimeError(out)
-    return found[0]
 
 
 def lint() -> Tally:
@@ -265,23 +209,30 @@ def left_behind(before: leftovers.Snapshot) -> Tally:
 
 
 def main(names: list[str]) -> int:
-    """Run the named suites; the last line tells the sum."""
+    """Check the names and run the suites; the last line tells the sum."""
     unknown = set(names) - set(SUITES) - {"all"}
     if unknown or not names:
         print(f"usage: run.py all | {' '.join(SUITES)}" + (f"; not known: {', '.join(sorted(unknown))}" if unknown else ""), file=sys.stderr)
         return 2
+    HOME.mkdir(parents=True, exist_ok=True)
+    with (HOME / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # runs share build/: one waits for the other
+        return run_suites(list(SUITES) if "all" in names else names, everything="all" in names)
+
+
+def run_suites(names: list[str], everything: bool) -> int:
+    """Run the suites one after the other, and look for what is left behind when it is everything; return the exit status."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = leftovers.snapshot()
-    HOME.mkdir(parents=True, exist_ok=True)
     BUILD.mkdir(exist_ok=True)
     copy_tree()
     results: dict[str, Tally] = {}
-    for name in SUITES if "all" in names else names:
+    for name in names:
         print(f"\n=== {name}", flush=True)
         start = time.monotonic()
         results[name] = SUITES[name]()
         print(f"--- {name}: {results[name]} in {time.monotonic() - start:.0f} s", flush=True)
-    if "all" in names:
+    if everything:
         results["clean"] = left_behind(before)
     total = sum(results.values(), Tally())
     print("\n" + "\n".join(f"{name:12} {tally}" for name, tally in results.items()))

@@ -1,0 +1,74 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The project's directories, its tools' environment, a clean copy of its tree and its tarball."""
+
+from __future__ import annotations
+
+import collections.abc as c
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build"
+TREE = BUILD / "ansible_collections/ebpf/conntrack"
+VENV = ROOT / ".venv/bin"
+
+Argv = c.Sequence[str | pathlib.Path]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the environment for tools: the venv and the system first, no version manager's shims, nothing of Ansible's from outside."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "PYENV", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "MAKE"))}
+    env["PATH"] = f"{VENV}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return {**env, **extra}
+
+
+def run(argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quiet: bool) -> tuple[int, str]:
+    """Run a command in a process group of its own; return its exit status and, when quiet, what it printed.
+
+    When the time is over the whole group is killed and the status is 124, as timeout(1) has it.
+    """
+    pipe = subprocess.PIPE if quiet else None
+    with subprocess.Popen(
+        argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, dummy = process.communicate(timeout=minutes * 60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, dummy = process.communicate()
+            return 124, f"{out or ''}\nstopped after {minutes:g} minutes\n"
+    return process.returncode, out or ""
+
+
+def copy_tree(target: pathlib.Path = TREE) -> pathlib.Path:
+    """Copy what git knows of, or would (changes not yet committed too), to ``target``; return it."""
+    shutil.rmtree(target, ignore_errors=True)
+    names = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        source = ROOT / name
+        if source.is_symlink() or source.is_file():  # a file deleted and not yet committed is listed too
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name, follow_symlinks=False)
+    # A repository of its own: tools that ask git what is here would otherwise find a directory that the outer one ignores.
+    subprocess.run(["git", "init", "-q", str(target)], check=True)
+    return target
+
+
+def build_tarball(tree: pathlib.Path = TREE, target: pathlib.Path = BUILD) -> pathlib.Path:
+    """Build the collection from a copied tree into ``target``; return the tarball.
+
+    :raises RuntimeError: with what the tool printed.
+    """
+    for old in target.glob("*.tar.gz"):
+        old.unlink()
+    argv: Argv = [VENV / "ansible-galaxy", "collection", "build", "--force", "--output-path", target, tree]
+    status, out = run(argv, target, environment(), 5, quiet=True)
+    found = list(target.glob("*.tar.gz"))
+    if status or len(found) != 1:
+        raise RuntimeError(out)
+    return found[0]
