@@ -1,0 +1,399 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the bytes of the flow tables to flows.
+
+A flow is decoded in two halves, so that a million of them cost little: what many flows share (protocol, state, flags, tags) is a
+:class:`Shape`, made once and cached; what differs is a plain tuple of *values* in the order of :data:`VALUES`. Records, lines and
+columns are made of the two. Nothing here touches the kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import struct
+import typing as t
+
+from . import chain
+from .clock import Clock
+
+_MASK32 = 0xFFFFFFFF
+
+TCP = socket.IPPROTO_TCP
+#: Names of IP protocols in flow records; any other protocol is its number as text.
+PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
+#: Protocols whose flows have ports.
+PORTED = frozenset((6, 17, 33, 132, 136))
+#: The answer to each ICMP query (net/netfilter/nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c, invmap).
+ICMP_ANSWERS = {1: {8: 0, 13: 14, 15: 16, 17: 18}, 58: {128: 129, 139: 140}}
+#: State names by the number in ``ctl``, for the protocols that have a state machine (for SCTP include/uapi/linux/netfilter/nf_conntrack_sctp.h).
+STATES: dict[int, tuple[str, ...]] = {
+    6: chain.TCP_STATES,
+    132: ("NONE", "CLOSED", "COOKIE_WAIT", "COOKIE_ECHOED", "ESTABLISHED", "SHUTDOWN_SENT", "SHUTDOWN_RECD", "SHUTDOWN_ACK_SENT", "HEARTBEAT_SENT"),
+}
+#: States of all the other protocols.
+PLAIN_STATES = ("NEW", "REPLIED", "ESTABLISHED")
+FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+DIRECTIONS = ("ingress", "egress")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One flow table.
+
+    :ivar name: the map's name.
+    :ivar family: address family of its flows.
+    :ivar key: reads lo address, hi address, lo port, hi port, protocol, role. It is big-endian, so that ports are numbers.
+    :ivar icmp: protocol number of ICMP in this family.
+    """
+
+    name: str
+    family: str
+    key: struct.Struct
+    icmp: int
+
+
+TABLES = (
+    Table("ctt", "ipv4", struct.Struct(">4s4sHHBB2x"), 1),
+    Table("ctt6", "ipv6", struct.Struct(">16s16sHHBB2x"), 58),
+)
+
+#: What flows are read from: chain.ENTRY without the TCP windows. orig packets, orig bytes, reply packets, reply bytes, ctl, expires,
+#: last_seen, created, related packets, related bytes.
+VIEW = struct.Struct("=QQ16xQQ16xQIII20xII")
+CTL = 4  # position of ctl, expires, last_seen, created in VIEW
+EXPIRES = 5
+LAST_SEEN = 6
+CREATED = 7
+
+_SHAPE_BITS = chain.CTL_STATE | chain.CTL_SEEN_REPLY | chain.CTL_ASSURED | chain.CTL_ORIG_HI | chain.CTL_EGRESS | 3 << chain.CTL_VLANS_SHIFT
+_SHAPE_BITS |= 0xFFF << chain.CTL_VLAN_OUTER_SHIFT | 0xFFF << chain.CTL_VLAN_INNER_SHIFT
+
+#: What the values of a flow are, in their order. ``timeout``, ``age`` and ``idle`` are whole seconds; addresses are text. For ICMP
+#: ``sport`` is the id. ``related`` are the ICMP errors that quote the flow.
+VALUES = (
+    "timeout",
+    "orig.src",
+    "orig.dst",
+    "orig.sport",
+    "orig.dport",
+    "orig.packets",
+    "orig.bytes",
+    "reply.packets",
+    "reply.bytes",
+    "age",
+    "idle",
+    "related.packets",
+    "related.bytes",
+)
+(TIMEOUT, SRC, DST, SPORT, DPORT, ORIG_PACKETS, ORIG_BYTES, REPLY_PACKETS, REPLY_BYTES, AGE, IDLE, RELATED_PACKETS, RELATED_BYTES) = range(len(VALUES))
+
+Values = tuple[t.Any, ...]
+#: (key fields, value fields) as the table's key struct and VIEW give them, or with the packed key and value behind them.
+Row = tuple[t.Any, ...]
+Record = dict[str, t.Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shape:
+    """What many flows have in common. Compared and hashed by identity, which is what makes it a cheap key.
+
+    :ivar number: IP protocol number; ``proto`` is its name.
+    :ivar machine: whether ``state`` is that of a protocol's state machine.
+    :ivar vlan: tag ids, the outer one first; empty when untagged.
+    :ivar icmp: type and code of an ICMP query, else None.
+    """
+
+    family: str
+    number: int
+    proto: str
+    state: str
+    machine: bool
+    assured: bool
+    seen_reply: bool
+    dir: str
+    vlan: tuple[int, ...]
+    icmp: tuple[int, int] | None
+
+    @property
+    def ported(self) -> bool:
+        """Whether the flow has ports."""
+        return self.number in PORTED
+
+
+Flow = tuple[Shape, Values, Row]
+
+
+def state_name(number: int, ctl: int) -> str:
+    """Return the name of a flow's state.
+
+    :param number: IP protocol number.
+    :param ctl: the entry's control word.
+    """
+    names = STATES.get(number)
+    state = ctl & chain.CTL_STATE
+    if names and state < len(names) and (state or number == TCP):
+        return names[state]
+    if names and state:
+        return str(state)
+    return PLAIN_STATES[2 if ctl & chain.CTL_ASSURED else 1 if ctl & chain.CTL_SEEN_REPLY else 0]
+
+
+def make_shape(table: Table, number: int, ctl: int, dport: int) -> Shape:
+    """Return the shape of a flow.
+
+    :param number: IP protocol number.
+    :param ctl: the entry's control word.
+    :param dport: port of the answering side: for ICMP type << 8 | code of the query.
+    """
+    tags = (ctl >> chain.CTL_VLAN_OUTER_SHIFT & 0xFFF, ctl >> chain.CTL_VLAN_INNER_SHIFT & 0xFFF)
+    return Shape(
+        family=table.family,
+        number=number,
+        proto=PROTOCOLS.get(number, str(number)),
+        state=state_name(number, ctl),
+        machine=number in STATES,
+        assured=bool(ctl & chain.CTL_ASSURED),
+        seen_reply=bool(ctl & chain.CTL_SEEN_REPLY),
+        dir=DIRECTIONS[bool(ctl & chain.CTL_EGRESS)],
+        vlan=tags[: min(ctl >> chain.CTL_VLANS_SHIFT & 3, 2)],
+        icmp=(dport >> 8, dport & 0xFF) if number == table.icmp else None,
+    )
+
+
+class Cache(dict[t.Any, t.Any]):
+    """A dict that makes what it lacks, and forgets all of it rather than grow without bound."""
+
+    def __init__(self, make: t.Callable[[t.Any], t.Any], bound: int = 50000) -> None:
+        super().__init__()
+        self._make = make
+        self._bound = bound
+
+    def __missing__(self, key: t.Any) -> t.Any:
+        if len(self) >= self._bound:
+            self.clear()
+        value = self[key] = self._make(key)
+        return value
+
+
+class Decoder:
+    """Decodes the rows of one table at one instant; keeps the caches between batches.
+
+    :param table: the flow table.
+    :param clock: the instant; flows that are over then are left out.
+    :param as_bytes: give addresses as ASCII bytes, for writers of bytes.
+    """
+
+    def __init__(self, table: Table, clock: Clock, as_bytes: bool = False) -> None:
+        self.table = table
+        self.clock = clock
+        family = FAMILIES[table.family]
+
+        def text(packed: bytes) -> str | bytes:
+            name = socket.inet_ntop(family, packed)
+            return name.encode() if as_bytes else name
+
+        self._addresses = Cache(text)
+        self._shapes = Cache(lambda key: make_shape(table, key >> 16 & 0xFF, key >> 24, key & 0xFFFF))
+
+    def rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
+        """Return the rows of one batch, without their bytes."""
+        return zip(self.table.key.iter_unpack(keys), VIEW.iter_unpack(values))
+
+    def packed_rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
+        """Return the rows of one batch, each with its packed key and value behind it."""
+        raw_key, raw_value = struct.Struct(f"{self.table.key.size}s"), struct.Struct(f"{VIEW.size}s")
+        return (
+            (key, value, raw[0], packed[0])
+            for key, value, raw, packed in zip(
+                self.table.key.iter_unpack(keys), VIEW.iter_unpack(values), raw_key.iter_unpack(keys), raw_value.iter_unpack(values)
+            )
+        )
+
+    def flows(self, rows: t.Iterable[Row], over: bool = False) -> t.Iterator[Flow]:
+        """Return shape, values and row of each row whose time is not over, and of the others, too, if ``over``.
+
+        An entry that is being made right now (locked, nothing counted yet) is left out.
+        This is the loop that a large table spends its time in, hence the arithmetic of Clock is written out here.
+        """
+        now, rate = self.clock.jiffies, self.clock.hz
+        seconds = now // rate
+        now &= _MASK32
+        addresses, shapes, icmp = self._addresses, self._shapes, self.table.icmp
+        orig_hi, lock, shape_bits = chain.CTL_ORIG_HI, chain.CTL_LOCK, _SHAPE_BITS
+        for row in rows:
+            lo, hi, sport, dport, number, dummy = row[0]
+            orig_packets, orig_bytes, reply_packets, reply_bytes, ctl, expires, last_seen, created, rel_packets, rel_bytes = row[1]
+            left = (expires - now) & 0xFFFFFFFF
+            if left > 0x7FFFFFFF or not left:
+                if not over:
+                    continue
+                left = 0
+            if not orig_packets and ctl & lock:
+                continue
+            if ctl & orig_hi:
+                lo, hi, sport, dport = hi, lo, dport, sport
+            shape = shapes[(ctl & shape_bits) << 24 | number << 16 | (dport if number == icmp else 0)]
+            idle = (now - last_seen) & 0xFFFFFFFF
+            age = seconds - created
+            yield (
+                shape,
+                (
+                    left // rate,
+                    addresses[lo],
+                    addresses[hi],
+                    sport,
+                    dport,
+                    orig_packets,
+                    orig_bytes,
+                    reply_packets,
+                    reply_bytes,
+                    age if age > 0 else 0,
+                    idle // rate if idle < 0x80000000 else 0,
+                    rel_packets,
+                    rel_bytes,
+                ),
+                row,
+            )
+
+
+def _side(shape: Shape, v: Values, src: int, dst: int, sport: int, dport: int, packets: int, octets: int) -> Record:
+    ports = {"sport": v[sport], "dport": v[dport]} if shape.ported else {}
+    return {"src": v[src], "dst": v[dst], **ports, "packets": v[packets], "bytes": v[octets]}
+
+
+def record(shape: Shape, v: Values) -> Record:
+    """Return the flow in the form in which modules, files and services show it."""
+    result: Record = {
+        "family": shape.family,
+        "proto": shape.proto,
+        "state": shape.state,
+        "assured": shape.assured,
+        "seen_reply": shape.seen_reply,
+        "timeout": v[TIMEOUT],
+        "orig": _side(shape, v, SRC, DST, SPORT, DPORT, ORIG_PACKETS, ORIG_BYTES),
+        "reply": _side(shape, v, DST, SRC, DPORT, SPORT, REPLY_PACKETS, REPLY_BYTES),
+    }
+    if shape.icmp:
+        result["icmp"] = {"type": shape.icmp[0], "code": shape.icmp[1], "id": v[SPORT]}
+    result["dir"] = shape.dir
+    if shape.vlan:
+        result["vlan"] = list(shape.vlan)
+    result.update(age=v[AGE], idle=v[IDLE], related={"packets": v[RELATED_PACKETS], "bytes": v[RELATED_BYTES]})
+    return result
+
+
+def _value(index: int) -> t.Callable[[Shape, Values], t.Any]:
+    return lambda shape, v: v[index]
+
+
+def _port(index: int) -> t.Callable[[Shape, Values], t.Any]:
+    return lambda shape, v: v[index] if shape.ported else None
+
+
+def _shared(name: str) -> t.Callable[[Shape, Values], t.Any]:
+    return lambda shape, v: getattr(shape, name)
+
+
+#: The columns of a flow: every single value of a record under its dotted name. None where a flow has no such value.
+COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
+    **{name: _shared(name) for name in ("family", "proto", "state", "assured", "seen_reply")},
+    "timeout": _value(TIMEOUT),
+    "orig.src": _value(SRC),
+    "orig.dst": _value(DST),
+    "orig.sport": _port(SPORT),
+    "orig.dport": _port(DPORT),
+    "orig.packets": _value(ORIG_PACKETS),
+    "orig.bytes": _value(ORIG_BYTES),
+    "reply.src": _value(DST),
+    "reply.dst": _value(SRC),
+    "reply.sport": _port(DPORT),
+    "reply.dport": _port(SPORT),
+    "reply.packets": _value(REPLY_PACKETS),
+    "reply.bytes": _value(REPLY_BYTES),
+    "icmp.type": lambda shape, v: shape.icmp[0] if shape.icmp else None,
+    "icmp.code": lambda shape, v: shape.icmp[1] if shape.icmp else None,
+    "icmp.id": lambda shape, v: v[SPORT] if shape.icmp else None,
+    "dir": _shared("dir"),
+    "vlan": lambda shape, v: list(shape.vlan) or None,
+    "age": _value(AGE),
+    "idle": _value(IDLE),
+    "related.packets": _value(RELATED_PACKETS),
+    "related.bytes": _value(RELATED_BYTES),
+}
+#: Short words besides: the filters' words for the initiator's side, and the totals of both directions.
+SHORT_COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
+    **{word: COLUMNS[f"orig.{word}"] for word in ("src", "dst", "sport", "dport")},
+    "packets": lambda shape, v: v[ORIG_PACKETS] + v[REPLY_PACKETS],
+    "bytes": lambda shape, v: v[ORIG_BYTES] + v[REPLY_BYTES],
+}
+ALL_COLUMNS = {**COLUMNS, **SHORT_COLUMNS}
+#: Parts of a record that hold several values.
+OBJECTS = ("orig", "reply", "icmp", "related")
+
+
+def select(fields: t.Sequence[str], shape: Shape, v: Values) -> Record:
+    """Return a record of the given fields only: objects whole, dotted names inside their object, short words by their own name.
+
+    Fields that a flow does not have are absent.
+    """
+    whole = record(shape, v)
+    result: Record = {}
+    for name in fields:
+        if name in OBJECTS:
+            if name in whole:
+                result[name] = whole[name]
+            continue
+        value = ALL_COLUMNS[name](shape, v)
+        if value is None:
+            continue
+        head, dot, tail = name.partition(".")
+        if dot:
+            result.setdefault(head, {})[tail] = value
+        else:
+            result[name] = value
+    return result
+
+
+def sort_key(name: str) -> t.Callable[[Flow], t.Any]:
+    """Return the function that orders flows by one column: flows without the value first, addresses by number."""
+    side, dot, tail = name.rpartition(".")
+    if tail in ("src", "dst"):
+        # the packed address: that of the hi side, where the initiator is the hi side or the other one is asked for, but not both
+        other = (tail == "dst") != (side == "reply")
+
+        def by_address(item: Flow) -> tuple[str, bytes]:
+            key, value = item[2][:2]
+            return item[0].family, key[bool(value[CTL] & chain.CTL_ORIG_HI) != other]
+
+        return by_address
+    column = ALL_COLUMNS[name]
+
+    def by_value(item: Flow) -> tuple[bool, t.Any]:
+        value = column(item[0], item[1])
+        return value is not None, 0 if value is None else value
+
+    return by_value
+
+
+def with_text(v: Values) -> Values:
+    """Return values whose addresses are text, whichever they were."""
+    return v if isinstance(v[SRC], str) else (v[TIMEOUT], v[SRC].decode(), v[DST].decode(), *v[SPORT:])
+
+
+def endpoint(address: str, port: int | None) -> str:
+    """Return an address with its port as people write it."""
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def windows(packed: bytes) -> dict[str, dict[str, t.Any]]:
+    """Return the TCP windows of both directions of a packed entry, under the kernel's names (struct ip_ct_tcp_state)."""
+    entry = chain.ENTRY.unpack(packed)
+    scale, flags = entry[21], entry[23:25]
+    return {
+        side: {**dict(zip(("td_end", "td_maxend", "td_maxwin", "td_maxack"), entry[at : at + 4])), "td_scale": shift, "flags": flag}
+        for side, at, shift, flag in (("orig", 2, scale & 0xF, flags[0]), ("reply", 8, scale >> 4, flags[1]))
+    }

@@ -1,0 +1,288 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Flows as text: json, jsonl, csv, table, and the lines of ``conntrack -L``.
+
+A writer turns flows into bytes piece by piece, so that a table of any size can be written in bounded memory. The lines of json, jsonl
+and conntrack come from templates: what :func:`flow.record` or :func:`conntrack_line` makes of a shape whose values are
+placeholders. So each form is described once, and a line costs one formatting operation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import operator
+import re
+import socket
+import typing as t
+
+from . import flow
+from .errors import bad_value
+
+_ADDRESSES = (flow.SRC, flow.DST)
+#: A character of the private use area: no value and no key of a record holds it.
+_MARK = "\ue000"
+_PLACEHOLDERS = tuple(f"{_MARK}{index}{_MARK}" for index in range(len(flow.VALUES)))
+_QUOTED = re.compile(f'"{_MARK}([0-9]+){_MARK}"')
+_PLAIN = re.compile(f"{_MARK}([0-9]+){_MARK}")
+
+_Template = tuple[bytes, t.Callable[[flow.Values], t.Any]]
+
+
+def dumps(value: object) -> str:
+    """Return ``value`` as one line of JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _template(text: str, placeholder: re.Pattern[str], quote: str) -> _Template:
+    """Return the format string and the function that picks its arguments, for a text with placeholders in it."""
+    indexes = [int(found) for found in placeholder.findall(text)]
+    form = placeholder.sub(lambda found: f"{quote}%s{quote}" if int(found.group(1)) in _ADDRESSES else "%d", text.replace("%", "%%"))
+    return form.encode(), operator.itemgetter(*indexes)
+
+
+# ---------------------------------------------------------------- conntrack -L
+def conntrack_line(shape: flow.Shape, v: flow.Values, extended: bool = False) -> str:
+    """Return the flow as a line of ``conntrack -L`` (conntrack-tools 1.4.7), without the line's end.
+
+    :param extended: as ``-o extended``: the network protocol's name and number in front.
+    """
+    parts = [f"{shape.family:<8} {2 if shape.family == 'ipv4' else 10}"] if extended else []
+    # as libnetfilter_conntrack: it names the protocols that it knows, any other is "unknown"
+    name = "dccp" if shape.number == 33 else "unknown" if shape.proto.isdigit() else shape.proto
+    parts.append(f"{name:<8} {shape.number} {v[flow.TIMEOUT]}")
+    if shape.machine:
+        parts.append(shape.state)
+    parts.append(_tuple(shape, v, reply=False))
+    if not shape.seen_reply:
+        parts.append("[UNREPLIED]")
+    parts.append(_tuple(shape, v, reply=True))
+    if shape.assured:
+        parts.append("[ASSURED]")
+    parts.append("mark=0 use=1")
+    return " ".join(parts)
+
+
+def _tuple(shape: flow.Shape, v: flow.Values, reply: bool) -> str:
+    """Return one direction of a conntrack line."""
+    src, dst, sport, dport = flow.SRC, flow.DST, flow.SPORT, flow.DPORT
+    packets, octets = flow.ORIG_PACKETS, flow.ORIG_BYTES
+    if reply:
+        src, dst, sport, dport = dst, src, dport, sport
+        packets, octets = flow.REPLY_PACKETS, flow.REPLY_BYTES
+    parts = [f"src={v[src]} dst={v[dst]}"]
+    if shape.icmp:
+        kind, code = shape.icmp
+        answers = flow.ICMP_ANSWERS[shape.number]
+        parts.append(f"type={answers.get(kind, kind) if reply else kind} code={code} id={v[flow.SPORT]}")
+    elif shape.number == socket.IPPROTO_GRE:
+        parts.append("srckey=0x0 dstkey=0x0")
+    elif shape.ported:
+        parts.append(f"sport={v[sport]} dport={v[dport]}")
+    parts.append(f"packets={v[packets]} bytes={v[octets]}")
+    return " ".join(parts)
+
+
+# ---------------------------------------------------------------- writers
+class Writer:
+    """Turns flows into bytes: ``begin()``, ``write()`` as often as one likes, ``end()``. This one does jsonl: a record on each line.
+
+    :param fields: what to show of each flow; empty for everything.
+    :ivar as_bytes: the writer takes flows whose addresses are bytes.
+    """
+
+    def __init__(self, fields: t.Sequence[str] = ()) -> None:
+        self.fields = tuple(fields)
+        self.as_bytes = not fields
+        self._templates = flow.Cache(self.template)
+
+    def begin(self) -> bytes:
+        """Return what stands before the first flow."""
+        return b""
+
+    def end(self) -> bytes:
+        """Return what stands after the last flow."""
+        return b""
+
+    def write(self, flows: t.Iterable[flow.Flow]) -> bytes:
+        """Return the bytes of some flows."""
+        return b"".join([line + b"\n" for line in self.lines(flows)])
+
+    def lines(self, flows: t.Iterable[flow.Flow]) -> list[bytes]:
+        """Return each flow's own piece of text."""
+        if self.fields:
+            return [dumps(flow.select(self.fields, shape, values)).encode() for shape, values, dummy in flows]
+        templates, result = self._templates, []
+        for shape, values, dummy in flows:
+            form, pick = templates[shape]
+            result.append(form % pick(values))
+        return result
+
+    def template(self, shape: flow.Shape) -> _Template:
+        """Return the template of the pieces of one shape."""
+        return _template(dumps(flow.record(shape, _PLACEHOLDERS)), _QUOTED, '"')
+
+
+class JsonWriter(Writer):
+    """One JSON list, a record on each line."""
+
+    def __init__(self, fields: t.Sequence[str] = ()) -> None:
+        super().__init__(fields)
+        self._empty = True
+
+    def begin(self) -> bytes:
+        """Open the list."""
+        return b"["
+
+    def write(self, flows: t.Iterable[flow.Flow]) -> bytes:
+        """Return the records, parted by commas from each other and from those before."""
+        lines = self.lines(flows)
+        if not lines:
+            return b""
+        start = b"\n" if self._empty else b",\n"
+        self._empty = False
+        return start + b",\n".join(lines)
+
+    def end(self) -> bytes:
+        """Close the list."""
+        return b"]\n" if self._empty else b"\n]\n"
+
+
+class ConntrackWriter(Writer):
+    """The lines of ``conntrack -L``.
+
+    :param extended: as ``-o extended``.
+    """
+
+    def __init__(self, extended: bool = False) -> None:
+        super().__init__()
+        self._extended = extended
+
+    def template(self, shape: flow.Shape) -> _Template:
+        """Return the template of one shape's lines."""
+        return _template(conntrack_line(shape, _PLACEHOLDERS, self._extended), _PLAIN, "")
+
+
+def _cell(value: object) -> str:
+    """Return a value as people and spreadsheets read it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(one) for one in value)
+    return str(value)
+
+
+class CsvWriter(Writer):
+    """Comma-separated values (RFC 4180, lines ended by a line feed), with a line of column names."""
+
+    def __init__(self, fields: t.Sequence[str] = ()) -> None:
+        super().__init__(expand(fields) or tuple(flow.COLUMNS))
+        self._columns = [flow.ALL_COLUMNS[name] for name in self.fields]
+
+    def begin(self) -> bytes:
+        """Return the line of column names."""
+        return self._text([self.fields])
+
+    def write(self, flows: t.Iterable[flow.Flow]) -> bytes:
+        """Return a line for each flow."""
+        return self._text([_cell(column(shape, values)) for column in self._columns] for shape, values, dummy in flows)
+
+    def _text(self, rows: t.Iterable[t.Sequence[str]]) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        return text.getvalue().encode()
+
+
+def expand(fields: t.Sequence[str]) -> tuple[str, ...]:
+    """Return ``fields`` with each object replaced by the columns that it holds."""
+    return tuple(
+        itertools.chain.from_iterable([name for name in flow.COLUMNS if name.startswith(f"{field}.")] if field in flow.OBJECTS else [field] for field in fields)
+    )
+
+
+def _endpoint(shape: flow.Shape, v: flow.Values, address: int, port: int) -> str:
+    return flow.endpoint(v[address], v[port] if shape.ported else None)
+
+
+#: The columns of the table for people: heading, whether it is a number, text.
+_TABLE: tuple[tuple[str, bool, t.Callable[[flow.Shape, flow.Values], str]], ...] = (
+    ("PROTO", False, lambda shape, v: shape.proto),
+    ("STATE", False, lambda shape, v: shape.state),
+    ("FROM", False, lambda shape, v: _endpoint(shape, v, flow.SRC, flow.SPORT)),
+    ("TO", False, lambda shape, v: _endpoint(shape, v, flow.DST, flow.DPORT)),
+    ("PACKETS", True, lambda shape, v: str(v[flow.ORIG_PACKETS])),
+    ("BYTES", True, lambda shape, v: str(v[flow.ORIG_BYTES])),
+    ("BACK PACKETS", True, lambda shape, v: str(v[flow.REPLY_PACKETS])),
+    ("BACK BYTES", True, lambda shape, v: str(v[flow.REPLY_BYTES])),
+    ("RELATED", True, lambda shape, v: str(v[flow.RELATED_PACKETS])),
+    ("LEFT", True, lambda shape, v: f"{v[flow.TIMEOUT]}s"),
+    ("IDLE", True, lambda shape, v: f"{v[flow.IDLE]}s"),
+    ("DIR", False, lambda shape, v: shape.dir),
+    ("NOTE", False, lambda shape, v: _note(shape, v)),
+)
+
+
+def _note(shape: flow.Shape, v: flow.Values) -> str:
+    notes = ["assured"] if shape.assured else [] if shape.seen_reply else ["unreplied"]
+    if shape.icmp:
+        notes.append(f"type {shape.icmp[0]} code {shape.icmp[1]} id {v[flow.SPORT]}")
+    if shape.vlan:
+        notes.append(f"vlan {_cell(shape.vlan)}")
+    return ", ".join(notes)
+
+
+def _column_text(name: str) -> t.Callable[[flow.Shape, flow.Values], str]:
+    return lambda shape, v: _cell(flow.ALL_COLUMNS[name](shape, v))
+
+
+class TableWriter(Writer):
+    """Columns for people. They are as wide as their heading and the flows of the first piece written need; later ones may stand out."""
+
+    def __init__(self, fields: t.Sequence[str] = ()) -> None:
+        super().__init__(fields)
+        self.as_bytes = False
+        self._columns = tuple((name, False, _column_text(name)) for name in expand(fields)) or _TABLE
+        self._widths: list[int] | None = None
+
+    def write(self, flows: t.Iterable[flow.Flow]) -> bytes:
+        """Return a line for each flow, after the headings when it is the first piece."""
+        rows = [[text(shape, values) for dummy, dummy_number, text in self._columns] for shape, values, dummy in flows]
+        if self._widths is None:
+            rows.insert(0, [heading for heading, dummy, dummy_text in self._columns])
+            self._widths = [max(map(len, cells)) for cells in zip(*rows)]
+        return "".join(map(self._line, rows)).encode()
+
+    def _line(self, cells: t.Sequence[str]) -> str:
+        aligned = (cell.rjust(width) if column[1] else cell.ljust(width) for cell, width, column in zip(cells, self._widths or (), self._columns))
+        return "  ".join(aligned).rstrip() + "\n"
+
+    def end(self) -> bytes:
+        """Return the headings when there was no flow at all."""
+        return self.write([]) if self._widths is None else b""
+
+
+FORMATS = ("json", "jsonl", "table", "csv", "conntrack")
+
+
+def writer(form: str, fields: t.Sequence[str] = (), extended: bool = False) -> Writer:
+    """Return a writer of one of FORMATS.
+
+    :param fields: what to show of each flow; empty for everything.
+    :param extended: for ``conntrack``: as ``conntrack -o extended``.
+    :raises ConntrackError: when the two do not fit the format.
+    """
+    if extended and form != "conntrack":
+        raise bad_value("extended", True, "it belongs to the format conntrack")
+    if form == "conntrack":
+        if fields:
+            raise bad_value("fields", list(fields), "the format conntrack has a fixed form; leave fields out")
+        return ConntrackWriter(extended)
+    kinds: dict[str, t.Callable[[t.Sequence[str]], Writer]] = {"json": JsonWriter, "jsonl": Writer, "table": TableWriter, "csv": CsvWriter}
+    if form not in kinds:
+        raise bad_value("format", form, f"give one of {', '.join(FORMATS)}")
+    return kinds[form](fields)

@@ -1,0 +1,578 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading the pinned flow tables, and deleting from them.
+
+:class:`FlowTables` is the only thing here that talks to the kernel; what is read through it is worked on by functions that take
+anything with the same methods. A table is read in batches and never held as a whole, unless all of it is to be sorted.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import errno
+import heapq
+import itertools
+import operator
+import os
+import stat
+import struct
+import tempfile
+import typing as t
+
+from . import bpf, bpffs, chain, flow, flow_filter
+from .clock import Clock
+from .errors import ConntrackError, bad_value
+from .flow_output import Writer
+from .plan import Step
+
+#: Rows read at once: enough to make the calls cheap, few enough to stay in the CPU's cache.
+BATCH = 4096
+_U64 = struct.Struct("=Q")
+_INDEX = struct.Struct("=I")
+
+
+class NoChain(ConntrackError):
+    """No chain is pinned where it was looked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenTable:
+    """A flow table that is open; ``capacity`` is the number of entries that it can hold."""
+
+    table: flow.Table
+    fd: int
+    capacity: int
+
+
+class FlowTables:
+    """The flow tables that are pinned under ``pin_root``, open; a context manager.
+
+    :raises NoChain: when no chain is pinned there.
+    :raises ConntrackError: when what is pinned there is of another layout, or may not be opened.
+    """
+
+    def __init__(self, pin_root: str) -> None:
+        self._paths = bpffs.Paths(pin_root)
+        with contextlib.ExitStack() as fds:
+            self._stats = self._open("stats", fds)
+            self._deletions = self._open("deletions", fds)
+            self.meta = self._read_meta(self._open("meta", fds))
+            if self.meta["layout"] != chain.LAYOUT_VERSION:
+                raise ConntrackError(
+                    f"{self._path('meta')}: the tables have layout {self.meta['layout']}, this version reads layout {chain.LAYOUT_VERSION}. Run xdp_program."
+                )
+            self.tables = tuple(self._open_table(table, fds) for table in flow.TABLES if table is flow.TABLES[0] or os.path.lexists(self._path(table.name)))
+            self._fds = fds.pop_all()
+
+    def __enter__(self) -> FlowTables:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        self._fds.close()
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._paths.seed_map, name)
+
+    def _open(self, name: str, fds: contextlib.ExitStack) -> int:
+        path = self._path(name)
+        try:
+            return fds.enter_context(bpf.closing(bpf.obj_get(path)))
+        except bpf.BpfError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise NoChain(f"{path} does not exist: no chain is pinned there. Run xdp_program, or give the pin_root that it was given.") from None
+            if exc.errno in (errno.EPERM, errno.EACCES):
+                raise ConntrackError(f"{path} may not be opened: {os.strerror(exc.errno or 0)}. Run as root (in a playbook: become: true).") from None
+            raise
+
+    def _open_table(self, table: flow.Table, fds: contextlib.ExitStack) -> OpenTable:
+        fd = self._open(table.name, fds)
+        info = bpf.map_info(fd)
+        found, wanted = (info.key_size, info.value_size), (table.key.size, flow.VIEW.size)
+        if found != wanted:
+            raise ConntrackError(f"{self._path(table.name)}: key and value have {found} bytes, this version reads {wanted}. Run xdp_program.")
+        return OpenTable(table, fd, info.max_entries)
+
+    def _read_meta(self, fd: int) -> dict[str, int]:
+        return {name: self._u64(fd, index) for name, index in chain.META.items()}
+
+    @staticmethod
+    def _u64(fd: int, index: int) -> int:
+        return int(_U64.unpack(bpf.map_lookup(fd, _INDEX.pack(index), _U64.size) or bytes(_U64.size))[0])
+
+    def clock(self) -> Clock:
+        """Return this instant in the tables' time."""
+        return Clock.read(self.meta)
+
+    def counters(self) -> dict[str, int]:
+        """Return the chain's counters by name, with what user space deleted added."""
+        values = {name: sum(_U64.unpack(one)[0] for one in bpf.percpu_value(self._stats, index, _U64.size)) for index, name in enumerate(chain.COUNTERS)}
+        for index, name in enumerate(chain.DELETIONS):
+            values[name] += self._u64(self._deletions, index)
+        return values
+
+    def batches(self, opened: OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
+        """Return the table's contents as (count, keys, values); the views last until the next one is asked for."""
+        return bpf.map_batches(opened.fd, opened.table.key.size, flow.VIEW.size, BATCH)
+
+    def lookup(self, opened: OpenTable, key: bytes) -> bytes | None:
+        """Return the bytes of one entry, None when there is none."""
+        return bpf.map_lookup(opened.fd, key, flow.VIEW.size)
+
+    def delete(self, opened: OpenTable, keys: t.Sequence[bytes]) -> int:
+        """Delete entries. :return: how many of them were there."""
+        return bpf.map_delete_batch(opened.fd, keys)
+
+    def count_deleted(self, numbers: t.Mapping[str, int]) -> None:
+        """Add to the counters of chain.DELETIONS. Only user space writes them, one process at a time."""
+        if any(numbers.values()):
+            with bpffs.locked(self._paths.base):
+                for name, number in numbers.items():
+                    index = chain.DELETIONS.index(name)
+                    bpf.map_update(self._deletions, _INDEX.pack(index), _U64.pack(self._u64(self._deletions, index) + number))
+
+
+class Source(t.Protocol):
+    """What the functions below need of FlowTables."""
+
+    @property
+    def tables(self) -> tuple[OpenTable, ...]: ...
+
+    def clock(self) -> Clock: ...
+
+    def counters(self) -> dict[str, int]: ...
+
+    def batches(self, opened: OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]: ...
+
+    def lookup(self, opened: OpenTable, key: bytes) -> bytes | None: ...
+
+    def delete(self, opened: OpenTable, keys: t.Sequence[bytes]) -> int: ...
+
+    def count_deleted(self, numbers: t.Mapping[str, int]) -> None: ...
+
+
+# ---------------------------------------------------------------- reading
+@dataclasses.dataclass
+class Reading:
+    """What one pass over the tables gave.
+
+    :ivar flows: records, at most as many as the query's limit (default flow_filter.DEFAULT_LIMIT).
+    :ivar count: how many flows match; where the pass stopped early, how many it had met.
+    :ivar complete: whether the pass went over everything.
+    :ivar groups: one dict a group, the one with the most flows first, at most as many as flows.
+    :ivar group_count: how many groups there are.
+    :ivar summary: totals, counters and clock; None when they were not asked for.
+    """
+
+    flows: list[flow.Record]
+    count: int
+    complete: bool
+    groups: list[dict[str, t.Any]]
+    group_count: int
+    summary: dict[str, t.Any] | None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether there are more flows or groups than are listed."""
+        return not self.complete or self.count > len(self.flows) or self.group_count > len(self.groups)
+
+
+class _Pass:
+    """One pass over the tables, adding up what goes by.
+
+    :param as_bytes: give addresses as bytes.
+    :param packed: give rows with their packed key and value.
+    :param keep: of sorted flows, keep so many; None for all.
+    """
+
+    def __init__(self, source: Source, query: flow_filter.Query, as_bytes: bool, packed: bool, keep: int | None) -> None:
+        self.clock = source.clock()
+        self.entries: dict[str, int] = {opened.table.name: 0 for opened in source.tables}
+        self.shapes: collections.Counter[flow.Shape] = collections.Counter()
+        self.groups: dict[tuple[t.Any, ...], list[int]] = {}
+        self.count = 0
+        self._source = source
+        self._query = query
+        self._keep = keep
+        self._packed = packed or query.sort is not None
+        self._group_columns = [flow.ALL_COLUMNS[name] for name in query.group_by]
+        self._decoders = [flow.Decoder(opened.table, self.clock, as_bytes) for opened in source.tables]
+
+    def batches(self) -> t.Iterator[list[flow.Flow]]:
+        """Return the flows that match, in the query's order."""
+        if self._query.sort is None:
+            return (flows for dummy, flows in self._matching())
+        return self._sorted(self._query.sort)
+
+    def _matching(self) -> t.Iterator[tuple[int, list[flow.Flow]]]:
+        """Return (index of the table, flows) as the tables give them."""
+        for index, (opened, decoder) in enumerate(zip(self._source.tables, self._decoders)):
+            tests = self._query.filters.tests(opened.table, self.clock)
+            for number, keys, values in self._source.batches(opened):
+                self.entries[opened.table.name] += number
+                if tests is None:
+                    continue
+                rows = decoder.packed_rows(keys, values) if self._packed else decoder.rows(keys, values)
+                flows = list(decoder.flows(flow_filter.choose(rows, tests)))
+                self.count += len(flows)
+                self.shapes.update(map(operator.itemgetter(0), flows))
+                if self._group_columns:
+                    self._group(flows)
+                yield index, flows
+
+    def _group(self, flows: t.Iterable[flow.Flow]) -> None:
+        for shape, values, dummy in flows:
+            key = tuple(_hashable(column(shape, values)) for column in self._group_columns)
+            totals = self.groups.setdefault(key, [0, 0, 0])
+            totals[0] += 1
+            totals[1] += values[flow.ORIG_PACKETS] + values[flow.REPLY_PACKETS]
+            totals[2] += values[flow.ORIG_BYTES] + values[flow.REPLY_BYTES]
+
+    def _sorted(self, column: str) -> t.Iterator[list[flow.Flow]]:
+        """Sort the packed entries, which take little memory, and decode them again afterwards; equal ones are in the order of their keys."""
+        key = flow.sort_key(column)
+        items = ((key(item), index, item[2][2], item[2][3]) for index, flows in self._matching() for item in flows)
+        if self._keep is None:
+            chosen = sorted(items, reverse=self._query.descending)
+        else:
+            chosen = (heapq.nlargest if self._query.descending else heapq.nsmallest)(self._keep, items)
+        for start in range(0, len(chosen), BATCH):
+            for index, run in itertools.groupby(chosen[start : start + BATCH], operator.itemgetter(1)):
+                decoder, items_of_run = self._decoders[index], list(run)
+                keys = b"".join([item[2] for item in items_of_run])
+                values = b"".join([item[3] for item in items_of_run])
+                yield list(decoder.flows(decoder.packed_rows(keys, values)))
+
+
+def _discard(piece: bytes) -> None:
+    """Take text that nobody wants."""
+
+
+def _hashable(value: t.Any) -> t.Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def read(
+    source: Source,
+    query: flow_filter.Query,
+    writer: Writer | None = None,
+    put: t.Callable[[bytes], object] = _discard,
+    summary: bool = True,
+    window: bool = False,
+) -> Reading:
+    """Read the flows that match.
+
+    Without a sort order, a summary or groups to make, the pass ends as soon as the limit is reached.
+
+    :param writer: turns the flows into text for ``put``: all of them, or the query's limit where it has one.
+    :param summary: whether to make the summary.
+    :param window: whether the records of TCP flows show their windows.
+    """
+    listed = flow_filter.DEFAULT_LIMIT if query.limit is None else query.limit
+    written = query.limit if writer else listed
+    one_pass = _Pass(source, query, bool(writer and writer.as_bytes and not query.group_by), window, written)
+    may_stop = written is not None and query.sort is None and not summary and not query.group_by
+    flows: list[flow.Record] = []
+    passed, complete = 0, True
+    if writer:
+        put(writer.begin())
+    for batch in one_pass.batches():
+        flows += [_listed(item, query, window) for item in batch[: listed - len(flows)]]
+        if writer:
+            put(writer.write(batch if written is None else batch[: max(written - passed, 0)]))
+        passed += len(batch)
+        if may_stop and written is not None and passed > written:
+            complete = False
+            break
+    if writer:
+        put(writer.end())
+    groups = sorted(one_pass.groups.items(), key=lambda item: (-item[1][0], str(item[0])))
+    return Reading(
+        flows=flows,
+        count=one_pass.count,
+        complete=complete,
+        groups=[{**dict(zip(query.group_by, key)), "flows": n, "packets": packets, "bytes": octets} for key, (n, packets, octets) in groups[:listed]],
+        group_count=len(groups),
+        summary=_summary(one_pass, source) if summary else None,
+    )
+
+
+def _listed(item: flow.Flow, query: flow_filter.Query, window: bool) -> flow.Record:
+    """Return the record of one flow as the query wants it."""
+    shape, values, row = item
+    values = flow.with_text(values)
+    record = flow.select(query.fields, shape, values) if query.fields else flow.record(shape, values)
+    if window and shape.number == flow.TCP:
+        record["window"] = flow.windows(row[3])
+    return record
+
+
+# ---------------------------------------------------------------- the summary
+def _grouped(counters: t.Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {name[len(prefix) :]: value for name, value in counters.items() if name.startswith(prefix)}
+
+
+def counter_summary(counters: t.Mapping[str, int], entries: int) -> dict[str, t.Any]:
+    """Return the counters by what they are about.
+
+    :param entries: how many entries the tables hold, expired ones included. An LRU table makes room without a word; what was made, was not
+        deleted and is not there was evicted.
+    """
+    deleted = _grouped(counters, "deleted_")
+    return {
+        "created": counters["created"],
+        "reopened": counters["reopened"],
+        "deleted": deleted,
+        "evicted": max(counters["created"] - sum(deleted.values()) - entries, 0),
+        "insert_failed": counters["insert_failed"],
+        "tracked": counters["tracked"],
+        "related": counters["related"],
+        "invalid": _grouped(counters, "invalid_"),
+        "ignored": _grouped(counters, "ignored_"),
+        "untracked": _grouped(counters, "untracked_"),
+    }
+
+
+def _summary(done: _Pass, source: Source) -> dict[str, t.Any]:
+    """Return the summary of a pass: totals of the flows that match, of the tables as a whole, the counters and the clock."""
+
+    def totals(name: str) -> dict[str, int]:
+        result: collections.Counter[str] = collections.Counter()
+        for shape, number in done.shapes.items():
+            result[getattr(shape, name)] += number
+        return dict(sorted(result.items()))
+
+    return {
+        "flows": done.count,
+        "capacity": sum(opened.capacity for opened in source.tables),
+        "by_family": totals("family"),
+        "by_proto": totals("proto"),
+        "by_state": totals("state"),
+        "assured": sum(number for shape, number in done.shapes.items() if shape.assured),
+        "tables": {opened.table.name: {"entries": done.entries[opened.table.name], "capacity": opened.capacity} for opened in source.tables},
+        "counters": counter_summary(source.counters(), sum(done.entries.values())),
+        "clock": {
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
+            "monotonic": round(done.clock.monotonic_ns / 1e9, 3),
+            "jiffies": done.clock.jiffies,
+            "hz": done.clock.hz,
+        },
+    }
+
+
+# ---------------------------------------------------------------- deleting
+@dataclasses.dataclass
+class Deletion:
+    """What a deleting pass did, or would do.
+
+    :ivar plan: a step for each entry found, at most as many as the limit.
+    :ivar count: how many entries were found.
+    :ivar deleted: how many of them were deleted; those that a packet revived or that were gone before are not among them.
+    """
+
+    plan: list[Step] = dataclasses.field(default_factory=list)
+    count: int = 0
+    deleted: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which entries are to go.
+
+    :ivar reason: why, for the plan.
+    :ivar filters: those of the live flows that match.
+    :ivar live: flows whose time is not over.
+    :ivar expired: entries whose time is over.
+    """
+
+    reason: str
+    filters: flow_filter.Filters = flow_filter.Filters({})
+    live: bool = True
+    expired: bool = False
+
+    @property
+    def fixed(self) -> bool:
+        """Whether an entry that was to go once is to go whatever packets do to it."""
+        return self.live and self.filters.fixed
+
+
+#: What sweep() deletes.
+EXPIRED = Choice("its time is over", live=False, expired=True)
+#: Everything.
+EVERYTHING = Choice("all flows are to go", expired=True)
+
+
+def _doomed(rows: t.Iterable[flow.Row], choice: Choice, table: flow.Table, clock: Clock) -> t.Iterator[tuple[bool, flow.Row]]:
+    """Return (whether its time is over, row) for the rows that are to go."""
+    tests = choice.filters.tests(table, clock)
+    if tests is None:
+        return
+    for row in flow_filter.choose(rows, tests):
+        over = clock.left(row[1][flow.EXPIRES]) <= 0
+        if choice.expired if over else choice.live:
+            yield over, row
+
+
+def delete(source: Source, choice: Choice, limit: int = flow_filter.DEFAULT_LIMIT, dry: bool = False, most: int | None = None) -> Deletion:
+    """Delete the entries that are to go, batch by batch; what was deleted is counted by reason.
+
+    Each entry is read again just before it is deleted, unless no packet can change that it is to go: a flow that was revived since stays.
+    There is no undoing: an error ends the pass, and its facts say how many entries are gone.
+
+    :param limit: at most so many steps in the plan.
+    :param dry: only find the entries.
+    :param most: end after about so many deletions; None for no such bound.
+    """
+    done, counted = Deletion(), dict.fromkeys(chain.DELETIONS, 0)
+    try:
+        for opened in source.tables:
+            clock = source.clock()
+            decoder = flow.Decoder(opened.table, clock)
+            for dummy, keys, values in source.batches(opened):
+                found = list(_doomed(decoder.packed_rows(keys, values), choice, opened.table, clock))
+                done.plan += [
+                    _step(flow.record(*item[:2]), choice) for item in decoder.flows((row for dummy, row in found[: limit - len(done.plan)]), over=True)
+                ]
+                done.count += len(found)
+                if dry or not found:
+                    continue
+                if not choice.fixed:
+                    found = list(_still_doomed(source, opened, choice, found))
+                for over, name in ((True, "deleted_expired"), (False, "deleted_flushed")):
+                    number = source.delete(opened, [row[2] for was_over, row in found if was_over is over])
+                    counted[name] += number
+                    done.deleted += number
+                if most is not None and done.deleted >= most:
+                    return done
+    except ConntrackError as exc:
+        exc.facts.setdefault("deleted", done.deleted)
+        raise
+    finally:
+        source.count_deleted(counted)
+    return done
+
+
+def _still_doomed(source: Source, opened: OpenTable, choice: Choice, found: t.Iterable[tuple[bool, flow.Row]]) -> t.Iterator[tuple[bool, flow.Row]]:
+    clock = source.clock()
+    for dummy, row in found:
+        value = source.lookup(opened, row[2])
+        if value is not None:
+            yield from _doomed([(row[0], flow.VIEW.unpack(value), row[2], value)], choice, opened.table, clock)
+
+
+def sweep(source: Source, most: int | None = None) -> int:
+    """Delete entries whose time is over; those that a packet revived meanwhile stay.
+
+    :param most: end after about so many deletions, so that one sweep takes a bounded time; None for no such bound.
+    :return: how many were deleted.
+    """
+    return delete(source, EXPIRED, limit=0, most=most).deleted
+
+
+def _step(record: flow.Record, choice: Choice) -> Step:
+    return Step("delete", "flow", title(record), choice.reason, before=record)
+
+
+def title(record: flow.Record) -> str:
+    """Return what people call a flow.
+
+    >>> title({"proto": "udp", "orig": {"src": "10.0.0.1", "dst": "10.0.0.2", "sport": 5, "dport": 53}})
+    'udp 10.0.0.1:5 -> 10.0.0.2:53'
+    """
+    ends = [flow.endpoint(record["orig"][address], record["orig"].get(port)) for address, port in (("src", "sport"), ("dst", "dport"))]
+    icmp = record.get("icmp")
+    return f"{record['proto']} {' -> '.join(ends)}" + (f" type {icmp['type']} code {icmp['code']} id {icmp['id']}" if icmp else "")
+
+
+# ---------------------------------------------------------------- files
+def file_mode(text: str) -> int:
+    """Return the permission bits that an octal number as ``0640`` stands for.
+
+    :raises ConntrackError: when it is none.
+    """
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise bad_value("mode", text, "give the file's permissions as an octal number in quotes, as '0640'")
+    return mode
+
+
+def check_dest(dest: str) -> None:
+    """Refuse a ``dest`` that can not become a file.
+
+    :raises ConntrackError: when it is not absolute, is a directory, or its directory does not exist.
+    """
+    if not os.path.isabs(dest):
+        raise bad_value("dest", dest, "give an absolute path")
+    if os.path.isdir(dest):
+        raise bad_value("dest", dest, "it is a directory; give the path of a file")
+    if not os.path.isdir(os.path.dirname(dest)):
+        raise bad_value("dest", dest, f"the directory {os.path.dirname(dest)} does not exist; make it first")
+
+
+@contextlib.contextmanager
+def replacing(dest: str, mode: int, dry: bool) -> t.Iterator[_Replacement]:
+    """Give a ``with`` block something to write the new content of ``dest`` into; the file changes at the block's end, as a whole.
+
+    The content goes to a file beside, which takes the place of ``dest`` by one rename, unless both are the same already.
+
+    :param mode: permission bits of the file.
+    :param dry: only find out whether the file would change.
+    :raises ConntrackError: when the file can not be written.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            if dry:
+                temporary: t.BinaryIO = stack.enter_context(open(os.devnull, "wb"))
+                name = None
+            else:
+                fd, name = tempfile.mkstemp(prefix=f".{os.path.basename(dest)}.", dir=os.path.dirname(dest))
+                stack.callback(_remove, name)
+                temporary = stack.enter_context(open(fd, "wb"))
+            replacement = _Replacement(temporary, dest, mode)
+            yield replacement
+            replacement.close()
+            if name is not None and replacement.changed:
+                os.chmod(name, mode)
+                os.replace(name, dest)
+    except OSError as exc:
+        if isinstance(exc, ConntrackError):
+            raise
+        raise ConntrackError(f"dest: {dest} can not be written: {exc.strerror}.") from exc
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+class _Replacement:
+    """The new content of a file, compared with the old one as it is written.
+
+    :ivar changed: whether content or mode differ from those of the file; known after close().
+    """
+
+    def __init__(self, out: t.BinaryIO, dest: str, mode: int) -> None:
+        self._out = out
+        self._old: t.BinaryIO | None = None
+        with contextlib.suppress(FileNotFoundError):
+            self._old = open(dest, "rb")  # noqa: SIM115
+        self.changed = self._old is None or stat.S_IMODE(os.fstat(self._old.fileno()).st_mode) != mode
+
+    def write(self, piece: bytes) -> None:
+        """Write the next piece."""
+        if not self.changed and self._old is not None:
+            self.changed = self._old.read(len(piece)) != piece
+        self._out.write(piece)
+
+    def close(self) -> None:
+        """End writing."""
+        self._out.flush()
+        if self._old is not None:
+            self.changed = self.changed or bool(self._old.read(1))
+            self._old.close()
