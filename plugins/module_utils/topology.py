@@ -1,0 +1,971 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab as data: what is wanted, what is there, and the plan that leads from the one to the other. Pure: nothing here touches the kernel.
+
+C(parse) checks a user's description and returns a Topology; C(plan) compares a Topology with a Have and returns the steps.
+A lab that shall be gone is an empty Topology: everything that carries the lab's mark is then too much.
+
+An end of a link is named by its key, (namespace, interface); the namespace None is the host's. People read it as C(ns1-wan@ns1) or C(ns1-lan).
+Addresses and networks are pairs (packed bytes, prefix length), so that no spelling of an IPv6 address matters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import ipaddress
+import re
+import socket
+import typing as t
+import zlib
+
+from .errors import ConntrackError, bad_value
+from .plan import Plan, Step
+
+Key = t.Tuple[t.Optional[str], str]
+Address = t.Tuple[bytes, int]
+SysctlKey = t.Tuple[t.Optional[str], str]
+
+MARK_PREFIX = "ebpf.conntrack:"
+RECORD_DIR = "/run/ebpf_conntrack"
+
+#: Protocols (rtnetlink's RTPROT_*) of routes that people and scripts add: boot is what C(ip route add) writes. Other routes are never removed.
+PROTO_BOOT, PROTO_STATIC = 3, 4
+_MANAGED_PROTOCOLS = frozenset({PROTO_BOOT, PROTO_STATIC})
+
+DEFAULT_MTU = 1500
+_MTU_RANGE = (68, 65535)
+_MTU_IPV6 = 1280  # below it the kernel takes IPv6 off the interface (RFC 8200, section 5)
+_DEFAULT_METRIC = {4: 0, 16: 1024}  # by length of the packed address: what the kernel gives a route without a metric
+_METRIC_MAX = 0xFFFFFFFF
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+_LAB_NAME_MAX, _NETNS_NAME_MAX, _LINK_NAME_MAX = 32, 64, 15
+_RESERVED_LINKS = frozenset({"lo", "all", "default"})  # the loopback, and two directories of /proc/sys/net/ipv4/conf
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
+
+FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
+_CONF_ALL = re.compile(r"net/ipv[46]/conf/all/([^/]+)\Z")
+
+
+# -- what is wanted ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """One end of a veth link.
+
+    :ivar netns: the namespace; None for the host's.
+    :ivar mac: always set: links without a wished address get one derived from lab, namespace and name, so that drift shows.
+    """
+
+    name: str
+    netns: str | None
+    addresses: tuple[Address, ...]
+    mtu: int
+    mac: str
+
+    @property
+    def key(self) -> Key:
+        """Return (namespace, name)."""
+        return (self.netns, self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """One unicast route of the main table; ``via`` is None for a network right on the link."""
+
+    netns: str | None
+    dst: Address
+    via: bytes | None
+    dev: str
+    metric: int
+
+    @property
+    def key(self) -> tuple[str | None, Address, int]:
+        """Return what the kernel tells routes apart by: namespace, destination, metric."""
+        return (self.netns, self.dst, self.metric)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sysctl:
+    """A value below /proc/sys.
+
+    :ivar path: as below /proc/sys: ``net/ipv4/conf/all/forwarding``.
+    :ivar optional: set by us and not by the user, so a kernel without it (IPv6 switched off) is no error.
+    """
+
+    netns: str | None
+    path: str
+    value: str
+    optional: bool = False
+
+    @property
+    def key(self) -> SysctlKey:
+        """Return (namespace, path)."""
+        return (self.netns, self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A whole lab. Without namespaces, links, routes and sysctls it is a lab that shall be gone."""
+
+    lab: str
+    router: str | None = None
+    namespaces: tuple[str, ...] = ()
+    links: tuple[tuple[End, End], ...] = ()
+    routes: tuple[Route, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+
+    @property
+    def mark(self) -> str:
+        """Return the ownership mark: the alias of a namespace's lo, the first word of a link's alias."""
+        return MARK_PREFIX + self.lab
+
+    @property
+    def ends(self) -> dict[Key, End]:
+        """Return all ends of links by key."""
+        return {end.key: end for link in self.links for end in link}
+
+
+def group_of(mark: str) -> int:
+    """Return the link group that a link of the lab carries between its creation and its alias.
+
+    The kernel takes a group in the message that creates a link, an alias only later; a run killed in between leaves a link of this group.
+    """
+    return zlib.crc32(mark.encode()) | 1  # group 0 is everybody's
+
+
+def alias_of(mark: str, peer: Key) -> str:
+    """Return the alias of a link end: the mark and the other end, for people and for us."""
+    return f"{mark} {show_key(peer)}"
+
+
+def show_key(key: Key) -> str:
+    """Return an end of a link as people read it.
+
+    >>> show_key(("ns1", "ns1-wan")), show_key((None, "ns1-lan"))
+    ('ns1-wan@ns1', 'ns1-lan')
+    """
+    return key[1] if key[0] is None else f"{key[1]}@{key[0]}"
+
+
+def show_ip(packed: bytes) -> str:
+    """Return an address as text."""
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def show_address(address: Address) -> str:
+    """Return address and prefix length as text."""
+    return f"{show_ip(address[0])}/{address[1]}"
+
+
+def show_dst(dst: Address) -> str:
+    """Return a route's destination as text, ``default`` for the whole family."""
+    return show_address(dst) if dst[1] else ("default" if len(dst[0]) == 4 else "default (IPv6)")
+
+
+def show_sysctl(key: SysctlKey) -> str:
+    """Return a sysctl as people write it; '/' and '.' change places, as in sysctl(8)."""
+    dotted = key[1].translate(str.maketrans("/.", "./"))
+    return dotted if key[0] is None else f"{dotted}@{key[0]}"
+
+
+def broadcast_of(address: Address) -> bytes | None:
+    """Return the broadcast address of an IPv4 address's network; None where there is none."""
+    packed, prefix = address
+    if len(packed) != 4 or prefix > 30:
+        return None
+    return (int.from_bytes(packed, "big") | (0xFFFFFFFF >> prefix)).to_bytes(4, "big")
+
+
+def network_of(address: Address) -> Address:
+    """Return the network of an address."""
+    packed, prefix = address
+    bits = len(packed) * 8
+    value = int.from_bytes(packed, "big") >> (bits - prefix) << (bits - prefix)
+    return value.to_bytes(len(packed), "big"), prefix
+
+
+def contains(network: Address, ip: bytes) -> bool:
+    """Say whether the address lies in the network."""
+    return len(network[0]) == len(ip) and network_of((ip, network[1])) == network_of(network)
+
+
+def _is_link_local(ip: bytes) -> bool:
+    return len(ip) == 16 and ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
+
+
+# -- a user's description ---------------------------------------------------------------------------------------------------------------
+
+_DEFAULT_NAMESPACES: list[dict[str, t.Any]] = [
+    {"name": "ns1", "routes": [{"dst": "default", "via": "172.20.56.1", "dev": "ns1-wan"}]},
+    {"name": "ns2", "routes": [{"dst": "default", "via": "172.30.56.1", "dev": "ns2-wan"}]},
+]
+_DEFAULT_LINKS: list[dict[str, t.Any]] = [
+    {"ends": [{"name": "ns1-wan", "netns": "ns1", "addresses": ["172.20.56.105/24"]}, {"name": "ns1-lan", "addresses": ["172.20.56.1/24"]}]},
+    {"ends": [{"name": "ns2-wan", "netns": "ns2", "addresses": ["172.30.56.105/24"]}, {"name": "ns2-lan", "addresses": ["172.30.56.1/24"]}]},
+]
+
+_FIELDS = {
+    "lab": frozenset({"name", "router", "namespaces", "links", "sysctls", "routes"}),
+    "namespace": frozenset({"name", "sysctls", "routes"}),
+    "link": frozenset({"ends"}),
+    "end": frozenset({"name", "netns", "addresses", "mtu", "mac"}),
+    "route": frozenset({"dst", "via", "dev", "metric"}),
+}
+
+
+def parse(description: t.Mapping[str, t.Any]) -> Topology:
+    """Check a lab's description and return it as a Topology.
+
+    :param description: ``name``, ``router``, ``namespaces``, ``links``, ``sysctls``, ``routes`` as the module netns_lab documents them. Missing keys and
+        None mean the default; with neither namespaces nor links, the default topology is meant.
+    :raises ConntrackError: naming the field, the value and the mending.
+    """
+    _check_fields("lab", "description", description)
+    lab = check_name("name", description.get("name") or "lab", _LAB_NAME_MAX)
+    router = description.get("router") or None
+    if router is not None:
+        check_name("router", router, _NETNS_NAME_MAX)
+    namespaces, links = description.get("namespaces"), description.get("links")
+    if namespaces is None and links is None:
+        namespaces, links = _DEFAULT_NAMESPACES, _DEFAULT_LINKS
+    namespaces, links = _list_of_dicts("namespaces", namespaces), _list_of_dicts("links", links)
+
+    names = _parse_names(namespaces, router)
+    parsed_links = _parse_links(lab, router, names, links)
+    ends = {end.key: end for link in parsed_links for end in link}
+    _check_macs(parsed_links)
+    _check_addresses(parsed_links)
+    on_host = any(netns is None for netns, dummy in ends)
+
+    sysctls: dict[SysctlKey, Sysctl] = {}
+    routes: dict[tuple[str | None, Address, int], Route] = {}
+    owners: list[tuple[str, str | None, t.Mapping[str, t.Any]]] = [("", router, description)]
+    owners += [(f"namespaces[{i}].", item["name"], item) for i, item in enumerate(namespaces)]
+    reach = _reach(ends)
+    for prefix, netns, item in owners:
+        _parse_sysctls(f"{prefix}sysctls", netns, item.get("sysctls"), sysctls)
+        _parse_routes(f"{prefix}routes", netns, item.get("routes"), reach.get(netns, {}), routes)
+    if router is not None or on_host:
+        for path in FORWARDING:
+            sysctls.setdefault((router, path), Sysctl(router, path, "1", optional=True))
+    return Topology(lab, router, tuple(names), tuple(parsed_links), tuple(routes.values()), tuple(sysctls.values()))
+
+
+def without_missing(topology: Topology, exists: t.Callable[[str], bool]) -> Topology:
+    """Return the topology without the sysctls of our own choice that this kernel lacks, such as IPv6 forwarding where IPv6 is off.
+
+    :param exists: says whether a path below /proc/sys exists.
+    """
+    return dataclasses.replace(topology, sysctls=tuple(s for s in topology.sysctls if not s.optional or exists(s.path)))
+
+
+def absent(name: str | None) -> Topology:
+    """Return the lab of that name as one that shall be gone.
+
+    :raises ConntrackError: the name is no lab's name.
+    """
+    return Topology(check_name("name", name or "lab", _LAB_NAME_MAX))
+
+
+def check_name(field: str, name: t.Any, longest: int) -> str:
+    """Return the name when it is a usable one.
+
+    :raises ConntrackError: it is too long, empty, or holds other characters than the kernel, a path and a shell all take.
+    """
+    if not isinstance(name, str) or not _NAME.match(name) or len(name) > longest:
+        raise bad_value(field, name, f"give 1 to {longest} characters of a-z, A-Z, 0-9, '_', '.' and '-', the first no '.' or '-'")
+    return name
+
+
+def _check_fields(kind: str, field: str, item: t.Any) -> None:
+    if not isinstance(item, t.Mapping):
+        raise bad_value(field, item, "give a dictionary")
+    unknown = sorted(str(key) for key in item if key not in _FIELDS[kind])
+    if unknown:
+        raise bad_value(field, unknown[0], f"the keys are {', '.join(sorted(_FIELDS[kind]))}")
+
+
+def _list_of_dicts(field: str, value: t.Any) -> list[t.Any]:
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)):
+        raise bad_value(field, value, "give a list")
+    return list(value)
+
+
+def _parse_names(namespaces: list[t.Any], router: str | None) -> list[str]:
+    names: dict[str, None] = {}
+    for i, item in enumerate(namespaces):
+        _check_fields("namespace", f"namespaces[{i}]", item)
+        name = check_name(f"namespaces[{i}].name", item.get("name"), _NETNS_NAME_MAX)
+        if name in names:
+            raise bad_value(f"namespaces[{i}].name", name, "it is there twice: give each namespace a name of its own")
+        names[name] = None
+    if router is not None:
+        names.setdefault(router)
+    return list(names)
+
+
+def _parse_links(lab: str, router: str | None, names: t.Collection[str], links: list[t.Any]) -> list[tuple[End, End]]:
+    known, seen = set(names), set()
+    result = []
+    for i, link in enumerate(links):
+        _check_fields("link", f"links[{i}]", link)
+        ends = _list_of_dicts(f"links[{i}].ends", link.get("ends"))
+        if len(ends) != 2:
+            raise bad_value(f"links[{i}].ends", len(ends), "a veth link has exactly two ends")
+        pair = []
+        for j, item in enumerate(ends):
+            field = f"links[{i}].ends[{j}]"
+            end = _parse_end(field, lab, router, item)
+            if end.netns is not None and end.netns not in known:
+                raise bad_value(f"{field}.netns", end.netns, "it is not declared: add it to namespaces")
+            if end.key in seen:
+                raise bad_value(f"{field}.name", end.name, f"{show_key(end.key)} is there twice: give each end in a namespace a name of its own")
+            seen.add(end.key)
+            pair.append(end)
+        result.append((pair[0], pair[1]))
+    return result
+
+
+def _parse_end(field: str, lab: str, router: str | None, item: t.Any) -> End:
+    _check_fields("end", field, item)
+    name = check_name(f"{field}.name", item.get("name"), _LINK_NAME_MAX)
+    if name in _RESERVED_LINKS:
+        raise bad_value(f"{field}.name", name, "the kernel uses that name itself: choose another")
+    netns = item.get("netns") or router
+    if netns is not None and not isinstance(netns, str):
+        raise bad_value(f"{field}.netns", netns, "give the name of a namespace")
+    addresses: dict[Address, None] = {}
+    given = item.get("addresses")
+    if given is not None and not isinstance(given, (list, tuple)):
+        raise bad_value(f"{field}.addresses", given, "give a list")
+    for k, text in enumerate(given or ()):
+        address = _parse_address(f"{field}.addresses[{k}]", text)
+        if address in addresses:
+            raise bad_value(f"{field}.addresses[{k}]", text, "it is there twice: remove one")
+        addresses[address] = None
+    mtu = item.get("mtu")
+    if mtu is None:
+        mtu = DEFAULT_MTU
+    if isinstance(mtu, bool) or not isinstance(mtu, int) or not _MTU_RANGE[0] <= mtu <= _MTU_RANGE[1]:
+        raise bad_value(f"{field}.mtu", mtu, f"give {_MTU_RANGE[0]} to {_MTU_RANGE[1]}")
+    if mtu < _MTU_IPV6 and any(len(packed) == 16 for packed, dummy in addresses):
+        raise bad_value(f"{field}.mtu", mtu, f"IPv6 needs at least {_MTU_IPV6}: give that, or remove the IPv6 addresses")
+    mac = item.get("mac")
+    return End(name, netns, tuple(addresses), mtu, _default_mac(lab, netns, name) if mac is None else _parse_mac(f"{field}.mac", mac))
+
+
+def _default_mac(lab: str, netns: str | None, name: str) -> str:
+    """Return a locally administered address that is the same in every run."""
+    digest = hashlib.sha256(f"{lab}\0{netns or ''}\0{name}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in b"\x02" + digest[:5])
+
+
+def _parse_mac(field: str, text: t.Any) -> str:
+    mac = text.lower().replace("-", ":") if isinstance(text, str) else ""
+    if not _MAC.match(mac):
+        raise bad_value(field, text, "give six pairs of hex digits such as 02:00:00:00:00:01")
+    if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+        raise bad_value(field, text, "an interface needs a unicast address other than zero: the first pair must be even")
+    return mac
+
+
+def _parse_address(field: str, text: t.Any) -> Address:
+    mend = "give an IPv4 or IPv6 address with its prefix length such as 172.20.56.1/24 or 2001:db8::1/64"
+    if not isinstance(text, str) or "/" not in text:
+        raise bad_value(field, text, mend)
+    try:
+        parsed = ipaddress.ip_interface(text)
+    except ValueError as exc:
+        raise bad_value(field, text, f"{exc}; {mend}") from exc
+    ip, prefix = parsed.ip, parsed.network.prefixlen
+    if ip.is_multicast or ip.is_unspecified or ip.is_loopback or str(ip) == "255.255.255.255":
+        raise bad_value(field, text, "an interface needs a unicast address that is no loopback address")
+    address = (ip.packed, prefix)
+    if prefix < len(ip.packed) * 8 - 1 and len(ip.packed) == 4 and ip.packed in (network_of(address)[0], broadcast_of(address)):
+        raise bad_value(field, text, "it is the network's own or its broadcast address: give a host's")
+    return address
+
+
+def _check_macs(links: t.Iterable[tuple[End, End]]) -> None:
+    for i, (one, two) in enumerate(links):
+        if one.mac == two.mac:
+            raise bad_value(f"links[{i}].ends[1].mac", two.mac, "both ends have it: give each end its own")
+
+
+def _check_addresses(links: t.Iterable[tuple[End, End]]) -> None:
+    """Refuse an address twice among the ends that one namespace sees: its own, and those right behind its links."""
+    seen: dict[tuple[str | None, bytes], Key] = {}
+    for i, link in enumerate(links):
+        for netns in dict.fromkeys(end.netns for end in link):
+            for j, end in enumerate(link):
+                for k, (ip, dummy) in enumerate(end.addresses):
+                    if seen.setdefault((netns, ip), end.key) != end.key and not _is_link_local(ip):
+                        field = f"links[{i}].ends[{j}].addresses[{k}]"
+                        raise bad_value(field, show_ip(ip), f"{show_key(seen[netns, ip])} has it too: give each end its own")
+
+
+def _reach(ends: t.Mapping[Key, End]) -> dict[str | None, dict[str, tuple[Address, ...]]]:
+    """Return, for each namespace, the addresses of each of its interfaces."""
+    reach: dict[str | None, dict[str, tuple[Address, ...]]] = {}
+    for (netns, name), end in ends.items():
+        reach.setdefault(netns, {})[name] = end.addresses
+    return reach
+
+
+def sysctl_path(field: str, key: t.Any) -> str:
+    """Return a sysctl's path below /proc/sys from either way of writing it (sysctl(8): the first separator tells).
+
+    :raises ConntrackError: it is no name of a sysctl of the network.
+    """
+    text = key if isinstance(key, str) else ""
+    first = re.search(r"[./]", text)
+    if first and first.group() == ".":
+        text = text.translate(str.maketrans("./", "/."))
+    parts = text.split("/")
+    if parts[0] != "net" or len(parts) < 3 or any(part in ("", ".", "..") or not part.isprintable() or " " in part for part in parts):
+        raise bad_value(field, key, "give the name of a sysctl that a namespace has of its own, such as net.ipv4.conf.all.forwarding")
+    return "/".join(parts)
+
+
+def _parse_sysctls(field: str, netns: str | None, given: t.Any, result: dict[SysctlKey, Sysctl]) -> None:
+    if given is None:
+        return
+    if not isinstance(given, t.Mapping):
+        raise bad_value(field, given, "give a dictionary of names and values")
+    for key, value in given.items():
+        path = sysctl_path(field, key)
+        if isinstance(value, bool):
+            value = int(value)
+        text = " ".join(str(value).split()) if isinstance(value, (int, str)) else ""
+        if not text:
+            raise bad_value(f"{field}.{key}", value, "give a number or a text")
+        if (netns, path) in result:
+            raise bad_value(f"{field}.{key}", value, "the sysctl is there twice: remove one")
+        result[netns, path] = Sysctl(netns, path, text)
+
+
+def _parse_routes(
+    field: str,
+    netns: str | None,
+    given: t.Any,
+    reach: t.Mapping[str, tuple[Address, ...]],
+    result: dict[tuple[str | None, Address, int], Route],
+) -> None:
+    for i, item in enumerate(_list_of_dicts(field, given)):
+        _check_fields("route", f"{field}[{i}]", item)
+        route = _parse_route(f"{field}[{i}]", netns, item, reach)
+        if route.key in result:
+            raise bad_value(f"{field}[{i}].dst", item.get("dst"), "the namespace has a route to it with that metric already: remove one")
+        result[route.key] = route
+
+
+def _parse_route(field: str, netns: str | None, item: t.Mapping[str, t.Any], reach: t.Mapping[str, tuple[Address, ...]]) -> Route:
+    via_text, dev = item.get("via"), item.get("dev")
+    via: bytes | None = None
+    if via_text is not None:
+        try:
+            via = ipaddress.ip_address(via_text if isinstance(via_text, str) else "").packed
+        except ValueError as exc:
+            raise bad_value(f"{field}.via", via_text, "give the IPv4 or IPv6 address of the next router") from exc
+    dst = _parse_dst(f"{field}.dst", item.get("dst"), via)
+    if via is not None and len(via) != len(dst[0]):
+        raise bad_value(f"{field}.via", via_text, "it must be of the same family as dst")
+    if dev is None and via is None:
+        raise bad_value(field, item.get("dst"), "give via, dev or both")
+    if dev is not None and dev not in reach:
+        have = ", ".join(reach) or "none"
+        raise bad_value(f"{field}.dev", dev, f"it is no link of the lab in {_place(netns)} (there: {have})")
+    if via is not None:
+        dev = _check_via(f"{field}.via", netns, via, dev, reach)
+    metric = item.get("metric")
+    if metric is None:
+        metric = _DEFAULT_METRIC[len(dst[0])]
+    if isinstance(metric, bool) or not isinstance(metric, int) or not 0 <= metric <= _METRIC_MAX:
+        raise bad_value(f"{field}.metric", metric, f"give 0 to {_METRIC_MAX}")
+    if len(dst[0]) == 16 and metric == 0:
+        metric = _DEFAULT_METRIC[16]  # the kernel reads 0 so
+    return Route(netns, dst, via, t.cast(str, dev), metric)
+
+
+def _parse_dst(field: str, text: t.Any, via: bytes | None) -> Address:
+    if text == "default":
+        size = 4 if via is None else len(via)
+        return bytes(size), 0
+    mend = "give a network such as 10.0.0.0/8, one address, or default"
+    try:
+        network = ipaddress.ip_network(text if isinstance(text, str) else "")
+    except ValueError as exc:
+        raise bad_value(field, text, f"{exc}; {mend}" if isinstance(text, str) and text else mend) from exc
+    return network.network_address.packed, network.prefixlen
+
+
+def _place(netns: str | None) -> str:
+    return "the host" if netns is None else f"namespace {netns}"
+
+
+def _check_via(field: str, netns: str | None, via: bytes, dev: str | None, reach: t.Mapping[str, tuple[Address, ...]]) -> str:
+    """Return the interface on whose network ``via`` lies; it must not be an address of the namespace itself."""
+    text = show_ip(via)
+    if any(via == ip for addresses in reach.values() for ip, dummy in addresses):
+        raise bad_value(field, text, f"it is an address of {_place(netns)} itself: give the next router's")
+    if _is_link_local(via):
+        if dev is None:
+            raise bad_value(field, text, "a link-local address needs dev besides")
+        return dev
+    fitting = [
+        (address[1], name) for name, addresses in reach.items() if dev in (None, name) for address in addresses if contains(network_of(address), via)
+    ]
+    if not fitting:
+        there = ", ".join(f"{show_address(network_of(a))} on {name}" for name, addresses in reach.items() if dev in (None, name) for a in addresses)
+        raise bad_value(field, text, f"{_place(netns)} does not reach it: its networks are {there or 'none'}")
+    return max(fitting)[1]
+
+
+# -- what is there ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class HaveAddress:
+    """An address on an interface.
+
+    :ivar permanent: without lifetime; the others belong to a DHCP client or to router advertisements.
+    :ivar secondary: an IPv4 address that the kernel removes together with the first one of its network.
+    :ivar automatic: made by the kernel (IPv6 link-local).
+    :ivar failed: IPv6 duplicate address detection failed, it cannot be used.
+    """
+
+    address: Address
+    broadcast: bytes | None = None
+    permanent: bool = True
+    secondary: bool = False
+    automatic: bool = False
+    failed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class HaveLink:
+    """An interface; ``peer_index`` is the other end's ifindex of a veth."""
+
+    key: Key
+    ifindex: int
+    kind: str | None
+    alias: str
+    group: int
+    mtu: int
+    mac: str
+    up: bool
+    peer_index: int
+    addresses: tuple[HaveAddress, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class HaveRoute:
+    """A route of the main table; ``dev`` is None for one without a single next hop."""
+
+    netns: str | None
+    dst: Address
+    via: bytes | None
+    dev: str | None
+    metric: int
+    protocol: int
+
+    @property
+    def key(self) -> tuple[str | None, Address, int]:
+        """Return what the kernel tells routes apart by."""
+        return (self.netns, self.dst, self.metric)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A sysctl that the lab set.
+
+    :ivar inode: of the namespace at that time: a namespace made anew has nothing to put back.
+    :ivar previous: values before, by path, in the order in which to write them back: setting one ``conf/all`` value changes others.
+    """
+
+    wanted: str
+    inode: int
+    previous: t.Mapping[str, str]
+
+
+@dataclasses.dataclass
+class Have:
+    """What the kernel has, as far as the lab is concerned.
+
+    :ivar namespaces: of this lab, with inodes; also the lo of each that is down in ``lo_down``.
+    :ivar foreign: other names in /run/netns, taken by namespaces or files that are not this lab's.
+    :ivar claimed: bare files in /run/netns that a killed run of this lab left.
+    :ivar links: interfaces of the host and of the lab's namespaces, without lo.
+    :ivar sysctls: current values; a missing key is a sysctl that does not exist.
+    :ivar record: what this lab has set so far.
+    :ivar other_claims: sysctls of the host that other labs need, with those labs' names.
+    """
+
+    host_inode: int = 0
+    namespaces: dict[str, int] = dataclasses.field(default_factory=dict)
+    lo_down: set[str] = dataclasses.field(default_factory=set)
+    foreign: set[str] = dataclasses.field(default_factory=set)
+    claimed: set[str] = dataclasses.field(default_factory=set)
+    links: dict[Key, HaveLink] = dataclasses.field(default_factory=dict)
+    routes: list[HaveRoute] = dataclasses.field(default_factory=list)
+    sysctls: dict[SysctlKey, str] = dataclasses.field(default_factory=dict)
+    record: dict[SysctlKey, Recorded] = dataclasses.field(default_factory=dict)
+    other_claims: dict[SysctlKey, str] = dataclasses.field(default_factory=dict)
+
+
+# -- from the one to the other ----------------------------------------------------------------------------------------------------------
+
+
+def plan(want: Topology, have: Have) -> Plan:
+    """Return the steps that turn what is there into what is wanted, in an order in which each finds what it needs.
+
+    :raises ConntrackError: objects of wanted names belong to somebody else; ``foreign`` lists them.
+    """
+    keep = _kept_links(want, have)
+    refuse_foreign(want, have)
+    gone = set(have.namespaces) - set(want.namespaces)
+    deletes = _plan_deletes(want, have, keep, gone)
+    early, late = split_sysctls(want)
+    forgotten = [s for s in have.record if s not in {e.key for e in early}]
+    return [
+        *deletes,
+        *_plan_netns(want, have),
+        *_plan_restore(want, have, forgotten),
+        *_plan_record(want, have, early),
+        *_plan_sysctls(have, early),
+        *_plan_links(want, have, keep),
+        *_plan_sysctls(have, late),
+        *_plan_addresses(want, have, keep),
+        *_plan_routes(want, have, keep),
+    ]
+
+
+def is_ours(mark: str, link: HaveLink) -> bool:
+    """Say whether the link carries the lab's mark, whole or from a creation that was cut short."""
+    return link.alias.split(" ")[0] == mark or is_half_made(mark, link)
+
+
+def is_half_made(mark: str, link: HaveLink) -> bool:
+    """Say whether the link is one whose creation was cut short."""
+    return not link.alias and link.group == group_of(mark)
+
+
+def refuse_foreign(want: Topology, have: Have) -> None:
+    """Raise when wanted names are taken by objects that are not the lab's.
+
+    :raises ConntrackError: with the list ``foreign``.
+    """
+    ends = want.ends
+    foreign = [f"network namespace {name}" for name in want.namespaces if name in have.foreign]
+    foreign += [f"link {show_key(key)}" for key in ends if key in have.links and not is_ours(want.mark, have.links[key])]
+    routes = {route.key: route for route in have.routes if route.netns is None}
+    for wanted in want.routes:
+        there = routes.get(wanted.key)
+        if there and (None, there.dev) not in ends:
+            foreign.append(f"route {show_dst(there.dst)} through {there.dev} on the host")
+    if foreign:
+        what = ", ".join(foreign)
+        raise ConntrackError(f"Lab {want.lab!r} did not make what is already there: {what}. Remove it, or choose other names.", foreign=foreign)
+
+
+def _kept_links(want: Topology, have: Have) -> set[Key]:
+    """Return the wanted ends whose link is there as a whole."""
+    keep: set[Key] = set()
+    for one, two in want.links:
+        a, b = have.links.get(one.key), have.links.get(two.key)
+        if (
+            a
+            and b
+            and a.kind == b.kind == "veth"
+            and (a.peer_index, b.peer_index) == (b.ifindex, a.ifindex)
+            and a.alias == alias_of(want.mark, two.key)
+            and b.alias == alias_of(want.mark, one.key)
+        ):
+            keep |= {one.key, two.key}
+    return keep
+
+
+def _plan_deletes(want: Topology, have: Have, keep: set[Key], gone: set[str]) -> Plan:
+    """Namespaces first: what is in them goes with them at no cost."""
+    steps = [
+        Step("delete", "netns", name, "the lab has no such namespace any more", before=f"inode {have.namespaces[name]}", args=name) for name in sorted(gone)
+    ]
+    steps += [
+        Step("delete", "netns", name, "a run that was cut short left the name behind", before="a bare file", args=name)
+        for name in sorted(have.claimed - set(want.namespaces))
+    ]
+    wanted = want.ends
+    seen: set[str] = set()
+    for key, link in have.links.items():
+        if key in keep or not is_ours(want.mark, link):
+            continue
+        peer = link.alias.partition(" ")[2]
+        name = " - ".join(sorted({show_key(key), peer} - {""}))
+        if name in seen:
+            continue
+        seen.add(name)
+        alive = [end for end in _both_ends(have, key, peer) if end.key[0] not in gone]
+        if is_half_made(want.mark, link):
+            reason = "a run that was cut short left it half made"
+        elif key in wanted:
+            reason = "its other end is missing or another one than wanted"
+        else:
+            reason = "the lab has no such link any more"
+        goes_with = any(end.key[0] in gone for end in _both_ends(have, key, peer)) or any(peer.endswith(f"@{name}") for name in gone)
+        if goes_with:
+            reason += "; it goes with its namespace"
+        steps.append(Step("delete", "link", name, reason, before=_show_have(link), args=([(e.key, e.ifindex) for e in alive], goes_with)))
+    return steps
+
+
+def _both_ends(have: Have, key: Key, peer: str) -> list[HaveLink]:
+    name, dummy, netns = peer.partition("@")
+    keys = [key] + ([(netns or None, name)] if peer else [])
+    return [have.links[k] for k in keys if k in have.links]
+
+
+def _show_have(link: HaveLink) -> dict[str, t.Any]:
+    return {"mac": link.mac, "mtu": link.mtu}
+
+
+def _plan_netns(want: Topology, have: Have) -> Plan:
+    steps: Plan = []
+    for name in want.namespaces:
+        if name in have.claimed:
+            steps.append(Step("create", "netns", name, "a run that was cut short left only the name", before="a bare file", after="namespace, lo up", args=name))
+        elif name not in have.namespaces:
+            steps.append(Step("create", "netns", name, "it does not exist", after="namespace, lo up", args=name))
+        elif name in have.lo_down:
+            reason = "it is down"
+            args = ((name, "lo"), 1, {"up": True}, {"up": False})
+            steps.append(Step("change", "link", show_key((name, "lo")), reason, before={"state": "down"}, after={"state": "up"}, args=args))
+    return steps
+
+
+def _plan_links(want: Topology, have: Have, keep: set[Key]) -> Plan:
+    steps: Plan = []
+    for one, two in want.links:
+        if one.key in keep:
+            steps += [step for end in (one, two) for step in _plan_link_change(end, have.links[end.key])]
+        else:
+            after = {end.name: {"netns": end.netns, "mac": end.mac, "mtu": end.mtu} for end in (one, two)}
+            name = f"{show_key(one.key)} - {show_key(two.key)}"
+            reason = "it does not exist" if one.key not in have.links and two.key not in have.links else "it is made anew"
+            steps.append(Step("create", "link", name, reason, after=after, args=(one, two)))
+    return steps
+
+
+def _plan_link_change(end: End, link: HaveLink) -> Plan:
+    want = {"mtu": end.mtu, "mac": end.mac, "up": True}
+    have = {"mtu": link.mtu, "mac": link.mac, "up": link.up}
+    new = {k: v for k, v in want.items() if have[k] != v}
+    if not new:
+        return []
+    old = {k: have[k] for k in new}
+    reason = "; ".join("it is down" if k == "up" else f"{k} is {old[k]}, wanted {v}" for k, v in new.items())
+    return [Step("change", "link", show_key(end.key), reason, before=old, after=new, args=(end.key, link.ifindex, new, old))]
+
+
+def _plan_addresses(want: Topology, have: Have, keep: set[Key]) -> Plan:
+    steps: Plan = []
+    for key, end in want.ends.items():
+        there = have.links[key].addresses if key in keep else ()
+        too_much, missing = _compare_addresses(end, there)
+        for address, reason in too_much:
+            text = show_address(address)
+            steps.append(Step("delete", "address", f"{text} on {show_key(key)}", reason, before=text, args=(key, address)))
+        for address, reason in missing:
+            text = show_address(address)
+            steps.append(Step("create", "address", f"{text} on {show_key(key)}", reason, after=text, args=(key, address)))
+    return steps
+
+
+def _compare_addresses(end: End, there: t.Iterable[HaveAddress]) -> tuple[list[tuple[Address, str]], list[tuple[Address, str]]]:
+    """Return the addresses to delete and those to add, each with its reason; deleting comes first."""
+    too_much: list[tuple[Address, str]] = []
+    good: dict[Address, HaveAddress] = {}
+    for have in there:
+        if have.address in end.addresses:
+            if have.broadcast not in (None, broadcast_of(have.address)) or (have.broadcast is None and broadcast_of(have.address)):
+                too_much.append((have.address, "its broadcast address is another"))
+            elif have.failed:
+                too_much.append((have.address, "duplicate address detection failed for it"))
+            elif have.permanent:
+                good[have.address] = have
+        elif have.permanent and not have.automatic:
+            too_much.append((have.address, "the lab has no such address on this link"))
+    networks = {network_of(address) for address, dummy in too_much}
+    missing = []
+    for address in end.addresses:
+        found = good.get(address)
+        if found is None:
+            missing.append((address, "it is not there"))
+        elif found.secondary and network_of(address) in networks:
+            missing.append((address, "it may go with the first address of its network"))
+    return too_much, missing
+
+
+def _loses_routes(end: End, link: HaveLink) -> set[int]:
+    """Return the families (as address lengths) whose routes go when the addresses on the link are mended.
+
+    The kernel forgets an interface's IPv4 routes together with its last IPv4 address.
+    """
+    too_much, missing = _compare_addresses(end, link.addresses)
+    lost = {address for address, dummy in too_much} | {address for address, dummy in missing}
+    left = [have for have in link.addresses if len(have.address[0]) == 4 and have.address not in lost]
+    return {4} if not left and any(len(packed) == 4 for (packed, dummy), reason in too_much) else set()
+
+
+def _plan_routes(want: Topology, have: Have, keep: set[Key]) -> Plan:
+    wanted = {route.key: route for route in want.routes}
+    ends = want.ends
+    lost = {key: _loses_routes(ends[key], have.links[key]) for key in keep}
+    there: dict[tuple[str | None, Address, int], HaveRoute] = {}
+    for route in have.routes:
+        there.setdefault(route.key, route)
+    steps: Plan = []
+    for found in have.routes:
+        if (found.netns, found.dev) in keep and found.protocol in _MANAGED_PROTOCOLS and found.key not in wanted:
+            name = f"{show_dst(found.dst)} in {_place(found.netns)}"
+            steps.append(Step("delete", "route", name, "the lab has no such route", before=_show_route(found), args=found))
+    for key, route in wanted.items():
+        now = there.get(key)
+        if now is not None and now.dev is not None and (now.netns, now.dev) in ends and (now.netns, now.dev) not in keep:
+            now = None  # it goes with the link that is made anew
+        if now is not None and (now.via, now.dev) == (route.via, route.dev):
+            if len(route.dst[0]) not in lost.get((route.netns, route.dev), ()):
+                continue
+            reason, now = "it goes with the last address of its link", None
+        else:
+            reason = "it is not there" if now is None else f"it goes {_show_route(now)}"
+        name = f"{show_dst(route.dst)} in {_place(route.netns)}"
+        before = None if now is None else _show_route(now)
+        steps.append(Step("create" if now is None else "change", "route", name, reason, before=before, after=_show_route(route), args=(route, now)))
+    return steps
+
+
+def _show_route(route: Route | HaveRoute) -> str:
+    via = f"via {show_ip(route.via)} " if route.via else ""
+    metric = "" if route.metric == _DEFAULT_METRIC[len(route.dst[0])] else f" metric {route.metric}"
+    return f"{via}dev {route.dev}{metric}"
+
+
+# -- sysctls ----------------------------------------------------------------------------------------------------------------------------
+
+
+def split_sysctls(want: Topology) -> tuple[list[Sysctl], list[Sysctl]]:
+    """Return the sysctls to set before the links are made (links take ``conf/default`` from them) and those of the links themselves.
+
+    Only the first are recorded: the others vanish with their link. ``conf/all`` comes first, because it changes the other values of its name.
+    """
+    ends = want.ends
+    late = [s for s in want.sysctls if of_link(s.key, ends)]
+    early = [s for s in want.sysctls if not of_link(s.key, ends)]
+    return sorted(early, key=lambda s: 0 if _CONF_ALL.match(s.path) else 1), late
+
+
+def of_link(key: SysctlKey, ends: t.Container[Key]) -> bool:
+    """Say whether the sysctl belongs to a link of the lab, as ``net/ipv4/conf/ns1-lan/rp_filter`` does."""
+    parts = key[1].split("/")
+    return len(parts) == 5 and parts[2] in ("conf", "neigh") and (key[0], parts[3]) in ends
+
+
+def siblings(path: str) -> str | None:
+    """Return the name of the value that setting this path changes on all interfaces too, or None."""
+    found = _CONF_ALL.match(path)
+    return found.group(1) if found else None
+
+
+def _plan_sysctls(have: Have, sysctls: t.Iterable[Sysctl]) -> Plan:
+    steps: Plan = []
+    touched: set[tuple[str | None, str, str]] = set()  # namespace, net/ipvN, name of a value whose ``all`` changes
+    for wanted in sysctls:
+        parts = wanted.path.split("/")
+        new_namespace = wanted.netns is not None and wanted.netns not in have.namespaces
+        now = None if new_namespace else have.sysctls.get(wanted.key)
+        family = (wanted.netns, "/".join(parts[:2]), parts[-1])
+        if now == wanted.value and family not in touched:
+            continue
+        if siblings(wanted.path):
+            touched.add(family)
+        if now is None:
+            reason = "the namespace or link is new"
+        else:
+            reason = f"it is {now}" if now != wanted.value else "setting it for all interfaces changes this one"
+        steps.append(Step("change", "sysctl", show_sysctl(wanted.key), reason, before=now, after=wanted.value, args=wanted))
+    return steps
+
+
+def record_path(lab: str) -> str:
+    """Return the file that holds the sysctls' previous values; in /run, because a reboot resets both."""
+    return f"{RECORD_DIR}/{lab}.json"
+
+
+def _inode(have: Have, netns: str | None) -> int:
+    return have.host_inode if netns is None else have.namespaces.get(netns, 0)
+
+
+def _plan_record(want: Topology, have: Have, wanted: list[Sysctl]) -> Plan:
+    """The previous values are written down before any value changes; values known from an earlier run stay as they are."""
+    kept = {s.key: have.record[s.key] for s in wanted if s.key in have.record and have.record[s.key].inode == _inode(have, s.netns)}
+    if len(kept) == len(wanted) == len(have.record) and all(kept[s.key].wanted == s.value for s in wanted):
+        return []
+    before = [show_sysctl(key) for key in have.record] or None
+    after = [show_sysctl(s.key) for s in wanted] or None
+    action = "create" if before is None else "delete" if after is None else "change"
+    reason = "the lab sets nothing any more" if after is None else "the values from before come back when the lab goes"
+    args = [(s, kept[s.key].previous if s.key in kept else None) for s in wanted]
+    return [Step(action, "record", record_path(want.lab), reason, before=before, after=after, args=args)]
+
+
+def _plan_restore(want: Topology, have: Have, forgotten: t.Iterable[SysctlKey]) -> Plan:
+    steps: Plan = []
+    for key in forgotten:
+        recorded, netns = have.record[key], key[0]
+        if recorded.inode != _inode(have, netns) or (netns is not None and netns not in want.namespaces):
+            continue  # the namespace is gone, or goes
+        heir = have.other_claims.get(key)
+        if heir is not None:
+            reason = f"lab {heir!r} needs {show_sysctl(key)} too: it puts the value from before back when it goes"
+            steps.append(Step("change", "record", record_path(heir), reason, args=(heir, key, recorded.previous)))
+            continue
+        differing = {p: v for p, v in recorded.previous.items() if have.sysctls.get((netns, p), v) != v}
+        if differing:
+            path = key[1] if key[1] in differing else next(iter(differing))
+            reason = "the value from before the lab comes back"
+            shown = show_sysctl((netns, path))
+            steps.append(
+                Step("change", "sysctl", shown, reason, before=have.sysctls.get((netns, path)), after=differing[path], args=(netns, recorded.previous))
+            )
+    return steps
+
+
+# -- facts ------------------------------------------------------------------------------------------------------------------------------
+
+
+def facts(want: Topology, have: Have) -> dict[str, t.Any]:
+    """Return the lab as it is, for the module's result: only objects that carry the lab's mark."""
+    ours = [link for link in have.links.values() if is_ours(want.mark, link)]
+    return {
+        "name": want.lab,
+        "router": want.router,
+        "namespaces": [{"name": name, "inode": inode} for name, inode in sorted(have.namespaces.items())],
+        "links": [
+            {
+                "name": link.key[1],
+                "netns": link.key[0],
+                "peer": link.alias.partition(" ")[2],
+                "ifindex": link.ifindex,
+                "mac": link.mac,
+                "mtu": link.mtu,
+                "state": "up" if link.up else "down",
+            }
+            for link in sorted(ours, key=lambda link: (link.key[0] or "", link.key[1]))
+        ],
+    }
