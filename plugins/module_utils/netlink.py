@@ -21,6 +21,7 @@ import importlib
 import importlib.util
 import json
 import os
+import resource
 import socket
 import struct
 import sys
@@ -59,7 +60,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
 _TABLE_MAIN, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 254, 0, 253, 1
 _RTM_F_CLONED = 0x200
 
-_CHANNELS = 200  # open sockets and namespaces at a time: well below the usual limit of 1024 files
+_FILES = 8192  # open files to ask for: two a namespace, a socket and the namespace itself, save opening both again for each kind of step
 _VANISH_SECONDS = 5.0  # how long the links of a deleted namespace may take to vanish before they are deleted one by one
 _POLL_SECONDS = 0.002
 
@@ -168,7 +169,6 @@ class Channel:
         self._sequence += 1
         header = message["header"]
         header["type"], header["flags"], header["sequence_number"] = kind, flags | _REQUEST, self._sequence
-        message.reset()
         message.encode()
         self._socket.send(message.data)
 
@@ -345,14 +345,21 @@ class Kernel:
 
     def __init__(self) -> None:
         self._channels: collections.OrderedDict[str | None, Channel] = collections.OrderedDict()
+        self._most = 0
+        self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._indexes: dict[Key, int] = {}
 
     def __enter__(self) -> Kernel:
+        soft, hard = self._files
+        allowed = max(soft, _FILES) if hard == resource.RLIM_INFINITY else max(soft, min(hard, _FILES))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        self._most = max(16, (min(allowed, _FILES) - 128) // 2)
         return self
 
     def __exit__(self, *dummy: object) -> None:
         for name in list(self._channels):
             self.forget(name)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._files)
 
     def channel(self, name: str | None) -> Channel:
         """Return the channel of a namespace; None is the one the run started in."""
@@ -367,7 +374,7 @@ class Kernel:
     def adopt(self, name: str | None, channel: Channel) -> Channel:
         """Keep a channel for a namespace; the one unused for longest makes room."""
         self._channels[name] = channel
-        if len(self._channels) > _CHANNELS:
+        if len(self._channels) > self._most:
             self.forget(next(iter(self._channels)))
         return channel
 
@@ -629,6 +636,7 @@ class _Apply:
         self._kernel = kernel
         self._want = want
         self._have = have
+        self._claims: netns.Claims | None = None
         self._methods: dict[tuple[str, str], t.Callable[[t.Any], plans.Undo]] = {
             ("create", "netns"): self._create_netns,
             ("delete", "netns"): self._delete_netns,
@@ -643,6 +651,13 @@ class _Apply:
             ("change", "sysctl"): self._set_sysctl,
         }
 
+    def __enter__(self) -> _Apply:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        if self._claims is not None:
+            self._claims.close()
+
     def __call__(self, step: Step) -> plans.Undo:
         """Apply one step."""
         if step.kind == "record":
@@ -650,12 +665,13 @@ class _Apply:
         return self._methods[step.action, step.kind](step.args)
 
     def _create_netns(self, name: str) -> plans.Undo:
-        netns.prepare_run_dir()
+        if self._claims is None:
+            self._claims = netns.Claims(self._want.mark)
         with netns.anonymous():
             channel = Channel()
             try:
                 self._kernel.set_link(channel, 1, up=True, alias=self._want.mark)
-                netns.mount_current(name, self._want.mark)
+                self._claims.mount_current(name)
             except BaseException:
                 channel.close()
                 raise
@@ -856,7 +872,8 @@ def converge(want: Topology, check: bool = False) -> Result:
             with _locked() as at_once:
                 if not at_once:  # another run may have changed what was read
                     have, plan = _plan(kernel, want)
-                plans.apply(plan, _Apply(kernel, want, have))
+                with _Apply(kernel, want, have) as do:
+                    plans.apply(plan, do)
             have = kernel.observe(want, links_only=True)
         return Result(plan, topology.facts(want, have))
 

@@ -184,29 +184,40 @@ def claim_of(name: str) -> str:
         return ""
 
 
-def mount_current(name: str, mark: str) -> None:
-    """Give the calling thread's namespace a name, claiming it with ``mark`` first.
+class Claims:
+    """Gives namespaces their names, each name claimed with the mark before the namespace is mounted on it.
 
-    A bare file that carries the same mark is what an earlier run left: it is used.
+    One unnamed file holds the mark; every name is a hard link to it, so no name ever exists without the mark. (A file each would do too, but the
+    kernel takes the longer for one the more names there are.) /run/netns is made a shared mount first.
 
-    :raises ConntrackError: somebody else holds the name.
+    :param mark: the owner's, one line.
     """
-    target = path(name)
-    # An unnamed file, filled, then linked: the name never exists without the mark.
-    temporary = os.open(RUN_DIR, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o444)
-    directory = os.open(RUN_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.write(temporary, mark.encode() + b"\n")
+
+    def __init__(self, mark: str) -> None:
+        prepare_run_dir()
+        self._mark = mark
+        self._directory = os.open(RUN_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._file = os.open(RUN_DIR, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+        os.write(self._file, mark.encode() + b"\n")
+
+    def close(self) -> None:
+        """Let go of the file; names that are links to it stay."""
+        os.close(self._file)
+        os.close(self._directory)
+
+    def mount_current(self, name: str) -> None:
+        """Give the calling thread's namespace a name. A bare file with the same mark is what an earlier run left: it is used.
+
+        :raises ConntrackError: somebody else holds the name.
+        """
         if fault is not None:
             fault("link")
-        os.link(f"/proc/self/fd/{temporary}", name, dst_dir_fd=directory)  # with a dir_fd Python uses linkat(2), which follows the link
-    except FileExistsError:
-        if exists(name) or claim_of(name) != mark:
-            raise ConntrackError(f"{target} exists and is not ours: remove it, or choose another name.") from None
-    finally:
-        os.close(directory)
-        os.close(temporary)
-    _call("mount", b"/proc/thread-self/ns/net", target.encode(), b"none", _MS_BIND, None)
+        try:
+            os.link(f"/proc/self/fd/{self._file}", name, dst_dir_fd=self._directory)  # with a dir_fd Python uses linkat(2), which follows the first
+        except FileExistsError:
+            if exists(name) or claim_of(name) != self._mark:
+                raise ConntrackError(f"{path(name)} exists and is not ours: remove it, or choose another name.") from None
+        _call("mount", b"/proc/thread-self/ns/net", path(name).encode(), b"none", _MS_BIND, None)
 
 
 def remove(name: str) -> None:
