@@ -18,7 +18,6 @@ import os
 import socket
 import struct
 import subprocess
-import time
 import types
 import typing as t
 
@@ -155,27 +154,23 @@ class NfRig:
         self._before = {}
 
     # ------------------------------------------------------------ frames
-    def step(self, side: str, frame: bytes, wait: float = 0) -> view.Seen:
+    def look(self) -> None:
+        """Note the table as it is now: time has passed."""
+        self._before = self.flows()
+
+    def step(self, side: str, frame: bytes) -> view.Seen:
         """Send one frame in at ``side`` and return what the tracker made of it."""
-        if wait:
-            time.sleep(wait)
-            self._before = self.flows()
         with contextlib.suppress(OSError):  # the kernel refuses what is shorter than an Ethernet header
             os.write(self._taps[side], frame)
         self._drain()
         verdict = self._verdict()
         flows = self.flows()
+        was, self._before = self._before, flows
         outcome = verdict
         if verdict in ("new", "established"):
-            outcome = "tracked" if self._counted(flows) else "ignored"
-        self._before = flows
+            # It was counted when a flow came, grew, went, or began anew.
+            outcome = "tracked" if {k: f.packets for k, f in was.items()} != {k: f.packets for k, f in flows.items()} else "ignored"
         return view.Seen(outcome, flows, verdict)
-
-    def _counted(self, flows: t.Mapping[tuple[str, view.Tuple], view.Flow]) -> bool:
-        """Tell whether the frame was counted: a flow grew, came, was renewed, or was deleted by it."""
-        was = {key: flow.packets for key, flow in self._before.items()}
-        now = {key: flow.packets for key, flow in flows.items()}
-        return was != now
 
     def _drain(self) -> None:
         """Throw away what the router forwarded, so that its queues never fill."""

@@ -1,0 +1,152 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The chain, loaded for itself and fed one frame at a time by BPF_PROG_TEST_RUN."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import struct
+import types
+import typing as t
+
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, clock, flow, flow_table, generation, render
+
+from . import view
+
+SOURCES = pathlib.Path(__file__).resolve().parents[3] / "files/bpf"
+HOOKS = {"a": "ingress", "b": "egress"}
+TABLE_SIZE = 1024
+XDP_PASS = 2
+_U32 = struct.Struct("=I")
+
+
+class Misbehaviour(AssertionError):
+    """The chain did to a frame what it must never do."""
+
+
+class ChainRig:
+    """One loaded chain under a pin root of its own, attached nowhere. Use as a context manager or call ``close``."""
+
+    def __init__(self, table_size: int = TABLE_SIZE) -> None:
+        """Compile and load.
+
+        :raises ConntrackError: see ``generation.ensure``.
+        """
+        bpffs.ensure_mounted(bpffs.STANDARD)
+        self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
+        os.mkdir(self.paths.pin_root)
+        try:
+            stub = SOURCES / "stub"
+            headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
+            generation.ensure(self.paths, generation.Want(render.render(str(SOURCES), render.Settings(table_size)), headers, table_size))
+            self.entries = {side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook])) for side, hook in HOOKS.items()}
+            self._stats = bpf.obj_get(self.paths.map("stats"))
+            self._settings = bpf.obj_get(self.paths.map("settings"))
+            self.tables = flow_table.FlowTables(self.paths.pin_root)
+        except BaseException:
+            self._remove()
+            raise
+        self._cpus = bpf.possible_cpus()
+        self._counted = self.counters()
+
+    def __enter__(self) -> ChainRig:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: types.TracebackType | None) -> None:
+        self.close()
+
+    def _remove(self) -> None:
+        generation.remove(self.paths)
+        generation.remove_tree(self.paths.pin_root)
+
+    def close(self) -> None:
+        """Unload the chain and remove its pins."""
+        self.tables.__exit__()
+        for fd in (*self.entries.values(), self._stats, self._settings):
+            bpf.close(fd)
+        self._remove()
+
+    def settings(self, timeouts: t.Mapping[str, int] | None = None, knobs: t.Mapping[str, int] | None = None) -> None:
+        """Set timeouts (seconds) and knobs; those not given get the kernel's defaults."""
+        bpf.map_update(self._settings, _U32.pack(0), chain.settings_value(clock.hz(), timeouts or {}, knobs or {}))
+
+    # ------------------------------------------------------------ the table
+    def counters(self) -> tuple[int, ...]:
+        """Return the chain's counters in the order of chain.COUNTERS."""
+        for count, dummy, values in bpf.map_batches(self._stats, 4, 8 * self._cpus, len(chain.COUNTERS)):
+            if count == len(chain.COUNTERS):
+                numbers = struct.unpack(f"={count * self._cpus}Q", values)
+                return tuple(sum(numbers[at : at + self._cpus]) for at in range(0, len(numbers), self._cpus))
+        raise AssertionError("the map stats was not read whole")
+
+    def records(self) -> list[flow.Record]:
+        """Return the flow records, expired ones left out."""
+        now, found = self.tables.clock(), []
+        for opened in self.tables.tables:
+            decoder = flow.Decoder(opened.table, now)
+            for dummy, keys, values in self.tables.batches(opened):
+                found += [flow.record(shape, v) for shape, v, row in decoder.flows(decoder.rows(keys, values))]
+        return found
+
+    def flows(self) -> dict[tuple[str, view.Tuple], view.Flow]:
+        """Return the table by (proto, orig)."""
+        return {(one.proto, one.orig): one for one in map(viewed, self.records())}
+
+    def flush(self) -> None:
+        """Empty the tables."""
+        for opened in self.tables.tables:
+            size = opened.table.key.size
+            for count, keys, dummy in list(self.tables.batches(opened)):
+                packed = bytes(keys)
+                self.tables.delete(opened, [packed[at : at + size] for at in range(0, count * size, size)])
+
+    def look(self) -> None:
+        """Nothing to note: what was made of a frame is counted by the chain itself."""
+
+    # ------------------------------------------------------------ frames
+    def run(self, side: str, frame: bytes) -> str:
+        """Send one frame in at ``side`` and return the one outcome that was counted.
+
+        :raises Misbehaviour: when it is not passed, not the same bytes, or not counted exactly once.
+        """
+        ran = bpf.prog_test_run(self.entries[side], frame)
+        was, self._counted = self._counted, self.counters()
+        raised = {name: now - before for name, before, now in zip(chain.COUNTERS, was, self._counted) if now != before}
+        outcomes = {name: number for name, number in raised.items() if name in OUTCOMES}
+        if ran.retval != XDP_PASS or ran.data_out != frame or list(outcomes.values()) != [1]:
+            raise Misbehaviour(f"verdict {ran.retval}, counted {raised}, {'same' if ran.data_out == frame else 'other'} bytes: {side} {frame.hex()}")
+        return next(iter(outcomes))
+
+    def step(self, side: str, frame: bytes) -> view.Seen:
+        """Send one frame in at ``side`` and return what the chain made of it."""
+        detail = self.run(side, frame)
+        return view.Seen(detail.partition("_")[0], self.flows(), detail)
+
+
+OUTCOMES = frozenset(name for name, dummy in chain.OUTCOMES)
+
+
+def viewed(record: flow.Record) -> view.Flow:
+    """Return a flow record in the form in which it is compared."""
+    orig, reply = record["orig"], record["reply"]
+    ends = [[side["src"], side["dst"]] for side in (orig, reply)]
+    if "icmp" in record:
+        kind, code, ident = (record["icmp"][key] for key in ("type", "code", "id"))
+        ends[0] += [kind, code, ident]
+        ends[1] += [flow.ICMP_ANSWERS[1 if record["proto"] == "icmp" else 58].get(kind, kind), code, ident]
+    elif "sport" in orig:
+        ends = [[*end, side["sport"], side["dport"]] for end, side in zip(ends, (orig, reply))]
+    return view.Flow(
+        family=record["family"],
+        proto=record["proto"],
+        orig=tuple(ends[0]),
+        reply=tuple(ends[1]),
+        state=record["state"],
+        assured=record["assured"],
+        seen_reply=record["seen_reply"],
+        packets=(orig["packets"], reply["packets"]),
+        bytes=(orig["bytes"], reply["bytes"]),
+        timeout=record["timeout"],
+    )
