@@ -172,7 +172,7 @@ def test_generic_takes_any_mtu() -> None:
     assert change.modes == ("generic",) and change.why_generic == ""
 
 
-def test_the_limit_for_small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_for_small_pages() -> None:
     assert 4096 - attach.VETH_PAGE_OVERHEAD == 3506
 
 
