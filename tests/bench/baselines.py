@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import struct
 
+import chain_under_test
 import harness
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain
 
 SOURCE = harness.ROOT / "tests/bench/baselines.c"
-STUB = harness.ROOT / "files/bpf/stub"
 
 MODEL = ("model_0_entry", "model_1_ethernet", "model_2_ipv4", "model_3_tcp", "model_4_track", "model_5_end")
 PROGRAMS = ("noop", "floor_hit", "floor_insert", "drive_new", "drive_random", *MODEL)
@@ -26,11 +26,10 @@ class Baselines:
     """
 
     def __init__(self, entries: int, flows: int) -> None:
-        os.environ["BCC_KERNEL_SOURCE"] = str(STUB)
+        os.environ["BCC_KERNEL_SOURCE"] = str(chain_under_test.STUB)
         import bcc  # maps 110 MB of LLVM: only when this section runs
 
-        include = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{os.uname().machine}-linux-gnu"]
-        self._bcc = bcc.BPF(src_file=str(SOURCE), cflags=[*include, f"-DENTRIES={entries}", f"-DFLOWS={flows}"])
+        self._bcc = bcc.BPF(src_file=str(SOURCE), cflags=[*build_bcc.flags(), f"-DENTRIES={entries}", f"-DFLOWS={flows}"])
         self.programs: dict[str, int] = {name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd for name in PROGRAMS}
         self.flows: int = self._bcc["flows"].map_fd
         self.model: int = self._bcc["model"].map_fd

@@ -17,9 +17,10 @@ import contextlib
 import os
 import secrets
 import time
+import typing as t
 
 import harness
-import lab_under_test
+from ansible_collections.ebpf.conntrack.plugins.module_utils import netlink, topology
 
 #: Highest ratio to the time that `ip -batch` takes to build.
 GOAL_BUILD, GOAL_AGAIN = 1.0, 0.3
@@ -52,6 +53,16 @@ class Plan:
             found[host] = ["link set lo up", f"addr add {own}/30 dev wan", "link set wan up", f"route add default via {gateway}"]
         return found
 
+    def description(self) -> dict[str, t.Any]:
+        """Return the same lab as netns_lab's options."""
+        found: dict[str, t.Any] = {"name": self.prefix, "router": self.router, "namespaces": [], "links": []}
+        for i, host in enumerate(self.hosts):
+            gateway, own = self.addresses(i)
+            found["namespaces"].append({"name": host, "routes": [{"dst": "default", "via": gateway}]})
+            ends = [{"name": f"l{i}", "addresses": [f"{gateway}/30"]}, {"name": "wan", "netns": host, "addresses": [f"{own}/30"]}]
+            found["links"].append({"ends": ends})
+        return found
+
 
 def script(plan: Plan) -> None:
     """Build with one `ip` process a command."""
@@ -72,12 +83,6 @@ def forwarding(plan: Plan) -> str:
     return f"ip netns exec {plan.router} sysctl -qw net.ipv4.conf.all.forwarding=1"
 
 
-def remove(plan: Plan) -> None:
-    """Remove what is there of a lab, with one `ip -batch` process."""
-    there = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
-    harness.command(["ip", "-batch", "-"], "\n".join(f"netns del {name}" for name in plan.namespaces if name in there))
-
-
 def settle() -> None:
     """Wait until the kernel has taken apart every namespace removed so far.
 
@@ -88,6 +93,13 @@ def settle() -> None:
     harness.command(["ip", "-batch", "-"], f"netns add {name}\nlink add {name} type veth peer name far netns {name}\nnetns del {name}\n")
     while os.path.exists(f"/sys/class/net/{name}"):
         time.sleep(0.005)
+
+
+def remove(plan: Plan) -> None:
+    """Remove what is there of a lab, with one `ip -batch` process, and wait until it is gone."""
+    there = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
+    harness.command(["ip", "-batch", "-"], "\n".join(f"netns del {name}" for name in plan.namespaces if name in there))
+    settle()
 
 
 def check(plan: Plan) -> None:
@@ -106,7 +118,6 @@ def fresh(count: int) -> c.Iterator[Plan]:
         yield plan
     finally:
         remove(plan)
-        settle()
 
 
 def peer(name: str, build: c.Callable[[Plan], None], count: int) -> dict[str, float]:
@@ -114,18 +125,23 @@ def peer(name: str, build: c.Callable[[Plan], None], count: int) -> dict[str, fl
     with fresh(count) as plan:
         times = {f"{name} build": harness.seconds(lambda: build(plan))}
         check(plan)
-        times[f"{name} remove"] = harness.seconds(lambda: (remove(plan), settle()))
+        times[f"{name} remove"] = harness.seconds(lambda: remove(plan))
     return times
+
+
+def converge(plan: Plan, present: bool) -> int:
+    """Run the library of netns_lab, from the options to the result; return the number of steps that it took."""
+    want = topology.parse(plan.description()) if present else topology.absent(plan.prefix)
+    return len(netlink.converge(want).plan)
 
 
 def ours(count: int) -> dict[str, float]:
     """Time our own build, second run and removal."""
     with fresh(count) as plan:
-        lab = lab_under_test.Lab(plan)
-        times = {"build": harness.seconds(lambda: harness.expect("steps of a first run", lab.present() > count, True))}
+        times = {"build": harness.seconds(lambda: converge(plan, True))}
         check(plan)
-        times["again"] = harness.seconds(lambda: harness.expect("steps of a second run", lab.present(), 0))
-        times["remove"] = harness.seconds(lambda: (lab.absent(), settle()))
+        times["again"] = harness.seconds(lambda: harness.expect("steps of a second run", converge(plan, True), 0))
+        times["remove"] = harness.seconds(lambda: converge(plan, False)) + harness.seconds(settle)
         harness.expect("namespaces left", sorted(set(plan.namespaces) & set(os.listdir("/run/netns"))), [])
     return times
 

@@ -85,7 +85,7 @@ def live(program: int, frame: bytes, count: int) -> float:
 def tracked(under_test: Chain, protocol: str, method: Method, count: int) -> float:
     """Measure ``count`` packets of an established flow, and see that the chain counted each of them and kept the state."""
     before, dummy = under_test.flow(PROTOCOLS[protocol])
-    value = method(under_test.ingress, ESTABLISHED[protocol], count)
+    value = method(under_test.hooks["ingress"], ESTABLISHED[protocol], count)
     after, ctl = under_test.flow(PROTOCOLS[protocol])
     harness.expect(f"{protocol} packets counted", after - before, count)
     harness.expect(f"{protocol} flow: reply seen", bool(ctl & chain.CTL_SEEN_REPLY), True)
@@ -95,10 +95,14 @@ def tracked(under_test: Chain, protocol: str, method: Method, count: int) -> flo
     return value
 
 
-def open_flows(under_test: Chain, base: Baselines) -> None:
-    """Bring the three flows up in the chain, and their like in the floor's table; no frame may come out changed."""
+def open_flows(under_test: Chain) -> None:
+    """Bring the three flows up in the chain; no frame may come out changed."""
     for hook, frame in OPENING:
         harness.expect("frame after the chain", once(under_test.hooks[hook], frame).data_out, frame)
+
+
+def open_floor(base: Baselines) -> None:
+    """Put their like into the floor's table."""
     for protocol in ("TCP", "UDP"):
         once(base.programs["floor_insert"], ESTABLISHED[protocol])
 
@@ -137,7 +141,7 @@ class Driven:
 
 def new_flows(under_test: Chain, base: Baselines, size: int, count: int, rounds: int) -> list[harness.Row]:
     """Measure packets that each open a flow, in a table that is full after the first ``size`` of them."""
-    drive = {protocol: Driven(base, "drive_new", under_test.ingress, frame) for protocol, frame in NEW.items()}
+    drive = {protocol: Driven(base, "drive_new", under_test.hooks["ingress"], frame) for protocol, frame in NEW.items()}
 
     def counted(protocol: str) -> float:
         before = under_test.counters()
@@ -173,7 +177,7 @@ def random_hits(under_test: Chain, base: Baselines, flows: int, rounds: int) -> 
     fill(flows)
     frame = frames.tcp("10.0.0.0", SPORT, SERVER, DPORT, frames.ACK, 1001, 5001)
     floor = Driven(base, "drive_random", base.programs["floor_hit"], frame)
-    ours = Driven(base, "drive_random", under_test.ingress, frame)
+    ours = Driven(base, "drive_random", under_test.hooks["ingress"], frame)
     got = harness.interleave({"floor": lambda: floor(flows), "chain": lambda: ours(flows)}, rounds)
     after = tables.packets(under_test.table)
     harness.expect("flows in the table", len(after), flows)
@@ -192,7 +196,8 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
         for size in options.pick((1 << 11, 1 << 17, 1 << 21), (1 << 17,)):
             flows = size // 2
             with contextlib.closing(Baselines(size, flows)) as base, contextlib.closing(Chain(size)) as under_test:
-                open_flows(under_test, base)
+                open_flows(under_test)
+                open_floor(base)
                 if size == 1 << 17:
                     yield from established(under_test, base, "repeat", repeat, options.pick(500_000, 100_000), options.pick(15, 5))
                     with netns.anonymous(), bpf.closing(bpf.enable_stats()):

@@ -1,0 +1,78 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The chain as the collection loads it, under a pin_root of its own, and what the benchmark asks of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import typing as t
+
+import harness
+import tables
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation, render
+
+SOURCES = harness.ROOT / "files/bpf"
+STUB = SOURCES / "stub"
+
+_ORIG_PACKETS, _CTL = 0, 12  # places in chain.ENTRY
+
+
+class Chain:
+    """A loaded chain, attached to nothing; close() takes it away again.
+
+    :param table_size: entries of the flow table.
+    :ivar hooks: the entry programs by name.
+    :ivar table: the flow table.
+    """
+
+    def __init__(self, table_size: int) -> None:
+        headers = {str(path.relative_to(STUB)): path.read_text(encoding="utf-8") for path in STUB.rglob("*") if path.is_file()}
+        self.pin_root = os.path.join(bpffs.STANDARD, f"bench_{secrets.token_hex(4)}")
+        self._paths = bpffs.Paths(self.pin_root)
+        self._fds = contextlib.ExitStack()
+        self._fds.callback(self._remove)
+        try:
+            want = generation.Want(render.render(str(SOURCES), render.Settings(table_size)), headers, table_size)
+            generation.ensure(self._paths, want)
+            self.hooks = {name: self._open(self._paths.prog(chain.SLOTS[name])) for name in chain.HOOKS}
+            self.table = self._open(self._paths.map("ctt"))
+            self._stats = self._open(self._paths.map("stats"))
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: str) -> int:
+        return self._fds.enter_context(bpf.closing(bpf.obj_get(path)))
+
+    def _remove(self) -> None:
+        generation.remove(self._paths)
+        generation.remove_tree(self.pin_root)
+
+    def close(self) -> None:
+        self._fds.close()
+
+    def counters(self) -> dict[str, int]:
+        """Return the chain's counters by name."""
+        return {name: sum(int.from_bytes(one, "little") for one in bpf.percpu_value(self._stats, i, 8)) for i, name in enumerate(chain.COUNTERS)}
+
+    def map_pin(self, name: str) -> str:
+        """Return the path of a map's pin."""
+        return self._paths.map(name)
+
+    def _flow(self, protocol: int) -> tuple[tuple[t.Any, ...], tuple[t.Any, ...]]:
+        found = [item for item in tables.entries(self.table) if item[0][4] == protocol]
+        harness.expect(f"flows of protocol {protocol}", len(found), 1)
+        return found[0]
+
+    def flow(self, protocol: int) -> tuple[int, int]:
+        """Return (packets of the initiator, control word) of the one flow of a protocol."""
+        dummy, entry = self._flow(protocol)
+        return entry[_ORIG_PACKETS], entry[_CTL]
+
+    def raw_flow(self, protocol: int) -> tuple[bytes, bytes]:
+        """Return the packed key and entry of the one flow of a protocol."""
+        key, entry = self._flow(protocol)
+        return chain.KEY4.pack(*key), chain.ENTRY.pack(*entry)
