@@ -108,3 +108,23 @@ def locate(text: str, line: int) -> tuple[str, int]:
             break
         name, start = match.group(1), at
     return name, line - start
+
+
+def read_headers(source_dir: str) -> dict[str, str]:
+    """Return the stub tree of kernel headers beside the sources: path below it -> contents.
+
+    :raises ConntrackError: where there is none, or a file of it can not be read.
+    """
+    top = os.path.join(source_dir, "stub")
+    headers = {}
+    for directory, dummy, names in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            try:
+                with open(path, encoding="utf-8") as header:
+                    headers[os.path.relpath(path, top)] = header.read()
+            except (OSError, UnicodeDecodeError) as exc:
+                raise ConntrackError(f"src: {path} can not be read: {exc}.") from exc
+    if not headers:
+        raise ConntrackError(f"src: {top} is not there: it holds the headers that the chain is compiled with.")
+    return headers

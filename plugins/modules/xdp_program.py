@@ -1,0 +1,312 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: xdp_program
+short_description: Compile, load and pin the connection tracker
+version_added: 0.1.0
+description:
+  - Renders the chain's sources into one text on the controller, compiles and loads it with BCC on the target, fills the jump table,
+    and pins programs and maps as a generation below O(pin_root).
+  - A new generation is built beside the running one, takes over its flow table, has to pass a frame unchanged, and then
+    takes over every interface that M(ebpf.conntrack.xdp_attach) holds, without a gap. When a step fails, everything goes back to the old generation.
+  - When neither the sources nor the settings changed and the running generation is whole, nothing is compiled and nothing is written.
+  - Kernel headers are not needed.
+extends_documentation_fragment:
+  - ebpf.conntrack.attributes
+  - ebpf.conntrack.pin_root
+author:
+  - The ebpf.conntrack authors (@ebpf-conntrack)
+options:
+  state:
+    description:
+      - With V(present) the chain is loaded and pinned.
+      - With V(absent) its programs and maps are gone, the flow table with them. It is refused while interfaces are attached.
+    type: str
+    choices: [present, absent]
+    default: present
+  src:
+    description:
+      - A directory on the controller with the chain's sources.
+      - When not given, those of the collection.
+    type: path
+  table_size:
+    description:
+      - Entries of the IPv4 flow table, from V(16) to V(67108864). An entry takes 192 bytes of memory, which the kernel sets aside at once.
+      - When it changes, the entries are copied into a table of the new size.
+    type: int
+    default: 65536
+  timeouts:
+    description:
+      - Seconds after which an idle flow is over, by kind. They can change while the chain runs.
+      - What is not given has the kernel's default.
+    type: dict
+    default: {}
+    suboptions:
+      generic:
+        description: Protocols without a tracker of their own.
+        type: int
+        default: 600
+      tcp_syn_sent:
+        description: A SYN was seen.
+        type: int
+        default: 120
+      tcp_syn_recv:
+        description: The SYN was answered.
+        type: int
+        default: 60
+      tcp_established:
+        description: Established.
+        type: int
+        default: 432000
+      tcp_fin_wait:
+        description: One side has closed.
+        type: int
+        default: 120
+      tcp_close_wait:
+        description: And the other has acknowledged that.
+        type: int
+        default: 60
+      tcp_last_ack:
+        description: Both sides have closed.
+        type: int
+        default: 30
+      tcp_time_wait:
+        description: The last acknowledgement was seen.
+        type: int
+        default: 120
+      tcp_close:
+        description: Reset.
+        type: int
+        default: 10
+      tcp_syn_sent2:
+        description: Both sides sent a SYN.
+        type: int
+        default: 120
+      tcp_max_retrans:
+        description: The same segment came again and again, or the window is shut.
+        type: int
+        default: 300
+      tcp_unacknowledged:
+        description: Data is not acknowledged, or the start was not seen and nobody answered.
+        type: int
+        default: 300
+      udp:
+        description: UDP, until it is a stream.
+        type: int
+        default: 30
+      udp_stream:
+        description: UDP with traffic both ways for more than two seconds.
+        type: int
+        default: 120
+      icmp:
+        description: ICMP queries.
+        type: int
+        default: 30
+  settings:
+    description:
+      - Switches of the TCP tracker, with the kernel's names and defaults. They can change while the chain runs.
+    type: dict
+    default: {}
+    suboptions:
+      tcp_loose:
+        description: Whether a connection whose start was not seen is picked up in the middle.
+        type: bool
+        default: true
+      tcp_be_liberal:
+        description: Whether segments out of the window are taken as good, except resets.
+        type: bool
+        default: false
+      tcp_ignore_invalid_rst:
+        description: Whether a reset below the window is taken as good.
+        type: bool
+        default: false
+      tcp_max_retrans:
+        description: So many equal acknowledgements in a row lower the timeout to O(timeouts.tcp_max_retrans).
+        type: int
+        default: 3
+  text:
+    description:
+      - The rendered chain. It is filled in from O(src) and can not be given.
+    type: str
+  headers:
+    description:
+      - The headers that it is compiled with. They are filled in from O(src) and can not be given.
+    type: dict
+requirements:
+  - bcc 0.26 or later for Python (package python3-bpfcc on Debian and Ubuntu, python3-bcc on Fedora and RHEL), when something is compiled
+  - the kernel's user-space headers (package linux-libc-dev or kernel-headers), when something is compiled
+  - libbpf 0.8 or later (package libbpf1 on Debian and Ubuntu, libbpf on Fedora and RHEL)
+  - jinja2 on the controller
+  - Linux 5.12 or later
+  - root
+seealso:
+  - module: ebpf.conntrack.xdp_attach
+  - module: ebpf.conntrack.ct_flows
+"""
+
+EXAMPLES = r"""
+- name: Load the connection tracker
+  ebpf.conntrack.xdp_program:
+
+- name: Load it with a table for a million flows, and forget idle connections within a day
+  ebpf.conntrack.xdp_program:
+    table_size: 1048576
+    timeouts:
+      tcp_established: 86400
+
+- name: Track only connections whose start was seen
+  ebpf.conntrack.xdp_program:
+    settings:
+      tcp_loose: false
+
+- name: Take it away
+  ebpf.conntrack.xdp_program:
+    state: absent
+"""
+
+RETURN = r"""
+plan:
+  description: The steps that were done, or in check mode would be done, each with its reason.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    action:
+      description: V(load), V(replace), V(change), V(activate) or V(delete).
+      type: str
+    kind:
+      description: V(generation), V(map) or V(link).
+      type: str
+    name:
+      description: Its name or number.
+      type: str
+    reason:
+      description: Why the step is needed.
+      type: str
+    before:
+      description: What is there, V(null) when nothing is.
+      type: str
+    after:
+      description: What will be there, V(null) when nothing will be.
+      type: str
+  sample:
+    - action: load
+      kind: generation
+      name: "1"
+      reason: no chain is loaded
+      before: null
+      after: digest db67d5b4fb1df1cd8450f10053d0f9bd, 9 programs
+chain:
+  description: The chain as it is now; in check mode as it was found.
+  returned: success
+  type: dict
+  contains:
+    generation:
+      description: Number of the active generation, V(null) when none is.
+      type: int
+    digest:
+      description: 128 bits, in hex, of its sources and what is compiled into them.
+      type: str
+    healthy:
+      description: Whether it is whole, every slot and every pin.
+      type: bool
+    faults:
+      description: What is not whole.
+      type: list
+      elements: str
+    pin_root:
+      description: Where it is pinned.
+      type: str
+    programs:
+      description: Its programs, each with C(slot), C(name), C(id), C(tag) and C(pin).
+      type: list
+      elements: dict
+    maps:
+      description: Its maps, each with C(name), C(id), C(type), C(key_size), C(value_size), C(max_entries) and C(pin).
+      type: list
+      elements: dict
+    settings:
+      description: Its switches, its C(timeouts) in seconds, and C(hz), the ticks a second by which it measures time.
+      type: dict
+  sample:
+    generation: 1
+    digest: db67d5b4fb1df1cd8450f10053d0f9bd
+    healthy: true
+    faults: []
+    pin_root: /sys/fs/bpf
+    programs:
+      - {slot: 0, name: ingress, id: 282, tag: 8828c5ca01cfe760, pin: /sys/fs/bpf/prog/xdp_0}
+    maps:
+      - {name: ctt, id: 133, type: lru_hash, key_size: 16, value_size: 112, max_entries: 65536, pin: /sys/fs/bpf/map/ctt}
+    settings: {hz: 250, tcp_loose: 1, timeouts: {udp: 30}}
+compiler_output:
+  description: All that the compiler or the verifier said; the message holds the part that tells the fault.
+  returned: when compiling or loading failed
+  type: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
+from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+
+def argument_spec() -> dict[str, object]:
+    switches = {
+        name: {"type": "int" if name == "tcp_max_retrans" else "bool", "default": default if name == "tcp_max_retrans" else bool(default)}
+        for name, default in chain.KNOBS.items()
+    }
+    return {
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "src": {"type": "path"},
+        "table_size": {"type": "int", "default": 65536},
+        "timeouts": {"type": "dict", "default": {}, "options": {name: {"type": "int", "default": seconds} for name, seconds in chain.TIMEOUTS.items()}},
+        "settings": {"type": "dict", "default": {}, "options": switches},
+        "text": {"type": "str"},
+        "headers": {"type": "dict"},
+        "pin_root": {"type": "path", "default": bpffs.STANDARD},
+    }
+
+
+def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, generation.Have]:
+    params = module.params
+    if not params["text"]:
+        raise ConntrackError("text is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources.")
+    want = generation.Want(
+        params["text"],
+        params["headers"],
+        params["table_size"],
+        {name: seconds for name, seconds in params["timeouts"].items() if seconds is not None},
+        {name: int(value) for name, value in params["settings"].items() if value is not None},
+    )
+    generation.check(want)
+    plan, dummy = generation.ensure(paths, want, check_mode=True)
+    if any(step.action == "load" for step in plan):
+        require(module, "bcc")
+        features.check()
+    return generation.ensure(paths, want, check_mode=module.check_mode)
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    paths = bpffs.Paths(module.params["pin_root"])
+    try:
+        bpffs.check(paths.pin_root)
+        if module.params["state"] == "present":
+            plan, have = present(module, paths)
+        else:
+            plan = generation.remove(paths, check_mode=module.check_mode)
+            have = generation.observe(paths)
+    except ConntrackError as exc:
+        module.fail_json(msg=exc.message, **exc.facts)
+    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths))
+
+
+if __name__ == "__main__":
+    main()
