@@ -45,15 +45,18 @@ def run(argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quie
     return process.returncode, out or ""
 
 
+def names() -> list[str]:
+    """Return the files that git knows of, or would: changes not yet committed count, ignored files do not."""
+    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [name for name in listed.split("\0") if name and os.path.lexists(ROOT / name)]  # one deleted and not yet committed is listed too
+
+
 def copy_tree(target: pathlib.Path = TREE) -> pathlib.Path:
-    """Copy what git knows of, or would (changes not yet committed too), to ``target``; return it."""
+    """Copy the files of ``names()`` to ``target``; return it."""
     shutil.rmtree(target, ignore_errors=True)
-    names = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, names.split("\0")):
-        source = ROOT / name
-        if source.is_symlink() or source.is_file():  # a file deleted and not yet committed is listed too
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target / name, follow_symlinks=False)
+    for name in names():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
     # A repository of its own: tools that ask git what is here would otherwise find a directory that the outer one ignores.
     subprocess.run(["git", "init", "-q", str(target)], check=True)
     return target
