@@ -160,8 +160,9 @@ def _pinned_link(path: str) -> bpf.LinkInfo | None:
         with bpf.closing(bpf.obj_get(path)) as fd:
             if bpf.kind_of(fd) == "link":
                 info = bpf.link_info(fd)
-    except bpf.BpfError:
-        if os.geteuid() != 0:  # then it may be only that we are not let
+    except bpf.BpfError as exc:
+        # the kernel's answer to a directory or a file of another kind; without root it means only that we are not let
+        if exc.errno not in (errno.EACCES, errno.EPERM) or os.geteuid() != 0:
             raise
     if info is None or info.type != bpf.LINK_TYPE_XDP:
         raise ConntrackError(f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another pin_root.")

@@ -1,0 +1,575 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""xdp_attach on real interfaces: what it leaves is read with ip and bpftool, and each step is broken once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, netns, plan
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+MODES = {1: "native", 2: "generic"}
+BARE = (None, None)
+Seen = tuple[str | None, str | None]
+
+
+def ip(*argv: str) -> t.Any:
+    output = subprocess.run(["ip", "-j", *argv], check=True, capture_output=True, text=True).stdout
+    return json.loads(output or "null")
+
+
+@dataclasses.dataclass
+class Lab:
+    """A namespace, a veth from the host into it, and two generations that pass every frame.
+
+    :ivar near: the end in the host's namespace.
+    :ivar far: the end in namespace ``ns``.
+    """
+
+    ns: str
+    near: str
+    far: str
+    pin_root: str
+
+    @property
+    def paths(self) -> bpffs.Paths:
+        return bpffs.Paths(self.pin_root)
+
+    @property
+    def both(self) -> list[dict[str, t.Any]]:
+        return [{"name": self.near, "program": "ingress"}, {"name": self.far, "netns": self.ns, "program": "egress"}]
+
+    def run(self, interfaces: list[dict[str, t.Any]] | None = None, **options: t.Any) -> dict[str, t.Any]:
+        """Run the module's one call; warnings are put into the result."""
+        whole = {"state": "present", "mode": "auto", "takeover": False, "check_mode": False, "pin_root": self.pin_root, **options}
+        result, warnings = attach.converge(interfaces=self.both if interfaces is None and whole["state"] == "present" else interfaces, **whole)
+        return {**result, "warnings": warnings}
+
+    def seen(self, name: str, ns: str | None = None) -> Seen:
+        """Return what ip says is attached: (program's name, mode)."""
+        (link,) = ip(*(["-n", ns] if ns else []), "link", "show", name)
+        xdp = link.get("xdp")
+        return (xdp["prog"].get("name") or self.name_of(xdp["prog"]["id"]), MODES[xdp["mode"]]) if xdp else BARE
+
+    @staticmethod
+    def name_of(number: int) -> str:
+        shown = subprocess.run(["bpftool", "-j", "prog", "show", "id", str(number)], check=True, capture_output=True, text=True).stdout
+        return str(json.loads(shown)["name"])
+
+    def state(self) -> tuple[Seen, Seen]:
+        return self.seen(self.near), self.seen(self.far, self.ns)
+
+    def pins(self) -> list[str]:
+        return sorted(os.listdir(self.paths.link_dir)) if os.path.isdir(self.paths.link_dir) else []
+
+    def activate(self, generation: int) -> None:
+        bpffs.swap_symlink(f"gen/{generation}", self.paths.active)
+
+    def prog(self, slot: int, generation: int = 1) -> int:
+        return bpf.obj_get(f"{self.paths.gen_dir(generation)}/prog/xdp_{slot}")
+
+    def program_id(self, slot: int, generation: int = 1) -> int:
+        with bpf.closing(self.prog(slot, generation)) as fd:
+            return bpf.prog_info(fd).id
+
+    @property
+    def ifindex(self) -> int:
+        return socket.if_nametoindex(self.near)
+
+
+INGRESS, EGRESS = ("ingress", "native"), ("egress", "native")
+
+
+@pytest.fixture
+def lab() -> t.Iterator[Lab]:
+    tag = f"{random.randrange(1 << 24):06x}"
+    bpffs.ensure_mounted("/sys/fs/bpf")
+    made = Lab(f"test{tag}", f"t{tag}n", f"t{tag}f", f"/sys/fs/bpf/test{tag}")
+    try:
+        ip("netns", "add", made.ns)
+        make_veth(made)
+        bpffs.ensure_mounted(made.pin_root)
+        for generation in (1, 2):
+            os.makedirs(f"{made.paths.gen_dir(generation)}/prog")
+            for hook in ("ingress", "egress"):
+                with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), hook)) as fd:
+                    bpf.obj_pin(fd, f"{made.paths.gen_dir(generation)}/prog/xdp_{SLOTS[hook]}")
+        made.activate(1)
+        yield made
+    finally:
+        bpf.fault = None
+        subprocess.run(["ip", "netns", "del", made.ns], check=False)  # the veth goes with it
+        for directory, below, names in os.walk(made.pin_root, topdown=False):
+            for name in names + below:
+                path = os.path.join(directory, name)
+                os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+        os.rmdir(made.pin_root)
+
+
+def make_veth(lab: Lab, *extra: str) -> None:
+    ip("link", "add", lab.near, *extra, "type", "veth", "peer", "name", lab.far, "netns", lab.ns)
+    for name, ns in ((lab.near, []), (lab.far, ["-n", lab.ns])):
+        ip(*ns, "link", "set", name, "addrgenmode", "none", "up")  # no frames but those that a test sends
+
+
+@pytest.fixture
+def foreign() -> t.Iterator[int]:
+    with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "firewall")) as fd:
+        yield fd
+
+
+# ---------------------------------------------------------------- the ordinary life
+def test_attach_in_four_runs(lab: Lab) -> None:
+    foretold = lab.run(check_mode=True)
+    assert foretold["changed"] and lab.state() == (BARE, BARE) and lab.pins() == []
+    done = lab.run()
+    assert done["changed"] and done["plan"] == foretold["plan"] and done["diff"] == foretold["diff"] and done["warnings"] == []
+    assert lab.state() == (INGRESS, EGRESS)
+    assert lab.pins() == sorted([lab.near, f"{lab.far}@{lab.ns}"])
+    for options in ({}, {"check_mode": True}):
+        again = lab.run(**options)
+        assert not again["changed"] and again["plan"] == [] and again["diff"] == {"before": "", "after": ""}
+        assert again["interfaces"] == done["interfaces"]
+
+
+def test_what_is_returned(lab: Lab) -> None:
+    near, far = lab.run()["interfaces"]
+    shown = json.loads(subprocess.run(["bpftool", "-j", "link", "show", "id", str(near["link_id"])], check=True, capture_output=True, text=True).stdout)
+    assert (shown["type"], shown["prog_id"]) == ("xdp", near["program_id"])
+    (link,) = ip("link", "show", lab.near)
+    assert near == {
+        "name": lab.near,
+        "netns": None,
+        "ifindex": link["ifindex"],
+        "mode": "native",
+        "program": "ingress",
+        "program_id": link["xdp"]["prog"]["id"],
+        "tag": link["xdp"]["prog"]["tag"],
+        "link_id": shown["id"],
+    }
+    assert (far["netns"], far["program"], far["program_id"]) == (lab.ns, "egress", lab.program_id(1))
+
+
+def test_one_interface_leaves_the_others(lab: Lab) -> None:
+    lab.run()
+    assert not lab.run(lab.both[:1])["changed"]
+    assert lab.run(lab.both[:1], mode="generic")["changed"]
+    assert lab.state() == (("ingress", "generic"), EGRESS)
+    assert lab.run(lab.both[1:], state="absent")["changed"]
+    assert lab.state() == (("ingress", "generic"), BARE) and lab.pins() == [lab.near]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_absent_in_four_runs(lab: Lab, named: bool) -> None:
+    lab.run()
+    options: dict[str, t.Any] = {"state": "absent", "interfaces": lab.both if named else None}
+    foretold = lab.run(**options, check_mode=True)
+    assert foretold["changed"] and lab.state() == (INGRESS, EGRESS)
+    assert lab.run(**options)["plan"] == foretold["plan"]
+    assert lab.state() == (BARE, BARE) and not os.path.exists(lab.paths.link_dir)
+    assert not lab.run(**options)["changed"] and not lab.run(**options, check_mode=True)["changed"]
+
+
+def test_another_generation_goes_into_the_same_link(lab: Lab) -> None:
+    before = lab.run()["interfaces"]
+    lab.activate(2)
+    result = lab.run()
+    assert [step["action"] for step in result["plan"]] == ["replace", "replace"]
+    for was, now, slot in zip(before, result["interfaces"], (0, 1)):
+        assert (now["link_id"], now["mode"]) == (was["link_id"], was["mode"])
+        assert now["program_id"] == lab.program_id(slot, 2) != was["program_id"]
+
+
+def test_another_hook_goes_into_the_same_link(lab: Lab) -> None:
+    (before,) = lab.run(lab.both[:1])["interfaces"]
+    (after,) = lab.run([{"name": lab.near, "program": "egress"}])["interfaces"]
+    assert after["link_id"] == before["link_id"] and lab.seen(lab.near) == EGRESS
+
+
+def test_no_frame_is_missed_while_programs_are_replaced(lab: Lab) -> None:
+    lab.run(lab.both[:1])
+    stop = threading.Event()
+    sent = 0
+
+    with netns.entered(lab.ns):
+        sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        sender.bind((lab.far, 0))
+    frame = b"\xff" * 6 + b"\x02" + b"\0" * 5 + b"\x88\xb5" + b"\0" * 50
+
+    def send() -> None:
+        nonlocal sent
+        while not stop.is_set():
+            for dummy in range(16):
+                sender.send(frame)
+            sent += 16
+            time.sleep(0.0005)
+
+    fds = [lab.prog(0, generation) for generation in (1, 2)]
+    ids = [lab.program_id(0, generation) for generation in (1, 2)]
+    thread = threading.Thread(target=send)
+    with sender, bpf.closing(bpf.enable_stats()):
+        before = sum(bpf.prog_info(fd).run_cnt for fd in fds)
+        thread.start()
+        for turn in range(40):
+            old, new = turn % 2, 1 - turn % 2
+            attach.retarget(lab.paths, {ids[old]: (fds[old], fds[new])})
+            time.sleep(0.01)
+        stop.set()
+        thread.join()
+        time.sleep(0.1)
+        runs = [bpf.prog_info(fd).run_cnt for fd in fds]
+    (link,) = ip("-n", lab.ns, "-s", "link", "show", lab.far)
+    assert min(runs) > 0 and sent > 1000
+    assert sum(runs) - before + link["stats64"]["tx"]["dropped"] == sent
+    for fd in fds:
+        bpf.close(fd)
+
+
+def test_modes(lab: Lab) -> None:
+    assert lab.run(mode="generic")["warnings"] == []
+    assert lab.state() == (("ingress", "generic"), ("egress", "generic"))
+    assert not lab.run(mode="auto")["changed"], "auto keeps what it finds"
+    interfaces = [{**lab.both[0], "mode": "native"}, lab.both[1]]
+    assert len(lab.run(interfaces, mode="generic")["plan"]) == 1
+    assert lab.state() == (INGRESS, ("egress", "generic"))
+
+
+def test_generic_where_the_driver_can_not(lab: Lab) -> None:
+    lo = [{"name": "lo", "netns": lab.ns, "program": "ingress"}]
+    with pytest.raises(ConntrackError, match=r"refuses native XDP: .*does not support XDP in native mode.* Give mode: generic or auto"):
+        lab.run(lo, mode="native")
+    result = lab.run(lo)
+    assert result["interfaces"][0]["mode"] == "generic"
+    assert len(result["warnings"]) == 1 and "native was not possible: " in result["warnings"][0] and "native mode" in result["warnings"][0]
+    again = lab.run(lo)
+    assert not again["changed"] and again["warnings"] == []
+
+
+def test_no_descriptor_is_left_behind(lab: Lab, foreign: int) -> None:
+    lab.run()
+    before = len(os.listdir("/proc/self/fd"))
+    lab.activate(2)
+    lab.run()
+    lab.run(mode="generic")
+    lab.run(state="absent")
+    bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS["native"])
+    lab.run(takeover=True)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---------------------------------------------------------------- the limits of a veth
+@pytest.mark.skipif(attach.VETH_MAX_MTU != 3506, reason="the kernel's pages are not of 4096 bytes")
+def test_the_mtu_limit_is_the_kernels(lab: Lab) -> None:
+    for mtu, fits in ((3506, True), (3507, False), (9000, False)):
+        ip("-n", lab.ns, "link", "set", lab.far, "mtu", str(mtu))
+        with bpf.closing(lab.prog(0)) as fd:
+            try:
+                bpf.close(bpf.link_create(fd, lab.ifindex, flags=bpf.XDP_FLAGS["native"]))
+                accepted = True
+            except bpf.BpfError:
+                accepted = False
+        assert accepted is fits, "what the kernel says"
+        if fits:
+            assert lab.run(lab.both[:1], mode="native")["changed"]
+            lab.run(state="absent")
+            continue
+        for check_mode in (True, False):
+            with pytest.raises(ConntrackError, match=f"at most 3506, .* {mtu}"):
+                lab.run(lab.both[:1], mode="native", check_mode=check_mode)
+        assert lab.seen(lab.near) == BARE and lab.pins() == []
+    result = lab.run(lab.both[:1])
+    assert lab.seen(lab.near) == ("ingress", "generic")
+    assert "3506" in result["warnings"][0]
+
+
+def test_too_few_queues_are_said_in_the_kernels_words(lab: Lab) -> None:
+    ip("link", "del", lab.near)
+    ip(
+        "link",
+        "add",
+        lab.near,
+        "numtxqueues",
+        "1",
+        "numrxqueues",
+        "1",
+        "type",
+        "veth",
+        "peer",
+        lab.far,
+        "netns",
+        lab.ns,
+        "numtxqueues",
+        "4",
+        "numrxqueues",
+        "4",
+    )
+    with pytest.raises(ConntrackError, match=r"XDP expects number of rx queues.* as many rx queues as the other has tx queues"):
+        lab.run(lab.both[:1], mode="native")
+    assert lab.seen(lab.near) == BARE
+    assert "rx queues" in lab.run(lab.both[:1])["warnings"][0]
+
+
+# ---------------------------------------------------------------- foreign programs
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_a_foreign_netlink_program(lab: Lab, foreign: int, mode: str) -> None:
+    bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS[mode])
+    info = bpf.prog_info(foreign)
+    with pytest.raises(ConntrackError) as raised:
+        lab.run()
+    for word in (f"id {info.id}", "name firewall", f"tag {info.tag}", f"mode {mode}", "netlink", "takeover: true"):
+        assert word in raised.value.message
+    assert lab.state() == (("firewall", mode), BARE), "nothing is touched"
+    assert not lab.run(state="absent", interfaces=lab.both)["changed"]
+    assert lab.seen(lab.near) == ("firewall", mode)
+    assert lab.run(takeover=True)["changed"]
+    assert lab.state() == (INGRESS, EGRESS)
+    assert not lab.run(takeover=True)["changed"]
+
+
+def test_a_foreign_link(lab: Lab, foreign: int) -> None:
+    link = bpf.link_create(foreign, lab.ifindex, flags=bpf.XDP_FLAGS["native"])
+    with bpf.closing(link):
+        number = bpf.link_info(link).id
+        with pytest.raises(ConntrackError, match=rf"held by bpf_link {number} of process {os.getpid()} \("):
+            lab.run()
+        assert lab.state() == (("firewall", "native"), BARE)
+        lab.run(takeover=True)
+        assert lab.state() == (INGRESS, EGRESS)
+        assert bpf.link_info(link).ifindex == 0
+    assert lab.state() == (INGRESS, EGRESS), "the former holder ends, ours stays"
+
+
+def test_a_failed_takeover_puts_the_old_program_back(lab: Lab, foreign: int) -> None:
+    bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS["native"])
+    bpf.fault = failing("bpf_link_create")
+    with pytest.raises(ConntrackError):
+        lab.run(takeover=True, mode="native")
+    assert lab.state() == (("firewall", "native"), BARE)
+    bpf.fault = None
+    bpf.xdp_set(lab.ifindex, -1, bpf.XDP_FLAGS["native"])
+    with bpf.closing(bpf.link_create(foreign, lab.ifindex, flags=bpf.XDP_FLAGS["native"])):
+        bpf.fault = failing("bpf_obj_pin")
+        with pytest.raises(ConntrackError):
+            lab.run(takeover=True)
+        assert lab.state() == (("firewall", "native"), BARE)
+
+
+# ---------------------------------------------------------------- the seed's own command
+def test_the_seeds_command(lab: Lab) -> None:
+    for path, target in lab.paths.seed_links().items():
+        bpffs.swap_symlink(target, path)
+    seed = ["ip", "link", "set", "dev", lab.near, "xdp", "pinned", f"{lab.pin_root}/prog/xdp_0"]
+    subprocess.run(seed, check=True)
+    assert lab.seen(lab.near) == INGRESS
+    result = lab.run()
+    assert "attached by its pin" in result["plan"][0]["reason"]
+    assert lab.state() == (INGRESS, EGRESS) and result["interfaces"][0]["link_id"]
+    refused = subprocess.run(seed, check=False, capture_output=True, text=True)
+    assert refused.returncode != 0, "the kernel protects what a link holds"
+    lab.run(state="absent")
+    subprocess.run(seed, check=True)
+    lab.activate(2)
+    assert lab.run(state="absent", interfaces=lab.both)["changed"], "an older generation's is ours, too"
+    assert lab.state() == (BARE, BARE)
+
+
+# ---------------------------------------------------------------- interfaces come and go
+def test_an_interface_made_anew(lab: Lab) -> None:
+    lab.run()
+    ip("link", "del", lab.near)
+    make_veth(lab)
+    foretold = lab.run(check_mode=True)
+    assert [step["action"] for step in foretold["plan"]] == ["attach", "attach"] and "made anew" in foretold["plan"][0]["reason"]
+    lab.run()
+    assert lab.state() == (INGRESS, EGRESS) and not lab.run()["changed"]
+
+
+def test_a_namespace_made_anew(lab: Lab) -> None:
+    lab.run()
+    ip("netns", "del", lab.ns)
+    ip("netns", "add", lab.ns)
+    deadline = time.monotonic() + 5
+    while os.path.exists(f"/sys/class/net/{lab.near}") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    make_veth(lab)
+    lab.run()
+    assert lab.state() == (INGRESS, EGRESS) and not lab.run()["changed"]
+
+
+def test_absent_after_the_interfaces_are_gone(lab: Lab) -> None:
+    lab.run()
+    ip("link", "del", lab.near)
+    assert lab.run(state="absent", interfaces=lab.both)["changed"]
+    assert lab.pins() == []
+    assert not lab.run(state="absent", interfaces=[{"name": "none", "netns": "nowhere"}])["changed"]
+
+
+def test_a_renamed_interface(lab: Lab) -> None:
+    lab.run(lab.both[:1])
+    ip("link", "set", lab.near, "down")
+    ip("link", "set", lab.near, "name", f"{lab.near}2")
+    ip("link", "set", f"{lab.near}2", "up")
+    result = lab.run([{"name": f"{lab.near}2", "program": "ingress"}])
+    assert "renamed or moved" in result["plan"][0]["reason"]
+    assert lab.pins() == [f"{lab.near}2"] and lab.seen(f"{lab.near}2") == INGRESS
+
+
+# ---------------------------------------------------------------- bad surroundings
+def test_check_mode_on_a_clean_machine(lab: Lab) -> None:
+    interfaces = [{"name": "nolan", "program": "ingress"}, {"name": "lan", "netns": "nowhere", "program": "egress"}]
+    result = lab.run(interfaces, check_mode=True, pin_root=f"{lab.pin_root}/none")
+    assert [step["reason"] for step in result["plan"]] == ["the interface does not exist yet"] * 2
+    assert result["interfaces"][0]["mode"] == "auto" and result["interfaces"][0]["ifindex"] is None
+    assert not os.path.exists(f"{lab.pin_root}/none")
+    assert not lab.run(interfaces, state="absent", check_mode=True, pin_root=f"{lab.pin_root}/none")["changed"]
+
+
+def test_missing_things_are_named(lab: Lab) -> None:
+    with pytest.raises(ConntrackError, match=rf"interfaces\[1\]\.name: there is no interface 'nolan' in namespace {lab.ns}; there are: lo, {lab.far}\."):
+        lab.run([lab.both[0], {"name": "nolan", "netns": lab.ns, "program": "egress"}])
+    with pytest.raises(ConntrackError, match=rf"interfaces\[0\]\.netns: there is no namespace 'nowhere'; there are: .*{lab.ns}"):
+        lab.run([{"name": "lan", "netns": "nowhere", "program": "egress"}])
+    os.unlink(lab.paths.prog(0))
+    with pytest.raises(
+        ConntrackError, match=rf"interfaces\[0\]\.program: 'ingress' is not loaded: {lab.paths.prog(0)} does not exist\. Run ebpf\.conntrack\.xdp_program first"
+    ):
+        lab.run()
+    assert lab.state() == (BARE, BARE), "the second interface's program is there, but nothing is touched"
+
+
+def test_what_is_foreign_among_the_pins_is_refused(lab: Lab) -> None:
+    os.makedirs(lab.paths.link_dir)
+    with bpf.closing(bpf.map_create(6, "percpu", 4, 4, 1)) as fd:  # its kind has the number of an XDP link
+        bpf.obj_pin(fd, lab.paths.link(None, lab.near))
+    for options in ({}, {"state": "absent", "interfaces": lab.both}):
+        with pytest.raises(ConntrackError, match=rf"{lab.paths.link(None, lab.near)} is not a pinned XDP link"):
+            lab.run(**options)
+    os.unlink(lab.paths.prog(0))
+    with bpf.closing(bpf.map_create(6, "percpu", 4, 4, 1)) as fd:
+        bpf.obj_pin(fd, lab.paths.prog(0))
+    os.unlink(lab.paths.link(None, lab.near))
+    with pytest.raises(ConntrackError, match="is no XDP program"):
+        lab.run()
+
+
+# ---------------------------------------------------------------- broken at each step
+def failing(name: str, turn: int = 1) -> t.Callable[[str], None]:
+    """Return a fault that refuses the ``turn``-th call of that name, and none after it."""
+    left = [turn]
+
+    def fault(call: str) -> None:
+        if call == name:
+            left[0] -= 1
+            if left[0] == 0:
+                raise bpf.BpfError(12, call, "as the test wants it")
+
+    return fault
+
+
+def prepare(lab: Lab, scenario: str, foreign: int) -> dict[str, t.Any]:
+    """Bring the lab into the state in which the scenario starts; return the options of its run."""
+    if scenario == "attach":
+        return {}
+    if scenario == "takeover":
+        bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS["native"])
+        return {"takeover": True}
+    lab.run()
+    if scenario == "replace":
+        lab.activate(2)
+        return {}
+    return {"mode": {"mode": "generic"}, "absent": {"state": "absent", "interfaces": lab.both}}[scenario]
+
+
+CHANGING = ("bpf_link_create", "bpf_obj_pin", "bpf_link_update", "bpf_link_detach", "RTM_SETLINK", "unlink")
+CALLS = ("bpf_obj_get", "bpf_prog_get_fd_by_id", *CHANGING[:-1])
+SCENARIOS = ("attach", "replace", "mode", "takeover", "absent")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_failed_anywhere_it_is_as_before(lab: Lab, foreign: int, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"mode": "native", **prepare(lab, scenario, foreign)}  # auto would try generic after a fault
+    before = (lab.state(), lab.pins())
+    whole_apply = plan.apply
+    failures = 0
+    for call in CALLS:
+        for turn in range(1, 60):
+
+            def apply_with_fault(steps: plan.Plan, do: t.Callable[[plan.Step], plan.Undo], fault: t.Callable[[str], None]) -> None:
+                bpf.fault = fault
+                try:
+                    whole_apply(steps, do)
+                finally:
+                    bpf.fault = None
+
+            monkeypatch.setattr(plan, "apply", functools.partial(apply_with_fault, fault=failing(call, turn)))
+            try:
+                lab.run(**options)
+            except ConntrackError as exc:
+                failures += 1
+                assert exc.facts["not_rolled_back"] == [], (call, turn)
+                assert (lab.state(), lab.pins()) == before, (call, turn)
+            else:
+                break  # the call is not made that often: the run went through
+        monkeypatch.setattr(plan, "apply", whole_apply)
+        lab.run(state="absent", interfaces=lab.both)
+        lab.activate(1)
+        prepare(lab, scenario, foreign)
+        assert (lab.state(), lab.pins()) == before
+    assert failures >= 5
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_anywhere_the_next_run_converges(lab: Lab, foreign: int, scenario: str) -> None:
+    for turn in range(1, 200):
+        options = prepare(lab, scenario, foreign)
+        if not killed(lab, options, turn):
+            break
+        held = [seen for seen in lab.state() if seen != BARE]
+        assert all(seen[0] in ("ingress", "egress", "firewall") for seen in held)
+        lab.run(**options)
+        expected = {"mode": (("ingress", "generic"), ("egress", "generic")), "absent": (BARE, BARE)}.get(scenario, (INGRESS, EGRESS))
+        assert lab.state() == expected, turn
+        assert not lab.run(**options)["changed"]
+        lab.run(state="absent", interfaces=lab.both)
+        lab.activate(1)
+    assert turn > 2
+
+
+def killed(lab: Lab, options: dict[str, t.Any], turn: int) -> bool:
+    """Run in a child that is killed before its ``turn``-th call that changes anything; return False when it ended before."""
+    child = os.fork()
+    if child == 0:
+        left = [turn]
+
+        def fault(call: str) -> None:
+            left[0] -= call in CHANGING
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def unlink(path: str, whole: t.Callable[[str], None] = os.unlink) -> None:
+            fault("unlink")
+            whole(path)
+
+        bpf.fault, os.unlink = fault, unlink  # type: ignore[assignment]
+        try:
+            lab.run(**options)
+        finally:
+            os._exit(0)
+    dummy, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
