@@ -29,9 +29,8 @@ import time
 import types
 import typing as t
 
-from . import netns
+from . import netns, topology
 from . import plan as plans
-from . import topology
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 from .topology import Address, End, Have, HaveAddress, HaveLink, HaveRoute, Key, Recorded, Route, Sysctl, SysctlKey, Topology
@@ -52,7 +51,7 @@ _U32 = struct.Struct("=I")
 
 _IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP = 1, 3, 4, 5, 18, 20, 27
-_EXT_MASK_SKIP_STATS = 8
+_WITHOUT_STATS = struct.pack("=HHI", 8, 29, 8)  # the attribute IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS: answers half as long
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_PROTO = 1, 2, 4, 8, 11
 _IFA_F_SECONDARY, _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_PERMANENT = 0x01, 0x02, 0x08, 0x80
 _IFAPROT_KERNEL_LL = 3
@@ -196,7 +195,8 @@ class Channel:
 
     def get_link(self, index: int = 0, name: str = "") -> tuple[bytes, int, int] | None:
         """Return one link's message as (buffer, start, end), or None when there is no such link."""
-        self._send_raw(_GETLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + _pack(29, _U32.pack(_EXT_MASK_SKIP_STATS)) + (_pack(_IFLA_IFNAME, name.encode() + b"\0") if name else b""))
+        wanted = _pack(_IFLA_IFNAME, name.encode() + b"\0") if name else b""
+        self._send_raw(_GETLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + _WITHOUT_STATS + wanted)
         for kind, flags, data, start, end in self._answers():
             if kind == _NLMSG_ERROR:
                 try:
@@ -413,7 +413,7 @@ class Kernel:
         """Read one namespace's links, addresses and routes; say whether the namespace carries the mark (the host needs none)."""
         channel = self.channel(name)
         links: dict[int, HaveLink] = {}
-        for message in channel.dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0) + _pack(29, _U32.pack(_EXT_MASK_SKIP_STATS))):
+        for message in channel.dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0) + _WITHOUT_STATS):
             link = _parse_link(name, *message)
             links[link.ifindex] = link
         loopback = links.pop(1, None)
@@ -490,6 +490,8 @@ class Kernel:
         info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", {"attrs": peer})]})]}
         message = messages().link()
         message["attrs"] = [*attributes(one), ("IFLA_LINKINFO", info)]
+        for end in (one, two):
+            self._indexes.pop(end.key, None)
         channel = self.channel(one.netns)
         _before("new link")
         channel.request(message, _NEWLINK, _CREATE | _EXCL)
@@ -591,9 +593,7 @@ def write_record(lab: str, record: t.Mapping[SysctlKey, Recorded]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         return
-    entries = [
-        {"netns": name, "path": sysctl, "wanted": r.wanted, "inode": r.inode, "previous": dict(r.previous)} for (name, sysctl), r in record.items()
-    ]
+    entries = [{"netns": name, "path": sysctl, "wanted": r.wanted, "inode": r.inode, "previous": dict(r.previous)} for (name, sysctl), r in record.items()]
     temporary = f"{path}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump({"lab": lab, "sysctls": entries}, file, indent=1)
@@ -643,8 +643,8 @@ class _Apply:
             ("create", "link"): self._create_link,
             ("change", "link"): self._change_link,
             ("delete", "link"): self._delete_link,
-            ("create", "address"): lambda args: self._set_address(*args, present=True),
-            ("delete", "address"): lambda args: self._set_address(*args, present=False),
+            ("create", "address"): lambda args: self._set_address(args[0], args[1], present=True),
+            ("delete", "address"): lambda args: self._set_address(args[0], args[1], present=False),
             ("create", "route"): self._set_route,
             ("change", "route"): self._set_route,
             ("delete", "route"): self._delete_route,
@@ -686,13 +686,14 @@ class _Apply:
         self._remove_netns(name)
         return None
 
-    def _create_link(self, ends: tuple[End, End]) -> plans.Undo:
-        one, two = ends
+    def _create_link(self, args: tuple[End, End, list[Sysctl]]) -> plans.Undo:
+        one, two, sysctls = args
         mark = self._want.mark
-        for end in ends:
-            self._kernel._indexes.pop(end.key, None)
         self._kernel.new_veth(mark, one, two)
         try:
+            for sysctl in sysctls:
+                with netns.entered(sysctl.netns):
+                    write_sysctl(sysctl.path, sysctl.value)
             for end, peer in ((one, two), (two, one)):
                 channel = self._kernel.channel(end.netns)
                 self._kernel.set_link(channel, 0, up=True, name=end.name, alias=topology.alias_of(mark, peer.key), group=0)
@@ -803,18 +804,16 @@ def probe(plan: Plan) -> None:
     :raises ConntrackError: naming the missing feature, or the value.
     """
     wanted = [step.args for step in plan if step.kind == "sysctl" and isinstance(step.args, Sysctl)]
-    links = any(step.kind == "link" and step.action == "create" for step in plan)
-    if not wanted and not links:
+    new_links = [step.args for step in plan if step.kind == "link" and step.action == "create"]
+    wanted += [sysctl for dummy, dummy, sysctls in new_links for sysctl in sysctls]
+    if not wanted and not new_links:
         return
     tried: set[tuple[str, str, bool]] = set()
     with netns.anonymous(), Kernel() as kernel:
-        if links:
+        if new_links:
             _probe_veth(kernel)
         for sysctl in wanted:
-            parts = sysctl.path.split("/")
-            if len(parts) == 5 and parts[2] in ("conf", "neigh") and parts[3] != "all":
-                parts[3] = "default"  # the links are not in here; every name that an interface has, the default has
-            attempt = ("/".join(parts), sysctl.value, sysctl.netns is None)
+            attempt = (topology.of_default(sysctl.path), sysctl.value, sysctl.netns is None)  # the links are not in here
             if attempt not in tried:
                 tried.add(attempt)
                 _probe_sysctl(sysctl, attempt[0])

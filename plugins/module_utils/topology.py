@@ -23,9 +23,9 @@ import zlib
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
-Key = t.Tuple[t.Optional[str], str]
-Address = t.Tuple[bytes, int]
-SysctlKey = t.Tuple[t.Optional[str], str]
+Key = tuple[t.Optional[str], str]
+Address = tuple[bytes, int]
+SysctlKey = tuple[t.Optional[str], str]
 
 MARK_PREFIX = "ebpf.conntrack:"
 RECORD_DIR = "/run/ebpf_conntrack"
@@ -252,7 +252,29 @@ def parse(description: t.Mapping[str, t.Any]) -> Topology:
     if router is not None or on_host:
         for path in FORWARDING:
             sysctls.setdefault((router, path), Sysctl(router, path, "1", optional=True))
+    for sysctl in _without_dad(parsed_links):
+        sysctls.setdefault(sysctl.key, sysctl)
     return Topology(lab, router, tuple(names), tuple(parsed_links), tuple(routes.values()), tuple(sysctls.values()))
+
+
+def _without_dad(links: t.Iterable[tuple[End, End]]) -> t.Iterator[Sysctl]:
+    """Yield the sysctls that make IPv6 usable at once where a link has an IPv6 address.
+
+    Its addresses are added without duplicate address detection, but the kernel also tests each link's own link-local address for a second or two,
+    and does not ask for neighbours before.
+    """
+    for link in links:
+        if any(len(packed) == 16 for end in link for packed, dummy in end.addresses):
+            for end in link:
+                yield Sysctl(end.netns, f"net/ipv6/conf/{end.name}/accept_dad", "0", optional=True)
+
+
+def of_default(path: str) -> str:
+    """Return the path of the value that later interfaces get, for a path of one interface; other paths as they are."""
+    parts = path.split("/")
+    if len(parts) == 5 and parts[2] in ("conf", "neigh") and parts[3] != "all":
+        parts[3] = "default"
+    return "/".join(parts)
 
 
 def without_missing(topology: Topology, exists: t.Callable[[str], bool]) -> Topology:
@@ -260,7 +282,7 @@ def without_missing(topology: Topology, exists: t.Callable[[str], bool]) -> Topo
 
     :param exists: says whether a path below /proc/sys exists.
     """
-    return dataclasses.replace(topology, sysctls=tuple(s for s in topology.sysctls if not s.optional or exists(s.path)))
+    return dataclasses.replace(topology, sysctls=tuple(s for s in topology.sysctls if not s.optional or exists(of_default(s.path))))
 
 
 def absent(name: str | None) -> Topology:
@@ -518,9 +540,7 @@ def _check_via(field: str, netns: str | None, via: bytes, dev: str | None, reach
         if dev is None:
             raise bad_value(field, text, "a link-local address needs dev besides")
         return dev
-    fitting = [
-        (address[1], name) for name, addresses in reach.items() if dev in (None, name) for address in addresses if contains(network_of(address), via)
-    ]
+    fitting = [(address[1], name) for name, addresses in reach.items() if dev in (None, name) for address in addresses if contains(network_of(address), via)]
     if not fitting:
         there = ", ".join(f"{show_address(network_of(a))} on {name}" for name, addresses in reach.items() if dev in (None, name) for a in addresses)
         raise bad_value(field, text, f"{_place(netns)} does not reach it: its networks are {there or 'none'}")
@@ -639,8 +659,8 @@ def plan(want: Topology, have: Have) -> Plan:
         *_plan_restore(want, have, forgotten),
         *_plan_record(want, have, early),
         *_plan_sysctls(have, early),
-        *_plan_links(want, have, keep),
-        *_plan_sysctls(have, late),
+        *_plan_links(want, have, keep, late),
+        *_plan_sysctls(have, [s for s in late if (s.netns, s.path.split("/")[3]) in keep]),
         *_plan_addresses(want, have, keep),
         *_plan_routes(want, have, keep),
     ]
@@ -667,7 +687,7 @@ def refuse_foreign(want: Topology, have: Have) -> None:
     routes = {route.key: route for route in have.routes if route.netns is None}
     for wanted in want.routes:
         there = routes.get(wanted.key)
-        if there and (None, there.dev) not in ends:
+        if there and (there.dev is None or (None, there.dev) not in ends):
             foreign.append(f"route {show_dst(there.dst)} through {there.dev} on the host")
     if foreign:
         what = ", ".join(foreign)
@@ -738,7 +758,8 @@ def _plan_netns(want: Topology, have: Have) -> Plan:
     steps: Plan = []
     for name in want.namespaces:
         if name in have.claimed:
-            steps.append(Step("create", "netns", name, "a run that was cut short left only the name", before="a bare file", after="namespace, lo up", args=name))
+            reason = "a run that was cut short left only the name"
+            steps.append(Step("create", "netns", name, reason, before="a bare file", after="namespace, lo up", args=name))
         elif name not in have.namespaces:
             steps.append(Step("create", "netns", name, "it does not exist", after="namespace, lo up", args=name))
         elif name in have.lo_down:
@@ -748,16 +769,23 @@ def _plan_netns(want: Topology, have: Have) -> Plan:
     return steps
 
 
-def _plan_links(want: Topology, have: Have, keep: set[Key]) -> Plan:
+def _plan_links(want: Topology, have: Have, keep: set[Key], late: t.Iterable[Sysctl]) -> Plan:
+    """A new link gets its own sysctls before it goes up."""
+    own: dict[Key, list[Sysctl]] = {}
+    for sysctl in late:
+        own.setdefault((sysctl.netns, sysctl.path.split("/")[3]), []).append(sysctl)
     steps: Plan = []
     for one, two in want.links:
         if one.key in keep:
             steps += [step for end in (one, two) for step in _plan_link_change(end, have.links[end.key])]
         else:
-            after = {end.name: {"netns": end.netns, "mac": end.mac, "mtu": end.mtu} for end in (one, two)}
+            sysctls = [sysctl for end in (one, two) for sysctl in own.get(end.key, ())]
+            after: dict[str, t.Any] = {show_key(end.key): {"mac": end.mac, "mtu": end.mtu} for end in (one, two)}
+            if sysctls:
+                after["sysctls"] = {show_sysctl(s.key): s.value for s in sysctls}
             name = f"{show_key(one.key)} - {show_key(two.key)}"
             reason = "it does not exist" if one.key not in have.links and two.key not in have.links else "it is made anew"
-            steps.append(Step("create", "link", name, reason, after=after, args=(one, two)))
+            steps.append(Step("create", "link", name, reason, after=after, args=(one, two, sysctls)))
     return steps
 
 
@@ -827,17 +855,17 @@ def _plan_routes(want: Topology, have: Have, keep: set[Key]) -> Plan:
     ends = want.ends
     lost = {key: _loses_routes(ends[key], have.links[key]) for key in keep}
     there: dict[tuple[str | None, Address, int], HaveRoute] = {}
-    for route in have.routes:
-        there.setdefault(route.key, route)
+    for found in have.routes:
+        there.setdefault(found.key, found)
     steps: Plan = []
     for found in have.routes:
-        if (found.netns, found.dev) in keep and found.protocol in _MANAGED_PROTOCOLS and found.key not in wanted:
+        if found.dev is not None and (found.netns, found.dev) in keep and found.protocol in _MANAGED_PROTOCOLS and found.key not in wanted:
             name = f"{show_dst(found.dst)} in {_place(found.netns)}"
             steps.append(Step("delete", "route", name, "the lab has no such route", before=_show_route(found), args=found))
     for key, route in wanted.items():
         now = there.get(key)
-        if now is not None and now.dev is not None and (now.netns, now.dev) in ends and (now.netns, now.dev) not in keep:
-            now = None  # it goes with the link that is made anew
+        if now is not None and now.dev is not None and _goes(want.mark, have, keep, (now.netns, now.dev)):
+            now = None
         if now is not None and (now.via, now.dev) == (route.via, route.dev):
             if len(route.dst[0]) not in lost.get((route.netns, route.dev), ()):
                 continue
@@ -848,6 +876,11 @@ def _plan_routes(want: Topology, have: Have, keep: set[Key]) -> Plan:
         before = None if now is None else _show_route(now)
         steps.append(Step("create" if now is None else "change", "route", name, reason, before=before, after=_show_route(route), args=(route, now)))
     return steps
+
+
+def _goes(mark: str, have: Have, keep: set[Key], key: Key) -> bool:
+    """Say whether the plan deletes the link, and with it the routes over it."""
+    return key not in keep and key in have.links and is_ours(mark, have.links[key])
 
 
 def _show_route(route: Route | HaveRoute) -> str:
@@ -895,7 +928,7 @@ def _plan_sysctls(have: Have, sysctls: t.Iterable[Sysctl]) -> Plan:
         if siblings(wanted.path):
             touched.add(family)
         if now is None:
-            reason = "the namespace or link is new"
+            reason = "the namespace is new"
         else:
             reason = f"it is {now}" if now != wanted.value else "setting it for all interfaces changes this one"
         steps.append(Step("change", "sysctl", show_sysctl(wanted.key), reason, before=now, after=wanted.value, args=wanted))

@@ -344,7 +344,6 @@ not_rolled_back:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.ebpf.conntrack.plugins.module_utils import deps, netlink, topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.plan import as_dicts, as_diff
