@@ -99,11 +99,11 @@ def lint() -> Tally:
 def mypy() -> Tally:
     """Check the types: the collection by its own name, then the directories of scripts, which import each other plainly."""
     scripts = [TREE / where for where in SCRIPTS]
-    common = [VENV / "mypy", "--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
+    common: list[str | pathlib.Path] = [VENV / "mypy", "--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
     files = [path for path in sorted(TREE.rglob("*.py")) if not set(scripts) & set(path.parents)]
     tally = gate("mypy", [*common, *files], BUILD, MYPYPATH=str(BUILD))
     for script in scripts:
-        argv = [*common, "--follow-imports", "silent", *sorted(script.rglob("*.py"))]
+        argv: Argv = [*common, "--follow-imports", "silent", *sorted(script.rglob("*.py"))]
         tally += gate(f"mypy {script.relative_to(TREE)}", argv, script, MYPYPATH=str(BUILD))
     return tally
 
