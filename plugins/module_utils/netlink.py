@@ -29,7 +29,7 @@ import time
 import types
 import typing as t
 
-from . import netns, topology
+from . import netns, topology, topology_plan
 from . import plan as plans
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
@@ -874,12 +874,12 @@ def converge(want: Topology, check: bool = False) -> Result:
                 with _Apply(kernel, want, have) as do:
                     plans.apply(plan, do)
             have = kernel.observe(want, links_only=True)
-        return Result(plan, topology.facts(want, have))
+        return Result(plan, topology_plan.facts(want, have))
 
 
 def _plan(kernel: Kernel, want: Topology) -> tuple[Have, Plan]:
     have = kernel.observe(want)
     check_sysctls_exist(want, have)
-    plan = topology.plan(want, have)
+    plan = topology_plan.make(want, have)
     probe(plan)
     return have, plan

@@ -1,9 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab as data: what is wanted, what is there, and the plan that leads from the one to the other. Pure: nothing here touches the kernel.
+"""The lab as data: what is wanted (Topology, checked by ``parse``) and what is there (Have). Pure: nothing here touches the kernel.
 
-C(parse) checks a user's description and returns a Topology; C(plan) compares a Topology with a Have and returns the steps.
 A lab that shall be gone is an empty Topology: everything that carries the lab's mark is then too much.
 
 An end of a link is named by its key, (namespace, interface); the namespace None is the host's. People read it as C(ns1-wan@ns1) or C(ns1-lan).
@@ -20,8 +19,7 @@ import socket
 import typing as t
 import zlib
 
-from .errors import ConntrackError, bad_value
-from .plan import Plan, Step
+from .errors import bad_value
 
 Key = tuple[t.Optional[str], str]
 Address = tuple[bytes, int]
@@ -32,12 +30,12 @@ RECORD_DIR = "/run/ebpf_conntrack"
 
 #: Protocols (rtnetlink's RTPROT_*) of routes that people and scripts add: boot is what C(ip route add) writes. Other routes are never removed.
 PROTO_BOOT, PROTO_STATIC = 3, 4
-_MANAGED_PROTOCOLS = frozenset({PROTO_BOOT, PROTO_STATIC})
+MANAGED_PROTOCOLS = frozenset({PROTO_BOOT, PROTO_STATIC})
 
 DEFAULT_MTU = 1500
 _MTU_RANGE = (68, 65535)
 _MTU_IPV6 = 1280  # below it the kernel takes IPv6 off the interface (RFC 8200, section 5)
-_DEFAULT_METRIC = {4: 0, 16: 1024}  # by length of the packed address: what the kernel gives a route without a metric
+DEFAULT_METRIC = {4: 0, 16: 1024}  # by length of the packed address: what the kernel gives a route without a metric
 _METRIC_MAX = 0xFFFFFFFF
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
@@ -502,16 +500,16 @@ def _parse_route(field: str, netns: str | None, item: t.Mapping[str, t.Any], rea
         raise bad_value(field, item.get("dst"), "give via, dev or both")
     if dev is not None and dev not in reach:
         have = ", ".join(reach) or "none"
-        raise bad_value(f"{field}.dev", dev, f"it is no link of the lab in {_place(netns)} (there: {have})")
+        raise bad_value(f"{field}.dev", dev, f"it is no link of the lab in {show_place(netns)} (there: {have})")
     if via is not None:
         dev = _check_via(f"{field}.via", netns, via, dev, reach)
     metric = item.get("metric")
     if metric is None:
-        metric = _DEFAULT_METRIC[len(dst[0])]
+        metric = DEFAULT_METRIC[len(dst[0])]
     if isinstance(metric, bool) or not isinstance(metric, int) or not 0 <= metric <= _METRIC_MAX:
         raise bad_value(f"{field}.metric", metric, f"give 0 to {_METRIC_MAX}")
     if len(dst[0]) == 16 and metric == 0:
-        metric = _DEFAULT_METRIC[16]  # the kernel reads 0 so
+        metric = DEFAULT_METRIC[16]  # the kernel reads 0 so
     return Route(netns, dst, via, t.cast(str, dev), metric)
 
 
@@ -527,7 +525,7 @@ def _parse_dst(field: str, text: t.Any, via: bytes | None) -> Address:
     return network.network_address.packed, network.prefixlen
 
 
-def _place(netns: str | None) -> str:
+def show_place(netns: str | None) -> str:
     return "the host" if netns is None else f"namespace {netns}"
 
 
@@ -535,7 +533,7 @@ def _check_via(field: str, netns: str | None, via: bytes, dev: str | None, reach
     """Return the interface on whose network ``via`` lies; it must not be an address of the namespace itself."""
     text = show_ip(via)
     if any(via == ip for addresses in reach.values() for ip, dummy in addresses):
-        raise bad_value(field, text, f"it is an address of {_place(netns)} itself: give the next router's")
+        raise bad_value(field, text, f"it is an address of {show_place(netns)} itself: give the next router's")
     if _is_link_local(via):
         if dev is None:
             raise bad_value(field, text, "a link-local address needs dev besides")
@@ -543,7 +541,7 @@ def _check_via(field: str, netns: str | None, via: bytes, dev: str | None, reach
     fitting = [(address[1], name) for name, addresses in reach.items() if dev in (None, name) for address in addresses if contains(network_of(address), via)]
     if not fitting:
         there = ", ".join(f"{show_address(network_of(a))} on {name}" for name, addresses in reach.items() if dev in (None, name) for a in addresses)
-        raise bad_value(field, text, f"{_place(netns)} does not reach it: its networks are {there or 'none'}")
+        raise bad_value(field, text, f"{show_place(netns)} does not reach it: its networks are {there or 'none'}")
     return max(fitting)[1]
 
 
@@ -639,268 +637,7 @@ class Have:
     other_claims: dict[SysctlKey, str] = dataclasses.field(default_factory=dict)
 
 
-# -- from the one to the other ----------------------------------------------------------------------------------------------------------
-
-
-def plan(want: Topology, have: Have) -> Plan:
-    """Return the steps that turn what is there into what is wanted, in an order in which each finds what it needs.
-
-    :raises ConntrackError: objects of wanted names belong to somebody else; ``foreign`` lists them.
-    """
-    keep = _kept_links(want, have)
-    refuse_foreign(want, have)
-    gone = set(have.namespaces) - set(want.namespaces)
-    deletes = _plan_deletes(want, have, keep, gone)
-    early, late = split_sysctls(want)
-    forgotten = [s for s in have.record if s not in {e.key for e in early}]
-    return [
-        *deletes,
-        *_plan_netns(want, have),
-        *_plan_restore(want, have, forgotten),
-        *_plan_record(want, have, early),
-        *_plan_sysctls(have, early),
-        *_plan_links(want, have, keep, late),
-        *_plan_sysctls(have, [s for s in late if (s.netns, s.path.split("/")[3]) in keep]),
-        *_plan_addresses(want, have, keep),
-        *_plan_routes(want, have, keep),
-    ]
-
-
-def is_ours(mark: str, link: HaveLink) -> bool:
-    """Say whether the link carries the lab's mark, whole or from a creation that was cut short."""
-    return link.alias.split(" ")[0] == mark or is_half_made(mark, link)
-
-
-def is_half_made(mark: str, link: HaveLink) -> bool:
-    """Say whether the link is one whose creation was cut short."""
-    return not link.alias and link.group == group_of(mark)
-
-
-def refuse_foreign(want: Topology, have: Have) -> None:
-    """Raise when wanted names are taken by objects that are not the lab's.
-
-    :raises ConntrackError: with the list ``foreign``.
-    """
-    ends = want.ends
-    foreign = [f"network namespace {name}" for name in want.namespaces if name in have.foreign]
-    foreign += [f"link {show_key(key)}" for key in ends if key in have.links and not is_ours(want.mark, have.links[key])]
-    routes = {route.key: route for route in have.routes if route.netns is None}
-    for wanted in want.routes:
-        there = routes.get(wanted.key)
-        if there and (there.dev is None or (None, there.dev) not in ends):
-            foreign.append(f"route {show_dst(there.dst)} through {there.dev} on the host")
-    if foreign:
-        what = ", ".join(foreign)
-        raise ConntrackError(f"Lab {want.lab!r} did not make what is already there: {what}. Remove it, or choose other names.", foreign=foreign)
-
-
-def _kept_links(want: Topology, have: Have) -> set[Key]:
-    """Return the wanted ends whose link is there as a whole."""
-    keep: set[Key] = set()
-    for one, two in want.links:
-        a, b = have.links.get(one.key), have.links.get(two.key)
-        if (
-            a
-            and b
-            and a.kind == b.kind == "veth"
-            and (a.peer_index, b.peer_index) == (b.ifindex, a.ifindex)
-            and a.alias == alias_of(want.mark, two.key)
-            and b.alias == alias_of(want.mark, one.key)
-        ):
-            keep |= {one.key, two.key}
-    return keep
-
-
-def _plan_deletes(want: Topology, have: Have, keep: set[Key], gone: set[str]) -> Plan:
-    """Namespaces first: what is in them goes with them at no cost."""
-    steps = [
-        Step("delete", "netns", name, "the lab has no such namespace any more", before=f"inode {have.namespaces[name]}", args=name) for name in sorted(gone)
-    ]
-    steps += [
-        Step("delete", "netns", name, "a run that was cut short left the name behind", before="a bare file", args=name)
-        for name in sorted(have.claimed - set(want.namespaces))
-    ]
-    wanted = want.ends
-    seen: set[str] = set()
-    for key, link in have.links.items():
-        if key in keep or not is_ours(want.mark, link):
-            continue
-        peer = link.alias.partition(" ")[2]
-        name = " - ".join(sorted({show_key(key), peer} - {""}))
-        if name in seen:
-            continue
-        seen.add(name)
-        alive = [end for end in _both_ends(have, key, peer) if end.key[0] not in gone]
-        if is_half_made(want.mark, link):
-            reason = "a run that was cut short left it half made"
-        elif key in wanted:
-            reason = "its other end is missing or another one than wanted"
-        else:
-            reason = "the lab has no such link any more"
-        goes_with = any(end.key[0] in gone for end in _both_ends(have, key, peer)) or any(peer.endswith(f"@{name}") for name in gone)
-        if goes_with:
-            reason += "; it goes with its namespace"
-        steps.append(Step("delete", "link", name, reason, before=_show_have(link), args=([(e.key, e.ifindex) for e in alive], goes_with)))
-    return steps
-
-
-def _both_ends(have: Have, key: Key, peer: str) -> list[HaveLink]:
-    name, dummy, netns = peer.partition("@")
-    keys = [key] + ([(netns or None, name)] if peer else [])
-    return [have.links[k] for k in keys if k in have.links]
-
-
-def _show_have(link: HaveLink) -> dict[str, t.Any]:
-    return {"mac": link.mac, "mtu": link.mtu}
-
-
-def _plan_netns(want: Topology, have: Have) -> Plan:
-    steps: Plan = []
-    for name in want.namespaces:
-        if name in have.claimed:
-            reason = "a run that was cut short left only the name"
-            steps.append(Step("create", "netns", name, reason, before="a bare file", after="namespace, lo up", args=name))
-        elif name not in have.namespaces:
-            steps.append(Step("create", "netns", name, "it does not exist", after="namespace, lo up", args=name))
-        elif name in have.lo_down:
-            reason = "it is down"
-            args = ((name, "lo"), 1, {"up": True}, {"up": False})
-            steps.append(Step("change", "link", show_key((name, "lo")), reason, before={"state": "down"}, after={"state": "up"}, args=args))
-    return steps
-
-
-def _plan_links(want: Topology, have: Have, keep: set[Key], late: t.Iterable[Sysctl]) -> Plan:
-    """A new link gets its own sysctls before it goes up."""
-    own: dict[Key, list[Sysctl]] = {}
-    for sysctl in late:
-        own.setdefault((sysctl.netns, sysctl.path.split("/")[3]), []).append(sysctl)
-    steps: Plan = []
-    for one, two in want.links:
-        if one.key in keep:
-            steps += [step for end in (one, two) for step in _plan_link_change(end, have.links[end.key])]
-        else:
-            sysctls = [sysctl for end in (one, two) for sysctl in own.get(end.key, ())]
-            after: dict[str, t.Any] = {show_key(end.key): {"mac": end.mac, "mtu": end.mtu} for end in (one, two)}
-            if sysctls:
-                after["sysctls"] = {show_sysctl(s.key): s.value for s in sysctls}
-            name = f"{show_key(one.key)} - {show_key(two.key)}"
-            reason = "it does not exist" if one.key not in have.links and two.key not in have.links else "it is made anew"
-            steps.append(Step("create", "link", name, reason, after=after, args=(one, two, sysctls)))
-    return steps
-
-
-def _plan_link_change(end: End, link: HaveLink) -> Plan:
-    want = {"mtu": end.mtu, "mac": end.mac, "up": True}
-    have = {"mtu": link.mtu, "mac": link.mac, "up": link.up}
-    new = {k: v for k, v in want.items() if have[k] != v}
-    if not new:
-        return []
-    old = {k: have[k] for k in new}
-    reason = "; ".join("it is down" if k == "up" else f"{k} is {old[k]}, wanted {v}" for k, v in new.items())
-    return [Step("change", "link", show_key(end.key), reason, before=old, after=new, args=(end.key, link.ifindex, new, old))]
-
-
-def _plan_addresses(want: Topology, have: Have, keep: set[Key]) -> Plan:
-    steps: Plan = []
-    for key, end in want.ends.items():
-        there = have.links[key].addresses if key in keep else ()
-        too_much, missing = _compare_addresses(end, there)
-        for address, reason in too_much:
-            text = show_address(address)
-            steps.append(Step("delete", "address", f"{text} on {show_key(key)}", reason, before=text, args=(key, address)))
-        for address, reason in missing:
-            text = show_address(address)
-            steps.append(Step("create", "address", f"{text} on {show_key(key)}", reason, after=text, args=(key, address)))
-    return steps
-
-
-def _compare_addresses(end: End, there: t.Iterable[HaveAddress]) -> tuple[list[tuple[Address, str]], list[tuple[Address, str]]]:
-    """Return the addresses to delete and those to add, each with its reason; deleting comes first."""
-    too_much: list[tuple[Address, str]] = []
-    good: dict[Address, HaveAddress] = {}
-    for have in there:
-        if have.address in end.addresses:
-            if have.broadcast not in (None, broadcast_of(have.address)) or (have.broadcast is None and broadcast_of(have.address)):
-                too_much.append((have.address, "its broadcast address is another"))
-            elif have.failed:
-                too_much.append((have.address, "duplicate address detection failed for it"))
-            elif have.permanent:
-                good[have.address] = have
-        elif have.permanent and not have.automatic:
-            too_much.append((have.address, "the lab has no such address on this link"))
-    networks = {network_of(address) for address, dummy in too_much}
-    missing = []
-    for address in end.addresses:
-        found = good.get(address)
-        if found is None:
-            missing.append((address, "it is not there"))
-        elif found.secondary and network_of(address) in networks:
-            missing.append((address, "it may go with the first address of its network"))
-    return too_much, missing
-
-
-def _loses_routes(end: End, link: HaveLink) -> set[int]:
-    """Return the families (as address lengths) whose routes go when the addresses on the link are mended.
-
-    The kernel forgets an interface's IPv4 routes together with its last IPv4 address.
-    """
-    too_much, missing = _compare_addresses(end, link.addresses)
-    lost = {address for address, dummy in too_much} | {address for address, dummy in missing}
-    left = [have for have in link.addresses if len(have.address[0]) == 4 and have.address not in lost]
-    return {4} if not left and any(len(packed) == 4 for (packed, dummy), reason in too_much) else set()
-
-
-def _plan_routes(want: Topology, have: Have, keep: set[Key]) -> Plan:
-    wanted = {route.key: route for route in want.routes}
-    ends = want.ends
-    lost = {key: _loses_routes(ends[key], have.links[key]) for key in keep}
-    there: dict[tuple[str | None, Address, int], HaveRoute] = {}
-    for found in have.routes:
-        there.setdefault(found.key, found)
-    steps: Plan = []
-    for found in have.routes:
-        if found.dev is not None and (found.netns, found.dev) in keep and found.protocol in _MANAGED_PROTOCOLS and found.key not in wanted:
-            name = f"{show_dst(found.dst)} in {_place(found.netns)}"
-            steps.append(Step("delete", "route", name, "the lab has no such route", before=_show_route(found), args=found))
-    for key, route in wanted.items():
-        now = there.get(key)
-        if now is not None and now.dev is not None and _goes(want.mark, have, keep, (now.netns, now.dev)):
-            now = None
-        if now is not None and (now.via, now.dev) == (route.via, route.dev):
-            if len(route.dst[0]) not in lost.get((route.netns, route.dev), ()):
-                continue
-            reason, now = "it goes with the last address of its link", None
-        else:
-            reason = "it is not there" if now is None else f"it goes {_show_route(now)}"
-        name = f"{show_dst(route.dst)} in {_place(route.netns)}"
-        before = None if now is None else _show_route(now)
-        steps.append(Step("create" if now is None else "change", "route", name, reason, before=before, after=_show_route(route), args=(route, now)))
-    return steps
-
-
-def _goes(mark: str, have: Have, keep: set[Key], key: Key) -> bool:
-    """Say whether the plan deletes the link, and with it the routes over it."""
-    return key not in keep and key in have.links and is_ours(mark, have.links[key])
-
-
-def _show_route(route: Route | HaveRoute) -> str:
-    via = f"via {show_ip(route.via)} " if route.via else ""
-    metric = "" if route.metric == _DEFAULT_METRIC[len(route.dst[0])] else f" metric {route.metric}"
-    return f"{via}dev {route.dev}{metric}"
-
-
-# -- sysctls ----------------------------------------------------------------------------------------------------------------------------
-
-
-def split_sysctls(want: Topology) -> tuple[list[Sysctl], list[Sysctl]]:
-    """Return the sysctls to set before the links are made (links take ``conf/default`` from them) and those of the links themselves.
-
-    Only the first are recorded: the others vanish with their link. ``conf/all`` comes first, because it changes the other values of its name.
-    """
-    ends = want.ends
-    late = [s for s in want.sysctls if of_link(s.key, ends)]
-    early = [s for s in want.sysctls if not of_link(s.key, ends)]
-    return sorted(early, key=lambda s: 0 if _CONF_ALL.match(s.path) else 1), late
+# -- questions to both -------------------------------------------------------------------------------------------------------------------
 
 
 def of_link(key: SysctlKey, ends: t.Container[Key]) -> bool:
@@ -915,90 +652,27 @@ def siblings(path: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _plan_sysctls(have: Have, sysctls: t.Iterable[Sysctl]) -> Plan:
-    steps: Plan = []
-    touched: set[tuple[str | None, str, str]] = set()  # namespace, net/ipvN, name of a value whose ``all`` changes
-    for wanted in sysctls:
-        parts = wanted.path.split("/")
-        new_namespace = wanted.netns is not None and wanted.netns not in have.namespaces
-        now = None if new_namespace else have.sysctls.get(wanted.key)
-        family = (wanted.netns, "/".join(parts[:2]), parts[-1])
-        if now == wanted.value and family not in touched:
-            continue
-        if siblings(wanted.path):
-            touched.add(family)
-        if now is None:
-            reason = "the namespace is new"
-        else:
-            reason = f"it is {now}" if now != wanted.value else "setting it for all interfaces changes this one"
-        steps.append(Step("change", "sysctl", show_sysctl(wanted.key), reason, before=now, after=wanted.value, args=wanted))
-    return steps
-
-
 def record_path(lab: str) -> str:
     """Return the file that holds the sysctls' previous values; in /run, because a reboot resets both."""
     return f"{RECORD_DIR}/{lab}.json"
 
 
-def _inode(have: Have, netns: str | None) -> int:
-    return have.host_inode if netns is None else have.namespaces.get(netns, 0)
+def is_ours(mark: str, link: HaveLink) -> bool:
+    """Say whether the link carries the lab's mark, whole or from a creation that was cut short."""
+    return link.alias.split(" ")[0] == mark or is_half_made(mark, link)
 
 
-def _plan_record(want: Topology, have: Have, wanted: list[Sysctl]) -> Plan:
-    """The previous values are written down before any value changes; values known from an earlier run stay as they are."""
-    kept = {s.key: have.record[s.key] for s in wanted if s.key in have.record and have.record[s.key].inode == _inode(have, s.netns)}
-    if len(kept) == len(wanted) == len(have.record) and all(kept[s.key].wanted == s.value for s in wanted):
-        return []
-    before = [show_sysctl(key) for key in have.record] or None
-    after = [show_sysctl(s.key) for s in wanted] or None
-    action = "create" if before is None else "delete" if after is None else "change"
-    reason = "the lab sets nothing any more" if after is None else "the values from before come back when the lab goes"
-    args = [(s, kept[s.key].previous if s.key in kept else None) for s in wanted]
-    return [Step(action, "record", record_path(want.lab), reason, before=before, after=after, args=args)]
+def is_half_made(mark: str, link: HaveLink) -> bool:
+    """Say whether the link is one whose creation was cut short."""
+    return not link.alias and link.group == group_of(mark)
 
 
-def _plan_restore(want: Topology, have: Have, forgotten: t.Iterable[SysctlKey]) -> Plan:
-    steps: Plan = []
-    for key in forgotten:
-        recorded, netns = have.record[key], key[0]
-        if recorded.inode != _inode(have, netns) or (netns is not None and netns not in want.namespaces):
-            continue  # the namespace is gone, or goes
-        heir = have.other_claims.get(key)
-        if heir is not None:
-            reason = f"lab {heir!r} needs {show_sysctl(key)} too: it puts the value from before back when it goes"
-            steps.append(Step("change", "record", record_path(heir), reason, args=(heir, key, recorded.previous)))
-            continue
-        differing = {p: v for p, v in recorded.previous.items() if have.sysctls.get((netns, p), v) != v}
-        if differing:
-            path = key[1] if key[1] in differing else next(iter(differing))
-            reason = "the value from before the lab comes back"
-            shown = show_sysctl((netns, path))
-            steps.append(
-                Step("change", "sysctl", shown, reason, before=have.sysctls.get((netns, path)), after=differing[path], args=(netns, recorded.previous))
-            )
-    return steps
+def split_sysctls(want: Topology) -> tuple[list[Sysctl], list[Sysctl]]:
+    """Return the sysctls to set before the links are made (links take ``conf/default`` from them) and those of the links themselves.
 
-
-# -- facts ------------------------------------------------------------------------------------------------------------------------------
-
-
-def facts(want: Topology, have: Have) -> dict[str, t.Any]:
-    """Return the lab as it is, for the module's result: only objects that carry the lab's mark."""
-    ours = [link for link in have.links.values() if is_ours(want.mark, link)]
-    return {
-        "name": want.lab,
-        "router": want.router,
-        "namespaces": [{"name": name, "inode": inode} for name, inode in sorted(have.namespaces.items())],
-        "links": [
-            {
-                "name": link.key[1],
-                "netns": link.key[0],
-                "peer": link.alias.partition(" ")[2],
-                "ifindex": link.ifindex,
-                "mac": link.mac,
-                "mtu": link.mtu,
-                "state": "up" if link.up else "down",
-            }
-            for link in sorted(ours, key=lambda link: (link.key[0] or "", link.key[1]))
-        ],
-    }
+    Only the first are recorded: the others vanish with their link. ``conf/all`` comes first, because it changes the other values of its name.
+    """
+    ends = want.ends
+    late = [s for s in want.sysctls if of_link(s.key, ends)]
+    early = [s for s in want.sysctls if not of_link(s.key, ends)]
+    return sorted(early, key=lambda s: 0 if _CONF_ALL.match(s.path) else 1), late
