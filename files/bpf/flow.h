@@ -27,6 +27,9 @@ enum flow_bits {
 	FLOW_RELATED = 1 << 1,	/* an ICMP error; addresses and ports are those it quotes */
 	FLOW_QUERY = 1 << 2,	/* an ICMP query: may open a flow */
 	FLOW_ANSWER = 1 << 3,	/* an ICMP answer: the ports are those of its query, turned round */
+	FLOW_V6 = 1 << 4,	/* sip and dip are not used: the addresses stand at l3_off */
+	FLOW_FRAGMENT = 1 << 5,	/* part of a datagram; IPv6: sip is its id, dip offset and M flag, and where the header stands << 16 */
+	FLOW_WHOLE = 1 << 6,	/* completes a datagram; what TCP wants to know is in scratch */
 };
 
 enum tcp_flag {
@@ -62,6 +65,17 @@ struct ct_key {
 	u16 zone;	/* always 0: flows are not told apart by VLAN, as in the kernel */
 };
 
+/* The same for IPv6. */
+struct ct_key6 {
+	struct in6_addr lo_ip;
+	struct in6_addr hi_ip;
+	__be16 lo_port;
+	__be16 hi_port;
+	u8 proto;
+	u8 role;
+	u16 zone;
+};
+
 /* One direction of a flow; the td_ fields are struct ip_ct_tcp_state's. */
 struct ct_half {
 	u64 packets;
@@ -95,6 +109,48 @@ struct ct_entry {
 	u8 td_flags[2];		/* enum td_flag */
 	u32 rel_packets;	/* ICMP errors that quote this flow, and the bytes of their IP packets */
 	u32 rel_bytes;
+};
+
+/* What a TCP segment says, in host order. */
+struct tcp_seg {
+	u32 seq;
+	u32 end;	/* seq plus what the segment occupies of the sequence space */
+	u32 ack;
+	u32 sack;
+	u32 win;	/* as announced: not scaled */
+	u8 flags;	/* enum tcp_flag */
+	u8 class;	/* enum tcp_class */
+	u8 opts;	/* enum tcp_opt, window scale in the low bits */
+	u8 reserved;
+};
+
+#define FRAG_RANGES	16
+
+struct frag_key {
+	struct in6_addr src;	/* an IPv4 address stands in the first word */
+	struct in6_addr dst;
+	u32 id;
+	u8 proto;		/* IPv4 only (RFC 791); in IPv6 later fragments need not tell */
+	u8 v6;
+	u16 reserved;
+};
+
+/* A datagram of which fragments came. */
+struct frag_queue {
+	u64 ctl;		/* CTL_LOCK */
+	u32 expires;		/* jiffies, low 32 bits */
+	u32 got;		/* bytes of payload that came */
+	u32 total;		/* bytes of payload; 0 until the last fragment tells */
+	u16 header;		/* bytes of the first fragment's IP header */
+	u8 first;		/* the first fragment came: flow and seg are filled in */
+	u8 ranges;		/* number of ranges */
+	struct flow flow;
+	struct tcp_seg seg;	/* end counts the first fragment's payload alone */
+	u16 l4_len;		/* UDP: what the header says */
+	u16 reserved;
+	struct {
+		u16 start, end;
+	} range[FRAG_RANGES];
 };
 
 #define CTL_LOCK	(1ULL << 63)

@@ -4,7 +4,7 @@
 /* Largest offset of a header that is looked at: tells the verifier a bound. */
 #define MAX_HEADER_OFF	0x3ff
 
-/* Return len bytes at off of the frame, NULL where the frame is shorter. */
+/* Return len bytes at off, at most MAX_HEADER_OFF, of the frame; NULL where it is shorter. */
 static __always_inline void *frame_at(struct xdp_md *ctx, u32 off, u32 len)
 {
 	void *p = (void *)(long)ctx->data + (off & MAX_HEADER_OFF);
@@ -60,4 +60,37 @@ static __always_inline int next(struct xdp_md *ctx, u32 slot)
 {
 	jump(ctx, slot);
 	return outcome(ctx, COUNT_UNTRACKED_NO_SLOT);
+}
+
+/* Go on with what tracks the packet. */
+static __always_inline int track(struct xdp_md *ctx, struct flow *f)
+{
+	if (f->bits & FLOW_FRAGMENT)
+		return next(ctx, SLOT_FRAG);
+	if (f->bits & FLOW_V6)
+		return next(ctx, SLOT_CT6);
+	return next(ctx, SLOT_CT);
+}
+
+/* Go on with the parser of the transport protocol. */
+static __always_inline int parse_l4(struct xdp_md *ctx, struct flow *f)
+{
+	switch (f->proto) {
+	case IPPROTO_TCP:
+		return next(ctx, SLOT_PRS_TCP);
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+		return next(ctx, SLOT_PRS_UDP);
+	case IPPROTO_GRE:
+		return next(ctx, SLOT_PRS_GRE);
+	case IPPROTO_ICMP:
+		if (!(f->bits & FLOW_V6))
+			return next(ctx, SLOT_PRS_ICMP);
+		break;
+	case IPPROTO_ICMPV6:
+		if (f->bits & FLOW_V6)
+			return next(ctx, SLOT_PRS_ICMP6);
+		break;
+	}
+	return track(ctx, f);	/* by addresses and protocol number alone */
 }

@@ -1,24 +1,54 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Slot 10: Ethernet. */
+/* Slot 10: Ethernet, and up to two VLAN tags. */
+
+#define MAX_VLANS	2
+
+/* The tag behind an Ethernet header or behind another tag (IEEE 802.1Q). */
+struct vlan_tag {
+	__be16 tci;
+	__be16 proto;	/* of what follows */
+};
+
+#define VLAN_VID_MASK	0xfff
 
 PROG(prs_eth)
 {
 	struct flow *f = flow_of(ctx);
 	struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
+	struct vlan_tag *tag;
+	__be16 proto;
+	u32 i, off;
 
 	if (!f)
 		return XDP_PASS;
 	if (!eth)
 		return outcome(ctx, COUNT_UNTRACKED_ETH_SHORT);
-	switch (eth->h_proto) {
+	proto = eth->h_proto;
+	off = sizeof(*eth);
+#pragma unroll
+	for (i = 0; i < MAX_VLANS; i++) {
+		if (proto != BE16(ETH_P_8021Q) && proto != BE16(ETH_P_8021AD))
+			break;
+		tag = frame_at(ctx, off, sizeof(*tag));
+		if (!tag)
+			return outcome(ctx, COUNT_UNTRACKED_ETH_SHORT);
+		f->vlan[i] = bpf_ntohs(tag->tci) & VLAN_VID_MASK;
+		f->vlans = i + 1;
+		proto = tag->proto;
+		off += sizeof(*tag);
+	}
+	f->l3_off = off;
+	switch (proto) {
 	case BE16(ETH_P_IP):
-		f->l3_off = sizeof(*eth);
 		return next(ctx, SLOT_PRS_IPV4);
 	case BE16(ETH_P_IPV6):
-		return outcome(ctx, COUNT_UNTRACKED_IPV6);
+		return next(ctx, SLOT_PRS_IPV6);
 	case BE16(ETH_P_8021Q):
 	case BE16(ETH_P_8021AD):
-		return outcome(ctx, COUNT_UNTRACKED_VLAN);
+		return outcome(ctx, COUNT_UNTRACKED_VLAN_DEPTH);
+	case BE16(ETH_P_PPP_DISC):
+	case BE16(ETH_P_PPP_SES):
+		return outcome(ctx, COUNT_UNTRACKED_PPPOE);
 	default:
 		return outcome(ctx, COUNT_UNTRACKED_NOT_IP);
 	}

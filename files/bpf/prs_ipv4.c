@@ -19,21 +19,15 @@ PROG(prs_ipv4)
 		return outcome(ctx, COUNT_INVALID_IP_HEADER);
 	if (!ipv4_csum_ok(ctx, off, ip->ihl))
 		return outcome(ctx, COUNT_INVALID_IP_HEADER);
-	if (ip->frag_off & bpf_htons(IPV4_FRAG_OFFSET | IPV4_MORE_FRAGS))
-		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT);
 	f->sip = ip->saddr;
 	f->dip = ip->daddr;
 	f->proto = ip->protocol;
 	f->bytes = bytes;
 	f->l4_off = off + header;
-	switch (ip->protocol) {
-	case IPPROTO_TCP:
-		return next(ctx, SLOT_PRS_TCP);
-	case IPPROTO_UDP:
-		return next(ctx, SLOT_PRS_UDP);
-	case IPPROTO_ICMP:
-		return next(ctx, SLOT_PRS_ICMP);
-	default:
-		return outcome(ctx, COUNT_UNTRACKED_L4_PROTO);
+	if (ip->frag_off & bpf_htons(IPV4_FRAG_OFFSET | IPV4_MORE_FRAGS)) {
+		f->bits |= FLOW_FRAGMENT;
+		if (ip->frag_off & bpf_htons(IPV4_FRAG_OFFSET))
+			return next(ctx, SLOT_FRAG);	/* no transport header in it */
 	}
+	return parse_l4(ctx, f);
 }

@@ -128,6 +128,8 @@ PROG(prs_tcp)
 	header = tcp->doff * 4;
 	if (header < sizeof(*tcp) || header > l4_bytes(f))
 		return outcome(ctx, COUNT_INVALID_TCP_HEADER);
+	if (!l4_csum_ok(ctx, f, tcp->check))
+		return outcome(ctx, COUNT_INVALID_CHECKSUM);
 	flags = ((u8 *)tcp)[13];
 	if (!tcp_flags_valid(flags))
 		return outcome(ctx, COUNT_INVALID_TCP_FLAGS);
@@ -136,11 +138,11 @@ PROG(prs_tcp)
 	f->tcp_flags = flags;
 	f->tcp_sack = bpf_ntohl(tcp->ack_seq);
 	if (header == sizeof(*tcp))
-		return next(ctx, SLOT_CT);
+		return track(ctx, f);
 	first = frame_at(ctx, f->l4_off + sizeof(*tcp), sizeof(*first));
 	if (header == sizeof(*tcp) + 12 && first && *first == TCP_ONLY_TIMESTAMPS)
 		f->tcp_opts = TCP_OPT_PRESENT;
 	else
 		tcp_parse_options(ctx, f, f->l4_off + sizeof(*tcp), header - sizeof(*tcp));
-	return next(ctx, SLOT_CT);
+	return track(ctx, f);
 }

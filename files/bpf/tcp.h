@@ -43,18 +43,6 @@ enum td_flag {
 
 #define TCP_MAX_ACK_WINDOW	66000	/* how far behind an acknowledgement may be */
 
-/* What the segment says, in host order. */
-struct tcp_seg {
-	u32 seq;
-	u32 end;	/* seq plus what the segment occupies of the sequence space */
-	u32 ack;
-	u32 sack;
-	u32 win;	/* as announced: not scaled */
-	u8 flags;	/* enum tcp_flag */
-	u8 class;	/* enum tcp_class */
-	u8 opts;	/* enum tcp_opt, window scale in the low bits */
-};
-
 /* What became of it. */
 enum tcp_verdict {
 	TCP_TRACK,		/* counts in the flow */
@@ -87,6 +75,19 @@ static __always_inline u8 tcp_class(u8 flags)
 	if (flags & TCP_FIN)
 		return CLASS_FIN;
 	return flags & TCP_ACK ? CLASS_ACK : CLASS_NONE;
+}
+
+static __always_inline void tcp_seg_of(const struct flow *f, const struct tcphdr *tcp, struct tcp_seg *seg)
+{
+	seg->seq = bpf_ntohl(tcp->seq);
+	seg->ack = bpf_ntohl(tcp->ack_seq);
+	seg->sack = f->tcp_sack;
+	seg->win = bpf_ntohs(tcp->window);
+	seg->flags = f->tcp_flags;
+	seg->class = tcp_class(f->tcp_flags);
+	seg->opts = f->tcp_opts;
+	seg->end = seg->seq + l4_bytes(f) - tcp->doff * 4 + (f->tcp_flags & TCP_SYN ? 1 : 0) +
+		   (f->tcp_flags & TCP_FIN ? 1 : 0);
 }
 
 /*

@@ -32,6 +32,11 @@ SLOTS = {
     "prs_icmp": 12,
     "prs_tcp": 13,
     "prs_udp": 14,
+    "prs_ipv6": 15,
+    "prs_icmp6": 16,
+    "prs_gre": 17,
+    "frag": 18,
+    "ct6": 19,
 }
 #: Slots left to programs of somebody else; 4 and 5 carry the seed's names.
 GUEST_SLOTS = {"acl": 4, "nat": 5}
@@ -58,6 +63,7 @@ OUTCOMES = (
     # name, what happened to the frame
     ("tracked", "counted in a flow"),
     ("related", "ICMP error matched to the flow that it quotes"),
+    ("fragment", "a fragment; its datagram counts in the flow with the fragment that completes it"),
     ("invalid_ip_header", "IP version, header length, total length or header checksum is wrong"),
     ("invalid_l4_short", "the transport header is cut off"),
     ("invalid_checksum", "the transport checksum is wrong"),
@@ -68,16 +74,18 @@ OUTCOMES = (
     ("invalid_tcp_window", "the TCP sequence or acknowledgement number is out of the window"),
     ("invalid_tcp_rst", "a TCP reset that the window checks refuse"),
     ("invalid_icmp_type", "an ICMP message that is neither a query, nor a reply to one seen, nor an error"),
-    ("invalid_icmp_error", "an ICMP error that quotes no known flow"),
+    ("invalid_icmp_error", "an ICMP error that quotes no known flow, or goes to somebody else than the sender of what it quotes"),
+    ("invalid_gre", "a GRE header of version 1 that is not PPTP's"),
     ("ignored_tcp_syn", "a repeated SYN that nobody answered yet: let pass, not counted"),
     ("ignored_tcp_state", "the TCP segment is let pass without changing the connection's state"),
     ("ignored_tcp_window", "an old TCP segment or acknowledgement: let pass, not counted"),
     ("untracked_not_ip", "not an IP packet (ARP, LLDP, ...)"),
     ("untracked_eth_short", "shorter than an Ethernet header"),
-    ("untracked_vlan", "a VLAN tag"),
-    ("untracked_ipv6", "IPv6"),
-    ("untracked_fragment", "an IP fragment whose flow is not known"),
-    ("untracked_l4_proto", "a transport protocol without a parser"),
+    ("untracked_vlan_depth", "more than two VLAN tags"),
+    ("untracked_pppoe", "PPPoE"),
+    ("untracked_ext_headers", "an IPv6 packet without a transport header, or with more extension headers than are followed"),
+    ("untracked_nd", "neighbour discovery or multicast listener discovery (as in the kernel)"),
+    ("untracked_fragment", "a fragment that fits no datagram: overlapping, or no room to remember it"),
     ("untracked_no_entry", "no entry could be made: the table is full or being resized"),
     ("untracked_contended", "the entry stayed locked by another CPU"),
     ("untracked_no_meta", "the driver offers no XDP metadata"),
@@ -129,6 +137,9 @@ TIMEOUTS = {
     "udp": 30,
     "udp_stream": 120,
     "icmp": 30,
+    "icmpv6": 30,
+    "gre": 30,
+    "gre_stream": 180,
 }
 
 #: Switches and their kernel defaults; index in ``settings`` is the position here.
@@ -170,8 +181,8 @@ class MapSpec:
     inherited: bool
 
 
-def maps(table_size: int) -> tuple[MapSpec, ...]:
-    """Return the chain's maps for a flow table of ``table_size`` IPv4 entries."""
+def maps(table_size: int, table_size6: int) -> tuple[MapSpec, ...]:
+    """Return the chain's maps for flow tables of ``table_size`` IPv4 and ``table_size6`` IPv6 entries."""
     return (
         MapSpec("meta", "array", None, "u64", 4, 8, 8, False),
         MapSpec("jt", "prog_array", None, "u32", 4, 4, JT_ENTRIES, False),
@@ -179,6 +190,9 @@ def maps(table_size: int) -> tuple[MapSpec, ...]:
         MapSpec("stats", "percpu_array", None, "u64", 4, 8, len(COUNTERS), True),
         MapSpec("deletions", "array", None, "u64", 4, 8, len(DELETIONS), True),
         MapSpec("ctt", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, table_size, True),
+        MapSpec("ctt6", "lru_hash", "struct ct_key6", "struct ct_entry", KEY6.size, ENTRY.size, table_size6, True),
+        MapSpec("frags", "lru_hash", "struct frag_key", "struct frag_queue", 40, FRAG_QUEUE_BYTES, FRAG_QUEUES, True),
+        MapSpec("scratch", "percpu_array", None, "struct tcp_seg", 4, TCP_SEG_BYTES, 1, False),
     )
 
 
@@ -187,6 +201,15 @@ def maps(table_size: int) -> tuple[MapSpec, ...]:
 #: The side with the smaller (address, port), compared as big-endian numbers, is "lo". For ICMP queries the port of the asking side is the id,
 #: that of the answering side is type << 8 | code of the request, and role is 1 when the asking side is "hi".
 KEY4 = struct.Struct("=4s4sHHBBH")
+
+#: struct ct_key6: the same with IPv6 addresses.
+KEY6 = struct.Struct("=16s16sHHBBH")
+
+#: Datagrams of which fragments are waited for, at most.
+FRAG_QUEUES = 4096
+#: sizeof(struct frag_queue) and sizeof(struct tcp_seg) in files/bpf.
+FRAG_QUEUE_BYTES = 152
+TCP_SEG_BYTES = 24
 
 #: One direction of struct ct_entry, 32 bytes: packets, bytes, td_end, td_maxend, td_maxwin, td_maxack.
 HALF = struct.Struct("=QQIIII")

@@ -37,16 +37,21 @@ class Settings:
     """What is compiled into a chain.
 
     :ivar table_size: entries of the IPv4 flow table.
+    :ivar table_size6: entries of the IPv6 flow table.
+    :ivar checksum: whether transport checksums are verified.
     """
 
     table_size: int = 1 << 16
+    table_size6: int = 1 << 16
+    checksum: bool = True
 
 
 def check_settings(settings: Settings) -> None:
     """:raises ConntrackError: naming the setting, its value and what it may be."""
     low, high = TABLE_SIZE
-    if not low <= settings.table_size <= high:
-        raise bad_value("table_size", settings.table_size, f"give {low} to {high} entries")
+    for name in ("table_size", "table_size6"):
+        if not low <= getattr(settings, name) <= high:
+            raise bad_value(name, getattr(settings, name), f"give {low} to {high} entries")
 
 
 def _numbered(names: t.Iterable[str]) -> list[tuple[str, int]]:
@@ -61,7 +66,8 @@ def context(settings: Settings) -> dict[str, t.Any]:
         "counters": _numbered(chain.COUNTERS),
         "timeouts": _numbered(chain.TIMEOUTS),
         "knobs": _numbered(chain.KNOBS),
-        "maps": chain.maps(settings.table_size),
+        "maps": chain.maps(settings.table_size, settings.table_size6),
+        "checksum": settings.checksum,
         "stages": [f"{name}.c" for name in chain.SLOTS],
         "bcc_types": _BCC_TYPES,
         "map_dir": MAP_DIR,

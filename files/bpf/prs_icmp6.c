@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Slot 16: ICMPv6, as prs_icmp.c; neighbour and multicast listener discovery stay untracked (nf_conntrack_proto_icmpv6.c). */
+
+static __always_inline bool icmp6_error(struct xdp_md *ctx, struct flow *f)
+{
+	u32 off = f->l4_off + sizeof(struct icmphdr), end = f->l3_off + f->bytes;
+	struct ipv6hdr *outer, *quoted;
+	struct ipv6_end found;
+
+	if (off > MAX_HEADER_OFF || off > 0xff)
+		return false;
+	quoted = frame_at(ctx, off, sizeof(*quoted));
+	outer = frame_at(ctx, f->l3_off, sizeof(*outer));
+	if (!quoted || !outer || off + sizeof(*quoted) > end)
+		return false;
+	/* it must go to the sender of what it quotes */
+	if (!ipv6_equal(&quoted->saddr, &outer->daddr))
+		return false;
+	if (!ipv6_walk(ctx, off + sizeof(*quoted), quoted->nexthdr, end, &found) ||
+	    found.frag & IPV6_FRAG_OFFSET)
+		return false;
+	f->proto = found.proto;
+	f->bits |= FLOW_RELATED;
+	f->l3_off = off;
+	return quoted_ports(ctx, f, found.off, end);
+}
+
+PROG(prs_icmp6)
+{
+	struct flow *f = flow_of(ctx);
+	struct icmphdr *icmp;
+
+	if (!f)
+		return XDP_PASS;
+	icmp = l4_at(ctx, f, sizeof(*icmp));
+	if (!icmp)
+		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+	if (!l4_csum_ok(ctx, f, icmp->checksum))
+		return outcome(ctx, COUNT_INVALID_CHECKSUM);
+	icmp = l4_at(ctx, f, sizeof(*icmp));
+	if (!icmp)
+		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+	switch (icmp->type) {
+	case ICMPV6_MGM_QUERY:
+	case ICMPV6_MGM_REPORT:
+	case ICMPV6_MGM_REDUCTION:
+	case ND_ROUTER_SOLICIT:
+	case ND_ROUTER_ADVERT:
+	case ND_NEIGHBOUR_SOLICIT:
+	case ND_NEIGHBOUR_ADVERT:
+	case ICMPV6_MLD2_REPORT:
+		return outcome(ctx, COUNT_UNTRACKED_ND);
+	}
+	if (icmp6_query(f, icmp))
+		return track(ctx, f);
+	if (icmp->type > ICMP6_ERROR_MAX)
+		return outcome(ctx, COUNT_INVALID_ICMP_TYPE);
+	return icmp6_error(ctx, f) ? track(ctx, f) : outcome(ctx, COUNT_INVALID_ICMP_ERROR);
+}

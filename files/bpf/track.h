@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The tracker: finds or makes the packet's flow and moves it on.  ct and ct6 are this, once a table. */
+
+/* What the trackers decide: which outcome is counted, and what becomes of the entry. */
+struct ct_result {
+	u32 outcome;	/* enum ct_count */
+	u32 timeout;	/* jiffies, when the packet is tracked */
+	bool reopen;	/* the entry starts over with this packet */
+	bool kill;
+};
+
+/* Whether the packet may open a flow; where not, why. */
+static __always_inline u32 ct_may_open(const struct flow *f, const struct ct_settings *set)
+{
+	u8 class;
+
+	switch (f->proto) {
+	case IPPROTO_TCP:
+		class = tcp_class(f->tcp_flags);
+		if (class == CLASS_SYN || (class == CLASS_ACK && set->knob[KNOB_TCP_LOOSE]))
+			return COUNT_TRACKED;
+		return COUNT_INVALID_TCP_NEW;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return f->bits & FLOW_QUERY ? COUNT_TRACKED : COUNT_INVALID_ICMP_TYPE;
+	default:
+		return COUNT_TRACKED;
+	}
+}
+
+static __always_inline void ct_tcp(struct ct_entry *e, u64 *ctl, u8 dir, const struct tcp_seg *seg,
+				   u32 now, const struct ct_settings *set, struct ct_result *res)
+{
+	if ((*ctl & CTL_STATE) == TCP_NONE)
+		tcp_open(e, seg);
+	switch (tcp_track(e, ctl, dir, seg, now, set, &res->timeout)) {
+	case TCP_TRACK:
+		break;
+	case TCP_TRACK_AND_KILL:
+		res->kill = true;
+		break;
+	case TCP_REOPEN:
+		res->reopen = true;
+		break;
+	case TCP_RETRANSMIT_SYN:
+		res->outcome = COUNT_IGNORED_TCP_SYN;
+		break;
+	case TCP_IGNORE_STATE:
+		res->outcome = COUNT_IGNORED_TCP_STATE;
+		break;
+	case TCP_IGNORE_WINDOW:
+		res->outcome = COUNT_IGNORED_TCP_WINDOW;
+		break;
+	case TCP_BAD_STATE:
+		res->outcome = COUNT_INVALID_TCP_STATE;
+		break;
+	case TCP_BAD_WINDOW:
+		res->outcome = COUNT_INVALID_TCP_WINDOW;
+		break;
+	case TCP_BAD_RST:
+		res->outcome = COUNT_INVALID_TCP_RST;
+		break;
+	}
+}
+
+/* nf_conntrack_udp_packet(): a stream once there was traffic both ways beyond two seconds. */
+static __always_inline u32 ct_udp(const struct ct_entry *e, u64 *ctl, u32 now, const struct ct_settings *set)
+{
+	if (!(*ctl & CTL_SEEN_REPLY) || (s32)(now - e->last_end) <= 0)
+		return set->timeout[TIMEOUT_UDP];
+	*ctl |= CTL_ASSURED;
+	return set->timeout[TIMEOUT_UDP_STREAM];
+}
+
+/* nf_conntrack_gre_packet() */
+static __always_inline u32 ct_gre(u64 *ctl, const struct ct_settings *set)
+{
+	if (!(*ctl & CTL_SEEN_REPLY))
+		return set->timeout[TIMEOUT_GRE];
+	*ctl |= CTL_ASSURED;
+	return set->timeout[TIMEOUT_GRE_STREAM];
+}
+
+/* Begin the flow anew with this packet; the entry is locked. */
+static __always_inline void entry_begin(struct ct_entry *e, u64 jiffies, const struct ct_settings *set)
+{
+	__builtin_memset(e->half, 0, sizeof(e->half));
+	__builtin_memset(&e->expires, 0, sizeof(*e) - offsetof(struct ct_entry, expires));
+	e->created = jiffies / set->hz;
+	e->last_end = (u32)jiffies + STREAM_SECONDS * set->hz;
+}
+
+/* Make the entry, locked, and return it; NULL where another CPU was first, or no room is left. */
+static __always_inline struct ct_entry *entry_create(union any_key *key, u64 ctl, u64 jiffies,
+						     const struct ct_settings *set, const bool v6)
+{
+	struct ct_entry blank;
+
+	__builtin_memset(&blank, 0, sizeof(blank));
+	blank.ctl = ctl | CTL_LOCK;
+	blank.expires = (u32)jiffies + set->hz;
+	blank.created = jiffies / set->hz;
+	blank.last_end = (u32)jiffies + STREAM_SECONDS * set->hz;
+	if (table_create(key, &blank, v6))
+		return NULL;
+	return table_lookup(key, v6);
+}
+
+/*
+ * Return the packet's entry, locked, made if need be; its state is TCP_NONE and
+ * its counters 0 when it begins with this packet.  NULL: *why is the outcome.
+ */
+static __always_inline struct ct_entry *entry_get(const struct flow *f, union any_key *key, bool src_hi,
+						  u64 jiffies, const struct ct_settings *set,
+						  u64 *ctl, u32 *why, const bool v6)
+{
+	struct ct_entry *e = table_lookup(key, v6);
+
+	if (!e) {
+		*why = ct_may_open(f, set);
+		if (*why != COUNT_TRACKED)
+			return NULL;
+		*ctl = ctl_new(f, src_hi);
+		e = entry_create(key, *ctl, jiffies, set, v6);
+		if (e) {
+			count(COUNT_CREATED);
+			return e;
+		}
+		e = table_lookup(key, v6);
+		if (!e) {
+			count(COUNT_INSERT_FAILED);
+			*why = COUNT_UNTRACKED_NO_ENTRY;
+			return NULL;
+		}
+	}
+	if (!ctl_lock(&e->ctl, ctl)) {
+		*why = COUNT_UNTRACKED_CONTENDED;
+		return NULL;
+	}
+	if (!expired(e->expires, jiffies))
+		return e;
+	count(COUNT_DELETED_EXPIRED);
+	*why = ct_may_open(f, set);
+	if (*why != COUNT_TRACKED) {
+		/* stays locked: nobody may write into what is given back */
+		table_delete(key, v6);
+		return NULL;
+	}
+	entry_begin(e, jiffies, set);
+	*ctl = ctl_new(f, src_hi);
+	count(COUNT_CREATED);
+	return e;
+}
+
+static __always_inline u32 ct_related(struct flow *f, union any_key *key, u32 now, const bool v6)
+{
+	struct ct_entry *e = table_lookup(key, v6);
+
+	if (!e || expired(e->expires, now))
+		return COUNT_INVALID_ICMP_ERROR;
+	__sync_fetch_and_add(&e->rel_packets, 1);
+	__sync_fetch_and_add(&e->rel_bytes, f->bytes);
+	return COUNT_RELATED;
+}
+
+static __always_inline u8 ct_dir(const struct flow *f, u64 ctl, bool src_hi)
+{
+	if (f->bits & FLOW_ANSWER)
+		return DIR_REPLY;
+	if (f->bits & FLOW_QUERY)
+		return DIR_ORIG;
+	return src_hi == !!(ctl & CTL_ORIG_HI) ? DIR_ORIG : DIR_REPLY;
+}
+
+/* Read the segment from the frame, or from what the fragments left. */
+static __always_inline bool tcp_read(struct xdp_md *ctx, const struct flow *f, struct tcp_seg *seg)
+{
+	struct tcp_seg *whole;
+	struct tcphdr *tcp;
+
+	if (f->bits & FLOW_WHOLE) {
+		whole = scratch_seg();
+		if (!whole)
+			return false;
+		*seg = *whole;
+		return true;
+	}
+	tcp = l4_at(ctx, f, sizeof(*tcp));
+	if (!tcp)
+		return false;
+	tcp_seg_of(f, tcp, seg);
+	return true;
+}
+
+static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_key *key, bool src_hi, const bool v6)
+{
+	struct ct_result res = { .outcome = COUNT_TRACKED };
+	const struct ct_settings *set = settings_now();
+	u64 jiffies = bpf_jiffies64(), ctl;
+	u32 now = jiffies, why, attempt;
+	struct tcp_seg seg = {};
+	struct ct_half *half;
+	struct ct_entry *e;
+	u8 dir;
+
+	if (!set)
+		return finish(ctx);
+	if (f->bits & FLOW_RELATED)
+		return outcome(ctx, ct_related(f, key, now, v6));
+	if (f->proto == IPPROTO_TCP && !tcp_read(ctx, f, &seg))
+		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+	e = entry_get(f, key, src_hi, jiffies, set, &ctl, &why, v6);
+	if (!e)
+		return outcome(ctx, why);
+	dir = ct_dir(f, ctl, src_hi);
+
+	switch (f->proto) {
+	case IPPROTO_TCP:
+		/* twice when the tuple is used again: the second time it is a new connection */
+#pragma clang loop unroll(disable)
+		for (attempt = 0; attempt < 2; attempt++) {
+			OPAQUE(attempt);
+			ct_tcp(e, &ctl, dir, &seg, now, set, &res);
+			if (!res.reopen)
+				break;
+			res.reopen = false;
+			count(COUNT_REOPENED);
+			entry_begin(e, jiffies, set);
+			ctl = ctl_new(f, src_hi);
+			dir = DIR_ORIG;
+		}
+		break;
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+		res.timeout = ct_udp(e, &ctl, now, set);
+		break;
+	case IPPROTO_ICMP:
+		res.timeout = set->timeout[v6 ? TIMEOUT_GENERIC : TIMEOUT_ICMP];
+		break;
+	case IPPROTO_ICMPV6:
+		res.timeout = set->timeout[v6 ? TIMEOUT_ICMPV6 : TIMEOUT_GENERIC];
+		break;
+	case IPPROTO_GRE:
+		res.timeout = ct_gre(&ctl, set);
+		break;
+	default:
+		res.timeout = set->timeout[TIMEOUT_GENERIC];
+	}
+
+	if (res.outcome == COUNT_TRACKED) {
+		half = &e->half[dir & 1];
+		half->packets++;
+		half->bytes += f->bytes;
+		e->expires = now + res.timeout;
+		e->last_seen = now;
+	}
+	/* the kernel sets this for packets that it ignores, too */
+	if (dir == DIR_REPLY && (res.outcome == COUNT_TRACKED || res.outcome == COUNT_IGNORED_TCP_STATE ||
+				 res.outcome == COUNT_IGNORED_TCP_WINDOW))
+		ctl |= CTL_SEEN_REPLY;
+	if (res.kill) {
+		table_delete(key, v6);	/* stays locked */
+		count(COUNT_DELETED_RESET);
+	} else {
+		ctl_unlock(&e->ctl, ctl);
+	}
+	return outcome(ctx, res.outcome);
+}
