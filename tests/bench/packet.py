@@ -207,4 +207,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
                     with netns.anonymous(), bpf.closing(bpf.enable_stats()):
                         yield from established(under_test, base, "live", live, options.pick(100_000, 30_000), options.pick(15, 5))
                 yield from random_hits(under_test, base, flows, options.pick(7, 3))
+                yield harness.Row(
+                    "packet", f"memory of a flow, table {amount(size)}", "B", harness.Sample((under_test.bytes_per_flow(),)), goal=192, absolute=True
+                )
                 yield from new_flows(under_test, base, size, options.pick(1_000_000, 200_000), options.pick(7, 3))
