@@ -161,8 +161,7 @@ def _pinned_link(path: str) -> bpf.LinkInfo | None:
             if bpf.kind_of(fd) == "link":
                 info = bpf.link_info(fd)
     except bpf.BpfError as exc:
-        # the kernel's answer to a directory or a file of another kind; without root it means only that we are not let
-        if exc.errno not in (errno.EACCES, errno.EPERM) or os.geteuid() != 0:
+        if exc.errno not in (errno.EACCES, errno.EPERM):  # the kernel's answers to a directory and to a file of another kind
             raise
     if info is None or info.type != bpf.LINK_TYPE_XDP:
         raise ConntrackError(f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another pin_root.")
@@ -621,6 +620,8 @@ def converge(
     """
     paths = bpffs.Paths(pin_root)
     wants = parse(state, interfaces or (), mode)
+    if os.geteuid() != 0:
+        raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
     bpffs.check(pin_root)
     with contextlib.ExitStack() as stack:
         if not check_mode and os.path.isdir(paths.base):
