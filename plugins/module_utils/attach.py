@@ -571,33 +571,6 @@ class Applier:
             raise
 
 
-def retarget(paths: bpffs.Paths, programs: t.Mapping[int, tuple[int, int]]) -> t.Callable[[], None]:
-    """Move our links from one generation's programs to the next one's, without a gap; for the one who switches generations.
-
-    :param programs: by the old program's id: (fd of the old one, fd of the new one); the fds must stay open as long as the undo may be called.
-    :return: what moves them back.
-    :raises BpfError: when a link can not be moved; those before it are moved back then.
-    """
-    moved: list[tuple[str, int, int]] = []
-
-    def back() -> None:
-        for path, old, new in reversed(moved):
-            with bpf.closing(bpf.obj_get(path)) as link:
-                bpf.link_update(link, old, new)
-
-    try:
-        for path, info in held(paths).items():
-            if info.ifindex and info.prog_id in programs:
-                old, new = programs[info.prog_id]
-                with bpf.closing(bpf.obj_get(path)) as link:
-                    bpf.link_update(link, new, old)
-                moved.append((path, old, new))
-    except Exception:
-        back()
-        raise
-    return back
-
-
 # ---------------------------------------------------------------- the whole
 def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
     """Return one item of the result; ``step`` is a step that check mode did not do."""
