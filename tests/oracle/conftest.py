@@ -9,7 +9,6 @@ import typing as t
 
 import hypothesis
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain as chain_data
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
@@ -45,26 +44,31 @@ def play(kernel: NfRig, chain: ChainRig) -> Play:
     return both
 
 
+Tune = t.Callable[..., None]
+
+
 @pytest.fixture
-def tune(kernel: NfRig, chain: ChainRig) -> t.Iterator[t.Callable[..., None]]:
-    """``tune(udp=1, tcp_loose=0)`` sets timeouts and knobs by the chain's names on both sides, until the test ends."""
+def tune(kernel: NfRig, chain: ChainRig) -> t.Iterator[Tune]:
+    """``tune(timeouts={"udp": 1}, knobs={"tcp_loose": 0})`` sets both sides by the chain's names, until the test ends."""
     before: dict[str, int] = {}
 
-    def both(**values: int) -> None:
-        for name, value in values.items():
-            before.setdefault(name, kernel.sysctl(sysctl_name(name), value))
-        timeouts = {name: value for name, value in values.items() if name in chain_data.TIMEOUTS}
-        chain.settings(timeouts, {name: value for name, value in values.items() if name in chain_data.KNOBS})
+    def both(timeouts: t.Mapping[str, int] | None = None, knobs: t.Mapping[str, int] | None = None) -> None:
+        named = {**{timeout_sysctl(name): value for name, value in (timeouts or {}).items()}, **(knobs or {})}
+        for name, value in named.items():
+            before.setdefault(name, kernel.sysctl(name, value))
+        chain.settings(timeouts, knobs)
 
     yield both
     for name, value in before.items():
-        kernel.sysctl(sysctl_name(name), value)
+        kernel.sysctl(name, value)
     chain.settings()
 
 
-def sysctl_name(name: str) -> str:
-    """Return the kernel's name of a timeout or knob of the chain. The number of retransmissions and their timeout have one name there."""
-    if name not in chain_data.TIMEOUTS or name in chain_data.KNOBS:
-        return name
+def timeout_sysctl(name: str) -> str:
+    """Return the kernel's name of one of the chain's timeouts.
+
+    >>> timeout_sysctl("tcp_syn_sent"), timeout_sysctl("udp_stream"), timeout_sysctl("icmp")
+    ('tcp_timeout_syn_sent', 'udp_timeout_stream', 'icmp_timeout')
+    """
     proto, dummy, state = name.partition("_")
-    return "_".join([proto, "timeout", state]) if state else f"{proto}_timeout"
+    return f"{proto}_timeout_{state}" if state else f"{proto}_timeout"
