@@ -34,7 +34,7 @@ def run(argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quie
     When the time is over the whole group is killed and the status is 124, as timeout(1) has it.
     """
     # A file, not a pipe: a process left behind keeps a pipe open, and reading it would never end.
-    with tempfile.TemporaryFile("w+") as out:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out:
         to = out if quiet else None
         with subprocess.Popen(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=to, stderr=to, start_new_session=True) as process:
             try:
