@@ -48,14 +48,14 @@ class Want:
     """One interface as the user asked for it.
 
     :ivar field: where it stands in the input, for errors.
-    :ivar hook: ``ingress`` or ``egress``; None when the interface shall be free.
+    :ivar hook: ``ingress`` or ``egress``; "" when the interface shall be free.
     :ivar mode: one of MODES.
     """
 
     field: str
     name: str
     netns: str | None
-    hook: str | None
+    hook: str
     mode: str
 
     @property
@@ -76,10 +76,10 @@ def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) 
         _check_name(f"{field}.name", name, 15, "an interface's name")
         if namespace is not None:
             _check_name(f"{field}.netns", namespace, 255, "a namespace's name")
-        hook = item.get("program")
-        if state == "present" and hook is None:
+        hook = item.get("program") or ""
+        if state == "present" and not hook:
             raise ConntrackError(f"{field}.program: is missing: give {' or '.join(HOOKS)}.")
-        want = Want(field, name, namespace, hook if state == "present" else None, item.get("mode") or mode)
+        want = Want(field, name, namespace, hook if state == "present" else "", item.get("mode") or mode)
         for other in wants:
             if (other.netns, other.name) == (namespace, name):
                 raise bad_value(f"{field}.name", name, f"the interface is already in {other.field}; name each once")
@@ -135,14 +135,14 @@ class Have:
 
     :ivar pin: path of the pin that our bpf_link has or would have.
     :ivar pinned: what the pin holds, None when there is none.
-    :ivar ifindex: None when there is no such interface.
+    :ivar ifindex: 0 when there is no such interface.
     :ivar missing: why there is no such interface, "" when there is one.
     :ivar too_long: the MTU that keeps this veth from native XDP, None when nothing does.
     """
 
     pin: str
     pinned: bpf.LinkInfo | None = None
-    ifindex: int | None = None
+    ifindex: int = 0
     missing: str = ""
     attached: Attached | None = None
     too_long: int | None = None
@@ -161,8 +161,7 @@ def _pinned_link(path: str) -> bpf.LinkInfo | None:
             if bpf.kind_of(fd) == "link":
                 info = bpf.link_info(fd)
     except bpf.BpfError as exc:
-        # the kernel's answer to a directory or a file of another kind; without root it means only that we are not let
-        if exc.errno not in (errno.EACCES, errno.EPERM) or os.geteuid() != 0:
+        if exc.errno not in (errno.EACCES, errno.EPERM):  # the kernel's answers to a directory and to a file of another kind
             raise
     if info is None or info.type != bpf.LINK_TYPE_XDP:
         raise ConntrackError(f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another pin_root.")
@@ -308,7 +307,7 @@ class Change:
 
     :ivar drop_pins: detach and unpin these links of ours first.
     :ivar drop: detach this program first, which no pin of ours holds.
-    :ivar update: put the program into the pinned link as it is.
+    :ivar update: this program is in our pinned link: put the other into the same link.
     :ivar modes: the modes to try, in order; empty when nothing is attached.
     :ivar why_generic: why auto does not even try native.
     """
@@ -317,7 +316,7 @@ class Change:
     have: Have
     drop_pins: tuple[str, ...] = ()
     drop: Attached | None = None
-    update: bool = False
+    update: Attached | None = None
     modes: tuple[str, ...] = ()
     why_generic: str = ""
 
@@ -327,7 +326,7 @@ def make_plan(wants: t.Sequence[Want], haves: t.Sequence[Have], hooks: t.Mapping
 
     :raises ConntrackError: when the wish can not be fulfilled; nothing has been touched then.
     """
-    steps = [_plan_free(want, have) if want.hook is None else _plan_one(want, have, hooks, takeover, check_mode) for want, have in zip(wants, haves)]
+    steps = [_plan_free(want, have) if not want.hook else _plan_one(want, have, hooks, takeover, check_mode) for want, have in zip(wants, haves)]
     return [step for step in steps if step is not None]
 
 
@@ -359,7 +358,6 @@ def _plan_free(want: Want, have: Have) -> plan.Step | None:
 def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: bool, check_mode: bool) -> plan.Step | None:
     if have.missing and not check_mode:
         raise ConntrackError(have.missing)
-    assert want.hook is not None
     program, attached = hooks.get(want.hook), have.attached
     modes, why_generic = _modes(want, have)
     after = {
@@ -391,7 +389,7 @@ def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: 
     if program is not None and attached.program.id != program.id:
         after["mode"] = attached.mode
         reason = "it shall run another hook" if attached.program.hook != want.hook else "another generation is active"
-        return step("replace", reason, update=True, drop_pins=(), modes=())
+        return step("replace", reason, update=attached, drop_pins=(), modes=())
     return None
 
 
@@ -470,26 +468,20 @@ class Applier:
     def do(self, step: plan.Step) -> plan.Undo:
         """Apply one step. :return: what undoes it."""
         change: Change = step.args
-        with netns.entered(change.want.netns if change.have.ifindex is not None else None):
-            return self._update(change) if change.update else self._exchange(change)
+        with self._where(change):
+            return self._update(change, change.update) if change.update is not None else self._exchange(change)
 
-    def _in_namespace(self, change: Change, function: t.Callable[[], None]) -> plan.Undo:
-        """Return ``function`` as an undo that runs where the interface is."""
-
-        def undo() -> None:
-            with netns.entered(change.want.netns if change.have.ifindex is not None else None):
-                function()
-
-        return undo
+    @staticmethod
+    def _where(change: Change) -> t.ContextManager[None]:
+        """Enter the interface's namespace; where there is no interface there may be no namespace, and only a pin is to be removed."""
+        return netns.entered(change.want.netns if change.have.ifindex else None)
 
     def _hook(self, change: Change) -> int:
-        assert change.want.hook is not None
         return self._keep(bpf.obj_get(self.paths.prog(SLOTS[change.want.hook])))
 
-    def _update(self, change: Change) -> plan.Undo:
-        assert change.have.attached is not None
+    def _update(self, change: Change, attached: Attached) -> plan.Undo:
         link, new = self._keep(bpf.obj_get(change.have.pin)), self._hook(change)
-        old = self._keep(bpf.prog_get_fd_by_id(change.have.attached.program.id))
+        old = self._keep(bpf.prog_get_fd_by_id(attached.program.id))
         bpf.link_update(link, new, old)
         return lambda: bpf.link_update(link, old, new)
 
@@ -499,8 +491,9 @@ class Applier:
         put_back: list[t.Callable[[], None]] = []
 
         def undo_all() -> None:
-            for undo in reversed(put_back):
-                undo()
+            with self._where(change):
+                for undo in reversed(put_back):
+                    undo()
 
         try:
             for path in change.drop_pins:
@@ -515,25 +508,24 @@ class Applier:
             except bpf.BpfError as undo_exc:
                 raise ConntrackError(f"{exc} What was attached before could not be put back: {undo_exc}.") from exc
             raise
-        return self._in_namespace(change, undo_all)
+        return undo_all
 
     def _drop_pin(self, change: Change, path: str) -> t.Callable[[], None]:
         link = self._keep(bpf.obj_get(path))
-        info, attached, ifindex = bpf.link_info(link), change.have.attached, change.have.ifindex
-        live = attached is not None and ifindex is not None and attached.pin == path
-        old = self._keep(bpf.prog_get_fd_by_id(info.prog_id)) if live else None
+        attached, ifindex = change.have.attached, change.have.ifindex
+        live = attached if attached is not None and attached.pin == path else None
+        old = self._keep(bpf.prog_get_fd_by_id(live.program.id)) if live is not None else -1
         bpf.link_detach(link)  # not the last fd perhaps: somebody may hold the link besides our pin
         os.unlink(path)
 
         def put_back() -> None:
-            if old is not None and attached is not None and ifindex is not None:
-                self._pin(self._keep(bpf.link_create(old, ifindex, flags=bpf.XDP_FLAGS[attached.mode])), path)
+            if live is not None:
+                self._pin(self._keep(bpf.link_create(old, ifindex, flags=bpf.XDP_FLAGS[live.mode])), path)
 
         return put_back
 
     def _drop_foreign(self, change: Change, foreign: Attached) -> t.Callable[[], None]:
         ifindex = change.have.ifindex
-        assert ifindex is not None
         old, flags = self._keep(bpf.prog_get_fd_by_id(foreign.program.id)), bpf.XDP_FLAGS[foreign.mode]
         if foreign.by_link:
             bpf.link_detach(self._keep(bpf.link_get_fd_by_id(foreign.link_ids[0])))
@@ -549,7 +541,6 @@ class Applier:
 
     def _attach(self, change: Change, prog_fd: int) -> t.Callable[[], None]:
         want, ifindex = change.want, change.have.ifindex
-        assert ifindex is not None
         why = change.why_generic
         for number, mode in enumerate(change.modes):
             try:
@@ -580,33 +571,6 @@ class Applier:
             raise
 
 
-def retarget(paths: bpffs.Paths, programs: t.Mapping[int, tuple[int, int]]) -> t.Callable[[], None]:
-    """Move our links from one generation's programs to the next one's, without a gap; for the one who switches generations.
-
-    :param programs: by the old program's id: (fd of the old one, fd of the new one); the fds must stay open as long as the undo may be called.
-    :return: what moves them back.
-    :raises BpfError: when a link can not be moved; those before it are moved back then.
-    """
-    moved: list[tuple[str, int, int]] = []
-
-    def back() -> None:
-        for path, old, new in reversed(moved):
-            with bpf.closing(bpf.obj_get(path)) as link:
-                bpf.link_update(link, old, new)
-
-    try:
-        for path, info in held(paths).items():
-            if info.ifindex and info.prog_id in programs:
-                old, new = programs[info.prog_id]
-                with bpf.closing(bpf.obj_get(path)) as link:
-                    bpf.link_update(link, new, old)
-                moved.append((path, old, new))
-    except Exception:
-        back()
-        raise
-    return back
-
-
 # ---------------------------------------------------------------- the whole
 def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
     """Return one item of the result; ``step`` is a step that check mode did not do."""
@@ -615,7 +579,7 @@ def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
         shown.update(step.after or {})
     elif have.attached is not None:
         shown.update(have.attached.shown())
-    return {"name": want.name, "netns": want.netns, "ifindex": have.ifindex, **shown}
+    return {"name": want.name, "netns": want.netns, "ifindex": have.ifindex or None, **shown}
 
 
 def converge(
@@ -629,6 +593,8 @@ def converge(
     """
     paths = bpffs.Paths(pin_root)
     wants = parse(state, interfaces or (), mode)
+    if os.geteuid() != 0:
+        raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
     bpffs.check(pin_root)
     with contextlib.ExitStack() as stack:
         if not check_mode and os.path.isdir(paths.base):

@@ -38,7 +38,7 @@ OBJECT_NAME_BYTES = 15
 
 #: include/uapi/linux/if_link.h
 XDP_FLAGS_UPDATE_IF_NOEXIST = 1
-XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}
+XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
 XDP_FLAGS_REPLACE = 1 << 4
 
 #: Errno values that Python names differently than the kernel, or not at all.

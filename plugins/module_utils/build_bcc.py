@@ -35,7 +35,8 @@ def flags() -> list[str]:
     """
     if not os.path.exists(os.path.join(_UAPI, "linux", "bpf.h")):
         raise ConntrackError(
-            f"{_UAPI}/linux/bpf.h is missing: install the kernel's user-space headers, the package linux-libc-dev (Debian, Ubuntu) or kernel-headers (Fedora, RHEL)."
+            f"{_UAPI}/linux/bpf.h is missing: install the kernel's user-space headers, "
+            "the package linux-libc-dev (Debian, Ubuntu) or kernel-headers (Fedora, RHEL)."
         )
     directories = [_UAPI, *sorted(os.path.dirname(path) for path in glob.glob(f"{_UAPI}/{platform.machine()}-*/asm"))]
     result = [word for directory in directories for word in ("-idirafter", directory)]
@@ -106,7 +107,7 @@ def build(text: str, headers: t.Mapping[str, str]) -> dict[str, int]:
             with open(path, "w", encoding="utf-8") as header:
                 header.write(content)
         os.environ["BCC_KERNEL_SOURCE"] = directory
-        import bcc  # type: ignore[import-untyped]  # noqa: PLC0415  guarded by the caller, and only when something is built
+        import bcc  # guarded by the caller, and only when something is built
 
         log = os.path.join(directory, "log")
         what = "compiling the chain"

@@ -62,12 +62,7 @@ FEATURES: tuple[tuple[str, str, t.Callable[[], None]], ...] = (
     (
         "atomic compare-and-exchange in BPF",
         "5.12",
-        _loads(
-            _insn(_MOV_IMM, 0)
-            + _insn(_STORE_REG, _FRAME, 0, -8)
-            + _insn(_MOV_IMM, 1, imm=1)
-            + _insn(_ATOMIC, _FRAME, 1, -8, _CMPXCHG)
-        ),
+        _loads(_insn(_MOV_IMM, 0) + _insn(_STORE_REG, _FRAME, 0, -8) + _insn(_MOV_IMM, 1, imm=1) + _insn(_ATOMIC, _FRAME, 1, -8, _CMPXCHG)),
     ),
     ("BPF links for XDP", "5.9", _has_link),
 )
@@ -84,7 +79,9 @@ def check() -> None:
             probe()
         except bpf.BpfError as exc:
             if exc.errno == errno.EPERM:
-                raise ConntrackError("the kernel refuses BPF to this user: run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.") from exc
+                raise ConntrackError(
+                    "the kernel refuses BPF to this user: run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON."
+                ) from exc
             missing.append(f"{name} (since Linux {since}; {exc})")
     if missing:
         raise ConntrackError(f"this kernel lacks what the chain needs: {'; '.join(missing)}.", missing_features=missing)

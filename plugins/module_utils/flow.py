@@ -24,7 +24,7 @@ TCP = socket.IPPROTO_TCP
 #: Names of IP protocols in flow records; any other protocol is its number as text.
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
 #: Protocols whose flows have ports.
-PORTED = frozenset((6, 17, 33, 132, 136))
+PORTED = frozenset((6, 17, 132, 136))
 #: The answer to each ICMP query (net/netfilter/nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c, invmap).
 ICMP_ANSWERS = {1: {8: 0, 13: 14, 15: 16, 17: 18}, 58: {128: 129, 139: 140}}
 #: State names by the number in ``ctl``, for the protocols that have a state machine (for SCTP include/uapi/linux/netfilter/nf_conntrack_sctp.h).
@@ -356,6 +356,19 @@ def select(fields: t.Sequence[str], shape: Shape, v: Values) -> Record:
     return result
 
 
+def shown(item: Flow, fields: t.Sequence[str] = (), window: bool = False) -> Record:
+    """Return the record of a flow as it is asked for.
+
+    :param fields: what it shall hold; empty for everything.
+    :param window: whether the records of TCP flows hold their windows; the row has its packed value then.
+    """
+    shape, values, row = item
+    result = select(fields, shape, values) if fields else record(shape, values)
+    if window and shape.number == TCP:
+        result["window"] = windows(row[3])
+    return result
+
+
 def sort_key(name: str) -> t.Callable[[Flow], t.Any]:
     """Return the function that orders flows by one column: flows without the value first, addresses by number."""
     side, dot, tail = name.rpartition(".")
@@ -392,7 +405,7 @@ def endpoint(address: str, port: int | None) -> str:
 def windows(packed: bytes) -> dict[str, dict[str, t.Any]]:
     """Return the TCP windows of both directions of a packed entry, under the kernel's names (struct ip_ct_tcp_state)."""
     entry = chain.ENTRY.unpack(packed)
-    scale, flags = entry[21], entry[23:25]
+    scale, flags = entry[22], entry[24:26]
     return {
         side: {**dict(zip(("td_end", "td_maxend", "td_maxwin", "td_maxack"), entry[at : at + 4])), "td_scale": shift, "flags": flag}
         for side, at, shift, flag in (("orig", 2, scale & 0xF, flags[0]), ("reply", 8, scale >> 4, flags[1]))

@@ -22,6 +22,8 @@ import typing as t
 from . import flow
 from .errors import bad_value
 
+#: conntrack names this protocol and prints ports for it, although the kernel tracks it by number only.
+_DCCP = 33
 _ADDRESSES = (flow.SRC, flow.DST)
 #: A character of the private use area: no value and no key of a record holds it.
 _MARK = "\ue000"
@@ -52,7 +54,7 @@ def conntrack_line(shape: flow.Shape, v: flow.Values, extended: bool = False) ->
     """
     parts = [f"{shape.family:<8} {2 if shape.family == 'ipv4' else 10}"] if extended else []
     # as libnetfilter_conntrack: it names the protocols that it knows, any other is "unknown"
-    name = "dccp" if shape.number == 33 else "unknown" if shape.proto.isdigit() else shape.proto
+    name = "dccp" if shape.number == _DCCP else "unknown" if shape.proto.isdigit() else shape.proto
     parts.append(f"{name:<8} {shape.number} {v[flow.TIMEOUT]}")
     if shape.machine:
         parts.append(shape.state)
@@ -80,6 +82,8 @@ def _tuple(shape: flow.Shape, v: flow.Values, reply: bool) -> str:
         parts.append(f"type={answers.get(kind, kind) if reply else kind} code={code} id={v[flow.SPORT]}")
     elif shape.number == socket.IPPROTO_GRE:
         parts.append("srckey=0x0 dstkey=0x0")
+    elif shape.number == _DCCP:
+        parts.append("sport=0 dport=0")
     elif shape.ported:
         parts.append(f"sport={v[sport]} dport={v[dport]}")
     parts.append(f"packets={v[packets]} bytes={v[octets]}")
@@ -91,12 +95,14 @@ class Writer:
     """Turns flows into bytes: ``begin()``, ``write()`` as often as one likes, ``end()``. This one does jsonl: a record on each line.
 
     :param fields: what to show of each flow; empty for everything.
+    :param window: whether to show the windows of TCP flows.
     :ivar as_bytes: the writer takes flows whose addresses are bytes.
     """
 
-    def __init__(self, fields: t.Sequence[str] = ()) -> None:
+    def __init__(self, fields: t.Sequence[str] = (), window: bool = False) -> None:
         self.fields = tuple(fields)
-        self.as_bytes = not fields
+        self.window = window
+        self.as_bytes = not fields and not window
         self._templates = flow.Cache(self.template)
 
     def begin(self) -> bytes:
@@ -113,8 +119,8 @@ class Writer:
 
     def lines(self, flows: t.Iterable[flow.Flow]) -> list[bytes]:
         """Return each flow's own piece of text."""
-        if self.fields:
-            return [dumps(flow.select(self.fields, shape, values)).encode() for shape, values, dummy in flows]
+        if not self.as_bytes:
+            return [dumps(flow.shown(item, self.fields, self.window)).encode() for item in flows]
         templates, result = self._templates, []
         for shape, values, dummy in flows:
             form, pick = templates[shape]
@@ -129,8 +135,8 @@ class Writer:
 class JsonWriter(Writer):
     """One JSON list, a record on each line."""
 
-    def __init__(self, fields: t.Sequence[str] = ()) -> None:
-        super().__init__(fields)
+    def __init__(self, fields: t.Sequence[str] = (), window: bool = False) -> None:
+        super().__init__(fields, window)
         self._empty = True
 
     def begin(self) -> bytes:
@@ -269,20 +275,22 @@ class TableWriter(Writer):
 FORMATS = ("json", "jsonl", "table", "csv", "conntrack")
 
 
-def writer(form: str, fields: t.Sequence[str] = (), extended: bool = False) -> Writer:
+def writer(form: str, fields: t.Sequence[str] = (), extended: bool = False, window: bool = False) -> Writer:
     """Return a writer of one of FORMATS.
 
     :param fields: what to show of each flow; empty for everything.
     :param extended: for ``conntrack``: as ``conntrack -o extended``.
-    :raises ConntrackError: when the two do not fit the format.
+    :param window: for ``json`` and ``jsonl``: whether to show the windows of TCP flows.
+    :raises ConntrackError: when the others do not fit the format.
     """
-    if extended and form != "conntrack":
-        raise bad_value("extended", True, "it belongs to the format conntrack")
+    if form not in FORMATS:
+        raise bad_value("format", form, f"give one of {', '.join(FORMATS)}")
+    if window and form not in ("json", "jsonl"):
+        raise bad_value("window", True, f"the format {form} has no place for it; leave it out, or use json or jsonl")
     if form == "conntrack":
         if fields:
             raise bad_value("fields", list(fields), "the format conntrack has a fixed form; leave fields out")
         return ConntrackWriter(extended)
-    kinds: dict[str, t.Callable[[t.Sequence[str]], Writer]] = {"json": JsonWriter, "jsonl": Writer, "table": TableWriter, "csv": CsvWriter}
-    if form not in kinds:
-        raise bad_value("format", form, f"give one of {', '.join(FORMATS)}")
-    return kinds[form](fields)
+    if form in ("json", "jsonl"):
+        return (JsonWriter if form == "json" else Writer)(fields, window)
+    return (TableWriter if form == "table" else CsvWriter)(fields)

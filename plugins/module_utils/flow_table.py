@@ -18,14 +18,12 @@ import heapq
 import itertools
 import operator
 import os
-import stat
 import struct
-import tempfile
 import typing as t
 
 from . import bpf, bpffs, chain, flow, flow_filter
 from .clock import Clock
-from .errors import ConntrackError, bad_value
+from .errors import ConntrackError
 from .flow_output import Writer
 from .plan import Step
 
@@ -225,6 +223,7 @@ class _Pass:
 
     def _group(self, flows: t.Iterable[flow.Flow]) -> None:
         for shape, values, dummy in flows:
+            values = flow.with_text(values)
             key = tuple(_hashable(column(shape, values)) for column in self._group_columns)
             totals = self.groups.setdefault(key, [0, 0, 0])
             totals[0] += 1
@@ -273,14 +272,15 @@ def read(
     """
     listed = flow_filter.DEFAULT_LIMIT if query.limit is None else query.limit
     written = query.limit if writer else listed
-    one_pass = _Pass(source, query, bool(writer and writer.as_bytes and not query.group_by), window, written)
+    one_pass = _Pass(source, query, bool(writer and writer.as_bytes), window, written)
     may_stop = written is not None and query.sort is None and not summary and not query.group_by
     flows: list[flow.Record] = []
     passed, complete = 0, True
     if writer:
         put(writer.begin())
     for batch in one_pass.batches():
-        flows += [_listed(item, query, window) for item in batch[: listed - len(flows)]]
+        for shape, values, row in batch[: listed - len(flows)]:
+            flows.append(flow.shown((shape, flow.with_text(values), row), query.fields, window))
         if writer:
             put(writer.write(batch if written is None else batch[: max(written - passed, 0)]))
         passed += len(batch)
@@ -298,16 +298,6 @@ def read(
         group_count=len(groups),
         summary=_summary(one_pass, source) if summary else None,
     )
-
-
-def _listed(item: flow.Flow, query: flow_filter.Query, window: bool) -> flow.Record:
-    """Return the record of one flow as the query wants it."""
-    shape, values, row = item
-    values = flow.with_text(values)
-    record = flow.select(query.fields, shape, values) if query.fields else flow.record(shape, values)
-    if window and shape.number == flow.TCP:
-        record["window"] = flow.windows(row[3])
-    return record
 
 
 # ---------------------------------------------------------------- the summary
@@ -485,94 +475,3 @@ def title(record: flow.Record) -> str:
     ends = [flow.endpoint(record["orig"][address], record["orig"].get(port)) for address, port in (("src", "sport"), ("dst", "dport"))]
     icmp = record.get("icmp")
     return f"{record['proto']} {' -> '.join(ends)}" + (f" type {icmp['type']} code {icmp['code']} id {icmp['id']}" if icmp else "")
-
-
-# ---------------------------------------------------------------- files
-def file_mode(text: str) -> int:
-    """Return the permission bits that an octal number as ``0640`` stands for.
-
-    :raises ConntrackError: when it is none.
-    """
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o777:
-        raise bad_value("mode", text, "give the file's permissions as an octal number in quotes, as '0640'")
-    return mode
-
-
-def check_dest(dest: str) -> None:
-    """Refuse a ``dest`` that can not become a file.
-
-    :raises ConntrackError: when it is not absolute, is a directory, or its directory does not exist.
-    """
-    if not os.path.isabs(dest):
-        raise bad_value("dest", dest, "give an absolute path")
-    if os.path.isdir(dest):
-        raise bad_value("dest", dest, "it is a directory; give the path of a file")
-    if not os.path.isdir(os.path.dirname(dest)):
-        raise bad_value("dest", dest, f"the directory {os.path.dirname(dest)} does not exist; make it first")
-
-
-@contextlib.contextmanager
-def replacing(dest: str, mode: int, dry: bool) -> t.Iterator[_Replacement]:
-    """Give a ``with`` block something to write the new content of ``dest`` into; the file changes at the block's end, as a whole.
-
-    The content goes to a file beside, which takes the place of ``dest`` by one rename, unless both are the same already.
-
-    :param mode: permission bits of the file.
-    :param dry: only find out whether the file would change.
-    :raises ConntrackError: when the file can not be written.
-    """
-    try:
-        with contextlib.ExitStack() as stack:
-            if dry:
-                temporary: t.BinaryIO = stack.enter_context(open(os.devnull, "wb"))
-                name = None
-            else:
-                fd, name = tempfile.mkstemp(prefix=f".{os.path.basename(dest)}.", dir=os.path.dirname(dest))
-                stack.callback(_remove, name)
-                temporary = stack.enter_context(open(fd, "wb"))
-            replacement = _Replacement(temporary, dest, mode)
-            yield replacement
-            replacement.close()
-            if name is not None and replacement.changed:
-                os.chmod(name, mode)
-                os.replace(name, dest)
-    except OSError as exc:
-        if isinstance(exc, ConntrackError):
-            raise
-        raise ConntrackError(f"dest: {dest} can not be written: {exc.strerror}.") from exc
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-class _Replacement:
-    """The new content of a file, compared with the old one as it is written.
-
-    :ivar changed: whether content or mode differ from those of the file; known after close().
-    """
-
-    def __init__(self, out: t.BinaryIO, dest: str, mode: int) -> None:
-        self._out = out
-        self._old: t.BinaryIO | None = None
-        with contextlib.suppress(FileNotFoundError):
-            self._old = open(dest, "rb")  # noqa: SIM115
-        self.changed = self._old is None or stat.S_IMODE(os.fstat(self._old.fileno()).st_mode) != mode
-
-    def write(self, piece: bytes) -> None:
-        """Write the next piece."""
-        if not self.changed and self._old is not None:
-            self.changed = self._old.read(len(piece)) != piece
-        self._out.write(piece)
-
-    def close(self) -> None:
-        """End writing."""
-        self._out.flush()
-        if self._old is not None:
-            self.changed = self.changed or bool(self._old.read(1))
-            self._old.close()

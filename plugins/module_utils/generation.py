@@ -188,9 +188,7 @@ def observe(paths: Paths) -> Have:
             elif spec.name == "jt":
                 faults += _slot_faults(fd, programs)
     digest = f"{meta.get('digest_high', 0):016x}{meta.get('digest_low', 0):016x}"
-    return Have(
-        generation, digest, meta.get("layout", 0), settings, programs, maps, tuple(faults), leftovers, _observe_links(paths, programs)
-    )
+    return Have(generation, digest, meta.get("layout", 0), settings, programs, maps, tuple(faults), leftovers, _observe_links(paths, programs))
 
 
 def _slot_faults(jt: int, programs: t.Mapping[int, bpf.ProgInfo]) -> list[str]:
@@ -239,9 +237,7 @@ def plan_present(have: Have, want: Want, settings: bytes) -> Plan:
     for spec in chain.maps(want.table_size):
         there = have.maps.get(spec.name)
         if spec.inherited and there and there.max_entries != spec.entries:
-            steps.append(
-                Step("change", "map", spec.name, "another size: the entries are copied", f"{there.max_entries} entries", f"{spec.entries} entries")
-            )
+            steps.append(Step("change", "map", spec.name, "another size: the entries are copied", f"{there.max_entries} entries", f"{spec.entries} entries"))
     for key, (info, hook) in have.links.items():
         if hook and info.ifindex:
             steps.append(Step("replace", "link", bpffs.decode(key), f"{hook} of generation {number} takes the interface over", before, f"generation {number}"))
@@ -328,12 +324,12 @@ class _Builder:
     def _map(self, spec: chain.MapSpec, map_dir: str, generation: int) -> int:
         """Hand a map on or make it; return its file descriptor."""
         there = self.have.maps.get(spec.name)
-        assert spec.entries is not None
+        entries = t.cast("int", spec.entries)  # chain.maps() gives every map its size
         old = bpf.obj_get(self.paths.map(spec.name)) if spec.inherited and there else None
-        if old is not None and there and there.max_entries == spec.entries:
+        if old is not None and there and there.max_entries == entries:
             fd = old
         else:
-            fd = bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, spec.entries)
+            fd = bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, entries)
             if old is not None:
                 _copy(old, fd, spec)
                 bpf.close(old)
@@ -362,9 +358,8 @@ class _Builder:
     def _replace_link(self, step: Step) -> t.Callable[[], None]:
         key = bpffs.encode(step.name)
         info, hook = self.have.links[key]
-        assert hook is not None
         number = int(str(step.after).split()[-1])
-        new = os.path.join(self.paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[hook]}")
+        new = os.path.join(self.paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[t.cast('str', hook)]}")  # only links with a hook are planned
         old = bpf.prog_get_fd_by_id(info.prog_id)
         pin = os.path.join(self.paths.link_dir, key)
         with bpf.closing(bpf.obj_get(pin)) as link, bpf.closing(bpf.obj_get(new)) as program:

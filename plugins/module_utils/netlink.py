@@ -512,8 +512,11 @@ class Kernel:
                 raise
         return True
 
-    def address(self, key: Key, address: Address, present: bool) -> None:
-        """Add an address to a link, or take it away; IPv6 addresses are usable at once (no duplicate address detection)."""
+    def address(self, key: Key, address: Address, present: bool) -> bool:
+        """Add an address to a link for good, or take it away; say whether it was the other way before.
+
+        IPv6 addresses are usable at once (no duplicate address detection).
+        """
         packed, prefix = address
         text = topology.show_ip(packed)
         message = messages().address()
@@ -526,10 +529,12 @@ class Kernel:
         if broadcast is not None:
             message["attrs"].append(("IFA_BROADCAST", topology.show_ip(broadcast)))
         _before("address")
-        self._tolerant(key[0], message, _NEWADDR if present else _DELADDR, _CREATE | _REPLACE if present else 0, () if present else (errno.EADDRNOTAVAIL,))
+        if present:
+            return self._add(key[0], message, _NEWADDR)
+        return self._delete(key[0], message, _DELADDR, errno.EADDRNOTAVAIL)
 
-    def route(self, route: Route | HaveRoute, present: bool) -> None:
-        """Set a route, in place of the one with the same destination and metric, or take it away."""
+    def route(self, route: Route | HaveRoute, present: bool) -> bool:
+        """Set a route, in place of one with the same destination and metric, or take it away; say whether there was none, or one, before."""
         packed, prefix = route.dst
         message = messages().route()
         message["family"] = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
@@ -546,15 +551,30 @@ class Kernel:
             attributes.append(("RTA_OIF", self.index((route.netns, route.dev))))
         message["attrs"] = attributes
         _before("route")
-        self._tolerant(route.netns, message, _NEWROUTE if present else _DELROUTE, _CREATE | _REPLACE if present else 0, () if present else (errno.ESRCH,))
+        if present:
+            return self._add(route.netns, message, _NEWROUTE)
+        return self._delete(route.netns, message, _DELROUTE, errno.ESRCH)
 
-    def _tolerant(self, name: str | None, message: t.Any, kind: int, flags: int, fine: t.Container[int]) -> None:
-        """Send a change; errors that say that it was done already are none."""
+    def _add(self, name: str | None, message: t.Any, kind: int) -> bool:
+        """Add an object, or replace what is there; say whether nothing was."""
         try:
-            self.channel(name).request(message, kind, flags)
+            self.channel(name).request(message, kind, _CREATE | _EXCL)
         except NetlinkError as exc:
-            if exc.errno not in fine:
+            if exc.errno != errno.EEXIST:
                 raise
+            self.channel(name).request(message, kind, _CREATE | _REPLACE)
+            return False
+        return True
+
+    def _delete(self, name: str | None, message: t.Any, kind: int, missing: int) -> bool:
+        """Delete an object; say whether it was there."""
+        try:
+            self.channel(name).request(message, kind)
+        except NetlinkError as exc:
+            if exc.errno != missing:
+                raise
+            return False
+        return True
 
 
 # -- the record of previous sysctl values -----------------------------------------------------------------------------------------------
@@ -627,6 +647,10 @@ def _locked() -> t.Iterator[bool]:
 
 
 # -- apply ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _nothing(dummy_result: object) -> None:
+    """Drop a result: what undoes a step returns none."""
 
 
 class _Apply:
@@ -730,29 +754,30 @@ class _Apply:
         return True
 
     def _set_address(self, key: Key, address: Address, present: bool) -> plans.Undo:
-        self._kernel.address(key, address, present)
-        return lambda: self._kernel.address(key, address, not present)
+        if not self._kernel.address(key, address, present):
+            return None
+        return lambda: _nothing(self._kernel.address(key, address, not present))
 
     def _set_route(self, args: tuple[Route, HaveRoute | None]) -> plans.Undo:
         route, before = args
-        self._kernel.route(route, present=True)
-        return lambda: self._kernel.route(before or route, present=before is not None)
+        if not self._kernel.route(route, present=True) and before is None:
+            return None
+        return lambda: _nothing(self._kernel.route(before or route, present=before is not None))
 
     def _delete_route(self, route: HaveRoute) -> plans.Undo:
         self._kernel.route(route, present=False)
-        return lambda: self._kernel.route(route, present=True)
+        return lambda: _nothing(self._kernel.route(route, present=True))
 
     def _set_sysctl(self, args: Sysctl | tuple[str | None, t.Mapping[str, str]]) -> plans.Undo:
         """Set one sysctl, or write a recorded set of them back."""
-        if isinstance(args, Sysctl):
-            name, values = args.netns, {args.path: args.value}
-        else:
-            name, values = args[0], dict(args[1])
+        name = args.netns if isinstance(args, Sysctl) else args[0]
         with netns.entered(name):
-            before = {p: v for path in values for p, v in snapshot(path).items()}
-            for path, value in values.items():
-                if path in before and before[path] != value or isinstance(args, Sysctl):
-                    write_sysctl(path, value)
+            if isinstance(args, Sysctl):
+                before = snapshot(args.path)
+                write_sysctl(args.path, args.value)
+            else:
+                before = {path: value for recorded in args[1] for path, value in snapshot(recorded).items()}
+                write_back(args[1])
 
         def undo() -> None:
             with netns.entered(name):

@@ -217,7 +217,11 @@ class Claims:
         except FileExistsError:
             if exists(name) or claim_of(name) != self._mark:
                 raise ConntrackError(f"{path(name)} exists and is not ours: remove it, or choose another name.") from None
-        _call("mount", b"/proc/thread-self/ns/net", path(name).encode(), b"none", _MS_BIND, None)
+        try:
+            _call("mount", b"/proc/thread-self/ns/net", path(name).encode(), b"none", _MS_BIND, None)
+        except OSError:
+            os.unlink(path(name))
+            raise
 
 
 def remove(name: str) -> None:

@@ -19,7 +19,7 @@ from .errors import ConntrackError, bad_value
 try:
     import jinja2
 except ImportError:  # reported by render(), which is the first to need it
-    jinja2 = None  # type: ignore[assignment]
+    jinja2 = None
 
 #: The template that includes all others.
 MAIN = "chain.c.j2"

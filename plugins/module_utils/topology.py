@@ -34,7 +34,7 @@ MANAGED_PROTOCOLS = frozenset({PROTO_BOOT, PROTO_STATIC})
 
 DEFAULT_MTU = 1500
 _MTU_RANGE = (68, 65535)
-_MTU_IPV6 = 1280  # below it the kernel takes IPv6 off the interface (RFC 8200, section 5)
+MTU_IPV6 = 1280  # below it the kernel takes IPv6 off the interface (RFC 8200, section 5)
 DEFAULT_METRIC = {4: 0, 16: 1024}  # by length of the packed address: what the kernel gives a route without a metric
 _METRIC_MAX = 0xFFFFFFFF
 
@@ -191,7 +191,14 @@ def contains(network: Address, ip: bytes) -> bool:
     return len(network[0]) == len(ip) and network_of((ip, network[1])) == network_of(network)
 
 
-def _is_link_local(ip: bytes) -> bool:
+def link_local_of(mac: str) -> Address:
+    """Return the IPv6 address that the kernel derives from a MAC address (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:], 64
+
+
+def is_link_local(ip: bytes) -> bool:
+    """Say whether it is an address of fe80::/10."""
     return len(ip) == 16 and ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
 
 
@@ -374,8 +381,8 @@ def _parse_end(field: str, lab: str, router: str | None, item: t.Any) -> End:
         mtu = DEFAULT_MTU
     if isinstance(mtu, bool) or not isinstance(mtu, int) or not _MTU_RANGE[0] <= mtu <= _MTU_RANGE[1]:
         raise bad_value(f"{field}.mtu", mtu, f"give {_MTU_RANGE[0]} to {_MTU_RANGE[1]}")
-    if mtu < _MTU_IPV6 and any(len(packed) == 16 for packed, dummy in addresses):
-        raise bad_value(f"{field}.mtu", mtu, f"IPv6 needs at least {_MTU_IPV6}: give that, or remove the IPv6 addresses")
+    if mtu < MTU_IPV6 and any(len(packed) == 16 for packed, dummy in addresses):
+        raise bad_value(f"{field}.mtu", mtu, f"IPv6 needs at least {MTU_IPV6}: give that, or remove the IPv6 addresses")
     mac = item.get("mac")
     return End(name, netns, tuple(addresses), mtu, _default_mac(lab, netns, name) if mac is None else _parse_mac(f"{field}.mac", mac))
 
@@ -425,7 +432,7 @@ def _check_addresses(links: t.Iterable[tuple[End, End]]) -> None:
         for netns in dict.fromkeys(end.netns for end in link):
             for j, end in enumerate(link):
                 for k, (ip, dummy) in enumerate(end.addresses):
-                    if seen.setdefault((netns, ip), end.key) != end.key and not _is_link_local(ip):
+                    if seen.setdefault((netns, ip), end.key) != end.key and not is_link_local(ip):
                         field = f"links[{i}].ends[{j}].addresses[{k}]"
                         raise bad_value(field, show_ip(ip), f"{show_key(seen[netns, ip])} has it too: give each end its own")
 
@@ -534,7 +541,7 @@ def _check_via(field: str, netns: str | None, via: bytes, dev: str | None, reach
     text = show_ip(via)
     if any(via == ip for addresses in reach.values() for ip, dummy in addresses):
         raise bad_value(field, text, f"it is an address of {show_place(netns)} itself: give the next router's")
-    if _is_link_local(via):
+    if is_link_local(via):
         if dev is None:
             raise bad_value(field, text, "a link-local address needs dev besides")
         return dev

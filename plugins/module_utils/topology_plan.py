@@ -12,6 +12,7 @@ from .plan import Plan, Step
 from .topology import (
     DEFAULT_METRIC,
     MANAGED_PROTOCOLS,
+    MTU_IPV6,
     Address,
     End,
     Have,
@@ -26,7 +27,9 @@ from .topology import (
     alias_of,
     broadcast_of,
     is_half_made,
+    is_link_local,
     is_ours,
+    link_local_of,
     network_of,
     record_path,
     show_address,
@@ -193,6 +196,8 @@ def _plan_addresses(want: Topology, have: Have, keep: set[Key]) -> Plan:
     for key, end in want.ends.items():
         there = have.links[key].addresses if key in keep else ()
         too_much, missing = _compare_addresses(end, there)
+        if key in keep and _lacks_link_local(end, have.links[key]):
+            missing.append((link_local_of(end.mac), "IPv6 finds no neighbours without a link-local address"))
         for address, reason in too_much:
             text = show_address(address)
             steps.append(Step("delete", "address", f"{text} on {show_key(key)}", reason, before=text, args=(key, address)))
@@ -214,7 +219,7 @@ def _compare_addresses(end: End, there: t.Iterable[HaveAddress]) -> tuple[list[t
                 too_much.append((have.address, "duplicate address detection failed for it"))
             elif have.permanent:
                 good[have.address] = have
-        elif have.permanent and not have.automatic:
+        elif have.permanent and not have.automatic and have.address != link_local_of(end.mac):
             too_much.append((have.address, "the lab has no such address on this link"))
     networks = {network_of(address) for address, dummy in too_much}
     missing = []
@@ -225,6 +230,13 @@ def _compare_addresses(end: End, there: t.Iterable[HaveAddress]) -> tuple[list[t
         elif found.secondary and network_of(address) in networks:
             missing.append((address, "it may go with the first address of its network"))
     return too_much, missing
+
+
+def _lacks_link_local(end: End, link: HaveLink) -> bool:
+    """Say whether IPv6 is wanted on a link that has lost the link-local address that the kernel gives each interface that goes up."""
+    wanted = any(len(packed) == 16 for packed, dummy in end.addresses)
+    addresses = [*end.addresses, *(have.address for have in link.addresses)]
+    return wanted and link.up and link.mtu >= MTU_IPV6 and not any(is_link_local(packed) for packed, dummy in addresses)
 
 
 def _loses_routes(end: End, link: HaveLink) -> set[int]:

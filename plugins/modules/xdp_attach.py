@@ -219,8 +219,6 @@ def main() -> None:
         result, warnings = attach.converge(check_mode=module.check_mode, **module.params)
     except ConntrackError as exc:
         module.fail_json(msg=exc.message, **exc.facts)
-    except PermissionError as exc:
-        module.fail_json(msg=f"{exc.filename}: {exc.strerror}. The module needs root; run the task with become: true.")
     for warning in warnings:
         module.warn(warning)
     module.exit_json(**result)

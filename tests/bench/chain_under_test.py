@@ -54,6 +54,12 @@ class Chain:
     def close(self) -> None:
         self._fds.close()
 
+    def bytes_per_flow(self) -> int:
+        """Return the kernel's memory for one entry of the flow table, as it accounts for it, in whole bytes."""
+        with open(f"/proc/self/fdinfo/{self.table}", encoding="ascii") as lines:
+            facts = dict(line.split(":", 1) for line in lines)
+        return int(facts["memlock"]) // int(facts["max_entries"])
+
     def counters(self) -> dict[str, int]:
         """Return the chain's counters by name."""
         return {name: sum(int.from_bytes(one, "little") for one in bpf.percpu_value(self._stats, i, 8)) for i, name in enumerate(chain.COUNTERS)}

@@ -39,6 +39,8 @@ RANDOM_PACKETS = 1 << 18
 
 #: Highest ratio to the floor, and to the forerunner's cost model.
 GOALS = {"TCP": 2.0, "new": 2.0, "random": 1.25, "cost model": 0.25}
+#: Most bytes of kernel memory for a connection.
+GOAL_MEMORY = 192
 
 ESTABLISHED = {
     "TCP": frames.tcp(CLIENT, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001),
@@ -207,4 +209,6 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
                     with netns.anonymous(), bpf.closing(bpf.enable_stats()):
                         yield from established(under_test, base, "live", live, options.pick(100_000, 30_000), options.pick(15, 5))
                 yield from random_hits(under_test, base, flows, options.pick(7, 3))
+                memory = harness.Sample((under_test.bytes_per_flow(),))
+                yield harness.Row("packet", f"memory of a flow, table {amount(size)}", "B", memory, goal=GOAL_MEMORY, absolute=True)
                 yield from new_flows(under_test, base, size, options.pick(1_000_000, 200_000), options.pick(7, 3))

@@ -15,16 +15,15 @@ import harness
 #: Highest seconds of the first and of the second run.
 GOAL_FIRST, GOAL_AGAIN = 15.0, 8.0
 
-PLAYBOOK = harness.ROOT / ".venv/bin/ansible-playbook"
+PLAYBOOK = str(harness.ROOT / ".venv/bin/ansible-playbook")
 RECAP = re.compile(r"^(?P<host>\S+) +: ok=(?P<ok>\d+) +changed=(?P<changed>\d+).* failed=(?P<failed>\d+)", re.MULTILINE)
 
 
-def play(path: str) -> dict[str, int]:
-    """Run a playbook and return its recap, summed up over the hosts."""
-    out = harness.command([str(PLAYBOOK), path], cwd=harness.ROOT)
-    found = list(RECAP.finditer(out))
+def play(*words: str) -> dict[str, int]:
+    """Run a command that plays a playbook and return the recap, summed up over the hosts."""
+    found = list(RECAP.finditer(harness.command(words, cwd=harness.ROOT)))
     if not found:
-        raise harness.BenchError(f"{path}: no recap in the output")
+        raise harness.BenchError(f"{' '.join(words)}: no recap in the output")
     return {key: sum(int(host[key]) for host in found) for key in ("ok", "changed", "failed")}
 
 
@@ -39,7 +38,7 @@ def round_of(left: bool) -> dict[str, float]:
     recap: dict[str, int] = {}
 
     def lab() -> None:
-        recap.update(play("playbooks/lab.yml"))
+        recap.update(play("make", "lab"))
 
     if not left:
         times["first"] = harness.seconds(lab)
@@ -50,7 +49,7 @@ def round_of(left: bool) -> dict[str, float]:
         task = "    - ansible.builtin.debug:\n        msg: nothing\n"
         empty.write("- hosts: localhost\n  gather_facts: false\n  tasks:\n" + task * recap["ok"])
         empty.flush()
-        times["empty"] = harness.seconds(lambda: play(empty.name))
+        times["empty"] = harness.seconds(lambda: play(PLAYBOOK, empty.name))
     return times
 
 
@@ -63,9 +62,9 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             return round_of(left)
         finally:
             if not left:
-                play("playbooks/clean.yml")
+                play(PLAYBOOK, "playbooks/clean.yml")
 
     got = harness.interleave({"lab": one}, options.pick(3, 1))
     if "first" in got:
-        yield harness.Row("playbook", "lab.yml, first run", "s", got["first"], goal=GOAL_FIRST, absolute=True)
-    yield harness.Row("playbook", "lab.yml, second run", "s", got["again"], "as many debug tasks", got["empty"], GOAL_AGAIN, absolute=True)
+        yield harness.Row("playbook", "make lab, first run", "s", got["first"], goal=GOAL_FIRST, absolute=True)
+    yield harness.Row("playbook", "make lab, second run", "s", got["again"], "as many debug tasks", got["empty"], GOAL_AGAIN, absolute=True)

@@ -32,7 +32,7 @@ SECTIONS = {
 
 
 def main() -> int:
-    """Run the sections; 0 when all ran and each goal is met or no goal could be measured, 1 when a section failed, 3 when a goal is missed."""
+    """Run the sections; 1 when one of them failed. A missed goal is told, and no failure: it depends on the machine and its load."""
     parser = argparse.ArgumentParser(prog="make bench", description="Measure the collection next to floors and peers.")
     parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"), help="small sizes, few rounds, within a minute")
     parser.add_argument("--output", default=str(harness.ROOT / "build/bench.json"), help="the report for machines (default: %(default)s)")
@@ -59,7 +59,7 @@ def main() -> int:
         harness.write(rows, args.output)
     missed = [row.name for row in rows if row.met is False]
     print(f"\n{len(rows)} rows in {args.output}" + (f"; goals missed: {', '.join(missed)}" if missed else "; no goal missed"))
-    return 1 if failed else 3 if missed else 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -142,8 +142,8 @@ def test_attach_in_four_runs(lab: Lab) -> None:
     assert done["changed"] and done["plan"] == foretold["plan"] and done["diff"] == foretold["diff"] and done["warnings"] == []
     assert lab.state() == (INGRESS, EGRESS)
     assert lab.pins() == sorted([lab.near, f"{lab.far}@{lab.ns}"])
-    for options in ({}, {"check_mode": True}):
-        again = lab.run(**options)
+    for check_mode in (False, True):
+        again = lab.run(check_mode=check_mode)
         assert not again["changed"] and again["plan"] == [] and again["diff"] == {"before": "", "after": ""}
         assert again["interfaces"] == done["interfaces"]
 
@@ -221,15 +221,13 @@ def test_no_frame_is_missed_while_programs_are_replaced(lab: Lab) -> None:
             time.sleep(0.0005)
 
     fds = [lab.prog(0, generation) for generation in (1, 2)]
-    ids = [lab.program_id(0, generation) for generation in (1, 2)]
     thread = threading.Thread(target=send)
     with sender, bpf.closing(bpf.enable_stats()):
         before = sum(bpf.prog_info(fd).run_cnt for fd in fds)
         thread.start()
         for turn in range(40):
-            old, new = turn % 2, 1 - turn % 2
-            attach.retarget(lab.paths, {ids[old]: (fds[old], fds[new])})
-            time.sleep(0.01)
+            lab.activate(2 - turn % 2)
+            assert [step["action"] for step in lab.run(lab.both[:1])["plan"]] == ["replace"]
         stop.set()
         thread.join()
         time.sleep(0.1)
@@ -457,9 +455,9 @@ def test_what_is_foreign_among_the_pins_is_refused(lab: Lab) -> None:
     os.makedirs(lab.paths.link_dir)
     with bpf.closing(bpf.map_create(6, "percpu", 4, 4, 1)) as fd:  # its kind has the number of an XDP link
         bpf.obj_pin(fd, lab.paths.link(None, lab.near))
-    for options in ({}, {"state": "absent", "interfaces": lab.both}):
+    for state in ("present", "absent"):
         with pytest.raises(ConntrackError, match=rf"{lab.paths.link(None, lab.near)} is not a pinned XDP link"):
-            lab.run(**options)
+            lab.run(lab.both, state=state)
     os.unlink(lab.paths.prog(0))
     with bpf.closing(bpf.map_create(6, "percpu", 4, 4, 1)) as fd:
         bpf.obj_pin(fd, lab.paths.prog(0))
@@ -493,7 +491,7 @@ def prepare(lab: Lab, scenario: str, foreign: int) -> dict[str, t.Any]:
     if scenario == "replace":
         lab.activate(2)
         return {}
-    return {"mode": {"mode": "generic"}, "absent": {"state": "absent", "interfaces": lab.both}}[scenario]
+    return {"mode": "generic"} if scenario == "mode" else {"state": "absent", "interfaces": lab.both}
 
 
 CHANGING = ("bpf_link_create", "bpf_obj_pin", "bpf_link_update", "bpf_link_detach", "RTM_SETLINK", "unlink")

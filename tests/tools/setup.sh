@@ -64,15 +64,16 @@ system_packages() {
 # Bring the venv $1 in line with the requirement files $2...; $venv_flags go to its creation.
 # The stamp inside holds a digest of all that goes in, and the path (a moved venv does not work).
 venv() {
-  local dir=$1 stamp want
+  local dir=$1 stamp want version
   shift
+  version=$("$PYTHON" -V 2>&1) || die "cannot run $PYTHON: give the system's Python, 3.11 or newer, as PYTHON=/path/to/python3"
   stamp=$dir/.setup-$profile
-  want=$(cat "$@" tests/tools/setup.sh | sha256sum | cut -d' ' -f1)" $root $("$PYTHON" -V 2>&1) $PYTHON"
+  want=$(cat "$@" tests/tools/setup.sh | sha256sum | cut -d' ' -f1)" $root $version $PYTHON"
   if [ -x "$dir/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
     return
   fi
-  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-    die "$PYTHON is $("$PYTHON" -V 2>&1 || echo not there); Python 3.11 or newer is needed: give it as PYTHON=/path/to/python3"
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "$PYTHON is $version; 3.11 or newer is needed: give it as PYTHON=/path/to/python3"
   if [ "$(cat "$dir/.root" 2>/dev/null)" != "$root $PYTHON" ] || ! "$dir/bin/python" -m pip --version >/dev/null 2>&1; then
     rm -rf "$dir"
     # shellcheck disable=SC2086  # flags are words

@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
@@ -32,17 +33,17 @@ def run(argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quie
 
     When the time is over the whole group is killed and the status is 124, as timeout(1) has it.
     """
-    pipe = subprocess.PIPE if quiet else None
-    with subprocess.Popen(
-        argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        try:
-            out, dummy = process.communicate(timeout=minutes * 60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, dummy = process.communicate()
-            return 124, f"{out or ''}\nstopped after {minutes:g} minutes\n"
-    return process.returncode, out or ""
+    # A file, not a pipe: a process left behind keeps a pipe open, and reading it would never end.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out:
+        to = out if quiet else None
+        with subprocess.Popen(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=to, stderr=to, start_new_session=True) as process:
+            try:
+                status = process.wait(minutes * 60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                status = 124
+        out.seek(0)
+        return status, out.read() + (f"stopped after {minutes:g} minutes\n" if status == 124 else "")
 
 
 def names() -> list[str]:

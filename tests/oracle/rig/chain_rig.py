@@ -29,7 +29,7 @@ class Misbehaviour(AssertionError):
 class ChainRig:
     """One loaded chain under a pin root of its own, attached nowhere. Use as a context manager or call ``close``."""
 
-    def __init__(self, table_size: int = TABLE_SIZE) -> None:
+    def __init__(self, table_size: int = TABLE_SIZE, sources: pathlib.Path = SOURCES) -> None:
         """Compile and load.
 
         :raises ConntrackError: see ``generation.ensure``.
@@ -38,9 +38,9 @@ class ChainRig:
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
         os.mkdir(self.paths.pin_root)
         try:
-            stub = SOURCES / "stub"
+            stub = sources / "stub"
             headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
-            generation.ensure(self.paths, generation.Want(render.render(str(SOURCES), render.Settings(table_size)), headers, table_size))
+            generation.ensure(self.paths, generation.Want(render.render(str(sources), render.Settings(table_size)), headers, table_size))
             self.entries = {side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook])) for side, hook in HOOKS.items()}
             self._stats = bpf.obj_get(self.paths.map("stats"))
             self._settings = bpf.obj_get(self.paths.map("settings"))

@@ -25,7 +25,7 @@ LINK = bpf.LinkInfo(id=70, prog_id=10, ifindex=7, type=6)
 DEAD = LINK._replace(ifindex=0)
 
 WANT = Want("interfaces[0]", "lan", None, "ingress", "auto")
-FREE = dataclasses.replace(WANT, hook=None)
+FREE = dataclasses.replace(WANT, hook="")
 BARE = Have(PIN, ifindex=7)
 HELD = Have(PIN, LINK, 7, attached=Attached(INGRESS, "native", True, (70,), PIN))
 MISSING = Have(PIN, missing="interfaces[0].name: there is no interface 'lan' ...")
@@ -70,7 +70,7 @@ def test_another_program_is_an_update_in_place(program: Program, hook: str, reas
     assert (step.action, step.reason) == ("replace", reason)
     assert step.before == {"program": program.hook, "program_id": program.id, "tag": program.tag, "mode": "generic", "link_id": 70}
     assert step.after == {"program": "ingress", "program_id": 10, "tag": "aa", "mode": "generic"}
-    assert change == Change(WANT, have, update=True)
+    assert change == Change(WANT, have, update=have.attached)
 
 
 def test_another_mode_needs_another_link() -> None:
@@ -230,7 +230,7 @@ def test_parse() -> None:
         Want("interfaces[1]", "lan", "ns1", "egress", "generic"),
     ]
     assert [want.label for want in wants] == ["lan", "lan@ns1"]
-    assert attach.parse("absent", [item()], "auto")[0].hook is None
+    assert attach.parse("absent", [item()], "auto")[0].hook == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules ct_flows and ct_flush do, from their parameters to their results."""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import bpffs, flow_file, flow_filter, flow_output, flow_table, plan
+from .errors import ConntrackError, bad_value
+
+Params = t.Mapping[str, t.Any]
+Result = dict[str, t.Any]
+
+#: The filters as module options; bad values are refused by flow_filter, which knows what is meant.
+FILTER_OPTIONS: dict[str, dict[str, t.Any]] = {
+    **{word: {"type": "list", "elements": "str"} for word in ("family", "proto", "state", "src", "dst", "sport", "dport", "addr", "port", "dir")},
+    "assured": {"type": "bool"},
+    **{word: {"type": "int"} for word in ("min_bytes", "min_packets", "older_than", "idle_for")},
+}
+PIN_ROOT_OPTION: dict[str, dict[str, t.Any]] = {"pin_root": {"type": "path", "default": bpffs.STANDARD}}
+FLOWS_OPTIONS: dict[str, dict[str, t.Any]] = {
+    **PIN_ROOT_OPTION,
+    **FILTER_OPTIONS,
+    "sort": {"type": "str"},
+    "limit": {"type": "int"},
+    "fields": {"type": "list", "elements": "str"},
+    "group_by": {"type": "list", "elements": "str"},
+    "summary": {"type": "bool", "default": True},
+    "window": {"type": "bool", "default": False},
+    "format": {"type": "str", "choices": list(flow_output.FORMATS), "aliases": ["output"]},
+    "extended": {"type": "bool", "default": False},
+    "dest": {"type": "path"},
+    "mode": {"type": "str", "default": "0640"},
+}
+FLUSH_OPTIONS: dict[str, dict[str, t.Any]] = {
+    **PIN_ROOT_OPTION,
+    **FILTER_OPTIONS,
+    "all": {"type": "bool", "default": False},
+    "expired": {"type": "bool", "default": False},
+    "limit": {"type": "int", "default": flow_filter.DEFAULT_LIMIT},
+}
+
+
+def _words(params: Params, words: t.Iterable[str]) -> dict[str, t.Any]:
+    return {word: params[word] for word in words if params.get(word) is not None}
+
+
+def report(params: Params, check_mode: bool) -> Result:
+    """Read the flow tables; in check mode a chain that is not there yet is an empty table.
+
+    :param params: the options of FLOWS_OPTIONS.
+    :return: the module's result.
+    :raises ConntrackError: for a bad option, a missing chain, a file that can not be written.
+    """
+    query = flow_filter.parse_query(_words(params, flow_filter.QUERY_WORDS))
+    dest, form = params["dest"], params["format"]
+    writer = flow_output.writer(form or "json", query.fields, params["extended"], params["window"]) if dest or form else None
+    if params["extended"] and form != "conntrack":
+        raise bad_value("extended", True, "it belongs to format: conntrack")
+    mode = flow_file.file_mode(params["mode"])
+    if dest:
+        flow_file.check_dest(dest)
+    bpffs.check(params["pin_root"])
+    pieces: list[bytes] = []
+    changed = False
+    try:
+        with flow_table.FlowTables(params["pin_root"]) as tables:
+            if dest:
+                with flow_file.replacing(dest, mode, dry=check_mode) as file:
+                    reading = flow_table.read(tables, query, writer, file.write, params["summary"], params["window"])
+                changed = file.changed
+            else:
+                reading = flow_table.read(tables, query, writer, pieces.append, params["summary"], params["window"])
+    except flow_table.NoChain as exc:
+        if not check_mode:
+            raise
+        return _with_facts({"changed": bool(dest), "flows": [], "count": 0, "truncated": False, "warnings": [f"{exc.message} In check mode: no flows."]})
+    result: Result = {"changed": changed, "flows": reading.flows, "count": reading.count, "truncated": reading.truncated}
+    if reading.truncated:
+        result["msg"] = _cut(reading, bool(dest))
+    if reading.summary is not None:
+        result["summary"] = reading.summary
+    if query.group_by:
+        result.update(groups=reading.groups, group_count=reading.group_count)
+    if dest:
+        result["dest"] = dest
+    elif writer:
+        result["text"] = b"".join(pieces).decode()
+    return _with_facts(result)
+
+
+def _with_facts(result: Result) -> Result:
+    """Add the facts: what the result says about the table, under the module's name."""
+    facts = {name: result[name] for name in ("flows", "count", "truncated", "summary", "groups") if name in result}
+    return {**result, "ansible_facts": {"ct_flows": facts}}
+
+
+def _cut(reading: flow_table.Reading, written: bool) -> str:
+    """Return the words that say what is missing from the result."""
+    if reading.group_count > len(reading.groups):
+        what = f"{len(reading.groups)} of {reading.group_count} groups"
+    elif reading.complete:
+        what = f"{len(reading.flows)} of {reading.count} flows"
+    else:
+        what = f"{len(reading.flows)} flows of more"
+    return f"The result lists {what}: raise limit or narrow the filters" + ("." if written else ", or have them written to dest.")
+
+
+def _choice(params: Params) -> flow_table.Choice:
+    """Return what ct_flush is to delete; exactly one of filters, all and expired says it."""
+    filters = flow_filter.parse_filters(_words(params, flow_filter.FILTER_WORDS))
+    given = [name for name, there in (("filters", bool(filters)), ("all", params["all"]), ("expired", params["expired"])) if there]
+    if not given:
+        raise ConntrackError("Nothing says which flows are to go. Give a filter, or all: true for every flow, or expired: true for those whose time is over.")
+    if len(given) > 1:
+        raise ConntrackError(f"{' and '.join(given)} exclude each other. Give one of them.")
+    if params["all"]:
+        return flow_table.EVERYTHING
+    return flow_table.EXPIRED if params["expired"] else flow_table.Choice("the flow matches the filters", filters)
+
+
+def flush(params: Params, check_mode: bool) -> Result:
+    """Delete flows; in check mode a chain that is not there yet is an empty table.
+
+    :param params: the options of FLUSH_OPTIONS.
+    :return: the module's result.
+    :raises ConntrackError: for a bad option or a missing chain.
+    """
+    choice = _choice(params)
+    limit = flow_filter.parse_query({"limit": params["limit"]}).limit or 0
+    bpffs.check(params["pin_root"])
+    warnings = []
+    try:
+        with flow_table.FlowTables(params["pin_root"]) as tables:
+            done = flow_table.delete(tables, choice, limit, dry=check_mode)
+    except flow_table.NoChain as exc:
+        if not check_mode:
+            raise
+        done = flow_table.Deletion()
+        warnings.append(f"{exc.message} In check mode: no flows.")
+    result: Result = {
+        "changed": bool(done.count if check_mode else done.deleted),
+        "count": done.count,
+        "deleted": done.deleted,
+        "plan": plan.as_dicts(done.plan),
+        "diff": plan.as_diff(done.plan),
+        "truncated": done.count > len(done.plan),
+    }
+    if result["truncated"]:
+        result["msg"] = f"The plan lists {len(done.plan)} of {done.count} flows: raise limit to see more."
+    return {**result, "warnings": warnings} if warnings else result

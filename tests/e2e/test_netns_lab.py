@@ -1,0 +1,459 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Labs in the kernel: building, drift, foreign objects, the record of sysctls, and runs that are killed or fail at every change.
+
+Each test lives in a network namespace of its own that plays the host, so nothing here changes the machine's network. What the library did is asked
+of ``ip`` and ``sysctl``, not of the library.
+"""
+
+from __future__ import annotations
+
+import collections.abc as c
+import json
+import os
+import pathlib
+import secrets
+import signal
+import subprocess
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import netlink, netns, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+FORWARDING = "net.ipv4.conf.all.forwarding"
+
+
+def sh(command: str) -> str:
+    """Run a command in the calling thread's namespace."""
+    return subprocess.run(["/bin/sh", "-ec", command], check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+def sysctl(name: str) -> str:
+    """Return a sysctl of the calling thread's namespace."""
+    return sh(f"sysctl -n {name}").strip()
+
+
+@pytest.fixture
+def p() -> c.Iterator[str]:
+    """Enter a namespace that plays the host; yield a prefix for names, and clean up everything that begins with it."""
+    prefix = f"t{secrets.token_hex(2)}"
+    with netns.anonymous():
+        sh("ip link set lo up")
+        try:
+            yield prefix
+        finally:
+            netlink.fault = netns.fault = None
+            for lab in (prefix, f"{prefix}b"):
+                netlink.converge(topology.absent(lab))
+            for name in os.listdir(netns.RUN_DIR):
+                if name.startswith(prefix):
+                    netns.remove(name)
+
+
+def description(p: str, router: str | None = None) -> dict[str, t.Any]:
+    """Return two namespaces behind a router, over IPv4 and IPv6."""
+    return {
+        "name": p,
+        "router": router,
+        "namespaces": [
+            {"name": f"{p}{i}", "routes": [{"dst": "default", "via": f"10.9.{i}.1"}, {"dst": "default", "via": f"2001:db8:{i}::1"}]} for i in (1, 2)
+        ],
+        "links": [
+            {
+                "ends": [
+                    {"name": f"{p}w{i}", "netns": f"{p}{i}", "addresses": [f"10.9.{i}.2/24", f"10.9.{i}.3/24", f"2001:db8:{i}::2/64"]},
+                    {"name": f"{p}l{i}", "addresses": [f"10.9.{i}.1/24", f"2001:db8:{i}::1/64"]},
+                ]
+            }
+            for i in (1, 2)
+        ],
+    }
+
+
+def run(lab: dict[str, t.Any] | topology.Topology) -> list[str]:
+    """Converge; return the steps as text."""
+    want = lab if isinstance(lab, topology.Topology) else topology.parse(lab)
+    return [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(want).plan]
+
+
+def assert_whole(p: str) -> None:
+    """Assert with ping that the lab works, at the first packet, and with ip that it is marked."""
+    for family, address in ((4, "10.9.2.2"), (6, "2001:db8:2::2")):
+        sh(f"ip netns exec {p}1 ping -{family} -c 1 -W 1 {address}")
+    for netns_name in (f"{p}1", f"{p}2"):
+        assert json.loads(sh(f"ip -n {netns_name} -j link show lo"))[0]["ifalias"] == f"ebpf.conntrack:{p}"
+    (link,) = json.loads(sh(f"ip -j link show {p}l1"))
+    assert (link["ifalias"], link["group"], link["mtu"]) == (f"ebpf.conntrack:{p} {p}w1@{p}1", "default", 1500)
+
+
+def assert_gone(p: str) -> None:
+    """Assert that nothing of the lab is left."""
+    assert p not in sh("ip link")
+    assert not [name for name in os.listdir(netns.RUN_DIR) if name.startswith(p)]
+    assert not pathlib.Path(topology.record_path(p)).exists()
+    assert (sysctl(FORWARDING), sysctl("net.ipv6.conf.all.forwarding"), sysctl("net.ipv4.conf.all.accept_redirects")) == ("0", "0", "1")
+
+
+def indexes(p: str, *names: str) -> list[int]:
+    """Return the ifindexes of links of the host."""
+    return [json.loads(sh(f"ip -j link show {p}{name}"))[0]["ifindex"] for name in names]
+
+
+def test_default_topology_is_the_described_one() -> None:
+    """The commands that the lab stands for, held against what ``ip`` shows; in a namespace that plays the host."""
+    with netns.anonymous():
+        if netns.exists("ns1") or netns.exists("ns2"):
+            pytest.skip("ns1 or ns2 is in use")
+        try:
+            run({})
+            for i, net in ((1, "172.20.56"), (2, "172.30.56")):
+                host = json.loads(sh(f"ip -j addr show dev ns{i}-lan"))[0]
+                inside = json.loads(sh(f"ip -n ns{i} -j addr show dev ns{i}-wan"))[0]
+                for link, last in ((host, 1), (inside, 105)):
+                    (address,) = [a for a in link["addr_info"] if a["family"] == "inet"]
+                    assert (address["local"], address["prefixlen"], address["broadcast"]) == (f"{net}.{last}", 24, f"{net}.255")
+                    assert link["operstate"] == "UP"
+                (route,) = json.loads(sh(f"ip -n ns{i} -j route show default"))
+                assert (route["gateway"], route["dev"]) == (f"{net}.1", f"ns{i}-wan")
+            assert (sysctl(FORWARDING), sysctl("net.ipv6.conf.all.forwarding")) == ("1", "1")
+            assert not run({})
+            sh("ip netns exec ns1 ping -c 1 -W 1 172.30.56.105")
+        finally:
+            run(topology.absent("lab"))
+        assert "ns1" not in sh("ip link; ip netns")
+        assert sysctl(FORWARDING) == "0"
+
+
+@pytest.mark.parametrize("router", [None, "r"])
+def test_build_rerun_absent(p: str, router: str | None) -> None:
+    lab = description(p, router and f"{p}{router}")
+    checked = [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(topology.parse(lab), check=True).plan]
+    assert_gone(p)
+    assert run(lab) == checked
+    sh(f"ip netns exec {p}1 ping -c 1 -W 1 10.9.2.2; ip netns exec {p}1 ping -6 -c 1 -W 1 2001:db8:2::2")
+    assert run(lab) == []
+    if router:
+        assert sysctl(FORWARDING) == "0"
+        assert p not in sh("ip link")
+    assert run(topology.absent(p))
+    assert_gone(p)
+    assert run(topology.absent(p)) == []
+
+
+DRIFTS = {
+    "mtu": "ip -n {p}1 link set {p}w1 mtu 1400",
+    "mtu that takes IPv6 off": "ip -n {p}1 link set {p}w1 mtu 1000",
+    "mac": "ip link set {p}l1 address 02:11:11:11:11:11",
+    "down inside": "ip -n {p}1 link set {p}w1 down",
+    "down on the host": "ip link set {p}l1 down",
+    "lo down": "ip -n {p}1 link set lo down",
+    "address away": "ip -n {p}1 addr del 10.9.1.2/24 dev {p}w1",
+    "addresses away": "ip -n {p}1 addr flush dev {p}w1",
+    "address too much": "ip -n {p}1 addr add 10.9.1.77/24 dev {p}w1; ip addr add 10.77.0.1/16 dev {p}l1",
+    "address before ours": (
+        "ip -n {p}1 addr flush dev {p}w1; ip -n {p}1 addr add 10.9.1.77/24 dev {p}w1; ip -n {p}1 addr add 10.9.1.2/24 brd + dev {p}w1;"
+        " ip -n {p}1 addr add 2001:db8:1::2/64 dev {p}w1"
+    ),
+    "broadcast": "ip -n {p}1 addr del 10.9.1.2/24 dev {p}w1; ip -n {p}1 addr add 10.9.1.2/24 brd 10.9.1.254 dev {p}w1",
+    "prefix length": "ip addr del 10.9.1.1/24 dev {p}l1; ip addr add 10.9.1.1/25 brd + dev {p}l1",
+    "IPv6 address away": "ip -n {p}1 addr del 2001:db8:1::2/64 dev {p}w1",
+    "IPv6 address too much": "ip -n {p}1 addr add 2001:db8:1::77/64 dev {p}w1",
+    "route away": "ip -n {p}1 route del default",
+    "route elsewhere": "ip -n {p}1 route replace default via 10.9.1.99",
+    "route too much": "ip -n {p}1 route add 10.88.0.0/16 via 10.9.1.1",
+    "host's route too much": "ip route add 10.88.0.0/16 via 10.9.1.2",
+    "IPv6 route away": "ip -n {p}1 -6 route del default",
+    "IPv6 route elsewhere": "ip -n {p}1 -6 route replace default via 2001:db8:1::99 metric 1024",
+    "IPv4 forwarding": "sysctl -qw net.ipv4.conf.all.forwarding=0",
+    "IPv6 forwarding": "sysctl -qw net.ipv6.conf.all.forwarding=0",
+}
+
+
+def picture(p: str) -> str:
+    """Return what ``ip`` shows of links, addresses and routes, without counters and random parts."""
+    lines = []
+    for where in ("", f"-n {p}1", f"-n {p}2"):
+        lines += [sh(f"ip {where} -o link"), sh(f"ip {where} -o -br addr"), sh(f"ip {where} route; ip {where} -6 route")]
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("drift", DRIFTS.values(), ids=list(DRIFTS))
+def test_drift_is_repaired_and_nothing_else_touched(p: str, drift: str) -> None:
+    lab = description(p)
+    run(lab)
+    before = sorted(picture(p).split())
+    sh(drift.format(p=p))
+    checked = [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(topology.parse(lab), check=True).plan]
+    assert checked
+    assert run(lab) == checked
+    assert sorted(picture(p).split()) == before
+    assert_whole(p)
+    assert run(lab) == []
+
+
+def test_adding_and_removing_a_link_leaves_the_others_alone(p: str) -> None:
+    lab = description(p)
+    run(lab)
+    before = indexes(p, "l1", "l2")
+    more = description(p)
+    more["links"].append({"ends": [{"name": f"{p}x", "netns": f"{p}1", "addresses": ["10.9.3.2/24"]}, {"name": f"{p}y", "netns": f"{p}2"}]})
+    steps = run(more)
+    assert steps == [f"create link {p}x@{p}1 - {p}y@{p}2", f"create address 10.9.3.2/24 on {p}x@{p}1"]
+    assert indexes(p, "l1", "l2") == before
+    assert run(lab) == [f"delete link {p}x@{p}1 - {p}y@{p}2"]
+    assert indexes(p, "l1", "l2") == before
+    assert_whole(p)
+
+
+def test_a_namespace_deleted_by_hand_comes_back(p: str) -> None:
+    lab = description(p)
+    run(lab)
+    (other,) = indexes(p, "l2")
+    sh(f"ip netns del {p}1")
+    run(lab)
+    assert_whole(p)
+    assert indexes(p, "l2") == [other]
+    assert run(lab) == []
+
+
+def test_a_link_with_another_other_end_is_made_anew(p: str) -> None:
+    lab = description(p)
+    run(lab)
+    sh(f"ip -n {p}1 link set {p}w1 down; ip -n {p}1 link set {p}w1 name {p}z")
+    run(lab)
+    assert_whole(p)
+    assert run(lab) == []
+
+
+def test_absent_while_a_process_lives_in_a_namespace(p: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netlink, "_VANISH_SECONDS", 0.3)
+    run(description(p))
+    with subprocess.Popen(["ip", "netns", "exec", f"{p}1", "sleep", "60"]) as sleeper:
+        try:
+            run(topology.absent(p))
+            assert_gone(p)
+        finally:
+            sleeper.kill()
+
+
+FOREIGN = {
+    "a namespace": ("ip netns add {p}1", "network namespace {p}1"),
+    "a file": ("mkdir -p /run/netns; touch /run/netns/{p}1", "network namespace {p}1"),
+    "a link": ("ip link add {p}l1 type veth peer name {p}q", "link {p}l1"),
+}
+
+
+@pytest.mark.parametrize(("make", "named"), FOREIGN.values(), ids=list(FOREIGN))
+def test_foreign_objects_are_refused_by_name_and_left_alone(p: str, make: str, named: str) -> None:
+    sh(make.format(p=p))
+    for check in (True, False):
+        with pytest.raises(ConntrackError) as caught:
+            netlink.converge(topology.parse(description(p)), check=check)
+        assert caught.value.facts["foreign"] == [named.format(p=p)]
+        assert named.format(p=p) in caught.value.message
+    assert not [name for name in os.listdir(netns.RUN_DIR) if name.startswith(p) and name != f"{p}1"]
+    assert sysctl(FORWARDING) == "0"
+    assert run(topology.absent(p)) == []
+    sh(f"test -e /run/netns/{p}1 || ip link show {p}l1")
+
+
+def test_another_labs_objects_are_foreign(p: str) -> None:
+    run(description(p))
+    other = {**description(p), "name": f"{p}b"}
+    with pytest.raises(ConntrackError) as caught:
+        netlink.converge(topology.parse(other))
+    assert len(caught.value.facts["foreign"]) == 4
+    assert run(topology.absent(f"{p}b")) == []
+    assert_whole(p)
+
+
+def test_a_foreign_route_of_the_host_is_refused(p: str) -> None:
+    sh(f"ip link add {p}q type veth peer name {p}v; ip link set {p}q up; ip link set {p}v up; ip route add 10.55.0.0/16 dev {p}q")
+    lab = {**description(p), "routes": [{"dst": "10.55.0.0/16", "via": "10.9.1.2"}]}
+    with pytest.raises(ConntrackError, match=rf"route 10\.55\.0\.0/16 through {p}q on the host"):
+        netlink.converge(topology.parse(lab))
+
+
+def test_sysctls_come_back_as_they_were(p: str) -> None:
+    sh(f"ip link add {p}q type veth peer name {p}v")
+    names = [f"net.ipv4.conf.{p}q.forwarding", f"net.ipv6.conf.{p}q.forwarding", "net.ipv4.conf.all.accept_redirects", "net.ipv4.conf.all.log_martians"]
+    before = ["1", "1", "0", "0"]
+    for name, value in zip(names, before, strict=True):
+        sh(f"sysctl -qw {name}={value}")
+    lab = {**description(p), "sysctls": {"net.ipv4.conf.all.log_martians": 1}}
+    run(lab)
+    assert (sysctl(FORWARDING), sysctl(names[3])) == ("1", "1")
+    assert run(description(p)) == [f"change sysctl {names[3]}", f"change record {topology.record_path(p)}"]
+    assert sysctl(names[3]) == "0"
+    run(topology.absent(p))
+    assert [sysctl(name) for name in names] == before
+    assert (sysctl(FORWARDING), sysctl("net.ipv4.conf.default.forwarding")) == ("0", "0")
+
+
+def test_two_labs_share_a_sysctl_and_the_last_puts_it_back(p: str) -> None:
+    run(description(p))
+    other = {
+        "name": f"{p}b",
+        "namespaces": [{"name": f"{p}b1"}],
+        "links": [{"ends": [{"name": f"{p}b1", "netns": f"{p}b1"}, {"name": f"{p}b2"}]}],
+    }
+    run(other)
+    run(topology.absent(p))
+    assert sysctl(FORWARDING) == "1"
+    assert run(other) == []
+    run(topology.absent(f"{p}b"))
+    assert_gone(p)
+
+
+def test_sysctls_of_a_namespace(p: str) -> None:
+    lab = description(p)
+    wanted = {f"net.ipv4.conf.{p}w1.rp_filter": 2, "net.ipv4.tcp_rmem": "4096 131072 6291456", "net.ipv4.tcp_syncookies": False}
+    lab["namespaces"][0]["sysctls"] = wanted
+    run(lab)
+    values = sh(f"ip netns exec {p}1 sysctl -n {' '.join(wanted)}").split()
+    assert values == ["2", "4096", "131072", "6291456", "0"]
+    assert run(lab) == []
+    del wanted["net.ipv4.tcp_syncookies"]
+    assert run(lab) == [f"change sysctl net.ipv4.tcp_syncookies@{p}1", f"change record {topology.record_path(p)}"]
+    assert sh(f"ip netns exec {p}1 sysctl -n net.ipv4.tcp_syncookies").strip() == "1"
+
+
+@pytest.mark.parametrize(
+    ("sysctls", "words"),
+    [
+        ({"net.ipv4.conf.all.nothing": 1}, "there is no such sysctl"),
+        ({"net.ipv4.tcp_syncookies": "banana"}, "Invalid argument"),
+        ({"net.core.bpf_jit_enable": 1}, "in a network namespace"),
+    ],
+)
+def test_bad_sysctls_are_found_before_anything_is_changed(p: str, sysctls: dict[str, t.Any], words: str) -> None:
+    lab = description(p)
+    lab["namespaces"][0]["sysctls"] = sysctls
+    with pytest.raises(ConntrackError, match=words):
+        netlink.converge(topology.parse(lab))
+    assert_gone(p)
+
+
+# -- killed, or failing, at every change -----------------------------------------------------------------------------------------------------
+
+
+def at(number: int, what: c.Callable[[], None]) -> None:
+    """Do something before the change of that number."""
+    left = number
+
+    def count(dummy_name: str) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            what()
+
+    netlink.fault = netns.fault = count
+
+
+def killed(number: int, want: topology.Topology) -> bool:
+    """Converge in a process that kills itself before its change of that number; say whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            at(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            netlink.converge(want)
+            status = 0
+        finally:
+            os._exit(status)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def test_building_killed_at_every_change(p: str) -> None:
+    want = topology.parse(description(p))
+    number = 0
+    while True:
+        number += 1
+        if not killed(number, want):
+            break
+        run(want)  # the next run completes it
+        assert_whole(p)
+        assert run(want) == []
+        run(topology.absent(p))
+        assert_gone(p)
+        assert killed(number, want)
+        run(topology.absent(p))  # or removes it
+        assert_gone(p)
+    assert number > 30
+
+
+def test_removing_killed_at_every_change(p: str) -> None:
+    want, gone = topology.parse(description(p)), topology.absent(p)
+    number = 0
+    while True:
+        number += 1
+        run(want)
+        if not killed(number, gone):
+            break
+        run(gone)
+        assert_gone(p)
+        run(want)
+        assert killed(number, gone)
+        run(want)
+        assert_whole(p)
+        run(gone)
+    assert number > 5
+    assert_gone(p)
+
+
+class Injected(OSError):
+    """A failure that a test makes."""
+
+
+def fail() -> None:
+    raise Injected(5, "injected")
+
+
+def test_building_that_fails_at_any_change_is_rolled_back(p: str) -> None:
+    want = topology.parse(description(p))
+    number = 0
+    while True:
+        number += 1
+        at(number, fail)
+        try:
+            netlink.converge(want)
+        except (ConntrackError, Injected) as exc:
+            netlink.fault = netns.fault = None
+            if isinstance(exc, ConntrackError) and "applied" in exc.facts:
+                assert len(exc.facts["rolled_back"]) == len(exc.facts["applied"])
+                assert not exc.facts["not_rolled_back"]
+            assert_gone(p)
+            continue
+        break
+    netlink.fault = netns.fault = None
+    assert number > 30
+    assert_whole(p)
+
+
+def test_repair_that_fails_at_any_change_is_rolled_back(p: str) -> None:
+    want = topology.parse(description(p))
+    run(want)
+    for drift in ("mtu", "mac", "address too much", "route elsewhere", "route too much", "IPv4 forwarding"):
+        sh(DRIFTS[drift].format(p=p))
+    before = sorted(picture(p).split())
+    number = 0
+    while True:
+        number += 1
+        at(number, fail)
+        try:
+            netlink.converge(want)
+        except (ConntrackError, Injected):
+            netlink.fault = netns.fault = None
+            assert sorted(picture(p).split()) == before, number
+            assert sysctl(FORWARDING) == "0"
+            continue
+        break
+    netlink.fault = netns.fault = None
+    assert number > 6
+    assert_whole(p)

@@ -1,0 +1,153 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules say, from their parameters on; the tables are in memory."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, flow_filter, flow_report, flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
+
+
+class _Pinned(fakes.FakeTables):
+    def __enter__(self) -> _Pinned:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def source(monkeypatch: pytest.MonkeyPatch) -> fakes.FakeTables:
+    rows = [fakes.entry(sport=at) for at in range(5)] + [fakes.entry(proto=17, ctl=0), fakes.entry(proto=47, left=-1)]
+    pinned = _Pinned({"ctt": rows})
+    monkeypatch.setattr(flow_table, "FlowTables", lambda pin_root: pinned)
+    monkeypatch.setattr(bpffs, "check", lambda pin_root: True)
+    return pinned
+
+
+@pytest.fixture
+def nothing_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pin_root: str) -> None:
+        raise flow_table.NoChain(f"{pin_root}/map/stats does not exist: no chain is pinned there. Run xdp_program.")
+
+    monkeypatch.setattr(flow_table, "FlowTables", refuse)
+
+
+def flows(check_mode: bool = False, **params: t.Any) -> dict[str, t.Any]:
+    return flow_report.report({name: spec.get("default") for name, spec in flow_report.FLOWS_OPTIONS.items()} | params, check_mode)
+
+
+def flush(check_mode: bool = False, **params: t.Any) -> dict[str, t.Any]:
+    return flow_report.flush({name: spec.get("default") for name, spec in flow_report.FLUSH_OPTIONS.items()} | params, check_mode)
+
+
+def test_every_word_of_a_query_is_an_option() -> None:
+    assert set(flow_filter.QUERY_WORDS) <= set(flow_report.FLOWS_OPTIONS)
+    assert set(flow_filter.FILTER_WORDS) <= set(flow_report.FLUSH_OPTIONS)
+
+
+def test_result_and_facts() -> None:
+    result = flows()
+    assert (result["changed"], result["count"], len(result["flows"]), result["truncated"]) == (False, 6, 6, False)
+    assert result["summary"]["by_proto"] == {"tcp": 5, "udp": 1}
+    assert result["ansible_facts"]["ct_flows"] == {name: result[name] for name in ("flows", "count", "truncated", "summary")}
+    assert "msg" not in result and "text" not in result
+
+
+def test_a_cut_is_said() -> None:
+    assert flows(limit=2)["msg"] == "The result lists 2 of 6 flows: raise limit or narrow the filters, or have them written to dest."
+    assert flows(limit=2, summary=False)["msg"].startswith("The result lists 2 flows of more:")
+    assert flows(limit=2, group_by=["sport"])["msg"].startswith("The result lists 2 of 6 groups:")
+
+
+def test_text() -> None:
+    assert flows(format="table", proto=["udp"])["text"].splitlines()[1].split()[:2] == ["udp", "NEW"]
+    assert len(flows(format="jsonl", limit=3)["text"].splitlines()) == 3
+
+
+def test_dest(tmp_path: pathlib.Path) -> None:
+    dest = tmp_path / "flows.json"
+    assert flows(check_mode=True, dest=str(dest))["changed"]
+    assert not dest.exists()
+    result = flows(dest=str(dest))
+    assert (result["changed"], result["dest"]) == (True, str(dest))
+    assert json.loads(dest.read_text()) == result["flows"]
+    assert not flows(dest=str(dest))["changed"]
+    assert not flows(check_mode=True, dest=str(dest))["changed"]
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"proto": ["tpc"]}, "proto"),
+        ({"sort": "x"}, "sort"),
+        ({"limit": -1}, "limit"),
+        ({"dest": "flows.json"}, "dest"),
+        ({"mode": "rw"}, "mode"),
+        ({"extended": True}, "extended"),
+        ({"format": "csv", "window": True}, "window"),
+        ({"format": "conntrack", "fields": ["src"]}, "fields"),
+    ],
+)
+def test_bad_options_are_named_before_anything_is_read(params: dict[str, t.Any], field: str, source: fakes.FakeTables) -> None:
+    with pytest.raises(ConntrackError, match=f"^{field}: "):
+        flows(**params)
+    assert source.batches_read == 0
+
+
+@pytest.mark.usefixtures("nothing_pinned")
+def test_without_a_chain() -> None:
+    for run in (flows, lambda **what: flush(all=True, **what)):
+        with pytest.raises(ConntrackError, match="Run xdp_program"):
+            run()
+        result = run(check_mode=True)
+        assert (result["changed"], result["count"], result["truncated"]) == (False, 0, False)
+        assert "Run xdp_program" in result["warnings"][0]
+
+
+def test_flush_in_four_runs(source: fakes.FakeTables) -> None:
+    for check_mode, changed, count, deleted in ((True, True, 5, 0), (False, True, 5, 5), (False, False, 0, 0), (True, False, 0, 0)):
+        result = flush(check_mode, proto=["tcp"], limit=2)
+        assert (result["changed"], result["count"], result["deleted"]) == (changed, count, deleted)
+        assert len(result["plan"]) == min(count, 2)
+        assert result["diff"]["before"].count("\n") == min(count, 2)
+        assert ("msg" in result) is result["truncated"] is (count > 2)
+    assert source.stats["deleted_flushed"] == 5
+
+
+def test_flush_of_what_is_over(source: fakes.FakeTables) -> None:
+    assert flush(expired=True)["deleted"] == 1
+    assert source.stats["deleted_expired"] == 1
+    assert flush(all=True)["deleted"] == 6
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "Nothing says which flows are to go."),
+        ({"all": True, "expired": True}, "all and expired exclude each other."),
+        ({"all": True, "proto": ["tcp"]}, "filters and all exclude each other."),
+        ({"port": ["x"]}, "port: 'x' is not valid:"),
+        ({"all": True, "limit": -1}, "limit: -1 is not valid:"),
+    ],
+)
+def test_a_flush_must_say_what(params: dict[str, t.Any], message: str, source: fakes.FakeTables) -> None:
+    with pytest.raises(ConntrackError, match=f"^{message}"):
+        flush(**params)
+    assert source.batches_read == 0
+
+
+def test_a_filter_that_is_false_is_a_filter() -> None:
+    assert flush(check_mode=True, assured=False)["count"] == 1
+
+
+def test_deleting_leaves_no_trace_in_the_chains_own_counters() -> None:
+    """They are per CPU: written from user space, what the chain counts meanwhile would be lost."""
+    assert {spec.name: spec.kind for spec in chain.maps(16)}["deletions"] == "array"
