@@ -9,6 +9,7 @@ import os
 import typing as t
 
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
 from ansible_collections.ebpf.conntrack.plugins.module_utils.render import Settings, read_headers, render
@@ -28,6 +29,19 @@ def whole_number(field: str, value: t.Any) -> int:
         raise bad_value(field, value, "give a whole number") from None
 
 
+def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
+    """Return what is compiled in, of a task's arguments.
+
+    :raises ConntrackError: where one has not its type.
+    """
+    given = {name: whole_number(name, args[name]) for name in ("table_size", "table_size6") if args.get(name) is not None}
+    try:
+        checksum = boolean(args.get("checksum", True))
+    except TypeError:
+        raise bad_value("checksum", args["checksum"], "give true or false") from None
+    return Settings(checksum=checksum, **given)
+
+
 class ActionModule(ActionBase):
     """Render on the controller, load on the target."""
 
@@ -42,7 +56,7 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(f"{internal}: is filled in from src and can not be given.")
         if args.get("state", "present") == "present":
             try:
-                settings = Settings(**{name: whole_number(name, args[name]) for name in ("table_size",) if args.get(name) is not None})
+                settings = settings_of(args)
                 source = self._loader.path_dwim(args["src"]) if args.get("src") else SOURCES
                 args["text"] = render(source, settings)
                 args["headers"] = read_headers(source if os.path.isdir(os.path.join(source, "stub")) else SOURCES)

@@ -153,6 +153,9 @@ KNOBS = {
 #: Layout of the one value of ``settings``: jiffies a second, the timeouts in jiffies, the knobs.
 SETTINGS_STRUCT = struct.Struct(f"=I{len(TIMEOUTS)}I{len(KNOBS)}I")
 
+#: Entries of each flow table when nothing else is asked for.
+TABLE_SIZE = 1 << 16
+
 #: Kernel numbers of the map types (include/uapi/linux/bpf.h, enum bpf_map_type).
 MAP_TYPES = {"hash": 1, "array": 2, "prog_array": 3, "percpu_array": 6, "lru_hash": 9}
 
@@ -181,7 +184,7 @@ class MapSpec:
     inherited: bool
 
 
-def maps(table_size: int, table_size6: int) -> tuple[MapSpec, ...]:
+def maps(table_size: int = TABLE_SIZE, table_size6: int = TABLE_SIZE) -> tuple[MapSpec, ...]:
     """Return the chain's maps for flow tables of ``table_size`` IPv4 and ``table_size6`` IPv6 entries."""
     return (
         MapSpec("meta", "array", None, "u64", 4, 8, 8, False),

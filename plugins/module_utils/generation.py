@@ -46,6 +46,7 @@ class Want:
     :ivar text: the rendered C, with MAP_DIR for the directory of the maps' pins.
     :ivar headers: the stub tree that it is compiled with.
     :ivar table_size: entries of the IPv4 flow table.
+    :ivar table_size6: entries of the IPv6 flow table.
     :ivar timeouts: seconds by name of chain.TIMEOUTS; what is missing has the kernel's default.
     :ivar knobs: values by name of chain.KNOBS; likewise.
     """
@@ -55,6 +56,7 @@ class Want:
     table_size: int
     timeouts: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     knobs: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
+    table_size6: int = chain.TABLE_SIZE
 
     @property
     def digest(self) -> str:
@@ -175,7 +177,7 @@ def observe(paths: Paths) -> Have:
                 faults.append(f"the pin of {name} is missing")
             else:
                 programs[slot] = bpf.prog_info(fd)
-    for spec in chain.maps(1):
+    for spec in chain.maps():
         with _pinned(paths.map(spec.name)) as fd:
             if fd is None:
                 faults.append(f"the pin of the map {spec.name} is missing")
@@ -204,6 +206,12 @@ def _slot_faults(jt: int, programs: t.Mapping[int, bpf.ProgInfo]) -> list[str]:
 
 
 # ---------------------------------------------------------------- plan
+def _interface(key: str) -> str:
+    """Return a link's interface as people write it, ``name`` or ``name@netns``."""
+    netns, ifname = bpffs.interface_of(key)
+    return ifname if netns is None else f"{ifname}@{netns}"
+
+
 def _why_new(have: Have, want: Want) -> str | None:
     if have.generation is None:
         return "no chain is loaded"
@@ -234,13 +242,13 @@ def plan_present(have: Have, want: Want, settings: bytes) -> Plan:
     number = max([have.generation or 0, *(int(name) for name in have.leftovers if name.isdigit())]) + 1
     before = f"generation {have.generation}, digest {have.digest}" if have.generation is not None else None
     steps.append(Step("load", "generation", str(number), why, None, f"digest {want.digest}, {len(chain.SLOTS)} programs"))
-    for spec in chain.maps(want.table_size):
+    for spec in chain.maps(want.table_size, want.table_size6):
         there = have.maps.get(spec.name)
         if spec.inherited and there and there.max_entries != spec.entries:
             steps.append(Step("change", "map", spec.name, "another size: the entries are copied", f"{there.max_entries} entries", f"{spec.entries} entries"))
     for key, (info, hook) in have.links.items():
         if hook and info.ifindex:
-            steps.append(Step("replace", "link", bpffs.decode(key), f"{hook} of generation {number} takes the interface over", before, f"generation {number}"))
+            steps.append(Step("replace", "link", _interface(key), f"{hook} of generation {number} takes the interface over", before, f"generation {number}", key))
     steps.append(Step("activate", "generation", str(number), "the pins lead to it from here on", before, f"generation {number}"))
     if have.generation is not None:
         steps.append(Step("delete", "generation", str(have.generation), f"replaced by generation {number}", before, None))
@@ -256,10 +264,10 @@ def plan_absent(have: Have) -> Plan:
 
     :raises ConntrackError: while interfaces are attached.
     """
-    attached = [bpffs.decode(key) for key, (info, dummy) in have.links.items() if info.ifindex]
+    attached = [_interface(key) for key, (info, dummy) in have.links.items() if info.ifindex]
     if attached:
         raise ConntrackError(f"the chain is attached to {', '.join(attached)}: detach it first (xdp_attach with state: absent).")
-    steps = [Step("delete", "link", bpffs.decode(key), "its interface is gone", f"link {info.id}", None) for key, (info, dummy) in have.links.items()]
+    steps = [Step("delete", "link", _interface(key), "its interface is gone", f"link {info.id}", None, key) for key, (info, dummy) in have.links.items()]
     if have.generation is not None:
         steps.append(
             Step("delete", "generation", str(have.generation), "the chain is to be absent", f"generation {have.generation}, digest {have.digest}", None)
@@ -307,7 +315,7 @@ class _Builder:
             os.makedirs(os.path.join(building, name), mode=0o700)
         try:
             map_dir = os.path.join(building, "map")
-            fds = {spec.name: self._map(spec, map_dir, int(step.name)) for spec in chain.maps(self.want.table_size)}
+            fds = {spec.name: self._map(spec, map_dir, int(step.name)) for spec in chain.maps(self.want.table_size, self.want.table_size6)}
             programs = build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers)
             for name, slot in chain.SLOTS.items():
                 bpf.obj_pin(programs[name], os.path.join(building, "prog", f"xdp_{slot}"))
@@ -356,7 +364,7 @@ class _Builder:
         return undo
 
     def _replace_link(self, step: Step) -> t.Callable[[], None]:
-        key = bpffs.encode(step.name)
+        key = step.args
         info, hook = self.have.links[key]
         number = int(str(step.after).split()[-1])
         new = os.path.join(self.paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[t.cast('str', hook)]}")  # only links with a hook are planned
@@ -393,7 +401,7 @@ class _Builder:
         remove_tree(os.path.join(self.paths.gen, step.name))
 
     def _delete_link(self, step: Step) -> None:
-        os.unlink(os.path.join(self.paths.link_dir, bpffs.encode(step.name)))
+        os.unlink(os.path.join(self.paths.link_dir, step.args))
 
 
 def _remove_symlinks(paths: Paths) -> None:

@@ -41,8 +41,8 @@ class Settings:
     :ivar checksum: whether transport checksums are verified.
     """
 
-    table_size: int = 1 << 16
-    table_size6: int = 1 << 16
+    table_size: int = chain.TABLE_SIZE
+    table_size6: int = chain.TABLE_SIZE
     checksum: bool = True
 
 

@@ -40,6 +40,17 @@ options:
       - When it changes, the entries are copied into a table of the new size.
     type: int
     default: 65536
+  table_size6:
+    description:
+      - Entries of the IPv6 flow table, likewise. An entry takes 216 bytes.
+    type: int
+    default: 65536
+  checksum:
+    description:
+      - Whether the checksums of TCP, UDP and ICMP are verified, as the kernel's C(net.netfilter.nf_conntrack_checksum) does.
+      - XDP cannot see what the card has verified, so each byte of a packet is read once more.
+    type: bool
+    default: true
   timeouts:
     description:
       - Seconds after which an idle flow is over, by kind. They can change while the chain runs.
@@ -107,6 +118,18 @@ options:
         description: ICMP queries.
         type: int
         default: 30
+      icmpv6:
+        description: ICMPv6 queries.
+        type: int
+        default: 30
+      gre:
+        description: GRE, until it is answered.
+        type: int
+        default: 30
+      gre_stream:
+        description: GRE with traffic both ways.
+        type: int
+        default: 180
   settings:
     description:
       - Switches of the TCP tracker, with the kernel's names and defaults. They can change while the chain runs.
@@ -265,7 +288,9 @@ def argument_spec() -> dict[str, object]:
     return {
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "src": {"type": "path"},
-        "table_size": {"type": "int", "default": 65536},
+        "table_size": {"type": "int", "default": chain.TABLE_SIZE},
+        "table_size6": {"type": "int", "default": chain.TABLE_SIZE},
+        "checksum": {"type": "bool", "default": True},
         "timeouts": {"type": "dict", "default": {}, "options": {name: {"type": "int", "default": seconds} for name, seconds in chain.TIMEOUTS.items()}},
         "settings": {"type": "dict", "default": {}, "options": switches},
         "text": {"type": "str"},
@@ -284,6 +309,7 @@ def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, gene
         params["table_size"],
         {name: seconds for name, seconds in params["timeouts"].items() if seconds is not None},
         {name: int(value) for name, value in params["settings"].items() if value is not None},
+        params["table_size6"],
     )
     generation.check(want)
     plan, dummy = generation.ensure(paths, want, check_mode=True)
