@@ -12,6 +12,7 @@ import os
 import struct
 import sys
 import time
+import typing as t
 
 sys.path.insert(0, sys.argv[1])
 
@@ -24,7 +25,7 @@ JIFFIES = 1 << 33
 
 def flows() -> list[tuple[bytes, bytes]]:
     """Return 5 TCP connections, 2 attempts at one, 3 UDP flows, a ping, and 2 flows whose time is over."""
-    when = {"now": JIFFIES, "hz": clock.hz()}
+    when: dict[str, t.Any] = {"now": JIFFIES, "hz": clock.hz()}
     return [
         *(fakes.entry(sport=40000 + at, orig=(at + 1, 100 * (at + 1)), **when) for at in range(5)),
         *(fakes.entry(src="172.20.56.7", sport=50000 + at, ctl=1, orig=(1, 60), reply=(0, 0), left=110, **when) for at in range(2)),
@@ -53,8 +54,8 @@ def create(paths: bpffs.Paths) -> None:
                 per_cpu = [len(rows) + 4] + [0] * (bpf.possible_cpus() - 1)  # four more than are there: evicted
                 bpf.map_update(fd, struct.pack("=I", chain.COUNTERS.index("created")), struct.pack(f"={len(per_cpu)}Q", *per_cpu))
             elif spec.name == "ctt":
-                for key, value in rows:
-                    bpf.map_update(fd, key, value)
+                for key, flow in rows:
+                    bpf.map_update(fd, key, flow)
 
 
 def remove(paths: bpffs.Paths) -> None:
