@@ -67,9 +67,6 @@ EXPIRES = 5
 LAST_SEEN = 6
 CREATED = 7
 
-_SHAPE_BITS = chain.CTL_STATE | chain.CTL_SEEN_REPLY | chain.CTL_ASSURED | chain.CTL_ORIG_HI | chain.CTL_EGRESS | 3 << chain.CTL_VLANS_SHIFT
-_SHAPE_BITS |= 0xFFF << chain.CTL_VLAN_OUTER_SHIFT | 0xFFF << chain.CTL_VLAN_INNER_SHIFT
-
 #: What the values of a flow are, in their order. ``timeout``, ``age`` and ``idle`` are whole seconds; addresses are text. For ICMP
 #: ``sport`` is the id. ``related`` are the ICMP errors that quote the flow.
 VALUES = (
@@ -195,7 +192,9 @@ class Decoder:
             return name.encode() if as_bytes else name
 
         self._addresses = Cache(text)
-        self._shapes = Cache(lambda key: make_shape(table, key >> 16 & 0xFF, key >> 24, key & 0xFFFF))
+        #: by protocol number by control word; for ICMP by control word << 16 | type << 8 | code
+        self._shapes = Cache(lambda number: Cache(lambda ctl: make_shape(table, number, ctl, 0)))
+        self._shapes[table.icmp] = Cache(lambda key: make_shape(table, table.icmp, key >> 16, key & 0xFFFF))
 
     def rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
         """Return the rows of one batch, without their bytes."""
@@ -221,7 +220,7 @@ class Decoder:
         seconds = now // rate
         now &= _MASK32
         addresses, shapes, icmp = self._addresses, self._shapes, self.table.icmp
-        orig_hi, lock, shape_bits = chain.CTL_ORIG_HI, chain.CTL_LOCK, _SHAPE_BITS
+        orig_hi, lock = chain.CTL_ORIG_HI, chain.CTL_LOCK
         for row in rows:
             lo, hi, sport, dport, number, dummy = row[0]
             orig_packets, orig_bytes, reply_packets, reply_bytes, ctl, expires, last_seen, created, rel_packets, rel_bytes = row[1]
@@ -234,7 +233,7 @@ class Decoder:
                 continue
             if ctl & orig_hi:
                 lo, hi, sport, dport = hi, lo, dport, sport
-            shape = shapes[(ctl & shape_bits) << 24 | number << 16 | (dport if number == icmp else 0)]
+            shape = shapes[number][ctl << 16 | dport if number == icmp else ctl]
             idle = (now - last_seen) & 0xFFFFFFFF
             age = seconds - created
             yield (

@@ -215,6 +215,15 @@ def _endpoint(shape: flow.Shape, v: flow.Values, address: int, port: int) -> str
     return flow.endpoint(v[address], v[port] if shape.ported else None)
 
 
+def _note(shape: flow.Shape, v: flow.Values) -> str:
+    notes = ["assured"] if shape.assured else [] if shape.seen_reply else ["unreplied"]
+    if shape.icmp:
+        notes.append(f"type {shape.icmp[0]} code {shape.icmp[1]} id {v[flow.SPORT]}")
+    if shape.vlan:
+        notes.append(f"vlan {_cell(shape.vlan)}")
+    return ", ".join(notes)
+
+
 #: The columns of the table for people: heading, whether it is a number, text.
 _TABLE: tuple[tuple[str, bool, t.Callable[[flow.Shape, flow.Values], str]], ...] = (
     ("PROTO", False, lambda shape, v: shape.proto),
@@ -229,17 +238,8 @@ _TABLE: tuple[tuple[str, bool, t.Callable[[flow.Shape, flow.Values], str]], ...]
     ("LEFT", True, lambda shape, v: f"{v[flow.TIMEOUT]}s"),
     ("IDLE", True, lambda shape, v: f"{v[flow.IDLE]}s"),
     ("DIR", False, lambda shape, v: shape.dir),
-    ("NOTE", False, lambda shape, v: _note(shape, v)),
+    ("NOTE", False, _note),
 )
-
-
-def _note(shape: flow.Shape, v: flow.Values) -> str:
-    notes = ["assured"] if shape.assured else [] if shape.seen_reply else ["unreplied"]
-    if shape.icmp:
-        notes.append(f"type {shape.icmp[0]} code {shape.icmp[1]} id {v[flow.SPORT]}")
-    if shape.vlan:
-        notes.append(f"vlan {_cell(shape.vlan)}")
-    return ", ".join(notes)
 
 
 def _column_text(name: str) -> t.Callable[[flow.Shape, flow.Values], str]:

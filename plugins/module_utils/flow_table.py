@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import gc
 import heapq
 import itertools
 import operator
@@ -246,6 +247,18 @@ class _Pass:
                 yield list(decoder.flows(decoder.packed_rows(keys, values)))
 
 
+@contextlib.contextmanager
+def _no_collector() -> t.Iterator[None]:
+    """Let the cyclic garbage collector rest: rows and flows make no cycles, and looking for some costs a sixth of the time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
 def _discard(piece: bytes) -> None:
     """Take text that nobody wants."""
 
@@ -278,15 +291,16 @@ def read(
     passed, complete = 0, True
     if writer:
         put(writer.begin())
-    for batch in one_pass.batches():
-        for shape, values, row in batch[: listed - len(flows)]:
-            flows.append(flow.shown((shape, flow.with_text(values), row), query.fields, window))
-        if writer:
-            put(writer.write(batch if written is None else batch[: max(written - passed, 0)]))
-        passed += len(batch)
-        if may_stop and written is not None and passed > written:
-            complete = False
-            break
+    with _no_collector():
+        for batch in one_pass.batches():
+            for shape, values, row in batch[: listed - len(flows)]:
+                flows.append(flow.shown((shape, flow.with_text(values), row), query.fields, window))
+            if writer:
+                put(writer.write(batch if written is None else batch[: max(written - passed, 0)]))
+            passed += len(batch)
+            if may_stop and written is not None and passed > written:
+                complete = False
+                break
     if writer:
         put(writer.end())
     groups = sorted(one_pass.groups.items(), key=lambda item: (-item[1][0], str(item[0])))

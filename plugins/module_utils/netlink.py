@@ -50,7 +50,8 @@ _ATTR = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 
 _IFF_UP = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP = 1, 3, 4, 5, 18, 20, 27
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP = 1, 3, 4, 5, 16, 18, 20, 27
+_OPERSTATE_UP = b"\x06"
 _WITHOUT_STATS = struct.pack("=HHI", 8, 29, 8)  # the attribute IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS: answers half as long
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_PROTO = 1, 2, 4, 8, 11
 _IFA_F_SECONDARY, _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_PERMANENT = 0x01, 0x02, 0x08, 0x80
@@ -61,6 +62,7 @@ _RTM_F_CLONED = 0x200
 
 _FILES = 8192  # open files to ask for: two a namespace, a socket and the namespace itself, save opening both again for each kind of step
 _VANISH_SECONDS = 5.0  # how long the links of a deleted namespace may take to vanish before they are deleted one by one
+_RUN_SECONDS = 2.0  # how long to wait for links that went up; the kernel may take up to a second when many change
 _POLL_SECONDS = 0.002
 
 #: Called with the name of each change to the kernel or the record, before it; tests put a failure or a kill here (see also netns.fault).
@@ -309,6 +311,7 @@ def _parse_link(netns_name: str | None, data: bytes, start: int, end: int) -> Ha
         mtu=_u32(found, _IFLA_MTU),
         mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
         up=bool(flags & _IFF_UP),
+        running=found.get(_IFLA_OPERSTATE) == _OPERSTATE_UP,
         peer_index=_u32(found, _IFLA_LINK, index),
     )
 
@@ -451,6 +454,17 @@ class Kernel:
                         value = read_sysctl(path)
                         if value is not None:
                             have.sysctls[name, path] = value
+
+    def wait_running(self, links: t.Iterable[HaveLink]) -> None:
+        """Wait a moment for links that have just gone up: the kernel starts their queues in the background, and drops packets until then."""
+        deadline = time.monotonic() + _RUN_SECONDS
+        for link in links:
+            channel = self.channel(link.key[0])
+            while time.monotonic() < deadline:
+                found = channel.get_link(link.ifindex)
+                if found is None or _parse_link(link.key[0], *found).running:
+                    break
+                time.sleep(_POLL_SECONDS)
 
     # -- primitives --
 
@@ -899,6 +913,7 @@ def converge(want: Topology, check: bool = False) -> Result:
                 with _Apply(kernel, want, have) as do:
                     plans.apply(plan, do)
             have = kernel.observe(want, links_only=True)
+            kernel.wait_running([link for key in want.ends if (link := have.links.get(key)) and not link.running])
         return Result(plan, topology_plan.facts(want, have))
 
 

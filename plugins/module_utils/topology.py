@@ -575,7 +575,12 @@ class HaveAddress:
 
 @dataclasses.dataclass(frozen=True)
 class HaveLink:
-    """An interface; ``peer_index`` is the other end's ifindex of a veth."""
+    """An interface.
+
+    :ivar up: it shall run.
+    :ivar running: it does: packets pass.
+    :ivar peer_index: the ifindex of a veth's other end.
+    """
 
     key: Key
     ifindex: int
@@ -585,6 +590,7 @@ class HaveLink:
     mtu: int
     mac: str
     up: bool
+    running: bool
     peer_index: int
     addresses: tuple[HaveAddress, ...] = ()
 

@@ -29,7 +29,9 @@ FORWARDING = "net.ipv4.conf.all.forwarding"
 
 def sh(command: str) -> str:
     """Run a command in the calling thread's namespace."""
-    return subprocess.run(["/bin/sh", "-ec", command], check=True, capture_output=True, text=True, timeout=30).stdout
+    done = subprocess.run(["/bin/sh", "-ec", command], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def sysctl(name: str) -> str:

@@ -17,7 +17,7 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
 hypothesis.settings.register_profile("fixed", derandomize=True, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("fixed")
 
-Play = t.Callable[..., t.Tuple[view.Seen, view.Seen]]
+Play = t.Callable[..., tuple[view.Seen, view.Seen]]
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def chain() -> t.Iterator[ChainRig]:
 def play(kernel: NfRig, chain: ChainRig) -> Play:
     """``play(steps, rules)`` sends steps through both and compares; see compare.play."""
 
-    def both(steps: t.Sequence[frames.Step], rules: compare.Rules = compare.Rules()) -> tuple[view.Seen, view.Seen]:
+    def both(steps: t.Sequence[frames.Step], rules: compare.Rules = compare.ALL) -> tuple[view.Seen, view.Seen]:
         return compare.play(kernel, chain, steps, rules)
 
     return both

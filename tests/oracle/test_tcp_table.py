@@ -33,9 +33,7 @@ reply R   iv --    CL    CL    CL    CL    CL    CL    CL    CL
 reply .   iv iv    iv    iv    iv    iv    iv    iv    iv    iv
 """
 CELLS = [
-    (direction, flags.strip("."), state, cell)
-    for direction, flags, *cells in map(str.split, TABLE.strip().splitlines())
-    for state, cell in zip(STATES, cells)
+    (direction, flags.strip("."), state, cell) for direction, flags, *cells in map(str.split, TABLE.strip().splitlines()) for state, cell in zip(STATES, cells)
 ]
 
 

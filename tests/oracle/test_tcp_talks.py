@@ -20,7 +20,10 @@ SACK_OK = frames.NOP * 2 + frames.SACK_PERMITTED
 
 #: name -> (state at the end, the conversation); None for no entry.
 TALKS: dict[str, tuple[str | None, t.Callable[[Talk], Talk]]] = {
-    "whole, the client closes first": ("TIME_WAIT", lambda x: x.open().send("a", "PA", 100).send("b", "PA", 1000).send("a", "FA").send("b", "FA").send("a", "A")),
+    "whole, the client closes first": (
+        "TIME_WAIT",
+        lambda x: x.open().send("a", "PA", 100).send("b", "PA", 1000).send("a", "FA").send("b", "FA").send("a", "A"),
+    ),
     "whole, the server closes first": ("TIME_WAIT", lambda x: x.open().send("b", "PA", 1000).send("b", "FA").send("a", "A").send("a", "FA").send("b", "A")),
     "both close at once": ("TIME_WAIT", lambda x: x.open().send("a", "FA", dack=0).send("b", "FA", dack=-1).send("a", "A").send("b", "A")),
     "half-close, then data": ("CLOSE_WAIT", lambda x: x.open().send("a", "FA").send("b", "A").send("b", "PA", 1000).send("a", "A").send("b", "PA", 500)),
@@ -71,19 +74,36 @@ TALKS: dict[str, tuple[str | None, t.Callable[[Talk], Talk]]] = {
     ),
     "reordering": ("ESTABLISHED", lambda x: x.open().send("a", "A", 100, lost=True).send("a", "A", 100).send("a", "A", 100, dseq=-200).send("b", "A")),
     "overlapping": ("ESTABLISHED", lambda x: x.open().send("a", "A", 100).send("a", "A", 150, dseq=-50).send("b", "A", dack=100)),
-    "a segment is lost and comes later": ("ESTABLISHED", lambda x: x.open().send("a", "A", 100, lost=True).send("a", "A", 100).send("b", "A", dack=-200).send("b", "A")),
+    "a segment is lost and comes later": (
+        "ESTABLISHED",
+        lambda x: x.open().send("a", "A", 100, lost=True).send("a", "A", 100).send("b", "A", dack=-200).send("b", "A"),
+    ),
     "acknowledges what was never seen": ("ESTABLISHED", lambda x: x.open().send("b", "A", dack=5000)),
     "acknowledges long ago": ("ESTABLISHED", lambda x: x.open().send("a", "PA", 1000).send("b", "A").send("b", "A", dack=-70_000)),
     "keep-alive": ("ESTABLISHED", lambda x: x.open().send("a", "A", dseq=-1).send("b", "A").send("a", "A", 1, dseq=-1).send("b", "A")),
-    "zero window": ("ESTABLISHED", lambda x: x.open().send("a", "PA", 1000).send("b", "A", win=0).send("a", "A", 1).send("b", "A", win=0).send("b", "A", win=500)),
+    "zero window": (
+        "ESTABLISHED",
+        lambda x: x.open().send("a", "PA", 1000).send("b", "A", win=0).send("a", "A", 1).send("b", "A", win=0).send("b", "A", win=500),
+    ),
     "beyond the window by a little": ("ESTABLISHED", lambda x: x.open(win=500).send("a", "PA", 400).send("a", "PA", 400).send("b", "A")),
     "beyond the window by far": ("ESTABLISHED", lambda x: x.open(win=500).send("a", "PA", 400, dseq=9000).send("b", "A")),
     "scaled windows": ("ESTABLISHED", lambda x: x.open(options=SCALE).send("b", "A", win=8000).send("a", "PA", 1000, dseq=900_000)),
-    "scaled windows, only one side offers": ("ESTABLISHED", lambda x: x.send("a", "S", options=SCALE).send("b", "SA").send("a", "A").send("b", "PA", 10, dseq=900_000)),
-    "scaled windows, 15 is taken for 14": ("ESTABLISHED", lambda x: x.open(options=frames.NOP + frames.wscale(15)).send("b", "A", win=4).send("a", "PA", 10, dseq=65_000)),
+    "scaled windows, only one side offers": (
+        "ESTABLISHED",
+        lambda x: x.send("a", "S", options=SCALE).send("b", "SA").send("a", "A").send("b", "PA", 10, dseq=900_000),
+    ),
+    "scaled windows, 15 is taken for 14": (
+        "ESTABLISHED",
+        lambda x: x.open(options=frames.NOP + frames.wscale(15)).send("b", "A", win=4).send("a", "PA", 10, dseq=65_000),
+    ),
     "selective acknowledgement": (
         "ESTABLISHED",
-        lambda x: x.open(options=SACK_OK).send("a", "A", 100).send("a", "A", 100).send("b", "A", dack=-200, options=frames.NOP * 2 + frames.sack((1_000_101, 1_000_201))),
+        lambda x: (
+            x.open(options=SACK_OK)
+            .send("a", "A", 100)
+            .send("a", "A", 100)
+            .send("b", "A", dack=-200, options=frames.NOP * 2 + frames.sack((1_000_101, 1_000_201)))
+        ),
     ),
     "selective acknowledgement of what was never seen": (
         "ESTABLISHED",
@@ -98,7 +118,10 @@ TALKS: dict[str, tuple[str | None, t.Callable[[Talk], Talk]]] = {
     "null": (None, lambda x: x.send("a", "")),
     "SYN+FIN": (None, lambda x: x.send("a", "SF")),
     "SYN+RST": (None, lambda x: x.send("a", "SR")),
-    "the FIN is out of the window, then the answer": ("ESTABLISHED", lambda x: x.open().send("a", "FA", dseq=99_999).send("b", "FA", dseq=99_999).send("a", "FA", dseq=99_999)),
+    "the FIN is out of the window, then the answer": (
+        "ESTABLISHED",
+        lambda x: x.open().send("a", "FA", dseq=99_999).send("b", "FA", dseq=99_999).send("a", "FA", dseq=99_999),
+    ),
     "sequence numbers wrap": ("ESTABLISHED", lambda x: x.restart((0xFFFFFFFE, 0xFFFFFFFF)).open().send("a", "PA", 100).send("b", "PA", 100).send("a", "A")),
 }
 
@@ -126,9 +149,7 @@ KNOBS: list[dict[str, int]] = [{"tcp_loose": 0}, {"tcp_be_liberal": 1}, {"tcp_ig
 @pytest.mark.parametrize("knobs", KNOBS, ids=[next(iter(knobs)) for knobs in KNOBS])
 @hypothesis.settings(max_examples=300)
 @hypothesis.given(beginning=moves.beginnings, moved=st.lists(moves.moves, min_size=1, max_size=12))
-def test_any_talk_tuned(
-    play: Play, tune: Tune, knobs: dict[str, int], beginning: moves.Beginning, moved: list[moves.Move]
-) -> None:
+def test_any_talk_tuned(play: Play, tune: Tune, knobs: dict[str, int], beginning: moves.Beginning, moved: list[moves.Move]) -> None:
     """The kernel's switches mean the same here."""
     tune(knobs=knobs)
     play(moves.conversation(frames.V4, beginning, moved))

@@ -128,7 +128,17 @@ def tcp_flags(letters: str) -> int:
 
 
 def tcp(
-    src: bytes, dst: bytes, sport: int, dport: int, seq: int, ack: int, flags: int, win: int, payload: bytes = b"", options: bytes = b"", doff: int | None = None
+    src: bytes,
+    dst: bytes,
+    sport: int,
+    dport: int,
+    seq: int,
+    ack: int,
+    flags: int,
+    win: int,
+    payload: bytes = b"",
+    options: bytes = b"",
+    doff: int | None = None,
 ) -> bytes:
     """Return a TCP segment; ``doff`` (in words) lies on purpose."""
     options += b"\1" * (-len(options) % 4)

@@ -121,7 +121,9 @@ windows = st.one_of(st.none(), st.sampled_from([0, 1, 100, 8191, 65535]))
 usual_flags = st.sampled_from(["A", "A", "PA", "S", "SA", "FA", "RA", "R", "FPA"])
 any_flags = st.one_of(usual_flags, st.lists(st.sampled_from("FSRPAUEC"), unique=True).map("".join))
 scales = st.integers(0, 16).map(lambda shift: frames.NOP + frames.wscale(shift))
-syn_options = st.lists(st.one_of(scales, st.sampled_from([frames.mss(), frames.NOP * 2 + frames.SACK_PERMITTED, frames.timestamps()])), max_size=3).map(b"".join)
+syn_options = st.lists(st.one_of(scales, st.sampled_from([frames.mss(), frames.NOP * 2 + frames.SACK_PERMITTED, frames.timestamps()])), max_size=3).map(
+    b"".join
+)
 raw_options = st.binary(max_size=24)
 
 moves = st.one_of(

@@ -9,7 +9,7 @@ import dataclasses
 import typing as t
 
 #: (src, dst, sport, dport) or, for ICMP queries, (src, dst, type, code, id), or (src, dst).
-Tuple = t.Tuple[t.Any, ...]
+Tuple = tuple[t.Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -206,7 +206,12 @@ def test_windows() -> None:
 
 def test_caches_stay_small() -> None:
     made: list[int] = []
-    cache = flow.Cache(lambda key: made.append(key) or -key, bound=10)
+
+    def make(key: int) -> int:
+        made.append(key)
+        return -key
+
+    cache = flow.Cache(make, bound=10)
     for key in range(1000):
         assert cache[key] == -key
         assert len(cache) <= 10

@@ -1,0 +1,69 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pins a flow table with known flows, as a chain of one generation would, and removes it again.
+
+Usage: flow_table.py COLLECTIONS_ROOT PIN_ROOT create|remove
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import time
+import typing as t
+
+sys.path.insert(0, sys.argv[1])
+
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, clock  # noqa: E402
+from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes  # noqa: E402
+
+#: Any jiffies will do: what counts is the distance to CLOCK_MONOTONIC.
+JIFFIES = 1 << 33
+
+
+def flows() -> list[tuple[bytes, bytes]]:
+    """Return 5 TCP connections, 2 attempts at one, 3 UDP flows, a ping, and 2 flows whose time is over."""
+    when: dict[str, t.Any] = {"now": JIFFIES, "hz": clock.hz()}
+    return [
+        *(fakes.entry(sport=40000 + at, orig=(at + 1, 100 * (at + 1)), **when) for at in range(5)),
+        *(fakes.entry(src="172.20.56.7", sport=50000 + at, ctl=1, orig=(1, 60), reply=(0, 0), left=110, **when) for at in range(2)),
+        *(fakes.entry(sport=53000 + at, dport=53, proto=17, ctl=0, reply=(0, 0), left=600, **when) for at in range(3)),
+        fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=chain.CTL_SEEN_REPLY, left=600, **when),
+        *(fakes.entry(sport=1000 + at, proto=17, ctl=0, left=-5, idle=35, **when) for at in range(2)),
+    ]
+
+
+def create(paths: bpffs.Paths) -> None:
+    """Make the maps, fill and pin them."""
+    directory = os.path.join(paths.gen_dir(1), "map")
+    os.makedirs(directory)
+    bpffs.swap_symlink("gen/1", paths.active)
+    bpffs.swap_symlink(paths.seed_links()[paths.seed_map], paths.seed_map)
+    rows = flows()
+    for spec in chain.maps(1024):
+        if spec.kind == "prog_array":
+            continue
+        with bpf.closing(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, spec.entries or 1)) as fd:
+            bpf.obj_pin(fd, os.path.join(directory, bpffs.encode(spec.name)))
+            if spec.name == "meta":
+                for name, value in (("jiffies", JIFFIES), ("ktime_ns", time.monotonic_ns()), ("layout", chain.LAYOUT_VERSION)):
+                    bpf.map_update(fd, struct.pack("=I", chain.META[name]), struct.pack("=Q", value))
+            elif spec.name == "stats":
+                per_cpu = [len(rows) + 4] + [0] * (bpf.possible_cpus() - 1)  # four more than are there: evicted
+                bpf.map_update(fd, struct.pack("=I", chain.COUNTERS.index("created")), struct.pack(f"={len(per_cpu)}Q", *per_cpu))
+            elif spec.name == "ctt":
+                for key, flow in rows:
+                    bpf.map_update(fd, key, flow)
+
+
+def remove(paths: bpffs.Paths) -> None:
+    """Remove what create() made."""
+    for directory, directories, files in os.walk(paths.pin_root, topdown=False):
+        for name in files + [name for name in directories if os.path.islink(os.path.join(directory, name))]:
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+
+
+{"create": create, "remove": remove}[sys.argv[3]](bpffs.Paths(sys.argv[2]))
