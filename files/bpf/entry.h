@@ -19,55 +19,72 @@ static __always_inline bool ipv6_equal(const struct in6_addr *a, const struct in
 	       a->s6_addr32[2] == b->s6_addr32[2] && a->s6_addr32[3] == b->s6_addr32[3];
 }
 
-static __always_inline bool ipv6_above(const struct in6_addr *a, const struct in6_addr *b)
+/*
+ * Keys are sorted without branches: they would be mispredicted half of the time,
+ * and the verifier would follow both outcomes to the end.
+ */
+
+/* 1 when a is above b; both below 2^63. */
+static __always_inline u64 above(u64 a, u64 b)
 {
-	u32 i;
+	return (b - a) >> 63;
+}
+
+static __always_inline u64 ipv6_above(const struct in6_addr *a, const struct in6_addr *b, u64 otherwise)
+{
+	u64 result = otherwise, x, y;
+	s32 i;
 
 #pragma unroll
-	for (i = 0; i < 4; i++) {
-		if (a->s6_addr32[i] != b->s6_addr32[i])
-			return bpf_ntohl(a->s6_addr32[i]) > bpf_ntohl(b->s6_addr32[i]);
+	for (i = 3; i >= 0; i--) {
+		x = bpf_ntohl(a->s6_addr32[i]);
+		y = bpf_ntohl(b->s6_addr32[i]);
+		result = above(x, y) | (result & ~above(y, x));
 	}
-	return false;
+	return result & 1;
 }
 
-/* Who asks: the source of a query, the destination of an answer. */
-static __always_inline u8 query_role(const struct flow *f, bool src_hi)
+/* Who asks: the source of a query, the destination of an answer; 1 when that is the hi side. */
+static __always_inline u8 query_role(const struct flow *f, u64 src_hi)
 {
-	return (f->bits & FLOW_QUERY && src_hi) || (f->bits & FLOW_ANSWER && !src_hi);
+	u64 query = (f->bits & FLOW_QUERY) / FLOW_QUERY, answer = (f->bits & FLOW_ANSWER) / FLOW_ANSWER;
+
+	return (query & src_hi) | (answer & (src_hi ^ 1));
 }
 
-/* Fill in the canonical key; return whether the packet's source is the hi side. */
-static __always_inline bool ct_key_of(const struct flow *f, struct ct_key *key)
+/* Put what belongs to the lower and to the higher side in its place. */
+#define SORT(lo, hi, src, dst, src_hi)						\
+	do {									\
+		u32 swap = ((src) ^ (dst)) & -(u32)(src_hi);			\
+		(lo) = (src) ^ swap;						\
+		(hi) = (dst) ^ swap;						\
+	} while (0)
+
+/* Fill in the canonical key; return 1 when the packet's source is the hi side. */
+static __always_inline u64 ct_key_of(const struct flow *f, struct ct_key *key)
 {
 	u64 src = (u64)bpf_ntohl(f->sip) << 16 | bpf_ntohs(f->sport);
 	u64 dst = (u64)bpf_ntohl(f->dip) << 16 | bpf_ntohs(f->dport);
-	bool src_hi = src > dst;
+	u64 src_hi = above(src, dst);
 
-	key->lo_ip = src_hi ? f->dip : f->sip;
-	key->hi_ip = src_hi ? f->sip : f->dip;
-	key->lo_port = src_hi ? f->dport : f->sport;
-	key->hi_port = src_hi ? f->sport : f->dport;
+	SORT(key->lo_ip, key->hi_ip, f->sip, f->dip, src_hi);
+	SORT(key->lo_port, key->hi_port, f->sport, f->dport, src_hi);
 	key->proto = f->proto;
 	key->role = query_role(f, src_hi);
 	key->zone = 0;
 	return src_hi;
 }
 
-static __always_inline bool ct_key6_of(const struct flow *f, const struct ipv6hdr *ip, struct ct_key6 *key)
+static __always_inline u64 ct_key6_of(const struct flow *f, const struct ipv6hdr *ip, struct ct_key6 *key)
 {
-	bool src_hi = ipv6_above(&ip->saddr, &ip->daddr) ||
-		      (ipv6_equal(&ip->saddr, &ip->daddr) && bpf_ntohs(f->sport) > bpf_ntohs(f->dport));
+	u64 src_hi = ipv6_above(&ip->saddr, &ip->daddr, above(bpf_ntohs(f->sport), bpf_ntohs(f->dport)));
+	u32 i;
 
-	if (src_hi) {
-		key->lo_ip = ip->daddr;
-		key->hi_ip = ip->saddr;
-	} else {
-		key->lo_ip = ip->saddr;
-		key->hi_ip = ip->daddr;
-	}
-	key->lo_port = src_hi ? f->dport : f->sport;
-	key->hi_port = src_hi ? f->sport : f->dport;
+#pragma unroll
+	for (i = 0; i < 4; i++)
+		SORT(key->lo_ip.s6_addr32[i], key->hi_ip.s6_addr32[i], ip->saddr.s6_addr32[i],
+		     ip->daddr.s6_addr32[i], src_hi);
+	SORT(key->lo_port, key->hi_port, f->sport, f->dport, src_hi);
 	key->proto = f->proto;
 	key->role = query_role(f, src_hi);
 	key->zone = 0;
@@ -124,17 +141,13 @@ static __always_inline void ctl_unlock(u64 *word, u64 ctl)
 }
 
 /* The control word of a flow that this packet opens. */
-static __always_inline u64 ctl_new(const struct flow *f, bool src_hi)
+static __always_inline u64 ctl_new(const struct flow *f, u64 src_hi)
 {
 	u64 ctl = (u64)f->vlan[0] << CTL_VLAN_SHIFT |
 		  (u64)f->vlan[1] << (CTL_VLAN_SHIFT + VLAN_VID_BITS) |
 		  (u64)f->vlans << CTL_VLANS_SHIFT;
 
-	if (src_hi)
-		ctl |= CTL_ORIG_HI;
-	if (f->bits & FLOW_EGRESS)
-		ctl |= CTL_EGRESS;
-	return ctl;
+	return ctl | src_hi * CTL_ORIG_HI | (f->bits & FLOW_EGRESS) / FLOW_EGRESS * CTL_EGRESS;
 }
 
 static __always_inline bool expired(u32 expires, u32 now)

@@ -124,6 +124,12 @@ struct tcp_seg {
 	u8 reserved;
 };
 
+/* What does not fit the metadata, a CPU each. */
+struct scratch {
+	struct tcp_seg seg;	/* of a datagram that came in fragments */
+	struct flow flow;	/* of the fused entry programs */
+};
+
 #define FRAG_RANGES	16
 
 struct frag_key {

@@ -112,22 +112,23 @@ static __always_inline bool frag_keep_first(struct xdp_md *ctx, const struct flo
 }
 
 /* Hand on the whole datagram in place of its last fragment. */
-static __always_inline int frag_complete(struct xdp_md *ctx, struct flow *f, struct frag_queue *q)
+static __always_inline int frag_complete(struct xdp_md *ctx, struct flow *f, struct frag_queue *q,
+					 const bool chained)
 {
-	struct tcp_seg *seg = scratch_seg();
+	struct scratch *here = scratch_here();
 	u8 l3_off = f->l3_off;
 
-	if (!seg)
-		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT);
+	if (!here)
+		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT, chained);
 	if (q->l4_len > q->total)
-		return outcome(ctx, COUNT_INVALID_L4_SHORT);
-	*seg = q->seg;
-	seg->end += q->total;
+		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
+	here->seg = q->seg;
+	here->seg.end += q->total;
 	*f = q->flow;
 	f->l3_off = l3_off;
 	f->bytes = q->header + q->total;
 	f->bits |= FLOW_WHOLE;
-	return track(ctx, f);
+	return track(ctx, f, chained);
 }
 
 /* Return the datagram's queue, locked; NULL where there is no room or the lock is held. */
@@ -151,35 +152,32 @@ static __always_inline struct frag_queue *frag_get(struct frag_key *key, u32 now
 	return q;
 }
 
-PROG(frag)
+STAGE(frag)
 {
 	const struct ct_settings *set = settings_now();
-	struct flow *f = flow_of(ctx);
 	struct frag_queue *q;
 	struct frag_part part;
 	struct frag_key key;
 	enum frag_fit fit;
 
-	if (!f)
-		return XDP_PASS;
 	if (!set || f->bits & FLOW_RELATED || !frag_read(ctx, f, &key, &part))
-		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT);
+		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT, chained);
 	if (part.end <= part.start || part.end > 0xffff || (!part.last && part.end & 7))
-		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT);
+		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT, chained);
 	q = frag_get(&key, bpf_jiffies64(), set);
 	if (!q)
-		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT);
+		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT, chained);
 	fit = frag_add(q, &part);
 	if (fit == FRAG_NEW && !part.start && !frag_keep_first(ctx, f, q, &part))
 		fit = FRAG_BAD;
 	if (fit == FRAG_BAD) {
 		frags_delete(&key);	/* stays locked */
-		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT);
+		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT, chained);
 	}
 	if (fit == FRAG_AGAIN || !q->first || !q->total || q->got != q->total) {
 		ctl_unlock(&q->ctl, 0);
-		return outcome(ctx, COUNT_FRAGMENT);
+		return outcome(ctx, COUNT_FRAGMENT, chained);
 	}
 	frags_delete(&key);
-	return frag_complete(ctx, f, q);
+	return frag_complete(ctx, f, q, chained);
 }

@@ -34,6 +34,21 @@ static __always_inline void count(u32 reason)
 		(*n)++;
 }
 
+/*
+ * Each stage is a program of the chain, and an inline function for the fused
+ * entry programs.  There chained is false: nothing is jumped to, the slot to go
+ * on with is returned instead.
+ */
+#define STAGE(name)									\
+static __always_inline int name##_stage(struct xdp_md *ctx, struct flow *f, const bool chained); \
+PROG(name)										\
+{											\
+	struct flow *f = flow_of(ctx);							\
+											\
+	return f ? name##_stage(ctx, f, true) : XDP_PASS;				\
+}											\
+static __always_inline int name##_stage(struct xdp_md *ctx, struct flow *f, const bool chained)
+
 /* Leave the chain with the metadata that it came with: prs_end's work. */
 static __always_inline int leave(struct xdp_md *ctx)
 {
@@ -41,56 +56,54 @@ static __always_inline int leave(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* End with the outcome already counted. */
-static __always_inline int finish(struct xdp_md *ctx)
+/* End with this outcome. */
+static __always_inline int outcome(struct xdp_md *ctx, u32 reason, const bool chained)
 {
+	count(reason);
+	if (!chained)
+		return SLOT_PRS_END;
 	jump(ctx, SLOT_PRS_END);
 	return leave(ctx);
 }
 
-/* End with this outcome. */
-static __always_inline int outcome(struct xdp_md *ctx, u32 reason)
-{
-	count(reason);
-	return finish(ctx);
-}
-
 /* Go on with the next stage. */
-static __always_inline int next(struct xdp_md *ctx, u32 slot)
+static __always_inline int next(struct xdp_md *ctx, u32 slot, const bool chained)
 {
+	if (!chained)
+		return slot;
 	jump(ctx, slot);
-	return outcome(ctx, COUNT_UNTRACKED_NO_SLOT);
+	return outcome(ctx, COUNT_UNTRACKED_NO_SLOT, true);
 }
 
 /* Go on with what tracks the packet. */
-static __always_inline int track(struct xdp_md *ctx, struct flow *f)
+static __always_inline int track(struct xdp_md *ctx, struct flow *f, const bool chained)
 {
 	if (f->bits & FLOW_FRAGMENT)
-		return next(ctx, SLOT_FRAG);
+		return next(ctx, SLOT_FRAG, chained);
 	if (f->bits & FLOW_V6)
-		return next(ctx, SLOT_CT6);
-	return next(ctx, SLOT_CT);
+		return next(ctx, SLOT_CT6, chained);
+	return next(ctx, SLOT_CT, chained);
 }
 
 /* Go on with the parser of the transport protocol. */
-static __always_inline int parse_l4(struct xdp_md *ctx, struct flow *f)
+static __always_inline int parse_l4(struct xdp_md *ctx, struct flow *f, const bool chained)
 {
 	switch (f->proto) {
 	case IPPROTO_TCP:
-		return next(ctx, SLOT_PRS_TCP);
+		return next(ctx, SLOT_PRS_TCP, chained);
 	case IPPROTO_UDP:
 	case IPPROTO_UDPLITE:
-		return next(ctx, SLOT_PRS_UDP);
+		return next(ctx, SLOT_PRS_UDP, chained);
 	case IPPROTO_GRE:
-		return next(ctx, SLOT_PRS_GRE);
+		return next(ctx, SLOT_PRS_GRE, chained);
 	case IPPROTO_ICMP:
 		if (!(f->bits & FLOW_V6))
-			return next(ctx, SLOT_PRS_ICMP);
+			return next(ctx, SLOT_PRS_ICMP, chained);
 		break;
 	case IPPROTO_ICMPV6:
 		if (f->bits & FLOW_V6)
-			return next(ctx, SLOT_PRS_ICMP6);
+			return next(ctx, SLOT_PRS_ICMP6, chained);
 		break;
 	}
-	return track(ctx, f);	/* by addresses and protocol number alone */
+	return track(ctx, f, chained);	/* by addresses and protocol number alone */
 }

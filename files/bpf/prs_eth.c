@@ -11,18 +11,15 @@ struct vlan_tag {
 
 #define VLAN_VID_MASK	0xfff
 
-PROG(prs_eth)
+STAGE(prs_eth)
 {
-	struct flow *f = flow_of(ctx);
 	struct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));
 	struct vlan_tag *tag;
 	__be16 proto;
 	u32 i, off;
 
-	if (!f)
-		return XDP_PASS;
 	if (!eth)
-		return outcome(ctx, COUNT_UNTRACKED_ETH_SHORT);
+		return outcome(ctx, COUNT_UNTRACKED_ETH_SHORT, chained);
 	proto = eth->h_proto;
 	off = sizeof(*eth);
 #pragma unroll
@@ -31,7 +28,7 @@ PROG(prs_eth)
 			break;
 		tag = frame_at(ctx, off, sizeof(*tag));
 		if (!tag)
-			return outcome(ctx, COUNT_UNTRACKED_ETH_SHORT);
+			return outcome(ctx, COUNT_UNTRACKED_ETH_SHORT, chained);
 		f->vlan[i] = bpf_ntohs(tag->tci) & VLAN_VID_MASK;
 		f->vlans = i + 1;
 		proto = tag->proto;
@@ -40,16 +37,16 @@ PROG(prs_eth)
 	f->l3_off = off;
 	switch (proto) {
 	case BE16(ETH_P_IP):
-		return next(ctx, SLOT_PRS_IPV4);
+		return next(ctx, SLOT_PRS_IPV4, chained);
 	case BE16(ETH_P_IPV6):
-		return next(ctx, SLOT_PRS_IPV6);
+		return next(ctx, SLOT_PRS_IPV6, chained);
 	case BE16(ETH_P_8021Q):
 	case BE16(ETH_P_8021AD):
-		return outcome(ctx, COUNT_UNTRACKED_VLAN_DEPTH);
+		return outcome(ctx, COUNT_UNTRACKED_VLAN_DEPTH, chained);
 	case BE16(ETH_P_PPP_DISC):
 	case BE16(ETH_P_PPP_SES):
-		return outcome(ctx, COUNT_UNTRACKED_PPPOE);
+		return outcome(ctx, COUNT_UNTRACKED_PPPOE, chained);
 	default:
-		return outcome(ctx, COUNT_UNTRACKED_NOT_IP);
+		return outcome(ctx, COUNT_UNTRACKED_NOT_IP, chained);
 	}
 }

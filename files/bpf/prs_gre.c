@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Slot 17: GRE; only PPTP's version 1 has something like a port (nf_conntrack_proto_gre.c). */
 
-PROG(prs_gre)
+STAGE(prs_gre)
 {
-	struct flow *f = flow_of(ctx);
 
-	if (!f)
-		return XDP_PASS;
 	if (!gre_tuple(ctx, f, f->l4_off, f->l3_off + f->bytes))
-		return outcome(ctx, COUNT_INVALID_GRE);
-	return track(ctx, f);
+		return outcome(ctx, COUNT_INVALID_GRE, chained);
+	return track(ctx, f, chained);
 }

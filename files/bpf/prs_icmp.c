@@ -24,31 +24,28 @@ static __always_inline bool icmp_error(struct xdp_md *ctx, struct flow *f)
 	return quoted_ports(ctx, f, off + header, end);
 }
 
-PROG(prs_icmp)
+STAGE(prs_icmp)
 {
-	struct flow *f = flow_of(ctx);
 	struct icmphdr *icmp;
 
-	if (!f)
-		return XDP_PASS;
 	icmp = l4_at(ctx, f, sizeof(*icmp));
 	if (!icmp)
-		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	if (!l4_csum_ok(ctx, f, icmp->checksum))
-		return outcome(ctx, COUNT_INVALID_CHECKSUM);
+		return outcome(ctx, COUNT_INVALID_CHECKSUM, chained);
 	icmp = l4_at(ctx, f, sizeof(*icmp));
 	if (!icmp)
-		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	if (icmp_query(f, icmp))
-		return track(ctx, f);
+		return track(ctx, f, chained);
 	switch (icmp->type) {
 	case ICMP_DEST_UNREACH:
 	case ICMP_SOURCE_QUENCH:
 	case ICMP_REDIRECT:
 	case ICMP_TIME_EXCEEDED:
 	case ICMP_PARAMETERPROB:
-		return icmp_error(ctx, f) ? track(ctx, f) : outcome(ctx, COUNT_INVALID_ICMP_ERROR);
+		return icmp_error(ctx, f) ? track(ctx, f, chained) : outcome(ctx, COUNT_INVALID_ICMP_ERROR, chained);
 	default:
-		return outcome(ctx, COUNT_INVALID_ICMP_TYPE);
+		return outcome(ctx, COUNT_INVALID_ICMP_TYPE, chained);
 	}
 }

@@ -25,21 +25,18 @@ static __always_inline bool icmp6_error(struct xdp_md *ctx, struct flow *f)
 	return quoted_ports(ctx, f, found.off, end);
 }
 
-PROG(prs_icmp6)
+STAGE(prs_icmp6)
 {
-	struct flow *f = flow_of(ctx);
 	struct icmphdr *icmp;
 
-	if (!f)
-		return XDP_PASS;
 	icmp = l4_at(ctx, f, sizeof(*icmp));
 	if (!icmp)
-		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	if (!l4_csum_ok(ctx, f, icmp->checksum))
-		return outcome(ctx, COUNT_INVALID_CHECKSUM);
+		return outcome(ctx, COUNT_INVALID_CHECKSUM, chained);
 	icmp = l4_at(ctx, f, sizeof(*icmp));
 	if (!icmp)
-		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	switch (icmp->type) {
 	case ICMPV6_MGM_QUERY:
 	case ICMPV6_MGM_REPORT:
@@ -49,11 +46,11 @@ PROG(prs_icmp6)
 	case ND_NEIGHBOUR_SOLICIT:
 	case ND_NEIGHBOUR_ADVERT:
 	case ICMPV6_MLD2_REPORT:
-		return outcome(ctx, COUNT_UNTRACKED_ND);
+		return outcome(ctx, COUNT_UNTRACKED_ND, chained);
 	}
 	if (icmp6_query(f, icmp))
-		return track(ctx, f);
+		return track(ctx, f, chained);
 	if (icmp->type > ICMP6_ERROR_MAX)
-		return outcome(ctx, COUNT_INVALID_ICMP_TYPE);
-	return icmp6_error(ctx, f) ? track(ctx, f) : outcome(ctx, COUNT_INVALID_ICMP_ERROR);
+		return outcome(ctx, COUNT_INVALID_ICMP_TYPE, chained);
+	return icmp6_error(ctx, f) ? track(ctx, f, chained) : outcome(ctx, COUNT_INVALID_ICMP_ERROR, chained);
 }

@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Slot 11: IPv4 with options.  Checks what net/ipv4/ip_input.c checks before conntrack. */
 
-PROG(prs_ipv4)
+STAGE(prs_ipv4)
 {
-	struct flow *f = flow_of(ctx);
 	struct iphdr *ip;
 	u32 off, bytes, header;
 
-	if (!f)
-		return XDP_PASS;
 	off = f->l3_off;
 	ip = frame_at(ctx, off, sizeof(*ip));
 	if (!ip || ip->version != 4 || ip->ihl < IPV4_MIN_WORDS)
-		return outcome(ctx, COUNT_INVALID_IP_HEADER);
+		return outcome(ctx, COUNT_INVALID_IP_HEADER, chained);
 	header = ip->ihl * 4;
 	bytes = bpf_ntohs(ip->tot_len);
 	if (bytes < header || frame_left(ctx, off) < bytes)
-		return outcome(ctx, COUNT_INVALID_IP_HEADER);
+		return outcome(ctx, COUNT_INVALID_IP_HEADER, chained);
 	if (!ipv4_csum_ok(ctx, off, ip->ihl))
-		return outcome(ctx, COUNT_INVALID_IP_HEADER);
+		return outcome(ctx, COUNT_INVALID_IP_HEADER, chained);
 	f->sip = ip->saddr;
 	f->dip = ip->daddr;
 	f->proto = ip->protocol;
@@ -27,7 +24,7 @@ PROG(prs_ipv4)
 	if (ip->frag_off & bpf_htons(IPV4_FRAG_OFFSET | IPV4_MORE_FRAGS)) {
 		f->bits |= FLOW_FRAGMENT;
 		if (ip->frag_off & bpf_htons(IPV4_FRAG_OFFSET))
-			return next(ctx, SLOT_FRAG);	/* no transport header in it */
+			return next(ctx, SLOT_FRAG, chained);	/* no transport header in it */
 	}
-	return parse_l4(ctx, f);
+	return parse_l4(ctx, f, chained);
 }

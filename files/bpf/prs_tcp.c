@@ -113,36 +113,33 @@ static __always_inline void tcp_parse_options(struct xdp_md *ctx, struct flow *f
 		f->tcp_sack = tcp_sack_edge(ctx, off + sack_pos, sack_size, f->tcp_sack);
 }
 
-PROG(prs_tcp)
+STAGE(prs_tcp)
 {
-	struct flow *f = flow_of(ctx);
 	u32 header, *first;
 	struct tcphdr *tcp;
 	u8 flags;
 
-	if (!f)
-		return XDP_PASS;
 	tcp = l4_at(ctx, f, sizeof(*tcp));
 	if (!tcp)
-		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	header = tcp->doff * 4;
 	if (header < sizeof(*tcp) || header > l4_bytes(f))
-		return outcome(ctx, COUNT_INVALID_TCP_HEADER);
+		return outcome(ctx, COUNT_INVALID_TCP_HEADER, chained);
 	if (!l4_csum_ok(ctx, f, tcp->check))
-		return outcome(ctx, COUNT_INVALID_CHECKSUM);
+		return outcome(ctx, COUNT_INVALID_CHECKSUM, chained);
 	flags = ((u8 *)tcp)[13];
 	if (!tcp_flags_valid(flags))
-		return outcome(ctx, COUNT_INVALID_TCP_FLAGS);
+		return outcome(ctx, COUNT_INVALID_TCP_FLAGS, chained);
 	f->sport = tcp->source;
 	f->dport = tcp->dest;
 	f->tcp_flags = flags;
 	f->tcp_sack = bpf_ntohl(tcp->ack_seq);
 	if (header == sizeof(*tcp))
-		return track(ctx, f);
+		return track(ctx, f, chained);
 	first = frame_at(ctx, f->l4_off + sizeof(*tcp), sizeof(*first));
 	if (header == sizeof(*tcp) + 12 && first && *first == TCP_ONLY_TIMESTAMPS)
 		f->tcp_opts = TCP_OPT_PRESENT;
 	else
 		tcp_parse_options(ctx, f, f->l4_off + sizeof(*tcp), header - sizeof(*tcp));
-	return track(ctx, f);
+	return track(ctx, f, chained);
 }

@@ -13,21 +13,18 @@ static __always_inline bool udp_length_ok(const struct flow *f, const struct udp
 	return f->bits & FLOW_FRAGMENT || len <= l4_bytes(f);
 }
 
-PROG(prs_udp)
+STAGE(prs_udp)
 {
-	struct flow *f = flow_of(ctx);
 	struct udphdr *udp;
 
-	if (!f)
-		return XDP_PASS;
 	udp = l4_at(ctx, f, sizeof(*udp));
 	if (!udp || !udp_length_ok(f, udp))
-		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	if (f->proto == IPPROTO_UDPLITE && !udp->check)
-		return outcome(ctx, COUNT_INVALID_CHECKSUM);
+		return outcome(ctx, COUNT_INVALID_CHECKSUM, chained);
 	if (udp->check && !l4_csum_ok(ctx, f, udp->check))
-		return outcome(ctx, COUNT_INVALID_CHECKSUM);
+		return outcome(ctx, COUNT_INVALID_CHECKSUM, chained);
 	f->sport = udp->source;
 	f->dport = udp->dest;
-	return track(ctx, f);
+	return track(ctx, f, chained);
 }

@@ -4,30 +4,17 @@
  * table, the checks around it, and the windows of both sides.
  */
 
-enum tcp_state {
-	TCP_NONE,
-	TCP_SYN_SENT,
-	TCP_SYN_RECV,
-	TCP_ESTABLISHED,
-	TCP_FIN_WAIT,
-	TCP_CLOSE_WAIT,
-	TCP_LAST_ACK,
-	TCP_TIME_WAIT,
-	TCP_CLOSE,
-	TCP_SYN_SENT2,
-	TCP_INVALID,	/* the segment is invalid in this state */
-	TCP_IGNORE,	/* it is let pass, the state stays */
-};
-
-/* Classes of segments, in the order of precedence RST, SYN, FIN, ACK. */
-enum tcp_class {
-	CLASS_SYN,
-	CLASS_SYNACK,
-	CLASS_FIN,
-	CLASS_ACK,
-	CLASS_RST,
-	CLASS_NONE,
-};
+/*
+ * The class of a segment by its FIN, SYN, RST and ACK bits, four bits each: no
+ * branches, whose outcomes the verifier would follow to the end.
+ */
+#define CLASS_OF(bits, class)	((u64)CLASS_##class << (bits) * 4)
+#define CLASS_TABLE									\
+	(CLASS_OF(0, NONE) | CLASS_OF(1, FIN) | CLASS_OF(2, SYN) | CLASS_OF(3, SYN) |	\
+	 CLASS_OF(4, RST) | CLASS_OF(5, RST) | CLASS_OF(6, RST) | CLASS_OF(7, RST) |	\
+	 CLASS_OF(8, ACK) | CLASS_OF(9, FIN) | CLASS_OF(10, SYNACK) |			\
+	 CLASS_OF(11, SYNACK) | CLASS_OF(12, RST) | CLASS_OF(13, RST) |			\
+	 CLASS_OF(14, RST) | CLASS_OF(15, RST))
 
 /* enum nf_ct_tcp_flags of include/uapi/linux/netfilter/nf_conntrack_tcp.h */
 enum td_flag {
@@ -56,9 +43,10 @@ enum tcp_verdict {
 	TCP_BAD_RST,
 };
 
+/* Sequence numbers wrap; without 32-bit registers this is the shortest way to a sign. */
 static __always_inline bool before(u32 a, u32 b)
 {
-	return (s32)(a - b) < 0;
+	return (s64)((u64)(a - b) << 32) < 0;
 }
 
 static __always_inline bool after(u32 a, u32 b)
@@ -68,13 +56,9 @@ static __always_inline bool after(u32 a, u32 b)
 
 static __always_inline u8 tcp_class(u8 flags)
 {
-	if (flags & TCP_RST)
-		return CLASS_RST;
-	if (flags & TCP_SYN)
-		return flags & TCP_ACK ? CLASS_SYNACK : CLASS_SYN;
-	if (flags & TCP_FIN)
-		return CLASS_FIN;
-	return flags & TCP_ACK ? CLASS_ACK : CLASS_NONE;
+	u32 bits = (flags & (TCP_FIN | TCP_SYN | TCP_RST)) | (flags & TCP_ACK) >> 1;
+
+	return CLASS_TABLE >> bits * 4 & 0xf;
 }
 
 static __always_inline void tcp_seg_of(const struct flow *f, const struct tcphdr *tcp, struct tcp_seg *seg)
@@ -90,69 +74,11 @@ static __always_inline void tcp_seg_of(const struct flow *f, const struct tcphdr
 		   (f->tcp_flags & TCP_FIN ? 1 : 0);
 }
 
-/*
- * The rows of the table, four bits a state with TCP_NONE lowest: bcc allows no
- * constant data, and an immediate costs no memory access.
- */
-#define ROW(no, ss, sr, es, fw, cw, la, tw, cl, s2)				\
-	((u64)TCP_##no | (u64)TCP_##ss << 4 | (u64)TCP_##sr << 8 |		\
-	 (u64)TCP_##es << 12 | (u64)TCP_##fw << 16 | (u64)TCP_##cw << 20 |	\
-	 (u64)TCP_##la << 24 | (u64)TCP_##tw << 28 | (u64)TCP_##cl << 32 |	\
-	 (u64)TCP_##s2 << 36)
-
-static __always_inline u64 tcp_row_orig(u8 class)
+static __always_inline u8 tcp_next_state(const struct ct_settings *set, u8 dir, u8 class, u8 state)
 {
-	switch (class) {
-	case CLASS_SYN:
-		return ROW(SYN_SENT, SYN_SENT, IGNORE, IGNORE, IGNORE,
-			   IGNORE, IGNORE, SYN_SENT, SYN_SENT, SYN_SENT2);
-	case CLASS_SYNACK:
-		return ROW(INVALID, INVALID, SYN_RECV, INVALID, INVALID,
-			   INVALID, INVALID, INVALID, INVALID, SYN_RECV);
-	case CLASS_FIN:
-		return ROW(INVALID, INVALID, FIN_WAIT, FIN_WAIT, LAST_ACK,
-			   LAST_ACK, LAST_ACK, TIME_WAIT, CLOSE, INVALID);
-	case CLASS_ACK:
-		return ROW(ESTABLISHED, INVALID, ESTABLISHED, ESTABLISHED, CLOSE_WAIT,
-			   CLOSE_WAIT, TIME_WAIT, TIME_WAIT, CLOSE, INVALID);
-	case CLASS_RST:
-		return ROW(INVALID, CLOSE, CLOSE, CLOSE, CLOSE,
-			   CLOSE, CLOSE, CLOSE, CLOSE, CLOSE);
-	default:
-		return ROW(INVALID, INVALID, INVALID, INVALID, INVALID,
-			   INVALID, INVALID, INVALID, INVALID, INVALID);
-	}
-}
+	u32 row = (dir & 1) * NR_TCP_CLASSES + class;
 
-static __always_inline u64 tcp_row_reply(u8 class)
-{
-	switch (class) {
-	case CLASS_SYN:
-		return ROW(INVALID, SYN_SENT2, INVALID, INVALID, INVALID,
-			   INVALID, INVALID, SYN_SENT, INVALID, SYN_SENT2);
-	case CLASS_SYNACK:
-		return ROW(INVALID, SYN_RECV, IGNORE, IGNORE, IGNORE,
-			   IGNORE, IGNORE, IGNORE, IGNORE, SYN_RECV);
-	case CLASS_FIN:
-		return ROW(INVALID, INVALID, FIN_WAIT, FIN_WAIT, LAST_ACK,
-			   LAST_ACK, LAST_ACK, TIME_WAIT, CLOSE, INVALID);
-	case CLASS_ACK:
-		return ROW(INVALID, IGNORE, SYN_RECV, ESTABLISHED, CLOSE_WAIT,
-			   CLOSE_WAIT, TIME_WAIT, TIME_WAIT, CLOSE, IGNORE);
-	case CLASS_RST:
-		return ROW(INVALID, CLOSE, CLOSE, CLOSE, CLOSE,
-			   CLOSE, CLOSE, CLOSE, CLOSE, CLOSE);
-	default:
-		return ROW(INVALID, INVALID, INVALID, INVALID, INVALID,
-			   INVALID, INVALID, INVALID, INVALID, INVALID);
-	}
-}
-
-static __always_inline u8 tcp_next_state(u8 dir, u8 class, u8 state)
-{
-	u64 row = dir == DIR_ORIG ? tcp_row_orig(class) : tcp_row_reply(class);
-
-	return row >> (state * 4) & 0xf;
+	return row < 2 * NR_TCP_CLASSES ? set->tcp_row[row] >> state * 4 & 0xf : TCP_INVALID;
 }
 
 static __always_inline u8 scale_of(struct ct_entry *e, u8 dir)
@@ -468,7 +394,7 @@ static __always_inline enum tcp_verdict tcp_track(struct ct_entry *e, u64 *ctl, 
 						  const struct tcp_seg *seg, u32 now,
 						  const struct ct_settings *set, u32 *timeout)
 {
-	u8 old = *ctl & CTL_STATE, state = tcp_next_state(dir, seg->class, old);
+	u8 old = *ctl & CTL_STATE, state = tcp_next_state(set, dir, seg->class, old);
 	bool check_window = true;
 	enum tcp_verdict verdict;
 

@@ -110,7 +110,7 @@ static __always_inline struct ct_entry *entry_create(union any_key *key, u64 ctl
  * Return the packet's entry, locked, made if need be; its state is TCP_NONE and
  * its counters 0 when it begins with this packet.  NULL: *why is the outcome.
  */
-static __always_inline struct ct_entry *entry_get(const struct flow *f, union any_key *key, bool src_hi,
+static __always_inline struct ct_entry *entry_get(const struct flow *f, union any_key *key, u64 src_hi,
 						  u64 jiffies, const struct ct_settings *set,
 						  u64 *ctl, u32 *why, const bool v6)
 {
@@ -163,26 +163,25 @@ static __always_inline u32 ct_related(struct flow *f, union any_key *key, u32 no
 	return COUNT_RELATED;
 }
 
-static __always_inline u8 ct_dir(const struct flow *f, u64 ctl, bool src_hi)
+/* The packet's direction: an ICMP message tells it by its type, others by who began. */
+static __always_inline u8 ct_dir(const struct flow *f, u64 ctl, u64 src_hi)
 {
-	if (f->bits & FLOW_ANSWER)
-		return DIR_REPLY;
-	if (f->bits & FLOW_QUERY)
-		return DIR_ORIG;
-	return src_hi == !!(ctl & CTL_ORIG_HI) ? DIR_ORIG : DIR_REPLY;
+	if (f->bits & (FLOW_QUERY | FLOW_ANSWER))
+		return (f->bits & FLOW_ANSWER) / FLOW_ANSWER;
+	return src_hi ^ (ctl & CTL_ORIG_HI) / CTL_ORIG_HI;
 }
 
 /* Read the segment from the frame, or from what the fragments left. */
 static __always_inline bool tcp_read(struct xdp_md *ctx, const struct flow *f, struct tcp_seg *seg)
 {
-	struct tcp_seg *whole;
+	struct scratch *here;
 	struct tcphdr *tcp;
 
 	if (f->bits & FLOW_WHOLE) {
-		whole = scratch_seg();
-		if (!whole)
+		here = scratch_here();
+		if (!here)
 			return false;
-		*seg = *whole;
+		*seg = here->seg;
 		return true;
 	}
 	tcp = l4_at(ctx, f, sizeof(*tcp));
@@ -192,7 +191,8 @@ static __always_inline bool tcp_read(struct xdp_md *ctx, const struct flow *f, s
 	return true;
 }
 
-static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_key *key, bool src_hi, const bool v6)
+static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_key *key, u64 src_hi,
+				  const bool v6, const bool chained)
 {
 	struct ct_result res = { .outcome = COUNT_TRACKED };
 	const struct ct_settings *set = settings_now();
@@ -204,14 +204,14 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	u8 dir;
 
 	if (!set)
-		return finish(ctx);
+		return outcome(ctx, COUNT_UNTRACKED_NO_ENTRY, chained);
 	if (f->bits & FLOW_RELATED)
-		return outcome(ctx, ct_related(f, key, now, v6));
+		return outcome(ctx, ct_related(f, key, now, v6), chained);
 	if (f->proto == IPPROTO_TCP && !tcp_read(ctx, f, &seg))
-		return outcome(ctx, COUNT_INVALID_L4_SHORT);
+		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	e = entry_get(f, key, src_hi, jiffies, set, &ctl, &why, v6);
 	if (!e)
-		return outcome(ctx, why);
+		return outcome(ctx, why, chained);
 	dir = ct_dir(f, ctl, src_hi);
 
 	switch (f->proto) {
@@ -264,5 +264,5 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	} else {
 		ctl_unlock(&e->ctl, ctl);
 	}
-	return outcome(ctx, res.outcome);
+	return outcome(ctx, res.outcome, chained);
 }

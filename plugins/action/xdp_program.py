@@ -35,11 +35,13 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
     :raises ConntrackError: where one has not its type.
     """
     given = {name: whole_number(name, args[name]) for name in ("table_size", "table_size6") if args.get(name) is not None}
-    try:
-        checksum = boolean(args.get("checksum", True))
-    except TypeError:
-        raise bad_value("checksum", args["checksum"], "give true or false") from None
-    return Settings(checksum=checksum, **given)
+    for name in ("checksum", "fused"):
+        if args.get(name) is not None:
+            try:
+                given[name] = boolean(args[name])
+            except TypeError:
+                raise bad_value(name, args[name], "give true or false") from None
+    return Settings(**given)
 
 
 class ActionModule(ActionBase):

@@ -150,8 +150,47 @@ KNOBS = {
     "tcp_max_retrans": 3,
 }
 
-#: Layout of the one value of ``settings``: jiffies a second, the timeouts in jiffies, the knobs.
-SETTINGS_STRUCT = struct.Struct(f"=I{len(TIMEOUTS)}I{len(KNOBS)}I")
+#: Classes of TCP segments; RST goes before SYN, SYN before FIN, FIN before ACK.
+TCP_CLASSES = ("SYN", "SYNACK", "FIN", "ACK", "RST", "NONE")
+
+#: The transition table of Linux 6.12, net/netfilter/nf_conntrack_proto_tcp.c: what a segment of a class does in each state of TCP_STATES.
+#: IV: the segment is invalid; IG: it is let pass and changes nothing.
+_TCP_TABLE = """
+        NO SS SR ES FW CW LA TW CL S2
+ SYN    SS SS IG IG IG IG IG SS SS S2
+ SYNACK IV IV SR IV IV IV IV IV IV SR
+ FIN    IV IV FW FW LA LA LA TW CL IV
+ ACK    ES IV ES ES CW CW TW TW CL IV
+ RST    IV CL CL CL CL CL CL CL CL CL
+ NONE   IV IV IV IV IV IV IV IV IV IV
+ SYN    IV S2 IV IV IV IV IV SS IV S2
+ SYNACK IV SR IG IG IG IG IG IG IG SR
+ FIN    IV IV FW FW LA LA LA TW CL IV
+ ACK    IV IG SR ES CW CW TW TW CL IG
+ RST    IV CL CL CL CL CL CL CL CL CL
+ NONE   IV IV IV IV IV IV IV IV IV IV
+"""
+
+
+def transition_rows(table: str) -> tuple[int, ...]:
+    """Return each row of a transition table as one number, four bits a state, the first state lowest.
+
+    The first line names the states; after them come IV and IG. The rows of the initiator's direction come first.
+
+    >>> [hex(row) for row in transition_rows("A B\\n X B IV\\n Y IG A")]
+    ['0x21', '0x3']
+    """
+    states, *rows = (line.split() for line in table.strip().splitlines())
+    numbers = {name: number for number, name in enumerate([*states, "IV", "IG"])}
+    return tuple(sum(numbers[cell] << 4 * position for position, cell in enumerate(cells)) for dummy, *cells in rows)
+
+
+TCP_ROWS = transition_rows(_TCP_TABLE)
+
+#: Layout of the one value of ``settings``: the TCP transition table, jiffies a second, the timeouts in jiffies, the knobs.
+SETTINGS_STRUCT = struct.Struct(f"={len(TCP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I")
+_PADDING = -SETTINGS_STRUCT.size % 8
+SETTINGS_BYTES = SETTINGS_STRUCT.size + _PADDING
 
 #: Entries of each flow table when nothing else is asked for.
 TABLE_SIZE = 1 << 16
@@ -189,13 +228,13 @@ def maps(table_size: int = TABLE_SIZE, table_size6: int = TABLE_SIZE) -> tuple[M
     return (
         MapSpec("meta", "array", None, "u64", 4, 8, 8, False),
         MapSpec("jt", "prog_array", None, "u32", 4, 4, JT_ENTRIES, False),
-        MapSpec("settings", "array", None, "struct ct_settings", 4, SETTINGS_STRUCT.size, 1, False),
+        MapSpec("settings", "array", None, "struct ct_settings", 4, SETTINGS_BYTES, 1, False),
         MapSpec("stats", "percpu_array", None, "u64", 4, 8, len(COUNTERS), True),
         MapSpec("deletions", "array", None, "u64", 4, 8, len(DELETIONS), True),
         MapSpec("ctt", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, table_size, True),
         MapSpec("ctt6", "lru_hash", "struct ct_key6", "struct ct_entry", KEY6.size, ENTRY.size, table_size6, True),
         MapSpec("frags", "lru_hash", "struct frag_key", "struct frag_queue", 40, FRAG_QUEUE_BYTES, FRAG_QUEUES, True),
-        MapSpec("scratch", "percpu_array", None, "struct tcp_seg", 4, TCP_SEG_BYTES, 1, False),
+        MapSpec("scratch", "percpu_array", None, "struct scratch", 4, SCRATCH_BYTES, 1, False),
     )
 
 
@@ -210,9 +249,9 @@ KEY6 = struct.Struct("=16s16sHHBBH")
 
 #: Datagrams of which fragments are waited for, at most.
 FRAG_QUEUES = 4096
-#: sizeof(struct frag_queue) and sizeof(struct tcp_seg) in files/bpf.
+#: sizeof(struct frag_queue) and sizeof(struct scratch) in files/bpf.
 FRAG_QUEUE_BYTES = 152
-TCP_SEG_BYTES = 24
+SCRATCH_BYTES = 56
 
 #: One direction of struct ct_entry, 32 bytes: packets, bytes, td_end, td_maxend, td_maxwin, td_maxack.
 HALF = struct.Struct("=QQIIII")
@@ -240,4 +279,12 @@ def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str,
     :param hz: jiffies a second on the host.
     """
     seconds = [timeouts.get(name, default) for name, default in TIMEOUTS.items()]
-    return SETTINGS_STRUCT.pack(hz, *(s * hz for s in seconds), *(knobs.get(name, default) for name, default in KNOBS.items()))
+    values = (knobs.get(name, default) for name, default in KNOBS.items())
+    return SETTINGS_STRUCT.pack(*TCP_ROWS, hz, *(s * hz for s in seconds), *values) + bytes(_PADDING)
+
+
+def settings_of(raw: bytes) -> tuple[int, dict[str, int], dict[str, int]]:
+    """Return jiffies a second, the timeouts in seconds and the knobs of a value of ``settings``."""
+    hz, *values = SETTINGS_STRUCT.unpack(raw[: SETTINGS_STRUCT.size])[len(TCP_ROWS) :]
+    timeouts = {name: value // hz for name, value in zip(TIMEOUTS, values)}
+    return hz, timeouts, dict(zip(KNOBS, values[len(TIMEOUTS) :]))

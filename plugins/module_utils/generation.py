@@ -276,12 +276,10 @@ def plan_absent(have: Have) -> Plan:
 
 
 def _settings_shown(raw: bytes) -> str:
-    if len(raw) != chain.SETTINGS_STRUCT.size:
+    if len(raw) != chain.SETTINGS_BYTES:
         return f"{len(raw)} bytes"
-    hz, *values = chain.SETTINGS_STRUCT.unpack(raw)
-    names = [*chain.TIMEOUTS, *chain.KNOBS]
-    scaled = [value // hz if name in chain.TIMEOUTS else value for name, value in zip(names, values)]
-    return ", ".join(f"{name}={value}" for name, value in zip(names, scaled))
+    dummy, timeouts, knobs = chain.settings_of(raw)
+    return ", ".join(f"{name}={value}" for name, value in {**timeouts, **knobs}.items())
 
 
 # ---------------------------------------------------------------- apply
@@ -521,8 +519,7 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
 
 
 def _settings_facts(raw: bytes) -> dict[str, t.Any]:
-    if len(raw) != chain.SETTINGS_STRUCT.size:
+    if len(raw) != chain.SETTINGS_BYTES:
         return {}
-    hz, *values = chain.SETTINGS_STRUCT.unpack(raw)
-    seconds = {name: value // hz for name, value in zip(chain.TIMEOUTS, values)}
-    return {"hz": hz, "timeouts": seconds, **dict(zip(chain.KNOBS, values[len(chain.TIMEOUTS) :]))}
+    hz, timeouts, knobs = chain.settings_of(raw)
+    return {"hz": hz, "timeouts": timeouts, **knobs}

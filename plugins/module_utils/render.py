@@ -39,11 +39,13 @@ class Settings:
     :ivar table_size: entries of the IPv4 flow table.
     :ivar table_size6: entries of the IPv6 flow table.
     :ivar checksum: whether transport checksums are verified.
+    :ivar fused: whether the entry programs do the common packets themselves.
     """
 
     table_size: int = chain.TABLE_SIZE
     table_size6: int = chain.TABLE_SIZE
     checksum: bool = True
+    fused: bool = False
 
 
 def check_settings(settings: Settings) -> None:
@@ -66,9 +68,13 @@ def context(settings: Settings) -> dict[str, t.Any]:
         "counters": _numbered(chain.COUNTERS),
         "timeouts": _numbered(chain.TIMEOUTS),
         "knobs": _numbered(chain.KNOBS),
+        "tcp_classes": _numbered(chain.TCP_CLASSES),
+        "tcp_states": _numbered([*chain.TCP_STATES, "INVALID", "IGNORE"]),
         "maps": chain.maps(settings.table_size, settings.table_size6),
         "checksum": settings.checksum,
-        "stages": [f"{name}.c" for name in chain.SLOTS],
+        "fused": settings.fused,
+        "stages": [f"{name}.c" for name in chain.SLOTS if name not in chain.HOOKS],
+        "hooks": [f"{name}.c" for name in chain.HOOKS],
         "bcc_types": _BCC_TYPES,
         "map_dir": MAP_DIR,
     }
