@@ -31,6 +31,9 @@ NETLINK_NETFILTER = 12
 CT_DELETE, NFT_GETOBJ_RESET = (1 << 8) | 2, (10 << 8) | 21
 SIDES = ("a", "b")
 
+TAGS = (frames.ETH_VLAN.to_bytes(2, "big"), frames.ETH_QINQ.to_bytes(2, "big"))
+SHORTEST = 18  # Ethernet header and one tag
+
 #: One counter for each answer of nft's ``ct state``, read after the tracker has seen the packet.
 COUNTERS = ("invalid", "new", "established", "related", "untracked")
 RULES = "\n".join(
@@ -159,7 +162,12 @@ class NfRig:
         self._before = self.flows()
 
     def step(self, side: str, frame: bytes) -> view.Seen:
-        """Send one frame in at ``side`` and return what the tracker made of it."""
+        """Send one frame in at ``side`` and return what the tracker made of it.
+
+        VLAN tags are taken off, as the VLAN devices of a router would: nf_conntrack never sees them.
+        """
+        while frame[12:14] in TAGS and len(frame) >= SHORTEST:
+            frame = frame[:12] + frame[16:]
         with contextlib.suppress(OSError):  # the kernel refuses what is shorter than an Ethernet header
             os.write(self._taps[side], frame)
         self._drain()
