@@ -133,7 +133,7 @@ def flush(params: Params, check_mode: bool) -> Result:
     bpffs.check(params["pin_root"])
     warnings = []
     try:
-        with flow_table.FlowTables(params["pin_root"]) as tables:
+        with (flow_table.FlowTables if check_mode else flow_table.writing)(params["pin_root"]) as tables:
             done = flow_table.delete(tables, choice, limit, dry=check_mode)
     except flow_table.NoChain as exc:
         if not check_mode:
