@@ -76,7 +76,10 @@ def report(params: Params, check_mode: bool) -> Result:
     except flow_table.NoChain as exc:
         if not check_mode:
             raise
-        return _with_facts({"changed": bool(dest), "flows": [], "count": 0, "truncated": False, "warnings": [f"{exc.message} In check mode: no flows."]})
+        empty: Result = {"changed": bool(dest), "flows": [], "count": 0, "truncated": False, "warnings": [f"{exc.message} In check mode: no flows."]}
+        if writer and not dest:
+            empty["text"] = (writer.begin() + writer.end()).decode()
+        return _with_facts(empty)
     result: Result = {"changed": changed, "flows": reading.flows, "count": reading.count, "truncated": reading.truncated}
     if reading.truncated:
         result["msg"] = _cut(reading, bool(dest))

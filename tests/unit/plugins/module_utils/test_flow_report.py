@@ -114,6 +114,12 @@ def test_without_a_chain() -> None:
         assert "Run xdp_program" in result["warnings"][0]
 
 
+@pytest.mark.usefixtures("nothing_pinned")
+def test_text_without_a_chain() -> None:
+    assert flows(check_mode=True, format="jsonl")["text"] == ""
+    assert json.loads(flows(check_mode=True, format="json")["text"]) == []
+
+
 def test_flush_in_four_runs(source: fakes.FakeTables) -> None:
     for check_mode, changed, count, deleted in ((True, True, 5, 0), (False, True, 5, 5), (False, False, 0, 0), (True, False, 0, 0)):
         result = flush(check_mode, proto=["tcp"], limit=2)
