@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, nf, view
@@ -121,7 +122,7 @@ def seen(outcome: str = "tracked", *flows: view.Flow) -> view.Seen:
     ("field", "value", "told"),
     [("timeout", 27, True), ("timeout", 28, False), ("packets", (2, 0), True), ("bytes", (39, 0), True), ("state", "REPLIED", True), ("assured", True, True)],
 )
-def test_differences_are_found(field: str, value: object, told: bool) -> None:
+def test_differences_are_found(field: str, value: t.Any, told: bool) -> None:
     """Anything that is not the same is told, but a timeout may be off by the time that the two readings are apart."""
     faults = compare.differences(seen("tracked", FLOW), seen("tracked", dataclasses.replace(FLOW, **{field: value})))
     assert bool(faults) is told and all(fault.startswith(field) for fault in faults)
