@@ -35,7 +35,7 @@ _TCPI_SEGS = 136  # tcpi_segs_out, tcpi_segs_in
 _TCPI_OPT_TIMESTAMPS = 1
 _ECHO_REQUEST, _ECHO_REPLY = 8, 0
 
-Flow = t.Dict[str, t.Any]
+Flow = dict[str, t.Any]
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ RUN_DIR = "/run/ebpf_conntrack"
 _MOUNT_RECORD = "bpffs"  # in RUN_DIR: the device number of the bpffs that we mounted
 
 _OURS = "ebpf_conntrack"
+_SWAPPED_IN = "%new"  # a symlink on its way to its place; no name that encode() made ends so
 #: What the kernel itself puts into a fresh bpffs.
 _PRELOADED = {"maps.debug", "progs.debug"}
 LOCK_SECONDS = 60
@@ -268,11 +269,25 @@ def swap_symlink(target: str, path: str) -> None:
     """
     if os.path.lexists(path) and not os.path.islink(path):
         check_symlink(path, target)
-    new = path + "%new"  # '%' never ends a name that encode() made
+    end_swap(path)
+    os.symlink(target, path + _SWAPPED_IN)
+    os.rename(path + _SWAPPED_IN, path)
+
+
+def end_swap(path: str) -> None:
+    """Take away what a killed swap_symlink() left beside ``path``."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(new)  # of a run that was killed
-    os.symlink(target, new)
-    os.rename(new, path)
+        os.unlink(path + _SWAPPED_IN)
+
+
+def remove_symlink(target_prefix: str, path: str) -> None:
+    """Take our symlink away, and what a killed swap_symlink() left beside it; what is not ours stays.
+
+    :param target_prefix: what the target of our symlink starts with.
+    """
+    end_swap(path)
+    if os.path.islink(path) and os.readlink(path).startswith(target_prefix):
+        os.unlink(path)
 
 
 # ---------------------------------------------------------------- one at a time

@@ -26,6 +26,11 @@ _UAPI = "/usr/include"
 #: Most lines of a compiler's or verifier's words that a message carries; all of them are in the fact ``compiler_output``.
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 * 1024
+#: The lines of a verifier's log that follow the program, or count, instead of naming a fault.
+_VERIFIER_TRACE = re.compile(r"processed |verification time|stack depth|bpf: |\d+: |;|\(|from |R\d+(_\w+)?=")
+#: The first line of a function's definition, and of one that is a program.
+_FUNCTION = re.compile(r"[A-Za-z_].*\([^;]*$")
+_PROGRAM = re.compile(r"PROG\(|int \w+\(struct xdp_md \*")
 
 
 def flags() -> list[str]:
@@ -65,17 +70,26 @@ def _read(path: str) -> str:
         return source.read().decode(errors="replace")
 
 
-def source_line(text: str, name: str, line: int) -> str | None:
-    """Return a line (from 1) of one of the files that the rendered text was made of.
+def source_lines(text: str, name: str) -> list[str]:
+    """Return the lines of one of the files that the rendered text was made of; none where it is not one of them.
 
-    >>> source_line('#line 1 "a.c"\\nint x;\\n#line 1 "b.c"\\nint y;\\n', "b.c", 1)
-    'int y;'
+    >>> source_lines('#line 1 "a.c"\\nint x;\\n#line 1 "b.c"\\nint y;', "b.c")
+    ['int y;']
     """
     start = re.search(rf'^#line 1 "{re.escape(name)}"\n', text, re.MULTILINE)
-    if not start:
-        return None
-    lines = text[start.end() :].split("\n#line ", 1)[0].split("\n")
-    return lines[line - 1].strip() if 0 < line <= len(lines) else None
+    return text[start.end() :].split("\n#line ", 1)[0].split("\n") if start else []
+
+
+def line_before_bcc(lines: t.Sequence[str], number: int) -> int:
+    """Return the line of a file for one that the verifier names: bcc puts a line in front of each function, and one behind a program's brace."""
+    added = 0
+    for at, line in enumerate(lines, 1):
+        function = bool(_FUNCTION.match(line))
+        added += function
+        if at + added >= number:
+            return at
+        added += function and bool(_PROGRAM.match(line))
+    return number - added
 
 
 def explain(text: str, output: str) -> str:
@@ -84,12 +98,14 @@ def explain(text: str, output: str) -> str:
     faults = [number for number, line in enumerate(lines) if re.search(r"\berror: ", line)]
     if faults:
         return "\n".join(lines[faults[0] : faults[0] + _SHOWN_LINES])
-    places = [(number, found) for number, line in enumerate(lines) for found in re.findall(r"@ (\S+?):(\d+)", line)]
-    told = [line for line in lines if not re.match(r"(processed|verification time|stack depth|\d+: |;|\(|from |R\d)", line.strip())][-3:]
+    places = re.findall(r"@ (\S+?):(\d+)", output)
     if not places:
         return "\n".join(lines[-_SHOWN_LINES:])
-    dummy, (name, number) = places[-1]
-    return "\n".join([*told, f"{name}:{number}: {source_line(text, name, int(number)) or '(line not found)'}"])
+    told = [line for line in lines if not _VERIFIER_TRACE.match(line.strip())][-3:]
+    name, number = places[-1]
+    source = source_lines(text, name)
+    at = line_before_bcc(source, int(number))
+    return "\n".join([*told, f"{name}:{at}: {source[at - 1].strip() if 0 < at <= len(source) else '(line not found)'}"])
 
 
 def build(text: str, headers: t.Mapping[str, str]) -> dict[str, int]:
@@ -112,16 +128,20 @@ def build(text: str, headers: t.Mapping[str, str]) -> dict[str, int]:
         log = os.path.join(directory, "log")
         what = "compiling the chain"
         loaded: dict[str, int] = {}
+        module = None
         try:
             with _stderr_to(log):
-                module = bcc.BPF(text=text, cflags=cflags)
+                module = bcc.BPF(text=text.encode(), cflags=cflags)
                 for name in chain.SLOTS:
                     what = f"loading {name}"
-                    loaded[name] = os.dup(module.load_func(name, bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd)
+                    loaded[name] = os.dup(module.load_func(name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd)
         except Exception as exc:  # bcc raises bare Exception for everything
             for fd in loaded.values():
                 os.close(fd)
             output = _read(log)
-            raise ConntrackError(f"{what} failed: {exc}".split("\n", 1)[0] + f"\n{explain(text, output)}", compiler_output=output) from exc
-        module.cleanup()
+            why = str(exc).partition("\n")[0].rpartition(": ")[2]
+            raise ConntrackError(f"{what} failed: {why}\n{explain(text, output)}", compiler_output=output) from exc
+        finally:
+            if module is not None:
+                module.cleanup()  # bcc keeps every object open until the process ends otherwise
         return loaded

@@ -12,7 +12,7 @@ import errno
 import struct
 import typing as t
 
-from . import bpf, chain
+from . import bpf, chain, netns
 from .errors import ConntrackError
 
 # ---------------------------------------------------------------- a few instructions by hand (Documentation/bpf/standardization/instruction-set.rst)
@@ -22,7 +22,7 @@ _HELPER_ADJUST_META = 54  # include/uapi/linux/bpf.h, enum bpf_func_id
 _HELPER_JIFFIES64 = 118
 _FRAME = 10  # the register that points to the end of the stack
 _XDP_PASS = 2
-_NO_SUCH_IFINDEX = 0x7FFFFFFF
+_LOOPBACK = 1  # the ifindex of lo in every namespace
 
 
 def _insn(opcode: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
@@ -44,13 +44,9 @@ def _has_lru() -> None:
 
 
 def _has_link() -> None:
-    """An interface that can not exist: a kernel that knows the attach type says so, others refuse the call."""
-    with bpf.closing(bpf.prog_load(_PASS, "probe")) as program:
-        try:
-            bpf.close(bpf.link_create(program, _NO_SUCH_IFINDEX))
-        except bpf.BpfError as exc:
-            if exc.errno != errno.ENODEV:
-                raise
+    """On the loopback of a namespace that nobody else sees and that is gone with the call."""
+    with bpf.closing(bpf.prog_load(_PASS, "probe")) as program, netns.anonymous():
+        bpf.close(bpf.link_create(program, _LOOPBACK, flags=bpf.XDP_FLAGS["generic"]))
 
 
 #: What is needed, the release that brought it, and the attempt that proves it.

@@ -11,6 +11,7 @@ columns are made of the two. Nothing here touches the kernel.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import socket
 import struct
 import typing as t
@@ -67,8 +68,8 @@ EXPIRES = 5
 LAST_SEEN = 6
 CREATED = 7
 
-#: What the values of a flow are, in their order. ``timeout``, ``age`` and ``idle`` are whole seconds; addresses are text. For ICMP
-#: ``sport`` is the id. ``related`` are the ICMP errors that quote the flow.
+#: What the values of a flow are, in their order: that of a record, so that most lines are made of them as they stand. ``timeout``, ``age`` and
+#: ``idle`` are whole seconds; addresses are text. For ICMP ``orig.sport`` is the id. ``related`` are the ICMP errors that quote the flow.
 VALUES = (
     "timeout",
     "orig.src",
@@ -77,6 +78,10 @@ VALUES = (
     "orig.dport",
     "orig.packets",
     "orig.bytes",
+    "reply.src",
+    "reply.dst",
+    "reply.sport",
+    "reply.dport",
     "reply.packets",
     "reply.bytes",
     "age",
@@ -84,7 +89,13 @@ VALUES = (
     "related.packets",
     "related.bytes",
 )
-(TIMEOUT, SRC, DST, SPORT, DPORT, ORIG_PACKETS, ORIG_BYTES, REPLY_PACKETS, REPLY_BYTES, AGE, IDLE, RELATED_PACKETS, RELATED_BYTES) = range(len(VALUES))
+TIMEOUT, SRC, DST, SPORT, DPORT, ORIG_PACKETS, ORIG_BYTES = range(7)
+REPLY_SRC, REPLY_DST, REPLY_SPORT, REPLY_DPORT, REPLY_PACKETS, REPLY_BYTES = range(7, 13)
+AGE, IDLE, RELATED_PACKETS, RELATED_BYTES = range(13, 17)
+ADDRESSES = (SRC, DST, REPLY_SRC, REPLY_DST)
+
+#: How many addresses, shapes and templates are remembered: enough for most tables, little memory.
+CACHED = 50000
 
 Values = tuple[t.Any, ...]
 #: (key fields, value fields) as the table's key struct and VIEW give them, or with the packed key and value behind them.
@@ -159,21 +170,6 @@ def make_shape(table: Table, number: int, ctl: int, dport: int) -> Shape:
     )
 
 
-class Cache(dict[t.Any, t.Any]):
-    """A dict that makes what it lacks, and forgets all of it rather than grow without bound."""
-
-    def __init__(self, make: t.Callable[[t.Any], t.Any], bound: int = 50000) -> None:
-        super().__init__()
-        self._make = make
-        self._bound = bound
-
-    def __missing__(self, key: t.Any) -> t.Any:
-        if len(self) >= self._bound:
-            self.clear()
-        value = self[key] = self._make(key)
-        return value
-
-
 class Decoder:
     """Decodes the rows of one table at one instant; keeps the caches between batches.
 
@@ -191,10 +187,13 @@ class Decoder:
             name = socket.inet_ntop(family, packed)
             return name.encode() if as_bytes else name
 
-        self._addresses = Cache(text)
-        #: by protocol number by control word; for ICMP by control word << 16 | type << 8 | code
-        self._shapes = Cache(lambda number: Cache(lambda ctl: make_shape(table, number, ctl, 0)))
-        self._shapes[table.icmp] = Cache(lambda key: make_shape(table, table.icmp, key >> 16, key & 0xFFFF))
+        def shapes(number: int) -> t.Callable[[int], Shape]:
+            if number == table.icmp:  # by control word << 16 | type << 8 | code
+                return functools.lru_cache(CACHED)(lambda key: make_shape(table, number, key >> 16, key & 0xFFFF))
+            return functools.lru_cache(CACHED)(lambda ctl: make_shape(table, number, ctl, 0))
+
+        self._addresses = functools.lru_cache(CACHED)(text)
+        self._shapes = functools.lru_cache(256)(shapes)
 
     def rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
         """Return the rows of one batch, without their bytes."""
@@ -233,19 +232,24 @@ class Decoder:
                 continue
             if ctl & orig_hi:
                 lo, hi, sport, dport = hi, lo, dport, sport
-            shape = shapes[number][ctl << 16 | dport if number == icmp else ctl]
+            shape = shapes(number)(ctl << 16 | dport if number == icmp else ctl)
+            src, dst = addresses(lo), addresses(hi)
             idle = (now - last_seen) & 0xFFFFFFFF
             age = seconds - created
             yield (
                 shape,
                 (
                     left // rate,
-                    addresses[lo],
-                    addresses[hi],
+                    src,
+                    dst,
                     sport,
                     dport,
                     orig_packets,
                     orig_bytes,
+                    dst,
+                    src,
+                    dport,
+                    sport,
                     reply_packets,
                     reply_bytes,
                     age if age > 0 else 0,
@@ -257,9 +261,11 @@ class Decoder:
             )
 
 
-def _side(shape: Shape, v: Values, src: int, dst: int, sport: int, dport: int, packets: int, octets: int) -> Record:
-    ports = {"sport": v[sport], "dport": v[dport]} if shape.ported else {}
-    return {"src": v[src], "dst": v[dst], **ports, "packets": v[packets], "bytes": v[octets]}
+def _side(shape: Shape, v: Values, first: int) -> Record:
+    """Return one direction, whose values begin at ``first``."""
+    src, dst, sport, dport, packets, octets = v[first : first + 6]
+    ports = {"sport": sport, "dport": dport} if shape.ported else {}
+    return {"src": src, "dst": dst, **ports, "packets": packets, "bytes": octets}
 
 
 def record(shape: Shape, v: Values) -> Record:
@@ -271,8 +277,8 @@ def record(shape: Shape, v: Values) -> Record:
         "assured": shape.assured,
         "seen_reply": shape.seen_reply,
         "timeout": v[TIMEOUT],
-        "orig": _side(shape, v, SRC, DST, SPORT, DPORT, ORIG_PACKETS, ORIG_BYTES),
-        "reply": _side(shape, v, DST, SRC, DPORT, SPORT, REPLY_PACKETS, REPLY_BYTES),
+        "orig": _side(shape, v, SRC),
+        "reply": _side(shape, v, REPLY_SRC),
     }
     if shape.icmp:
         result["icmp"] = {"type": shape.icmp[0], "code": shape.icmp[1], "id": v[SPORT]}
@@ -298,28 +304,13 @@ def _shared(name: str) -> t.Callable[[Shape, Values], t.Any]:
 #: The columns of a flow: every single value of a record under its dotted name. None where a flow has no such value.
 COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
     **{name: _shared(name) for name in ("family", "proto", "state", "assured", "seen_reply")},
-    "timeout": _value(TIMEOUT),
-    "orig.src": _value(SRC),
-    "orig.dst": _value(DST),
-    "orig.sport": _port(SPORT),
-    "orig.dport": _port(DPORT),
-    "orig.packets": _value(ORIG_PACKETS),
-    "orig.bytes": _value(ORIG_BYTES),
-    "reply.src": _value(DST),
-    "reply.dst": _value(SRC),
-    "reply.sport": _port(DPORT),
-    "reply.dport": _port(SPORT),
-    "reply.packets": _value(REPLY_PACKETS),
-    "reply.bytes": _value(REPLY_BYTES),
+    **{name: (_port if name.endswith("port") else _value)(VALUES.index(name)) for name in VALUES[:AGE]},
     "icmp.type": lambda shape, v: shape.icmp[0] if shape.icmp else None,
     "icmp.code": lambda shape, v: shape.icmp[1] if shape.icmp else None,
     "icmp.id": lambda shape, v: v[SPORT] if shape.icmp else None,
     "dir": _shared("dir"),
     "vlan": lambda shape, v: list(shape.vlan) or None,
-    "age": _value(AGE),
-    "idle": _value(IDLE),
-    "related.packets": _value(RELATED_PACKETS),
-    "related.bytes": _value(RELATED_BYTES),
+    **{name: _value(VALUES.index(name)) for name in VALUES[AGE:]},
 }
 #: Short words besides: the filters' words for the initiator's side, and the totals of both directions.
 SHORT_COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
@@ -391,7 +382,7 @@ def sort_key(name: str) -> t.Callable[[Flow], t.Any]:
 
 def with_text(v: Values) -> Values:
     """Return values whose addresses are text, whichever they were."""
-    return v if isinstance(v[SRC], str) else (v[TIMEOUT], v[SRC].decode(), v[DST].decode(), *v[SPORT:])
+    return v if isinstance(v[SRC], str) else tuple(one.decode() if isinstance(one, bytes) else one for one in v)
 
 
 def endpoint(address: str, port: int | None) -> str:

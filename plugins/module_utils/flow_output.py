@@ -11,6 +11,7 @@ placeholders. So each form is described once, and a line costs one formatting op
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -24,26 +25,25 @@ from .errors import bad_value
 
 #: conntrack names this protocol and prints ports for it, although the kernel tracks it by number only.
 _DCCP = 33
-_ADDRESSES = (flow.SRC, flow.DST)
 #: A character of the private use area: no value and no key of a record holds it.
 _MARK = "\ue000"
 _PLACEHOLDERS = tuple(f"{_MARK}{index}{_MARK}" for index in range(len(flow.VALUES)))
-_QUOTED = re.compile(f'"{_MARK}([0-9]+){_MARK}"')
-_PLAIN = re.compile(f"{_MARK}([0-9]+){_MARK}")
+_FOUND = re.compile(f'("?){_MARK}([0-9]+){_MARK}\\1')
 
-_Template = tuple[bytes, t.Callable[[flow.Values], t.Any]]
+_Template = tuple[bytes, t.Optional[t.Callable[[flow.Values], t.Any]]]
+
+
+def _compiled(text: str) -> _Template:
+    """Return the format string for a text with placeholders in it, and what picks its arguments: None where it takes all values in their order."""
+    indexes = [int(index) for dummy, index in _FOUND.findall(text)]
+    # a placeholder in quotes is text or a number: only text keeps its quotes
+    form = _FOUND.sub(lambda found: f"{found[1]}%s{found[1]}" if int(found[2]) in flow.ADDRESSES else "%d", text.replace("%", "%%"))
+    return form.encode(), None if indexes == list(range(len(flow.VALUES))) else operator.itemgetter(*indexes)
 
 
 def dumps(value: object) -> str:
     """Return ``value`` as one line of JSON."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def _template(text: str, placeholder: re.Pattern[str], quote: str) -> _Template:
-    """Return the format string and the function that picks its arguments, for a text with placeholders in it."""
-    indexes = [int(found) for found in placeholder.findall(text)]
-    form = placeholder.sub(lambda found: f"{quote}%s{quote}" if int(found.group(1)) in _ADDRESSES else "%d", text.replace("%", "%%"))
-    return form.encode(), operator.itemgetter(*indexes)
 
 
 # ---------------------------------------------------------------- conntrack -L
@@ -70,12 +70,9 @@ def conntrack_line(shape: flow.Shape, v: flow.Values, extended: bool = False) ->
 
 def _tuple(shape: flow.Shape, v: flow.Values, reply: bool) -> str:
     """Return one direction of a conntrack line."""
-    src, dst, sport, dport = flow.SRC, flow.DST, flow.SPORT, flow.DPORT
-    packets, octets = flow.ORIG_PACKETS, flow.ORIG_BYTES
-    if reply:
-        src, dst, sport, dport = dst, src, dport, sport
-        packets, octets = flow.REPLY_PACKETS, flow.REPLY_BYTES
-    parts = [f"src={v[src]} dst={v[dst]}"]
+    first = flow.REPLY_SRC if reply else flow.SRC
+    src, dst, sport, dport, packets, octets = v[first : first + 6]
+    parts = [f"src={src} dst={dst}"]
     if shape.icmp:
         kind, code = shape.icmp
         answers = flow.ICMP_ANSWERS[shape.number]
@@ -85,8 +82,8 @@ def _tuple(shape: flow.Shape, v: flow.Values, reply: bool) -> str:
     elif shape.number == _DCCP:
         parts.append("sport=0 dport=0")
     elif shape.ported:
-        parts.append(f"sport={v[sport]} dport={v[dport]}")
-    parts.append(f"packets={v[packets]} bytes={v[octets]}")
+        parts.append(f"sport={sport} dport={dport}")
+    parts.append(f"packets={packets} bytes={octets}")
     return " ".join(parts)
 
 
@@ -103,7 +100,7 @@ class Writer:
         self.fields = tuple(fields)
         self.window = window
         self.as_bytes = not fields and not window
-        self._templates = flow.Cache(self.template)
+        self._template = functools.lru_cache(flow.CACHED)(lambda shape: _compiled(self.line((shape, _PLACEHOLDERS, ()))))
 
     def begin(self) -> bytes:
         """Return what stands before the first flow."""
@@ -115,21 +112,17 @@ class Writer:
 
     def write(self, flows: t.Iterable[flow.Flow]) -> bytes:
         """Return the bytes of some flows."""
-        return b"".join([line + b"\n" for line in self.lines(flows)])
-
-    def lines(self, flows: t.Iterable[flow.Flow]) -> list[bytes]:
-        """Return each flow's own piece of text."""
         if not self.as_bytes:
-            return [dumps(flow.shown(item, self.fields, self.window)).encode() for item in flows]
-        templates, result = self._templates, []
+            return "".join([self.line(item) for item in flows]).encode()
+        template, pieces = self._template, []
         for shape, values, dummy in flows:
-            form, pick = templates[shape]
-            result.append(form % pick(values))
-        return result
+            form, pick = template(shape)
+            pieces.append(form % (pick(values) if pick else values))
+        return b"".join(pieces)
 
-    def template(self, shape: flow.Shape) -> _Template:
-        """Return the template of the pieces of one shape."""
-        return _template(dumps(flow.record(shape, _PLACEHOLDERS)), _QUOTED, '"')
+    def line(self, item: flow.Flow) -> str:
+        """Return the text of one flow."""
+        return dumps(flow.shown(item, self.fields, self.window)) + "\n"
 
 
 class JsonWriter(Writer):
@@ -145,12 +138,15 @@ class JsonWriter(Writer):
 
     def write(self, flows: t.Iterable[flow.Flow]) -> bytes:
         """Return the records, parted by commas from each other and from those before."""
-        lines = self.lines(flows)
-        if not lines:
-            return b""
-        start = b"\n" if self._empty else b",\n"
-        self._empty = False
-        return start + b",\n".join(lines)
+        text = super().write(flows)
+        if text and self._empty:
+            self._empty = False
+            return text[1:]
+        return text
+
+    def line(self, item: flow.Flow) -> str:
+        """Return the record of one flow, with what parts it from the one before."""
+        return ",\n" + super().line(item)[:-1]
 
     def end(self) -> bytes:
         """Close the list."""
@@ -167,9 +163,9 @@ class ConntrackWriter(Writer):
         super().__init__()
         self._extended = extended
 
-    def template(self, shape: flow.Shape) -> _Template:
-        """Return the template of one shape's lines."""
-        return _template(conntrack_line(shape, _PLACEHOLDERS, self._extended), _PLAIN, "")
+    def line(self, item: flow.Flow) -> str:
+        """Return the line of one flow."""
+        return conntrack_line(item[0], item[1], self._extended) + "\n"
 
 
 def _cell(value: object) -> str:

@@ -76,7 +76,10 @@ def report(params: Params, check_mode: bool) -> Result:
     except flow_table.NoChain as exc:
         if not check_mode:
             raise
-        return _with_facts({"changed": bool(dest), "flows": [], "count": 0, "truncated": False, "warnings": [f"{exc.message} In check mode: no flows."]})
+        empty: Result = {"changed": bool(dest), "flows": [], "count": 0, "truncated": False, "warnings": [f"{exc.message} In check mode: no flows."]}
+        if writer and not dest:
+            empty["text"] = (writer.begin() + writer.end()).decode()
+        return _with_facts(empty)
     result: Result = {"changed": changed, "flows": reading.flows, "count": reading.count, "truncated": reading.truncated}
     if reading.truncated:
         result["msg"] = _cut(reading, bool(dest))
@@ -133,7 +136,7 @@ def flush(params: Params, check_mode: bool) -> Result:
     bpffs.check(params["pin_root"])
     warnings = []
     try:
-        with flow_table.FlowTables(params["pin_root"]) as tables:
+        with (flow_table.FlowTables if check_mode else flow_table.writing)(params["pin_root"]) as tables:
             done = flow_table.delete(tables, choice, limit, dry=check_mode)
     except flow_table.NoChain as exc:
         if not check_mode:

@@ -126,12 +126,23 @@ class FlowTables:
         return bpf.map_delete_batch(opened.fd, keys)
 
     def count_deleted(self, numbers: t.Mapping[str, int]) -> None:
-        """Add to the counters of chain.DELETIONS. Only user space writes them, one process at a time."""
-        if any(numbers.values()):
-            with bpffs.locked(self._paths.base):
-                for name, number in numbers.items():
-                    index = chain.DELETIONS.index(name)
-                    bpf.map_update(self._deletions, _INDEX.pack(index), _U64.pack(self._u64(self._deletions, index) + number))
+        """Add to the counters of chain.DELETIONS, which only user space writes; see writing()."""
+        for name, number in numbers.items():
+            if number:
+                index = chain.DELETIONS.index(name)
+                bpf.map_update(self._deletions, _INDEX.pack(index), _U64.pack(self._u64(self._deletions, index) + number))
+
+
+@contextlib.contextmanager
+def writing(pin_root: str) -> t.Iterator[FlowTables]:
+    """Open the tables to delete from them: one process at a time, and not while the next generation takes over what the tables hold.
+
+    :raises ConntrackError: as FlowTables, and when somebody else holds the lock for too long.
+    """
+    with FlowTables(pin_root):  # it says so when there is no chain, and then no directory to lock either
+        pass
+    with bpffs.locked(bpffs.Paths(pin_root).base), FlowTables(pin_root) as tables:
+        yield tables
 
 
 class Source(t.Protocol):
@@ -423,6 +434,7 @@ def _doomed(rows: t.Iterable[flow.Row], choice: Choice, table: flow.Table, clock
 def delete(source: Source, choice: Choice, limit: int = flow_filter.DEFAULT_LIMIT, dry: bool = False, most: int | None = None) -> Deletion:
     """Delete the entries that are to go, batch by batch; what was deleted is counted by reason.
 
+    The source is open for writing(), unless ``dry``.
     Each entry is read again just before it is deleted, unless no packet can change that it is to go: a flow that was revived since stays.
     There is no undoing: an error ends the pass, and its facts say how many entries are gone.
 

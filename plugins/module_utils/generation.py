@@ -18,7 +18,7 @@ import struct
 import time
 import typing as t
 
-from . import bpf, bpffs, build_bcc, chain, clock
+from . import bpf, bpffs, build_bcc, chain, clock, handover
 from .bpffs import Paths
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
@@ -32,6 +32,8 @@ _GRACE_SECONDS = 0.02
 _XDP_PASS = 2
 #: A frame of no known protocol: the loader's proof that the chain runs from its entry to its end.
 _PROBE = bytes(12) + b"\xff\xff" + bytes(46)
+#: Kinds of maps whose entries go along into a map of another size.
+_COPIED = ("hash", "lru_hash")
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
@@ -80,6 +82,7 @@ class Have:
     :ivar faults: what keeps the active generation from working, for people.
     :ivar leftovers: names below ``gen`` that are not the active generation.
     :ivar links: the pinned bpf_links by pin name, with the hook each one's program serves (None where it can not be told).
+    :ivar no_paths: those of the seed's paths that are missing.
     """
 
     generation: int | None = None
@@ -91,6 +94,7 @@ class Have:
     faults: tuple[str, ...] = ()
     leftovers: tuple[str, ...] = ()
     links: t.Mapping[str, tuple[bpf.LinkInfo, str | None]] = dataclasses.field(default_factory=dict)
+    no_paths: tuple[str, ...] = ()
 
 
 def check(want: Want) -> None:
@@ -157,15 +161,16 @@ def _observe_links(paths: Paths, programs: t.Mapping[int, bpf.ProgInfo]) -> dict
 
 def observe(paths: Paths) -> Have:
     """Read the kernel: the active generation, its health, and what else lies around."""
+    no_paths = tuple(path for path in paths.seed_links() if not os.path.lexists(path))
     if not bpffs.mounted(paths.pin_root):
-        return Have()
+        return Have(no_paths=no_paths)
     try:
         generation = int(os.path.basename(os.readlink(paths.active)))
     except (FileNotFoundError, ValueError):
         generation = None
     leftovers = tuple(name for name in _names(paths.gen) if name != str(generation))
     if generation is None or not os.path.isdir(paths.gen_dir(generation)):
-        return Have(leftovers=leftovers, links=_observe_links(paths, {}))
+        return Have(leftovers=leftovers, links=_observe_links(paths, {}), no_paths=no_paths)
     faults: list[str] = []
     programs: dict[int, bpf.ProgInfo] = {}
     maps: dict[str, bpf.MapInfo] = {}
@@ -190,7 +195,8 @@ def observe(paths: Paths) -> Have:
             elif spec.name == "jt":
                 faults += _slot_faults(fd, programs)
     digest = f"{meta.get('digest_high', 0):016x}{meta.get('digest_low', 0):016x}"
-    return Have(generation, digest, meta.get("layout", 0), settings, programs, maps, tuple(faults), leftovers, _observe_links(paths, programs))
+    links = _observe_links(paths, programs)
+    return Have(generation, digest, meta.get("layout", 0), settings, programs, maps, tuple(faults), leftovers, links, no_paths)
 
 
 def _slot_faults(jt: int, programs: t.Mapping[int, bpf.ProgInfo]) -> list[str]:
@@ -233,8 +239,8 @@ def plan_present(have: Have, want: Want, settings: bytes) -> Plan:
     if why is None:
         if have.settings != settings:
             steps.append(Step("change", "map", "settings", "timeouts or switches differ", _settings_shown(have.settings), _settings_shown(settings)))
-        return steps + _plan_leftovers(have)
-    if have.generation is not None and have.maps and have.layout != chain.LAYOUT_VERSION:
+        return steps + _plan_links(have, have.generation) + _plan_paths(have) + _plan_leftovers(have)
+    if "meta" in have.maps and have.layout != chain.LAYOUT_VERSION:
         raise ConntrackError(
             f"the flow table of generation {have.generation} has layout {have.layout}, this release has {chain.LAYOUT_VERSION}: "
             "they can not be handed on. Remove the chain (state: absent), which forgets its flows, and load it again."
@@ -245,14 +251,29 @@ def plan_present(have: Have, want: Want, settings: bytes) -> Plan:
     for spec in chain.maps(want.table_size, want.table_size6):
         there = have.maps.get(spec.name)
         if spec.inherited and there and there.max_entries != spec.entries:
-            steps.append(Step("change", "map", spec.name, "another size: the entries are copied", f"{there.max_entries} entries", f"{spec.entries} entries"))
-    for key, (info, hook) in have.links.items():
-        if hook and info.ifindex:
-            steps.append(Step("replace", "link", _interface(key), f"{hook} of generation {number} takes the interface over", before, f"generation {number}", key))
+            reason = f"another size: {'the entries are copied' if spec.kind in _COPIED else 'it starts at 0'}"
+            steps.append(Step("change", "map", spec.name, reason, f"{there.max_entries} entries", f"{spec.entries} entries", args=(number, spec)))
+    steps += _plan_links(have, number)
     steps.append(Step("activate", "generation", str(number), "the pins lead to it from here on", before, f"generation {number}"))
+    steps += _plan_paths(have)
     if have.generation is not None:
         steps.append(Step("delete", "generation", str(have.generation), f"replaced by generation {number}", before, None))
     return steps + _plan_leftovers(have)
+
+
+def _plan_links(have: Have, number: int | None) -> Plan:
+    """Return the hand-over of the interfaces that do not run this generation's programs."""
+    current = {info.id for info in have.programs.values()} if number == have.generation else set()
+    after = f"generation {number}"
+    return [
+        Step("replace", "link", _interface(key), f"{hook} of {after} takes the interface over", f"program {info.prog_id}", after, args=(number, key))
+        for key, (info, hook) in have.links.items()
+        if hook and info.ifindex and info.prog_id not in current
+    ]
+
+
+def _plan_paths(have: Have) -> Plan:
+    return [Step("create", "path", path, "it leads to the active generation", None, "symbolic link") for path in have.no_paths]
 
 
 def _plan_leftovers(have: Have) -> Plan:
@@ -267,7 +288,7 @@ def plan_absent(have: Have) -> Plan:
     attached = [_interface(key) for key, (info, dummy) in have.links.items() if info.ifindex]
     if attached:
         raise ConntrackError(f"the chain is attached to {', '.join(attached)}: detach it first (xdp_attach with state: absent).")
-    steps = [Step("delete", "link", _interface(key), "its interface is gone", f"link {info.id}", None, key) for key, (info, dummy) in have.links.items()]
+    steps = [Step("delete", "link", _interface(key), "its interface is gone", f"link {info.id}", None, args=key) for key, (info, dummy) in have.links.items()]
     if have.generation is not None:
         steps.append(
             Step("delete", "generation", str(have.generation), "the chain is to be absent", f"generation {have.generation}, digest {have.digest}", None)
@@ -284,43 +305,54 @@ def _settings_shown(raw: bytes) -> str:
 
 # ---------------------------------------------------------------- apply
 def remove_tree(directory: str) -> None:
-    """Remove pins and directories below and including ``directory``; what is not there is fine."""
+    """Remove pins, symlinks and directories below and including ``directory``; what is not there is fine."""
     for where, directories, files in os.walk(directory, topdown=False):
         for name in files:
             os.unlink(os.path.join(where, name))
         for name in directories:
-            os.rmdir(os.path.join(where, name))
+            path = os.path.join(where, name)
+            os.unlink(path) if os.path.islink(path) else os.rmdir(path)
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(directory)
 
 
 class _Builder:
-    """Applies the steps of one plan; holds what later steps need of earlier ones."""
+    """Applies the steps of one plan; holds what later steps need of earlier ones until it is closed."""
 
     def __init__(self, paths: Paths, have: Have, want: Want, settings: bytes) -> None:
         self.paths, self.have, self.want, self.settings = paths, have, want, settings
+        self._open = contextlib.ExitStack()
+        self._copied: list[tuple[int, int, chain.MapSpec, int]] = []
+
+    def __enter__(self) -> _Builder:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        self._open.close()
 
     def do(self, step: Step) -> t.Callable[[], None] | None:
         """Apply one step; return what undoes it."""
         return getattr(self, f"_{step.action}_{step.kind}")(step)
+
+    def _keep(self, fd: int) -> int:
+        self._open.callback(bpf.close, fd)
+        return fd
 
     def _load_generation(self, step: Step) -> t.Callable[[], None]:
         """Build, fill, prove and pin the generation beside the active one."""
         final = self.paths.gen_dir(int(step.name))
         building = final + _UNFINISHED
         remove_tree(building)
-        for name in ("prog", "map"):
-            os.makedirs(os.path.join(building, name), mode=0o700)
         try:
+            for name in ("prog", "map"):
+                os.makedirs(os.path.join(building, name), mode=0o700)
             map_dir = os.path.join(building, "map")
             fds = {spec.name: self._map(spec, map_dir, int(step.name)) for spec in chain.maps(self.want.table_size, self.want.table_size6)}
-            programs = build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers)
+            programs = {name: self._keep(fd) for name, fd in build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers).items()}
             for name, slot in chain.SLOTS.items():
                 bpf.obj_pin(programs[name], os.path.join(building, "prog", f"xdp_{slot}"))
                 bpf.map_update(fds["jt"], _U32.pack(slot), _U32.pack(programs[name]))
             _prove(programs["ingress"], fds["stats"])
-            for fd in [*fds.values(), *programs.values()]:
-                bpf.close(fd)
             os.rename(building, final)
         except BaseException:
             remove_tree(building)
@@ -331,14 +363,10 @@ class _Builder:
         """Hand a map on or make it; return its file descriptor."""
         there = self.have.maps.get(spec.name)
         entries = t.cast("int", spec.entries)  # chain.maps() gives every map its size
-        old = bpf.obj_get(self.paths.map(spec.name)) if spec.inherited and there else None
-        if old is not None and there and there.max_entries == entries:
-            fd = old
+        if spec.inherited and there and there.max_entries == entries:
+            fd = self._keep(bpf.obj_get(self.paths.map(spec.name)))
         else:
-            fd = bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, entries)
-            if old is not None:
-                _copy(old, fd, spec)
-                bpf.close(old)
+            fd = self._keep(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, entries))
         bpf.obj_pin(fd, os.path.join(map_dir, spec.name))
         if spec.name == "settings":
             bpf.map_update(fd, _U32.pack(0), self.settings)
@@ -350,39 +378,38 @@ class _Builder:
         return fd
 
     def _change_map(self, step: Step) -> t.Callable[[], None] | None:
-        if step.name != "settings":
-            return None  # a table of another size was copied when the generation was built
-        with bpf.closing(bpf.obj_get(self.paths.map("settings"))) as fd:
-            bpf.map_update(fd, _U32.pack(0), self.settings)
+        if step.args is None:
+            return self._change_settings()
+        number, spec = step.args
+        if spec.kind in _COPIED:
+            old = self._keep(bpf.obj_get(self.paths.map(spec.name)))
+            new = self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", spec.name)))
+            with bpf.closing(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", "meta"))) as meta:
+                self._copied.append((old, new, spec, clock.jiffies_now(read_meta(meta))))
+            handover.copy(old, new, spec)
+        return None  # the new map goes with its generation
 
-        def undo() -> None:
-            with bpf.closing(bpf.obj_get(self.paths.map("settings"))) as fd:
-                bpf.map_update(fd, _U32.pack(0), self.have.settings)
-
-        return undo
+    def _change_settings(self) -> t.Callable[[], None]:
+        fd = self._keep(bpf.obj_get(self.paths.map("settings")))
+        bpf.map_update(fd, _U32.pack(0), self.settings)
+        return lambda: bpf.map_update(fd, _U32.pack(0), self.have.settings)
 
     def _replace_link(self, step: Step) -> t.Callable[[], None]:
-        key = step.args
+        number, key = step.args
         info, hook = self.have.links[key]
-        number = int(str(step.after).split()[-1])
-        new = os.path.join(self.paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[t.cast('str', hook)]}")  # only links with a hook are planned
-        old = bpf.prog_get_fd_by_id(info.prog_id)
-        pin = os.path.join(self.paths.link_dir, key)
-        with bpf.closing(bpf.obj_get(pin)) as link, bpf.closing(bpf.obj_get(new)) as program:
-            bpf.link_update(link, program, old)
-
-        def undo() -> None:
-            with bpf.closing(bpf.obj_get(pin)) as link:
-                bpf.link_update(link, old)
-            bpf.close(old)
-
-        return undo
+        link = self._keep(bpf.obj_get(os.path.join(self.paths.link_dir, key)))
+        old = self._keep(bpf.prog_get_fd_by_id(info.prog_id))
+        slot = chain.SLOTS[t.cast("str", hook)]  # only links with a hook are planned
+        new = self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "prog", f"xdp_{slot}")))
+        bpf.link_update(link, new, old)
+        return lambda: bpf.link_update(link, old, new)
 
     def _activate_generation(self, step: Step) -> t.Callable[[], None]:
+        if self._copied:
+            time.sleep(_GRACE_SECONDS)
+        for copied in self._copied:
+            handover.catch_up(*copied)
         bpffs.swap_symlink(f"gen/{step.name}", self.paths.active)
-        for path, target in self.paths.seed_links().items():
-            if not os.path.lexists(path):
-                bpffs.swap_symlink(target, path)
 
         def undo() -> None:
             if self.have.generation is not None:
@@ -392,9 +419,11 @@ class _Builder:
 
         return undo
 
+    def _create_path(self, step: Step) -> t.Callable[[], None]:
+        bpffs.swap_symlink(self.paths.seed_links()[step.name], step.name)
+        return lambda: os.unlink(step.name)
+
     def _delete_generation(self, step: Step) -> None:
-        if step.name == str(self.have.generation) and not step.reason.startswith("replaced"):
-            _remove_symlinks(self.paths)
         time.sleep(_GRACE_SECONDS)
         remove_tree(os.path.join(self.paths.gen, step.name))
 
@@ -403,20 +432,8 @@ class _Builder:
 
 
 def _remove_symlinks(paths: Paths) -> None:
-    for path in (paths.active, *paths.seed_links()):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def _copy(old: int, new: int, spec: chain.MapSpec) -> None:
-    """Copy a table's entries; what the new one has already is left alone."""
-    if spec.kind != "lru_hash":
-        return
-    for count, keys, values in bpf.map_batches(old, spec.key_size, spec.value_size):
-        for number in range(count):
-            key = bytes(keys[number * spec.key_size : (number + 1) * spec.key_size])
-            value = bytes(values[number * spec.value_size : (number + 1) * spec.value_size])
-            bpf.map_update(new, key, value)
+    for path, target in {paths.active: "gen/", **paths.seed_links()}.items():
+        bpffs.remove_symlink(target, path)
 
 
 def _prove(entry: int, stats: int) -> None:
@@ -438,10 +455,39 @@ def _prove(entry: int, stats: int) -> None:
 def apply(plan: Plan, paths: Paths, have: Have, want: Want, settings: bytes) -> None:
     """Apply a plan; on the first failure everything goes back to the generation before.
 
+    What is deleted can not come back, so nothing is until all else is done; where deleting fails, the next run goes on with it.
+
     :raises ConntrackError: naming the step, what was applied and what was rolled back.
     """
-    builder = _Builder(paths, have, want, settings)
-    apply_steps(plan, builder.do)
+    if plan:
+        for path in (paths.active, *paths.seed_links()):
+            bpffs.end_swap(path)
+    with _Builder(paths, have, want, settings) as builder:
+        apply_steps([step for step in plan if step.action != "delete"], builder.do)
+        apply_steps([step for step in plan if step.action == "delete"], builder.do)
+
+
+@contextlib.contextmanager
+def _alone(paths: Paths) -> t.Iterator[None]:
+    """Keep other runs out.
+
+    :raises ConntrackError: when another run does not end.
+    """
+    with contextlib.ExitStack() as stack:
+        while not _locked(paths, stack):
+            stack.close()
+        yield
+
+
+def _locked(paths: Paths, stack: contextlib.ExitStack) -> bool:
+    """Lock the base directory; False where the run that this one waited for took it away."""
+    try:
+        os.makedirs(paths.base, mode=0o700, exist_ok=True)
+        inode = os.stat(paths.base).st_ino
+        stack.enter_context(bpffs.locked(paths.base))
+        return os.stat(paths.base).st_ino == inode
+    except FileNotFoundError:
+        return False
 
 
 def ensure(paths: Paths, want: Want, check_mode: bool = False) -> tuple[Plan, Have]:
@@ -456,12 +502,15 @@ def ensure(paths: Paths, want: Want, check_mode: bool = False) -> tuple[Plan, Ha
         have = observe(paths)
         return plan_present(have, want, settings), have
     bpffs.ensure_mounted(paths.pin_root)
-    os.makedirs(paths.base, mode=0o700, exist_ok=True)
-    with bpffs.locked(paths.base):
-        have = observe(paths)
-        plan = plan_present(have, want, settings)
-        apply(plan, paths, have, want, settings)
-        return plan, observe(paths) if plan else have
+    try:
+        with _alone(paths):
+            have = observe(paths)
+            plan = plan_present(have, want, settings)
+            apply(plan, paths, have, want, settings)
+            return plan, observe(paths) if plan else have
+    except BaseException:
+        _tidy(paths)
+        raise
 
 
 def remove(paths: Paths, check_mode: bool = False) -> Plan:
@@ -471,17 +520,23 @@ def remove(paths: Paths, check_mode: bool = False) -> Plan:
     """
     if not bpffs.mounted(paths.pin_root) or not os.path.isdir(paths.base):
         return []
-    with bpffs.locked(paths.base):
+    if check_mode:
+        return plan_absent(observe(paths))
+    with _alone(paths):
         have = observe(paths)
         plan = plan_absent(have)
-        if check_mode:
-            return plan
-        apply(plan, paths, have, Want("", {}, 1), b"")
         _remove_symlinks(paths)
-        for directory in (paths.gen, paths.link_dir):
-            remove_tree(directory)
-    bpffs.release(paths.pin_root)
+        apply(plan, paths, have, Want("", {}, 1), b"")
+    _tidy(paths)
     return plan
+
+
+def _tidy(paths: Paths) -> None:
+    """Take away the directories that are empty."""
+    for directory in (paths.gen, paths.link_dir):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+    bpffs.release(paths.pin_root)
 
 
 def settings_here(want: Want) -> bytes:

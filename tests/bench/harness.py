@@ -134,7 +134,7 @@ def command(words: c.Sequence[str], text: str | None = None, cwd: pathlib.Path |
     """
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode:
-        raise BenchError(f"{' '.join(words[:4])} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-2000:]}")
+        raise BenchError(f"{' '.join(words[:4])} ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-2000:]}")
     return done.stdout
 
 

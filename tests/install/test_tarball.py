@@ -44,7 +44,7 @@ def test_the_modules_have_documentation(user: Place) -> None:
 
 def test_the_roles_have_documentation(user: Place) -> None:
     for name in ("netns_lab", "xdp_ct"):
-        assert "OPTIONS" in user.run("ansible-doc", "-t", "role", f"ebpf.conntrack.{name}")
+        assert "ENTRY POINT" in user.run("ansible-doc", "-t", "role", f"ebpf.conntrack.{name}")
 
 
 def test_the_lab_by_name(user: Place) -> None:

@@ -171,6 +171,41 @@ def echo(src: bytes, dst: bytes, ident: int, number: int = 1, reply: bool = Fals
     return ipv4(src, dst, ICMP, icmp(0 if reply else 8, 0, rest, payload))
 
 
+def _crc32c_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for dummy in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_CRC32C = _crc32c_table()
+
+
+def crc32c(data: bytes) -> int:
+    """Return the checksum of SCTP (RFC 9260, appendix A).
+
+    >>> hex(crc32c(b"123456789"))
+    '0xe3069283'
+    """
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+def chunk(kind: int, value: bytes = b"", flags: int = 0) -> bytes:
+    """Return one SCTP chunk, padded."""
+    return struct.pack(">BBH", kind, flags, 4 + len(value)) + value + b"\0" * (-len(value) % 4)
+
+
+def sctp(sport: int, dport: int, tag: int, *chunks: bytes) -> bytes:
+    """Return an SCTP packet."""
+    head, body = struct.pack(">HHI", sport, dport, tag), b"".join(chunks)
+    return head + struct.pack("<I", crc32c(head + b"\0\0\0\0" + body)) + body
+
+
 # ---------------------------------------------------------------- TCP options
 NOP, END = b"\1", b"\0"
 SACK_PERMITTED = b"\4\2"

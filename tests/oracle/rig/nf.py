@@ -31,6 +31,9 @@ NETLINK_NETFILTER = 12
 CT_DELETE, NFT_GETOBJ_RESET = (1 << 8) | 2, (10 << 8) | 21
 SIDES = ("a", "b")
 
+TAGS = (frames.ETH_VLAN.to_bytes(2, "big"), frames.ETH_QINQ.to_bytes(2, "big"))
+SHORTEST = 18  # Ethernet header and one tag
+
 #: One counter for each answer of nft's ``ct state``, read after the tracker has seen the packet.
 COUNTERS = ("invalid", "new", "established", "related", "untracked")
 RULES = "\n".join(
@@ -152,17 +155,27 @@ class NfRig:
         for flow in self.flows().values():
             self._request(CT_DELETE, NLM_REQUEST | NLM_ACK, delete_body(flow))
         self._before = {}
+        self._raised()
 
     # ------------------------------------------------------------ frames
     def look(self) -> None:
         """Note the table as it is now: time has passed."""
         self._before = self.flows()
 
-    def step(self, side: str, frame: bytes) -> view.Seen:
-        """Send one frame in at ``side`` and return what the tracker made of it."""
+    def send(self, side: str, frame: bytes) -> None:
+        """Send one frame in at ``side``; it has gone its whole way when this returns.
+
+        VLAN tags are taken off, as the VLAN devices of a router would: nf_conntrack never sees them.
+        """
+        while frame[12:14] in TAGS and len(frame) >= SHORTEST:
+            frame = frame[:12] + frame[16:]
         with contextlib.suppress(OSError):  # the kernel refuses what is shorter than an Ethernet header
             os.write(self._taps[side], frame)
         self._drain()
+
+    def step(self, side: str, frame: bytes) -> view.Seen:
+        """Send one frame in at ``side`` and return what the tracker made of it."""
+        self.send(side, frame)
         verdict = self._verdict()
         flows = self.flows()
         was, self._before = self._before, flows
@@ -180,15 +193,20 @@ class NfRig:
                     os.read(fd, 65536)
 
     def _verdict(self) -> str:
-        """Return which of the counters the last frame raised, and set them back; ``unseen`` where none."""
-        raised = []
-        for body in self._request(NFT_GETOBJ_RESET, NLM_REQUEST | NLM_DUMP, b"\x01\0\0\0" + attribute(1, b"oracle\0")):
-            top = attributes(body[4:])
-            if int.from_bytes(attributes(attributes(body[4:])[4])[2], "big"):
-                raised.append(top[2].rstrip(b"\0").decode("ascii"))
+        """Return which of the counters the last frame raised; ``unseen`` where none."""
+        raised = self._raised()
         if len(raised) > 1:
             raise AssertionError(f"one frame raised {raised}")
         return raised[0] if raised else "unseen"
+
+    def _raised(self) -> list[str]:
+        """Return the counters that are not 0, and set them back."""
+        raised = []
+        for body in self._request(NFT_GETOBJ_RESET, NLM_REQUEST | NLM_DUMP, b"\x01\0\0\0" + attribute(1, b"oracle\0")):
+            top = attributes(body[4:])
+            if int.from_bytes(attributes(top[4])[2], "big"):
+                raised.append(top[2].rstrip(b"\0").decode("ascii"))
+        return raised
 
     def _request(self, kind: int, flags: int, body: bytes) -> list[bytes]:
         """Send one netlink request and return the bodies of its answers.
@@ -266,7 +284,10 @@ def parse(line: str) -> view.Flow:
             sides[-1].setdefault(key, value)
     proto = "icmpv6" if number == "58" else name if name in PROTO_NUMBERS else number
     replied, assured = "[UNREPLIED]" not in marks, "[ASSURED]" in marks
-    ends = [tuple(numbered(side, key) for key in ("src", "dst", "sport", "dport", "type", "code", "id", "srckey", "dstkey") if key in side) for side in sides]
+    keys = ("src", "dst", "sport", "dport", "type", "code", "id", "srckey", "dstkey")
+    ends = [tuple(numbered(side, key) for key in keys if key in side) for side in sides]
+    if proto == "gre" and not any(ends[0][2:]):  # only version 1 has keys
+        ends = [end[:2] for end in ends]
     return view.Flow(
         family=family,
         proto=proto,

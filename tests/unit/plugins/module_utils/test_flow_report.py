@@ -27,7 +27,8 @@ class _Pinned(fakes.FakeTables):
 def source(monkeypatch: pytest.MonkeyPatch) -> fakes.FakeTables:
     rows = [fakes.entry(sport=at) for at in range(5)] + [fakes.entry(proto=17, ctl=0), fakes.entry(proto=47, left=-1)]
     pinned = _Pinned({"ctt": rows})
-    monkeypatch.setattr(flow_table, "FlowTables", lambda pin_root: pinned)
+    for name in ("FlowTables", "writing"):
+        monkeypatch.setattr(flow_table, name, lambda pin_root: pinned)
     monkeypatch.setattr(bpffs, "check", lambda pin_root: True)
     return pinned
 
@@ -37,7 +38,8 @@ def nothing_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pin_root: str) -> None:
         raise flow_table.NoChain(f"{pin_root}/map/stats does not exist: no chain is pinned there. Run xdp_program.")
 
-    monkeypatch.setattr(flow_table, "FlowTables", refuse)
+    for name in ("FlowTables", "writing"):
+        monkeypatch.setattr(flow_table, name, refuse)
 
 
 def flows(check_mode: bool = False, **params: t.Any) -> dict[str, t.Any]:
@@ -110,6 +112,12 @@ def test_without_a_chain() -> None:
         result = run(check_mode=True)
         assert (result["changed"], result["count"], result["truncated"]) == (False, 0, False)
         assert "Run xdp_program" in result["warnings"][0]
+
+
+@pytest.mark.usefixtures("nothing_pinned")
+def test_text_without_a_chain() -> None:
+    assert flows(check_mode=True, format="jsonl")["text"] == ""
+    assert json.loads(flows(check_mode=True, format="json")["text"]) == []
 
 
 def test_flush_in_four_runs(source: fakes.FakeTables) -> None:

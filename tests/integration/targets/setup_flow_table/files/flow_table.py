@@ -16,8 +16,8 @@ import typing as t
 
 sys.path.insert(0, sys.argv[1])
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, clock  # noqa: E402
-from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes  # noqa: E402
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, clock
+from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 #: Any jiffies will do: what counts is the distance to CLOCK_MONOTONIC.
 JIFFIES = 1 << 33

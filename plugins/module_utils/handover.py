@@ -1,0 +1,72 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Copy a flow table into one of another size while packets go on changing it.
+
+First everything is copied while the old chain still runs. After the interfaces are handed over, what the old table learnt meanwhile
+is brought after: only entries that a packet touched since the copy began.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import bpf
+from .chain import CTL_LOCK, ENTRY, MapSpec
+
+#: Fields of chain.ENTRY, by position: the two halves, then ctl, expires, last_seen.
+_HALF_FIELDS = 6
+_CTL, _LAST_SEEN = 12, 14
+
+
+def entries(fd: int, spec: MapSpec) -> t.Iterator[tuple[bytes, bytes]]:
+    """Return every (key, value) of a flow table, no value locked: a packet that is in it now will unlock another copy."""
+    for count, keys, values in bpf.map_batches(fd, spec.key_size, spec.value_size):
+        for number in range(count):
+            key = bytes(keys[number * spec.key_size : (number + 1) * spec.key_size])
+            yield key, unlocked(bytes(values[number * spec.value_size : (number + 1) * spec.value_size]))
+
+
+def unlocked(value: bytes) -> bytes:
+    """Return an entry without CTL_LOCK."""
+    fields = list(ENTRY.unpack(value))
+    if not fields[_CTL] & CTL_LOCK:
+        return value
+    fields[_CTL] &= ~CTL_LOCK
+    return ENTRY.pack(*fields)
+
+
+def copy(old: int, new: int, spec: MapSpec) -> None:
+    """Copy every entry."""
+    for key, value in entries(old, spec):
+        bpf.map_update(new, key, value)
+
+
+def catch_up(old: int, new: int, spec: MapSpec, since: int) -> None:
+    """Bring the entries after that a packet touched since ``since`` (jiffies64, taken before the copy)."""
+    for key, value in entries(old, spec):
+        if _later(since & 0xFFFFFFFF, ENTRY.unpack(value)[_LAST_SEEN]):
+            continue
+        there = bpf.map_lookup(new, key, spec.value_size)
+        bpf.map_update(new, key, value if there is None else merged(value, unlocked(there)))
+
+
+def merged(old: bytes, new: bytes) -> bytes:
+    """Return one entry of two that were the same until each went on by itself.
+
+    What a direction has sent only grows, so of each half the larger counts and sequence numbers hold; the rest is that of the one seen last.
+    """
+    one, other = ENTRY.unpack(old), ENTRY.unpack(new)
+    fields = list(one if _later(one[_LAST_SEEN], other[_LAST_SEEN]) else other)
+    for half in (0, _HALF_FIELDS):
+        packets, octets, end, maxend, maxwin, maxack = range(half, half + _HALF_FIELDS)
+        for field in (packets, octets, maxwin):
+            fields[field] = max(one[field], other[field])
+        for field in (end, maxend, maxack):
+            fields[field] = one[field] if _later(one[field], other[field]) else other[field]
+    return ENTRY.pack(*fields)
+
+
+def _later(one: int, other: int) -> bool:
+    """Return whether a 32-bit clock or sequence number is after another."""
+    return 0 < (one - other) & 0xFFFFFFFF < 1 << 31

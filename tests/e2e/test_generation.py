@@ -1,0 +1,692 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The chain's life on the running kernel: load, keep, change, hand over, break at every step, kill at every step, remove."""
+
+from __future__ import annotations
+
+import collections.abc as c
+import contextlib
+import dataclasses
+import errno
+import os
+import pathlib
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, chain, generation, netns, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+SOURCES = pathlib.Path(__file__).resolve().parents[2] / "files/bpf"
+TABLE_SIZE = 1024
+U32 = struct.Struct("=I")
+U64 = struct.Struct("=Q")
+CTL_AT = 64  # offset of ct_entry.ctl: after two halves of 32 bytes
+
+
+def udp_frame(sport: int, payload: int = 18) -> bytes:
+    """A frame of 172.20.56.105:sport -> 172.30.56.105:53; a UDP checksum of 0 is none."""
+    total = 28 + payload
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, total, 0, 0, 64, 17, 0, bytes((172, 20, 56, 105)), bytes((172, 30, 56, 105)))
+    check = sum(struct.unpack("!10H", head))
+    check = ~((check & 0xFFFF) + (check >> 16)) & 0xFFFF
+    ip = head[:10] + struct.pack("!H", check) + head[12:]
+    return b"\x02" + bytes(11) + b"\x08\x00" + ip + struct.pack("!HHHH", sport, 53, 8 + payload, 0) + bytes(payload)
+
+
+@dataclasses.dataclass
+class Chain:
+    """A chain below a pin root of its own.
+
+    :ivar text: the sources as they come with the collection, rendered for TABLE_SIZE.
+    """
+
+    paths: bpffs.Paths
+    text: str
+    headers: dict[str, str]
+
+    def want(self, text: str | None = None, table_size: int = TABLE_SIZE, **settings: t.Any) -> generation.Want:
+        return generation.Want(text or self.text, self.headers, table_size, **settings)
+
+    def changed(self, mark: str = "changed") -> generation.Want:
+        """Other sources: a comment."""
+        return self.want(f"{self.text}\n/* {mark} */\n")
+
+    def ensure(self, want: generation.Want | None = None, check_mode: bool = False) -> tuple[list[dict[str, t.Any]], generation.Have]:
+        plan, have = generation.ensure(self.paths, want or self.want(), check_mode)
+        return [step.as_dict() for step in plan], have
+
+    def observe(self) -> generation.Have:
+        return generation.observe(self.paths)
+
+    def tree(self) -> dict[str, str]:
+        """Everything below the pin root: what symlinks lead to, and the objects that pins hold."""
+        found = {}
+        for directory, below, names in os.walk(self.paths.pin_root):
+            for name in below + names:
+                path = os.path.join(directory, name)
+                shown = path[len(self.paths.pin_root) + 1 :]
+                if os.path.islink(path):
+                    found[shown] = f"-> {os.readlink(path)}"
+                elif os.path.isdir(path):
+                    found[shown] = "directory"
+                else:
+                    with bpf.closing(bpf.obj_get(path)) as fd:
+                        kind = bpf.kind_of(fd)
+                        read: dict[str, c.Callable[[int], t.Any]] = {"map": bpf.map_info, "prog": bpf.prog_info, "link": bpf.link_info}
+                        info = read[kind](fd)
+                        found[shown] = f"{kind} {info.id}" + (f" runs {info.prog_id}" if kind == "link" else "")
+        return found
+
+    def flows(self) -> dict[bytes, bytes]:
+        key, value = chain.KEY4.size, chain.ENTRY.size
+        found = {}
+        with bpf.closing(bpf.obj_get(self.paths.map("ctt"))) as fd:
+            for count, keys, values in bpf.map_batches(fd, key, value):
+                found.update((bytes(keys[n * key : (n + 1) * key]), bytes(values[n * value : (n + 1) * value])) for n in range(count))
+        return found
+
+    def stats(self) -> dict[str, int]:
+        with bpf.closing(bpf.obj_get(self.paths.map("stats"))) as fd:
+            return {name: sum(U64.unpack(value)[0] for value in bpf.percpu_value(fd, index, 8)) for index, name in enumerate(chain.COUNTERS)}
+
+    def send(self, *frames: bytes, hook: str = "ingress") -> None:
+        """Run frames through the active generation; each has to be passed as it is."""
+        with bpf.closing(bpf.obj_get(self.paths.prog(chain.SLOTS[hook]))) as fd:
+            for frame in frames:
+                run = bpf.prog_test_run(fd, frame)
+                assert (run.retval, run.data_out) == (2, frame)
+
+    def interface(self) -> dict[str, t.Any]:
+        """Attach ingress to ``left``, and return what is attached."""
+        result, dummy = attach.converge("present", [{"name": "left", "program": "ingress"}], "native", False, self.paths.pin_root, False)
+        return t.cast("dict[str, t.Any]", result["interfaces"][0])
+
+    def assert_whole(self, number: int) -> None:
+        """The one generation that is there is this one, whole, and both the hooks and the seed's paths lead to it."""
+        have = self.observe()
+        assert (have.generation, have.faults, have.leftovers) == (number, (), ())
+        assert os.listdir(self.paths.gen) == [str(number)]
+        for path, target in self.paths.seed_links().items():
+            assert os.readlink(path) == target
+        assert {info.prog_id for info, dummy in have.links.values()} <= {program.id for program in have.programs.values()}
+        assert not [name for name in (*os.listdir(self.paths.pin_root), *os.listdir(self.paths.base)) if "%new" in name]
+
+
+def gone(program: int) -> bool:
+    """Whether the kernel has let go of a program; it does so a grace period after the last reference."""
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        try:
+            bpf.close(bpf.prog_get_fd_by_id(program))
+        except bpf.BpfError as exc:
+            assert exc.errno == errno.ENOENT
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def bpf_descriptors() -> list[str]:
+    """The BPF objects that this process holds, besides pins the only thing that keeps one alive."""
+    held = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            held.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:
+            continue
+    return sorted(name for name in held if "bpf" in name)
+
+
+@pytest.fixture(scope="module")
+def rendered() -> tuple[str, dict[str, str]]:
+    return render.render(str(SOURCES), render.Settings(TABLE_SIZE)), render.read_headers(str(SOURCES))
+
+
+@pytest.fixture
+def made(rendered: tuple[str, dict[str, str]]) -> c.Iterator[Chain]:
+    """Nothing loaded yet."""
+    mounted = bpffs.ensure_mounted(bpffs.STANDARD)
+    root = f"{bpffs.STANDARD}/chain{random.randrange(1 << 32):08x}"
+    os.mkdir(root)
+    yield Chain(bpffs.Paths(root), *rendered)
+    bpf.fault = None
+    generation.remove_tree(root)
+    if mounted:
+        bpffs.release(bpffs.STANDARD)
+
+
+@pytest.fixture
+def loaded(made: Chain) -> Chain:
+    made.ensure()
+    return made
+
+
+@pytest.fixture
+def veth() -> c.Iterator[None]:
+    """The veth pair left and right, both ends in a namespace without a name, which the test runs in."""
+    with netns.anonymous():
+        subprocess.run(["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True)
+        for name in ("left", "right"):
+            subprocess.run(["ip", "link", "set", name, "addrgenmode", "none", "up"], check=True)
+        yield
+
+
+# ---------------------------------------------------------------- the ordinary life
+def test_present_in_four_runs(made: Chain) -> None:
+    foretold, have = made.ensure(check_mode=True)
+    assert made.tree() == {} and have == generation.Have(no_paths=tuple(made.paths.seed_links()))
+    done, have = made.ensure()
+    assert done == foretold
+    assert [(step["action"], step["kind"], step["name"]) for step in done] == [
+        ("load", "generation", "1"),
+        ("activate", "generation", "1"),
+        ("create", "path", f"{made.paths.pin_root}/prog"),
+        ("create", "path", f"{made.paths.pin_root}/map"),
+    ]
+    made.assert_whole(1)
+    before = made.tree()
+    for check_mode in (False, True):
+        assert made.ensure(check_mode=check_mode) == ([], have)
+    assert made.tree() == before
+
+
+def test_what_is_loaded_is_what_is_reported(loaded: Chain) -> None:
+    facts = generation.facts(loaded.observe(), loaded.paths)
+    assert (facts["generation"], facts["digest"], facts["healthy"], facts["faults"]) == (1, loaded.want().digest, True, [])
+    assert {program["slot"]: program["name"] for program in facts["programs"]} == {slot: name for name, slot in chain.SLOTS.items()}
+    for program in facts["programs"]:
+        shown = subprocess.run(["bpftool", "-j", "prog", "show", "pinned", program["pin"]], check=True, capture_output=True, text=True).stdout
+        assert f'"id":{program["id"]},"type":"xdp","name":"{program["name"]}","tag":"{program["tag"]}"' in shown
+    specs = {spec.name: spec for spec in chain.maps(TABLE_SIZE)}
+    assert {found["name"] for found in facts["maps"]} == set(specs)
+    for found in facts["maps"]:
+        spec = specs[found["name"]]
+        assert (found["type"], found["key_size"], found["value_size"], found["max_entries"]) == (spec.kind, spec.key_size, spec.value_size, spec.entries)
+        assert os.path.exists(found["pin"])
+    assert facts["settings"]["timeouts"] == chain.TIMEOUTS
+    assert {name: facts["settings"][name] for name in chain.KNOBS} == chain.KNOBS
+
+
+def test_meta_tells_the_generation_and_the_clock(loaded: Chain) -> None:
+    with bpf.closing(bpf.obj_get(loaded.paths.map("meta"))) as fd:
+        meta = generation.read_meta(fd)
+    assert (meta["layout"], meta["generation"]) == (chain.LAYOUT_VERSION, 1)
+    assert f"{meta['digest_high']:016x}{meta['digest_low']:016x}" == loaded.want().digest
+    assert 0 <= time.monotonic_ns() - meta["ktime_ns"] < 60e9 and meta["jiffies"] > 0
+    assert abs(meta["ktime"] - meta["ktime_ns"] // 1_000_000_000) <= 1
+
+
+def test_an_unchanged_run_neither_imports_bcc_nor_writes(loaded: Chain, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "chain.c").write_text(loaded.text, encoding="utf-8")
+    code = (
+        "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, generation, render\n"
+        f"want = generation.Want(open({str(tmp_path / 'chain.c')!r}).read(), render.read_headers({str(SOURCES)!r}), {TABLE_SIZE})\n"
+        f"plan, have = generation.ensure(bpffs.Paths({loaded.paths.pin_root!r}), want)\n"
+        "assert plan == [] and have.generation == 1 and 'bcc' not in sys.modules, (plan, have)\n"
+    )
+
+    def stamps() -> dict[str, tuple[int, int, int]]:
+        paths = [os.path.join(where, name) for where, below, names in os.walk(loaded.paths.pin_root) for name in below + names]
+        return {path: (found.st_ino, found.st_mtime_ns, found.st_ctime_ns) for path in paths for found in [os.lstat(path)]}
+
+    before, tree = stamps(), loaded.tree()
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    assert (stamps(), loaded.tree()) == (before, tree)
+
+
+def test_settings_change_without_a_compiler(loaded: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation.build_bcc, "build", lambda *dummy: pytest.fail("nothing is to be built"))
+    before = loaded.observe()
+    want = loaded.want(timeouts={"udp": 7}, knobs={"tcp_loose": 0})
+    foretold, dummy = loaded.ensure(want, check_mode=True)
+    assert loaded.observe() == before
+    done, have = loaded.ensure(want)
+    assert done == foretold and [(step["action"], step["kind"], step["name"]) for step in done] == [("change", "map", "settings")]
+    assert "udp=30" in done[0]["before"] and "udp=7" in done[0]["after"] and "tcp_loose=0" in done[0]["after"]
+    assert (have.programs, have.generation) == (before.programs, 1)
+    facts = generation.facts(have, loaded.paths)["settings"]
+    assert (facts["timeouts"]["udp"], facts["timeouts"]["udp_stream"], facts["tcp_loose"]) == (7, 120, 0)
+    loaded.send(udp_frame(4000))
+    (entry,) = loaded.flows().values()
+    expires, last_seen = struct.unpack_from("=II", entry, CTL_AT + 8)
+    assert expires - last_seen == 7 * facts["hz"]
+    assert loaded.ensure(want) == ([], have)
+    assert [step["name"] for step in loaded.ensure()[0]] == ["settings"], "what is no longer given has the kernel's default again"
+
+
+def test_absent_in_four_runs(loaded: Chain) -> None:
+    programs = [program.id for program in loaded.observe().programs.values()]
+    foretold = generation.remove(loaded.paths, check_mode=True)
+    assert [(step.action, step.kind, step.name) for step in foretold] == [("delete", "generation", "1")]
+    loaded.assert_whole(1)
+    assert generation.remove(loaded.paths) == foretold
+    assert loaded.tree() == {}
+    assert all(gone(program) for program in programs)
+    for check_mode in (False, True):
+        assert generation.remove(loaded.paths, check_mode) == []
+
+
+# ---------------------------------------------------------------- the next generation
+def test_changed_sources_inherit_the_flows(loaded: Chain) -> None:
+    loaded.send(*(udp_frame(4000 + number) for number in range(50)))
+    flows, stats, before = loaded.flows(), loaded.stats(), loaded.observe()
+    assert len(flows) == 50
+    foretold, dummy = loaded.ensure(loaded.changed(), check_mode=True)
+    done, have = loaded.ensure(loaded.changed())
+    assert done == foretold
+    assert [(step["action"], step["name"]) for step in done] == [("load", "2"), ("activate", "2"), ("delete", "1")]
+    loaded.assert_whole(2)
+    assert have.digest == loaded.changed().digest != before.digest
+    kept = {spec.name for spec in chain.maps(1) if spec.inherited}
+    assert {name for name in have.maps if have.maps[name].id == before.maps[name].id} == kept
+    assert loaded.flows() == flows
+    assert {name: number - stats[name] for name, number in loaded.stats().items() if number != stats[name]} == {"untracked_not_ip": 1}, "the loader's proof"
+    loaded.send(udp_frame(4000))
+    assert len(loaded.flows()) == 50
+    assert all(gone(program.id) for program in before.programs.values())
+
+
+def test_interfaces_are_handed_over_without_an_unseen_frame(loaded: Chain, veth: None) -> None:
+    attached = loaded.interface()
+    stop, sent = threading.Event(), 0
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind(("right", 0))
+        frame = udp_frame(4000)
+
+        def send() -> None:
+            nonlocal sent
+            while not stop.is_set():
+                for dummy in range(8):
+                    sender.send(frame)
+                sent += 8
+                time.sleep(0.0005)
+
+        before = loaded.stats()
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            for number in range(3):
+                done, dummy = loaded.ensure(loaded.changed(f"turn {number}"))
+                assert [step["action"] for step in done] == ["load", "replace", "activate", "delete"] and done[1]["name"] == "left"
+            done, dummy = loaded.ensure(loaded.want(loaded.text.replace(f" {TABLE_SIZE},", f" {2 * TABLE_SIZE},"), 2 * TABLE_SIZE))
+            assert ("change", "ctt") in [(step["action"], step["name"]) for step in done]
+        finally:
+            stop.set()
+            thread.join()
+        time.sleep(0.1)
+    after = loaded.stats()
+    (entry,) = loaded.flows().values()
+    packets, octets = struct.unpack_from("=QQ", entry)
+    dropped = int(pathlib.Path("/proc/net/dev").read_text(encoding="utf-8").split("right:")[1].split()[11])
+    assert sent > 1000
+    assert after["tracked"] - before["tracked"] == sent - dropped, "every frame was tracked, by one generation or the other"
+    assert after["created"] - before["created"] == 1 and after["untracked_no_slot"] == 0
+    assert 0 <= sent - dropped - packets <= 16, "and counted in the flow; copying a table can miss what two CPUs do at that moment"
+    assert octets == packets * (len(frame) - 14)
+    loaded.assert_whole(5)
+    (link,) = loaded.observe().links.values()
+    assert link[0].id == attached["link_id"], "still the same bpf_link"
+
+
+def test_another_table_size_takes_the_flows_along(loaded: Chain) -> None:
+    loaded.send(*(udp_frame(1000 + number) for number in range(300)))
+    flows = loaded.flows()
+    victim = next(iter(flows))
+    with bpf.closing(bpf.obj_get(loaded.paths.map("ctt"))) as fd:  # as if a packet were in it while it is copied
+        locked = flows[victim][:CTL_AT] + U64.pack(U64.unpack_from(flows[victim], CTL_AT)[0] | chain.CTL_LOCK) + flows[victim][CTL_AT + 8 :]
+        bpf.map_update(fd, victim, locked)
+    text = render.render(str(SOURCES), render.Settings(4 * TABLE_SIZE))
+    want = loaded.want(text, 4 * TABLE_SIZE)
+    foretold, dummy = loaded.ensure(want, check_mode=True)
+    done, have = loaded.ensure(want)
+    assert done == foretold
+    change = next(step for step in done if step["kind"] == "map")
+    assert (change["action"], change["name"], change["before"], change["after"]) == ("change", "ctt", "1024 entries", "4096 entries")
+    assert have.maps["ctt"].max_entries == 4 * TABLE_SIZE
+    assert loaded.flows() == flows, "all of them, and none locked"
+    loaded.assert_whole(2)
+    assert loaded.ensure(want)[0] == []
+    done, have = loaded.ensure()
+    assert have.maps["ctt"].max_entries == TABLE_SIZE and set(loaded.flows().items()) <= set(flows.items())
+    assert len(loaded.flows()) > 250, "an LRU table of a smaller size evicts a few early"
+
+
+def test_a_source_that_is_put_back_after_a_killed_upgrade(loaded: Chain, veth: None) -> None:
+    """The interface runs a generation that never became active: the active one takes it back."""
+    loaded.interface()
+    assert killed_at(lambda: loaded.ensure(loaded.changed()), lambda number, event: event == "os.rename active%new"), "after the link is handed over"
+    have = loaded.observe()
+    assert have.generation == 1 and have.leftovers
+    (link,) = have.links.values()
+    assert link[0].prog_id not in {program.id for program in have.programs.values()}
+    done, dummy = loaded.ensure()
+    assert [step["action"] for step in done] == ["replace", "delete"]
+    loaded.assert_whole(1)
+    assert loaded.ensure()[0] == []
+
+
+# ---------------------------------------------------------------- damage is found and mended
+@pytest.mark.parametrize("slot", ["prs_end", "ct", "ingress"])
+def test_an_emptied_slot_is_mended(loaded: Chain, slot: str) -> None:
+    loaded.send(udp_frame(4000))
+    with bpf.closing(bpf.obj_get(loaded.paths.map("jt"))) as fd:
+        bpf.map_delete(fd, U32.pack(chain.SLOTS[slot]))
+    have = loaded.observe()
+    assert have.faults == (f"slot {chain.SLOTS[slot]} ({slot}) is empty",)
+    assert generation.facts(have, loaded.paths)["healthy"] is False
+    done, dummy = loaded.ensure()
+    assert done[0]["reason"] == have.faults[0]
+    loaded.assert_whole(2)
+    assert len(loaded.flows()) == 1
+
+
+def test_a_foreign_program_in_a_slot_of_ours_is_mended(loaded: Chain) -> None:
+    with bpf.closing(bpf.obj_get(loaded.paths.map("jt"))) as jt, bpf.closing(bpf.obj_get(loaded.paths.prog(chain.SLOTS["egress"]))) as program:
+        bpf.map_update(jt, U32.pack(chain.SLOTS["ct"]), U32.pack(program))
+    assert "slot 3 (ct) holds program" in loaded.ensure()[0][0]["reason"]
+    loaded.assert_whole(2)
+
+
+@pytest.mark.parametrize("pin", ["prog/xdp_3", "map/jt", "map/settings", "map/stats"])
+def test_a_missing_pin_is_mended(loaded: Chain, pin: str) -> None:
+    loaded.send(udp_frame(4000))
+    os.unlink(os.path.join(loaded.paths.active, pin))
+    assert "the pin of" in loaded.ensure()[0][0]["reason"]
+    loaded.assert_whole(2)
+    assert len(loaded.flows()) == 1
+
+
+@pytest.mark.parametrize("which", ["prog", "map"])
+def test_the_seeds_paths_are_mended(loaded: Chain, which: str) -> None:
+    os.unlink(os.path.join(loaded.paths.pin_root, which))
+    foretold, dummy = loaded.ensure(check_mode=True)
+    done, have = loaded.ensure()
+    assert done == foretold and [(step["action"], step["kind"], step["name"]) for step in done] == [("create", "path", f"{loaded.paths.pin_root}/{which}")]
+    assert have.generation == 1
+    loaded.assert_whole(1)
+    assert loaded.ensure()[0] == []
+
+
+def test_another_layout_is_refused(loaded: Chain) -> None:
+    with bpf.closing(bpf.obj_get(loaded.paths.map("meta"))) as fd:
+        bpf.map_update(fd, U32.pack(chain.META["layout"]), U64.pack(chain.LAYOUT_VERSION + 1))
+    before = loaded.tree()
+    with pytest.raises(ConntrackError, match=rf"generation 1 has layout {chain.LAYOUT_VERSION + 1}, this release has {chain.LAYOUT_VERSION}: .*state: absent"):
+        loaded.ensure(loaded.changed())
+    assert loaded.tree() == before
+
+
+# ---------------------------------------------------------------- refusals: nothing is touched
+@pytest.mark.parametrize("name", ["prog", "map"])
+@pytest.mark.parametrize("kind", ["directory", "symlink", "pin"])
+def test_what_stands_at_the_seeds_paths_and_is_not_ours(made: Chain, name: str, kind: str) -> None:
+    path = os.path.join(made.paths.pin_root, name)
+    if kind == "directory":
+        os.mkdir(path)
+    elif kind == "symlink":
+        os.symlink("elsewhere", path)
+    else:
+        with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "foreign")) as fd:
+            bpf.obj_pin(fd, path)
+    for check_mode in (True, False):
+        with pytest.raises(ConntrackError, match=f"^{path} is a "):
+            made.ensure(check_mode=check_mode)
+    assert os.listdir(made.paths.pin_root) == [name]
+
+
+@pytest.mark.parametrize("name", ["prog", "map"])
+def test_absent_leaves_alone_what_is_not_ours(loaded: Chain, name: str) -> None:
+    path = os.path.join(loaded.paths.pin_root, name)
+    os.unlink(path)
+    os.symlink("elsewhere", path)
+    generation.remove(loaded.paths)
+    assert loaded.tree() == {name: "-> elsewhere"}
+    os.unlink(path)
+
+
+def test_absent_is_refused_while_attached(loaded: Chain, veth: None) -> None:
+    loaded.interface()
+    before = loaded.tree()
+    for check_mode in (True, False):
+        with pytest.raises(ConntrackError, match=r"attached to left: detach it first"):
+            generation.remove(loaded.paths, check_mode)
+    assert loaded.tree() == before
+    subprocess.run(["ip", "link", "del", "left"], check=True)
+    assert [(step.action, step.kind) for step in generation.remove(loaded.paths)] == [("delete", "link"), ("delete", "generation")]
+    assert loaded.tree() == {}
+
+
+BROKEN = {
+    "C syntax": (
+        "return enter(ctx, 0);",
+        "return enter(ctx, 0)",
+        [r"compiling the chain failed", r"ingress\.c:6:\d+: error: expected ';'", r"return enter\(ctx, 0\)"],
+    ),
+    "an unchecked access": (
+        "struct flow *f = flow_of(ctx);\n\tstruct ethhdr *eth = frame_at(ctx, 0, sizeof(*eth));",
+        "struct flow *f = flow_of(ctx);\n\tstruct ethhdr *eth = (void *)(long)ctx->data;",
+        [r"loading prs_eth failed", r"invalid access to packet", r"R\d offset is outside of the packet", r"prs_eth\.c:13: switch \(eth->h_proto\)"],
+    ),
+    "a stage that drops": (
+        "PROG(prs_eth)\n{\n",
+        "PROG(prs_eth)\n{\n\treturn XDP_DROP;\n",
+        [r"the new chain does not pass a frame as it is: verdict 1 \(XDP_PASS is 2\)"],
+    ),
+    "a stage that counts nothing": ("PROG(prs_eth)\n{\n", "PROG(prs_eth)\n{\n\treturn finish(ctx);\n", [r"verdict 2 .*unchanged, not counted"]),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_sources_that_can_not_be_loaded(made: Chain, fault: str, first: bool) -> None:
+    if not first:
+        made.ensure()
+        made.send(udp_frame(4000))
+    old, new, patterns = BROKEN[fault]
+    assert made.text.count(old) == 1
+    tree, held = made.tree(), bpf_descriptors()
+    with pytest.raises(ConntrackError) as raised:
+        made.ensure(made.want(made.text.replace(old, new)))
+    for pattern in patterns:
+        assert re.search(pattern, raised.value.message), raised.value.message
+    if fault in ("C syntax", "an unchecked access"):
+        assert len(raised.value.facts["compiler_output"]) >= len(raised.value.message) // 4
+    assert raised.value.facts["applied"] == []
+    assert made.tree() == tree, "nothing half-loaded stays, not even a directory"
+    assert bpf_descriptors() == held
+    assert made.ensure()[0] == [] if not first else made.ensure()[1].generation == 1
+
+
+# ---------------------------------------------------------------- broken at every step
+_FILE_EVENTS = {"os.mkdir": 0, "os.rename": 0, "os.symlink": 1, "os.remove": 0, "os.rmdir": 0}
+_watcher: c.Callable[[str], None] | None = None
+
+
+def _audit(event: str, arguments: tuple[t.Any, ...]) -> None:
+    if _watcher is not None and event in _FILE_EVENTS:
+        path = str(arguments[_FILE_EVENTS[event]])
+        if path.startswith(bpffs.STANDARD):
+            name = f" {os.path.basename(path)}" if event in ("os.rename", "os.symlink") else ""
+            _watcher(event + name)
+
+
+sys.addaudithook(_audit)
+
+
+@contextlib.contextmanager
+def watched(watcher: c.Callable[[str], None]) -> c.Iterator[None]:
+    """Call ``watcher`` with the name of each call into the kernel's BPF, and of each change below the bpffs, just before it is made."""
+    global _watcher
+    _watcher = bpf.fault = watcher
+    try:
+        yield
+    finally:
+        _watcher = bpf.fault = None
+
+
+def at(when: c.Callable[[int, str], bool], act: c.Callable[[], object]) -> c.Callable[[str], None]:
+    """A watcher that acts once, at the event of which ``when(number, name)`` says so."""
+    numbers = iter(range(1 << 30))
+    done = False
+
+    def watcher(name: str) -> None:
+        nonlocal done
+        if not done and when(next(numbers), name):
+            done = True
+            act()
+
+    return watcher
+
+
+def killed_at(run: c.Callable[[], object], when: c.Callable[[int, str], bool]) -> bool:
+    """Run in a process that kills itself at an event; whether it came to that."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with watched(at(when, lambda: os.kill(os.getpid(), signal.SIGKILL))):
+                run()
+        finally:
+            os._exit(0)
+    dummy, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """A run to be broken, and what comes before it."""
+
+    prepare: c.Callable[[Chain], object]
+    run: c.Callable[[Chain], object]
+
+    def sites(self, made: Chain) -> list[int]:
+        """The first and the last of each kind of event in a whole run: the places where something can be left in between."""
+        names: list[str] = []
+        self.prepare(made)
+        with watched(names.append):
+            self.run(made)
+        take_away(made)
+        return sorted({names.index(name) for name in names} | {len(names) - 1 - names[::-1].index(name) for name in names})
+
+
+def prepare_running(made: Chain) -> None:
+    made.ensure()
+    made.interface()
+    made.send(*(udp_frame(4000 + number) for number in range(20)))
+
+
+def take_away(made: Chain) -> None:
+    attach.converge("absent", None, "auto", False, made.paths.pin_root, False)
+    generation.remove(made.paths)
+    assert made.tree() == {}
+
+
+def bigger(made: Chain) -> generation.Want:
+    return made.want(made.text.replace(f", {TABLE_SIZE},", f", {2 * TABLE_SIZE},"), 2 * TABLE_SIZE)
+
+
+SCENARIOS = {
+    "first": Scenario(lambda made: None, lambda made: made.ensure()),
+    "upgrade": Scenario(prepare_running, lambda made: made.ensure(made.changed())),
+    "resize": Scenario(prepare_running, lambda made: made.ensure(bigger(made))),
+    "settings": Scenario(prepare_running, lambda made: made.ensure(made.want(timeouts={"udp": 7}))),
+    "absent": Scenario(lambda made: made.ensure(), lambda made: generation.remove(made.paths)),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_at_any_step_the_next_run_converges(made: Chain, veth: None, name: str) -> None:
+    scenario = SCENARIOS[name]
+    for site in scenario.sites(made):
+        scenario.prepare(made)
+        assert killed_at(lambda: scenario.run(made), lambda number, dummy: number == site)  # noqa: B023  called at once
+        if made.paths.active and os.path.exists(made.paths.active) and made.observe().links:
+            made.send(udp_frame(4000))
+            assert len(made.flows()) == 20, f"event {site}: what is active works"
+        scenario.run(made)
+        if name == "absent":
+            assert made.tree() == {}
+            continue
+        made.assert_whole(t.cast("int", made.observe().generation))
+        with watched(lambda event: pytest.fail(f"{event} though there is nothing to do") if event.startswith("os.") else None):
+            scenario.run(made)
+        assert len(made.flows()) == (0 if name == "first" else 20)
+        take_away(made)
+
+
+@pytest.mark.parametrize("name", ["first", "upgrade", "resize", "settings"])
+def test_refused_at_any_step_everything_goes_back(made: Chain, veth: None, name: str) -> None:
+    scenario = SCENARIOS[name]
+    sites = scenario.sites(made)
+    scenario.prepare(made)
+    before, flows, held = made.tree(), made.flows() if made.tree() else {}, bpf_descriptors()
+
+    def refuse() -> None:
+        raise bpf.BpfError(errno.EIO, "a test's fault")
+
+    for site in sites:
+        with watched(at(lambda number, dummy: number == site, refuse)):  # noqa: B023  called at once
+            try:
+                scenario.run(made)
+            except ConntrackError as exc:
+                assert "a test's fault" in exc.message and not exc.facts.get("not_rolled_back")
+            else:
+                assert name == "first", "only directories that are empty, and are tidied up, may stay when asked"
+        assert bpf_descriptors() == held, site
+        if made.observe().generation in (None, 1) and not made.observe().leftovers:
+            assert made.tree() == before and made.observe().settings == (have_settings(made) if before else b""), site
+            continue
+        # all was done but for the deleting
+        assert made.observe().faults == () and len(made.flows()) == len(flows)
+        scenario.run(made)
+        made.assert_whole(t.cast("int", made.observe().generation))
+        take_away(made)
+        scenario.prepare(made)
+        before = made.tree()
+
+
+def have_settings(made: Chain) -> bytes:
+    return generation.settings_here(made.want())
+
+
+def test_two_runs_at_once(made: Chain) -> None:
+    children = []
+    for _turn in range(3):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                made.ensure()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
+    made.assert_whole(1)
+
+
+def test_runs_and_removals_at_once(made: Chain) -> None:
+    children = []
+    for number in range(4):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                made.ensure() if number % 2 else generation.remove(made.paths)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0, 0]
+    made.ensure()
+    made.assert_whole(t.cast("int", made.observe().generation))

@@ -1,0 +1,116 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbooks, from a clean machine and back, in a lab that has a namespace as its router and a pin root of its own."""
+
+from __future__ import annotations
+
+import collections.abc as c
+import json
+import os
+import pathlib
+import random
+import subprocess
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.tests.install.commands import changes
+from ansible_collections.ebpf.conntrack.tests.tools import leftovers, tree
+
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(600)]
+
+
+class Playbooks:
+    """Runs the playbooks with the variables that keep them apart from everything else."""
+
+    def __init__(self, tag: str, directory: pathlib.Path) -> None:
+        self.tag = tag
+        self.variables = directory / "variables.json"
+        self.variables.write_text(json.dumps(variables(tag)))
+
+    def run(self, name: str, *argv: str, fails: bool = False) -> str:
+        """Run one; return what it printed."""
+        command = [tree.VENV / "ansible-playbook", f"playbooks/{name}.yml", "-e", f"@{self.variables}", *argv]
+        done = subprocess.run(command, cwd=tree.ROOT, env=tree.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        text = done.stdout + done.stderr
+        assert bool(done.returncode) == fails, text
+        return text
+
+    def here(self) -> set[str]:
+        """Return the namespaces, links, pins and files on the machine that carry the tag."""
+        return {name for name in leftovers.snapshot() if self.tag in name}
+
+
+def variables(tag: str) -> dict[str, t.Any]:
+    """Return what makes the default lab one of its own."""
+
+    def link(number: int, net: str) -> dict[str, t.Any]:
+        return {
+            "ends": [
+                {"name": f"ns{number}-wan", "netns": f"{tag}{number}", "addresses": [f"{net}.105/24"]},
+                {"name": f"ns{number}-lan", "addresses": [f"{net}.1/24"]},
+            ]
+        }
+
+    nets = {1: "172.20.56", 2: "172.30.56"}
+    return {
+        "netns_lab_name": tag,
+        "netns_lab_router": f"{tag}r",
+        "netns_lab_namespaces": [{"name": f"{tag}{number}", "routes": [{"dst": "default", "via": f"{net}.1"}]} for number, net in nets.items()],
+        "netns_lab_links": [link(number, net) for number, net in nets.items()],
+        "xdp_ct_pin_root": f"/sys/fs/bpf/{tag}",
+        "xdp_ct_interfaces": [{"name": f"ns{number}-lan", "netns": f"{tag}r", "program": hook} for number, hook in ((1, "ingress"), (2, "egress"))],
+        "lab_client": f"{tag}1",
+        "lab_server": f"{tag}2",
+    }
+
+
+@pytest.fixture
+def playbooks(tmp_path: pathlib.Path) -> c.Iterator[Playbooks]:
+    made = Playbooks(f"p{random.randrange(1 << 20):05x}", tmp_path)
+    try:
+        yield made
+    finally:
+        made.run("clean")
+
+
+def table_lines(text: str) -> list[list[str]]:
+    """Return the words of each line of a printed flow table."""
+    return [line.split() for line in text.splitlines() if " 172.20.56.105" in line and " 172.30.56.105" in line]
+
+
+def test_from_a_clean_machine_and_back(playbooks: Playbooks) -> None:
+    assert changes(playbooks.run("lab", "--check", "--diff")) > 0
+    assert playbooks.here() == set()
+
+    first = playbooks.run("lab")
+    assert changes(first) > 0
+    flows = table_lines(first)
+    assert sorted(line[0] for line in flows) == ["icmp", "tcp", "udp"]
+    assert {line[0]: line[1] for line in flows} == {"icmp": "REPLIED", "tcp": "TIME_WAIT", "udp": "REPLIED"}
+    there = playbooks.here()
+    assert f"netns {playbooks.tag}1" in there and f"pin /sys/fs/bpf/{playbooks.tag}/prog" in there
+
+    assert changes(playbooks.run("lab")) == 0
+    assert changes(playbooks.run("lab", "--check")) == 0
+    assert playbooks.here() == there
+
+    shown = playbooks.run("flows", "-e", '{"flows_options": {"proto": "tcp"}}')
+    assert changes(shown) == 0
+    assert {line[0] for line in table_lines(shown)} == {"tcp"}
+
+    assert changes(playbooks.run("clean", "--check")) > 0
+    assert playbooks.here() == there
+    assert changes(playbooks.run("clean")) > 0
+    assert playbooks.here() == set()
+    assert changes(playbooks.run("clean")) == 0
+
+
+def test_a_lab_without_its_chain_says_what_is_wrong(playbooks: Playbooks) -> None:
+    text = playbooks.run("lab", "-e", '{"xdp_ct_interfaces": []}', fails=True)
+    assert "The table holds no flow with" in text and "ebpf.conntrack.clean" in text
+
+
+def test_a_bad_variable_is_refused_before_anything_is_done(playbooks: Playbooks) -> None:
+    text = playbooks.run("lab", "-e", '{"xdp_ct_table_size": "many"}', fails=True)
+    assert "table_size" in text and not any(name.startswith("pin") for name in playbooks.here())

@@ -1,0 +1,38 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The pages in docs/ and the README name all that there is, with the values that hold."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import chain
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SEMANTICS = (ROOT / "docs/semantics.md").read_text(encoding="utf-8")
+SHOWN_AS_BOOL = {0: "false", 1: "true"}
+
+
+@pytest.mark.parametrize("name", chain.COUNTERS)
+def test_every_counter_is_explained(name: str) -> None:
+    assert f"\n| `{name}` | " in SEMANTICS
+
+
+@pytest.mark.parametrize(("name", "seconds"), chain.TIMEOUTS.items())
+def test_every_timeout_is_there_with_its_default(name: str, seconds: int) -> None:
+    assert f"\n| `{name}` | {seconds} | " in SEMANTICS
+
+
+@pytest.mark.parametrize(("name", "default"), chain.KNOBS.items())
+def test_every_switch_is_there_with_its_default(name: str, default: int) -> None:
+    assert f"\n| `{name}` | {SHOWN_AS_BOOL.get(default, default)} | " in SEMANTICS
+
+
+def test_the_readme_names_every_module_and_role() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    modules = [path.stem for path in (ROOT / "plugins/modules").glob("*.py")]
+    roles = [path.name for path in (ROOT / "roles").iterdir()]
+    playbooks = [path.stem for path in (ROOT / "playbooks").glob("*.yml")]
+    assert [name for name in modules + roles + playbooks if f"`{name}`" not in readme] == []
