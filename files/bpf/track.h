@@ -255,7 +255,8 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 		e->last_seen = now;
 	}
 	/* the kernel sets this for packets that it ignores, too */
-	if (dir == DIR_REPLY && (res.outcome == COUNT_TRACKED || res.outcome == COUNT_IGNORED_TCP_STATE ||
+	if (dir == DIR_REPLY && (res.outcome == COUNT_TRACKED || res.outcome == COUNT_IGNORED_TCP_SYN ||
+				 res.outcome == COUNT_IGNORED_TCP_STATE ||
 				 res.outcome == COUNT_IGNORED_TCP_WINDOW))
 		ctl |= CTL_SEEN_REPLY;
 	if (res.kill) {
