@@ -6,6 +6,8 @@
 #define ND_ROUTER_ADVERT	134
 #define ND_NEIGHBOUR_SOLICIT	135
 #define ND_NEIGHBOUR_ADVERT	136
+#define ND_MRD_ADVERT		151	/* RFC 4286: multicast router discovery */
+#define ND_MRD_SOLICIT		152
 #define ICMP6_NI_QUERY		139	/* RFC 4620 */
 #define ICMP6_NI_REPLY		140
 

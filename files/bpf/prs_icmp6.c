@@ -46,6 +46,8 @@ STAGE(prs_icmp6)
 	case ND_NEIGHBOUR_SOLICIT:
 	case ND_NEIGHBOUR_ADVERT:
 	case ICMPV6_MLD2_REPORT:
+	case ND_MRD_ADVERT:
+	case ND_MRD_SOLICIT:
 		return outcome(ctx, COUNT_UNTRACKED_ND, chained);
 	}
 	if (icmp6_query(f, icmp))

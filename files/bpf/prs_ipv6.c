@@ -17,7 +17,7 @@ STAGE(prs_ipv6)
 	f->bits |= FLOW_V6;
 	f->bytes = bytes;
 	if (!ipv6_walk(ctx, off + sizeof(*ip), ip->nexthdr, off + bytes, &end))
-		return outcome(ctx, COUNT_UNTRACKED_EXT_HEADERS, chained);
+		return outcome(ctx, COUNT_INVALID_EXT_HEADERS, chained);
 	f->proto = end.proto;
 	f->l4_off = end.off;
 	if (end.fragment) {

@@ -47,9 +47,6 @@ static __always_inline u32 tcp_sack_edge(struct xdp_md *ctx, u32 off, u32 size, 
 {
 	u32 i, *edge;
 
-	if (size < TCP_SIZE_SACK_HEAD + TCP_SIZE_SACK_BLOCK ||
-	    (size - TCP_SIZE_SACK_HEAD) % TCP_SIZE_SACK_BLOCK)
-		return ack;
 	off += TCP_SIZE_SACK_HEAD + sizeof(*edge);
 #pragma clang loop unroll(disable)
 	for (i = 0; i < TCP_SACK_BLOCKS; i++) {
@@ -102,7 +99,9 @@ static __always_inline void tcp_parse_options(struct xdp_md *ctx, struct flow *f
 				break;
 			opts &= ~TCP_OPT_SCALE_MASK;
 			opts |= TCP_OPT_HAS_SCALE | (opt[2] > TCP_MAX_SCALE ? TCP_MAX_SCALE : opt[2]);
-		} else if (opt[0] == TCP_OPTION_SACK && !sack_size) {
+		} else if (opt[0] == TCP_OPTION_SACK && !sack_size &&
+			   size >= TCP_SIZE_SACK_HEAD + TCP_SIZE_SACK_BLOCK &&
+			   (size - TCP_SIZE_SACK_HEAD) % TCP_SIZE_SACK_BLOCK == 0) {
 			sack_pos = pos;
 			sack_size = size;
 		}
@@ -123,7 +122,7 @@ STAGE(prs_tcp)
 	if (!tcp)
 		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	header = tcp->doff * 4;
-	if (header < sizeof(*tcp) || header > l4_bytes(f))
+	if (header < sizeof(*tcp) || (header > l4_bytes(f) && !(f->bits & FLOW_FRAGMENT)))
 		return outcome(ctx, COUNT_INVALID_TCP_HEADER, chained);
 	if (!l4_csum_ok(ctx, f, tcp->check))
 		return outcome(ctx, COUNT_INVALID_CHECKSUM, chained);

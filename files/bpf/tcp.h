@@ -126,6 +126,7 @@ static __always_inline void tcp_open(struct ct_entry *e, const struct tcp_seg *s
 		e->td_flags[DIR_REPLY] = TD_SACK_PERM | TD_BE_LIBERAL;
 	}
 	e->last_index = CLASS_NONE;
+	e->last_end = 0;	/* until here it means what it means for UDP */
 }
 
 /* tcp_init_sender() */
@@ -296,7 +297,7 @@ static __always_inline void tcp_resync(struct ct_entry *e, u8 dir)
 	synack->td_maxwin = 0;
 	synack->td_maxack = 0;
 	set_scale(e, dir, 0);
-	e->td_flags[dir & 1] = 0;
+	e->td_flags[dir & 1] &= TD_BE_LIBERAL;
 }
 
 /* Annotate a segment that is let pass: what comes back tells whether we are out of sync. */
@@ -357,7 +358,7 @@ static __always_inline enum rst_check tcp_check_rst(struct ct_entry *e, u64 ctl,
 		return RST_KEEP;
 	}
 	/* answers a SYN or an ACK that was let through: the entry is out of date */
-	if (((ctl & CTL_SEEN_REPLY && last == CLASS_SYN) ||
+	if (((ctl & CTL_SEEN_REPLY && last == CLASS_SYN && e->last_dir != dir) ||
 	     (!(ctl & CTL_ASSURED) && last == CLASS_ACK)) && seg->ack == e->last_end)
 		return RST_IN_WINDOW;
 	/* answers a challenge ACK that was let through */

@@ -34,13 +34,14 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
 
     :raises ConntrackError: where one has not its type.
     """
-    given = {name: whole_number(name, args[name]) for name in ("table_size", "table_size6") if args.get(name) is not None}
-    for name in ("checksum", "fused"):
-        if args.get(name) is not None:
-            try:
-                given[name] = boolean(args[name])
-            except TypeError:
-                raise bad_value(name, args[name], "give true or false") from None
+    given: dict[str, t.Any] = {name: whole_number(name, args[name]) for name in ("table_size", "table_size6") if args.get(name) is not None}
+    if args.get("fused") is not None:
+        try:
+            given["fused"] = boolean(args["fused"])
+        except TypeError:
+            raise bad_value("fused", args["fused"], "give true or false") from None
+    if args.get("checksum") is not None:
+        given["checksum"] = str(args["checksum"])
     return Settings(**given)
 
 

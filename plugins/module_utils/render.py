@@ -27,6 +27,9 @@ MAIN = "chain.c.j2"
 MAP_DIR = "@MAP_DIR@"
 TABLE_SIZE = (1 << 4, 1 << 26)
 
+#: What is taken for a right transport checksum.
+CHECKSUMS = ("off", "offload", "strict")
+
 #: Names of the map types in bcc's BPF_TABLE.
 _BCC_TYPES = {"array": "array", "hash": "hash", "lru_hash": "lru_hash", "percpu_array": "percpu_array", "prog_array": "prog"}
 _INCLUDE = re.compile(r'^#line 1 "([^"]+)"$', re.MULTILINE)
@@ -38,13 +41,13 @@ class Settings:
 
     :ivar table_size: entries of the IPv4 flow table.
     :ivar table_size6: entries of the IPv6 flow table.
-    :ivar checksum: whether transport checksums are verified.
+    :ivar checksum: which transport checksums are right, a key of CHECKSUMS.
     :ivar fused: whether the entry programs do the common packets themselves.
     """
 
     table_size: int = chain.TABLE_SIZE
     table_size6: int = chain.TABLE_SIZE
-    checksum: bool = True
+    checksum: str = "offload"
     fused: bool = False
 
 
@@ -54,6 +57,8 @@ def check_settings(settings: Settings) -> None:
     for name in ("table_size", "table_size6"):
         if not low <= getattr(settings, name) <= high:
             raise bad_value(name, getattr(settings, name), f"give {low} to {high} entries")
+    if settings.checksum not in CHECKSUMS:
+        raise bad_value("checksum", settings.checksum, f"give one of {', '.join(CHECKSUMS)}")
 
 
 def _numbered(names: t.Iterable[str]) -> list[tuple[str, int]]:

@@ -47,10 +47,13 @@ options:
     default: 65536
   checksum:
     description:
-      - Whether the checksums of TCP, UDP and ICMP are verified, as the kernel's C(net.netfilter.nf_conntrack_checksum) does.
-      - XDP cannot see what the card has verified, so each byte of a packet is read once more.
-    type: bool
-    default: true
+      - Which packets of TCP, UDP and ICMP have a right checksum; others are invalid and do not count in a flow.
+      - With V(strict) only those whose checksum is right. With V(offload) also those that hold the sum of the pseudo header alone,
+        which is how packets of a local sender come over a veth before a card has completed them. With V(off) all.
+      - XDP cannot see what a card has verified, so except with V(off) each byte of a packet is read once more.
+    type: str
+    choices: ["off", offload, strict]
+    default: offload
   fused:
     description:
       - Whether the entry programs track TCP and UDP packets that are not fragmented themselves, without tail calls and without metadata.
@@ -280,7 +283,7 @@ compiler_output:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
@@ -296,7 +299,7 @@ def argument_spec() -> dict[str, object]:
         "src": {"type": "path"},
         "table_size": {"type": "int", "default": chain.TABLE_SIZE},
         "table_size6": {"type": "int", "default": chain.TABLE_SIZE},
-        "checksum": {"type": "bool", "default": True},
+        "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
         "fused": {"type": "bool", "default": False},
         "timeouts": {"type": "dict", "default": {}, "options": {name: {"type": "int", "default": seconds} for name, seconds in chain.TIMEOUTS.items()}},
         "settings": {"type": "dict", "default": {}, "options": switches},
