@@ -271,7 +271,11 @@ def swap_symlink(target: str, path: str) -> None:
         check_symlink(path, target)
     end_swap(path)
     os.symlink(target, path + _SWAPPED_IN)
-    os.rename(path + _SWAPPED_IN, path)
+    try:
+        os.rename(path + _SWAPPED_IN, path)
+    except OSError:
+        end_swap(path)
+        raise
 
 
 def end_swap(path: str) -> None:

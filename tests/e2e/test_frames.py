@@ -29,7 +29,7 @@ NO_METADATA = bytes.fromhex(
 
 def seen(capture: socket.socket, kind: int) -> list[bytes]:
     """Return the IPv4 frames that a capture has of one kind."""
-    found = []
+    found: list[bytes] = []
     while True:
         try:
             data, address = capture.recvfrom(1 << 16)

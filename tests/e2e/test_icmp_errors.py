@@ -31,7 +31,7 @@ def test_port_unreachable(wire: Wire) -> None:
 
 
 def test_time_exceeded_behind_the_server(wire: Wire) -> None:
-    client, errors = wire.udp("client"), wire.socket("client", socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    client, errors = wire.udp("client"), wire.open("client", socket.SOCK_RAW, socket.IPPROTO_ICMP)
     client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 2)
     client.sendto(b"traceroute", (FAR, 33434))
     packet, (hop, dummy) = errors.recvfrom(1500)
@@ -40,7 +40,7 @@ def test_time_exceeded_behind_the_server(wire: Wire) -> None:
 
 
 def test_time_exceeded_at_the_router_itself(wire: Wire) -> None:
-    client, errors = wire.udp("client"), wire.socket("client", socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    client, errors = wire.udp("client"), wire.open("client", socket.SOCK_RAW, socket.IPPROTO_ICMP)
     client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
     client.sendto(b"traceroute", (FAR, 33434))
     assert errors.recvfrom(1500)[0][20] == 11
@@ -70,11 +70,11 @@ def test_an_error_that_quotes_eight_bytes_of_tcp(wire: Wire) -> None:
     tcp = wire.connect()
     tcp.exchange()
     before = wire.only("tcp", state="ESTABLISHED")
-    errors = wire.socket("client", socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    errors = wire.open("client", socket.SOCK_RAW, socket.IPPROTO_ICMP)
     quoted_ends = frames.address(CLIENT), frames.address(SERVER)
     segment = frames.tcp(*quoted_ends, tcp.client.getsockname()[1], PORT, 1, 1, frames.tcp_flags("A"), 100)
     quote = frames.ipv4(*quoted_ends, frames.TCP, segment)[: 20 + 8]
-    error = frames.ipv4(*reversed(quoted_ends), frames.ICMP, frames.icmp(UNREACHABLE, PORT_UNREACHABLE, payload=quote))
+    error = frames.ipv4(*quoted_ends[::-1], frames.ICMP, frames.icmp(UNREACHABLE, PORT_UNREACHABLE, payload=quote))
     wire.raw("server").sendto(error, (CLIENT, 0))
     assert errors.recv(1500)[20] == UNREACHABLE  # it gets through
     after = wire.only("tcp", state="ESTABLISHED")
@@ -83,11 +83,11 @@ def test_an_error_that_quotes_eight_bytes_of_tcp(wire: Wire) -> None:
 
 
 def test_an_error_that_nobody_asked_for_makes_no_flow(wire: Wire) -> None:
-    errors = wire.socket("client", socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    errors = wire.open("client", socket.SOCK_RAW, socket.IPPROTO_ICMP)
     ends = frames.address(CLIENT), frames.address(SERVER)
     quote = frames.ipv4(*ends, frames.UDP, frames.udp(*ends, 4444, 5555, b"x" * 10))
     before = wire.counters()["invalid_icmp_error"]
-    wire.raw("server").sendto(frames.ipv4(*reversed(ends), frames.ICMP, frames.icmp(UNREACHABLE, PORT_UNREACHABLE, payload=quote)), (CLIENT, 0))
+    wire.raw("server").sendto(frames.ipv4(*ends[::-1], frames.ICMP, frames.icmp(UNREACHABLE, PORT_UNREACHABLE, payload=quote)), (CLIENT, 0))
     assert errors.recv(1500)[20] == UNREACHABLE
     assert wire.chain.records() == [] and wire.kernel() == []
     assert wire.counters()["invalid_icmp_error"] == before + 1

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import subprocess
 import typing as t
 
@@ -28,10 +29,15 @@ class Playbooks:
         self.variables = directory / "variables.json"
         self.variables.write_text(json.dumps(variables(tag)))
 
+    def command(self, name: str, *argv: str) -> list[str]:
+        """Return the command line that runs one."""
+        return [f"{tree.VENV}/ansible-playbook", f"playbooks/{name}.yml", "-e", f"@{self.variables}", *argv]
+
     def run(self, name: str, *argv: str, fails: bool = False) -> str:
         """Run one; return what it printed."""
-        command = [tree.VENV / "ansible-playbook", f"playbooks/{name}.yml", "-e", f"@{self.variables}", *argv]
-        done = subprocess.run(command, cwd=tree.ROOT, env=tree.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self.command(name, *argv), cwd=tree.ROOT, env=tree.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
         text = done.stdout + done.stderr
         assert bool(done.returncode) == fails, text
         return text
@@ -114,3 +120,20 @@ def test_a_lab_without_its_chain_says_what_is_wrong(playbooks: Playbooks) -> Non
 def test_a_bad_variable_is_refused_before_anything_is_done(playbooks: Playbooks) -> None:
     text = playbooks.run("lab", "-e", '{"xdp_ct_table_size": "many"}', fails=True)
     assert "table_size" in text and not any(name.startswith("pin") for name in playbooks.here())
+
+
+def test_a_missing_bpf_file_system_is_mounted_and_taken_away_again(playbooks: Playbooks) -> None:
+    """In a mount namespace of its own, with an empty /run."""
+    script = f"""
+        while mountpoint -q /sys/fs/bpf; do umount -l /sys/fs/bpf; done
+        mount -t tmpfs none /run
+        {shlex.join(playbooks.command("lab"))}
+        mountpoint /sys/fs/bpf
+        {shlex.join(playbooks.command("clean"))}
+        ! mountpoint /sys/fs/bpf
+        find /run -mindepth 1 ! -path /run/netns
+    """
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-eu", "-c", script]
+    done = subprocess.run(command, cwd=tree.ROOT, env=tree.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("/sys/fs/bpf is not a mountpoint\n"), done.stdout

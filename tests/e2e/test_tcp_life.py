@@ -44,7 +44,7 @@ def test_half_closed(wire: Wire) -> None:
 
 
 def test_a_closed_port_leaves_nothing(wire: Wire) -> None:
-    client = wire.socket("client", socket.SOCK_STREAM)
+    client = wire.open("client", socket.SOCK_STREAM)
     with pytest.raises(ConnectionRefusedError):
         client.connect((SERVER, PORT))
     assert wire.records("tcp") == [] and wire.kernel() == []

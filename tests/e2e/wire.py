@@ -125,7 +125,7 @@ class Wire:
         with netns.entered(self.ns(where)):  # the child is born in the thread's namespace, and sees /sys/fs/bpf
             return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
-    def socket(self, where: str, kind: int, proto: int = 0, family: int = socket.AF_INET) -> socket.socket:
+    def open(self, where: str, kind: int, proto: int = 0, family: int = socket.AF_INET) -> socket.socket:
         """Return a socket in a namespace; the end of the test closes it."""
         with netns.entered(self.ns(where)):
             made = socket.socket(family, kind, proto)
@@ -135,23 +135,23 @@ class Wire:
 
     def udp(self, where: str, port: int = 0) -> socket.socket:
         """Return a UDP socket bound to the port."""
-        made = self.socket(where, socket.SOCK_DGRAM)
+        made = self.open(where, socket.SOCK_DGRAM)
         made.bind(("", port))
         return made
 
     def raw(self, where: str) -> socket.socket:
         """Return a socket that sends whole IPv4 packets."""
-        return self.socket(where, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        return self.open(where, socket.SOCK_RAW, socket.IPPROTO_RAW)
 
     def capture(self, where: str, interface: str) -> socket.socket:
         """Return a socket that sees, and can send, the interface's frames."""
-        made = self.socket(where, socket.SOCK_RAW, socket.htons(0x0003), socket.AF_PACKET)
+        made = self.open(where, socket.SOCK_RAW, socket.htons(0x0003), socket.AF_PACKET)
         made.bind((interface, 0x0003))
         return made
 
     def connect(self, sport: int = 0) -> Tcp:
         """Return a connection from the client to PORT of the server."""
-        listener, client = self.socket("server", socket.SOCK_STREAM), self.socket("client", socket.SOCK_STREAM)
+        listener, client = self.open("server", socket.SOCK_STREAM), self.open("client", socket.SOCK_STREAM)
         for one in (listener, client):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((SERVER, PORT))

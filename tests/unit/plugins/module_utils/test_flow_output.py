@@ -49,12 +49,12 @@ def decode(rows: t.Iterable[tuple[bytes, bytes]], as_bytes: bool, table: flow.Ta
     return [item for key, value in rows for item in decoder.flows(decoder.packed_rows(key, value))]
 
 
-ROWS = [
+ROWS = (
     fakes.entry(),
     fakes.entry(src="172.30.56.105", dst="10.1.2.3", sport=53, dport=5353, proto=17, ctl=0, reply=(0, 0), vlans=(10, 20), related=(2, 112)),
     fakes.entry(sport=99, dport=8 << 8, proto=1, ctl=chain.CTL_SEEN_REPLY),
     fakes.entry(sport=0, dport=0, proto=253, ctl=0, orig=(2**64 - 1, 2**63)),
-]
+)
 
 
 def text(writer: flow_output.Writer, rows: t.Sequence[tuple[bytes, bytes]] = ROWS, pieces: int = 1) -> str:

@@ -77,8 +77,7 @@ def have_after(want: Topology) -> Have:
     have.routes = [HaveRoute(r.netns, r.dst, r.via, r.dev, r.metric, topology.PROTO_BOOT) for r in want.routes]
     have.sysctls = {s.key: s.value for s in want.sysctls}
     early, dummy = topology.split_sysctls(want)
-    inode = {None: 1, **have.namespaces}
-    have.record = {s.key: Recorded(s.value, inode[s.netns], {s.path: "0"}) for s in early}
+    have.record = {s.key: Recorded(s.value, have.namespaces[s.netns] if s.netns else 1, {s.path: "0"}) for s in early}
     return have
 
 
