@@ -30,6 +30,7 @@ enum flow_bits {
 	FLOW_V6 = 1 << 4,	/* sip and dip are not used: the addresses stand at l3_off */
 	FLOW_FRAGMENT = 1 << 5,	/* part of a datagram; IPv6: sip is its id, dip offset and M flag, and where the header stands << 16 */
 	FLOW_WHOLE = 1 << 6,	/* completes a datagram; what TCP wants to know is in scratch */
+	FLOW_OPENS = 1 << 7,	/* SCTP: the chunks may open a flow */
 };
 
 enum tcp_flag {
@@ -76,11 +77,14 @@ struct ct_key6 {
 	u16 zone;
 };
 
-/* One direction of a flow; the td_ fields are struct ip_ct_tcp_state's. */
+/* One direction of a flow; the td_ fields are struct ip_ct_tcp_state's, TCP alone uses them. */
 struct ct_half {
 	u64 packets;
 	u64 bytes;	/* of IP packets */
-	u32 td_end;	/* highest sequence number sent, plus one */
+	union {
+		u32 td_end;	/* highest sequence number sent, plus one */
+		u32 vtag;	/* SCTP: the verification tag that this side sends; 0 when not known */
+	};
 	u32 td_maxend;	/* highest the receiver's window allowed */
 	u32 td_maxwin;	/* largest window this side announced, scaled */
 	u32 td_maxack;	/* highest acknowledgement this side sent */
@@ -103,10 +107,10 @@ struct ct_entry {
 	u32 last_end;		/* UDP: jiffies after which two-way traffic is a stream */
 	u16 last_win;
 	u8 last_index:3, last_dir:1, last_wscale:4;
-	u8 last_flags;		/* enum td_flag of an ignored SYN, and how the connection opened */
+	u8 last_flags;		/* enum td_flag of an ignored SYN, and how the connection opened; SCTP: enum sctp_flag */
 	u8 scale;		/* window scale: orig in the low 4 bits, reply in the high 4 */
 	u8 retrans;
-	u8 td_flags[2];		/* enum td_flag */
+	u8 td_flags[2];		/* enum td_flag; SCTP: whether the side sent an INIT that is not done with */
 	u32 rel_packets;	/* ICMP errors that quote this flow, and the bytes of their IP packets */
 	u32 rel_bytes;
 };
@@ -124,9 +128,28 @@ struct tcp_seg {
 	u8 reserved;
 };
 
+/*
+ * What an SCTP packet says: its chunks, those that do not change a state left
+ * out.  It is worked on in scratch: what the verifier can not know it need not follow.
+ */
+struct sctp_seg {
+	u64 chunks;	/* enum sctp_chunk in their order, four bits each, the first one lowest; then CHUNK_OTHER */
+	u32 vtag;	/* as it stands in the header */
+	u32 init_tag;	/* of INIT and INIT ACK */
+	u16 seen;	/* a bit for each enum sctp_chunk that is there */
+	u16 reflected;	/* the T bit of each of the chunks */
+	u8 listed;	/* number of chunks */
+	u8 state;	/* enum sctp_state, while the chunks are gone through */
+	u8 established;	/* that state was entered, if only between two chunks */
+	u8 ignore;	/* the packet is let pass, but does not count */
+};
+
 /* What does not fit the metadata, a CPU each. */
 struct scratch {
-	struct tcp_seg seg;	/* of a datagram that came in fragments */
+	union {
+		struct tcp_seg seg;	/* of a datagram that came in fragments */
+		struct sctp_seg sctp;	/* of every packet */
+	};
 	struct flow flow;	/* of the fused entry programs */
 };
 
@@ -151,7 +174,10 @@ struct frag_queue {
 	u8 first;		/* the first fragment came: flow and seg are filled in */
 	u8 ranges;		/* number of ranges */
 	struct flow flow;
-	struct tcp_seg seg;	/* end counts the first fragment's payload alone */
+	union {
+		struct tcp_seg seg;	/* end counts the first fragment's payload alone */
+		struct sctp_seg sctp;	/* the first fragment's chunks */
+	};
 	u16 l4_len;		/* UDP: what the header says */
 	u16 reserved;
 	struct {

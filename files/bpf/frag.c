@@ -89,6 +89,7 @@ static __always_inline enum frag_fit frag_add(struct frag_queue *q, const struct
 static __always_inline bool frag_keep_first(struct xdp_md *ctx, const struct flow *f, struct frag_queue *q,
 					    const struct frag_part *part)
 {
+	struct scratch *here;
 	struct tcphdr *tcp;
 	struct udphdr *udp;
 
@@ -107,6 +108,11 @@ static __always_inline bool frag_keep_first(struct xdp_md *ctx, const struct flo
 		if (!udp)
 			return false;
 		q->l4_len = bpf_ntohs(udp->len);
+	} else if (f->proto == IPPROTO_SCTP) {
+		here = scratch_here();
+		if (!here)
+			return false;
+		q->sctp = here->sctp;
 	}
 	return true;
 }
@@ -122,8 +128,12 @@ static __always_inline int frag_complete(struct xdp_md *ctx, struct flow *f, str
 		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT, chained);
 	if (q->l4_len > q->total)
 		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
-	here->seg = q->seg;
-	here->seg.end += q->total;
+	if (q->flow.proto == IPPROTO_SCTP) {
+		here->sctp = q->sctp;
+	} else {
+		here->seg = q->seg;
+		here->seg.end += q->total;
+	}
 	*f = q->flow;
 	f->l3_off = l3_off;
 	f->bytes = q->header + q->total;

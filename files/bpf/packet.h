@@ -12,6 +12,17 @@ static __always_inline void *frame_at(struct xdp_md *ctx, u32 off, u32 len)
 	return p + len <= (void *)(long)ctx->data_end ? p : NULL;
 }
 
+/* Largest offset of what is read of a payload; a linear frame is shorter. */
+#define MAX_PAYLOAD_OFF	0x7fff
+
+/* The same for what may lie deep in the frame. */
+static __always_inline void *payload_at(struct xdp_md *ctx, u32 off, u32 len)
+{
+	void *p = (void *)(long)ctx->data + (off & MAX_PAYLOAD_OFF);
+
+	return p + len <= (void *)(long)ctx->data_end ? p : NULL;
+}
+
 /* Bytes of the frame from off on. */
 static __always_inline s64 frame_left(struct xdp_md *ctx, u32 off)
 {
@@ -96,6 +107,8 @@ static __always_inline int parse_l4(struct xdp_md *ctx, struct flow *f, const bo
 		return next(ctx, SLOT_PRS_UDP, chained);
 	case IPPROTO_GRE:
 		return next(ctx, SLOT_PRS_GRE, chained);
+	case IPPROTO_SCTP:
+		return next(ctx, SLOT_PRS_SCTP, chained);
 	case IPPROTO_ICMP:
 		if (!(f->bits & FLOW_V6))
 			return next(ctx, SLOT_PRS_ICMP, chained);

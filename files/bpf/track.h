@@ -20,6 +20,8 @@ static __always_inline u32 ct_may_open(const struct flow *f, const struct ct_set
 		if (class == CLASS_SYN || (class == CLASS_ACK && set->knob[KNOB_TCP_LOOSE]))
 			return COUNT_TRACKED;
 		return COUNT_INVALID_TCP_NEW;
+	case IPPROTO_SCTP:
+		return f->bits & FLOW_OPENS ? COUNT_TRACKED : COUNT_INVALID_SCTP_NEW;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
 		return f->bits & FLOW_QUERY ? COUNT_TRACKED : COUNT_INVALID_ICMP_TYPE;
@@ -59,6 +61,37 @@ static __always_inline void ct_tcp(struct ct_entry *e, u64 *ctl, u8 dir, const s
 		break;
 	case TCP_BAD_RST:
 		res->outcome = COUNT_INVALID_TCP_RST;
+		break;
+	}
+}
+
+static __always_inline void ct_sctp(struct ct_entry *e, u64 *ctl, u8 dir, const struct ct_settings *set,
+				    struct ct_result *res)
+{
+	struct scratch *here = scratch_here();
+	enum sctp_verdict verdict;
+
+	if (!here)
+		return;
+	here->sctp.state = *ctl & CTL_STATE;
+	if (here->sctp.state == SCTP_NONE)
+		sctp_open(e, &here->sctp);
+	verdict = sctp_track(e, dir, &here->sctp, set);
+	if (here->sctp.established)
+		*ctl |= CTL_ASSURED;
+	*ctl = (*ctl & ~CTL_STATE) | (here->sctp.state & CTL_STATE);
+	switch (verdict) {
+	case SCTP_TRACK:
+		res->timeout = sctp_timeout(here->sctp.state, set);
+		break;
+	case SCTP_IGNORE:
+		res->outcome = COUNT_IGNORED_SCTP;
+		break;
+	case SCTP_BAD_TAG:
+		res->outcome = COUNT_INVALID_SCTP_TAG;
+		break;
+	case SCTP_BAD_STATE:
+		res->outcome = COUNT_INVALID_SCTP_STATE;
 		break;
 	}
 }
@@ -243,6 +276,10 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	case IPPROTO_GRE:
 		res.timeout = ct_gre(&ctl, set);
 		break;
+	case IPPROTO_SCTP:
+		if (chained)	/* the fused entry leaves it to the stages */
+			ct_sctp(e, &ctl, dir, set, &res);
+		break;
 	default:
 		res.timeout = set->timeout[TIMEOUT_GENERIC];
 	}
@@ -257,7 +294,8 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	/* the kernel sets this for packets that it ignores, too */
 	if (dir == DIR_REPLY && (res.outcome == COUNT_TRACKED || res.outcome == COUNT_IGNORED_TCP_SYN ||
 				 res.outcome == COUNT_IGNORED_TCP_STATE ||
-				 res.outcome == COUNT_IGNORED_TCP_WINDOW))
+				 res.outcome == COUNT_IGNORED_TCP_WINDOW ||
+				 res.outcome == COUNT_IGNORED_SCTP))
 		ctl |= CTL_SEEN_REPLY;
 	if (res.kill) {
 		table_delete(key, v6);	/* stays locked */

@@ -37,6 +37,7 @@ SLOTS = {
     "prs_gre": 17,
     "frag": 18,
     "ct6": 19,
+    "prs_sctp": 20,
 }
 #: Slots left to programs of somebody else; 4 and 5 carry the seed's names.
 GUEST_SLOTS = {"acl": 4, "nat": 5}
@@ -77,9 +78,14 @@ OUTCOMES = (
     ("invalid_icmp_type", "an ICMP message that is neither a query, nor a reply to one seen, nor an error"),
     ("invalid_icmp_error", "an ICMP error that quotes no known flow, or goes to somebody else than the sender of what it quotes"),
     ("invalid_gre", "a GRE header of version 1 that is not PPTP's"),
+    ("invalid_sctp_chunks", "no SCTP chunk, one without a length, one that may not stand where it does, or more control chunks than are followed"),
+    ("invalid_sctp_new", "the SCTP chunks can not open an association"),
+    ("invalid_sctp_tag", "the SCTP verification tag is wrong"),
+    ("invalid_sctp_state", "the SCTP chunk fits no transition of the association's state"),
     ("ignored_tcp_syn", "a repeated SYN that nobody answered yet: let pass, not counted"),
     ("ignored_tcp_state", "the TCP segment is let pass without changing the connection's state"),
     ("ignored_tcp_window", "an old TCP segment or acknowledgement: let pass, not counted"),
+    ("ignored_sctp", "an SCTP INIT that came again, or a heartbeat with a new tag: let pass, not counted"),
     ("untracked_not_ip", "not an IP packet (ARP, LLDP, ...)"),
     ("untracked_eth_short", "shorter than an Ethernet header"),
     ("untracked_vlan_depth", "more than two VLAN tags"),
@@ -119,8 +125,21 @@ TCP_STATES = (
     "SYN_SENT2",
 )
 
+#: nf_conntrack's SCTP states, by their number in include/uapi/linux/netfilter/nf_conntrack_sctp.h.
+SCTP_STATES = (
+    "NONE",
+    "CLOSED",
+    "COOKIE_WAIT",
+    "COOKIE_ECHOED",
+    "ESTABLISHED",
+    "SHUTDOWN_SENT",
+    "SHUTDOWN_RECD",
+    "SHUTDOWN_ACK_SENT",
+    "HEARTBEAT_SENT",
+)
+
 #: Timeouts in seconds and their kernel defaults (spec: net/netfilter/nf_conntrack_proto_*.c); index in ``settings`` is the position here.
-#: The TCP ones stand at the number of their state.
+#: The TCP ones stand at the number of their state, the SCTP ones in the order of theirs.
 TIMEOUTS = {
     "generic": 600,
     "tcp_syn_sent": 120,
@@ -140,6 +159,14 @@ TIMEOUTS = {
     "icmpv6": 30,
     "gre": 30,
     "gre_stream": 180,
+    "sctp_closed": 10,
+    "sctp_cookie_wait": 3,
+    "sctp_cookie_echoed": 3,
+    "sctp_established": 210,
+    "sctp_shutdown_sent": 3,
+    "sctp_shutdown_recd": 3,
+    "sctp_shutdown_ack_sent": 3,
+    "sctp_heartbeat_sent": 30,
 }
 
 #: Switches and their kernel defaults; index in ``settings`` is the position here.
@@ -187,8 +214,72 @@ def transition_rows(table: str) -> tuple[int, ...]:
 
 TCP_ROWS = transition_rows(_TCP_TABLE)
 
-#: Layout of the one value of ``settings``: the TCP transition table, jiffies a second, the timeouts in jiffies, the knobs.
-SETTINGS_STRUCT = struct.Struct(f"={len(TCP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I")
+#: Kinds of SCTP chunks (RFC 9260, 3.2): those that do not matter, those with a row in the transition table, and data.
+SCTP_CHUNKS = (
+    "OTHER",
+    "INIT",
+    "INIT_ACK",
+    "ABORT",
+    "SHUTDOWN",
+    "SHUTDOWN_ACK",
+    "ERROR",
+    "COOKIE_ECHO",
+    "COOKIE_ACK",
+    "SHUTDOWN_COMPLETE",
+    "HEARTBEAT",
+    "HEARTBEAT_ACK",
+    "DATA",
+)
+
+#: The transition table of Linux 6.18, net/netfilter/nf_conntrack_proto_sctp.c: what a chunk does in each state of SCTP_STATES.
+_SCTP_TABLE = """
+                   NO CL CW CE ES SS SR SA HS
+ INIT              CL CL CW CE ES CL CL SA CW
+ INIT_ACK          CL CL CW CE ES SS SR SA CL
+ ABORT             CL CL CL CL CL CL CL CL CL
+ SHUTDOWN          CL CL CW CE SS SS SR SA CL
+ SHUTDOWN_ACK      SA CL CW CE ES SA SA SA SA
+ ERROR             CL CL CW CE ES SS SR SA CL
+ COOKIE_ECHO       CL CL CE CE ES SS SR SA CL
+ COOKIE_ACK        CL CL CW ES ES SS SR SA CL
+ SHUTDOWN_COMPLETE CL CL CW CE ES SS SR CL CL
+ HEARTBEAT         HS CL CW CE ES SS SR SA HS
+ HEARTBEAT_ACK     CL CL CW CE ES SS SR SA HS
+ INIT              IV CL CW CE ES SS SR SA IV
+ INIT_ACK          IV CW CW CE ES SS SR SA IV
+ ABORT             IV CL CL CL CL CL CL CL IV
+ SHUTDOWN          IV CL CW CE SR SS SR SA IV
+ SHUTDOWN_ACK      IV CL CW CE ES SA SA SA IV
+ ERROR             IV CL CW CL ES SS SR SA IV
+ COOKIE_ECHO       IV CL CE CE ES SS SR SA IV
+ COOKIE_ACK        IV CL CW ES ES SS SR SA IV
+ SHUTDOWN_COMPLETE IV CL CW CE ES SS SR CL IV
+ HEARTBEAT         IV CL CW CE ES SS SR SA HS
+ HEARTBEAT_ACK     IV CL CW CE ES SS SR SA ES
+"""
+
+SCTP_ROWS = transition_rows(_SCTP_TABLE)
+
+
+def crc32c_table() -> tuple[int, ...]:
+    """Return what each byte does to SCTP's checksum (RFC 9260, appendix A), whose polynomial is 0x1edc6f41, the lowest bit first.
+
+    >>> hex(crc32c_table()[1])
+    '0xf26b8303'
+    """
+    table = []
+    for byte in range(256):
+        for dummy in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return tuple(table)
+
+
+CRC32C_TABLE = crc32c_table()
+
+#: Layout of the one value of ``settings``: the transition tables of TCP and SCTP, jiffies a second, the timeouts in jiffies, the knobs,
+#: and the table of SCTP's checksum, which is no setting but has its place here.
+SETTINGS_STRUCT = struct.Struct(f"={len(TCP_ROWS)}Q{len(SCTP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I{len(CRC32C_TABLE)}I")
 _PADDING = -SETTINGS_STRUCT.size % 8
 SETTINGS_BYTES = SETTINGS_STRUCT.size + _PADDING
 
@@ -280,11 +371,11 @@ def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str,
     """
     seconds = [timeouts.get(name, default) for name, default in TIMEOUTS.items()]
     values = (knobs.get(name, default) for name, default in KNOBS.items())
-    return SETTINGS_STRUCT.pack(*TCP_ROWS, hz, *(s * hz for s in seconds), *values) + bytes(_PADDING)
+    return SETTINGS_STRUCT.pack(*TCP_ROWS, *SCTP_ROWS, hz, *(s * hz for s in seconds), *values, *CRC32C_TABLE) + bytes(_PADDING)
 
 
 def settings_of(raw: bytes) -> tuple[int, dict[str, int], dict[str, int]]:
     """Return jiffies a second, the timeouts in seconds and the knobs of a value of ``settings``."""
-    hz, *values = SETTINGS_STRUCT.unpack(raw[: SETTINGS_STRUCT.size])[len(TCP_ROWS) :]
+    hz, *values = SETTINGS_STRUCT.unpack(raw[: SETTINGS_STRUCT.size])[len(TCP_ROWS) + len(SCTP_ROWS) :]
     timeouts = {name: value // hz for name, value in zip(TIMEOUTS, values)}
     return hz, timeouts, dict(zip(KNOBS, values[len(TIMEOUTS) :]))

@@ -28,10 +28,10 @@ PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp
 PORTED = frozenset((6, 17, 132, 136))
 #: The answer to each ICMP query (net/netfilter/nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c, invmap).
 ICMP_ANSWERS = {1: {8: 0, 13: 14, 15: 16, 17: 18}, 58: {128: 129, 139: 140}}
-#: State names by the number in ``ctl``, for the protocols that have a state machine (for SCTP include/uapi/linux/netfilter/nf_conntrack_sctp.h).
+#: State names by the number in ``ctl``, for the protocols that have a state machine.
 STATES: dict[int, tuple[str, ...]] = {
     6: chain.TCP_STATES,
-    132: ("NONE", "CLOSED", "COOKIE_WAIT", "COOKIE_ECHOED", "ESTABLISHED", "SHUTDOWN_SENT", "SHUTDOWN_RECD", "SHUTDOWN_ACK_SENT", "HEARTBEAT_SENT"),
+    132: chain.SCTP_STATES,
 }
 #: States of all the other protocols.
 PLAIN_STATES = ("NEW", "REPLIED", "ESTABLISHED")

@@ -12,7 +12,8 @@ import struct
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play
+from ansible_collections.ebpf.conntrack.plugins.module_utils import chain
+from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play, Tune
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import OUTCOMES, ChainRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.families import PAIRS
@@ -157,6 +158,7 @@ def datagrams(pair: Pair, side: str = "a") -> dict[str, tuple[int, bytes]]:
     return {
         "udp": (frames.UDP, frames.udp(src, dst, sport, dport, bytes(64))),
         "tcp": (frames.TCP, frames.tcp(src, dst, sport, dport, 1, 0, 2, 99, bytes(32), frames.mss() + frames.SACK_PERMITTED)),
+        "sctp": (frames.SCTP, frames.sctp(sport, dport, 0, frames.chunk(1, struct.pack(">IIHHI", 7, 1000, 1, 1, 1) + bytes(32)))),
         "echo": (frames.ICMPV6, ping[40:]) if len(src) == 16 else (frames.ICMP, ping[20:]),
     }
 
@@ -165,7 +167,7 @@ LAST = compare.Rules(each=False, outcomes=False)
 
 
 @each_family
-@pytest.mark.parametrize("name", ["udp", "tcp", "echo"])
+@pytest.mark.parametrize("name", ["udp", "tcp", "echo", "sctp"])
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_fragment_orders(play: Play, pair: Pair, name: str, order: tuple[int, ...]) -> None:
     """In whatever order they come: one datagram, all of its bytes."""
@@ -281,6 +283,55 @@ def test_sctp_broken(play: Play) -> None:
         steps = [association(V4, *step) for step in ASSOCIATION[:4]]
         play([*steps, association(V4, "a", kind, also=frames.chunk(DATA, bytes(16)))])
         play([*steps, association(V4, "a", DATA, also=frames.chunk(kind, bytes(16)))])
+
+
+def bundle(rng: random.Random, pair: Pair, side: str) -> Step:
+    """Return the step of one SCTP packet of a few chunks, mostly such as may stand together, some of them broken."""
+    kinds = [rng.choice(CHUNKS) for dummy in range(rng.choice((1, 1, 1, 1, 2, 2, 3, 4, 6)))]
+    if len(kinds) > 1 and rng.random() < 0.8:
+        kinds = [kind for at, kind in enumerate(kinds) if kind not in (INIT, INIT_ACK, SHUTDOWN_COMPLETE) and (at == 0 or kind not in (COOKIE_ECHO, COOKIE_ACK))]
+    body = b""
+    for kind in kinds or [DATA]:
+        value = {INIT: struct.pack(">IIHHI", rng.choice((TAGS[side], TAGS[side], 0, 9)), 1000, 1, 1, 1), SHUTDOWN: bytes(4)}
+        value |= {INIT_ACK: value[INIT] + b"\0\7\0\x08cook", DATA: bytes(rng.choice((12, 13, 16, 100, 1000)))}
+        whole = frames.chunk(kind, value.get(kind, b""), rng.choice((0, 0, 0, 1)))
+        if rng.random() < 0.02:
+            whole = whole[:2] + struct.pack(">H", rng.choice((0, 1, 3, 5, 8, 30, 0xFFFF))) + whole[4:]
+        body += whole
+    if rng.random() < 0.03:
+        body = body[: rng.randrange(len(body) + 1)]
+    body = body[:1400]
+    src, dst, sport, dport = pair.ends(side)
+    right = 0 if kinds[:1] == [INIT] else TAGS["b" if side == "a" else "a"]
+    tag = rng.choice([right] * 5 + [0, 0xA, 0xB, 9])
+    return packet(pair, side, frames.SCTP, frames.sctp(sport, dport, tag, body), f"sctp chunks {kinds} tag {tag}, {len(body)} bytes")
+
+
+@each_family
+@pytest.mark.parametrize("seed", range(8))
+def test_sctp_bundles(play: Play, pair: Pair, seed: int) -> None:
+    """Several chunks in a packet, repeated, out of place and with any tag."""
+    rng = random.Random(seed)
+    for dummy in range(60):
+        begun = [association(pair, *step) for step in ASSOCIATION[: rng.choice((0, rng.randrange(9)))]]
+        play([*begun, *(bundle(rng, pair, rng.choice("aab")) for other in range(rng.randrange(1, 9)))])
+
+
+@each_family
+@pytest.mark.parametrize("keep", [None, 8])
+def test_sctp_error(play: Play, pair: Pair, keep: int | None) -> None:
+    """An ICMP error about an association is related to it."""
+    begun = [association(pair, *step) for step in ASSOCIATION[:5]]
+    assert play([*begun, error("b", begun[-1], *((3, 3) if pair is V4 else (1, 4)), keep=keep)])[0].outcome == "related"
+
+
+def test_sctp_timeouts(play: Play, tune: Tune) -> None:
+    """Each state has its own, and each can be set."""
+    tune({f"sctp_{state.lower()}": 100 + 10 * at for at, state in enumerate(chain.SCTP_STATES) if state != "NONE"})
+    for steps in range(1, len(ASSOCIATION) + 1):
+        play([association(V4, *step) for step in ASSOCIATION[:steps]])
+    play([association(V4, *step) for step in [*ASSOCIATION[:6], ("b", SHUTDOWN)]])
+    play([association(V4, "a", HEARTBEAT), association(V4, "b", HEARTBEAT_ACK)])
 
 
 # ---------------------------------------------------------------- everything at once

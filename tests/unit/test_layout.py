@@ -44,6 +44,8 @@ ENUMS: dict[str, dict[str, int]] = {
     "TIMEOUT": {name: number for number, name in enumerate(chain.TIMEOUTS)},
     "KNOB": {name: number for number, name in enumerate(chain.KNOBS)},
     "TCP": {name: number for number, name in enumerate(chain.TCP_STATES)},
+    "SCTP": {name: number for number, name in enumerate(chain.SCTP_STATES)},
+    "CHUNK": {name: number for number, name in enumerate(chain.SCTP_CHUNKS)},
     "CLASS": {name: number for number, name in enumerate(chain.TCP_CLASSES)},
 }
 
