@@ -21,7 +21,7 @@ import typing as t
 from . import bpf, bpffs, build_bcc, chain, clock, handover
 from .bpffs import Paths
 from .errors import ConntrackError, bad_value
-from .plan import Plan, Step
+from .plan import Plan, Step, irrevocable
 from .plan import apply as apply_steps
 from .render import MAP_DIR
 
@@ -423,12 +423,14 @@ class _Builder:
         bpffs.swap_symlink(self.paths.seed_links()[step.name], step.name)
         return lambda: os.unlink(step.name)
 
-    def _delete_generation(self, step: Step) -> None:
+    def _delete_generation(self, step: Step) -> t.Callable[[], None]:
         time.sleep(_GRACE_SECONDS)
         remove_tree(os.path.join(self.paths.gen, step.name))
+        return irrevocable
 
-    def _delete_link(self, step: Step) -> None:
+    def _delete_link(self, step: Step) -> t.Callable[[], None]:
         os.unlink(os.path.join(self.paths.link_dir, step.args))
+        return irrevocable
 
 
 def _remove_symlinks(paths: Paths) -> None:
