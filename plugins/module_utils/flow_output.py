@@ -17,7 +17,6 @@ import itertools
 import json
 import operator
 import re
-import socket
 import typing as t
 
 from . import flow
@@ -77,8 +76,9 @@ def _tuple(shape: flow.Shape, v: flow.Values, reply: bool) -> str:
         kind, code = shape.icmp
         answers = flow.ICMP_ANSWERS[shape.number]
         parts.append(f"type={answers.get(kind, kind) if reply else kind} code={code} id={v[flow.SPORT]}")
-    elif shape.number == socket.IPPROTO_GRE:
-        parts.append("srckey=0x0 dstkey=0x0")
+    elif shape.gre:
+        srckey, dstkey = reversed(shape.gre) if reply else shape.gre
+        parts.append(f"srckey={srckey:#x} dstkey={dstkey:#x}")
     elif shape.number == _DCCP:
         parts.append("sport=0 dport=0")
     elif shape.ported:
@@ -215,6 +215,8 @@ def _note(shape: flow.Shape, v: flow.Values) -> str:
     notes = ["assured"] if shape.assured else [] if shape.seen_reply else ["unreplied"]
     if shape.icmp:
         notes.append(f"type {shape.icmp[0]} code {shape.icmp[1]} id {v[flow.SPORT]}")
+    if shape.gre and any(shape.gre):
+        notes.append(f"call {shape.gre[1]}")
     if shape.vlan:
         notes.append(f"vlan {_cell(shape.vlan)}")
     return ", ".join(notes)

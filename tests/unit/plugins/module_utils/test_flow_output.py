@@ -35,7 +35,7 @@ def from_conntrack(line: str) -> tuple[flow.Table, tuple[bytes, bytes]]:
         src=orig["src"],
         dst=orig["dst"],
         sport=int(orig["id"] if icmp else orig.get("sport", 0)),
-        dport=int(orig["type"]) << 8 | int(orig["code"]) if icmp else int(orig.get("dport", 0)),
+        dport=int(orig["type"]) << 8 | int(orig["code"]) if icmp else int(orig.get("dport", orig.get("dstkey", "0")), 0),
         proto=int(words[3]),
         ctl=ctl,
         orig=(int(orig["packets"]), int(orig["bytes"])),
@@ -160,3 +160,8 @@ def test_bad_combinations_are_named(words: dict[str, t.Any], message: str) -> No
     with pytest.raises(ConntrackError) as caught:
         flow_output.writer(**words)
     assert caught.value.message.startswith(message)
+
+
+def test_table_names_the_call_of_pptp_only() -> None:
+    lines = text(flow_output.writer("table"), [fakes.entry(sport=0, dport=call, proto=47) for call in (0, 9)]).splitlines()
+    assert [line.partition("ingress  ")[2] for line in lines[1:]] == ["assured", "assured, call 9"]
