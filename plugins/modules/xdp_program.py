@@ -290,10 +290,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import Connt
 
 
 def argument_spec() -> dict[str, object]:
-    switches = {
-        name: {"type": "int" if name == "tcp_max_retrans" else "bool", "default": default if name == "tcp_max_retrans" else bool(default)}
-        for name, default in chain.KNOBS.items()
-    }
     return {
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "src": {"type": "path"},
@@ -302,7 +298,11 @@ def argument_spec() -> dict[str, object]:
         "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
         "fused": {"type": "bool", "default": False},
         "timeouts": {"type": "dict", "default": {}, "options": {name: {"type": "int", "default": seconds} for name, seconds in chain.TIMEOUTS.items()}},
-        "settings": {"type": "dict", "default": {}, "options": switches},
+        "settings": {
+            "type": "dict",
+            "default": {},
+            "options": {name: {"type": type(default).__name__, "default": default} for name, default in chain.KNOBS.items()},
+        },
         "text": {"type": "str"},
         "headers": {"type": "dict"},
         "pin_root": {"type": "path", "default": bpffs.STANDARD},
