@@ -244,7 +244,7 @@ def test_sweep_deletes_what_is_over_and_nothing_else() -> None:
 
 
 def test_a_sweep_goes_over_both_tables() -> None:
-    six = {"src": "2001:db8::1", "dst": "2001:db8::2"}
+    six: dict[str, t.Any] = {"src": "2001:db8::1", "dst": "2001:db8::2"}
     source = tables(*many(2, left=-1), *many(1, dport=9), six=[fakes.entry(**six, left=-1), fakes.entry(**six, dport=9)])
     assert flow_table.sweep(source) == 3
     assert {name: len(rows) for name, rows in source.entries.items()} == {"ctt": 1, "ctt6": 1}
