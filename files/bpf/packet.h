@@ -51,7 +51,6 @@ static __always_inline void count(u32 reason)
  * on with is returned instead.
  */
 #define STAGE(name)									\
-static __always_inline int name##_stage(struct xdp_md *ctx, struct flow *f, const bool chained); \
 PROG(name)										\
 {											\
 	struct flow *f = flow_of(ctx);							\

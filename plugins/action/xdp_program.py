@@ -41,7 +41,7 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
         except TypeError:
             raise bad_value("fused", args["fused"], "give true or false") from None
     if args.get("checksum") is not None:
-        given["checksum"] = str(args["checksum"])
+        given["checksum"] = "off" if args["checksum"] is False else str(args["checksum"])  # YAML takes a bare off for false
     return Settings(**given)
 
 

@@ -30,7 +30,7 @@ _SHOWN_BYTES = 64 * 1024
 _VERIFIER_TRACE = re.compile(r"processed |verification time|stack depth|bpf: |\d+: |;|\(|from |R\d+(_\w+)?=")
 #: The first line of a function's definition, and of one that is a program.
 _FUNCTION = re.compile(r"[A-Za-z_].*\([^;]*$")
-_PROGRAM = re.compile(r"PROG\(|int \w+\(struct xdp_md \*")
+_PROGRAM = re.compile(r"(PROG|STAGE)\(|int \w+\(struct xdp_md \*")
 
 
 def flags() -> list[str]:

@@ -169,11 +169,11 @@ TIMEOUTS = {
     "sctp_heartbeat_sent": 30,
 }
 
-#: Switches and their kernel defaults; index in ``settings`` is the position here.
-KNOBS = {
-    "tcp_loose": 1,
-    "tcp_be_liberal": 0,
-    "tcp_ignore_invalid_rst": 0,
+#: Switches and numbers with their kernel defaults; index in ``settings`` is the position here.
+KNOBS: dict[str, int] = {
+    "tcp_loose": True,
+    "tcp_be_liberal": False,
+    "tcp_ignore_invalid_rst": False,
     "tcp_max_retrans": 3,
 }
 

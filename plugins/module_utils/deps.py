@@ -132,8 +132,12 @@ def imports(interpreter: str, libraries: t.Iterable[Library]) -> bool:
 
 
 def others() -> list[str]:
-    """Return the system's interpreters that are not the running one."""
-    return [path for path in SYSTEM_PYTHONS if os.path.exists(path) and os.path.realpath(path) != os.path.realpath(sys.executable or "")]
+    """Return the system's interpreters that are not the running one.
+
+    A virtual environment's Python is a link to the system's, but looks elsewhere for libraries: it is another one.
+    """
+    own = "" if sys.prefix != sys.base_prefix else os.path.realpath(sys.executable or "")
+    return [path for path in SYSTEM_PYTHONS if os.path.exists(path) and os.path.realpath(path) != own]
 
 
 def require(module: AnsibleModule, *names: str) -> None:

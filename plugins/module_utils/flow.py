@@ -22,6 +22,7 @@ from .clock import Clock
 _MASK32 = 0xFFFFFFFF
 
 TCP = socket.IPPROTO_TCP
+GRE = socket.IPPROTO_GRE
 #: Names of IP protocols in flow records; any other protocol is its number as text.
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
 #: Protocols whose flows have ports.
@@ -111,6 +112,7 @@ class Shape:
     :ivar machine: whether ``state`` is that of a protocol's state machine.
     :ivar vlan: tag ids, the outer one first; empty when untagged.
     :ivar icmp: type and code of an ICMP query, else None.
+    :ivar gre: keys of a GRE flow, the initiator's first, else None: those of version 1 (PPTP) are 0 and the call id, others have none and show zeros.
     """
 
     family: str
@@ -123,6 +125,7 @@ class Shape:
     dir: str
     vlan: tuple[int, ...]
     icmp: tuple[int, int] | None
+    gre: tuple[int, int] | None
 
     @property
     def ported(self) -> bool:
@@ -153,7 +156,7 @@ def make_shape(table: Table, number: int, ctl: int, dport: int) -> Shape:
 
     :param number: IP protocol number.
     :param ctl: the entry's control word.
-    :param dport: port of the answering side: for ICMP type << 8 | code of the query.
+    :param dport: port of the answering side: for ICMP type << 8 | code of the query, for GRE the call id.
     """
     tags = (ctl >> chain.CTL_VLAN_OUTER_SHIFT & 0xFFF, ctl >> chain.CTL_VLAN_INNER_SHIFT & 0xFFF)
     return Shape(
@@ -167,6 +170,7 @@ def make_shape(table: Table, number: int, ctl: int, dport: int) -> Shape:
         dir=DIRECTIONS[bool(ctl & chain.CTL_EGRESS)],
         vlan=tags[: min(ctl >> chain.CTL_VLANS_SHIFT & 3, 2)],
         icmp=(dport >> 8, dport & 0xFF) if number == table.icmp else None,
+        gre=(0, dport) if number == GRE else None,
     )
 
 
@@ -182,13 +186,15 @@ class Decoder:
         self.table = table
         self.clock = clock
         family = FAMILIES[table.family]
+        #: protocols whose answering side's port is part of the shape
+        self._port_shapes = frozenset((table.icmp, GRE))
 
         def text(packed: bytes) -> str | bytes:
             name = socket.inet_ntop(family, packed)
             return name.encode() if as_bytes else name
 
         def shapes(number: int) -> t.Callable[[int], Shape]:
-            if number == table.icmp:  # by control word << 16 | type << 8 | code
+            if number in self._port_shapes:  # by control word << 16 | port
                 return functools.lru_cache(CACHED)(lambda key: make_shape(table, number, key >> 16, key & 0xFFFF))
             return functools.lru_cache(CACHED)(lambda ctl: make_shape(table, number, ctl, 0))
 
@@ -218,7 +224,7 @@ class Decoder:
         now, rate = self.clock.jiffies, self.clock.hz
         seconds = now // rate
         now &= _MASK32
-        addresses, shapes, icmp = self._addresses, self._shapes, self.table.icmp
+        addresses, shapes, port_shapes = self._addresses, self._shapes, self._port_shapes
         orig_hi, lock = chain.CTL_ORIG_HI, chain.CTL_LOCK
         for row in rows:
             lo, hi, sport, dport, number, dummy = row[0]
@@ -232,7 +238,7 @@ class Decoder:
                 continue
             if ctl & orig_hi:
                 lo, hi, sport, dport = hi, lo, dport, sport
-            shape = shapes(number)(ctl << 16 | dport if number == icmp else ctl)
+            shape = shapes(number)(ctl << 16 | dport if number in port_shapes else ctl)
             src, dst = addresses(lo), addresses(hi)
             idle = (now - last_seen) & 0xFFFFFFFF
             age = seconds - created
@@ -282,6 +288,8 @@ def record(shape: Shape, v: Values) -> Record:
     }
     if shape.icmp:
         result["icmp"] = {"type": shape.icmp[0], "code": shape.icmp[1], "id": v[SPORT]}
+    if shape.gre:
+        result["gre"] = {"srckey": shape.gre[0], "dstkey": shape.gre[1]}
     result["dir"] = shape.dir
     if shape.vlan:
         result["vlan"] = list(shape.vlan)
@@ -308,6 +316,8 @@ COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
     "icmp.type": lambda shape, v: shape.icmp[0] if shape.icmp else None,
     "icmp.code": lambda shape, v: shape.icmp[1] if shape.icmp else None,
     "icmp.id": lambda shape, v: v[SPORT] if shape.icmp else None,
+    "gre.srckey": lambda shape, v: shape.gre[0] if shape.gre else None,
+    "gre.dstkey": lambda shape, v: shape.gre[1] if shape.gre else None,
     "dir": _shared("dir"),
     "vlan": lambda shape, v: list(shape.vlan) or None,
     **{name: _value(VALUES.index(name)) for name in VALUES[AGE:]},
@@ -320,7 +330,7 @@ SHORT_COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
 }
 ALL_COLUMNS = {**COLUMNS, **SHORT_COLUMNS}
 #: Parts of a record that hold several values.
-OBJECTS = ("orig", "reply", "icmp", "related")
+OBJECTS = ("orig", "reply", "icmp", "gre", "related")
 
 
 def select(fields: t.Sequence[str], shape: Shape, v: Values) -> Record:

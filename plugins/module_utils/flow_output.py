@@ -17,7 +17,6 @@ import itertools
 import json
 import operator
 import re
-import socket
 import typing as t
 
 from . import flow
@@ -77,8 +76,9 @@ def _tuple(shape: flow.Shape, v: flow.Values, reply: bool) -> str:
         kind, code = shape.icmp
         answers = flow.ICMP_ANSWERS[shape.number]
         parts.append(f"type={answers.get(kind, kind) if reply else kind} code={code} id={v[flow.SPORT]}")
-    elif shape.number == socket.IPPROTO_GRE:
-        parts.append("srckey=0x0 dstkey=0x0")
+    elif shape.gre:
+        srckey, dstkey = reversed(shape.gre) if reply else shape.gre
+        parts.append(f"srckey={srckey:#x} dstkey={dstkey:#x}")
     elif shape.number == _DCCP:
         parts.append("sport=0 dport=0")
     elif shape.ported:
@@ -215,6 +215,8 @@ def _note(shape: flow.Shape, v: flow.Values) -> str:
     notes = ["assured"] if shape.assured else [] if shape.seen_reply else ["unreplied"]
     if shape.icmp:
         notes.append(f"type {shape.icmp[0]} code {shape.icmp[1]} id {v[flow.SPORT]}")
+    if shape.gre and any(shape.gre):
+        notes.append(f"call {shape.gre[1]}")
     if shape.vlan:
         notes.append(f"vlan {_cell(shape.vlan)}")
     return ", ".join(notes)
@@ -268,7 +270,44 @@ class TableWriter(Writer):
         return self.write([]) if self._widths is None else b""
 
 
+# ---------------------------------------------------------------- conntrack -S
+#: Outcomes, besides the ignored ones, of frames that met an entry or made one; and of those that nothing but the chain is to blame for.
+_MET = ("tracked", "related", "invalid_tcp_state", "invalid_tcp_window", "invalid_tcp_rst")
+_FAILED = ("untracked_no_entry", "untracked_contended", "untracked_no_meta", "untracked_no_slot")
+
+
+def stats_lines(cpus: t.Iterable[t.Mapping[str, int]], evicted: int) -> str:
+    """Return the chain's counters as lines of ``conntrack -S`` (conntrack-tools 1.4.7).
+
+    ``found`` are the frames that met an entry, ``insert`` the entries made, ``error`` the frames that the chain failed on. What has no
+    meaning here is 0: nothing is dropped, no look-up starts over, and of two CPUs that make the same entry one uses the other's.
+
+    :param cpus: for each CPU, by number, its counters by the names of chain.COUNTERS.
+    :param evicted: entries that made room for others. Nobody knows on which CPU: the first line has them all.
+    """
+    return "".join(_stats_line(number, cpu, 0 if number else evicted) for number, cpu in enumerate(cpus))
+
+
+def _stats_line(number: int, cpu: t.Mapping[str, int], evicted: int) -> str:
+    met = sum(value for name, value in cpu.items() if name in _MET or name.startswith("ignored_"))
+    values = {
+        "found": max(met - cpu["created"], 0),
+        "invalid": sum(value for name, value in cpu.items() if name.startswith("invalid_")),
+        "insert": cpu["created"],
+        "insert_failed": cpu["insert_failed"],
+        "drop": 0,
+        "early_drop": evicted,
+        "error": sum(cpu[name] for name in _FAILED),
+        "search_restart": 0,
+        "clash_resolve": 0,
+        "chaintoolong": 0,
+    }
+    return f"cpu={number:<4}\t" + "".join(f"{name}={value} " for name, value in values.items()) + "\n"
+
+
 FORMATS = ("json", "jsonl", "table", "csv", "conntrack")
+#: The form that shows the counters instead of flows.
+STATS = "stats"
 
 
 def writer(form: str, fields: t.Sequence[str] = (), extended: bool = False, window: bool = False) -> Writer:

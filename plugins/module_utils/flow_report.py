@@ -29,7 +29,7 @@ FLOWS_OPTIONS: dict[str, dict[str, t.Any]] = {
     "group_by": {"type": "list", "elements": "str"},
     "summary": {"type": "bool", "default": True},
     "window": {"type": "bool", "default": False},
-    "format": {"type": "str", "choices": list(flow_output.FORMATS), "aliases": ["output"]},
+    "format": {"type": "str", "choices": [*flow_output.FORMATS, flow_output.STATS], "aliases": ["output"]},
     "extended": {"type": "bool", "default": False},
     "dest": {"type": "path"},
     "mode": {"type": "str", "default": "0640"},
@@ -56,7 +56,7 @@ def report(params: Params, check_mode: bool) -> Result:
     """
     query = flow_filter.parse_query(_words(params, flow_filter.QUERY_WORDS))
     dest, form = params["dest"], params["format"]
-    writer = flow_output.writer(form or "json", query.fields, params["extended"], params["window"]) if dest or form else None
+    writer = _writer(params, query) if dest or form else None
     if params["extended"] and form != "conntrack":
         raise bad_value("extended", True, "it belongs to format: conntrack")
     mode = flow_file.file_mode(params["mode"])
@@ -69,16 +69,16 @@ def report(params: Params, check_mode: bool) -> Result:
         with flow_table.FlowTables(params["pin_root"]) as tables:
             if dest:
                 with flow_file.replacing(dest, mode, dry=check_mode) as file:
-                    reading = flow_table.read(tables, query, writer, file.write, params["summary"], params["window"])
+                    reading = _read(tables, params, query, writer, file.write)
                 changed = file.changed
             else:
-                reading = flow_table.read(tables, query, writer, pieces.append, params["summary"], params["window"])
+                reading = _read(tables, params, query, writer, pieces.append)
     except flow_table.NoChain as exc:
         if not check_mode:
             raise
         empty: Result = {"changed": bool(dest), "flows": [], "count": 0, "truncated": False, "warnings": [f"{exc.message} In check mode: no flows."]}
-        if writer and not dest:
-            empty["text"] = (writer.begin() + writer.end()).decode()
+        if form and not dest:
+            empty["text"] = (writer.begin() + writer.end()).decode() if writer else ""
         return _with_facts(empty)
     result: Result = {"changed": changed, "flows": reading.flows, "count": reading.count, "truncated": reading.truncated}
     if reading.truncated:
@@ -89,9 +89,33 @@ def report(params: Params, check_mode: bool) -> Result:
         result.update(groups=reading.groups, group_count=reading.group_count)
     if dest:
         result["dest"] = dest
-    elif writer:
+    elif form:
         result["text"] = b"".join(pieces).decode()
     return _with_facts(result)
+
+
+def _writer(params: Params, query: flow_filter.Query) -> flow_output.Writer | None:
+    """Return what makes the flows' text; None for the form that shows no flows.
+
+    :raises ConntrackError: when another option does not fit the format.
+    """
+    if params["format"] != flow_output.STATS:
+        return flow_output.writer(params["format"] or "json", query.fields, params["extended"], params["window"])
+    if not params["summary"]:
+        raise bad_value("summary", False, "the format stats is made of it; leave it out")
+    return None
+
+
+def _read(
+    tables: flow_table.FlowTables, params: Params, query: flow_filter.Query, writer: flow_output.Writer | None, put: t.Callable[[bytes], object]
+) -> flow_table.Reading:
+    """Read the tables and ``put`` their text, if any is wanted."""
+    if writer or params["format"] != flow_output.STATS:
+        return flow_table.read(tables, query, writer, put, params["summary"], params["window"])
+    reading = flow_table.read(tables, query, window=params["window"])
+    evicted = t.cast("dict[str, t.Any]", reading.summary)["counters"]["evicted"]
+    put(flow_output.stats_lines(tables.cpu_counters(), evicted).encode())
+    return reading
 
 
 def _with_facts(result: Result) -> Result:

@@ -59,6 +59,7 @@ class FlowTables:
         with contextlib.ExitStack() as fds:
             self._stats = self._open("stats", fds)
             self._deletions = self._open("deletions", fds)
+            self._settings = self._open("settings", fds)
             self.meta = self._read_meta(self._open("meta", fds))
             if self.meta["layout"] != chain.LAYOUT_VERSION:
                 raise ConntrackError(
@@ -106,9 +107,19 @@ class FlowTables:
         """Return this instant in the tables' time."""
         return Clock.read(self.meta)
 
+    def settings(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the timeouts in seconds and the knobs that are in force."""
+        value = t.cast("bytes", bpf.map_lookup(self._settings, _INDEX.pack(0), chain.SETTINGS_BYTES))  # an array always has its entries
+        return chain.settings_of(value)[1:]
+
+    def cpu_counters(self) -> list[dict[str, int]]:
+        """Return what the chain counted on each possible CPU, by name."""
+        columns = [[_U64.unpack(one)[0] for one in bpf.percpu_value(self._stats, index, _U64.size)] for index in range(len(chain.COUNTERS))]
+        return [dict(zip(chain.COUNTERS, values)) for values in zip(*columns)]
+
     def counters(self) -> dict[str, int]:
         """Return the chain's counters by name, with what user space deleted added."""
-        values = {name: sum(_U64.unpack(one)[0] for one in bpf.percpu_value(self._stats, index, _U64.size)) for index, name in enumerate(chain.COUNTERS)}
+        values = {name: sum(cpu[name] for cpu in self.cpu_counters()) for name in chain.COUNTERS}
         for index, name in enumerate(chain.DELETIONS):
             values[name] += self._u64(self._deletions, index)
         return values
@@ -152,6 +163,10 @@ class Source(t.Protocol):
     def tables(self) -> tuple[OpenTable, ...]: ...
 
     def clock(self) -> Clock: ...
+
+    def settings(self) -> tuple[dict[str, int], dict[str, int]]: ...
+
+    def cpu_counters(self) -> list[dict[str, int]]: ...
 
     def counters(self) -> dict[str, int]: ...
 
@@ -345,6 +360,7 @@ def counter_summary(counters: t.Mapping[str, int], entries: int) -> dict[str, t.
         "insert_failed": counters["insert_failed"],
         "tracked": counters["tracked"],
         "related": counters["related"],
+        "fragment": counters["fragment"],
         "invalid": _grouped(counters, "invalid_"),
         "ignored": _grouped(counters, "ignored_"),
         "untracked": _grouped(counters, "untracked_"),
@@ -352,7 +368,8 @@ def counter_summary(counters: t.Mapping[str, int], entries: int) -> dict[str, t.
 
 
 def _summary(done: _Pass, source: Source) -> dict[str, t.Any]:
-    """Return the summary of a pass: totals of the flows that match, of the tables as a whole, the counters and the clock."""
+    """Return the summary of a pass: totals of the flows that match, of the tables as a whole, the counters, the settings in force and the clock."""
+    timeouts, knobs = source.settings()
 
     def totals(name: str) -> dict[str, int]:
         result: collections.Counter[str] = collections.Counter()
@@ -369,6 +386,8 @@ def _summary(done: _Pass, source: Source) -> dict[str, t.Any]:
         "assured": sum(number for shape, number in done.shapes.items() if shape.assured),
         "tables": {opened.table.name: {"entries": done.entries[opened.table.name], "capacity": opened.capacity} for opened in source.tables},
         "counters": counter_summary(source.counters(), sum(done.entries.values())),
+        "timeouts": timeouts,
+        "settings": {name: type(chain.KNOBS[name])(value) for name, value in knobs.items()},
         "clock": {
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
             "monotonic": round(done.clock.monotonic_ns / 1e9, 3),

@@ -21,7 +21,7 @@ import typing as t
 from . import bpf, bpffs, build_bcc, chain, clock, handover
 from .bpffs import Paths
 from .errors import ConntrackError, bad_value
-from .plan import Plan, Step
+from .plan import Plan, Step, irrevocable
 from .plan import apply as apply_steps
 from .render import MAP_DIR
 
@@ -32,8 +32,8 @@ _GRACE_SECONDS = 0.02
 _XDP_PASS = 2
 #: A frame of no known protocol: the loader's proof that the chain runs from its entry to its end.
 _PROBE = bytes(12) + b"\xff\xff" + bytes(46)
-#: Kinds of maps whose entries go along into a map of another size.
-_COPIED = ("hash", "lru_hash")
+#: What the maps hold whose entries go along into a map of another size.
+_COPIED = "struct ct_entry"
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
@@ -251,7 +251,7 @@ def plan_present(have: Have, want: Want, settings: bytes) -> Plan:
     for spec in chain.maps(want.table_size, want.table_size6):
         there = have.maps.get(spec.name)
         if spec.inherited and there and there.max_entries != spec.entries:
-            reason = f"another size: {'the entries are copied' if spec.kind in _COPIED else 'it starts at 0'}"
+            reason = f"another size: {'the entries are copied' if spec.value == _COPIED else 'it starts empty'}"
             steps.append(Step("change", "map", spec.name, reason, f"{there.max_entries} entries", f"{spec.entries} entries", args=(number, spec)))
     steps += _plan_links(have, number)
     steps.append(Step("activate", "generation", str(number), "the pins lead to it from here on", before, f"generation {number}"))
@@ -381,7 +381,7 @@ class _Builder:
         if step.args is None:
             return self._change_settings()
         number, spec = step.args
-        if spec.kind in _COPIED:
+        if spec.value == _COPIED:
             old = self._keep(bpf.obj_get(self.paths.map(spec.name)))
             new = self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", spec.name)))
             with bpf.closing(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", "meta"))) as meta:
@@ -423,12 +423,14 @@ class _Builder:
         bpffs.swap_symlink(self.paths.seed_links()[step.name], step.name)
         return lambda: os.unlink(step.name)
 
-    def _delete_generation(self, step: Step) -> None:
+    def _delete_generation(self, step: Step) -> t.Callable[[], None]:
         time.sleep(_GRACE_SECONDS)
         remove_tree(os.path.join(self.paths.gen, step.name))
+        return irrevocable
 
-    def _delete_link(self, step: Step) -> None:
+    def _delete_link(self, step: Step) -> t.Callable[[], None]:
         os.unlink(os.path.join(self.paths.link_dir, step.args))
+        return irrevocable
 
 
 def _remove_symlinks(paths: Paths) -> None:

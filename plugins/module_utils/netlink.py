@@ -722,7 +722,7 @@ class _Apply:
 
     def _delete_netns(self, name: str) -> plans.Undo:
         self._remove_netns(name)
-        return None
+        return plans.irrevocable
 
     def _create_link(self, args: tuple[End, End, list[Sysctl]]) -> plans.Undo:
         one, two, sysctls = args
@@ -755,7 +755,7 @@ class _Apply:
             if goes_with_namespace and self._vanishes(key, index):
                 continue
             self._kernel.delete_link(self._want.mark, key, index)
-        return None
+        return plans.irrevocable if alive else None
 
     def _vanishes(self, key: Key, index: int) -> bool:
         """Wait until the kernel has taken the link of a deleted namespace away; it works through all of them at once, in the background."""

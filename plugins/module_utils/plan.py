@@ -55,11 +55,20 @@ def as_diff(plan: Plan) -> dict[str, str]:
     return {"before": lines("before"), "after": lines("after")}
 
 
+def irrevocable() -> None:
+    """Undo a step that can not be undone, such as a deletion: ``do`` of apply() returns this for one.
+
+    :raises ConntrackError: always.
+    """
+    raise ConntrackError("it can not be undone")
+
+
 def apply(plan: Plan, do: t.Callable[[Step], Undo]) -> None:
     """Apply each step in order; when one fails, undo those before it in reverse and raise.
 
-    :param do: applies one step and returns the function that undoes it, or None where there is nothing to undo.
-    :raises ConntrackError: naming the failed step, with ``applied`` and ``rolled_back`` step lists, and ``not_rolled_back`` where undoing failed too.
+    :param do: applies one step and returns the function that undoes it, irrevocable where none can, or None where it changed nothing that stays.
+    :raises ConntrackError: naming the failed step, with the step lists ``applied``, ``rolled_back`` and ``not_rolled_back``: those whose undoing failed too,
+        each with ``error``.
     """
     done: list[tuple[Step, Undo]] = []
     for step in plan:

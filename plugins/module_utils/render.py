@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import traceback
 import typing as t
 
 from . import chain
@@ -114,10 +115,17 @@ def render(source_dir: str, settings: Settings) -> str:
         raise ConntrackError(f"src: {os.path.join(source_dir, str(exc.name))} is not there: each stage has a file of its name.") from exc
     except jinja2.TemplateSyntaxError as exc:
         raise ConntrackError(f"src: {exc.filename or MAIN} line {exc.lineno}: {exc.message}.") from exc
-    except jinja2.TemplateError as exc:
-        raise ConntrackError(f"src: {source_dir}: {exc}.") from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConntrackError(f"src: {getattr(exc, 'filename', None) or source_dir} can not be read: {exc}.") from exc
+    except Exception as exc:  # an expression of a template can raise anything
+        raise ConntrackError(f"src: {_place(exc, source_dir)}: {exc}.") from exc
+
+
+def _place(exc: Exception, source_dir: str) -> str:
+    """Return the template and the line in which an exception was raised; Jinja2 gives tracebacks the templates' own."""
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(exc.__traceback__)]
+    inside = [f"{name} line {line}" for name, line in places if name.startswith(source_dir)]
+    return inside[-1] if inside else source_dir
 
 
 def locate(text: str, line: int) -> tuple[str, int]:

@@ -75,6 +75,9 @@ options:
       - The form of the file at O(dest); there the default is V(json).
       - Without O(dest), have the flows in this form in RV(text), too.
       - V(jsonl) is a JSON record on each line. V(conntrack) has the lines of C(conntrack -L).
+      - V(stats) shows no flows but the counters, as C(conntrack -S) does, a line for each CPU. There C(found) are the frames that met an entry,
+        C(insert) the entries made, C(early_drop) those evicted (all in the first line, since nobody knows on which CPU), and C(error) the frames that
+        the chain itself failed on (no room, a lock held, no metadata, an empty slot). What has no meaning here is 0.
     type: str
     choices:
       - json
@@ -82,6 +85,7 @@ options:
       - table
       - csv
       - conntrack
+      - stats
     aliases:
       - output
   extended:
@@ -128,6 +132,12 @@ EXAMPLES = r"""
     group_by: src
     limit: 20
 
+- name: The counters of each CPU
+  ebpf.conntrack.ct_flows:
+    limit: 0
+    format: stats
+  register: counters
+
 - name: Everything, into a file that scripts written for conntrack -L can read
   ebpf.conntrack.ct_flows:
     format: conntrack
@@ -170,6 +180,9 @@ flows:
       type: dict
     icmp:
       description: C(type), C(code) and C(id) of an ICMP query.
+      type: dict
+    gre:
+      description: C(srckey) and C(dstkey) of the initiator's direction of a GRE flow; PPTP's hold 0 and the call id, others zeros.
       type: dict
     dir:
       description: The hook on which the initiator's first packet came in.
@@ -219,8 +232,10 @@ msg:
   type: str
 summary:
   description:
-    - Totals of the flows that match, C(tables) and C(counters) of the tables as a whole, and the C(clock) at which they were read.
-    - C(evicted) are entries for which the table had no room any more.
+    - Totals of the flows that match, C(tables) (entries and capacity of each) and C(counters) of the tables as a whole,
+      C(timeouts) and C(settings) that are in force, by the names of M(ebpf.conntrack.xdp_program)'s options, and the C(clock) at which all was read.
+    - Every frame is counted once, as C(tracked), C(related), C(fragment), or by its reason under C(invalid), C(ignored) or C(untracked).
+      C(created), C(reopened), C(deleted) (by reason), C(evicted) (to make room) and C(insert_failed) count entries.
   returned: when O(summary) is true
   type: dict
   sample:
@@ -230,6 +245,10 @@ summary:
     by_proto: {tcp: 1}
     by_state: {ESTABLISHED: 1}
     assured: 1
+    tables: {ctt: {entries: 1, capacity: 65536}, ctt6: {entries: 0, capacity: 65536}}
+    counters: {created: 1, reopened: 0, deleted: {reset: 0, expired: 0, flushed: 0}, evicted: 0, insert_failed: 0, tracked: 10, related: 0, fragment: 0}
+    timeouts: {udp: 30, udp_stream: 120}
+    settings: {tcp_loose: true, tcp_max_retrans: 3}
 groups:
   description: For each group the values of O(group_by), and its C(flows), C(packets) and C(bytes); the one with the most flows comes first.
   returned: when O(group_by) is given
@@ -242,7 +261,7 @@ group_count:
   type: int
   sample: 1
 text:
-  description: The flows in the form of O(format).
+  description: The flows, or the counters, in the form of O(format).
   returned: when O(format) is given without O(dest)
   type: str
 dest:

@@ -331,7 +331,7 @@ rolled_back:
   type: list
   elements: dict
 not_rolled_back:
-  description: Those of them that could not be undone, each with RV(not_rolled_back[].error).
+  description: Those of them that could not be undone (what was deleted stays so), each with RV(not_rolled_back[].error).
   returned: when a step fails
   type: list
   elements: dict

@@ -139,6 +139,38 @@ options:
         description: GRE with traffic both ways.
         type: int
         default: 180
+      sctp_closed:
+        description: An SCTP INIT was seen, or the association is over.
+        type: int
+        default: 10
+      sctp_cookie_wait:
+        description: The INIT was answered.
+        type: int
+        default: 3
+      sctp_cookie_echoed:
+        description: The cookie came back.
+        type: int
+        default: 3
+      sctp_established:
+        description: The association is open, which its heartbeats keep so.
+        type: int
+        default: 210
+      sctp_shutdown_sent:
+        description: The initiator has closed.
+        type: int
+        default: 3
+      sctp_shutdown_recd:
+        description: The other side has closed.
+        type: int
+        default: 3
+      sctp_shutdown_ack_sent:
+        description: That was acknowledged.
+        type: int
+        default: 3
+      sctp_heartbeat_sent:
+        description: A heartbeat over another path, until it is acknowledged.
+        type: int
+        default: 30
   settings:
     description:
       - Switches of the TCP tracker, with the kernel's names and defaults. They can change while the chain runs.
@@ -290,10 +322,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import Connt
 
 
 def argument_spec() -> dict[str, object]:
-    switches = {
-        name: {"type": "int" if name == "tcp_max_retrans" else "bool", "default": default if name == "tcp_max_retrans" else bool(default)}
-        for name, default in chain.KNOBS.items()
-    }
     return {
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "src": {"type": "path"},
@@ -302,7 +330,11 @@ def argument_spec() -> dict[str, object]:
         "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
         "fused": {"type": "bool", "default": False},
         "timeouts": {"type": "dict", "default": {}, "options": {name: {"type": "int", "default": seconds} for name, seconds in chain.TIMEOUTS.items()}},
-        "settings": {"type": "dict", "default": {}, "options": switches},
+        "settings": {
+            "type": "dict",
+            "default": {},
+            "options": {name: {"type": type(default).__name__, "default": default} for name, default in chain.KNOBS.items()},
+        },
         "text": {"type": "str"},
         "headers": {"type": "dict"},
         "pin_root": {"type": "path", "default": bpffs.STANDARD},

@@ -10,6 +10,7 @@ of ``ip`` and /proc/sys, not of the library.
 from __future__ import annotations
 
 import collections.abc as c
+import contextlib
 import json
 import os
 import pathlib
@@ -25,6 +26,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import Connt
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 FORWARDING = "net.ipv4.conf.all.forwarding"
+#: What the lab changes on a host, as Linux comes; accept_redirects last, for forwarding changes it.
+FRESH = {FORWARDING: "0", "net.ipv6.conf.all.forwarding": "0", "net.ipv4.conf.all.accept_redirects": "1"}
 
 
 def sh(command: str) -> str:
@@ -44,12 +47,21 @@ def set_sysctl(name: str, value: str) -> None:
     pathlib.Path("/proc/sys", *name.split(".")).write_text(value, encoding="utf-8")
 
 
+@contextlib.contextmanager
+def fresh_host() -> c.Iterator[None]:
+    """Enter a namespace that plays a host as it comes: a new namespace takes the machine's present IPv4 settings for its own."""
+    with netns.anonymous():
+        for name, value in FRESH.items():
+            set_sysctl(name, value)
+        sh("ip link set lo up")
+        yield
+
+
 @pytest.fixture
 def p() -> c.Iterator[str]:
     """Enter a namespace that plays the host; yield a prefix for names, and clean up everything that begins with it."""
     prefix = f"t{secrets.token_hex(2)}"
-    with netns.anonymous():
-        sh("ip link set lo up")
+    with fresh_host():
         try:
             yield prefix
         finally:
@@ -102,7 +114,7 @@ def assert_gone(p: str) -> None:
     assert p not in sh("ip link")
     assert not [name for name in os.listdir(netns.RUN_DIR) if name.startswith(p)]
     assert not pathlib.Path(topology.record_path(p)).exists()
-    assert (sysctl(FORWARDING), sysctl("net.ipv6.conf.all.forwarding"), sysctl("net.ipv4.conf.all.accept_redirects")) == ("0", "0", "1")
+    assert {name: sysctl(name) for name in FRESH} == FRESH
 
 
 def indexes(p: str, *names: str) -> list[int]:
@@ -112,7 +124,7 @@ def indexes(p: str, *names: str) -> list[int]:
 
 def test_default_topology_is_the_described_one() -> None:
     """The commands that the lab stands for, held against what ``ip`` shows; in a namespace that plays the host."""
-    with netns.anonymous():
+    with fresh_host():
         if netns.exists("ns1") or netns.exists("ns2"):
             pytest.skip("ns1 or ns2 is in use")
         try:

@@ -1,10 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The two rigs, built once for all suites, and the knobs that both have."""
+"""The rigs, built once for all suites, and the knobs that all of them have."""
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
 import hypothesis
@@ -17,7 +18,11 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
 hypothesis.settings.register_profile("fixed", derandomize=True, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("fixed")
 
-Play = t.Callable[..., tuple[view.Seen, view.Seen]]
+Play = t.Callable[..., view.Seen]
+Chains = dict[str, ChainRig]
+
+#: The forms of the chain that are compared: each stage a program, and the entry programs that do the common packets themselves.
+FORMS: dict[str, dict[str, t.Any]] = {"chain": {}, "fused": {"fused": True}}
 
 
 @pytest.fixture(scope="session")
@@ -28,40 +33,48 @@ def kernel() -> t.Iterator[NfRig]:
 
 
 @pytest.fixture(scope="session")
-def chain() -> t.Iterator[ChainRig]:
-    """The chain."""
-    with ChainRig() as rig:
-        yield rig
+def chains() -> t.Iterator[Chains]:
+    """The chain in all its forms."""
+    with contextlib.ExitStack() as rigs:
+        yield {name: rigs.enter_context(ChainRig(checksum="strict", **form)) for name, form in FORMS.items()}
+
+
+@pytest.fixture(params=FORMS)
+def chain(chains: Chains, request: pytest.FixtureRequest) -> ChainRig:
+    """The chain in one of its forms, after the other."""
+    return chains[request.param]
 
 
 @pytest.fixture(scope="session")
-def play(kernel: NfRig, chain: ChainRig) -> Play:
-    """``play(steps, rules)`` sends steps through both and compares; see compare.play."""
+def play(kernel: NfRig, chains: Chains) -> Play:
+    """``play(steps, rules)`` sends steps through the kernel and all forms of the chain, and compares; see compare.play."""
 
-    def both(steps: t.Sequence[frames.Step], rules: compare.Rules = compare.ALL) -> tuple[view.Seen, view.Seen]:
-        return compare.play(kernel, chain, steps, rules)
+    def everywhere(steps: t.Sequence[frames.Step], rules: compare.Rules = compare.ALL) -> view.Seen:
+        return compare.play(kernel, chains, steps, rules)
 
-    return both
+    return everywhere
 
 
 Tune = t.Callable[..., None]
 
 
 @pytest.fixture
-def tune(kernel: NfRig, chain: ChainRig) -> t.Iterator[Tune]:
-    """``tune(timeouts={"udp": 1}, knobs={"tcp_loose": 0})`` sets both sides by the chain's names, until the test ends."""
+def tune(kernel: NfRig, chains: Chains) -> t.Iterator[Tune]:
+    """``tune(timeouts={"udp": 1}, knobs={"tcp_loose": 0})`` sets all sides by the chain's names, until the test ends."""
     before: dict[str, int] = {}
 
-    def both(timeouts: t.Mapping[str, int] | None = None, knobs: t.Mapping[str, int] | None = None) -> None:
+    def everywhere(timeouts: t.Mapping[str, int] | None = None, knobs: t.Mapping[str, int] | None = None) -> None:
         named = {**{timeout_sysctl(name): value for name, value in (timeouts or {}).items()}, **(knobs or {})}
         for name, value in named.items():
             before.setdefault(name, kernel.sysctl(name, value))
-        chain.settings(timeouts, knobs)
+        for rig in chains.values():
+            rig.settings(timeouts, knobs)
 
-    yield both
+    yield everywhere
     for name, value in before.items():
         kernel.sysctl(name, value)
-    chain.settings()
+    for rig in chains.values():
+        rig.settings()
 
 
 def timeout_sysctl(name: str) -> str:

@@ -131,11 +131,21 @@ def test_differences_are_found(field: str, value: t.Any, told: bool) -> None:
 def test_differences_are_told() -> None:
     """The frames so far, both outcomes, the fault and both tables stand in the message."""
     kernel, chain = Scripted(seen("tracked", FLOW), seen("invalid", FLOW)), Scripted(seen("tracked", FLOW), seen("tracked"))
+    other = Scripted(seen("tracked", FLOW), seen("invalid", FLOW))
     with pytest.raises(compare.Difference) as caught:
-        compare.play(kernel, chain, [V4.udp("a"), V4.udp("b", 77)])
+        compare.play(kernel, {"chain": chain, "other": other}, [V4.udp("a"), V4.udp("b", 77)])
     text = str(caught.value)
     assert "1 -> udp 40000>80 len 10" in text and "2 <- udp 80>40000 len 77" in text
-    assert "! outcome: kernel invalid, chain tracked" in text and f"! only the kernel has {FLOW}" in text and "chain has nothing" in text
+    assert "! outcome: kernel invalid, chain tracked" in text and f"! only kernel has {FLOW}" in text and "chain has nothing" in text
+    assert "other invalid" not in text.partition("!")[2] and f"other has {FLOW}" in text
+
+
+def test_forms_of_the_chain_agree_on_details() -> None:
+    """A frame that is invalid for different reasons is a difference."""
+    flows = seen("invalid").flows
+    views = {name: view.Seen("invalid", flows, detail) for name, detail in (("kernel", "invalid"), ("chain", "invalid_a"), ("fused", "invalid_b"))}
+    assert compare.all_differences(views) == ["detail: {'chain': 'invalid_a', 'fused': 'invalid_b'}"]
+    assert compare.all_differences({**views, "fused": views["chain"]}) == []
 
 
 def test_a_frame_that_never_reached_the_kernel() -> None:

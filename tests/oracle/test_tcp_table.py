@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
-from ansible_collections.ebpf.conntrack.tests.oracle.rig.families import PAIRS
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import OTHER, Talk
 
 STATES = ("NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2")
@@ -47,12 +46,12 @@ def expected(state: str, cell: str) -> tuple[str, list[str]]:
     return outcome, [] if state == "NONE" else [state]
 
 
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
 @pytest.mark.parametrize("opener", "ab")
 @pytest.mark.parametrize(("direction", "flags", "state", "cell"), CELLS, ids=["-".join(map(str, cell[:3])) for cell in CELLS])
 def test_cell(play: Play, pair: frames.Pair, opener: str, direction: str, flags: str, state: str, cell: str) -> None:
     """One segment in one state, whoever opened and closed the connection."""
     side = opener if direction == "orig" else OTHER[opener]
     for closer in {side} if state == "CLOSE" else "ab":
-        kernel = play(Talk(pair).until(state, opener, closer).send(side, flags).steps)[0]
+        kernel = play(Talk(pair).until(state, opener, closer).send(side, flags).steps)
         assert (kernel.outcome, [flow.state for flow in kernel.flows.values()]) == expected(state, cell)

@@ -12,7 +12,6 @@ import hypothesis.strategies as st
 import pytest
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play, Tune
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames, moves
-from ansible_collections.ebpf.conntrack.tests.oracle.rig.families import PAIRS
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 
 SCALE = frames.NOP + frames.wscale(7)
@@ -126,16 +125,16 @@ TALKS: dict[str, tuple[str | None, t.Callable[[Talk], Talk]]] = {
 }
 
 
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
 @pytest.mark.parametrize("name", TALKS)
 def test_talk(play: Play, pair: frames.Pair, name: str) -> None:
     """A conversation with a name."""
     state, talk = TALKS[name]
-    kernel = play(talk(Talk(pair)).steps)[0]
+    kernel = play(talk(Talk(pair)).steps)
     assert [flow.state for flow in kernel.flows.values()] == ([] if state is None else [state])
 
 
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
 @hypothesis.settings(max_examples=1500)
 @hypothesis.given(beginning=moves.beginnings, moved=st.lists(moves.moves, min_size=1, max_size=12))
 def test_any_talk(play: Play, pair: frames.Pair, beginning: moves.Beginning, moved: list[moves.Move]) -> None:

@@ -78,12 +78,19 @@ class FakeTables:
         self.now = clock
         self.batch = batch
         self.stats = dict.fromkeys(chain.COUNTERS, 0)
+        self.in_force = (dict(chain.TIMEOUTS), dict(chain.KNOBS))
         self.batches_read = 0
         #: called before each look-up: what packets do meanwhile
         self.meanwhile: t.Callable[[], None] = lambda: None
 
     def clock(self) -> Clock:
         return self.now
+
+    def settings(self) -> tuple[dict[str, int], dict[str, int]]:
+        return self.in_force
+
+    def cpu_counters(self) -> list[dict[str, int]]:
+        return [dict(self.stats), dict.fromkeys(chain.COUNTERS, 0)]
 
     def counters(self) -> dict[str, int]:
         return dict(self.stats)

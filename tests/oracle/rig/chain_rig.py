@@ -27,29 +27,38 @@ class Misbehaviour(AssertionError):
 
 
 class ChainRig:
-    """One loaded chain under a pin root of its own, attached nowhere. Use as a context manager or call ``close``."""
+    """One loaded chain under a pin root of its own, attached nowhere. Use as a context manager or call ``close``.
 
-    def __init__(self, table_size: int = TABLE_SIZE, sources: pathlib.Path = SOURCES) -> None:
+    :param fused: whether the entry programs do the common packets themselves.
+    :param checksum: see ``render.Settings``; ``strict`` is what nf_conntrack does with frames that were not made on this host.
+    """
+
+    def __init__(self, fused: bool = False, checksum: str = "offload", table_size: int = TABLE_SIZE) -> None:
         """Compile and load.
 
         :raises ConntrackError: see ``generation.ensure``.
         """
+        self.checksum = checksum
+        compiled = render.Settings(table_size, table_size, checksum, fused)
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
         os.mkdir(self.paths.pin_root)
         try:
-            stub = sources / "stub"
+            stub = SOURCES / "stub"
             headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
-            generation.ensure(self.paths, generation.Want(render.render(str(sources), render.Settings(table_size)), headers, table_size))
+            want = generation.Want(render.render(str(SOURCES), compiled), headers, table_size, table_size6=table_size)
+            generation.ensure(self.paths, want)
             self.entries = {side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook])) for side, hook in HOOKS.items()}
             self._stats = bpf.obj_get(self.paths.map("stats"))
             self._settings = bpf.obj_get(self.paths.map("settings"))
+            self._frags = bpf.obj_get(self.paths.map("frags"))
             self.tables = flow_table.FlowTables(self.paths.pin_root)
         except BaseException:
             self._remove()
             raise
         self._cpus = bpf.possible_cpus()
         self._counted = self.counters()
+        self._waiting = False  # for the rest of a datagram
 
     def __enter__(self) -> ChainRig:
         return self
@@ -64,7 +73,7 @@ class ChainRig:
     def close(self) -> None:
         """Unload the chain and remove its pins."""
         self.tables.__exit__()
-        for fd in (*self.entries.values(), self._stats, self._settings):
+        for fd in (*self.entries.values(), self._stats, self._settings, self._frags):
             bpf.close(fd)
         self._remove()
 
@@ -95,12 +104,19 @@ class ChainRig:
         return {(one.proto, one.orig): one for one in map(viewed, self.records())}
 
     def flush(self) -> None:
-        """Empty the tables."""
+        """Empty the tables, and forget fragments."""
         for opened in self.tables.tables:
             size = opened.table.key.size
             for count, keys, dummy in list(self.tables.batches(opened)):
                 packed = bytes(keys)
                 self.tables.delete(opened, [packed[at : at + size] for at in range(0, count * size, size)])
+        if self._waiting:
+            self._waiting = False
+            info = bpf.map_info(self._frags)
+            size = info.key_size
+            for count, keys, dummy in bpf.map_batches(self._frags, size, info.value_size):
+                packed = bytes(keys)
+                bpf.map_delete_batch(self._frags, [packed[at : at + size] for at in range(0, count * size, size)])
 
     def look(self) -> None:
         """Nothing to note: what was made of a frame is counted by the chain itself."""
@@ -117,6 +133,7 @@ class ChainRig:
         outcomes = {name: number for name, number in raised.items() if name in OUTCOMES}
         if ran.retval != XDP_PASS or ran.data_out != frame or list(outcomes.values()) != [1]:
             raise Misbehaviour(f"verdict {ran.retval}, counted {raised}, {'same' if ran.data_out == frame else 'other'} bytes: {side} {frame.hex()}")
+        self._waiting |= "fragment" in outcomes
         return next(iter(outcomes))
 
     def step(self, side: str, frame: bytes) -> view.Seen:
@@ -136,6 +153,9 @@ def viewed(record: flow.Record) -> view.Flow:
         kind, code, ident = (record["icmp"][key] for key in ("type", "code", "id"))
         ends[0] += [kind, code, ident]
         ends[1] += [flow.ICMP_ANSWERS[1 if record["proto"] == "icmp" else 58].get(kind, kind), code, ident]
+    elif any(record.get("gre", {}).values()):  # other versions than PPTP's have no keys
+        keys = [record["gre"]["srckey"], record["gre"]["dstkey"]]
+        ends = [ends[0] + keys, ends[1] + keys[::-1]]
     elif "sport" in orig:
         ends = [[*end, side["sport"], side["dport"]] for end, side in zip(ends, (orig, reply))]
     return view.Flow(

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two trackers side by side, held against each other after each frame."""
+"""Trackers side by side, held against each other after each frame."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import frames, view
 SLACK = 2
 
 #: What the chain may call a frame that never reached nf_conntrack: the stack had dropped it, or kept it for reassembly.
-UNSEEN = ("invalid", "untracked")
+UNSEEN = ("fragment", "invalid", "untracked")
 
 
 class Tracker(t.Protocol):
@@ -32,7 +32,7 @@ class Tracker(t.Protocol):
 
 
 class Difference(AssertionError):
-    """The trackers do not agree; the message tells the frames so far and both tables."""
+    """The trackers do not agree; the message tells the frames so far and all tables."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,51 +53,63 @@ class Rules:
 ALL = Rules()
 
 
-def play(kernel: Tracker, chain: Tracker, steps: t.Sequence[frames.Step], rules: Rules = ALL) -> tuple[view.Seen, view.Seen]:
-    """Send the steps through both trackers, from empty tables; return what they made of the last one, the kernel's view first.
+def play(kernel: Tracker, chains: t.Mapping[str, Tracker], steps: t.Sequence[frames.Step], rules: Rules = ALL) -> view.Seen:
+    """Send the steps through all trackers, from empty tables; return what the kernel made of the last one.
 
+    :param chains: what is held against the kernel, by its name in messages. Among each other they must agree on every detail.
     :raises Difference: where they do not agree.
     """
-    kernel.flush()
-    chain.flush()
-    seen = [(view.Seen("unseen", {}), view.Seen("unseen", {}))]
+    trackers = {"kernel": kernel, **chains}
+    for tracker in trackers.values():
+        tracker.flush()
+    seen: list[dict[str, view.Seen]] = []
     for number, step in enumerate(steps, 1):
         if step.wait:
             time.sleep(step.wait)
-            kernel.look()
-            chain.look()
-        seen.append((kernel.step(step.side, step.frame), chain.step(step.side, step.frame)))
+            for tracker in trackers.values():
+                tracker.look()
+        seen.append({name: tracker.step(step.side, step.frame) for name, tracker in trackers.items()})
         if rules.each or number == len(steps):
-            faults = differences(*seen[-1], rules)
+            faults = all_differences(seen[-1], rules)
             if faults:
-                raise Difference(report(steps[:number], seen[1:], faults))
-    return seen[-1]
+                raise Difference(report(steps[:number], seen, faults))
+    return seen[-1]["kernel"]
 
 
-def differences(kernel: view.Seen, chain: view.Seen, rules: Rules = ALL) -> list[str]:
+def all_differences(seen: t.Mapping[str, view.Seen], rules: Rules = ALL) -> list[str]:
+    """Return in what the kernel's view and those of the chains differ, and those of the chains among each other."""
+    views = dict(seen)
+    kernel = views.pop("kernel")
+    found = [fault for name, one in views.items() for fault in differences(kernel, one, rules, name)]
+    details = {name: one.detail for name, one in views.items()}
+    return found + ([f"detail: {details}"] if len(set(details.values())) > 1 else [])
+
+
+def differences(kernel: view.Seen, chain: view.Seen, rules: Rules = ALL, name: str = "chain") -> list[str]:
     """Return in what the two views differ, one line each."""
     found = []
     same = chain.outcome == kernel.outcome or (kernel.outcome == "unseen" and chain.outcome in UNSEEN)
     if rules.outcomes and not same:
-        found.append(f"outcome: kernel {kernel.outcome}, chain {chain.outcome} ({chain.detail})")
+        found.append(f"outcome: kernel {kernel.outcome}, {name} {chain.outcome} ({chain.detail})")
     for key in sorted({*kernel.flows, *chain.flows}, key=repr):
         ours, theirs = chain.flows.get(key), kernel.flows.get(key)
         if ours is None or theirs is None:
-            found.append(f"only the {'kernel' if ours is None else 'chain'} has {theirs or ours}")
+            found.append(f"only {'kernel' if ours is None else name} has {theirs or ours}")
             continue
         for field in dataclasses.fields(view.Flow):
             mine, its = getattr(ours, field.name), getattr(theirs, field.name)
             if mine != its and (field.name != "timeout" or abs(mine - its) > rules.slack):
-                found.append(f"{field.name}: kernel {its}, chain {mine}")
+                found.append(f"{field.name}: kernel {its}, {name} {mine}")
     return found
 
 
-def report(steps: t.Sequence[frames.Step], seen: t.Sequence[tuple[view.Seen, view.Seen]], faults: t.Sequence[str]) -> str:
-    """Return the difference as people read it: each frame with both outcomes, then both tables."""
+def report(steps: t.Sequence[frames.Step], seen: t.Sequence[t.Mapping[str, view.Seen]], faults: t.Sequence[str]) -> str:
+    """Return the difference as people read it: each frame with all outcomes, then all tables."""
     lines = ["the trackers differ after:"]
-    for number, (step, (kernel, chain)) in enumerate(zip(steps, seen), 1):
-        lines.append(f"  {number:2} {str(step):70} kernel {kernel.outcome:9} chain {chain.outcome} {chain.detail}")
+    for number, (step, views) in enumerate(zip(steps, seen), 1):
+        made = "  ".join(f"{name} {one.outcome if one.detail in ('', one.outcome) else one.detail:9}" for name, one in views.items())
+        lines.append(f"  {number:2} {str(step):70} {made}")
     lines += [f"  ! {fault}" for fault in faults]
-    for name, last in zip(("kernel", "chain"), seen[-1]):
+    for name, last in seen[-1].items():
         lines += [f"  {name} has {flow}" for flow in last.flows.values()] or [f"  {name} has nothing"]
     return "\n".join(lines)

@@ -296,3 +296,6 @@ class Pair:
 
 V4 = Pair(address("198.18.0.1"), address("198.19.0.1"))
 V6 = Pair(address("2001:db8:a::1"), address("2001:db8:b::1"))
+
+#: The hosts of each IP family.
+PAIRS = {"ipv4": V4, "ipv6": V6}

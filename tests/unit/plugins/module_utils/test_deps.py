@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import subprocess
 import sys
 import typing as t
 
@@ -138,3 +140,14 @@ def test_require_fails_where_nobody_has_them(monkeypatch: pytest.MonkeyPatch, re
 def test_require_is_silent_where_all_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(deps.LIBRARIES, "json", deps.Library("json", "1", "dumps", "", ""))
     deps.require(t.cast(t.Any, FakeModule()), "json")
+
+
+def test_a_bare_environment_starts_again_under_the_python_that_it_is_made_of(tmp_path: pathlib.Path) -> None:
+    """Its python is a link to the system's, and yet has none of the system's libraries."""
+    system = next((path for path in deps.SYSTEM_PYTHONS if os.path.exists(path)), None)
+    if system is None:
+        pytest.skip("there is no system Python")
+    ask = f"import sys; sys.path += {[path for path in sys.path if path] + [os.path.dirname(deps.__file__)]!r}; import deps; print(deps.others())"
+    subprocess.run([system, "-m", "venv", "--without-pip", str(tmp_path)], check=True)
+    done = subprocess.run([tmp_path / "bin/python", "-c", ask], capture_output=True, text=True, check=True)
+    assert system in done.stdout

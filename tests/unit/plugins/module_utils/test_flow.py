@@ -101,6 +101,19 @@ def test_icmp_queries_carry_type_code_and_id(src: str, dst: str) -> None:
     assert "sport" not in record["orig"] and "dport" not in record["reply"]
 
 
+@pytest.mark.parametrize(("src", "dst"), [("10.0.0.1", "10.0.0.2"), ("10.0.0.2", "10.0.0.1")])
+@pytest.mark.parametrize("call", [0, 5, 0xFFFF])
+def test_gre_carries_keys(src: str, dst: str, call: int) -> None:
+    record = one(src=src, dst=dst, sport=0, dport=call, proto=47, ctl=0)
+    assert record["gre"] == {"srckey": 0, "dstkey": call}
+    assert "sport" not in record["orig"] and "gre" not in one()
+
+
+def test_gre_calls_of_one_batch_keep_their_keys() -> None:
+    rows = [fakes.entry(sport=0, dport=call, proto=47, ctl=0) for call in (7, 8, 7)]
+    assert [flow.record(*item[:2])["gre"]["dstkey"] for item in decode(*rows)] == [7, 8, 7]
+
+
 def test_icmpv6_and_ipv6_addresses() -> None:
     record = one(TABLE6, src="2001:db8::2", dst="2001:db8::1", sport=9, dport=128 << 8, proto=58, ctl=chain.CTL_SEEN_REPLY)
     assert (record["family"], record["proto"], record["orig"]["src"]) == ("ipv6", "icmpv6", "2001:db8::2")
@@ -169,7 +182,7 @@ def test_every_value_of_a_record_is_a_column() -> None:
     def leaves(record: dict[str, t.Any], prefix: str = "") -> set[str]:
         return set().union(*(leaves(value, f"{name}.") if isinstance(value, dict) else {prefix + name} for name, value in record.items()))
 
-    shown = leaves(one(vlans=(5,))) | leaves(one(proto=1, dport=8 << 8))
+    shown = leaves(one(vlans=(5,))) | leaves(one(proto=1, dport=8 << 8)) | leaves(one(proto=47))
     assert shown == set(flow.COLUMNS)
 
 

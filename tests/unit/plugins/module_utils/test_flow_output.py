@@ -35,7 +35,7 @@ def from_conntrack(line: str) -> tuple[flow.Table, tuple[bytes, bytes]]:
         src=orig["src"],
         dst=orig["dst"],
         sport=int(orig["id"] if icmp else orig.get("sport", 0)),
-        dport=int(orig["type"]) << 8 | int(orig["code"]) if icmp else int(orig.get("dport", 0)),
+        dport=int(orig["type"]) << 8 | int(orig["code"]) if icmp else int(orig.get("dport", orig.get("dstkey", "0")), 0),
         proto=int(words[3]),
         ctl=ctl,
         orig=(int(orig["packets"]), int(orig["bytes"])),
@@ -74,6 +74,17 @@ def test_conntrack_lines_are_those_of_the_real_tool(line: str, extended: bool) -
     writer = flow_output.writer("conntrack", extended=extended)
     written = writer.write(decode([row], writer.as_bytes, table)).decode()
     assert written == (line if extended else re.sub("^ipv[46] +[0-9]+ ", "", line)) + "\n"
+
+
+def test_stats_have_the_form_of_the_real_tool() -> None:
+    """A line printed by conntrack 1.4.7, with the numbers of a chain that saw a little of everything."""
+    nothing = dict.fromkeys(chain.COUNTERS, 0)
+    busy = {**nothing, "tracked": 100, "related": 3, "ignored_tcp_window": 2, "invalid_tcp_rst": 1, "invalid_checksum": 4, "created": 6, "reopened": 1}
+    busy.update(insert_failed=9, untracked_no_entry=9, untracked_contended=1, untracked_not_ip=50, deleted_expired=2)
+    real = "cpu=1   \tfound=0 invalid=0 insert=0 insert_failed=0 drop=0 early_drop=0 error=0 search_restart=0 clash_resolve=0 chaintoolong=0 \n"
+    first, second = flow_output.stats_lines([busy, nothing], evicted=7).splitlines(keepends=True)
+    assert second == real
+    assert first == ("cpu=0   \tfound=100 invalid=5 insert=6 insert_failed=9 drop=0 early_drop=7 error=10 search_restart=0 clash_resolve=0 chaintoolong=0 \n")
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 4])
@@ -160,3 +171,8 @@ def test_bad_combinations_are_named(words: dict[str, t.Any], message: str) -> No
     with pytest.raises(ConntrackError) as caught:
         flow_output.writer(**words)
     assert caught.value.message.startswith(message)
+
+
+def test_table_names_the_call_of_pptp_only() -> None:
+    lines = text(flow_output.writer("table"), [fakes.entry(sport=0, dport=call, proto=47) for call in (0, 9)]).splitlines()
+    assert [line.partition("ingress  ")[2] for line in lines[1:]] == ["assured", "assured, call 9"]

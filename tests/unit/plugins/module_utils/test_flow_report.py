@@ -74,6 +74,19 @@ def test_text() -> None:
     assert len(flows(format="jsonl", limit=3)["text"].splitlines()) == 3
 
 
+def test_stats(source: fakes.FakeTables, tmp_path: pathlib.Path) -> None:
+    source.stats.update(created=20, tracked=30)
+    text = flows(format="stats", limit=0)["text"]
+    assert [line.split()[:4] for line in text.splitlines()] == [
+        ["cpu=0", "found=10", "invalid=0", "insert=20"],
+        ["cpu=1", "found=0", "invalid=0", "insert=0"],
+    ]
+    assert " early_drop=13 " in text
+    dest = tmp_path / "stats"
+    assert flows(format="stats", dest=str(dest))["changed"]
+    assert dest.read_text(encoding="ascii") == text
+
+
 def test_dest(tmp_path: pathlib.Path) -> None:
     dest = tmp_path / "flows.json"
     assert flows(check_mode=True, dest=str(dest))["changed"]
@@ -96,6 +109,7 @@ def test_dest(tmp_path: pathlib.Path) -> None:
         ({"extended": True}, "extended"),
         ({"format": "csv", "window": True}, "window"),
         ({"format": "conntrack", "fields": ["src"]}, "fields"),
+        ({"format": "stats", "summary": False}, "summary"),
     ],
 )
 def test_bad_options_are_named_before_anything_is_read(params: dict[str, t.Any], field: str, source: fakes.FakeTables) -> None:

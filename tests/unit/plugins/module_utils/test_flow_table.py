@@ -155,6 +155,7 @@ def test_a_limit_holds_for_the_writer_too() -> None:
 def test_summary() -> None:
     source = tables(*many(3), *many(2, proto=17, ctl=0), *many(1, proto=1, dport=8 << 8, ctl=chain.CTL_SEEN_REPLY), capacity=64)
     source.stats.update(created=10, deleted_reset=1, deleted_flushed=2, invalid_tcp_rst=4, untracked_not_ip=5, related=6, ignored_tcp_window=7, tracked=8)
+    source.in_force = {**chain.TIMEOUTS, "udp": 7}, {**chain.KNOBS, "tcp_loose": 0, "tcp_max_retrans": 5}
     summary = read(source, summary=True).summary
     assert summary is not None
     assert {name: summary[name] for name in ("flows", "capacity", "by_family", "by_proto", "by_state", "assured")} == {
@@ -170,6 +171,9 @@ def test_summary() -> None:
     assert counters["deleted"] == {"reset": 1, "expired": 0, "flushed": 2}
     assert (counters["invalid"]["tcp_rst"], counters["untracked"]["not_ip"], counters["ignored"]["tcp_window"]) == (4, 5, 7)
     assert summary["clock"]["jiffies"] == fakes.NOW
+    assert summary["timeouts"] == {**chain.TIMEOUTS, "udp": 7}
+    assert summary["settings"] == {**chain.KNOBS, "tcp_loose": False, "tcp_max_retrans": 5}
+    assert [type(value) for value in summary["settings"].values()] == [type(value) for value in chain.KNOBS.values()]
 
 
 def test_every_counter_is_in_the_summary() -> None:
@@ -237,6 +241,13 @@ def test_sweep_deletes_what_is_over_and_nothing_else() -> None:
     assert flow_table.sweep(source) == 3
     assert left(source) == 4
     assert source.stats["deleted_expired"] == 3
+
+
+def test_a_sweep_goes_over_both_tables() -> None:
+    six: dict[str, t.Any] = {"src": "2001:db8::1", "dst": "2001:db8::2"}
+    source = tables(*many(2, left=-1), *many(1, dport=9), six=[fakes.entry(**six, left=-1), fakes.entry(**six, dport=9)])
+    assert flow_table.sweep(source) == 3
+    assert {name: len(rows) for name, rows in source.entries.items()} == {"ctt": 1, "ctt6": 1}
 
 
 def test_a_sweep_can_be_bounded() -> None:

@@ -73,6 +73,18 @@ def test_undoing_goes_on_where_one_can_not_be_undone() -> None:
     assert stuck["name"] == "c" and "stuck" in stuck["error"]
 
 
+def test_what_can_not_be_undone_is_said_to_stand() -> None:
+    def do(step: plan.Step) -> plan.Undo:
+        if step is CREATE:
+            raise OSError(5, "broken")
+        return plan.irrevocable if step is DELETE else None
+
+    with pytest.raises(ConntrackError) as raised:
+        plan.apply([CHANGE, DELETE, CREATE], do)
+    assert raised.value.facts["rolled_back"] == [CHANGE.as_dict()]
+    assert raised.value.facts["not_rolled_back"] == [{**DELETE.as_dict(), "error": "it can not be undone"}]
+
+
 def test_the_facts_of_the_error_are_kept() -> None:
     with pytest.raises(ConntrackError) as raised:
         plan.apply([CREATE], Doer("a", error=ConntrackError("no", compiler_output="all of it")))

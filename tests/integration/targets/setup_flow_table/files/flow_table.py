@@ -53,6 +53,8 @@ def create(paths: bpffs.Paths) -> None:
             elif spec.name == "stats":
                 per_cpu = [len(rows) + 4] + [0] * (bpf.possible_cpus() - 1)  # four more than are there: evicted
                 bpf.map_update(fd, struct.pack("=I", chain.COUNTERS.index("created")), struct.pack(f"={len(per_cpu)}Q", *per_cpu))
+            elif spec.name == "settings":
+                bpf.map_update(fd, struct.pack("=I", 0), chain.settings_value(clock.hz(), {"udp": 45}, {"tcp_loose": False}))
             elif spec.name == "ctt":
                 for key, flow in rows:
                     bpf.map_update(fd, key, flow)

@@ -1,0 +1,211 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is planned from what is found; the kernel is not asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+PATHS = bpffs.Paths("/sys/fs/bpf")
+WANT = generation.Want("the sources", {"include/a.h": "a header"}, 65536)
+SETTINGS = chain.settings_value(250, {}, {})
+
+
+def program(slot: int, number: int) -> bpf.ProgInfo:
+    name = next(name for name, at in chain.SLOTS.items() if at == slot)
+    return bpf.ProgInfo(number, bpf.PROG_TYPE_XDP, name, "ab" * 8, 100, 0, 0, (), 0)
+
+
+def found(**changes: t.Any) -> generation.Have:
+    """What a whole generation 3 of WANT looks like, but for the changes."""
+    specs = chain.maps(WANT.table_size, WANT.table_size6)
+    whole = generation.Have(
+        generation=3,
+        digest=WANT.digest,
+        layout=chain.LAYOUT_VERSION,
+        settings=SETTINGS,
+        programs={slot: program(slot, 100 + slot) for slot in chain.SLOTS.values()},
+        maps={
+            spec.name: bpf.MapInfo(200 + number, chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, spec.entries or 0, 0)
+            for number, spec in enumerate(specs)
+        },
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+def link(prog_id: int, ifindex: int = 5) -> bpf.LinkInfo:
+    return bpf.LinkInfo(77, prog_id, ifindex, bpf.LINK_TYPE_XDP)
+
+
+def short(have: generation.Have, want: generation.Want = WANT, settings: bytes = SETTINGS) -> list[tuple[str, str, str]]:
+    return [(step.action, step.kind, step.name) for step in generation.plan_present(have, want, settings)]
+
+
+NOTHING = generation.Have(no_paths=tuple(PATHS.seed_links()))
+OTHER = dataclasses.replace(WANT, text="other sources")
+PATH_STEPS = [("create", "path", "/sys/fs/bpf/prog"), ("create", "path", "/sys/fs/bpf/map")]
+
+
+# ---------------------------------------------------------------- present
+def test_nothing_is_there() -> None:
+    assert short(NOTHING) == [("load", "generation", "1"), ("activate", "generation", "1"), *PATH_STEPS]
+
+
+def test_all_is_as_wanted() -> None:
+    assert short(found()) == []
+
+
+def test_other_sources() -> None:
+    assert short(found(), OTHER) == [("load", "generation", "4"), ("activate", "generation", "4"), ("delete", "generation", "3")]
+
+
+def test_a_changed_header_counts_too() -> None:
+    assert short(found(), dataclasses.replace(WANT, headers={"include/a.h": "another header"}))[0] == ("load", "generation", "4")
+
+
+def test_other_settings_change_one_map() -> None:
+    (step,) = generation.plan_present(found(), WANT, chain.settings_value(250, {"udp": 7}, {}))
+    assert (step.action, step.kind, step.name) == ("change", "map", "settings")
+    assert "udp=30," in step.before and "udp=7," in step.after
+
+
+def test_settings_of_an_older_release() -> None:
+    (step,) = generation.plan_present(found(settings=bytes(80)), WANT, SETTINGS)
+    assert step.before == "80 bytes"
+
+
+def test_interfaces_go_to_the_new_generation_before_it_is_active() -> None:
+    links = {"eth0%2E7": (link(100), "ingress"), "b@ns1": (link(101), "egress"), "gone": (link(100, ifindex=0), "ingress"), "foreign": (link(9), None)}
+    steps = generation.plan_present(found(links=links), OTHER, SETTINGS)
+    assert [(step.action, step.name) for step in steps] == [("load", "4"), ("replace", "eth0.7"), ("replace", "b@ns1"), ("activate", "4"), ("delete", "3")]
+    assert [step.args for step in steps[1:3]] == [(4, "eth0%2E7"), (4, "b@ns1")]
+
+
+def test_an_interface_of_another_generation_is_taken_back() -> None:
+    links = {"eth0": (link(100), "ingress"), "eth1": (link(900), "ingress")}
+    assert short(found(links=links, leftovers=("4",))) == [("replace", "link", "eth1"), ("delete", "generation", "4")]
+
+
+def test_another_size_is_a_step_of_its_own() -> None:
+    steps = generation.plan_present(found(), dataclasses.replace(OTHER, table_size=131072), SETTINGS)
+    (step,) = [step for step in steps if step.kind == "map"]
+    assert (step.action, step.name, step.before, step.after) == ("change", "ctt", "65536 entries", "131072 entries")
+    assert "copied" in step.reason and steps.index(step) == 1
+
+
+def test_counters_of_another_release_start_anew() -> None:
+    maps = dict(found().maps)
+    maps["stats"] = maps["stats"]._replace(max_entries=7)
+    (step,) = [step for step in generation.plan_present(found(maps=maps), OTHER, SETTINGS) if step.kind == "map"]
+    assert step.name == "stats" and "starts empty" in step.reason
+
+
+def test_faults_are_the_reason_for_a_new_generation() -> None:
+    step = generation.plan_present(found(faults=("slot 3 (ct) is empty", "the pin of ct is missing")), WANT, SETTINGS)[0]
+    assert (step.action, step.name, step.reason) == ("load", "4", "slot 3 (ct) is empty; the pin of ct is missing")
+
+
+def test_what_killed_runs_left_goes_and_their_numbers_are_not_used_again() -> None:
+    assert short(found(leftovers=("2", "5_new"))) == [("delete", "generation", "2"), ("delete", "generation", "5_new")]
+    steps = short(dataclasses.replace(NOTHING, leftovers=("7", "8_new")))
+    assert steps[0] == ("load", "generation", "8") and steps[-2:] == [("delete", "generation", "7"), ("delete", "generation", "8_new")]
+
+
+def test_missing_paths_alone_need_no_compiler() -> None:
+    assert short(found(no_paths=NOTHING.no_paths)) == PATH_STEPS
+
+
+def test_deletions_come_last() -> None:
+    links = {"eth0": (link(100), "ingress")}
+    actions = [action for action, dummy, dummy in short(found(links=links, leftovers=("2",), no_paths=NOTHING.no_paths), OTHER)]
+    assert actions == ["load", "replace", "activate", "create", "create", "delete", "delete"]
+
+
+def test_a_layout_that_can_not_be_handed_on() -> None:
+    with pytest.raises(ConntrackError, match=r"generation 3 has layout 9, this release has \d+: .*state: absent"):
+        generation.plan_present(found(layout=9), OTHER, SETTINGS)
+    assert short(found(layout=9)) == [], "while the sources are the same, the layout is"
+
+
+# ---------------------------------------------------------------- absent
+def test_nothing_to_take_away() -> None:
+    assert generation.plan_absent(NOTHING) == []
+
+
+def test_taking_away() -> None:
+    have = found(leftovers=("2",), links={"gone@ns1": (link(100, ifindex=0), "ingress")})
+    steps = generation.plan_absent(have)
+    assert [(step.action, step.kind, step.name) for step in steps] == [
+        ("delete", "link", "gone@ns1"),
+        ("delete", "generation", "3"),
+        ("delete", "generation", "2"),
+    ]
+    assert all(step.after is None for step in steps)
+
+
+def test_taking_away_is_refused_while_attached() -> None:
+    with pytest.raises(ConntrackError, match=r"^the chain is attached to eth0\.7, b@ns1: detach it first"):
+        generation.plan_absent(found(links={"eth0%2E7": (link(100), "ingress"), "b@ns1": (link(5), None)}))
+
+
+# ---------------------------------------------------------------- input
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timeouts": {"udp": 0}}, "timeouts.udp: 0 is not valid: give 1 to 2147482 seconds."),
+        ({"timeouts": {"tcp_established": 2147483}}, "timeouts.tcp_established: 2147483 is not valid: give 1 to 2147482 seconds."),
+        ({"timeouts": {"sctp": 5}}, f"timeouts: 'sctp' is not valid: known are {', '.join(chain.TIMEOUTS)}."),
+        ({"knobs": {"tcp_max_retrans": 256}}, "settings.tcp_max_retrans: 256 is not valid: give 1 to 255."),
+        ({"knobs": {"tcp_loose": 2}}, "settings.tcp_loose: 2 is not valid: give 0 to 1."),
+        ({"knobs": {"nf_x": 1}}, f"settings: 'nf_x' is not valid: known are {', '.join(chain.KNOBS)}."),
+    ],
+)
+def test_bad_values(changes: dict[str, t.Any], message: str) -> None:
+    with pytest.raises(ConntrackError) as raised:
+        generation.check(dataclasses.replace(WANT, **changes))
+    assert raised.value.message == message
+
+
+def test_every_timeout_fits_at_the_highest_tick_rate() -> None:
+    low, high = 1, 2147482
+    generation.check(dataclasses.replace(WANT, timeouts=dict.fromkeys(chain.TIMEOUTS, high)))
+    hz, timeouts, dummy = chain.settings_of(chain.settings_value(1000, dict.fromkeys(chain.TIMEOUTS, high), {}))
+    assert set(timeouts.values()) == {high} and hz * high < 1 << 31
+    generation.check(dataclasses.replace(WANT, timeouts=dict.fromkeys(chain.TIMEOUTS, low), knobs=chain.KNOBS))
+
+
+def test_the_digest_covers_all_that_is_compiled() -> None:
+    texts = [WANT, OTHER, dataclasses.replace(WANT, headers={}), dataclasses.replace(WANT, headers={"include/b.h": "a header"})]
+    digests = [want.digest for want in texts]
+    assert len(set(digests)) == len(digests) and all(len(digest) == 32 for digest in digests)
+    assert dataclasses.replace(WANT, timeouts={"udp": 5}).digest == WANT.digest
+
+
+# ---------------------------------------------------------------- output
+def test_facts() -> None:
+    facts = generation.facts(found(faults=("slot 3 (ct) is empty",)), PATHS)
+    assert (facts["generation"], facts["healthy"], facts["faults"]) == (3, False, ["slot 3 (ct) is empty"])
+    assert facts["programs"][0] == {"slot": 0, "name": "ingress", "id": 100, "tag": "ab" * 8, "pin": "/sys/fs/bpf/prog/xdp_0"}
+    (ctt,) = (entry for entry in facts["maps"] if entry["name"] == "ctt")
+    assert (ctt["type"], ctt["max_entries"], ctt["pin"]) == ("lru_hash", 65536, "/sys/fs/bpf/map/ctt")
+    assert facts["settings"] == {"hz": 250, "timeouts": chain.TIMEOUTS, **chain.KNOBS}
+
+
+def test_facts_of_nothing() -> None:
+    facts = generation.facts(NOTHING, PATHS)
+    assert facts == {
+        "generation": None,
+        "digest": None,
+        "healthy": False,
+        "faults": [],
+        "pin_root": "/sys/fs/bpf",
+        "programs": [],
+        "maps": [],
+        "settings": {},
+    }
