@@ -15,21 +15,22 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_b
 SOURCE = harness.ROOT / "tests/bench/baselines.c"
 
 MODEL = ("model_0_entry", "model_1_ethernet", "model_2_ipv4", "model_3_tcp", "model_4_track", "model_5_end")
-PROGRAMS = ("noop", "floor_hit", "floor_insert", "drive_new", "drive_random", *MODEL)
+PROGRAMS = ("noop", "floor_hit", "floor_insert", "floor_hit6", "floor_insert6", "drive_new", "drive_new6", "drive_random", *MODEL)
 
 
 class Baselines:
-    """Loaded programs by name, and the floor's flow table.
+    """Loaded programs by name, and the floor's flow tables.
 
-    :param entries: size of the floor's table.
+    :param entries: size of the floor's IPv4 table.
+    :param entries6: size of its IPv6 table.
     :param flows: how many flows ``drive_random`` walks through; a power of two.
     """
 
-    def __init__(self, entries: int, flows: int) -> None:
+    def __init__(self, entries: int, entries6: int, flows: int) -> None:
         os.environ["BCC_KERNEL_SOURCE"] = str(chain_under_test.STUB)
         import bcc  # maps 110 MB of LLVM: only when this section runs
 
-        self._bcc = bcc.BPF(src_file=str(SOURCE), cflags=[*build_bcc.flags(), f"-DENTRIES={entries}", f"-DFLOWS={flows}"])
+        self._bcc = bcc.BPF(src_file=str(SOURCE), cflags=[*build_bcc.flags(), f"-DENTRIES={entries}", f"-DENTRIES6={entries6}", f"-DFLOWS={flows}"])
         self.programs: dict[str, int] = {name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd for name in PROGRAMS}
         self.flows: int = self._bcc["flows"].map_fd
         self.model: int = self._bcc["model"].map_fd

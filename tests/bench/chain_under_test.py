@@ -23,22 +23,27 @@ _ORIG_PACKETS, _CTL = 0, 12  # places in chain.ENTRY
 class Chain:
     """A loaded chain, attached to nothing; close() takes it away again.
 
-    :param table_size: entries of the flow table.
+    :param table_size: entries of the IPv4 flow table.
+    :param table_size6: entries of the IPv6 flow table.
+    :param compiled: what else is compiled in, fields of render.Settings.
     :ivar hooks: the entry programs by name.
-    :ivar table: the flow table.
+    :ivar table: the IPv4 flow table.
+    :ivar table6: the IPv6 flow table.
     """
 
-    def __init__(self, table_size: int) -> None:
+    def __init__(self, table_size: int, table_size6: int = 1 << 10, **compiled: t.Any) -> None:
         headers = {str(path.relative_to(STUB)): path.read_text(encoding="utf-8") for path in STUB.rglob("*") if path.is_file()}
         self.pin_root = os.path.join(bpffs.STANDARD, f"bench_{secrets.token_hex(4)}")
         self._paths = bpffs.Paths(self.pin_root)
         self._fds = contextlib.ExitStack()
         self._fds.callback(self._remove)
         try:
-            want = generation.Want(render.render(str(SOURCES), render.Settings(table_size)), headers, table_size)
+            text = render.render(str(SOURCES), render.Settings(table_size, table_size6, **compiled))
+            want = generation.Want(text, headers, table_size, table_size6=table_size6)
             generation.ensure(self._paths, want)
             self.hooks = {name: self._open(self._paths.prog(chain.SLOTS[name])) for name in chain.HOOKS}
             self.table = self._open(self._paths.map("ctt"))
+            self.table6 = self._open(self._paths.map("ctt6"))
             self._stats = self._open(self._paths.map("stats"))
         except BaseException:
             self.close()
@@ -54,9 +59,10 @@ class Chain:
     def close(self) -> None:
         self._fds.close()
 
-    def bytes_per_flow(self) -> int:
-        """Return the kernel's memory for one entry of the flow table, as it accounts for it, in whole bytes."""
-        with open(f"/proc/self/fdinfo/{self.table}", encoding="ascii") as lines:
+    @staticmethod
+    def bytes_per_flow(table: int) -> int:
+        """Return the kernel's memory for one entry of a flow table, as it accounts for it, in whole bytes."""
+        with open(f"/proc/self/fdinfo/{table}", encoding="ascii") as lines:
             facts = dict(line.split(":", 1) for line in lines)
         return int(facts["memlock"]) // int(facts["max_entries"])
 
@@ -68,17 +74,18 @@ class Chain:
         """Return the path of a map's pin."""
         return self._paths.map(name)
 
-    def _flow(self, protocol: int) -> tuple[tuple[t.Any, ...], tuple[t.Any, ...]]:
-        found = [item for item in tables.entries(self.table) if item[0][4] == protocol]
+    def _flow(self, protocol: int, v6: bool) -> tuple[tuple[t.Any, ...], tuple[t.Any, ...]]:
+        table, key = (self.table6, chain.KEY6) if v6 else (self.table, chain.KEY4)
+        found = [item for item in tables.entries(table, key) if item[0][4] == protocol]
         harness.expect(f"flows of protocol {protocol}", len(found), 1)
         return found[0]
 
-    def flow(self, protocol: int) -> tuple[int, int]:
+    def flow(self, protocol: int, v6: bool = False) -> tuple[int, int]:
         """Return (packets of the initiator, control word) of the one flow of a protocol."""
-        dummy, entry = self._flow(protocol)
+        dummy, entry = self._flow(protocol, v6)
         return entry[_ORIG_PACKETS], entry[_CTL]
 
     def raw_flow(self, protocol: int) -> tuple[bytes, bytes]:
-        """Return the packed key and entry of the one flow of a protocol."""
-        key, entry = self._flow(protocol)
+        """Return the packed key and entry of the one IPv4 flow of a protocol."""
+        key, entry = self._flow(protocol, v6=False)
         return chain.KEY4.pack(*key), chain.ENTRY.pack(*entry)

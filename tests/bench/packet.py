@@ -13,6 +13,9 @@ Two ways to measure, each used for all programs alike:
   to the stack afterwards, which gives the caches something to do. The forerunner's model leaves its metadata standing, as
   that one did, and can be measured in this way only.
 
+Two variants are measured, as xdp_program's option ``fused`` has them: the *chain*, each stage a program of its own, and *fused*, the same stages in
+the entry programs. Each is held against the floor of its address family and against the other.
+
 Whatever is measured is asserted: verdicts, the flow's state, exact packet counts.
 """
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import collections.abc as c
 import contextlib
+import dataclasses
 import functools
 
 import frames
@@ -31,35 +35,102 @@ from chain_under_test import Chain
 
 XDP_PASS = 2
 CLIENT, SERVER, SPORT, DPORT = "10.0.0.1", "172.30.56.105", 40000, 8080
-PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1}
+CLIENT6, SERVER6 = "2001:db8::1", "2001:db8:1::105"
+TCP, UDP, ICMP = 6, 17, 1
 BEFORE_TEN = "10.255.255.255"  # counting up from here within 10.0.0.0/8, the first source is 10.0.0.0
 
 #: So many packets at least in one measurement of random hits: else what is cold at its beginning would show.
 RANDOM_PACKETS = 1 << 18
+#: The table size at which all is measured; at the others, what the size matters for.
+MAIN_SIZE = 1 << 17
+#: Bytes of the long segments whose checksum is verified.
+LONG = 1400
 
-#: Highest ratio to the floor, and to the forerunner's cost model.
-GOALS = {"TCP": 2.0, "new": 2.0, "random": 1.25, "cost model": 0.25}
-#: Most bytes of kernel memory for a connection.
+#: Highest ratios to the floor, to a bare insert and to the forerunner's cost model, by variant and what is measured. A packet over IPv6 has a floor
+#: of its own, with a key of 40 bytes.
+GOALS = {
+    ("chain", "TCP"): 2.0,
+    ("fused", "TCP"): 1.6,
+    ("chain", "TCP over IPv6"): 1.8,
+    ("fused", "TCP over IPv6"): 1.8,
+    ("chain", "new"): 2.0,
+    ("fused", "new"): 3.0,
+    ("chain", "random"): 1.25,
+    ("fused", "random"): 1.25,
+    ("chain", "cost model"): 0.25,
+}
+#: Most bytes of kernel memory for an IPv4 connection.
 GOAL_MEMORY = 192
 
+
+@dataclasses.dataclass(frozen=True)
+class Packet:
+    """A packet of an established flow.
+
+    :ivar protocol: its number.
+    :ivar floor: the floor's program for it.
+    :ivar fused: whether the fused variant treats it otherwise than the chain.
+    """
+
+    frame: bytes
+    protocol: int
+    v6: bool = False
+    fused: bool = True
+
+    @property
+    def floor(self) -> str:
+        return "floor over IPv6" if self.v6 else "floor"
+
+
 ESTABLISHED = {
-    "TCP": frames.tcp(CLIENT, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001),
-    "UDP": frames.udp(CLIENT, SPORT, SERVER, DPORT, b"bench"),
-    "ICMP": frames.echo(CLIENT, SERVER, 8, SPORT, b"bench"),
+    "TCP": Packet(frames.tcp(CLIENT, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001), TCP),
+    "UDP": Packet(frames.udp(CLIENT, SPORT, SERVER, DPORT, b"bench"), UDP),
+    "ICMP": Packet(frames.echo(CLIENT, SERVER, 8, SPORT, b"bench"), ICMP, fused=False),
+    "TCP over IPv6": Packet(frames.tcp(CLIENT6, SPORT, SERVER6, DPORT, frames.ACK, 1001, 5001), TCP, v6=True),
+    "UDP over IPv6": Packet(frames.udp(CLIENT6, SPORT, SERVER6, DPORT, b"bench"), UDP, v6=True),
 }
+LONG_TCP = Packet(frames.tcp(CLIENT, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001, data=bytes(range(200)) * (LONG // 200)), TCP)
+
+
+def opening(client: str, server: str) -> tuple[tuple[str, bytes], ...]:
+    """Return (hook, frame) of what opens a TCP connection and a UDP flow."""
+    return (
+        ("ingress", frames.tcp(client, SPORT, server, DPORT, frames.SYN, 1000)),
+        ("egress", frames.tcp(server, DPORT, client, SPORT, frames.SYN | frames.ACK, 5000, 1001)),
+        ("ingress", frames.tcp(client, SPORT, server, DPORT, frames.ACK, 1001, 5001)),
+        ("ingress", frames.udp(client, SPORT, server, DPORT, b"bench")),
+        ("egress", frames.udp(server, DPORT, client, SPORT, b"bench")),
+    )
+
+
 OPENING = (
-    # hook, frame
-    ("ingress", frames.tcp(CLIENT, SPORT, SERVER, DPORT, frames.SYN, 1000)),
-    ("egress", frames.tcp(SERVER, DPORT, CLIENT, SPORT, frames.SYN | frames.ACK, 5000, 1001)),
-    ("ingress", ESTABLISHED["TCP"]),
-    ("ingress", ESTABLISHED["UDP"]),
-    ("egress", frames.udp(SERVER, DPORT, CLIENT, SPORT, b"bench")),
-    ("ingress", ESTABLISHED["ICMP"]),
+    *opening(CLIENT, SERVER),
+    *opening(CLIENT6, SERVER6),
+    ("ingress", ESTABLISHED["ICMP"].frame),
     ("egress", frames.echo(SERVER, CLIENT, 0, SPORT, b"bench")),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class New:
+    """A packet that opens a flow, and what counts its source up.
+
+    :ivar insert: the program that does no more than a bare insert.
+    """
+
+    frame: bytes
+    driver: str = "drive_new"
+    insert: str = "floor_insert"
+
+    @property
+    def peer(self) -> str:
+        return "bare insert over IPv6" if self.insert == "floor_insert6" else "bare insert"
+
+
 NEW = {
-    "UDP": frames.udp(BEFORE_TEN, SPORT, SERVER, DPORT, b"a benchmark frame"),
-    "TCP": frames.tcp(BEFORE_TEN, SPORT, SERVER, DPORT, frames.SYN, 1000),
+    "UDP": New(frames.udp(BEFORE_TEN, SPORT, SERVER, DPORT, b"a benchmark frame")),
+    "TCP": New(frames.tcp(BEFORE_TEN, SPORT, SERVER, DPORT, frames.SYN, 1000)),
+    "TCP over IPv6": New(frames.tcp(CLIENT6, SPORT, SERVER6, DPORT, frames.SYN, 1000), "drive_new6", "floor_insert6"),
 }
 
 
@@ -87,48 +158,69 @@ def live(program: int, frame: bytes, count: int) -> float:
     return (after.run_time_ns - before.run_time_ns) / count
 
 
-def tracked(under_test: Chain, protocol: str, method: Method, count: int) -> float:
+def tracked(under_test: Chain, packet: Packet, method: Method, count: int) -> float:
     """Measure ``count`` packets of an established flow, and see that the chain counted each of them and kept the state."""
-    before, dummy = under_test.flow(PROTOCOLS[protocol])
-    value = method(under_test.hooks["ingress"], ESTABLISHED[protocol], count)
-    after, ctl = under_test.flow(PROTOCOLS[protocol])
-    harness.expect(f"{protocol} packets counted", after - before, count)
-    harness.expect(f"{protocol} flow: reply seen", bool(ctl & chain.CTL_SEEN_REPLY), True)
-    if protocol == "TCP":
+    before, dummy = under_test.flow(packet.protocol, packet.v6)
+    value = method(under_test.hooks["ingress"], packet.frame, count)
+    after, ctl = under_test.flow(packet.protocol, packet.v6)
+    harness.expect("packets counted", after - before, count)
+    harness.expect("reply seen", bool(ctl & chain.CTL_SEEN_REPLY), True)
+    if packet.protocol == TCP:
         harness.expect("TCP flow: assured", bool(ctl & chain.CTL_ASSURED), True)
         harness.expect("TCP flow: state", chain.TCP_STATES[ctl & chain.CTL_STATE], "ESTABLISHED")
     return value
 
 
 def open_flows(under_test: Chain) -> None:
-    """Bring the three flows up in the chain; no frame may come out changed."""
+    """Bring the flows up in the chain; no frame may come out changed."""
     for hook, frame in OPENING:
         harness.expect("frame after the chain", once(under_test.hooks[hook], frame).data_out, frame)
 
 
 def open_floor(base: Baselines) -> None:
-    """Put their like into the floor's table."""
-    for protocol in ("TCP", "UDP"):
-        once(base.programs["floor_insert"], ESTABLISHED[protocol])
+    """Put their like into the floor's tables."""
+    for packet in ESTABLISHED.values():
+        if packet.protocol != ICMP:
+            once(base.programs["floor_insert6" if packet.v6 else "floor_insert"], packet.frame)
 
 
-def established(under_test: Chain, base: Baselines, name: str, method: Method, count: int, rounds: int) -> list[harness.Row]:
+def established(variants: c.Mapping[str, Chain], base: Baselines, name: str, method: Method, count: int, rounds: int) -> list[harness.Row]:
     """Measure one packet of a flow that is there."""
-    frame = ESTABLISHED["TCP"]
+    frame, frame6 = ESTABLISHED["TCP"].frame, ESTABLISHED["TCP over IPv6"].frame
     cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
         "no-op": lambda: method(base.programs["noop"], frame, count),
         "floor": lambda: method(base.programs["floor_hit"], frame, count),
-        **{protocol: functools.partial(tracked, under_test, protocol, method, count) for protocol in ESTABLISHED},
+        "floor over IPv6": lambda: method(base.programs["floor_hit6"], frame6, count),
     }
+    ours = [(kind, variant) for kind, packet in ESTABLISHED.items() for variant in variants if variant == "chain" or packet.fused]
+    for kind, variant in ours:
+        cases[f"{kind}, {variant}"] = functools.partial(tracked, variants[variant], ESTABLISHED[kind], method, count)
     if method is live:
         cases["cost model"] = lambda: method(base.programs["model_0_entry"], frame, count)
     got = harness.interleave(cases, rounds)
-    rows = [harness.Row("packet", f"floor ({name})", "ns", got["floor"], "no-op", got["no-op"])]
-    for protocol in ESTABLISHED:
-        rows.append(harness.Row("packet", f"established {protocol} ({name})", "ns", got[protocol], "floor", got["floor"], GOALS.get(protocol)))
+    rows = [harness.Row("packet", f"{floor} ({name})", "ns", got[floor], "no-op", got["no-op"]) for floor in ("floor", "floor over IPv6")]
+    for kind, variant in ours:
+        case, floor = f"{kind}, {variant}", ESTABLISHED[kind].floor
+        rows.append(harness.Row("packet", f"established {case} ({name})", "ns", got[case], floor, got[floor], GOALS.get((variant, kind))))
+        if variant == "fused":
+            rows.append(harness.Row("packet", f"established {case} ({name})", "ns", got[case], "chain", got[f"{kind}, chain"]))
     if method is live:
-        rows.append(harness.Row("packet", f"established TCP ({name})", "ns", got["TCP"], "cost model", got["cost model"], GOALS["cost model"]))
+        goal = GOALS["chain", "cost model"]
+        rows.append(harness.Row("packet", f"established TCP, chain ({name})", "ns", got["TCP, chain"], "cost model", got["cost model"], goal))
     return rows
+
+
+def checksums(modes: c.Mapping[str, Chain], count: int, rounds: int) -> list[harness.Row]:
+    """Measure what verifying the checksum of a long segment costs; the modes are chains by what they take for right."""
+    cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
+        mode: functools.partial(tracked, under_test, LONG_TCP, repeat, count) for mode, under_test in modes.items()
+    }
+    got = harness.interleave(cases, rounds)
+    return [
+        harness.Row("packet", f"established TCP with {LONG} B, chain, checksum {mode} (repeat)", "ns", got[mode], "checksum off", got["off"])
+        for mode in modes
+        if mode != "off"
+    ]
 
 
 class Driven:
@@ -144,51 +236,62 @@ class Driven:
         return run.duration_ns
 
 
-def new_flows(under_test: Chain, base: Baselines, size: int, count: int, rounds: int) -> list[harness.Row]:
-    """Measure packets that each open a flow, in a table that is full after the first ``size`` of them."""
-    drive = {protocol: Driven(base, "drive_new", under_test.hooks["ingress"], frame) for protocol, frame in NEW.items()}
+def new_flows(variants: c.Mapping[str, Chain], base: Baselines, size: int, count: int, rounds: int) -> list[harness.Row]:
+    """Measure packets that each open a flow, in tables that are full after the first ``size`` of them."""
 
-    def counted(protocol: str) -> float:
+    def counted(under_test: Chain, drive: Driven) -> float:
         before = under_test.counters()
-        value = drive[protocol](count)
+        value = drive(count)
         after = under_test.counters()
         for counter in ("created", "tracked"):
-            harness.expect(f"new {protocol} flows: {counter}", after[counter] - before[counter], count)
+            harness.expect(f"new flows: {counter}", after[counter] - before[counter], count)
         return value
 
-    floor = Driven(base, "drive_new", base.programs["floor_insert"], NEW["UDP"])
-    cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
-        "bare insert": lambda: floor(count),
-        **{protocol: functools.partial(counted, protocol) for protocol in NEW},
-    }
+    kinds = {kind: new for kind, new in NEW.items() if size == MAIN_SIZE or new.driver == "drive_new"}
+    cases: dict[str, c.Callable[[], float | dict[str, float]]] = {}
+    for kind, new in kinds.items():
+        cases.setdefault(new.peer, functools.partial(Driven(base, new.driver, base.programs[new.insert], new.frame), count))
+        for variant, under_test in variants.items():
+            drive = Driven(base, new.driver, under_test.hooks["ingress"], new.frame)
+            cases[f"{kind}, {variant}"] = functools.partial(counted, under_test, drive)
     for case in cases.values():  # fill the tables first: from then on each insert evicts
         for dummy in range(-(-size // count)):
             case()
     got = harness.interleave(cases, rounds)
-    return [
-        harness.Row("packet", f"new {protocol} flow, table {amount(size)}", "ns", got[protocol], "bare insert", got["bare insert"], GOALS["new"])
-        for protocol in NEW
-    ]
+    rows = []
+    for kind, new in kinds.items():
+        for variant in variants:
+            name = f"new {kind} flow, {variant}, table {amount(size)}"
+            rows.append(harness.Row("packet", name, "ns", got[f"{kind}, {variant}"], new.peer, got[new.peer], GOALS[variant, "new"]))
+    return rows
 
 
-def random_hits(under_test: Chain, base: Baselines, flows: int, rounds: int) -> list[harness.Row]:
+def random_hits(variants: c.Mapping[str, Chain], base: Baselines, flows: int, rounds: int) -> list[harness.Row]:
     """Measure packets of ``flows`` established flows in an order of their own, each flow in its turn."""
     turns = max(1, RANDOM_PACKETS // flows)
-    key, entry = under_test.raw_flow(PROTOCOLS["TCP"])
-    tables.clear(under_test.table)
-    tables.fill(under_test.table, flows, key, entry)
-    before = tables.packets(under_test.table)
     fill = Driven(base, "drive_new", base.programs["floor_insert"], frames.tcp(BEFORE_TEN, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001))
     tables.clear(base.flows)
     fill(flows)
     frame = frames.tcp("10.0.0.0", SPORT, SERVER, DPORT, frames.ACK, 1001, 5001)
-    floor = Driven(base, "drive_random", base.programs["floor_hit"], frame)
-    ours = Driven(base, "drive_random", under_test.hooks["ingress"], frame)
-    got = harness.interleave({"floor": lambda: floor(turns * flows), "chain": lambda: ours(turns * flows)}, rounds)
-    after = tables.packets(under_test.table)
-    harness.expect("flows in the table", len(after), flows)
-    harness.expect("packets of each flow", {after[k] - before[k] for k in after}, {rounds * turns})
-    return [harness.Row("packet", f"random hit in {amount(flows)} TCP flows", "ns", got["chain"], "floor", got["floor"], GOALS["random"])]
+    cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
+        "floor": functools.partial(Driven(base, "drive_random", base.programs["floor_hit"], frame), turns * flows)
+    }
+    before = {}
+    for variant, under_test in variants.items():
+        key, entry = under_test.raw_flow(TCP)
+        tables.clear(under_test.table)
+        tables.fill(under_test.table, flows, key, entry)
+        before[variant] = tables.packets(under_test.table)
+        cases[variant] = functools.partial(Driven(base, "drive_random", under_test.hooks["ingress"], frame), turns * flows)
+    got = harness.interleave(cases, rounds)
+    for variant, under_test in variants.items():
+        after = tables.packets(under_test.table)
+        harness.expect("flows in the table", len(after), flows)
+        harness.expect("packets of each flow", {after[k] - before[variant][k] for k in after}, {rounds * turns})
+    return [
+        harness.Row("packet", f"random hit in {amount(flows)} TCP flows, {variant}", "ns", got[variant], "floor", got["floor"], GOALS[variant, "random"])
+        for variant in variants
+    ]
 
 
 def amount(number: int) -> str:
@@ -196,19 +299,34 @@ def amount(number: int) -> str:
     return f"{number >> 20}M" if number >= 1 << 20 else f"{number >> 10}k"
 
 
+def memory(under_test: Chain, size: int) -> c.Iterator[harness.Row]:
+    """Tell what a flow takes in either table."""
+    for table, name, goal in ((under_test.table, "a flow", GOAL_MEMORY), (under_test.table6, "an IPv6 flow", None)):
+        sample = harness.Sample((under_test.bytes_per_flow(table),))
+        yield harness.Row("packet", f"memory of {name}, table {amount(size)}", "B", sample, goal=goal, absolute=True)
+
+
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     """Measure everything; one table size after the other."""
+    counts, rounds = options.pick((500_000, 100_000), (100_000, 30_000)), options.pick(15, 5)
     with harness.one_cpu():
-        for size in options.pick((1 << 17, 1 << 11, 1 << 21), (1 << 17,)):
-            flows = size // 2
-            with contextlib.closing(Baselines(size, flows)) as base, contextlib.closing(Chain(size)) as under_test:
-                open_flows(under_test)
+        for size in options.pick((MAIN_SIZE, 1 << 11, 1 << 21), (MAIN_SIZE,)):
+            flows, size6 = size // 2, min(size, MAIN_SIZE)
+            with contextlib.ExitStack() as stack:
+                base = stack.enter_context(contextlib.closing(Baselines(size, size6, flows)))
+                variants = {
+                    name: stack.enter_context(contextlib.closing(Chain(size, size6, fused=fused))) for name, fused in (("chain", False), ("fused", True))
+                }
+                for under_test in variants.values():
+                    open_flows(under_test)
                 open_floor(base)
-                if size == 1 << 17:
-                    yield from established(under_test, base, "repeat", repeat, options.pick(500_000, 100_000), options.pick(15, 5))
+                if size == MAIN_SIZE:
+                    yield from established(variants, base, "repeat", repeat, counts[0], rounds)
+                    with contextlib.closing(Chain(1 << 10, checksum="off")) as unverified:
+                        open_flows(unverified)
+                        yield from checksums({"offload": variants["chain"], "off": unverified}, counts[0], rounds)
                     with netns.anonymous(), bpf.closing(bpf.enable_stats()):
-                        yield from established(under_test, base, "live", live, options.pick(100_000, 30_000), options.pick(15, 5))
-                yield from random_hits(under_test, base, flows, options.pick(7, 3))
-                memory = harness.Sample((under_test.bytes_per_flow(),))
-                yield harness.Row("packet", f"memory of a flow, table {amount(size)}", "B", memory, goal=GOAL_MEMORY, absolute=True)
-                yield from new_flows(under_test, base, size, options.pick(1_000_000, 200_000), options.pick(7, 3))
+                        yield from established(variants, base, "live", live, counts[1], rounds)
+                yield from random_hits(variants, base, flows, options.pick(7, 3))
+                yield from memory(variants["chain"], size)
+                yield from new_flows(variants, base, size, options.pick(1_000_000, 200_000), options.pick(7, 3))

@@ -118,7 +118,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
         with contextlib.ExitStack() as stack:
             under_test = stack.enter_context(contextlib.closing(Chain(count + count // 4)))
             packet.open_flows(under_test)
-            key, entry = under_test.raw_flow(packet.PROTOCOLS["TCP"])
+            key, entry = under_test.raw_flow(packet.TCP)
             tables.clear(under_test.table)
             tables.fill(under_test.table, count, key, entry)
             pin = under_test.map_pin("ctt")

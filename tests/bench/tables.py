@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
+import struct
 import typing as t
 
 import harness
@@ -15,10 +16,10 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain
 _BATCH = 1 << 14
 
 
-def entries(fd: int) -> t.Iterator[tuple[tuple[t.Any, ...], tuple[t.Any, ...]]]:
-    """Return every (key, entry) of a flow table, unpacked as KEY4 and ENTRY of the collection's ``chain`` module."""
-    for dummy, keys, values in bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size):
-        yield from zip(chain.KEY4.iter_unpack(keys), chain.ENTRY.iter_unpack(values), strict=True)
+def entries(fd: int, key: struct.Struct = chain.KEY4) -> t.Iterator[tuple[tuple[t.Any, ...], tuple[t.Any, ...]]]:
+    """Return every (key, entry) of a flow table, unpacked as ``key`` (KEY4 or KEY6) and ENTRY of the collection's ``chain`` module."""
+    for dummy, keys, values in bpf.map_batches(fd, key.size, chain.ENTRY.size):
+        yield from zip(key.iter_unpack(keys), chain.ENTRY.iter_unpack(values), strict=True)
 
 
 def fill(fd: int, count: int, key: bytes, entry: bytes) -> None:
