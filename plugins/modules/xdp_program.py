@@ -47,9 +47,9 @@ options:
     default: 65536
   checksum:
     description:
-      - Which packets of TCP, UDP and ICMP have a right checksum; others are invalid and do not count in a flow.
+      - Which packets of TCP, UDP, SCTP and ICMP have a right checksum; others are invalid and do not count in a flow.
       - With V(strict) only those whose checksum is right. With V(offload) also those that hold the sum of the pseudo header alone,
-        which is how packets of a local sender come over a veth before a card has completed them. With V(off) all.
+        or for SCTP a 0, which is how packets of a local sender come over a veth before a card has completed them. With V(off) all.
       - XDP cannot see what a card has verified, so except with V(off) each byte of a packet is read once more.
     type: str
     choices: ["off", offload, strict]
