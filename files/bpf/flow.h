@@ -152,8 +152,7 @@ struct frag_queue {
 	u8 ranges;		/* number of ranges */
 	struct flow flow;
 	struct tcp_seg seg;	/* end counts the first fragment's payload alone */
-	u16 l4_len;		/* UDP: what the header says */
-	u16 reserved;
+	u32 l4_len;		/* UDP: what the header says, and the extension headers before it */
 	struct {
 		u16 start, end;
 	} range[FRAG_RANGES];
