@@ -178,8 +178,7 @@ struct frag_queue {
 		struct tcp_seg seg;	/* end counts the first fragment's payload alone */
 		struct sctp_seg sctp;	/* the first fragment's chunks */
 	};
-	u16 l4_len;		/* UDP: what the header says */
-	u16 reserved;
+	u32 l4_len;		/* UDP: what the header says, and the extension headers before it */
 	struct {
 		u16 start, end;
 	} range[FRAG_RANGES];

@@ -107,7 +107,7 @@ static __always_inline bool frag_keep_first(struct xdp_md *ctx, const struct flo
 		udp = l4_at(ctx, f, sizeof(*udp));
 		if (!udp)
 			return false;
-		q->l4_len = bpf_ntohs(udp->len);
+		q->l4_len = part->end - l4_bytes(f) + bpf_ntohs(udp->len);
 	} else if (f->proto == IPPROTO_SCTP) {
 		here = scratch_here();
 		if (!here)

@@ -4,6 +4,9 @@
 #define IPV6_MAX_EXTENSIONS	8
 #define IPV6_FRAG_OFFSET	0xfff8
 #define IPV6_MORE_FRAGS		0x0001
+#define IPV6_MULTICAST		0xff
+#define IPV6_MC_SCOPE		0x0f
+#define IPV6_MC_INTERFACE	1	/* 0 is reserved */
 
 /* Extension headers, by the numbers of net/ipv6.h. */
 enum ipv6_next {
@@ -32,9 +35,23 @@ struct ipv6_end {
 	bool fragment;	/* there is a fragment header */
 };
 
+/* The addresses that net/ipv6/ip6_input.c throws away: RFC 4291, 2.5.3 and 2.7. */
+static __always_inline bool ipv6_is_loopback(const struct in6_addr *a)
+{
+	return !a->s6_addr32[0] && !a->s6_addr32[1] && !a->s6_addr32[2] && a->s6_addr32[3] == bpf_htonl(1);
+}
+
+static __always_inline bool ipv6_refused(const struct ipv6hdr *ip)
+{
+	return ip->saddr.s6_addr[0] == IPV6_MULTICAST ||
+	       (ip->daddr.s6_addr[0] == IPV6_MULTICAST &&
+		(ip->daddr.s6_addr[1] & IPV6_MC_SCOPE) <= IPV6_MC_INTERFACE) ||
+	       ipv6_is_loopback(&ip->saddr) || ipv6_is_loopback(&ip->daddr);
+}
+
 /*
  * Follow the extension headers from off on, as ipv6_skip_exthdr() does; a later
- * fragment ends the walk.  False where they lead past end or past what is looked at.
+ * fragment ends the walk.  False where one begins past end or past what is looked at.
  */
 static __always_inline bool ipv6_walk(struct xdp_md *ctx, u32 off, u8 proto, u32 end, struct ipv6_end *found)
 {
@@ -57,9 +74,10 @@ static __always_inline bool ipv6_walk(struct xdp_md *ctx, u32 off, u8 proto, u32
 		case NEXT_NONE:
 			return false;
 		default:
-			found->off = off;
+			/* the last length may lie: what needs no transport header is tracked all the same */
+			found->off = off <= end ? off : end;
 			found->proto = proto;
-			return off <= end;
+			return true;
 		}
 		if (off > MAX_HEADER_OFF || off + sizeof(*frag) > end)
 			return false;

@@ -53,6 +53,7 @@ static __always_inline bool quoted_ports(struct xdp_md *ctx, struct flow *f, u32
 
 	if (off > MAX_HEADER_OFF)
 		return false;
+	OPAQUE(off);
 	switch (f->proto) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:

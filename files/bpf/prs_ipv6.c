@@ -9,7 +9,7 @@ STAGE(prs_ipv6)
 
 	off = f->l3_off;
 	ip = frame_at(ctx, off, sizeof(*ip));
-	if (!ip || ip->version != 6 || ip->saddr.s6_addr[0] == 0xff)
+	if (!ip || ip->version != 6 || ipv6_refused(ip))
 		return outcome(ctx, COUNT_INVALID_IP_HEADER, chained);
 	bytes = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 	if (frame_left(ctx, off) < bytes)
@@ -20,7 +20,8 @@ STAGE(prs_ipv6)
 		return outcome(ctx, COUNT_INVALID_EXT_HEADERS, chained);
 	f->proto = end.proto;
 	f->l4_off = end.off;
-	if (end.fragment) {
+	/* a first fragment that ends with its headers is looked at as it is: ipv6frag_thdr_truncated() */
+	if (end.fragment && (end.frag & IPV6_FRAG_OFFSET || end.off < off + bytes)) {
 		f->bits |= FLOW_FRAGMENT;
 		f->sip = end.id;
 		f->dip = end.frag_off << 16 | end.frag;

@@ -261,25 +261,34 @@ _SCTP_TABLE = """
 SCTP_ROWS = transition_rows(_SCTP_TABLE)
 
 
-def crc32c_table() -> tuple[int, ...]:
+#: Bytes that SCTP's checksum takes at a time, each with a table of its own.
+CRC32C_SLICES = 4
+
+
+def crc32c_tables() -> tuple[int, ...]:
     """Return what each byte does to SCTP's checksum (RFC 9260, appendix A), whose polynomial is 0x1edc6f41, the lowest bit first.
 
-    >>> hex(crc32c_table()[1])
-    '0xf26b8303'
+    The first table is for a byte at the end, the next ones for a byte that one, two and three bytes follow.
+
+    >>> [hex(number) for number in crc32c_tables()[1::256]]
+    ['0xf26b8303', '0x13a29877', '0xa541927e', '0xdd45aab8']
     """
-    table = []
+    single = []
     for byte in range(256):
         for dummy in range(8):
             byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return tuple(table)
+        single.append(byte)
+    tables = [single]
+    for dummy in range(1, CRC32C_SLICES):
+        tables.append([crc >> 8 ^ single[crc & 0xFF] for crc in tables[-1]])
+    return tuple(crc for table in tables for crc in table)
 
 
-CRC32C_TABLE = crc32c_table()
+CRC32C_TABLES = crc32c_tables()
 
 #: Layout of the one value of ``settings``: the transition tables of TCP and SCTP, jiffies a second, the timeouts in jiffies, the knobs,
-#: and the table of SCTP's checksum, which is no setting but has its place here.
-SETTINGS_STRUCT = struct.Struct(f"={len(TCP_ROWS)}Q{len(SCTP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I{len(CRC32C_TABLE)}I")
+#: and the tables of SCTP's checksum, which are no settings but have their place here.
+SETTINGS_STRUCT = struct.Struct(f"={len(TCP_ROWS)}Q{len(SCTP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I{len(CRC32C_TABLES)}I")
 _PADDING = -SETTINGS_STRUCT.size % 8
 SETTINGS_BYTES = SETTINGS_STRUCT.size + _PADDING
 
@@ -371,7 +380,7 @@ def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str,
     """
     seconds = [timeouts.get(name, default) for name, default in TIMEOUTS.items()]
     values = (knobs.get(name, default) for name, default in KNOBS.items())
-    return SETTINGS_STRUCT.pack(*TCP_ROWS, *SCTP_ROWS, hz, *(s * hz for s in seconds), *values, *CRC32C_TABLE) + bytes(_PADDING)
+    return SETTINGS_STRUCT.pack(*TCP_ROWS, *SCTP_ROWS, hz, *(s * hz for s in seconds), *values, *CRC32C_TABLES) + bytes(_PADDING)
 
 
 def settings_of(raw: bytes) -> tuple[int, dict[str, int], dict[str, int]]:

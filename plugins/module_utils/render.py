@@ -79,7 +79,7 @@ def context(settings: Settings) -> dict[str, t.Any]:
         "sctp_chunks": _numbered(chain.SCTP_CHUNKS),
         "sctp_states": _numbered([*chain.SCTP_STATES, "INVALID"]),
         "sctp_rows": len(chain.SCTP_ROWS) // 2,
-        "crc_entries": len(chain.CRC32C_TABLE),
+        "crc_slices": chain.CRC32C_SLICES,
         "maps": chain.maps(settings.table_size, settings.table_size6),
         "checksum": settings.checksum,
         "fused": settings.fused,

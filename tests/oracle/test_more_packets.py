@@ -66,6 +66,27 @@ def test_extension_header_longer_than_the_packet(play: Play, kind: int, size: in
     play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 1, 2), [(kind, bytes([size]) + PADDING[1:])])))])
 
 
+@pytest.mark.parametrize("kind", [43, 51, 60])
+def test_extension_header_longer_than_the_packet_before_any_protocol(play: Play, kind: int) -> None:
+    """What needs no transport header is tracked all the same, and errors that quote it find it."""
+    sent = Step("a", frames.frame(frames.ipv6(V6.a, V6.b, 99, b"", [(kind, b"\x80" + PADDING[1:])])), f"{kind} leads past the end")
+    assert play([sent, error("b", sent)]).outcome == "related"
+
+
+SCOPES = ["ff00::1", "ff01::1", "ff02::1", "ff11::1", "ff12::1", "ff0e::1", "::1", "::2", "::", "::ffff:192.0.2.1"]
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+@pytest.mark.parametrize("name", SCOPES)
+def test_addresses_that_no_wire_may_carry(kernel: NfRig, chain: ChainRig, name: str, side: str) -> None:
+    """The stack throws them away, and they open no flow; what a router only does not forward is tracked here."""
+    pair = Pair(frames.address(name), V6.b) if side == "source" else Pair(V6.a, frames.address(name))
+    chain.flush()
+    kernel.flush()
+    seen = kernel.step("a", pair.udp("a").frame)
+    assert chain.run("a", pair.udp("a").frame) == ("invalid_ip_header" if seen.outcome == "unseen" else "tracked")
+
+
 def test_cut_ipv6(play: Play) -> None:
     """The frame ends early, or the payload length is wrong."""
     packet = frames.ipv6(V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 40000, 80, b"12345"), [(60, PADDING)])
@@ -185,6 +206,23 @@ def test_fragments_of_both_sides(play: Play, pair: Pair) -> None:
 def test_fragments_with_options(play: Play, pair: Pair) -> None:
     """Options of the first fragment's header count."""
     play(pieces(pair, datagrams(pair)["udp"][1], frames.UDP, (24,), options=b"\x94\4\0\0"))
+
+
+def test_fragment_with_headers_behind_it(play: Play) -> None:
+    """Extension headers may stand behind the fragment header: UDP's length is held against what is behind them."""
+    for length in (16, 17, 24, 25):
+        body = b"\x11\0" + PADDING[1:] + frames.udp(V6.a, V6.b, 40000, 80, bytes(8))
+        body = body[:12] + struct.pack(">H", length) + body[14:16] + body[16:]
+        for cuts in ((), (16,)):
+            play(pieces(V6, body, 60, cuts))
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_fragment_that_ends_with_its_headers(play: Play, more: bool) -> None:
+    """Too short for any transport: it is taken for a packet of its own."""
+    for proto in (frames.TCP, frames.UDP, 99):
+        fragment = frames.ipv6_fragment(next(IDENTS), 0, more)
+        play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, proto, b"", [fragment, (60, PADDING)])))])
 
 
 @each_family

@@ -147,6 +147,12 @@ def renumbered(frame: bytes, ident: int) -> bytes:
     return frame[: header + 4] + struct.pack(">I", ident) + frame[header + 8 :] if following == 44 else frame
 
 
+def is_hop_by_hop(frame: bytes) -> bool:
+    """Whether IPv6 options for every router stand first in the packet: a router throws the packet away when they ask for it."""
+    at = _network(frame)
+    return frame[at - 2 : at] == b"\x86\xdd" and frame[at + 6 : at + 7] == b"\0"
+
+
 def _behind(frame: bytes, at: int, skipped: t.Collection[int]) -> tuple[int, int]:
     """Return the number of the first header behind an IPv6 header and extension headers that is none of ``skipped``, and where it begins."""
     following, header = frame[at + 6] if len(frame) >= at + 40 else 59, at + 40

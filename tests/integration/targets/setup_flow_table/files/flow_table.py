@@ -42,7 +42,7 @@ def create(paths: bpffs.Paths) -> None:
     bpffs.swap_symlink("gen/1", paths.active)
     bpffs.swap_symlink(paths.seed_links()[paths.seed_map], paths.seed_map)
     rows = flows()
-    for spec in chain.maps(1024):
+    for spec in chain.maps(1024, 512):
         if spec.kind == "prog_array":
             continue
         with bpf.closing(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, spec.entries or 1)) as fd:
