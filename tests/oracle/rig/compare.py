@@ -73,7 +73,7 @@ def play(kernel: Tracker, chains: t.Mapping[str, Tracker], steps: t.Sequence[fra
             faults = all_differences(seen[-1], rules)
             if faults:
                 raise Difference(report(steps[:number], seen, faults))
-    return seen[-1]["kernel"]
+    return seen[-1]["kernel"] if seen else view.Seen("unseen", {})
 
 
 def all_differences(seen: t.Mapping[str, view.Seen], rules: Rules = ALL) -> list[str]:
