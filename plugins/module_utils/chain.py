@@ -189,8 +189,7 @@ TCP_ROWS = transition_rows(_TCP_TABLE)
 
 #: Layout of the one value of ``settings``: the TCP transition table, jiffies a second, the timeouts in jiffies, the knobs.
 SETTINGS_STRUCT = struct.Struct(f"={len(TCP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I")
-_PADDING = -SETTINGS_STRUCT.size % 8
-SETTINGS_BYTES = SETTINGS_STRUCT.size + _PADDING
+SETTINGS_BYTES = (SETTINGS_STRUCT.size + 7) // 8 * 8
 
 #: Entries of each flow table when nothing else is asked for.
 TABLE_SIZE = 1 << 16
@@ -280,7 +279,7 @@ def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str,
     """
     seconds = [timeouts.get(name, default) for name, default in TIMEOUTS.items()]
     values = (knobs.get(name, default) for name, default in KNOBS.items())
-    return SETTINGS_STRUCT.pack(*TCP_ROWS, hz, *(s * hz for s in seconds), *values) + bytes(_PADDING)
+    return SETTINGS_STRUCT.pack(*TCP_ROWS, hz, *(s * hz for s in seconds), *values).ljust(SETTINGS_BYTES, b"\0")
 
 
 def settings_of(raw: bytes) -> tuple[int, dict[str, int], dict[str, int]]:
