@@ -18,6 +18,8 @@ enum ipv6_next {
 	NEXT_DEST = 60,
 };
 
+#define IPV6_OPT_BYTES	2	/* next header and length: all that is read of a header to step over it */
+
 struct ipv6_fragment {
 	u8 next;
 	u8 reserved;
@@ -56,8 +58,8 @@ static __always_inline bool ipv6_refused(const struct ipv6hdr *ip)
 static __always_inline bool ipv6_walk(struct xdp_md *ctx, u32 off, u8 proto, u32 end, struct ipv6_end *found)
 {
 	struct ipv6_fragment *frag;
+	u32 i, frag_word;
 	u8 *ext;
-	u32 i;
 
 	found->fragment = false;
 	found->frag = 0;
@@ -79,21 +81,28 @@ static __always_inline bool ipv6_walk(struct xdp_md *ctx, u32 off, u8 proto, u32
 			found->proto = proto;
 			return true;
 		}
-		if (off > MAX_HEADER_OFF || off + sizeof(*frag) > end)
+		if (off > MAX_HEADER_OFF || off + IPV6_OPT_BYTES > end)
 			return false;
-		ext = frame_at(ctx, off, sizeof(*frag));
+		ext = frame_at(ctx, off, IPV6_OPT_BYTES);
 		if (!ext)
 			return false;
 		if (proto == NEXT_FRAGMENT) {
-			frag = (void *)ext;
-			found->fragment = true;
-			found->frag = bpf_ntohs(frag->off) & (IPV6_FRAG_OFFSET | IPV6_MORE_FRAGS);
-			found->frag_off = off;
-			found->id = frag->id;
-			if (found->frag & IPV6_FRAG_OFFSET) {
-				found->off = off + sizeof(*frag);
-				found->proto = frag->next;
-				return true;
+			frag = frame_at(ctx, off, sizeof(*frag));
+			if (!frag || off + sizeof(*frag) > end)
+				return false;
+			frag_word = bpf_ntohs(frag->off) & (IPV6_FRAG_OFFSET | IPV6_MORE_FRAGS);
+			if (!found->fragment) {
+				found->fragment = true;
+				found->frag = frag_word;
+				found->frag_off = off;
+				found->id = frag->id;
+				if (frag_word & IPV6_FRAG_OFFSET) {
+					found->off = off + sizeof(*frag);
+					found->proto = frag->next;
+					return true;
+				}
+			} else if (frag_word & IPV6_FRAG_OFFSET) {
+				return false;	/* what is put together is a fragment again */
 			}
 			off += sizeof(*frag);
 		} else if (proto == NEXT_AUTH) {

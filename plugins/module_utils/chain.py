@@ -260,7 +260,6 @@ _SCTP_TABLE = """
 
 SCTP_ROWS = transition_rows(_SCTP_TABLE)
 
-
 #: Bytes that SCTP's checksum takes at a time, each with a table of its own.
 CRC32C_SLICES = 4
 
@@ -289,8 +288,7 @@ CRC32C_TABLES = crc32c_tables()
 #: Layout of the one value of ``settings``: the transition tables of TCP and SCTP, jiffies a second, the timeouts in jiffies, the knobs,
 #: and the tables of SCTP's checksum, which are no settings but have their place here.
 SETTINGS_STRUCT = struct.Struct(f"={len(TCP_ROWS)}Q{len(SCTP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I{len(CRC32C_TABLES)}I")
-_PADDING = -SETTINGS_STRUCT.size % 8
-SETTINGS_BYTES = SETTINGS_STRUCT.size + _PADDING
+SETTINGS_BYTES = (SETTINGS_STRUCT.size + 7) // 8 * 8
 
 #: Entries of each flow table when nothing else is asked for.
 TABLE_SIZE = 1 << 16
@@ -380,7 +378,7 @@ def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str,
     """
     seconds = [timeouts.get(name, default) for name, default in TIMEOUTS.items()]
     values = (knobs.get(name, default) for name, default in KNOBS.items())
-    return SETTINGS_STRUCT.pack(*TCP_ROWS, *SCTP_ROWS, hz, *(s * hz for s in seconds), *values, *CRC32C_TABLES) + bytes(_PADDING)
+    return SETTINGS_STRUCT.pack(*TCP_ROWS, *SCTP_ROWS, hz, *(s * hz for s in seconds), *values, *CRC32C_TABLES).ljust(SETTINGS_BYTES, b"\0")
 
 
 def settings_of(raw: bytes) -> tuple[int, dict[str, int], dict[str, int]]:

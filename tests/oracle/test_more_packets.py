@@ -225,6 +225,41 @@ def test_fragment_that_ends_with_its_headers(play: Play, more: bool) -> None:
         play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, proto, b"", [fragment, (60, PADDING)])))])
 
 
+@pytest.mark.parametrize("offset", [0, 8, 65528])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 12, 16])
+@pytest.mark.parametrize("proto", [frames.UDP, 99])
+def test_fragment_of_no_even_length(play: Play, proto: int, size: int, offset: int) -> None:
+    """The kernel does not wait for the rest of what can have none, and looks at it as it is."""
+    part = frames.udp(V6.a, V6.b, 40000, 80, bytes(8))[:size]
+    for more in (False, True):
+        fragment = frames.ipv6_fragment(next(IDENTS), offset, more)
+        play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, proto, part, [fragment])), f"{size} bytes at {offset} {more}")])
+
+
+@pytest.mark.parametrize("second", [(0, False), (0, True), (8, False)])
+@pytest.mark.parametrize("first", [(0, False), (0, True), (8, False)])
+def test_fragment_of_a_fragment(play: Play, first: tuple[int, bool], second: tuple[int, bool]) -> None:
+    """What is put together may have a fragment header again; the kernel does not do it twice."""
+    headers = [frames.ipv6_fragment(next(IDENTS), *part) for part in (first, second)]
+    play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 40000, 80, bytes(8)), headers)))])
+
+
+@pytest.mark.parametrize("headers", [[(0, PADDING)], [(0, PADDING), frames.ipv6_fragment(1, 0, True)], [(0, PADDING), frames.ipv6_fragment(1, 8, False)]])
+def test_no_payload_length(play: Play, headers: list[tuple[int, bytes]]) -> None:
+    """Behind hop-by-hop options it means a jumbogram: everything counts, and nothing is a fragment."""
+    datagram = frames.udp(V6.a, V6.b, 40000, 80, bytes(8))
+    for tail in (b"", b"padding"):
+        play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, datagram, headers, length=0)) + tail)])
+    play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, datagram, [(60, PADDING)], length=0)))])
+
+
+@pytest.mark.parametrize("left", range(9))
+@pytest.mark.parametrize("kind", [43, 51, 60])
+def test_cut_extension_header(play: Play, kind: int, left: int) -> None:
+    """Two bytes are enough to step over it."""
+    play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, 99, b"", [(60, PADDING), (kind, PADDING)], length=8 + left)))])
+
+
 @each_family
 def test_two_datagrams_interleaved(play: Play, pair: Pair) -> None:
     """Told apart by identification."""

@@ -14,12 +14,12 @@ TEXT = """/* main */
 /* bounds */
 static __always_inline void *frame_at(struct xdp_md *ctx, u32 off)
 {
-	return NULL;
+\treturn NULL;
 }
 
 static __always_inline int leave(struct xdp_md *ctx)
 {
-	return XDP_PASS;
+\treturn XDP_PASS;
 }
 #line 1 "ct.c"
 /* the tracker */
@@ -28,9 +28,9 @@ BPF_TABLE("array", int, int, x, 1);
 
 PROG(ct)
 {
-	call(a,
-		b);
-	return 0;
+\tcall(a,
+\t\tb);
+\treturn 0;
 }
 """
 

@@ -17,7 +17,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, flow,
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
-#: Printed by conntrack 1.4.7 (conntrack -L -o extended) about real traffic through a router namespace.
+#: Printed by conntrack 1.4.7 (conntrack -L -o extended) about real traffic, through a router namespace and over a loopback.
 CONNTRACK_LINES = (pathlib.Path(__file__).parent / "fixtures" / "conntrack-L-extended.txt").read_text(encoding="ascii").splitlines()
 
 
