@@ -126,6 +126,9 @@ static __always_inline int frag_complete(struct xdp_md *ctx, struct flow *f, str
 
 	if (!here)
 		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT, chained);
+	/* what is put together must fit an IP packet, whose length IPv6 counts without the first header */
+	if (q->header - (f->bits & FLOW_V6 ? sizeof(struct ipv6hdr) : 0) + q->total > 0xffff)
+		return outcome(ctx, COUNT_UNTRACKED_FRAGMENT, chained);
 	if (q->l4_len > q->total)
 		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	if (q->flow.proto == IPPROTO_SCTP) {

@@ -5,6 +5,16 @@
 #define IPV4_MAX_WORDS		15
 #define IPV4_FRAG_OFFSET	0x1fff
 #define IPV4_MORE_FRAGS		0x2000
+#define IPV4_LOOPBACK		127	/* first byte */
+#define IPV4_MULTICAST		0xe0	/* its high half */
+
+/* Addresses that no router forwards, so that nf_conntrack keeps no flow: RFC 1122, 3.2.1.3. */
+static __always_inline bool ipv4_refused(const struct iphdr *ip)
+{
+	u8 src = bpf_ntohl(ip->saddr) >> 24, dst = bpf_ntohl(ip->daddr) >> 24;
+
+	return src == IPV4_LOOPBACK || dst == IPV4_LOOPBACK || (src & 0xf0) == IPV4_MULTICAST;
+}
 
 /* Whether the header's checksum is right; net/ipv4/ip_input.c drops others unseen. */
 static __always_inline bool ipv4_csum_ok(struct xdp_md *ctx, u32 off, u32 words)

@@ -8,7 +8,7 @@ STAGE(prs_ipv4)
 
 	off = f->l3_off;
 	ip = frame_at(ctx, off, sizeof(*ip));
-	if (!ip || ip->version != 4 || ip->ihl < IPV4_MIN_WORDS)
+	if (!ip || ip->version != 4 || ip->ihl < IPV4_MIN_WORDS || ipv4_refused(ip))
 		return outcome(ctx, COUNT_INVALID_IP_HEADER, chained);
 	header = ip->ihl * 4;
 	bytes = bpf_ntohs(ip->tot_len);

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
-from ansible_collections.ebpf.conntrack.plugins.module_utils.render import Settings, read_headers, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.render import Settings, pack, read_headers, render
 
 #: The chain that comes with the collection.
 SOURCES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files", "bpf")
+
+#: The module's option that only this action fills in.
+RENDERED = "rendered"
 
 
 def whole_number(field: str, value: t.Any) -> int:
@@ -45,6 +47,23 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
     return Settings(**given)
 
 
+def rendered(args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> dict[str, t.Any]:
+    """Return the module's arguments for a task's: with the rendered chain, where one is wanted.
+
+    :param find: makes a path of the controller absolute.
+    :raises ConntrackError: where the sources or what is compiled into them are no good.
+    """
+    if RENDERED in args:
+        raise ConntrackError(f"{RENDERED}: it is filled in from src and can not be given.")
+    if (args.get("state") or "present") != "present":
+        return dict(args)
+    settings = settings_of(args)
+    source = find(str(args["src"])) if args.get("src") else SOURCES
+    text = render(source, settings)
+    headers = read_headers(source if os.path.isdir(os.path.join(source, "stub")) else SOURCES)
+    return {**args, RENDERED: pack(text, headers)}
+
+
 class ActionModule(ActionBase):
     """Render on the controller, load on the target."""
 
@@ -53,17 +72,10 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """Run the module with the rendered text in place of the source's path."""
         result: dict[str, t.Any] = super().run(tmp, task_vars)
-        args = dict(self._task.args)
-        for internal in ("text", "headers"):
-            if internal in args:
-                raise AnsibleActionFail(f"{internal}: is filled in from src and can not be given.")
-        if args.get("state", "present") == "present":
-            try:
-                settings = settings_of(args)
-                source = self._loader.path_dwim(args["src"]) if args.get("src") else SOURCES
-                args["text"] = render(source, settings)
-                args["headers"] = read_headers(source if os.path.isdir(os.path.join(source, "stub")) else SOURCES)
-            except ConntrackError as exc:
-                raise AnsibleActionFail(exc.message) from exc
+        try:
+            args = rendered(self._task.args, self._loader.path_dwim)
+        except ConntrackError as exc:
+            return {**result, "failed": True, "msg": exc.message, **exc.facts}
         result.update(self._execute_module(module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars))
+        result.get("invocation", {}).get("module_args", {}).pop(RENDERED, None)  # nobody wants to read that
         return result

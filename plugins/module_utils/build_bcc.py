@@ -139,8 +139,9 @@ def build(text: str, headers: t.Mapping[str, str]) -> dict[str, int]:
             for fd in loaded.values():
                 os.close(fd)
             output = _read(log)
-            why = str(exc).partition("\n")[0].rpartition(": ")[2]
-            raise ConntrackError(f"{what} failed: {why}\n{explain(text, output)}", compiler_output=output) from exc
+            # a compiler tells all itself; of a failed load the exception has the errno's words
+            why = "" if module is None and output else f": {str(exc).partition(chr(10))[0].rpartition(': ')[2]}"
+            raise ConntrackError(f"{what} failed{why}\n{explain(text, output)}", compiler_output=output) from exc
         finally:
             if module is not None:
                 module.cleanup()  # bcc keeps every object open until the process ends otherwise

@@ -474,11 +474,9 @@ def delete(source: Source, choice: Choice, limit: int = flow_filter.DEFAULT_LIMI
                 done.count += len(found)
                 if dry or not found:
                     continue
-                if not choice.fixed:
-                    found = list(_still_doomed(source, opened, choice, found))
-                for over, name in ((True, "deleted_expired"), (False, "deleted_flushed")):
-                    number = source.delete(opened, [row[2] for was_over, row in found if was_over is over])
-                    counted[name] += number
+                for over, keys_of_some in _deletable(source, opened, choice, found):
+                    number = source.delete(opened, keys_of_some)
+                    counted["deleted_expired" if over else "deleted_flushed"] += number
                     done.deleted += number
                 if most is not None and done.deleted >= most:
                     return done
@@ -488,6 +486,16 @@ def delete(source: Source, choice: Choice, limit: int = flow_filter.DEFAULT_LIMI
     finally:
         source.count_deleted(counted)
     return done
+
+
+def _deletable(source: Source, opened: OpenTable, choice: Choice, found: t.Sequence[tuple[bool, flow.Row]]) -> t.Iterator[tuple[bool, list[bytes]]]:
+    """Return (whether their time is over, keys) of what is to be deleted: at once where packets change nothing, else each right after it was read again."""
+    if choice.fixed:
+        for over in (True, False):
+            yield over, [row[2] for was_over, row in found if was_over is over]
+    else:
+        for over, row in _still_doomed(source, opened, choice, found):
+            yield over, [row[2]]
 
 
 def _still_doomed(source: Source, opened: OpenTable, choice: Choice, found: t.Iterable[tuple[bool, flow.Row]]) -> t.Iterator[tuple[bool, flow.Row]]:

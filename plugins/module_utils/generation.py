@@ -113,6 +113,18 @@ def check(want: Want) -> None:
             raise bad_value(f"settings.{name}", value, f"give {low} to {high}")
 
 
+@contextlib.contextmanager
+def _as_root() -> t.Iterator[None]:
+    """Around what only root can do.
+
+    :raises ConntrackError: where the user is not let.
+    """
+    try:
+        yield
+    except PermissionError as exc:
+        raise ConntrackError(f"{exc.filename}: permission denied: run as root, with become for instance.") from exc
+
+
 # ---------------------------------------------------------------- observe
 def _pinned(path: str) -> t.Any:
     """Open a pin for a ``with`` block; nothing where it is not there."""
@@ -159,8 +171,12 @@ def _observe_links(paths: Paths, programs: t.Mapping[int, bpf.ProgInfo]) -> dict
     return links
 
 
+@_as_root()
 def observe(paths: Paths) -> Have:
-    """Read the kernel: the active generation, its health, and what else lies around."""
+    """Read the kernel: the active generation, its health, and what else lies around.
+
+    :raises ConntrackError: for a user that may not.
+    """
     no_paths = tuple(path for path in paths.seed_links() if not os.path.lexists(path))
     if not bpffs.mounted(paths.pin_root):
         return Have(no_paths=no_paths)
@@ -492,6 +508,7 @@ def _locked(paths: Paths, stack: contextlib.ExitStack) -> bool:
         return False
 
 
+@_as_root()
 def ensure(paths: Paths, want: Want, check_mode: bool = False) -> tuple[Plan, Have]:
     """Bring the wanted chain into place: the plan that was needed, and what is there now.
 
@@ -515,12 +532,17 @@ def ensure(paths: Paths, want: Want, check_mode: bool = False) -> tuple[Plan, Ha
         raise
 
 
+@_as_root()
 def remove(paths: Paths, check_mode: bool = False) -> Plan:
     """Take the chain away: the plan that was needed.
 
     :raises ConntrackError: see plan_absent().
     """
-    if not bpffs.mounted(paths.pin_root) or not os.path.isdir(paths.base):
+    if not bpffs.mounted(paths.pin_root):
+        return []
+    try:
+        os.stat(paths.base)
+    except FileNotFoundError:
         return []
     if check_mode:
         return plan_absent(observe(paths))

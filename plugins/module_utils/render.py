@@ -8,11 +8,14 @@ Runs where Ansible runs: the targets get text and need no Jinja2.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
 import os
 import re
 import traceback
 import typing as t
+import zlib
 
 from . import chain
 from .errors import ConntrackError, bad_value
@@ -126,6 +129,27 @@ def _place(exc: Exception, source_dir: str) -> str:
     places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(exc.__traceback__)]
     inside = [f"{name} line {line}" for name, line in places if name.startswith(source_dir)]
     return inside[-1] if inside else source_dir
+
+
+def pack(text: str, headers: t.Mapping[str, str]) -> str:
+    """Return the rendered chain in the form in which it travels to a target.
+
+    A module that starts itself again under another interpreter writes its arguments into a pipe before anybody
+    reads it (respawn_module() of ansible-core): more than the 64 KiB that a pipe holds, and it waits forever.
+    """
+    return base64.b64encode(zlib.compress(json.dumps([text, dict(headers)]).encode(), 9)).decode("ascii")
+
+
+def unpack(packed: str) -> tuple[str, dict[str, str]]:
+    """Return (text, headers) as they were given to pack().
+
+    :raises ConntrackError: where it is not of pack()'s making.
+    """
+    try:
+        text, headers = json.loads(zlib.decompress(base64.b64decode(packed, validate=True)))
+        return str(text), dict(headers)
+    except (ValueError, TypeError, zlib.error) as exc:
+        raise ConntrackError("rendered: it is filled in from src and can not be given.") from exc
 
 
 def locate(text: str, line: int) -> tuple[str, int]:

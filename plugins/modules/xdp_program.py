@@ -193,14 +193,10 @@ options:
         description: So many equal acknowledgements in a row lower the timeout to O(timeouts.tcp_max_retrans).
         type: int
         default: 3
-  text:
+  rendered:
     description:
-      - The rendered chain. It is filled in from O(src) and can not be given.
+      - The rendered chain, packed. It is filled in from O(src) and can not be given.
     type: str
-  headers:
-    description:
-      - The headers that it is compiled with. They are filled in from O(src) and can not be given.
-    type: dict
 requirements:
   - bcc 0.26 or later for Python (package python3-bpfcc on Debian and Ubuntu, python3-bcc on Fedora and RHEL), when something is compiled
   - the kernel's user-space headers (package linux-libc-dev or kernel-headers), when something is compiled
@@ -335,19 +331,19 @@ def argument_spec() -> dict[str, object]:
             "default": {},
             "options": {name: {"type": type(default).__name__, "default": default} for name, default in chain.KNOBS.items()},
         },
-        "text": {"type": "str"},
-        "headers": {"type": "dict"},
+        "rendered": {"type": "str"},
         "pin_root": {"type": "path", "default": bpffs.STANDARD},
     }
 
 
 def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, generation.Have]:
     params = module.params
-    if not params["text"]:
-        raise ConntrackError("text is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources.")
+    if not params["rendered"]:
+        raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources.")
+    text, headers = render.unpack(params["rendered"])
     want = generation.Want(
-        params["text"],
-        params["headers"],
+        text,
+        headers,
         params["table_size"],
         {name: seconds for name, seconds in params["timeouts"].items() if seconds is not None},
         {name: int(value) for name, value in params["settings"].items() if value is not None},

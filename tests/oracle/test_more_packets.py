@@ -73,6 +73,20 @@ def test_extension_header_longer_than_the_packet_before_any_protocol(play: Play,
     assert play([sent, error("b", sent)]).outcome == "related"
 
 
+MARTIANS = [("127.0.0.1", "198.19.0.1"), ("198.18.0.1", "127.255.255.254"), ("224.0.0.1", "198.19.0.1"), ("239.255.255.255", "198.19.0.1")]
+
+
+@pytest.mark.parametrize(("src", "dst"), [*MARTIANS, ("126.255.255.255", "128.0.0.1"), ("223.255.255.255", "240.0.0.1")])
+def test_addresses_that_no_router_forwards(kernel: NfRig, chain: ChainRig, src: str, dst: str) -> None:
+    """nf_conntrack drops the flow with its first packet; here there is none to begin with."""
+    frame = Pair(frames.address(src), frames.address(dst)).udp("a").frame
+    chain.flush()
+    kernel.flush()
+    kernel.step("a", frame)
+    assert chain.run("a", frame) == ("invalid_ip_header" if (src, dst) in MARTIANS else "tracked")
+    assert kernel.flows().keys() == chain.flows().keys()
+
+
 SCOPES = ["ff00::1", "ff01::1", "ff02::1", "ff11::1", "ff12::1", "ff0e::1", "::1", "::2", "::", "::ffff:192.0.2.1"]
 
 
@@ -258,6 +272,17 @@ def test_no_payload_length(play: Play, headers: list[tuple[int, bytes]]) -> None
 def test_cut_extension_header(play: Play, kind: int, left: int) -> None:
     """Two bytes are enough to step over it."""
     play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, 99, b"", [(60, PADDING), (kind, PADDING)], length=8 + left)))])
+
+
+@each_family
+@pytest.mark.parametrize("extra", [0, 1])
+def test_fragments_of_the_longest_datagram(play: Play, pair: Pair, extra: int) -> None:
+    """One byte more, headers counted, and it is nothing."""
+    longest = 65535 - (20 + 4 if len(pair.a) == 4 else 8)  # with options, so that each fragment could be right
+    payload = struct.pack(">HHHH", *pair.ends("a")[2:], longest + extra, 0) + bytes(longest + extra - 8)
+    cuts = tuple(range(3200, longest, 3200))
+    kernel = play(pieces(pair, payload, frames.UDP, cuts, options=b"\x94\4\0\0"))
+    assert len(kernel.flows) == 1 - extra
 
 
 @each_family

@@ -271,6 +271,23 @@ def test_a_flow_that_was_revived_after_the_dump_stays(before: dict[str, t.Any], 
     assert (done.count, done.deleted, left(source)) == (1, 0, 1)
 
 
+def test_a_flow_that_comes_back_while_others_are_looked_at_stays() -> None:
+    source = tables(*many(3, left=-1))
+    key, live = fakes.entry(sport=1000, left=30)
+    assert key == next(iter(source.entries["ctt"]))
+    looked = 0
+
+    def packet() -> None:
+        nonlocal looked
+        looked += 1
+        if looked == 2:
+            source.entries["ctt"][key] = live
+
+    source.meanwhile = packet
+    assert flow_table.sweep(source) == 3
+    assert source.entries["ctt"] == {key: live}
+
+
 def test_a_flow_that_went_away_by_itself_is_not_counted() -> None:
     source = tables(fakes.entry(ctl=1))
     source.meanwhile = source.entries["ctt"].clear
