@@ -113,3 +113,14 @@ def test_headers_are_the_stub_tree(sources: pathlib.Path) -> None:
 def test_without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render, "jinja2", None)
     assert "jinja2 is missing" in failure(SOURCES) and "python3-jinja2" in failure(SOURCES)
+
+
+def test_packing() -> None:
+    text, headers = render.render(str(SOURCES), render.Settings()), {"include/a.h": "é"}
+    assert render.unpack(render.pack(text, headers)) == (text, headers)
+
+
+@pytest.mark.parametrize("packed", ["", "int x;", "AAAA", "eJyLjgUAARUAuQ==", "eJwDAAAAAAE="])
+def test_what_nobody_packed(packed: str) -> None:
+    with pytest.raises(ConntrackError, match=r"^rendered: it is filled in from src and can not be given\.$"):
+        render.unpack(packed)

@@ -1,0 +1,125 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The controller's part of xdp_program: what it sends to a target, and what it refuses before anything is sent."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.action import xdp_program
+from ansible_collections.ebpf.conntrack.plugins.module_utils import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+pytest.importorskip("jinja2")
+
+SOURCES = pathlib.Path(xdp_program.SOURCES)
+#: What a pipe holds, less what else a module that starts itself again writes into it.
+PIPE_BYTES = 64 * 1024 - 16 * 1024
+
+
+def sent(args: dict[str, t.Any]) -> dict[str, t.Any]:
+    return xdp_program.rendered(args, lambda path: str(pathlib.Path("/playbook") / path))
+
+
+def refusal(args: dict[str, t.Any]) -> str:
+    with pytest.raises(ConntrackError) as raised:
+        sent(args)
+    return raised.value.message
+
+
+@pytest.mark.parametrize("args", [{}, {"state": "present"}, {"state": None}, {"table_size": "4096"}, {"table_size": None, "src": ""}])
+def test_the_rendered_chain_goes_along(args: dict[str, t.Any]) -> None:
+    found = sent(args)
+    text, headers = render.unpack(found.pop("rendered"))
+    assert found == args
+    assert text == render.render(str(SOURCES), render.Settings(table_size=int(args.get("table_size") or 65536)))
+    assert headers == render.read_headers(str(SOURCES))
+
+
+def test_it_fits_the_pipe_of_a_module_that_starts_itself_again() -> None:
+    for args in ({}, {"fused": True, "checksum": "strict"}):
+        assert len(sent(args)["rendered"]) < PIPE_BYTES
+
+
+def test_absent_renders_nothing() -> None:
+    args = {"state": "absent", "src": "/nowhere", "table_size": "many"}
+    assert sent(args) == args
+
+
+def test_the_task_is_left_alone() -> None:
+    args: dict[str, t.Any] = {"table_size": 4096}
+    sent(args)
+    assert args == {"table_size": 4096}
+
+
+def test_other_sources_are_found_from_the_playbook(tmp_path: pathlib.Path) -> None:
+    shutil.copytree(SOURCES, tmp_path / "bpf", ignore=shutil.ignore_patterns("stub"))
+    with (tmp_path / "bpf/ct.c").open("a", encoding="utf-8") as file:
+        file.write("/* mine */\n")
+    found = xdp_program.rendered({"src": "bpf"}, lambda path: str(tmp_path / path))
+    text, headers = render.unpack(found["rendered"])
+    assert "/* mine */" in text
+    assert headers == render.read_headers(str(SOURCES)), "without headers of their own they take the collection's"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"rendered": "x"}, "rendered: it is filled in from src and can not be given."),
+        ({"state": "absent", "rendered": None}, "rendered: it is filled in from src and can not be given."),
+        ({"table_size": "many"}, "table_size: 'many' is not valid: give a whole number."),
+        ({"table_size": True}, "table_size: True is not valid: give a whole number."),
+        ({"table_size": 1.5}, "table_size: 1.5 is not valid: give a whole number."),
+        ({"table_size6": 3}, "table_size6: 3 is not valid: give 16 to 67108864 entries."),
+        ({"src": "none"}, "src: '/playbook/none' is not valid: give a readable directory that holds the chain's sources."),
+    ],
+)
+def test_bad_input(args: dict[str, t.Any], message: str) -> None:
+    assert refusal(args) == message
+
+
+# ---------------------------------------------------------------- the action itself
+class Loader:
+    """Finds paths as the playbook's loader does."""
+
+    def path_dwim(self, path: str) -> str:
+        return f"/playbook/{path}"
+
+
+class Task:
+    """A task with these arguments."""
+
+    def __init__(self, args: dict[str, t.Any]) -> None:
+        self.args = args
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> t.Callable[[dict[str, t.Any]], dict[str, t.Any]]:
+    """Run the action with a module that returns what it was called with."""
+
+    def execute(dummy: t.Any, module_name: str, module_args: dict[str, t.Any], task_vars: t.Any) -> dict[str, t.Any]:
+        return {"changed": True, "called": module_name, "got": dict(module_args), "invocation": {"module_args": module_args}}
+
+    def act(args: dict[str, t.Any]) -> dict[str, t.Any]:
+        action = object.__new__(xdp_program.ActionModule)
+        action._task, action._loader = Task(args), Loader()
+        return t.cast("dict[str, t.Any]", action.run(None, {}))
+
+    monkeypatch.setattr(xdp_program.ActionBase, "run", lambda *dummy: {})
+    monkeypatch.setattr(xdp_program.ActionModule, "_execute_module", execute)
+    return act
+
+
+def test_the_module_is_run_by_its_full_name(run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]]) -> None:
+    result = run({"table_size": 4096})
+    assert (result["changed"], result["called"], result["got"]["table_size"]) == (True, "ebpf.conntrack.xdp_program", 4096)
+    assert result["got"]["rendered"]
+    assert result["invocation"]["module_args"] == {"table_size": 4096}, "what nobody wants to read is not shown"
+
+
+def test_what_is_wrong_fails_before_the_module_is_run(run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]]) -> None:
+    assert run({"table_size": 3}) == {"failed": True, "msg": "table_size: 3 is not valid: give 16 to 67108864 entries."}
