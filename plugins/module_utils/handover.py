@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Copy a flow table into one of another size while packets go on changing it.
 
-First everything is copied while the old chain still runs. After the interfaces are handed over, what the old table learnt meanwhile
-is brought after: only entries that a packet touched since the copy began.
+First every entry is copied, with its counts at 0, while the old chain still runs. After the interfaces are handed over nothing changes the old
+table any more, and its counts are added to what the new one has counted by then: no packet is lost from the counts, however long it all took. In
+between, the new table shows only what came since. Flows that the old table learnt after it was copied are brought after.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from .chain import CTL_LOCK, ENTRY, MapSpec
 #: Fields of chain.ENTRY, by position: the two halves, then ctl, expires, last_seen.
 _HALF_FIELDS = 6
 _CTL, _LAST_SEEN = 12, 14
+#: Packets and bytes of both halves, and of related packets.
+_COUNTS = (0, 1, 6, 7, 26, 27)
 
 
 def entries(fd: int, spec: MapSpec) -> t.Iterator[tuple[bytes, bytes]]:
@@ -37,31 +40,45 @@ def unlocked(value: bytes) -> bytes:
 
 
 def copy(old: int, new: int, spec: MapSpec) -> None:
-    """Copy every entry."""
+    """Copy every entry, with its counts at 0."""
     for key, value in entries(old, spec):
-        bpf.map_update(new, key, value)
+        bpf.map_update(new, key, uncounted(value))
+
+
+def uncounted(value: bytes) -> bytes:
+    """Return an entry with its counts at 0."""
+    fields = list(ENTRY.unpack(value))
+    for field in _COUNTS:
+        fields[field] = 0
+    return ENTRY.pack(*fields)
 
 
 def catch_up(old: int, new: int, spec: MapSpec, since: int) -> None:
-    """Bring the entries after that a packet touched since ``since`` (jiffies64, taken before the copy)."""
+    """Add the old table's counts, and bring the entries after that a packet made since ``since`` (jiffies64, taken before the copy).
+
+    What is missing in the new table and was not touched since was deleted there, or had no room, and stays away.
+    """
     for key, value in entries(old, spec):
-        if _later(since & 0xFFFFFFFF, ENTRY.unpack(value)[_LAST_SEEN]):
-            continue
         there = bpf.map_lookup(new, key, spec.value_size)
-        bpf.map_update(new, key, value if there is None else merged(value, unlocked(there)))
+        if there is not None:
+            bpf.map_update(new, key, merged(value, unlocked(there)))
+        elif not _later(since & 0xFFFFFFFF, ENTRY.unpack(value)[_LAST_SEEN]):
+            bpf.map_update(new, key, value)
 
 
 def merged(old: bytes, new: bytes) -> bytes:
-    """Return one entry of two that were the same until each went on by itself.
+    """Return one entry of two that were the same, but for the counts, until each went on by itself.
 
-    What a direction has sent only grows, so of each half the larger counts and sequence numbers hold; the rest is that of the one seen last.
+    Counts add up. What a direction has sent only grows, so of each half the larger window and the later sequence numbers hold; the rest is that
+    of the one seen last.
     """
     one, other = ENTRY.unpack(old), ENTRY.unpack(new)
     fields = list(one if _later(one[_LAST_SEEN], other[_LAST_SEEN]) else other)
+    for field in _COUNTS:
+        fields[field] = one[field] + other[field]
     for half in (0, _HALF_FIELDS):
-        packets, octets, end, maxend, maxwin, maxack = range(half, half + _HALF_FIELDS)
-        for field in (packets, octets, maxwin):
-            fields[field] = max(one[field], other[field])
+        dummy, dummy, end, maxend, maxwin, maxack = range(half, half + _HALF_FIELDS)
+        fields[maxwin] = max(one[maxwin], other[maxwin])
         for field in (end, maxend, maxack):
             fields[field] = one[field] if _later(one[field], other[field]) else other[field]
     return ENTRY.pack(*fields)

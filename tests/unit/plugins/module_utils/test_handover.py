@@ -36,11 +36,11 @@ def test_a_lock_is_not_copied() -> None:
     assert handover.unlocked(entry(ctl=state)) == entry(ctl=state)
 
 
-def test_counts_are_the_larger_ones() -> None:
+def test_counts_add_up() -> None:
     old = entry(last_seen=10, orig_packets=9, orig_bytes=900, reply_packets=1, reply_bytes=60)
     new = entry(last_seen=11, orig_packets=7, orig_bytes=700, reply_packets=2, reply_bytes=120)
     both = read(handover.merged(old, new))
-    assert (both["orig_packets"], both["orig_bytes"], both["reply_packets"], both["reply_bytes"]) == (9, 900, 2, 120)
+    assert (both["orig_packets"], both["orig_bytes"], both["reply_packets"], both["reply_bytes"]) == (16, 1600, 3, 180)
 
 
 @pytest.mark.parametrize(("low", "high"), [(10, 20), (0xFFFFFFF0, 5)], ids=["plain", "over the end of the number space"])
@@ -90,33 +90,34 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> t.Callable[[dict[bytes, bytes], d
 KEYS = [bytes([number]) * SPEC.key_size for number in range(5)]
 
 
-def test_everything_is_copied_without_locks(tables: t.Callable[..., Tables]) -> None:
-    both = tables({key: entry(ctl=chain.CTL_LOCK | number, last_seen=number) for number, key in enumerate(KEYS)}, {})
+def test_everything_is_copied_without_locks_and_counts(tables: t.Callable[..., Tables]) -> None:
+    counts = {"orig_packets": 1, "orig_bytes": 2, "reply_packets": 3, "reply_bytes": 4, "rel_packets": 5, "rel_bytes": 6}
+    both = tables({key: entry(ctl=chain.CTL_LOCK | number, last_seen=number, **counts) for number, key in enumerate(KEYS)}, {})
     handover.copy(1, 2, SPEC)
     assert both.maps[2] == {key: entry(ctl=number, last_seen=number) for number, key in enumerate(KEYS)}
 
 
-def test_only_what_was_touched_since_is_brought_after(tables: t.Callable[..., Tables]) -> None:
+def test_counts_are_added_and_new_entries_brought_after(tables: t.Callable[..., Tables]) -> None:
     since = (7 << 32) + 100  # jiffies64, of which entries hold the low half
-    idle, touched, made, both_seen, same = KEYS
+    idle, gone, made, both_seen, same = KEYS
     both = tables(
         {
             idle: entry(last_seen=99, orig_packets=5),
-            touched: entry(last_seen=101, orig_packets=6),
+            gone: entry(last_seen=98, orig_packets=6),
             made: entry(last_seen=102, orig_packets=1, ctl=chain.CTL_LOCK),
             both_seen: entry(last_seen=103, orig_packets=8, reply_packets=1),
             same: entry(last_seen=100, orig_packets=2),
         },
         {
-            touched: entry(last_seen=90, orig_packets=4),
+            idle: entry(last_seen=99),
             both_seen: entry(last_seen=104, orig_packets=4, reply_packets=3, ctl=chain.CTL_LOCK),
-            same: entry(last_seen=100, orig_packets=1),
+            same: entry(last_seen=105, orig_packets=1),
         },
     )
     handover.catch_up(1, 2, SPEC, since)
     assert both.maps[2] == {
-        touched: entry(last_seen=101, orig_packets=6),
+        idle: entry(last_seen=99, orig_packets=5),
         made: entry(last_seen=102, orig_packets=1),
-        both_seen: entry(last_seen=104, orig_packets=8, reply_packets=3),
-        same: entry(last_seen=100, orig_packets=2),
-    }, "what is idle and was evicted from the smaller table stays away"
+        both_seen: entry(last_seen=104, orig_packets=12, reply_packets=4),
+        same: entry(last_seen=105, orig_packets=3),
+    }, "what was evicted from the smaller table stays away"
