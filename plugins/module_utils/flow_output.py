@@ -272,7 +272,7 @@ class TableWriter(Writer):
 
 # ---------------------------------------------------------------- conntrack -S
 #: Outcomes, besides the ignored ones, of frames that met an entry or made one; and of those that nothing but the chain is to blame for.
-_MET = ("tracked", "related", "invalid_tcp_state", "invalid_tcp_window", "invalid_tcp_rst")
+_MET = ("tracked", "related", "invalid_tcp_state", "invalid_tcp_window", "invalid_tcp_rst", "invalid_sctp_tag", "invalid_sctp_state")
 _FAILED = ("untracked_no_entry", "untracked_contended", "untracked_no_meta", "untracked_no_slot")
 
 
