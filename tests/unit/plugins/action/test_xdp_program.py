@@ -107,7 +107,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> t.Callable[[dict[str, t.Any]], dict[
     def act(args: dict[str, t.Any]) -> dict[str, t.Any]:
         action = object.__new__(xdp_program.ActionModule)
         action._task, action._loader = Task(args), Loader()
-        return t.cast("dict[str, t.Any]", action.run(None, {}))
+        return action.run(None, {})
 
     monkeypatch.setattr(xdp_program.ActionBase, "run", lambda *dummy: {})
     monkeypatch.setattr(xdp_program.ActionModule, "_execute_module", execute)

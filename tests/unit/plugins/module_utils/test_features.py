@@ -59,9 +59,13 @@ def test_links_are_tried_where_nobody_sees_it(monkeypatch: pytest.MonkeyPatch) -
         yield
         seen.append("out")
 
+    def create(dummy: int, ifindex: int, **options: int) -> int:
+        seen.append(ifindex)
+        return -1
+
     monkeypatch.setattr(bpf, "prog_load", lambda *dummy: -1)
     monkeypatch.setattr(features.netns, "anonymous", anonymous)
-    monkeypatch.setattr(bpf, "link_create", lambda dummy, ifindex, **options: seen.append(ifindex) or -1)
+    monkeypatch.setattr(bpf, "link_create", create)
     (probe,) = (probe for name, dummy, probe in features.FEATURES if "links" in name)
     probe()
     assert seen == ["in", 1, "out"]

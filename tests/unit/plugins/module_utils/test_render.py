@@ -8,6 +8,7 @@ from __future__ import annotations
 import pathlib
 import re
 import shutil
+import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, render
@@ -59,7 +60,7 @@ def test_lines_are_found_again_in_their_files() -> None:
 @pytest.mark.parametrize("name", ["table_size", "table_size6"])
 def test_a_table_size_out_of_range(name: str, size: int) -> None:
     with pytest.raises(ConntrackError, match=rf"^{name}: {size} is not valid: give 16 to 67108864 entries\.$"):
-        render.check_settings(render.Settings(**{name: size}))
+        render.check_settings(render.Settings(**t.cast("dict[str, t.Any]", {name: size})))
 
 
 @pytest.mark.parametrize("size", [16, 1 << 26, 1000])
