@@ -237,10 +237,10 @@ plan:
   elements: dict
   contains:
     action:
-      description: V(load), V(replace), V(change), V(activate) or V(delete).
+      description: V(load), V(change), V(replace), V(activate), V(create) or V(delete).
       type: str
     kind:
-      description: V(generation), V(map) or V(link).
+      description: V(generation), V(map), V(link), or V(path) for C(prog) and C(map) below O(pin_root).
       type: str
     name:
       description: Its name or number.
