@@ -6,6 +6,7 @@
 # make test     set up what is missing, run every gate and every test
 # make lint     the gates only
 # make test-unit, test-integration, test-oracle, test-e2e, test-install   one suite of it
+# make fuzz     throw FRAMES (a million) mutated frames made from SEED at the chain; each must pass unchanged and be counted once
 # make bench    measure; prints tables, writes build/bench.json
 # make clean    take the lab down, leave nothing behind but the venv (distclean: nor that)
 
@@ -18,7 +19,10 @@ VENV := $(CURDIR)/.venv/bin
 RUN := $(VENV)/python tests/tools/run.py
 SUITES := unit integration oracle e2e install
 
-.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) bench clean distclean
+FRAMES ?= 1000000
+SEED ?= 1
+
+.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) fuzz bench clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +45,9 @@ lint: setup-dev
 
 $(SUITES:%=test-%): test-%: setup-dev
 	@$(RUN) $*
+
+fuzz: setup
+	@$(VENV)/python tests/oracle/fuzz.py --frames $(FRAMES) --seed $(SEED)
 
 bench: setup-dev
 	@$(VENV)/python tests/bench/run.py

@@ -5,7 +5,9 @@
  * completes it goes on with what the first one said.
  */
 
-#define FRAG_SECONDS	30	/* IPFRAG_TIME: how long the rest is waited for */
+/* How long the rest is waited for: IP_FRAG_TIME, IPV6_FRAG_TIMEOUT. */
+#define FRAG_SECONDS	30
+#define FRAG6_SECONDS	60
 
 /* Where the fragment lies in its datagram's payload. */
 struct frag_part {
@@ -152,7 +154,7 @@ static __always_inline struct frag_queue *frag_get(struct frag_key *key, u32 now
 
 	__builtin_memset(&blank, 0, sizeof(blank));
 	blank.ctl = CTL_LOCK;
-	blank.expires = now + FRAG_SECONDS * set->hz;
+	blank.expires = now + (key->v6 ? FRAG6_SECONDS : FRAG_SECONDS) * set->hz;
 	if (!q) {
 		if (!frags_create(key, &blank))
 			return frags_lookup(key);

@@ -36,7 +36,7 @@ def test_opens_what_the_kernel_opens(kernel: NfRig, chains: Chains, rng: random.
 
     UDP-Lite is left out for its checksums.
     """
-    trackers = {"kernel": kernel, **chains}
+    trackers: dict[str, compare.Tracker] = {"kernel": kernel, **chains}
     for tracker in trackers.values():
         tracker.flush()
     for step in (*Talk(V4).open().steps, *Talk(V6).open().steps, V4.udp("a"), V6.udp("a"), V4.echo("a", 1), V6.echo("a", 1)):

@@ -20,6 +20,7 @@ HOOKS = {"a": "ingress", "b": "egress"}
 TABLE_SIZE = 1024
 XDP_PASS = 2
 _U32 = struct.Struct("=I")
+_EXPIRES = 13  # position of expires, last_seen, created in chain.ENTRY
 
 
 class Misbehaviour(AssertionError):
@@ -98,6 +99,20 @@ class ChainRig:
             for dummy, keys, values in self.tables.batches(opened):
                 found += [flow.record(shape, v) for shape, v, row in decoder.flows(decoder.rows(keys, values))]
         return found
+
+    def entries_now(self) -> list[tuple[int, ...]]:
+        """Return the fields of all entries as chain.ENTRY has them, but for the clock's: in the place of three of them is the timeout in jiffies."""
+        found = []
+        for opened in self.tables.tables:
+            for dummy, dummy_keys, values in self.tables.batches(opened):
+                for fields in chain.ENTRY.iter_unpack(values):
+                    expires, last_seen = fields[_EXPIRES : _EXPIRES + 2]
+                    found.append((*fields[:_EXPIRES], (expires - last_seen) & 0xFFFFFFFF, *fields[_EXPIRES + 3 :]))
+        return found
+
+    def recount(self) -> None:
+        """Take what was counted besides run() as seen."""
+        self._counted = self.counters()
 
     def flows(self) -> dict[tuple[str, view.Tuple], view.Flow]:
         """Return the table by (proto, orig)."""
