@@ -178,7 +178,7 @@ SUITES: dict[str, c.Callable[[], Tally]] = {
     "unit": unit,
     "integration": integration,
     "oracle": lambda: pytest("oracle", 15),
-    "e2e": lambda: pytest("e2e", 10),
+    "e2e": lambda: pytest("e2e", 20),
     "install": lambda: pytest("install", 10),
 }
 
