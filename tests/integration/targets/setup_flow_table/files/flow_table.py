@@ -37,6 +37,7 @@ def flows() -> list[tuple[bytes, bytes]]:
 
 def create(paths: bpffs.Paths) -> None:
     """Make the maps, fill and pin them."""
+    bpffs.ensure_mounted(paths.pin_root)
     directory = os.path.join(paths.gen_dir(1), "map")
     os.makedirs(directory)
     bpffs.swap_symlink("gen/1", paths.active)
@@ -66,6 +67,7 @@ def remove(paths: bpffs.Paths) -> None:
         for name in files + [name for name in directories if os.path.islink(os.path.join(directory, name))]:
             os.unlink(os.path.join(directory, name))
         os.rmdir(directory)
+    bpffs.release(paths.pin_root)
 
 
 {"create": create, "remove": remove}[sys.argv[3]](bpffs.Paths(sys.argv[2]))
