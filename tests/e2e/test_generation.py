@@ -23,7 +23,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, chain, generation, netns, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, build_bcc, chain, generation, generation_apply, netns, render, verify
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -189,9 +189,9 @@ def quick(made: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
                 bpf.map_update(fd, U32.pack(chain.META[name]), U64.pack(value))
         return {name: bpf.prog_load(bpf.xdp_pass_insns(), name) for name in chain.SLOTS}
 
-    monkeypatch.setattr(generation.build_bcc, "build", build)
-    monkeypatch.setattr(generation, "_prove", lambda *dummy: None)
-    monkeypatch.setattr(generation, "_GRACE_SECONDS", 0)
+    monkeypatch.setattr(build_bcc, "build", build)
+    monkeypatch.setattr(verify, "prove", lambda *dummy: None)
+    monkeypatch.setattr(generation_apply, "_GRACE_SECONDS", 0)
     os.rmdir(made.paths.pin_root)  # as it is after each removal, so that each run does the same
     return made
 
@@ -266,7 +266,7 @@ def test_an_unchanged_run_neither_imports_bcc_nor_writes(loaded: Chain, tmp_path
 
 
 def test_settings_change_without_a_compiler(loaded: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation.build_bcc, "build", lambda *dummy: pytest.fail("nothing is to be built"))
+    monkeypatch.setattr(build_bcc, "build", lambda *dummy: pytest.fail("nothing is to be built"))
     before = loaded.observe()
     want = loaded.want(timeouts={"udp": 7}, knobs={"tcp_loose": 0})
     foretold, dummy = loaded.ensure(want, check_mode=True)

@@ -1,0 +1,177 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Apply a plan of generations step by step; each step knows how to undo itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+import typing as t
+
+from . import bpf, bpffs, build_bcc, chain, clock, handover, verify
+from .bpffs import Paths
+from .generation_model import Have, Want
+from .generation_observe import read_meta
+from .generation_plan import COPIED
+from .plan import Plan, Step, irrevocable
+from .plan import apply as apply_steps
+from .render import MAP_DIR
+
+#: Suffix of a generation's directory while it is built; a finished one has a bare number.
+_UNFINISHED = "_new"
+#: How long a frame may still be on its way through the old chain after its interfaces were handed over.
+_GRACE_SECONDS = 0.02
+_U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
+
+
+def remove_tree(directory: str) -> None:
+    """Remove pins, symlinks and directories below and including ``directory``; what is not there is fine."""
+    for where, directories, files in os.walk(directory, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(where, name))
+        for name in directories:
+            path = os.path.join(where, name)
+            os.unlink(path) if os.path.islink(path) else os.rmdir(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(directory)
+
+
+class _Builder:
+    """Applies the steps of one plan; holds what later steps need of earlier ones until it is closed."""
+
+    def __init__(self, paths: Paths, have: Have, want: Want, settings: bytes) -> None:
+        self.paths, self.have, self.want, self.settings = paths, have, want, settings
+        self._open = contextlib.ExitStack()
+        self._copied: list[tuple[int, int, chain.MapSpec, int]] = []
+
+    def __enter__(self) -> _Builder:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        self._open.close()
+
+    def do(self, step: Step) -> t.Callable[[], None] | None:
+        """Apply one step; return what undoes it."""
+        return getattr(self, f"_{step.action}_{step.kind}")(step)
+
+    def _keep(self, fd: int) -> int:
+        self._open.callback(bpf.close, fd)
+        return fd
+
+    def _load_generation(self, step: Step) -> t.Callable[[], None]:
+        """Build, fill, prove and pin the generation beside the active one."""
+        final = self.paths.gen_dir(int(step.name))
+        building = final + _UNFINISHED
+        remove_tree(building)
+        try:
+            for name in ("prog", "map"):
+                os.makedirs(os.path.join(building, name), mode=0o700)
+            map_dir = os.path.join(building, "map")
+            fds = {spec.name: self._map(spec, map_dir, int(step.name)) for spec in chain.maps(self.want.table_size, self.want.table_size6)}
+            programs = {name: self._keep(fd) for name, fd in build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers).items()}
+            for name, slot in chain.SLOTS.items():
+                bpf.obj_pin(programs[name], os.path.join(building, "prog", f"xdp_{slot}"))
+                bpf.map_update(fds["jt"], _U32.pack(slot), _U32.pack(programs[name]))
+            verify.prove(programs["ingress"], fds["stats"])
+            os.rename(building, final)
+        except BaseException:
+            remove_tree(building)
+            raise
+        return lambda: remove_tree(final)
+
+    def _map(self, spec: chain.MapSpec, map_dir: str, generation: int) -> int:
+        """Hand a map on or make it; return its file descriptor."""
+        there = self.have.maps.get(spec.name)
+        entries = t.cast("int", spec.entries)  # chain.maps() gives every map its size
+        if spec.inherited and there and there.max_entries == entries:
+            fd = self._keep(bpf.obj_get(self.paths.map(spec.name)))
+        else:
+            fd = self._keep(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, entries))
+        bpf.obj_pin(fd, os.path.join(map_dir, spec.name))
+        if spec.name == "settings":
+            bpf.map_update(fd, _U32.pack(0), self.settings)
+        elif spec.name == "meta":
+            digest = int(self.want.digest, 16)
+            first = {"layout": chain.LAYOUT_VERSION, "generation": generation, "digest_high": digest >> 64, "digest_low": digest & (1 << 64) - 1}
+            for name, value in first.items():
+                bpf.map_update(fd, _U32.pack(chain.META[name]), _U64.pack(value))
+        return fd
+
+    def _change_map(self, step: Step) -> t.Callable[[], None] | None:
+        if step.args is None:
+            return self._change_settings()
+        number, spec = step.args
+        if spec.value == COPIED:
+            old = self._keep(bpf.obj_get(self.paths.map(spec.name)))
+            new = self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", spec.name)))
+            with bpf.closing(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", "meta"))) as meta:
+                self._copied.append((old, new, spec, clock.jiffies_now(read_meta(meta))))
+            handover.copy(old, new, spec)
+        return None  # the new map goes with its generation
+
+    def _change_settings(self) -> t.Callable[[], None]:
+        fd = self._keep(bpf.obj_get(self.paths.map("settings")))
+        bpf.map_update(fd, _U32.pack(0), self.settings)
+        return lambda: bpf.map_update(fd, _U32.pack(0), self.have.settings)
+
+    def _replace_link(self, step: Step) -> t.Callable[[], None]:
+        number, key = step.args
+        info, hook = self.have.links[key]
+        link = self._keep(bpf.obj_get(os.path.join(self.paths.link_dir, key)))
+        old = self._keep(bpf.prog_get_fd_by_id(info.prog_id))
+        slot = chain.SLOTS[t.cast("str", hook)]  # only links with a hook are planned
+        new = self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "prog", f"xdp_{slot}")))
+        bpf.link_update(link, new, old)
+        return lambda: bpf.link_update(link, old, new)
+
+    def _activate_generation(self, step: Step) -> t.Callable[[], None]:
+        if self._copied:
+            time.sleep(_GRACE_SECONDS)
+        for copied in self._copied:
+            handover.catch_up(*copied)
+        bpffs.swap_symlink(f"gen/{step.name}", self.paths.active)
+
+        def undo() -> None:
+            if self.have.generation is not None:
+                bpffs.swap_symlink(f"gen/{self.have.generation}", self.paths.active)
+            else:
+                remove_symlinks(self.paths)
+
+        return undo
+
+    def _create_path(self, step: Step) -> t.Callable[[], None]:
+        bpffs.swap_symlink(self.paths.seed_links()[step.name], step.name)
+        return lambda: os.unlink(step.name)
+
+    def _delete_generation(self, step: Step) -> t.Callable[[], None]:
+        time.sleep(_GRACE_SECONDS)
+        remove_tree(os.path.join(self.paths.gen, step.name))
+        return irrevocable
+
+    def _delete_link(self, step: Step) -> t.Callable[[], None]:
+        os.unlink(os.path.join(self.paths.link_dir, step.args))
+        return irrevocable
+
+
+def remove_symlinks(paths: Paths) -> None:
+    for path, target in {paths.active: "gen/", **paths.seed_links()}.items():
+        bpffs.remove_symlink(target, path)
+
+
+def apply(plan: Plan, paths: Paths, have: Have, want: Want, settings: bytes) -> None:
+    """Apply a plan; on the first failure everything goes back to the generation before.
+
+    What is deleted can not come back, so nothing is until all else is done; where deleting fails, the next run goes on with it.
+
+    :raises ConntrackError: naming the step, what was applied and what was rolled back.
+    """
+    if plan:
+        for path in (paths.active, *paths.seed_links()):
+            bpffs.end_swap(path)
+    with _Builder(paths, have, want, settings) as builder:
+        apply_steps([step for step in plan if step.action != "delete"], builder.do)
+        apply_steps([step for step in plan if step.action == "delete"], builder.do)
