@@ -135,7 +135,7 @@ def settings_here(want: Want) -> bytes:
 
 def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
     """Return the chain as modules report it."""
-    names = {slot: name for name, slot in chain.SLOTS.items()}
+    names = {**{slot: info.name for slot, info in have.programs.items()}, **{slot: name for name, slot in chain.SLOTS.items()}}
     return {
         "generation": have.generation,
         "digest": have.digest if have.generation is not None else None,

@@ -11,8 +11,9 @@ import struct
 import time
 import typing as t
 
-from . import bpf, bpffs, build_bcc, chain, clock, handover, verify
+from . import bpf, bpffs, build_bcc, chain, clock, guests, handover, verify
 from .bpffs import Paths
+from .errors import ConntrackError
 from .generation_model import Have, Want
 from .generation_observe import read_meta
 from .generation_plan import COPIED
@@ -26,6 +27,17 @@ _UNFINISHED = "_new"
 _GRACE_SECONDS = 0.02
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
+
+
+def _fill(jt: int, slots: t.Mapping[int, int]) -> None:
+    """Put programs into the jump table, and read back that they are there.
+
+    :raises ConntrackError: naming the slot that holds something else.
+    """
+    for slot, fd in slots.items():
+        bpf.map_update(jt, _U32.pack(slot), _U32.pack(fd))
+        if bpf.map_lookup(jt, _U32.pack(slot), _U32.size) != _U32.pack(bpf.prog_info(fd).id):
+            raise ConntrackError(f"slot {slot} of the jump table does not hold the program that was put there. Nothing was attached.")
 
 
 def remove_tree(directory: str) -> None:
@@ -72,11 +84,17 @@ class _Builder:
                 os.makedirs(os.path.join(building, name), mode=0o700)
             map_dir = os.path.join(building, "map")
             fds = {spec.name: self._map(spec, map_dir, int(step.name)) for spec in chain.maps(self.want.table_size, self.want.table_size6)}
+            guests.hand_maps_on(self.want.text, os.path.join(self.paths.active, "map"), map_dir)
             programs = {name: self._keep(fd) for name, fd in build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers).items()}
-            for name, slot in chain.SLOTS.items():
-                bpf.obj_pin(programs[name], os.path.join(building, "prog", f"xdp_{slot}"))
-                bpf.map_update(fds["jt"], _U32.pack(slot), _U32.pack(programs[name]))
+            slots = {slot: programs[name] for name, slot in self.want.compiled.items()}
+            slots.update({guest.slot: self._keep(guests.open_pinned(guest)) for guest in self.want.pinned})
+            for slot, fd in slots.items():
+                bpf.obj_pin(fd, os.path.join(building, "prog", f"xdp_{slot}"))
+            own = chain.SLOTS.values()
+            _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot in own})
             verify.prove(programs["ingress"], fds["stats"])
+            # What a guest does with a frame is its own affair: guests come in after the proof, which passes their empty slots over.
+            _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot not in own})
             os.rename(building, final)
         except BaseException:
             remove_tree(building)

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import typing as t
 
-from . import bpf, chain
+from . import bpf, chain, guests
 from .errors import bad_value
 
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
@@ -27,6 +27,7 @@ class Want:
     :ivar table_size6: entries of the IPv6 flow table.
     :ivar timeouts: seconds by name of chain.TIMEOUTS; what is missing has the kernel's default.
     :ivar knobs: values by name of chain.KNOBS; likewise.
+    :ivar pinned: the guests that are no part of the text.
     """
 
     text: str
@@ -35,13 +36,26 @@ class Want:
     timeouts: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     knobs: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     table_size6: int = chain.TABLE_SIZE
+    pinned: tuple[guests.Pinned, ...] = ()
+
+    @property
+    def compiled(self) -> dict[str, int]:
+        """Slot by name of every program that is compiled."""
+        return {**chain.SLOTS, **guests.programs_in(self.text)}
+
+    @property
+    def guest_slots(self) -> list[int]:
+        """The slots that guests are wanted in."""
+        return sorted([*guests.programs_in(self.text).values(), *(guest.slot for guest in self.pinned)])
 
     @property
     def digest(self) -> str:
-        """128 bits, in hex, of what is compiled."""
+        """128 bits, in hex, of what is compiled, and of the guests that are not."""
         source = hashlib.sha256(self.text.encode())
         for name in sorted(self.headers):
             source.update(f"\0{name}\0{self.headers[name]}".encode())
+        for guest in self.pinned:
+            source.update(f"\0{guest.slot}\0{guest.id}\0{guest.tag}".encode())
         return source.hexdigest()[:32]
 
 

@@ -89,6 +89,10 @@ def observe(paths: Paths) -> Have:
                 faults.append(f"the pin of {name} is missing")
             else:
                 programs[slot] = bpf.prog_info(fd)
+    for slot in chain.GUEST_SLOTS.values():
+        with _pinned(paths.prog(slot)) as fd:
+            if fd is not None:
+                programs[slot] = bpf.prog_info(fd)
     for spec in chain.maps():
         with _pinned(paths.map(spec.name)) as fd:
             if fd is None:
@@ -108,7 +112,8 @@ def observe(paths: Paths) -> Have:
 
 def _slot_faults(jt: int, programs: t.Mapping[int, bpf.ProgInfo]) -> list[str]:
     faults = []
-    for name, slot in chain.SLOTS.items():
+    guests = {name: slot for name, slot in chain.GUEST_SLOTS.items() if slot in programs}
+    for name, slot in {**chain.SLOTS, **guests}.items():
         raw = bpf.map_lookup(jt, _U32.pack(slot), _U32.size)
         found = _U32.unpack(raw)[0] if raw else None
         if found is None:

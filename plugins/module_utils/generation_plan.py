@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import bpffs, chain
+from . import bpffs, chain, guests
 from .errors import ConntrackError
 from .generation_model import Have, Want
 from .plan import Plan, Step
@@ -26,7 +26,10 @@ def _why_new(have: Have, want: Want) -> str | None:
     if have.faults:
         return "; ".join(have.faults)
     if have.digest != want.digest:
-        return "the sources or what is compiled into them changed"
+        return "the sources, what is compiled into them, or the guests changed"
+    missing = [guests.slot_name(slot) for slot in want.guest_slots if slot not in have.programs]
+    if missing:
+        return f"the pin of the guest in slot {' and '.join(missing)} is missing"
     return None
 
 
@@ -49,7 +52,7 @@ def plan_present(have: Have, want: Want, settings: bytes) -> Plan:
         )
     number = max([have.generation or 0, *(int(name) for name in have.leftovers if name.isdigit())]) + 1
     before = f"generation {have.generation}, digest {have.digest}" if have.generation is not None else None
-    steps.append(Step("load", "generation", str(number), why, None, f"digest {want.digest}, {len(chain.SLOTS)} programs"))
+    steps.append(Step("load", "generation", str(number), why, None, f"digest {want.digest}, {len(chain.SLOTS) + len(want.guest_slots)} programs"))
     for spec in chain.maps(want.table_size, want.table_size6):
         there = have.maps.get(spec.name)
         if spec.inherited and there and there.max_entries != spec.entries:

@@ -193,6 +193,28 @@ options:
         description: So many equal acknowledgements in a row lower the timeout to O(timeouts.tcp_max_retrans).
         type: int
         default: 3
+  guests:
+    description:
+      - Programs of your own that run in the chain, behind what tracks a packet, whatever it made of it, and in front of what takes its metadata away.
+        They run in the order of their slots. The file docs/guests.md of the collection says what they are made of.
+      - When a guest changes, or is taken off the list, a new generation is loaded.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      slot:
+        description: Its slot in the jump table, V(acl), V(nat), or the number of a free one from V(21) to V(29).
+        type: str
+        required: true
+      src:
+        description:
+          - A C file on the controller with one C(GUEST(name\)). It is compiled together with the chain.
+          - Where a relative path is not there, a guest of that name that comes with the collection is taken; there is V(acl.c).
+        type: path
+      pinned:
+        description:
+          - The path of an XDP program that is pinned on the target. It is taken as it is, and held by the generation.
+        type: path
   rendered:
     description:
       - The rendered chain, packed. It is filled in from O(src) and can not be given.
@@ -311,7 +333,7 @@ compiler_output:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, guests, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
@@ -331,6 +353,12 @@ def argument_spec() -> dict[str, object]:
             "default": {},
             "options": {name: {"type": type(default).__name__, "default": default} for name, default in chain.KNOBS.items()},
         },
+        "guests": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {"slot": {"type": "str", "required": True}, "src": {"type": "path"}, "pinned": {"type": "path"}},
+        },
         "rendered": {"type": "str"},
         "pin_root": {"type": "path", "default": bpffs.STANDARD},
     }
@@ -348,6 +376,7 @@ def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, gene
         {name: seconds for name, seconds in params["timeouts"].items() if seconds is not None},
         {name: int(value) for name, value in params["settings"].items() if value is not None},
         params["table_size6"],
+        guests.pinned_here(guests.parse(params["guests"])),
     )
     generation.check(want)
     plan, dummy = generation.ensure(paths, want, check_mode=True)
