@@ -205,7 +205,7 @@ static __always_inline struct ct_found ct_related(struct flow *f, union any_key 
 		return none;
 	__sync_fetch_and_add(&e->rel_packets, 1);
 	__sync_fetch_and_add(&e->rel_bytes, f->bytes);
-	return found_of(COUNT_RELATED, *(volatile u64 *)&e->ctl, 0);
+	return found_of(COUNT_RELATED, e->ctl, 0);
 }
 
 /* The packet's direction: an ICMP message tells it by its type, others by who began. */
