@@ -16,17 +16,33 @@ import contextlib
 import os
 import typing as t
 
-from . import bpffs, chain, clock
+from . import bpffs, chain, clock, state
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_apply import apply, remove_symlinks, remove_tree
-from .generation_model import Have, Want, check
+from .generation_model import Generation, Have, Policy, State, Want, check
 from .generation_observe import observe as _observe
 from .generation_observe import read_meta
 from .generation_plan import plan_absent, plan_present
 from .plan import Plan
 
-__all__ = ["Have", "Want", "check", "ensure", "facts", "observe", "plan_absent", "plan_present", "read_meta", "remove", "remove_tree", "settings_here"]
+__all__ = [
+    "Generation",
+    "Have",
+    "Policy",
+    "State",
+    "Want",
+    "check",
+    "ensure",
+    "facts",
+    "observe",
+    "plan_absent",
+    "plan_present",
+    "read_meta",
+    "remove",
+    "remove_tree",
+    "settings_here",
+]
 
 
 @contextlib.contextmanager
@@ -74,22 +90,23 @@ def _locked(paths: Paths, stack: contextlib.ExitStack) -> bool:
 
 
 @_as_root()
-def ensure(paths: Paths, want: Want, check_mode: bool = False) -> tuple[Plan, Have]:
+def ensure(paths: Paths, want: Want, check_mode: bool = False, policy: Policy = Policy()) -> tuple[Plan, Have]:  # noqa: B008  it is frozen
     """Bring the wanted chain into place: the plan that was needed, and what is there now.
 
     :raises ConntrackError: see check(), plan_present() and apply().
     """
-    check(want)
+    check(want, policy)
     settings = settings_here(want)
     bpffs.check_seed_links(paths)
+    state.check(paths)
     if check_mode:
         have = observe(paths)
-        return plan_present(have, want, settings), have
+        return plan_present(have, want, settings, policy), have
     bpffs.ensure_mounted(paths.pin_root)
     try:
         with _alone(paths):
             have = observe(paths)
-            plan = plan_present(have, want, settings)
+            plan = plan_present(have, want, settings, policy)
             apply(plan, paths, have, want, settings)
             return plan, observe(paths) if plan else have
     except BaseException:
@@ -103,21 +120,27 @@ def remove(paths: Paths, check_mode: bool = False) -> Plan:
 
     :raises ConntrackError: see plan_absent().
     """
-    if not bpffs.mounted(paths.pin_root):
-        return []
-    try:
-        os.stat(paths.base)
-    except FileNotFoundError:
-        return []
-    if check_mode:
-        return plan_absent(observe(paths))
+    if check_mode or not os.path.isdir(paths.base):
+        plan = _plan_removal(paths)[0]
+        if not check_mode:  # after a reboot there is no more than what was written down
+            state.activate(paths, None)
+            apply(plan, paths, Have(), Want("", {}, 1), b"")
+        return plan
     with _alone(paths):
-        have = observe(paths)
-        plan = plan_absent(have)
+        plan, have = _plan_removal(paths)
         remove_symlinks(paths)
+        state.activate(paths, None)
         apply(plan, paths, have, Want("", {}, 1), b"")
     _tidy(paths)
     return plan
+
+
+def _plan_removal(paths: Paths) -> tuple[Plan, Have]:
+    have = observe(paths)
+    plan = plan_absent(have)
+    if have.state != State():
+        state.check(paths)
+    return plan, have
 
 
 def _tidy(paths: Paths) -> None:
@@ -159,6 +182,11 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
             for name, info in have.maps.items()
         ],
         "settings": _settings_facts(have.settings),
+        "since": have.since or None,
+        "kept": [
+            {"generation": one.number, "digest": one.digest, "since": one.since, "rejected": one in have.rejected, "faults": list(one.faults)}
+            for one in have.kept
+        ],
     }
 
 

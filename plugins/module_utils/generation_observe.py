@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import struct
 import typing as t
 
-from . import bpf, bpffs, chain
+from . import bpf, bpffs, chain, state
 from .bpffs import Paths
-from .generation_model import Have
+from .generation_model import Generation, Have
 
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
@@ -63,38 +64,47 @@ def _observe_links(paths: Paths, programs: t.Mapping[int, bpf.ProgInfo]) -> dict
     return links
 
 
-def observe(paths: Paths) -> Have:
-    """Read the kernel: the active generation, its health, and what else lies around.
-
-    :raises ConntrackError: for a user that may not.
-    """
-    no_paths = tuple(path for path in paths.seed_links() if not os.path.lexists(path))
-    if not bpffs.mounted(paths.pin_root):
-        return Have(no_paths=no_paths)
+def _active(paths: Paths) -> int | None:
+    """Return the number of the active generation; None where none is."""
     try:
-        generation = int(os.path.basename(os.readlink(paths.active)))
+        number = int(os.path.basename(os.readlink(paths.active)))
     except (FileNotFoundError, ValueError):
-        generation = None
-    leftovers = tuple(name for name in _names(paths.gen) if name != str(generation))
-    if generation is None or not os.path.isdir(paths.gen_dir(generation)):
-        return Have(leftovers=leftovers, links=_observe_links(paths, {}), no_paths=no_paths)
+        return None
+    return number if os.path.isdir(paths.gen_dir(number)) else None
+
+
+def _since(paths: Paths, number: int) -> str | None:
+    """Return when a generation that another one took over from became active; None for one that never was, or still is."""
+    try:
+        return os.readlink(paths.since(number))
+    except OSError:
+        return None
+
+
+def active_since(paths: Paths) -> str:
+    """Return when the active generation became so: its symlink was made then."""
+    return state.shown(os.lstat(paths.active).st_mtime)
+
+
+def observe_generation(paths: Paths, number: int, since: str = "") -> Generation:
+    """Read one generation that is pinned, and what is not whole in it."""
     faults: list[str] = []
     programs: dict[int, bpf.ProgInfo] = {}
     maps: dict[str, bpf.MapInfo] = {}
     meta: dict[str, int] = {}
     settings = b""
     for name, slot in chain.SLOTS.items():
-        with _pinned(paths.prog(slot)) as fd:
+        with _pinned(paths.prog_of(number, slot)) as fd:
             if fd is None:
                 faults.append(f"the pin of {name} is missing")
             else:
                 programs[slot] = bpf.prog_info(fd)
     for slot in chain.GUEST_SLOTS.values():
-        with _pinned(paths.prog(slot)) as fd:
+        with _pinned(paths.prog_of(number, slot)) as fd:
             if fd is not None:
                 programs[slot] = bpf.prog_info(fd)
     for spec in chain.maps():
-        with _pinned(paths.map(spec.name)) as fd:
+        with _pinned(paths.map_of(number, spec.name)) as fd:
             if fd is None:
                 faults.append(f"the pin of the map {spec.name} is missing")
                 continue
@@ -106,8 +116,27 @@ def observe(paths: Paths) -> Have:
             elif spec.name == "jt":
                 faults += _slot_faults(fd, programs)
     digest = f"{meta.get('digest_high', 0):016x}{meta.get('digest_low', 0):016x}"
-    links = _observe_links(paths, programs)
-    return Have(generation, digest, meta.get("layout", 0), settings, programs, maps, tuple(faults), leftovers, links, no_paths)
+    return Generation(number, digest, meta.get("layout", 0), settings, programs, maps, tuple(faults), since)
+
+
+def observe(paths: Paths) -> Have:
+    """Read the kernel: the active generation, its health, those before it, and what else lies around.
+
+    :raises ConntrackError: for a user that may not.
+    """
+    have = Have(no_paths=tuple(path for path in paths.seed_links() if not os.path.lexists(path)), state=state.look(paths))
+    if not bpffs.mounted(paths.pin_root):
+        return have
+    number = _active(paths)
+    names = [name for name in _names(paths.gen) if name != str(number)]
+    since = {int(name): _since(paths, int(name)) for name in names if name.isdigit()}
+    kept = tuple(observe_generation(paths, one, when) for one, when in sorted(since.items(), reverse=True) if when is not None)
+    have = dataclasses.replace(have, kept=kept, leftovers=tuple(name for name in names if name not in {str(one.number) for one in kept}))
+    if number is None:
+        return dataclasses.replace(have, links=_observe_links(paths, {}))
+    active = observe_generation(paths, number, active_since(paths))
+    fields = {field.name: getattr(active, field.name) for field in dataclasses.fields(active) if field.name != "number"}
+    return dataclasses.replace(have, generation=number, links=_observe_links(paths, active.programs), **fields)
 
 
 def _slot_faults(jt: int, programs: t.Mapping[int, bpf.ProgInfo]) -> list[str]:

@@ -215,6 +215,18 @@ options:
         description:
           - The path of an XDP program that is pinned on the target. It is taken as it is, and held by the generation.
         type: path
+  keep:
+    description:
+      - So many of the last good generations stay pinned when a new one takes over, from V(0) to V(16), to go back to.
+      - A kept generation shares its flow tables with the active one, unless they have another size; then it keeps its own, with their memory.
+    type: int
+    default: 1
+  state_dir:
+    description:
+      - A directory on the target in which it is written down what each pinned generation is made of. It is made when it is missing.
+      - Give the same one in every run.
+    type: path
+    default: /var/lib/ebpf_conntrack
   rendered:
     description:
       - The rendered chain, packed. It is filled in from O(src) and can not be given.
@@ -262,7 +274,7 @@ plan:
       description: V(load), V(change), V(replace), V(activate), V(create) or V(delete).
       type: str
     kind:
-      description: V(generation), V(map), V(link), or V(path) for C(prog) and C(map) below O(pin_root).
+      description: V(generation), V(map), V(link), V(path) for C(prog) and C(map) below O(pin_root), or V(manifest) for a file in O(state_dir).
       type: str
     name:
       description: Its name or number.
@@ -304,6 +316,15 @@ chain:
     pin_root:
       description: Where it is pinned.
       type: str
+    since:
+      description: When it became active, in UTC, V(null) when none is.
+      type: str
+    kept:
+      description:
+        - The generations that were active before and are still pinned, the newest first, each with C(generation), C(digest), C(since),
+          C(rejected), which tells whether it was rolled back from, and C(faults).
+      type: list
+      elements: dict
     programs:
       description: Its programs, each with C(slot), C(name), C(id), C(tag) and C(pin).
       type: list
@@ -321,6 +342,8 @@ chain:
     healthy: true
     faults: []
     pin_root: /sys/fs/bpf
+    since: "2026-01-01T12:00:00Z"
+    kept: []
     programs:
       - {slot: 0, name: ingress, id: 282, tag: 8828c5ca01cfe760, pin: /sys/fs/bpf/prog/xdp_0}
     maps:
@@ -359,6 +382,8 @@ def argument_spec() -> dict[str, object]:
             "default": [],
             "options": {"slot": {"type": "str", "required": True}, "src": {"type": "path"}, "pinned": {"type": "path"}},
         },
+        "keep": {"type": "int", "default": generation.Policy.keep},
+        "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
         "rendered": {"type": "str"},
         "pin_root": {"type": "path", "default": bpffs.STANDARD},
     }
@@ -378,17 +403,18 @@ def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, gene
         params["table_size6"],
         guests.pinned_here(guests.parse(params["guests"])),
     )
-    generation.check(want)
-    plan, dummy = generation.ensure(paths, want, check_mode=True)
+    policy = generation.Policy(keep=params["keep"])
+    generation.check(want, policy)
+    plan, dummy = generation.ensure(paths, want, True, policy)
     if any(step.action == "load" for step in plan):
         require(module, "bcc")
         features.check()
-    return generation.ensure(paths, want, check_mode=module.check_mode)
+    return generation.ensure(paths, want, module.check_mode, policy)
 
 
 def main() -> None:
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    paths = bpffs.Paths(module.params["pin_root"])
+    paths = bpffs.Paths(module.params["pin_root"], module.params["state_dir"])
     try:
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
