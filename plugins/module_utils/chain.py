@@ -389,5 +389,5 @@ def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str,
 def settings_of(raw: bytes) -> tuple[int, dict[str, int], dict[str, int]]:
     """Return jiffies a second, the timeouts in seconds and the knobs of a value of ``settings``."""
     hz, *values = SETTINGS_STRUCT.unpack(raw[: SETTINGS_STRUCT.size])[len(TCP_ROWS) + len(SCTP_ROWS) :]
-    timeouts = {name: value // hz for name, value in zip(TIMEOUTS, values)}
+    timeouts = {name: value // hz if hz else 0 for name, value in zip(TIMEOUTS, values)}
     return hz, timeouts, dict(zip(KNOBS, values[len(TIMEOUTS) :]))

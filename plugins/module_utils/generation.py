@@ -13,17 +13,18 @@ The parts: generation_model (what is wanted, what is there), generation_observe,
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import typing as t
 
-from . import bpffs, chain, clock, state
+from . import bpffs, chain, clock, health, state, verify
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_apply import apply, remove_symlinks, remove_tree
 from .generation_model import Generation, Have, Policy, State, Want, check
 from .generation_observe import observe as _observe
-from .generation_observe import read_meta
 from .generation_plan import plan_absent, plan_present
+from .health import read_meta
 from .plan import Plan
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "check",
     "ensure",
     "facts",
+    "listen",
     "observe",
     "plan_absent",
     "plan_present",
@@ -90,9 +92,26 @@ def _locked(paths: Paths, stack: contextlib.ExitStack) -> bool:
 
 
 @_as_root()
-def ensure(paths: Paths, want: Want, check_mode: bool = False, policy: Policy = Policy()) -> tuple[Plan, Have]:  # noqa: B008  it is frozen
+def listen(paths: Paths) -> tuple[health.Fault, ...]:
+    """Return whether the interfaces receive what the active chain does not count; see health.listen()."""
+    return health.listen(paths, verify.prove) if bpffs.mounted(paths.pin_root) else ()
+
+
+def _with(have: Have, heard: tuple[health.Fault, ...]) -> Have:
+    return dataclasses.replace(have, faults=have.faults + heard) if have.generation is not None else have
+
+
+@_as_root()
+def ensure(
+    paths: Paths,
+    want: Want,
+    check_mode: bool = False,
+    policy: Policy = Policy(),  # noqa: B008  it is frozen
+    heard: tuple[health.Fault, ...] = (),
+) -> tuple[Plan, Have]:
     """Bring the wanted chain into place: the plan that was needed, and what is there now.
 
+    :param heard: what listen() found, which is mended as well.
     :raises ConntrackError: see check(), plan_present() and apply().
     """
     check(want, policy)
@@ -100,12 +119,12 @@ def ensure(paths: Paths, want: Want, check_mode: bool = False, policy: Policy = 
     bpffs.check_seed_links(paths)
     state.check(paths)
     if check_mode:
-        have = observe(paths)
+        have = _with(observe(paths), heard)
         return plan_present(have, want, settings, policy), have
     bpffs.ensure_mounted(paths.pin_root)
     try:
         with _alone(paths):
-            have = observe(paths)
+            have = _with(observe(paths), heard)
             plan = plan_present(have, want, settings, policy)
             apply(plan, paths, have, want, settings)
             return plan, observe(paths) if plan else have
@@ -163,7 +182,7 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
         "generation": have.generation,
         "digest": have.digest if have.generation is not None else None,
         "healthy": have.generation is not None and not have.faults,
-        "faults": list(have.faults),
+        "faults": [fault.as_dict() for fault in have.faults],
         "pin_root": paths.pin_root,
         "programs": [
             {"slot": slot, "name": names[slot], "id": info.id, "tag": info.tag, "pin": os.path.join(paths.seed_prog, f"xdp_{slot}")}
@@ -184,7 +203,13 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
         "settings": _settings_facts(have.settings),
         "since": have.since or None,
         "kept": [
-            {"generation": one.number, "digest": one.digest, "since": one.since, "rejected": one in have.rejected, "faults": list(one.faults)}
+            {
+                "generation": one.number,
+                "digest": one.digest,
+                "since": one.since,
+                "rejected": one in have.rejected,
+                "faults": [fault.as_dict() for fault in one.faults],
+            }
             for one in have.kept
         ],
     }

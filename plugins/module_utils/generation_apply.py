@@ -15,8 +15,8 @@ from . import bpf, bpffs, build_bcc, chain, clock, guests, handover, state, veri
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_model import Have, Want
-from .generation_observe import read_meta
 from .generation_plan import COPIED
+from .health import read_meta
 from .plan import Plan, Step, irrevocable
 from .plan import apply as apply_steps
 from .render import MAP_DIR
@@ -114,7 +114,7 @@ class _Builder:
         there = self.have.maps.get(spec.name)
         entries = t.cast("int", spec.entries)  # chain.maps() gives every map its size
         if spec.inherited and there and there.max_entries == entries:
-            fd = self._keep(bpf.obj_get(self.paths.map(spec.name)))
+            fd = self._keep(bpf.map_get_fd_by_id(there.id))
         else:
             fd = self._keep(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, entries))
         bpf.obj_pin(fd, os.path.join(map_dir, spec.name))
@@ -132,7 +132,7 @@ class _Builder:
             return self._change_settings()
         number, spec = step.args
         if spec.value == COPIED:
-            old = self._keep(bpf.obj_get(self.paths.map(spec.name)))
+            old = self._keep(bpf.map_get_fd_by_id(self.have.maps[spec.name].id))
             new = self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", spec.name)))
             with bpf.closing(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", "meta"))) as meta:
                 self._copied.append((old, new, spec, clock.jiffies_now(read_meta(meta))))
@@ -142,7 +142,7 @@ class _Builder:
     def _change_settings(self) -> t.Callable[[], None]:
         with contextlib.ExitStack() as undo:
             undo.callback(self._change_manifest(Step("change", "manifest", str(self.have.generation), "")))
-            fd = self._keep(bpf.obj_get(self.paths.map("settings")))
+            fd = self._keep(bpf.map_get_fd_by_id(self.have.maps["settings"].id))
             bpf.map_update(fd, _U32.pack(0), self.settings)
             undo.callback(bpf.map_update, fd, _U32.pack(0), self.have.settings)
             return undo.pop_all().close

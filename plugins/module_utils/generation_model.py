@@ -12,6 +12,7 @@ import typing as t
 
 from . import bpf, chain, guests
 from .errors import bad_value
+from .health import Fault
 
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
 _TIMEOUT_RANGE = (1, (1 << 31) // 1000 - 1)
@@ -97,7 +98,7 @@ class Generation:
     :ivar settings: bytes of its settings.
     :ivar programs: by slot, those that are pinned.
     :ivar maps: by name.
-    :ivar faults: what keeps it from working, for people.
+    :ivar faults: what keeps it from working.
     :ivar since: when it became active, "" where nobody knows.
     """
 
@@ -107,7 +108,7 @@ class Generation:
     settings: bytes = b""
     programs: t.Mapping[int, bpf.ProgInfo] = dataclasses.field(default_factory=dict)
     maps: t.Mapping[str, bpf.MapInfo] = dataclasses.field(default_factory=dict)
-    faults: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
     since: str = ""
 
 
@@ -146,7 +147,7 @@ class Have:
     settings: bytes = b""
     programs: t.Mapping[int, bpf.ProgInfo] = dataclasses.field(default_factory=dict)
     maps: t.Mapping[str, bpf.MapInfo] = dataclasses.field(default_factory=dict)
-    faults: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
     leftovers: tuple[str, ...] = ()
     links: t.Mapping[str, tuple[bpf.LinkInfo, str | None]] = dataclasses.field(default_factory=dict)
     no_paths: tuple[str, ...] = ()

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import typing as t
 
-from . import bpffs, chain, guests
+from . import chain, guests, health
 from .errors import ConntrackError
 from .generation_model import Generation, Have, Policy, Want
+from .health import interface
 from .plan import Plan, Step
 
 #: What the maps hold whose entries go along into a map of another size.
 COPIED = "struct ct_entry"
 
 
-def _interface(key: str) -> str:
-    """Return a link's interface as people write it, ``name`` or ``name@netns``."""
-    netns, ifname = bpffs.interface_of(key)
-    return ifname if netns is None else f"{ifname}@{netns}"
+def _broken(one: Generation | Have) -> list[str]:
+    """Return what a generation can not be used with."""
+    return [fault.detail for fault in health.mended_by(one.faults, "generation")]
 
 
 def _why_new(have: Have, want: Want) -> str | None:
     if have.generation is None:
         return "no chain is loaded"
-    if have.faults:
-        return "; ".join(have.faults)
+    if _broken(have):
+        return "; ".join(_broken(have))
     if have.digest != want.digest:
         return "the sources, what is compiled into them, or the guests changed"
     missing = [guests.slot_name(slot) for slot in want.guest_slots if slot not in have.programs]
@@ -66,7 +66,8 @@ def plan_present(have: Have, want: Want, settings: bytes, policy: Policy = Polic
 def _plan_in_place(have: Have, want: Want, settings: bytes) -> Plan:
     """Return what changes where the active generation is the wanted one: its settings, what is written down of it."""
     if have.settings != settings:
-        return [Step("change", "map", "settings", "timeouts or switches differ", _settings_shown(have.settings), _settings_shown(settings))]
+        damage = "; ".join(fault.detail for fault in have.faults if fault.fault == "settings_damaged")
+        return [Step("change", "map", "settings", damage or "timeouts or switches differ", _settings_shown(have.settings), _settings_shown(settings))]
     if (have.state.active, have.state.made_of) != (have.generation, want.made_of):
         before = f"generation {have.state.active}" if have.state.active is not None else None
         reason = "the state directory does not say what the active generation is made of"
@@ -89,7 +90,7 @@ def _plan_links(have: Have, number: int | None) -> Plan:
     current = {info.id for info in have.programs.values()} if number == have.generation else set()
     after = f"generation {number}"
     return [
-        Step("replace", "link", _interface(key), f"{hook} of {after} takes the interface over", f"program {info.prog_id}", after, args=(number, key))
+        Step("replace", "link", interface(key), f"{hook} of {after} takes the interface over", f"program {info.prog_id}", after, args=(number, key))
         for key, (info, hook) in have.links.items()
         if hook and info.ifindex and info.prog_id not in current
     ]
@@ -104,15 +105,15 @@ def _plan_deletions(have: Have, number: int, policy: Policy) -> Plan:
     before = [one for one in have.earlier if one.number != number]
     if have.generation is not None and have.generation != number:
         before.insert(0, Generation(have.generation, have.digest, faults=have.faults))
-    whole = [one for one in before if not one.faults]
+    whole = [one for one in before if not _broken(one)]
     steps = []
     for one in before:
         if one in whole[: policy.keep]:
             continue
-        if one.number == have.generation and (one.faults or not policy.keep):
+        if one.number == have.generation and (_broken(one) or not policy.keep):
             reason = f"replaced by generation {number}"
         else:
-            reason = "; ".join(one.faults) or f"not among the last {policy.keep} that are kept"
+            reason = "; ".join(_broken(one)) or f"not among the last {policy.keep} that are kept"
         steps.append(Step("delete", "generation", str(one.number), reason, _shown(one.number, one.digest), None))
     steps += [Step("delete", "generation", str(one.number), "it was rolled back from", _shown(one.number, one.digest), None) for one in have.rejected]
     gone = {step.name for step in steps}
@@ -136,10 +137,10 @@ def plan_absent(have: Have) -> Plan:
 
     :raises ConntrackError: while interfaces are attached.
     """
-    attached = [_interface(key) for key, (info, dummy) in have.links.items() if info.ifindex]
+    attached = [interface(key) for key, (info, dummy) in have.links.items() if info.ifindex]
     if attached:
         raise ConntrackError(f"the chain is attached to {', '.join(attached)}: detach it first (xdp_attach with state: absent).")
-    steps = [Step("delete", "link", _interface(key), "its interface is gone", f"link {info.id}", None, args=key) for key, (info, dummy) in have.links.items()]
+    steps = [Step("delete", "link", interface(key), "its interface is gone", f"link {info.id}", None, args=key) for key, (info, dummy) in have.links.items()]
     there = [(one.number, one.digest) for one in have.kept]
     if have.generation is not None:
         there.insert(0, (have.generation, have.digest))

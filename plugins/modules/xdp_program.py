@@ -307,12 +307,14 @@ chain:
       description: 128 bits, in hex, of its sources and what is compiled into them.
       type: str
     healthy:
-      description: Whether it is whole, every slot and every pin.
+      description: Whether it works, that is, whether there are no RV(chain.faults).
       type: bool
     faults:
-      description: What is not whole.
+      description:
+        - What keeps it from working, each with C(fault), a name that stays the same, C(object) and C(detail).
+        - Most of them are mended by the run that finds them, then they are in RV(mended). Those that only M(ebpf.conntrack.xdp_attach) or you can mend stay.
       type: list
-      elements: str
+      elements: dict
     pin_root:
       description: Where it is pinned.
       type: str
@@ -349,6 +351,13 @@ chain:
     maps:
       - {name: ctt, id: 133, type: lru_hash, key_size: 16, value_size: 112, max_entries: 65536, pin: /sys/fs/bpf/map/ctt}
     settings: {hz: 250, tcp_loose: 1, timeouts: {udp: 30}}
+mended:
+  description: The faults that this run found and took away, as in RV(chain.faults). In check mode there are none.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - {fault: slot_empty, object: "jt[3]", detail: slot 3 (ct) is empty}
 compiler_output:
   description: All that the compiler or the verifier said; the message holds the part that tells the fault.
   returned: when compiling or loading failed
@@ -356,7 +365,7 @@ compiler_output:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, guests, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, guests, health, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
@@ -389,7 +398,7 @@ def argument_spec() -> dict[str, object]:
     }
 
 
-def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, generation.Have]:
+def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, generation.Have, list[dict[str, str]]]:
     params = module.params
     if not params["rendered"]:
         raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources.")
@@ -405,26 +414,29 @@ def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, gene
     )
     policy = generation.Policy(keep=params["keep"])
     generation.check(want, policy)
-    plan, dummy = generation.ensure(paths, want, True, policy)
+    heard = generation.listen(paths)
+    plan, before = generation.ensure(paths, want, True, policy, heard)
     if any(step.action == "load" for step in plan):
         require(module, "bcc")
         features.check()
-    return generation.ensure(paths, want, module.check_mode, policy)
+    plan, have = generation.ensure(paths, want, module.check_mode, policy, heard)
+    return plan, have, health.mended(before.faults, have.faults)
 
 
 def main() -> None:
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     paths = bpffs.Paths(module.params["pin_root"], module.params["state_dir"])
+    mended: list[dict[str, str]] = []
     try:
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
-            plan, have = present(module, paths)
+            plan, have, mended = present(module, paths)
         else:
             plan = generation.remove(paths, check_mode=module.check_mode)
             have = generation.observe(paths)
     except ConntrackError as exc:
         module.fail_json(msg=exc.message, **exc.facts)
-    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths))
+    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths), mended=mended)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ import dataclasses
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation, health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 PATHS = bpffs.Paths("/sys/fs/bpf")
 WANT = generation.Want("the sources", {"include/a.h": "a header"}, 65536)
 SETTINGS = chain.settings_value(250, {}, {})
+EMPTY = health.Fault("slot_empty", "jt[3]", "slot 3 (ct) is empty")
 
 
 def program(slot: int, number: int) -> bpf.ProgInfo:
@@ -113,8 +114,14 @@ def test_counters_of_another_release_start_anew() -> None:
 
 
 def test_faults_are_the_reason_for_a_new_generation() -> None:
-    step = generation.plan_present(found(faults=("slot 3 (ct) is empty", "the pin of ct is missing")), WANT, SETTINGS)[0]
+    lost = health.Fault("pin_missing", "prog/xdp_3", "the pin of ct is missing")
+    step = generation.plan_present(found(faults=(EMPTY, lost)), WANT, SETTINGS)[0]
     assert (step.action, step.name, step.reason) == ("load", "4", "slot 3 (ct) is empty; the pin of ct is missing")
+
+
+@pytest.mark.parametrize("name", [name for name, kind in health.FAULTS.items() if kind.mend != "generation"])
+def test_no_generation_is_built_for_what_it_does_not_mend(name: str) -> None:
+    assert short(found(faults=(health.Fault(name, "", ""),))) == []
 
 
 def test_what_killed_runs_left_goes_and_their_numbers_are_not_used_again() -> None:
@@ -156,10 +163,10 @@ def test_fewer_are_kept_without_a_new_one() -> None:
 
 
 def test_a_generation_that_is_not_whole_is_not_kept() -> None:
-    have = found(kept=(kept(2, faults=("slot 3 (ct) is empty",)), kept(1)))
+    have = found(kept=(kept(2, faults=(EMPTY,)), kept(1)))
     steps = generation.plan_present(have, WANT, SETTINGS, generation.Policy(1))
     assert [(step.name, step.reason) for step in steps] == [("2", "slot 3 (ct) is empty")]
-    broken = dataclasses.replace(have, faults=("the pin of ct is missing",))
+    broken = dataclasses.replace(have, faults=(health.Fault("pin_missing", "prog/xdp_3", "the pin of ct is missing"),))
     assert [name for action, dummy, name in short(broken, keep=1) if action == "delete"] == ["3", "2"]
 
 
@@ -252,8 +259,9 @@ def test_the_digest_covers_all_that_is_compiled() -> None:
 
 # ---------------------------------------------------------------- output
 def test_facts() -> None:
-    facts = generation.facts(found(faults=("slot 3 (ct) is empty",)), PATHS)
-    assert (facts["generation"], facts["healthy"], facts["faults"]) == (3, False, ["slot 3 (ct) is empty"])
+    facts = generation.facts(found(faults=(EMPTY,)), PATHS)
+    assert (facts["generation"], facts["healthy"]) == (3, False)
+    assert facts["faults"] == [{"fault": "slot_empty", "object": "jt[3]", "detail": "slot 3 (ct) is empty"}]
     assert facts["programs"][0] == {"slot": 0, "name": "ingress", "id": 100, "tag": "ab" * 8, "pin": "/sys/fs/bpf/prog/xdp_0"}
     (ctt,) = (entry for entry in facts["maps"] if entry["name"] == "ctt")
     assert (ctt["type"], ctt["max_entries"], ctt["pin"]) == ("lru_hash", 65536, "/sys/fs/bpf/map/ctt")
