@@ -64,14 +64,7 @@ _FILES = 8192  # open files to ask for: two a namespace, a socket and the namesp
 _VANISH_SECONDS = 5.0  # how long the links of a deleted namespace may take to vanish before they are deleted one by one
 _RUN_SECONDS = 2.0  # how long to wait for links that went up; the kernel may take up to a second when many change
 _POLL_SECONDS = 0.002
-
-#: Called with the name of each change to the kernel or the record, before it; tests put a failure or a kill here (see also netns.fault).
-fault: t.Callable[[str], None] | None = None
-
-
-def _before(what: str) -> None:
-    if fault is not None:
-        fault(what)
+_UNFINISHED = ".tmp"  # suffix of a record while it is written
 
 
 # -- pyroute2 ---------------------------------------------------------------------------------------------------------------------------
@@ -267,9 +260,8 @@ def read_sysctl(path: str) -> str | None:
 
 def write_sysctl(path: str, value: str) -> None:
     """Set a sysctl of the calling thread's namespace."""
-    _before("sysctl")
-    with open(f"/proc/sys/{path}", "w", encoding="ascii") as file:
-        file.write(value + "\n")
+    with open(f"/proc/sys/{path}", "wb", buffering=0) as file:  # a buffer would try once more when it is closed
+        file.write(f"{value}\n".encode())
 
 
 def snapshot(path: str) -> dict[str, str]:
@@ -402,8 +394,10 @@ class Kernel:
         for name, inode in mounted.items():
             try:
                 ours = self._observe_links(name, have, links_only, want.mark)
-            except ConntrackError:  # removed since the listing
-                continue
+            except ConntrackError:
+                if netns.inode(name) == inode:
+                    raise
+                continue  # removed since the listing
             if ours:
                 have.namespaces[name] = inode
             else:
@@ -488,7 +482,6 @@ class Kernel:
             message["flags"], message["change"] = (_IFF_UP if up else 0), _IFF_UP
         numbers = {"alias": "IFLA_IFALIAS", "group": "IFLA_GROUP", "mtu": "IFLA_MTU", "mac": "IFLA_ADDRESS"}
         message["attrs"] = [(numbers[k], v) for k, v in attributes.items()] + ([("IFLA_IFNAME", name)] if name else [])
-        _before("set link")
         channel.request(message, _SETLINK)
 
     def new_veth(self, mark: str, one: End, two: End) -> None:
@@ -507,7 +500,6 @@ class Kernel:
         for end in (one, two):
             self._indexes.pop(end.key, None)
         channel = self.channel(one.netns)
-        _before("new link")
         channel.request(message, _NEWLINK, _CREATE | _EXCL)
 
     def delete_link(self, mark: str, key: Key, index: int) -> bool:
@@ -518,7 +510,6 @@ class Kernel:
             return False
         message = messages().link()
         message["index"] = index
-        _before("delete link")
         try:
             channel.request(message, _DELLINK)
         except NetlinkError as exc:
@@ -542,7 +533,6 @@ class Kernel:
         broadcast = topology.broadcast_of(address)
         if broadcast is not None:
             message["attrs"].append(("IFA_BROADCAST", topology.show_ip(broadcast)))
-        _before("address")
         if present:
             return self._add(key[0], message, _NEWADDR)
         return self._delete(key[0], message, _DELADDR, errno.EADDRNOTAVAIL)
@@ -564,7 +554,6 @@ class Kernel:
         if route.dev is not None:
             attributes.append(("RTA_OIF", self.index((route.netns, route.dev))))
         message["attrs"] = attributes
-        _before("route")
         if present:
             return self._add(route.netns, message, _NEWROUTE)
         return self._delete(route.netns, message, _DELROUTE, errno.ESRCH)
@@ -622,42 +611,59 @@ def read_record(lab: str) -> dict[SysctlKey, Recorded]:
 def write_record(lab: str, record: t.Mapping[SysctlKey, Recorded]) -> None:
     """Write a lab's record in one rename; an empty one is removed."""
     path = topology.record_path(lab)
-    _before("record")
     if not record:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         return
     entries = [{"netns": name, "path": sysctl, "wanted": r.wanted, "inode": r.inode, "previous": dict(r.previous)} for (name, sysctl), r in record.items()]
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"lab": lab, "sysctls": entries}, file, indent=1)
-        file.write("\n")
-    _before("rename")
-    os.replace(temporary, path)
+    try:
+        with open(path + _UNFINISHED, "w", encoding="utf-8") as file:
+            json.dump({"lab": lab, "sysctls": entries}, file, indent=1)
+            file.write("\n")
+        os.replace(path + _UNFINISHED, path)
+    except BaseException:
+        _end_write(lab)
+        raise
+
+
+def _end_write(lab: str) -> None:
+    """Take away what a write of a lab's record left that did not end."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(topology.record_path(lab) + _UNFINISHED)
+
+
+def _unfinished(lab: str) -> bool:
+    """Tell whether a killed run left half a record, or the directory without one."""
+    try:
+        return os.listdir(topology.RECORD_DIR) == [] or os.path.exists(topology.record_path(lab) + _UNFINISHED)
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
-def _locked() -> t.Iterator[bool]:
-    """Hold the one lock of all labs; yields whether it was free at once. The directory goes again when nothing is left in it."""
-    waited = False
-    while True:
-        os.makedirs(topology.RECORD_DIR, mode=0o755, exist_ok=True)
-        handle = os.open(topology.RECORD_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = True
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(topology.RECORD_DIR).st_ino == os.fstat(handle).st_ino:
-                break
-        os.close(handle)  # the holder removed the directory meanwhile
+def _locked() -> t.Iterator[None]:
+    """Hold the one lock of all labs. The directory goes again when nothing is left in it."""
+    handle = _lock()
     try:
-        yield not waited
+        yield
     finally:
         with contextlib.suppress(OSError):  # records of labs are in it
             os.rmdir(topology.RECORD_DIR)
         os.close(handle)
+
+
+def _lock() -> int:
+    """Return a locked descriptor of the directory that is there now."""
+    while True:
+        os.makedirs(topology.RECORD_DIR, mode=0o755, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            handle = os.open(topology.RECORD_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # the holder removed it meanwhile
+                if os.stat(topology.RECORD_DIR).st_ino == os.fstat(handle).st_ino:
+                    stack.pop_all()
+                    return handle
 
 
 # -- apply ------------------------------------------------------------------------------------------------------------------------------
@@ -707,12 +713,12 @@ class _Apply:
             self._claims = netns.Claims(self._want.mark)
         with netns.anonymous():
             channel = Channel()
-            try:
-                self._kernel.set_link(channel, 1, up=True, alias=self._want.mark)
-                self._claims.mount_current(name)
-            except BaseException:
-                channel.close()
-                raise
+        try:
+            self._kernel.set_link(channel, 1, up=True, alias=self._want.mark)
+            self._claims.mount(channel.netns_fd, name)
+        except BaseException:
+            channel.close()
+            raise
         self._kernel.adopt(name, channel)
         return lambda: self._remove_netns(name)
 
@@ -906,15 +912,19 @@ def converge(want: Topology, check: bool = False) -> Result:
     want = topology.without_missing(want, lambda path: os.path.exists(f"/proc/sys/{path}"))
     with Kernel() as kernel:
         have, plan = _plan(kernel, want)
-        if plan and not check:
-            with _locked() as at_once:
-                if not at_once:  # another run may have changed what was read
-                    have, plan = _plan(kernel, want)
-                with _Apply(kernel, want, have) as do:
-                    plans.apply(plan, do)
-            have = kernel.observe(want, links_only=True)
-            kernel.wait_running([link for key in want.ends if (link := have.links.get(key)) and not link.running])
+    if check or not (plan or _unfinished(want.lab)):
         return Result(plan, topology_plan.facts(want, have))
+    with Kernel() as kernel:
+        with _locked():
+            _end_write(want.lab)
+            have, plan = _plan(kernel, want)  # another run may have changed what was read
+            with _Apply(kernel, want, have) as do:
+                plans.apply(plan, do)
+            with plans.applied(plan):
+                have = kernel.observe(want, links_only=True)
+        with plans.applied(plan):
+            kernel.wait_running([link for key in want.ends if (link := have.links.get(key)) and not link.running])
+    return Result(plan, topology_plan.facts(want, have))
 
 
 def _plan(kernel: Kernel, want: Topology) -> tuple[Have, Plan]:

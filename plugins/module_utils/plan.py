@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 
@@ -86,3 +87,17 @@ def apply(plan: Plan, do: t.Callable[[Step], Undo]) -> None:
             facts = dict(exc.facts) if isinstance(exc, ConntrackError) else {}
             facts.update(applied=[s.as_dict() for s, dummy in done], rolled_back=rolled_back, not_rolled_back=stuck)
             raise ConntrackError(f"{step.action} {step.kind} {step.name}: {exc}", **facts) from exc
+
+
+@contextlib.contextmanager
+def applied(plan: Plan) -> t.Iterator[None]:
+    """Around what comes after the last step, such as reading what is there now.
+
+    :raises ConntrackError: for an error there; it says that all steps were taken, and ``applied`` holds them.
+    """
+    try:
+        yield
+    except (ConntrackError, OSError) as exc:
+        facts = exc.facts if isinstance(exc, ConntrackError) else {}
+        facts = {**facts, "applied": as_dicts(plan), "rolled_back": [], "not_rolled_back": []}
+        raise ConntrackError(f"Everything was done, but what is there now can not be read: {exc}", **facts) from exc

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Labs in the kernel: building, drift, foreign objects, the record of sysctls, and runs that are killed or fail at every change.
+"""Labs in the kernel: building, drift, foreign objects, and the record of sysctls; see test_faults.py for broken runs.
 
 Each test lives in a network namespace of its own that plays the host, so nothing here changes the machine's network. What the library did is asked
 of ``ip`` and /proc/sys, not of the library.
@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import secrets
-import signal
 import subprocess
 import typing as t
 
@@ -65,7 +64,6 @@ def p() -> c.Iterator[str]:
         try:
             yield prefix
         finally:
-            netlink.fault = netns.fault = None
             for lab in (prefix, f"{prefix}b"):
                 netlink.converge(topology.absent(lab))
             for name in os.listdir(netns.RUN_DIR):
@@ -356,124 +354,3 @@ def test_bad_sysctls_are_found_before_anything_is_changed(p: str, sysctls: dict[
     with pytest.raises(ConntrackError, match=words):
         netlink.converge(topology.parse(lab))
     assert_gone(p)
-
-
-# -- killed, or failing, at every change -----------------------------------------------------------------------------------------------------
-
-
-def at(number: int, what: c.Callable[[], None]) -> None:
-    """Do something before the change of that number."""
-    left = number
-
-    def count(dummy_name: str) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            what()
-
-    netlink.fault = netns.fault = count
-
-
-def killed(number: int, want: topology.Topology) -> bool:
-    """Converge in a process that kills itself before its change of that number; say whether it came to that."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            at(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            netlink.converge(want)
-            status = 0
-        finally:
-            os._exit(status)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def test_building_killed_at_every_change(p: str) -> None:
-    want = topology.parse(description(p))
-    number = 0
-    while True:
-        number += 1
-        if not killed(number, want):
-            break
-        run(want)  # the next run completes it
-        assert_whole(p)
-        assert run(want) == []
-        run(topology.absent(p))
-        assert_gone(p)
-        assert killed(number, want)
-        run(topology.absent(p))  # or removes it
-        assert_gone(p)
-    assert number > 30
-
-
-def test_removing_killed_at_every_change(p: str) -> None:
-    want, gone = topology.parse(description(p)), topology.absent(p)
-    number = 0
-    while True:
-        number += 1
-        run(want)
-        if not killed(number, gone):
-            break
-        run(gone)
-        assert_gone(p)
-        run(want)
-        assert killed(number, gone)
-        run(want)
-        assert_whole(p)
-        run(gone)
-    assert number > 5
-    assert_gone(p)
-
-
-class Injected(OSError):
-    """A failure that a test makes."""
-
-
-def fail() -> None:
-    raise Injected(5, "injected")
-
-
-def test_building_that_fails_at_any_change_is_rolled_back(p: str) -> None:
-    want = topology.parse(description(p))
-    number = 0
-    while True:
-        number += 1
-        at(number, fail)
-        try:
-            netlink.converge(want)
-        except (ConntrackError, Injected) as exc:
-            netlink.fault = netns.fault = None
-            if isinstance(exc, ConntrackError) and "applied" in exc.facts:
-                assert len(exc.facts["rolled_back"]) == len(exc.facts["applied"])
-                assert not exc.facts["not_rolled_back"]
-            assert_gone(p)
-            continue
-        break
-    netlink.fault = netns.fault = None
-    assert number > 30
-    assert_whole(p)
-
-
-def test_repair_that_fails_at_any_change_is_rolled_back(p: str) -> None:
-    want = topology.parse(description(p))
-    run(want)
-    for drift in ("mtu", "mac", "address too much", "route elsewhere", "route too much", "IPv4 forwarding"):
-        sh(DRIFTS[drift].format(p=p))
-    before = sorted(picture(p).split())
-    number = 0
-    while True:
-        number += 1
-        at(number, fail)
-        try:
-            netlink.converge(want)
-        except (ConntrackError, Injected):
-            netlink.fault = netns.fault = None
-            assert sorted(picture(p).split()) == before, number
-            assert sysctl(FORWARDING) == "0"
-            continue
-        break
-    netlink.fault = netns.fault = None
-    assert number > 6
-    assert_whole(p)
