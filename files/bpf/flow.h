@@ -1,6 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The parsed packet, as stages hand it on, and the flow table's key and value. */
 
+/* What the tracker made of the packet; files/bpf/guest.h.j2 says more. */
+struct ct_found {
+	u8 outcome;	/* enum ct_count: what the frame was counted as */
+	u8 state;	/* of the flow after this packet: enum tcp_state or enum sctp_state, by f->proto */
+	u8 bits;	/* enum found_bits */
+	u8 reserved;
+};
+
+enum found_bits {
+	FOUND_FLOW = 1 << 0,	/* there is an entry; else all other bits are 0 */
+	FOUND_NEW = 1 << 1,	/* the entry begins with this packet */
+	FOUND_REPLY = 1 << 2,	/* the packet comes from the side that did not begin */
+	FOUND_SEEN_REPLY = 1 << 3,	/* that side was heard */
+	FOUND_ASSURED = 1 << 4,
+	FOUND_EGRESS = 1 << 5,	/* the flow was begun on the egress hook */
+};
+
 /*
  * struct flow stands in the XDP metadata, in front of the frame, from the entry
  * program until prs_end.  32 bytes: what every kernel grants.
@@ -11,7 +28,10 @@ struct flow {
 	__be16 sport;	/* for ICMP queries: the id */
 	__be16 dport;	/* for ICMP queries: type << 8 | code of the request */
 	u32 bytes;	/* of the IP packet: header and payload */
-	u32 tcp_sack;	/* highest sequence number acknowledged, SACK blocks included */
+	union {
+		u32 tcp_sack;	/* highest sequence number acknowledged, SACK blocks included */
+		struct ct_found found;	/* for guests, once the packet is counted */
+	};
 	u16 l4_off;	/* from the start of the frame to the transport header */
 	u8 l3_off;	/* and to the IP header */
 	u8 proto;
@@ -151,6 +171,13 @@ struct scratch {
 		struct sctp_seg sctp;	/* of every packet */
 	};
 	struct flow flow;	/* of the fused entry programs */
+};
+
+/* What is counted of each guest, by its slot. */
+struct guest_count {
+	u64 seen;	/* frames that came to the guest */
+	u64 passed;	/* that it sent on by guest_next() */
+	u64 dropped;	/* by guest_drop(); what is left it took out of the chain by itself */
 };
 
 #define FRAG_RANGES	16

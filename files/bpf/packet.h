@@ -66,14 +66,26 @@ static __always_inline int leave(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* End with this outcome. */
-static __always_inline int outcome(struct xdp_md *ctx, u32 reason, const bool chained)
+/* guest.h.j2: tell the guests what was found, and go to the first of them; without guests to prs_end. */
+static __always_inline void guests_told(struct xdp_md *ctx, struct ct_found found, const bool chained);
+static __always_inline int guests_after(struct xdp_md *ctx, const u32 slot);
+
+/* End with this finding. */
+static __always_inline int finish(struct xdp_md *ctx, struct ct_found found, const bool chained)
 {
-	count(reason);
+	count(found.outcome);
+	guests_told(ctx, found, chained);
 	if (!chained)
 		return SLOT_PRS_END;
-	jump(ctx, SLOT_PRS_END);
-	return leave(ctx);
+	return guests_after(ctx, 0);
+}
+
+/* End with this outcome, where no flow is known. */
+static __always_inline int outcome(struct xdp_md *ctx, u32 reason, const bool chained)
+{
+	struct ct_found found = { .outcome = reason };
+
+	return finish(ctx, found, chained);
 }
 
 /* Go on with the next stage. */

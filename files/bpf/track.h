@@ -185,15 +185,27 @@ static __always_inline struct ct_entry *entry_get(const struct flow *f, union an
 	return e;
 }
 
-static __always_inline u32 ct_related(struct flow *f, union any_key *key, u32 now, const bool v6)
+/* What guests are told of a flow; ctl is its control word. */
+static __always_inline struct ct_found found_of(u32 reason, u64 ctl, u8 bits)
 {
+	struct ct_found found = { .outcome = reason, .state = ctl & CTL_STATE };
+
+	found.bits = bits | FOUND_FLOW | (ctl & CTL_SEEN_REPLY) / CTL_SEEN_REPLY * FOUND_SEEN_REPLY |
+		     (ctl & CTL_ASSURED) / CTL_ASSURED * FOUND_ASSURED |
+		     (ctl & CTL_EGRESS) / CTL_EGRESS * FOUND_EGRESS;
+	return found;
+}
+
+static __always_inline struct ct_found ct_related(struct flow *f, union any_key *key, u32 now, const bool v6)
+{
+	struct ct_found none = { .outcome = COUNT_INVALID_ICMP_ERROR };
 	struct ct_entry *e = table_lookup(key, v6);
 
 	if (!e || expired(e->expires, now))
-		return COUNT_INVALID_ICMP_ERROR;
+		return none;
 	__sync_fetch_and_add(&e->rel_packets, 1);
 	__sync_fetch_and_add(&e->rel_bytes, f->bytes);
-	return COUNT_RELATED;
+	return found_of(COUNT_RELATED, e->ctl, 0);
 }
 
 /* The packet's direction: an ICMP message tells it by its type, others by who began. */
@@ -234,12 +246,12 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	struct tcp_seg seg = {};
 	struct ct_half *half;
 	struct ct_entry *e;
-	u8 dir;
+	u8 dir, new;
 
 	if (!set)
 		return outcome(ctx, COUNT_UNTRACKED_NO_ENTRY, chained);
 	if (f->bits & FLOW_RELATED)
-		return outcome(ctx, ct_related(f, key, now, v6), chained);
+		return finish(ctx, ct_related(f, key, now, v6), chained);
 	if (f->proto == IPPROTO_TCP && !tcp_read(ctx, f, &seg))
 		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	e = entry_get(f, key, src_hi, jiffies, set, &ctl, &why, v6);
@@ -284,6 +296,7 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 		res.timeout = set->timeout[TIMEOUT_GENERIC];
 	}
 
+	new = e->last_seen ? 0 : FOUND_NEW;
 	if (res.outcome == COUNT_TRACKED) {
 		half = &e->half[dir & 1];
 		half->packets++;
@@ -303,5 +316,5 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	} else {
 		ctl_unlock(&e->ctl, ctl);
 	}
-	return outcome(ctx, res.outcome, chained);
+	return finish(ctx, found_of(res.outcome, ctl, new | dir * FOUND_REPLY), chained);
 }

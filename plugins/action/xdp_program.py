@@ -10,11 +10,15 @@ import typing as t
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
+from ansible_collections.ebpf.conntrack.plugins.module_utils import guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
 from ansible_collections.ebpf.conntrack.plugins.module_utils.render import Settings, pack, read_headers, render
 
 #: The chain that comes with the collection.
 SOURCES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files", "bpf")
+
+#: The guests that come with it.
+GUESTS = os.path.join(SOURCES, "guests")
 
 #: The module's option that only this action fills in.
 RENDERED = "rendered"
@@ -47,6 +51,20 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
     return Settings(**given)
 
 
+def guests_of(args: t.Mapping[str, t.Any], find: t.Callable[[str], str], source: str) -> tuple[guests.Guest, ...]:
+    """Return the guests of a task's arguments, with the text of those that come from a file.
+
+    :raises ConntrackError: see guests.parse() and guests.read().
+    """
+
+    def find_guest(path: str) -> str:
+        ours = os.path.join(GUESTS, path)
+        return ours if not os.path.exists(find(path)) and os.path.exists(ours) else find(path)
+
+    taken = os.listdir(source) if os.path.isdir(source) else ()
+    return guests.read(guests.parse(args.get("guests") or ()), find_guest, taken)
+
+
 def rendered(args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> dict[str, t.Any]:
     """Return the module's arguments for a task's: with the rendered chain, where one is wanted.
 
@@ -59,7 +77,7 @@ def rendered(args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> dict[
         return dict(args)
     settings = settings_of(args)
     source = find(str(args["src"])) if args.get("src") else SOURCES
-    text = render(source, settings)
+    text = render(source, settings, guests_of(args, find, source))
     headers = read_headers(source if os.path.isdir(os.path.join(source, "stub")) else SOURCES)
     return {**args, RENDERED: pack(text, headers)}
 

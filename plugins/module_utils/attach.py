@@ -20,7 +20,7 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, netns, plan
+from . import bpf, bpffs, health, netns, plan, verify
 from .chain import HOOKS, SLOTS
 from .errors import ConntrackError, bad_value
 
@@ -603,12 +603,14 @@ def converge(
             names = [bpffs.interface_of(os.path.basename(path)) for path in held(paths)]
             wants = parse(state, [{"name": name, "netns": namespace} for namespace, name in names], mode)
         hooks = _open_hooks(paths, wants, check_mode)
+        heard = health.listen(paths, verify.prove) if state == "present" else ()
+        found = faults = health.examine(paths) + heard
         haves = observe(paths, wants)
         steps = make_plan(wants, haves, hooks, takeover, check_mode)
         applier = stack.enter_context(Applier(paths))
         if not check_mode and steps:
             plan.apply(steps, applier.do)
-            haves = observe(paths, wants)
+            haves, faults = observe(paths, wants), health.examine(paths)
             with contextlib.suppress(OSError):
                 os.rmdir(paths.link_dir)  # only when the last link is gone
         todo = {step.args.want: step for step in steps} if check_mode else {}
@@ -617,5 +619,7 @@ def converge(
             "plan": plan.as_dicts(steps),
             "diff": plan.as_diff(steps),
             "interfaces": [_record(want, have, todo.get(want)) for want, have in zip(wants, haves)],
+            "faults": [fault.as_dict() for fault in faults],
+            "mended": health.mended(found, faults),
         }
         return result, applier.warnings

@@ -6,6 +6,7 @@
 Layout below ``pin_root``::
 
     ebpf_conntrack/gen/<N>/{prog,map}/   one generation's pins
+    ebpf_conntrack/gen/<N>/since -> time when it became active; it is there once another one took over
     ebpf_conntrack/active -> gen/<N>     the generation in use; moved by one rename
     ebpf_conntrack/link/<interface>      the bpf_links
     prog -> ebpf_conntrack/active/prog   the seed's paths
@@ -30,6 +31,8 @@ from .errors import ConntrackError, bad_value
 STANDARD = "/sys/fs/bpf"
 #: Facts about this boot, for clean-up; a tmpfs.
 RUN_DIR = "/run/ebpf_conntrack"
+#: Where it is kept what each generation is made of; see state.py.
+STATE_DIR = "/var/lib/ebpf_conntrack"
 _MOUNT_RECORD = "bpffs"  # in RUN_DIR: the device number of the bpffs that we mounted
 
 _OURS = "ebpf_conntrack"
@@ -55,9 +58,10 @@ def decode(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """Where everything stands below one ``pin_root``."""
+    """Where everything stands below one ``pin_root``, and the state directory."""
 
     pin_root: str
+    state_dir: str = STATE_DIR
 
     @property
     def base(self) -> str:
@@ -72,6 +76,10 @@ class Paths:
     def gen_dir(self, number: int) -> str:
         """Return the directory of one generation."""
         return os.path.join(self.gen, str(number))
+
+    def since(self, number: int) -> str:
+        """Return the symlink whose target is the time at which a generation became active; only those that another one took over from have it."""
+        return os.path.join(self.gen_dir(number), "since")
 
     @property
     def active(self) -> str:
@@ -104,6 +112,14 @@ class Paths:
     def map(self, name: str) -> str:
         """Return the pin of one of the active generation's maps."""
         return os.path.join(self.active, "map", encode(name))
+
+    def prog_of(self, number: int, slot: int) -> str:
+        """Return the pin of a generation's program in one slot."""
+        return os.path.join(self.gen_dir(number), "prog", f"xdp_{slot}")
+
+    def map_of(self, number: int, name: str) -> str:
+        """Return the pin of one of a generation's maps."""
+        return os.path.join(self.gen_dir(number), "map", encode(name))
 
     def seed_links(self) -> dict[str, str]:
         """Return the seed's two paths with the targets that they have when they are ours."""

@@ -17,7 +17,7 @@ import re
 import tempfile
 import typing as t
 
-from . import chain
+from . import bpf, chain, guests
 from .errors import ConntrackError
 
 #: Machines on which a CPU's stores become visible in their order, so that releasing a lock needs no barrier.
@@ -30,7 +30,7 @@ _SHOWN_BYTES = 64 * 1024
 _VERIFIER_TRACE = re.compile(r"processed |verification time|stack depth|bpf: |\d+: |;|\(|from |R\d+(_\w+)?=")
 #: The first line of a function's definition, and of one that is a program.
 _FUNCTION = re.compile(r"[A-Za-z_].*\([^;]*$")
-_PROGRAM = re.compile(r"(PROG|STAGE)\(|int \w+\(struct xdp_md \*")
+_PROGRAM = re.compile(r"(PROG|STAGE|GUEST)\(|int \w+\(struct xdp_md \*")
 
 
 def flags() -> list[str]:
@@ -108,8 +108,32 @@ def explain(text: str, output: str) -> str:
     return "\n".join([*told, f"{name}:{at}: {source[at - 1].strip() if 0 < at <= len(source) else '(line not found)'}"])
 
 
+def _check_shapes(module: t.Any, names: t.Iterable[str]) -> None:
+    """Compare the maps that were pinned before with what the text says of them: bcc takes whatever lies at the path.
+
+    :raises ConntrackError: where one has another shape.
+    """
+    from bcc.libbcc import lib
+
+    for name in names:
+        table = lib.bpf_table_id(module.module, name.encode())
+        found = bpf.map_info(lib.bpf_table_fd_id(module.module, table))
+        wanted = {
+            "type": (found.kind, lib.bpf_table_type_id(module.module, table)),
+            "key_size": (found.key_size, lib.bpf_table_key_size_id(module.module, table)),
+            "value_size": (found.value_size, lib.bpf_table_leaf_size_id(module.module, table)),
+            "max_entries": (found.max_entries, lib.bpf_table_max_entries_id(module.module, table)),
+            "flags": (found.flags, lib.bpf_table_flags_id(module.module, table)),
+        }
+        other = [f"{what} {there}, now {here}" for what, (there, here) in wanted.items() if there != here]
+        if other:
+            raise ConntrackError(
+                f"guests: the map {name} has another shape in the running generation: {', '.join(other)}. Give it another name; it begins empty then."
+            )
+
+
 def build(text: str, headers: t.Mapping[str, str]) -> dict[str, int]:
-    """Compile the text and load every program of the chain; return a file descriptor by name.
+    """Compile the text and load every program of the chain and of its guests; return a file descriptor by name.
 
     :param text: rendered, with the real directory of the maps' pins, which hold the maps already.
     :param headers: the stub tree: file name below it -> contents.
@@ -132,9 +156,12 @@ def build(text: str, headers: t.Mapping[str, str]) -> dict[str, int]:
         try:
             with _stderr_to(log):
                 module = bcc.BPF(text=text.encode(), cflags=cflags)
-                for name in chain.SLOTS:
+                _check_shapes(module, guests.maps_in(text))
+                for name in (*chain.SLOTS, *guests.programs_in(text)):
                     what = f"loading {name}"
                     loaded[name] = os.dup(module.load_func(name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd)
+        except ConntrackError:
+            raise
         except Exception as exc:  # bcc raises bare Exception for everything
             for fd in loaded.values():
                 os.close(fd)

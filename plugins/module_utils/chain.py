@@ -39,9 +39,12 @@ SLOTS = {
     "ct6": 19,
     "prs_sctp": 20,
 }
-#: Slots left to programs of somebody else; 4 and 5 carry the seed's names.
-GUEST_SLOTS = {"acl": 4, "nat": 5}
 JT_ENTRIES = 30
+#: Slots left to programs of somebody else, which run in this order between the tracker and prs_end; 4 and 5 carry the seed's names.
+#: 6 to 9 are kept for stages to come.
+GUEST_SLOTS = {"acl": 4, "nat": 5, **{str(slot): slot for slot in range(21, JT_ENTRIES)}}
+#: What is counted of each guest, in the order of struct guest_count (files/bpf/guest.h.j2).
+GUEST_COUNTS = ("seen", "passed", "dropped")
 
 #: The hooks: the programs that may be attached to an interface.
 HOOKS = ("ingress", "egress")
@@ -103,6 +106,7 @@ EVENTS = (
     ("deleted_reset", "unanswered connections that a TCP reset ended at once"),
     ("deleted_expired", "entries whose time was over"),
     ("deleted_flushed", "entries that an operator deleted"),
+    ("deleted_dropped", "entries that began with a packet which a guest dropped"),
     ("insert_failed", "entries that could not be made"),
 )
 COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
@@ -328,6 +332,7 @@ def maps(table_size: int = TABLE_SIZE, table_size6: int = TABLE_SIZE) -> tuple[M
         MapSpec("jt", "prog_array", None, "u32", 4, 4, JT_ENTRIES, False),
         MapSpec("settings", "array", None, "struct ct_settings", 4, SETTINGS_BYTES, 1, False),
         MapSpec("stats", "percpu_array", None, "u64", 4, 8, len(COUNTERS), True),
+        MapSpec("guest_stats", "percpu_array", None, "struct guest_count", 4, 8 * len(GUEST_COUNTS), JT_ENTRIES, True),
         MapSpec("deletions", "array", None, "u64", 4, 8, len(DELETIONS), True),
         MapSpec("ctt", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, table_size, True),
         MapSpec("ctt6", "lru_hash", "struct ct_key6", "struct ct_entry", KEY6.size, ENTRY.size, table_size6, True),
@@ -384,5 +389,5 @@ def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str,
 def settings_of(raw: bytes) -> tuple[int, dict[str, int], dict[str, int]]:
     """Return jiffies a second, the timeouts in seconds and the knobs of a value of ``settings``."""
     hz, *values = SETTINGS_STRUCT.unpack(raw[: SETTINGS_STRUCT.size])[len(TCP_ROWS) + len(SCTP_ROWS) :]
-    timeouts = {name: value // hz for name, value in zip(TIMEOUTS, values)}
+    timeouts = {name: value // hz if hz else 0 for name, value in zip(TIMEOUTS, values)}
     return hz, timeouts, dict(zip(KNOBS, values[len(TIMEOUTS) :]))

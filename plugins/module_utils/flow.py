@@ -10,10 +10,13 @@ columns are made of the two. Nothing here touches the kernel.
 
 from __future__ import annotations
 
+import array
+import collections
 import dataclasses
 import functools
 import socket
 import struct
+import sys
 import typing as t
 
 from . import chain
@@ -47,18 +50,20 @@ class Table:
     :ivar name: the map's name.
     :ivar family: address family of its flows.
     :ivar key: reads lo address, hi address, lo port, hi port, protocol, role. It is big-endian, so that ports are numbers.
+    :ivar address: reads one packed address as ``key`` does: IPv4 addresses as numbers, IPv6 ones as bytes. Both order as addresses do.
     :ivar icmp: protocol number of ICMP in this family.
     """
 
     name: str
     family: str
     key: struct.Struct
+    address: struct.Struct
     icmp: int
 
 
 TABLES = (
-    Table("ctt", "ipv4", struct.Struct(">4s4sHHBB2x"), 1),
-    Table("ctt6", "ipv6", struct.Struct(">16s16sHHBB2x"), 58),
+    Table("ctt", "ipv4", struct.Struct(">IIHHBB2x"), struct.Struct(">I"), 1),
+    Table("ctt6", "ipv6", struct.Struct(">16s16sHHBB2x"), struct.Struct(">16s"), 58),
 )
 
 #: What flows are read from: chain.ENTRY without the TCP windows. orig packets, orig bytes, reply packets, reply bytes, ctl, expires,
@@ -68,6 +73,9 @@ CTL = 4  # position of ctl, expires, last_seen, created in VIEW
 EXPIRES = 5
 LAST_SEEN = 6
 CREATED = 7
+#: Where in an entry the lowest byte of ``ctl`` lies, with all that a summary tells flows apart by, the highest, with the lock, and ``expires``.
+_CTL_AT, _CTL_TOP_AT = sorted((struct.calcsize("=QQ16xQQ16x"), struct.calcsize("=QQ16xQQ16xQ") - 1), reverse=sys.byteorder == "big")
+_EXPIRES_AT = struct.calcsize("=QQ16xQQ16xQ")
 
 #: What the values of a flow are, in their order: that of a record, so that most lines are made of them as they stand. ``timeout``, ``age`` and
 #: ``idle`` are whole seconds; addresses are text. For ICMP ``orig.sport`` is the id. ``related`` are the ICMP errors that quote the flow.
@@ -94,9 +102,6 @@ TIMEOUT, SRC, DST, SPORT, DPORT, ORIG_PACKETS, ORIG_BYTES = range(7)
 REPLY_SRC, REPLY_DST, REPLY_SPORT, REPLY_DPORT, REPLY_PACKETS, REPLY_BYTES = range(7, 13)
 AGE, IDLE, RELATED_PACKETS, RELATED_BYTES = range(13, 17)
 ADDRESSES = (SRC, DST, REPLY_SRC, REPLY_DST)
-
-#: How many addresses, shapes and templates are remembered: enough for most tables, little memory.
-CACHED = 50000
 
 Values = tuple[t.Any, ...]
 #: (key fields, value fields) as the table's key struct and VIEW give them, or with the packed key and value behind them.
@@ -174,6 +179,57 @@ def make_shape(table: Table, number: int, ctl: int, dport: int) -> Shape:
     )
 
 
+K = t.TypeVar("K")
+V = t.TypeVar("V")
+Text = t.Union[str, bytes]
+
+
+class Cache(dict[K, V]):
+    """A dict that makes what is missing in it.
+
+    It holds at most 2**16 of them, then it starts anew: enough addresses, shapes and templates for most tables, little memory. In a loop over a
+    large table it takes a third of the time of functools.lru_cache.
+    """
+
+    MOST = 1 << 16
+
+    def __init__(self, make: t.Callable[[K], V]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: K) -> V:
+        if len(self) >= self.MOST:
+            self.clear()
+        value = self[key] = self._make(key)
+        return value
+
+
+@functools.lru_cache(None)
+def _halves() -> tuple[list[str], list[bytes]]:
+    """Return each half of an IPv4 address as text and as bytes: 2 ms each to make, and no address costs more than two of them."""
+    octets = [str(number) for number in range(256)]
+    halves = [one + other for one in [f"{octet}." for octet in octets] for other in octets]
+    return halves, " ".join(halves).encode().split(b" ")
+
+
+def _ipv4_text(as_bytes: bool) -> t.Callable[[int], Text]:
+    """Return what makes text of an IPv4 address."""
+    text, packed = _halves()
+    if as_bytes:
+        return lambda address: b"%b.%b" % (packed[address >> 16], packed[address & 0xFFFF])
+    return lambda address: f"{text[address >> 16]}.{text[address & 0xFFFF]}"
+
+
+def _ipv6_text(as_bytes: bool) -> t.Callable[[bytes], Text]:
+    """Return what makes text of a packed IPv6 address."""
+
+    def text(packed: bytes) -> Text:
+        name = socket.inet_ntop(socket.AF_INET6, packed)
+        return name.encode() if as_bytes else name
+
+    return Cache(text).__getitem__
+
+
 class Decoder:
     """Decodes the rows of one table at one instant; keeps the caches between batches.
 
@@ -185,21 +241,10 @@ class Decoder:
     def __init__(self, table: Table, clock: Clock, as_bytes: bool = False) -> None:
         self.table = table
         self.clock = clock
-        family = FAMILIES[table.family]
+        self._address: t.Callable[[t.Any], Text] = _ipv4_text(as_bytes) if table.family == "ipv4" else _ipv6_text(as_bytes)
         #: protocols whose answering side's port is part of the shape
         self._port_shapes = frozenset((table.icmp, GRE))
-
-        def text(packed: bytes) -> str | bytes:
-            name = socket.inet_ntop(family, packed)
-            return name.encode() if as_bytes else name
-
-        def shapes(number: int) -> t.Callable[[int], Shape]:
-            if number in self._port_shapes:  # by control word << 16 | port
-                return functools.lru_cache(CACHED)(lambda key: make_shape(table, number, key >> 16, key & 0xFFFF))
-            return functools.lru_cache(CACHED)(lambda ctl: make_shape(table, number, ctl, 0))
-
-        self._addresses = functools.lru_cache(CACHED)(text)
-        self._shapes = functools.lru_cache(256)(shapes)
+        self._shapes: Cache[int, Shape] = Cache(lambda key: make_shape(table, key & 0xFF, key >> 24, key >> 8 & 0xFFFF))
 
     def rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
         """Return the rows of one batch, without their bytes."""
@@ -224,7 +269,7 @@ class Decoder:
         now, rate = self.clock.jiffies, self.clock.hz
         seconds = now // rate
         now &= _MASK32
-        addresses, shapes, port_shapes = self._addresses, self._shapes, self._port_shapes
+        address, shapes, port_shapes = self._address, self._shapes, self._port_shapes
         orig_hi, lock = chain.CTL_ORIG_HI, chain.CTL_LOCK
         for row in rows:
             lo, hi, sport, dport, number, dummy = row[0]
@@ -238,8 +283,8 @@ class Decoder:
                 continue
             if ctl & orig_hi:
                 lo, hi, sport, dport = hi, lo, dport, sport
-            shape = shapes(number)(ctl << 16 | dport if number in port_shapes else ctl)
-            src, dst = addresses(lo), addresses(hi)
+            shape = shapes[ctl << 24 | dport << 8 | number if number in port_shapes else ctl << 24 | number]
+            src, dst = address(lo), address(hi)
             idle = (now - last_seen) & 0xFFFFFFFF
             age = seconds - created
             yield (
@@ -265,6 +310,28 @@ class Decoder:
                 ),
                 row,
             )
+
+    def count(self, keys: memoryview | bytes, values: memoryview | bytes) -> collections.Counter[Shape] | None:
+        """Return how many flows of one batch there are of each shape, as far as a summary tells shapes apart.
+
+        They are the flows that flows() returns, at a tenth of its time: only the columns that matter are looked at, no row is made.
+        None when an entry is locked: whether it is just being made is for flows() to see.
+        """
+        next_jiffy = self.clock.jiffies + 1
+        expires = array.array("I", memoryview(values).cast("I")[_EXPIRES_AT // 4 :: VIEW.size // 4].tobytes())
+        columns = bytearray(4 * len(expires))
+        columns[0::4] = bytes([(at - next_jiffy) & 0xFFFFFFFF < 0x7FFFFFFF for at in expires])
+        columns[1::4] = values[_CTL_TOP_AT :: VIEW.size]
+        columns[2::4] = values[_CTL_AT :: VIEW.size]
+        columns[3::4] = keys[2 * self.table.address.size + 4 :: self.table.key.size]
+        found: collections.Counter[Shape] = collections.Counter()
+        for packed, number in collections.Counter(array.array("I", bytes(columns))).items():
+            live, ctl_top, ctl, protocol = packed.to_bytes(4, sys.byteorder)
+            if live and ctl_top:
+                return None
+            if live:
+                found[self._shapes[ctl << 24 | protocol]] += number
+        return found
 
 
 def _side(shape: Shape, v: Values, first: int) -> Record:
@@ -328,6 +395,8 @@ SHORT_COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
     "packets": lambda shape, v: v[ORIG_PACKETS] + v[REPLY_PACKETS],
     "bytes": lambda shape, v: v[ORIG_BYTES] + v[REPLY_BYTES],
 }
+#: Those of them that are more than one value.
+TOTALS = frozenset(("packets", "bytes"))
 ALL_COLUMNS = {**COLUMNS, **SHORT_COLUMNS}
 #: Parts of a record that hold several values.
 OBJECTS = ("orig", "reply", "icmp", "gre", "related")
@@ -376,7 +445,7 @@ def sort_key(name: str) -> t.Callable[[Flow], t.Any]:
         # the packed address: that of the hi side, where the initiator is the hi side or the other one is asked for, but not both
         other = (tail == "dst") != (side == "reply")
 
-        def by_address(item: Flow) -> tuple[str, bytes]:
+        def by_address(item: Flow) -> tuple[str, int | bytes]:
             key, value = item[2][:2]
             return item[0].family, key[bool(value[CTL] & chain.CTL_ORIG_HI) != other]
 

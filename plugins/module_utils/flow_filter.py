@@ -144,9 +144,9 @@ def _test_side_port(reverse: bool) -> _Builder:
     return build
 
 
-def _address_test(values: tuple[t.Any, ...], table: flow.Table) -> t.Callable[[bytes], bool] | None:
-    """Return the test on one packed address; None when no value is of the table's family. Packed addresses order as numbers do."""
-    own = [(low, high) for family, low, high in values if family == table.family]
+def _address_test(values: tuple[t.Any, ...], table: flow.Table) -> t.Callable[[t.Any], bool] | None:
+    """Return the test on one address, as the table's key has it; None when no value is of the table's family."""
+    own = [(table.address.unpack(low)[0], table.address.unpack(high)[0]) for family, low, high in values if family == table.family]
     if not own:
         return None
     single = frozenset(low for low, high in own if low == high)

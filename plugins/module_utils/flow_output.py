@@ -3,15 +3,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Flows as text: json, jsonl, csv, table, and the lines of ``conntrack -L``.
 
-A writer turns flows into bytes piece by piece, so that a table of any size can be written in bounded memory. The lines of json, jsonl
-and conntrack come from templates: what :func:`flow.record` or :func:`conntrack_line` makes of a shape whose values are
+A writer turns flows into bytes piece by piece, so that a table of any size can be written in bounded memory. The lines of json, jsonl,
+csv and conntrack come from templates: what :func:`flow.record` or :func:`conntrack_line` makes of a shape whose values are
 placeholders. So each form is described once, and a line costs one formatting operation.
 """
 
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import itertools
 import json
@@ -37,7 +36,9 @@ def _compiled(text: str) -> _Template:
     indexes = [int(index) for dummy, index in _FOUND.findall(text)]
     # a placeholder in quotes is text or a number: only text keeps its quotes
     form = _FOUND.sub(lambda found: f"{found[1]}%s{found[1]}" if int(found[2]) in flow.ADDRESSES else "%d", text.replace("%", "%%"))
-    return form.encode(), None if indexes == list(range(len(flow.VALUES))) else operator.itemgetter(*indexes)
+    if indexes == list(range(len(flow.VALUES))):
+        return form.encode(), None
+    return form.encode(), operator.itemgetter(*indexes) if indexes else lambda dummy: ()
 
 
 def dumps(value: object) -> str:
@@ -93,14 +94,14 @@ class Writer:
 
     :param fields: what to show of each flow; empty for everything.
     :param window: whether to show the windows of TCP flows.
-    :ivar as_bytes: the writer takes flows whose addresses are bytes.
+    :ivar as_bytes: the writer takes flows whose addresses are bytes, and makes its lines from templates.
     """
 
     def __init__(self, fields: t.Sequence[str] = (), window: bool = False) -> None:
         self.fields = tuple(fields)
         self.window = window
-        self.as_bytes = not fields and not window
-        self._template = functools.lru_cache(flow.CACHED)(lambda shape: _compiled(self.line((shape, _PLACEHOLDERS, ()))))
+        self.as_bytes = not window and not flow.TOTALS.intersection(fields)
+        self._templates: flow.Cache[flow.Shape, _Template] = flow.Cache(lambda shape: _compiled(self.line((shape, _PLACEHOLDERS, ()))))
 
     def begin(self) -> bytes:
         """Return what stands before the first flow."""
@@ -114,9 +115,9 @@ class Writer:
         """Return the bytes of some flows."""
         if not self.as_bytes:
             return "".join([self.line(item) for item in flows]).encode()
-        template, pieces = self._template, []
+        templates, pieces = self._templates, []
         for shape, values, dummy in flows:
-            form, pick = template(shape)
+            form, pick = templates[shape]
             pieces.append(form % (pick(values) if pick else values))
         return b"".join(pieces)
 
@@ -188,16 +189,17 @@ class CsvWriter(Writer):
 
     def begin(self) -> bytes:
         """Return the line of column names."""
-        return self._text([self.fields])
+        return self._text(self.fields).encode()
 
-    def write(self, flows: t.Iterable[flow.Flow]) -> bytes:
-        """Return a line for each flow."""
-        return self._text([_cell(column(shape, values)) for column in self._columns] for shape, values, dummy in flows)
+    def line(self, item: flow.Flow) -> str:
+        """Return the line of one flow."""
+        return self._text([_cell(column(item[0], item[1])) for column in self._columns])
 
-    def _text(self, rows: t.Iterable[t.Sequence[str]]) -> bytes:
+    @staticmethod
+    def _text(cells: t.Sequence[str]) -> str:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        return text.getvalue().encode()
+        csv.writer(text, lineterminator="\n").writerow(cells)
+        return text.getvalue()
 
 
 def expand(fields: t.Sequence[str]) -> tuple[str, ...]:

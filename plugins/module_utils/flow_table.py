@@ -210,7 +210,7 @@ class _Pass:
 
     :param as_bytes: give addresses as bytes.
     :param packed: give rows with their packed key and value.
-    :param keep: of sorted flows, keep so many; None for all.
+    :param keep: so many flows are wanted, the others need only be counted; None for all.
     """
 
     def __init__(self, source: Source, query: flow_filter.Query, as_bytes: bool, packed: bool, keep: int | None) -> None:
@@ -234,12 +234,20 @@ class _Pass:
 
     def _matching(self) -> t.Iterator[tuple[int, list[flow.Flow]]]:
         """Return (index of the table, flows) as the tables give them."""
+        every_one = self._keep is None or bool(self._group_columns) or self._query.sort is not None
         for index, (opened, decoder) in enumerate(zip(self._source.tables, self._decoders)):
             tests = self._query.filters.tests(opened.table, self.clock)
             for number, keys, values in self._source.batches(opened):
                 self.entries[opened.table.name] += number
                 if tests is None:
                     continue
+                if not tests and not every_one and self.count >= (self._keep or 0):
+                    counted = decoder.count(keys, values)
+                    if counted is not None:
+                        self.count += sum(counted.values())
+                        self.shapes.update(counted)
+                        yield index, []
+                        continue
                 rows = decoder.packed_rows(keys, values) if self._packed else decoder.rows(keys, values)
                 flows = list(decoder.flows(flow_filter.choose(rows, tests)))
                 self.count += len(flows)
@@ -324,7 +332,7 @@ def read(
             if writer:
                 put(writer.write(batch if written is None else batch[: max(written - passed, 0)]))
             passed += len(batch)
-            if may_stop and written is not None and passed > written:
+            if may_stop and written is not None and one_pass.count > written:
                 complete = False
                 break
     if writer:

@@ -13,20 +13,38 @@ The parts: generation_model (what is wanted, what is there), generation_observe,
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import typing as t
 
-from . import bpffs, chain, clock
+from . import bpffs, chain, clock, health, state, verify
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_apply import apply, remove_symlinks, remove_tree
-from .generation_model import Have, Want, check
+from .generation_model import Generation, Have, Policy, State, Want, check
 from .generation_observe import observe as _observe
-from .generation_observe import read_meta
 from .generation_plan import plan_absent, plan_present
+from .health import read_meta
 from .plan import Plan
 
-__all__ = ["Have", "Want", "check", "ensure", "facts", "observe", "plan_absent", "plan_present", "read_meta", "remove", "remove_tree", "settings_here"]
+__all__ = [
+    "Generation",
+    "Have",
+    "Policy",
+    "State",
+    "Want",
+    "check",
+    "ensure",
+    "facts",
+    "listen",
+    "observe",
+    "plan_absent",
+    "plan_present",
+    "read_meta",
+    "remove",
+    "remove_tree",
+    "settings_here",
+]
 
 
 @contextlib.contextmanager
@@ -74,22 +92,40 @@ def _locked(paths: Paths, stack: contextlib.ExitStack) -> bool:
 
 
 @_as_root()
-def ensure(paths: Paths, want: Want, check_mode: bool = False) -> tuple[Plan, Have]:
+def listen(paths: Paths) -> tuple[health.Fault, ...]:
+    """Return whether the interfaces receive what the active chain does not count; see health.listen()."""
+    return health.listen(paths, verify.prove) if bpffs.mounted(paths.pin_root) else ()
+
+
+def _with(have: Have, heard: tuple[health.Fault, ...]) -> Have:
+    return dataclasses.replace(have, faults=have.faults + heard) if have.generation is not None else have
+
+
+@_as_root()
+def ensure(
+    paths: Paths,
+    want: Want,
+    check_mode: bool = False,
+    policy: Policy = Policy(),  # noqa: B008  it is frozen
+    heard: tuple[health.Fault, ...] = (),
+) -> tuple[Plan, Have]:
     """Bring the wanted chain into place: the plan that was needed, and what is there now.
 
+    :param heard: what listen() found, which is mended as well.
     :raises ConntrackError: see check(), plan_present() and apply().
     """
-    check(want)
+    check(want, policy)
     settings = settings_here(want)
     bpffs.check_seed_links(paths)
+    state.check(paths)
     if check_mode:
-        have = observe(paths)
-        return plan_present(have, want, settings), have
+        have = _with(observe(paths), heard)
+        return plan_present(have, want, settings, policy), have
     bpffs.ensure_mounted(paths.pin_root)
     try:
         with _alone(paths):
-            have = observe(paths)
-            plan = plan_present(have, want, settings)
+            have = _with(observe(paths), heard)
+            plan = plan_present(have, want, settings, policy)
             apply(plan, paths, have, want, settings)
             return plan, observe(paths) if plan else have
     except BaseException:
@@ -103,21 +139,27 @@ def remove(paths: Paths, check_mode: bool = False) -> Plan:
 
     :raises ConntrackError: see plan_absent().
     """
-    if not bpffs.mounted(paths.pin_root):
-        return []
-    try:
-        os.stat(paths.base)
-    except FileNotFoundError:
-        return []
-    if check_mode:
-        return plan_absent(observe(paths))
+    if check_mode or not os.path.isdir(paths.base):
+        plan = _plan_removal(paths)[0]
+        if not check_mode:  # after a reboot there is no more than what was written down
+            state.activate(paths, None)
+            apply(plan, paths, Have(), Want("", {}, 1), b"")
+        return plan
     with _alone(paths):
-        have = observe(paths)
-        plan = plan_absent(have)
+        plan, have = _plan_removal(paths)
         remove_symlinks(paths)
+        state.activate(paths, None)
         apply(plan, paths, have, Want("", {}, 1), b"")
     _tidy(paths)
     return plan
+
+
+def _plan_removal(paths: Paths) -> tuple[Plan, Have]:
+    have = observe(paths)
+    plan = plan_absent(have)
+    if have.state != State():
+        state.check(paths)
+    return plan, have
 
 
 def _tidy(paths: Paths) -> None:
@@ -135,12 +177,12 @@ def settings_here(want: Want) -> bytes:
 
 def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
     """Return the chain as modules report it."""
-    names = {slot: name for name, slot in chain.SLOTS.items()}
+    names = {**{slot: info.name for slot, info in have.programs.items()}, **{slot: name for name, slot in chain.SLOTS.items()}}
     return {
         "generation": have.generation,
         "digest": have.digest if have.generation is not None else None,
         "healthy": have.generation is not None and not have.faults,
-        "faults": list(have.faults),
+        "faults": [fault.as_dict() for fault in have.faults],
         "pin_root": paths.pin_root,
         "programs": [
             {"slot": slot, "name": names[slot], "id": info.id, "tag": info.tag, "pin": os.path.join(paths.seed_prog, f"xdp_{slot}")}
@@ -159,6 +201,17 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
             for name, info in have.maps.items()
         ],
         "settings": _settings_facts(have.settings),
+        "since": have.since or None,
+        "kept": [
+            {
+                "generation": one.number,
+                "digest": one.digest,
+                "since": one.since,
+                "rejected": one in have.rejected,
+                "faults": [fault.as_dict() for fault in one.faults],
+            }
+            for one in have.kept
+        ],
     }
 
 

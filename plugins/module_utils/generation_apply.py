@@ -11,11 +11,12 @@ import struct
 import time
 import typing as t
 
-from . import bpf, bpffs, build_bcc, chain, clock, handover, verify
+from . import bpf, bpffs, build_bcc, chain, clock, guests, handover, state, verify
 from .bpffs import Paths
+from .errors import ConntrackError
 from .generation_model import Have, Want
-from .generation_observe import read_meta
 from .generation_plan import COPIED
+from .health import read_meta
 from .plan import Plan, Step, irrevocable
 from .plan import apply as apply_steps
 from .render import MAP_DIR
@@ -26,6 +27,17 @@ _UNFINISHED = "_new"
 _GRACE_SECONDS = 0.02
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
+
+
+def _fill(jt: int, slots: t.Mapping[int, int]) -> None:
+    """Put programs into the jump table, and read back that they are there.
+
+    :raises ConntrackError: naming the slot that holds something else.
+    """
+    for slot, fd in slots.items():
+        bpf.map_update(jt, _U32.pack(slot), _U32.pack(fd))
+        if bpf.map_lookup(jt, _U32.pack(slot), _U32.size) != _U32.pack(bpf.prog_info(fd).id):
+            raise ConntrackError(f"slot {slot} of the jump table does not hold the program that was put there. Nothing was attached.")
 
 
 def remove_tree(directory: str) -> None:
@@ -64,31 +76,45 @@ class _Builder:
 
     def _load_generation(self, step: Step) -> t.Callable[[], None]:
         """Build, fill, prove and pin the generation beside the active one."""
-        final = self.paths.gen_dir(int(step.name))
+        number = int(step.name)
+        final = self.paths.gen_dir(number)
         building = final + _UNFINISHED
         remove_tree(building)
         try:
             for name in ("prog", "map"):
                 os.makedirs(os.path.join(building, name), mode=0o700)
             map_dir = os.path.join(building, "map")
-            fds = {spec.name: self._map(spec, map_dir, int(step.name)) for spec in chain.maps(self.want.table_size, self.want.table_size6)}
+            state.write(self.paths, number, self.want)
+            fds = {spec.name: self._map(spec, map_dir, number) for spec in chain.maps(self.want.table_size, self.want.table_size6)}
+            guests.hand_maps_on(self.want.text, os.path.join(self.paths.active, "map"), map_dir)
             programs = {name: self._keep(fd) for name, fd in build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers).items()}
-            for name, slot in chain.SLOTS.items():
-                bpf.obj_pin(programs[name], os.path.join(building, "prog", f"xdp_{slot}"))
-                bpf.map_update(fds["jt"], _U32.pack(slot), _U32.pack(programs[name]))
+            slots = {slot: programs[name] for name, slot in self.want.compiled.items()}
+            slots.update({guest.slot: self._keep(guests.open_pinned(guest)) for guest in self.want.pinned})
+            for slot, fd in slots.items():
+                bpf.obj_pin(fd, os.path.join(building, "prog", f"xdp_{slot}"))
+            own = chain.SLOTS.values()
+            _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot in own})
             verify.prove(programs["ingress"], fds["stats"])
+            # What a guest does with a frame is its own affair: guests come in after the proof, which passes their empty slots over.
+            _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot not in own})
             os.rename(building, final)
         except BaseException:
             remove_tree(building)
+            state.forget_generation(self.paths, number)
             raise
-        return lambda: remove_tree(final)
+
+        def undo() -> None:
+            remove_tree(final)
+            state.forget_generation(self.paths, number)
+
+        return undo
 
     def _map(self, spec: chain.MapSpec, map_dir: str, generation: int) -> int:
         """Hand a map on or make it; return its file descriptor."""
         there = self.have.maps.get(spec.name)
         entries = t.cast("int", spec.entries)  # chain.maps() gives every map its size
         if spec.inherited and there and there.max_entries == entries:
-            fd = self._keep(bpf.obj_get(self.paths.map(spec.name)))
+            fd = self._keep(bpf.map_get_fd_by_id(there.id))
         else:
             fd = self._keep(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, entries))
         bpf.obj_pin(fd, os.path.join(map_dir, spec.name))
@@ -106,7 +132,7 @@ class _Builder:
             return self._change_settings()
         number, spec = step.args
         if spec.value == COPIED:
-            old = self._keep(bpf.obj_get(self.paths.map(spec.name)))
+            old = self._keep(bpf.map_get_fd_by_id(self.have.maps[spec.name].id))
             new = self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", spec.name)))
             with bpf.closing(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", "meta"))) as meta:
                 self._copied.append((old, new, spec, clock.jiffies_now(read_meta(meta))))
@@ -114,9 +140,24 @@ class _Builder:
         return None  # the new map goes with its generation
 
     def _change_settings(self) -> t.Callable[[], None]:
-        fd = self._keep(bpf.obj_get(self.paths.map("settings")))
-        bpf.map_update(fd, _U32.pack(0), self.settings)
-        return lambda: bpf.map_update(fd, _U32.pack(0), self.have.settings)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._change_manifest(Step("change", "manifest", str(self.have.generation), "")))
+            fd = self._keep(bpf.map_get_fd_by_id(self.have.maps["settings"].id))
+            bpf.map_update(fd, _U32.pack(0), self.settings)
+            undo.callback(bpf.map_update, fd, _U32.pack(0), self.have.settings)
+            return undo.pop_all().close
+
+    def _change_manifest(self, step: Step) -> t.Callable[[], None]:
+        """Write down what the active generation is made of."""
+        number = int(step.name)
+        before = state.read(self.paths, number)
+        with contextlib.ExitStack() as undo:
+            state.write(self.paths, number, self.want)
+            undo.callback(state.forget_generation, self.paths, number) if before is None else undo.callback(state.write, self.paths, number, before)
+            if self.have.state.active != number:
+                state.activate(self.paths, number)
+                undo.callback(state.activate, self.paths, self.have.state.active)
+            return undo.pop_all().close
 
     def _replace_link(self, step: Step) -> t.Callable[[], None]:
         number, key = step.args
@@ -129,19 +170,27 @@ class _Builder:
         return lambda: bpf.link_update(link, old, new)
 
     def _activate_generation(self, step: Step) -> t.Callable[[], None]:
+        number, before = int(step.name), self.have.generation
         if self._copied:
             time.sleep(_GRACE_SECONDS)
         for copied in self._copied:
             handover.catch_up(*copied)
-        bpffs.swap_symlink(f"gen/{step.name}", self.paths.active)
+        with contextlib.ExitStack() as undo:
+            if before is not None and not os.path.lexists(self.paths.since(before)):
+                # It was active, and nobody could tell afterwards.
+                os.symlink(self.have.since, self.paths.since(before))
+                undo.callback(os.unlink, self.paths.since(before))
+            self._swap_active(number)
+            undo.callback(self._swap_active, before)
+            undo.callback(state.activate, self.paths, self.have.state.active)
+            state.activate(self.paths, number)
+            return undo.pop_all().close
 
-        def undo() -> None:
-            if self.have.generation is not None:
-                bpffs.swap_symlink(f"gen/{self.have.generation}", self.paths.active)
-            else:
-                remove_symlinks(self.paths)
-
-        return undo
+    def _swap_active(self, number: int | None) -> None:
+        if number is not None:
+            bpffs.swap_symlink(f"gen/{number}", self.paths.active)
+        else:
+            remove_symlinks(self.paths)
 
     def _create_path(self, step: Step) -> t.Callable[[], None]:
         bpffs.swap_symlink(self.paths.seed_links()[step.name], step.name)
@@ -150,6 +199,13 @@ class _Builder:
     def _delete_generation(self, step: Step) -> t.Callable[[], None]:
         time.sleep(_GRACE_SECONDS)
         remove_tree(os.path.join(self.paths.gen, step.name))
+        number = step.name.partition("_")[0]
+        if number.isdigit():
+            state.forget_generation(self.paths, int(number))
+        return irrevocable
+
+    def _delete_manifest(self, step: Step) -> t.Callable[[], None]:
+        state.forget(self.paths, step.name)
         return irrevocable
 
     def _delete_link(self, step: Step) -> t.Callable[[], None]:
@@ -170,7 +226,7 @@ def apply(plan: Plan, paths: Paths, have: Have, want: Want, settings: bytes) -> 
     :raises ConntrackError: naming the step, what was applied and what was rolled back.
     """
     if plan:
-        for path in (paths.active, *paths.seed_links()):
+        for path in (paths.active, state.active_link(paths), *paths.seed_links()):
             bpffs.end_swap(path)
     with _Builder(paths, have, want, settings) as builder:
         apply_steps([step for step in plan if step.action != "delete"], builder.do)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import typing as t
 
-from . import bpf, chain
+from . import bpf, chain, guests
 from .errors import bad_value
+from .health import Fault
 
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
 _TIMEOUT_RANGE = (1, (1 << 31) // 1000 - 1)
+_KEEP_RANGE = (0, 16)
 _KNOB_RANGES = {"tcp_loose": (0, 1), "tcp_be_liberal": (0, 1), "tcp_ignore_invalid_rst": (0, 1), "tcp_max_retrans": (1, 255)}
 
 
@@ -27,6 +30,7 @@ class Want:
     :ivar table_size6: entries of the IPv6 flow table.
     :ivar timeouts: seconds by name of chain.TIMEOUTS; what is missing has the kernel's default.
     :ivar knobs: values by name of chain.KNOBS; likewise.
+    :ivar pinned: the guests that are no part of the text.
     """
 
     text: str
@@ -35,14 +39,93 @@ class Want:
     timeouts: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     knobs: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     table_size6: int = chain.TABLE_SIZE
+    pinned: tuple[guests.Pinned, ...] = ()
+
+    @property
+    def compiled(self) -> dict[str, int]:
+        """Slot by name of every program that is compiled."""
+        return {**chain.SLOTS, **guests.programs_in(self.text)}
+
+    @property
+    def guest_slots(self) -> list[int]:
+        """The slots that guests are wanted in."""
+        return sorted([*guests.programs_in(self.text).values(), *(guest.slot for guest in self.pinned)])
 
     @property
     def digest(self) -> str:
-        """128 bits, in hex, of what is compiled."""
+        """128 bits, in hex, of what is compiled, and of the guests that are not."""
         source = hashlib.sha256(self.text.encode())
         for name in sorted(self.headers):
             source.update(f"\0{name}\0{self.headers[name]}".encode())
+        for guest in self.pinned:
+            source.update(f"\0{guest.slot}\0{guest.id}\0{guest.tag}".encode())
         return source.hexdigest()[:32]
+
+    @property
+    def made_of(self) -> dict[str, t.Any]:
+        """What a manifest says of it beside the text, in JSON's types: all other fields, and the digest for what is compiled."""
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("text", "headers")}
+        return t.cast("dict[str, t.Any]", json.loads(json.dumps({"digest": self.digest, **fields})))
+
+    @classmethod
+    def of(cls, text: str, headers: t.Mapping[str, str], made_of: t.Mapping[str, t.Any]) -> Want:
+        """Return what a manifest describes; fields that it does not have, since it is an older release's, have their defaults.
+
+        :raises TypeError: where something that is no manifest was given.
+        """
+        fields = {field.name: made_of[field.name] for field in dataclasses.fields(cls) if field.name in made_of}
+        fields["pinned"] = tuple(guests.Pinned(**guest) for guest in made_of.get("pinned", ()))
+        return cls(text=text, headers=headers, **fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How the wanted chain takes the place of the one before.
+
+    :ivar keep: so many of the last good generations stay pinned, to go back to.
+    """
+
+    keep: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One generation that is pinned.
+
+    :ivar number: its number.
+    :ivar digest: of its source.
+    :ivar layout: version of its maps' layout.
+    :ivar settings: bytes of its settings.
+    :ivar programs: by slot, those that are pinned.
+    :ivar maps: by name.
+    :ivar faults: what keeps it from working.
+    :ivar since: when it became active, "" where nobody knows.
+    """
+
+    number: int
+    digest: str = ""
+    layout: int = 0
+    settings: bytes = b""
+    programs: t.Mapping[int, bpf.ProgInfo] = dataclasses.field(default_factory=dict)
+    maps: t.Mapping[str, bpf.MapInfo] = dataclasses.field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+    since: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What the state directory holds for one pin_root.
+
+    :ivar active: number of the generation that it calls active; None where it calls none so.
+    :ivar made_of: that generation's Want.made_of; None where no manifest tells.
+    :ivar numbers: the generations that have a manifest.
+    :ivar strays: names of the files that a run which did not end left there.
+    """
+
+    active: int | None = None
+    made_of: t.Mapping[str, t.Any] | None = None
+    numbers: tuple[int, ...] = ()
+    strays: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +133,12 @@ class Have:
     """What is there.
 
     :ivar generation: number of the active generation; None where none is.
-    :ivar digest: of the active generation's source.
-    :ivar layout: version of its maps' layout.
-    :ivar settings: bytes of its settings.
-    :ivar programs: by slot, those that are pinned.
-    :ivar maps: by name.
-    :ivar faults: what keeps the active generation from working, for people.
-    :ivar leftovers: names below ``gen`` that are not the active generation.
+    :ivar digest: of the active generation's source; this and the next ones are as those of Generation.
+    :ivar leftovers: names below ``gen`` of what never was active.
     :ivar links: the pinned bpf_links by pin name, with the hook each one's program serves (None where it can not be told).
     :ivar no_paths: those of the seed's paths that are missing.
+    :ivar kept: the generations that were active before, the newest first. Those with a higher number than the active one were rolled back from.
+    :ivar state: what the state directory holds.
     """
 
     generation: int | None = None
@@ -67,14 +147,30 @@ class Have:
     settings: bytes = b""
     programs: t.Mapping[int, bpf.ProgInfo] = dataclasses.field(default_factory=dict)
     maps: t.Mapping[str, bpf.MapInfo] = dataclasses.field(default_factory=dict)
-    faults: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
     leftovers: tuple[str, ...] = ()
     links: t.Mapping[str, tuple[bpf.LinkInfo, str | None]] = dataclasses.field(default_factory=dict)
     no_paths: tuple[str, ...] = ()
+    since: str = ""
+    kept: tuple[Generation, ...] = ()
+    state: State = dataclasses.field(default_factory=State)
+
+    @property
+    def rejected(self) -> tuple[Generation, ...]:
+        """The generations that were rolled back from."""
+        return tuple(one for one in self.kept if self.generation is not None and one.number > self.generation)
+
+    @property
+    def earlier(self) -> tuple[Generation, ...]:
+        """The generations to go back to."""
+        return tuple(one for one in self.kept if one not in self.rejected)
 
 
-def check(want: Want) -> None:
+def check(want: Want, policy: Policy = Policy()) -> None:
     """:raises ConntrackError: naming the first setting that is unknown or out of range."""
+    low, high = _KEEP_RANGE
+    if not low <= policy.keep <= high:
+        raise bad_value("keep", policy.keep, f"give {low} to {high} generations")
     low, high = _TIMEOUT_RANGE
     for name, value in want.timeouts.items():
         if name not in chain.TIMEOUTS:

@@ -5,114 +5,67 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
-import struct
 import typing as t
 
-from . import bpf, bpffs, chain
+from . import bpf, bpffs, chain, health, state
 from .bpffs import Paths
-from .generation_model import Have
-
-_U32 = struct.Struct("=I")
-_U64 = struct.Struct("=Q")
+from .generation_model import Generation, Have
 
 
-def _pinned(path: str) -> t.Any:
-    """Open a pin for a ``with`` block; nothing where it is not there."""
+def _hooks(links: t.Mapping[str, health.Link], programs: t.Mapping[int, bpf.ProgInfo]) -> dict[str, tuple[bpf.LinkInfo, str | None]]:
+    """Return the pinned links with the hook that each one's program serves; one of an earlier generation is known by its name."""
+    names = {program.id: program.name for program in programs.values()}
+    found = {}
+    for key, link in links.items():
+        if link.info is not None:
+            number = link.info.prog_id
+            there = None if number in names or not number else health.program(number)
+            name = names.get(number) or (there.name if there is not None else "")
+            found[key] = (link.info, name if name in chain.HOOKS else None)
+    return found
+
+
+def _since(paths: Paths, number: int) -> str | None:
+    """Return when a generation that another one took over from became active; None for one that never was, or still is."""
     try:
-        return bpf.closing(bpf.obj_get(path))
-    except FileNotFoundError:
-        return contextlib.nullcontext(None)
-    except bpf.BpfError as exc:
-        if exc.errno == 2:  # ENOENT
-            return contextlib.nullcontext(None)
-        raise
+        return os.readlink(paths.since(number))
+    except OSError:
+        return None
 
 
-def _names(directory: str) -> list[str]:
+def active_since(paths: Paths) -> str:
+    """Return when the active generation became so: its symlink was made then. "" where that is lost."""
     try:
-        return sorted(os.listdir(directory))
+        return state.shown(os.lstat(paths.active).st_mtime)
     except FileNotFoundError:
-        return []
+        return ""
 
 
-def read_meta(fd: int) -> dict[str, int]:
-    """Return ``meta`` by the names of chain.META."""
-    values = {}
-    for name, index in chain.META.items():
-        raw = bpf.map_lookup(fd, _U32.pack(index), _U64.size)
-        values[name] = _U64.unpack(raw)[0] if raw else 0
-    return values
-
-
-def _observe_links(paths: Paths, programs: t.Mapping[int, bpf.ProgInfo]) -> dict[str, tuple[bpf.LinkInfo, str | None]]:
-    hooks = {program.id: program.name for program in programs.values() if program.name in chain.HOOKS}
-    links = {}
-    for name in _names(paths.link_dir):
-        with _pinned(os.path.join(paths.link_dir, name)) as fd:
-            if fd is None:
-                continue
-            info = bpf.link_info(fd)
-            hook = hooks.get(info.prog_id)
-            if hook is None and info.prog_id:
-                with bpf.closing(bpf.prog_get_fd_by_id(info.prog_id)) as prog:
-                    name_there = bpf.prog_info(prog).name
-                hook = name_there if name_there in chain.HOOKS else None
-            links[name] = (info, hook)
-    return links
+def observe_generation(paths: Paths, number: int, since: str = "") -> Generation:
+    """Read one generation that is pinned, and what is not whole in it."""
+    seen = health.look(paths.gen_dir(number), number)
+    digest = f"{seen.meta.get('digest_high', 0):016x}{seen.meta.get('digest_low', 0):016x}"
+    return Generation(number, digest, seen.layout, seen.settings, seen.programs, seen.maps, health.judge(seen), since)
 
 
 def observe(paths: Paths) -> Have:
-    """Read the kernel: the active generation, its health, and what else lies around.
+    """Read the kernel: the active generation, its health, those before it, and what else lies around.
 
     :raises ConntrackError: for a user that may not.
     """
-    no_paths = tuple(path for path in paths.seed_links() if not os.path.lexists(path))
+    have = Have(no_paths=tuple(path for path in paths.seed_links() if not os.path.lexists(path)), state=state.look(paths))
     if not bpffs.mounted(paths.pin_root):
-        return Have(no_paths=no_paths)
-    try:
-        generation = int(os.path.basename(os.readlink(paths.active)))
-    except (FileNotFoundError, ValueError):
-        generation = None
-    leftovers = tuple(name for name in _names(paths.gen) if name != str(generation))
-    if generation is None or not os.path.isdir(paths.gen_dir(generation)):
-        return Have(leftovers=leftovers, links=_observe_links(paths, {}), no_paths=no_paths)
-    faults: list[str] = []
-    programs: dict[int, bpf.ProgInfo] = {}
-    maps: dict[str, bpf.MapInfo] = {}
-    meta: dict[str, int] = {}
-    settings = b""
-    for name, slot in chain.SLOTS.items():
-        with _pinned(paths.prog(slot)) as fd:
-            if fd is None:
-                faults.append(f"the pin of {name} is missing")
-            else:
-                programs[slot] = bpf.prog_info(fd)
-    for spec in chain.maps():
-        with _pinned(paths.map(spec.name)) as fd:
-            if fd is None:
-                faults.append(f"the pin of the map {spec.name} is missing")
-                continue
-            maps[spec.name] = bpf.map_info(fd)
-            if spec.name == "meta":
-                meta = read_meta(fd)
-            elif spec.name == "settings":
-                settings = bpf.map_lookup(fd, _U32.pack(0), maps[spec.name].value_size) or b""
-            elif spec.name == "jt":
-                faults += _slot_faults(fd, programs)
-    digest = f"{meta.get('digest_high', 0):016x}{meta.get('digest_low', 0):016x}"
-    links = _observe_links(paths, programs)
-    return Have(generation, digest, meta.get("layout", 0), settings, programs, maps, tuple(faults), leftovers, links, no_paths)
-
-
-def _slot_faults(jt: int, programs: t.Mapping[int, bpf.ProgInfo]) -> list[str]:
-    faults = []
-    for name, slot in chain.SLOTS.items():
-        raw = bpf.map_lookup(jt, _U32.pack(slot), _U32.size)
-        found = _U32.unpack(raw)[0] if raw else None
-        if found is None:
-            faults.append(f"slot {slot} ({name}) is empty")
-        elif slot in programs and found != programs[slot].id:
-            faults.append(f"slot {slot} ({name}) holds program {found}, pinned is {programs[slot].id}")
-    return faults
+        return have
+    number, links = health.active(paths), health.look_links(paths)
+    names = [name for name in health.names(paths.gen) if name != str(number)]
+    since = {int(name): _since(paths, int(name)) for name in names if name.isdigit()}
+    kept = tuple(observe_generation(paths, one, when) for one, when in sorted(since.items(), reverse=True) if when is not None)
+    have = dataclasses.replace(have, kept=kept, leftovers=tuple(name for name in names if name not in {str(one.number) for one in kept}))
+    if number is None:
+        return dataclasses.replace(have, links=_hooks(links, {}))
+    active = observe_generation(paths, number, active_since(paths))
+    fields = {field.name: getattr(active, field.name) for field in dataclasses.fields(active) if field.name != "number"}
+    fields["faults"] = (*active.faults, *health.judge_paths(paths, number), *health.judge_links(links, active.programs))
+    return dataclasses.replace(have, generation=number, links=_hooks(links, active.programs), **fields)

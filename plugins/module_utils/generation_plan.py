@@ -5,51 +5,54 @@
 
 from __future__ import annotations
 
-from . import bpffs, chain
+import typing as t
+
+from . import chain, guests, health
 from .errors import ConntrackError
-from .generation_model import Have, Want
+from .generation_model import Generation, Have, Policy, Want
+from .health import interface
 from .plan import Plan, Step
 
 #: What the maps hold whose entries go along into a map of another size.
 COPIED = "struct ct_entry"
 
 
-def _interface(key: str) -> str:
-    """Return a link's interface as people write it, ``name`` or ``name@netns``."""
-    netns, ifname = bpffs.interface_of(key)
-    return ifname if netns is None else f"{ifname}@{netns}"
+def _broken(one: Generation | Have) -> list[str]:
+    """Return what a generation can not be used with."""
+    return [fault.detail for fault in health.mended_by(one.faults, "generation")]
 
 
 def _why_new(have: Have, want: Want) -> str | None:
     if have.generation is None:
         return "no chain is loaded"
-    if have.faults:
-        return "; ".join(have.faults)
+    if _broken(have):
+        return "; ".join(_broken(have))
     if have.digest != want.digest:
-        return "the sources or what is compiled into them changed"
+        return "the sources, what is compiled into them, or the guests changed"
+    missing = [guests.slot_name(slot) for slot in want.guest_slots if slot not in have.programs]
+    if missing:
+        return f"the pin of the guest in slot {' and '.join(missing)} is missing"
     return None
 
 
-def plan_present(have: Have, want: Want, settings: bytes) -> Plan:
+def plan_present(have: Have, want: Want, settings: bytes, policy: Policy = Policy()) -> Plan:  # noqa: B008  it is frozen
     """Return the steps from what is there to the wanted chain.
 
     :param settings: the bytes that the map ``settings`` is to hold on this host.
     :raises ConntrackError: when the flow table of the active generation has a layout that can not be handed on.
     """
     why = _why_new(have, want)
-    steps = []
-    if why is None:
-        if have.settings != settings:
-            steps.append(Step("change", "map", "settings", "timeouts or switches differ", _settings_shown(have.settings), _settings_shown(settings)))
-        return steps + _plan_links(have, have.generation) + _plan_paths(have) + _plan_leftovers(have)
+    if have.generation is not None and why is None:
+        steps = _plan_in_place(have, want, settings)
+        return steps + _plan_links(have, have.generation) + _plan_paths(have) + _plan_deletions(have, have.generation, policy)
     if "meta" in have.maps and have.layout != chain.LAYOUT_VERSION:
         raise ConntrackError(
             f"the flow table of generation {have.generation} has layout {have.layout}, this release has {chain.LAYOUT_VERSION}: "
             "they can not be handed on. Remove the chain (state: absent), which forgets its flows, and load it again."
         )
-    number = max([have.generation or 0, *(int(name) for name in have.leftovers if name.isdigit())]) + 1
-    before = f"generation {have.generation}, digest {have.digest}" if have.generation is not None else None
-    steps.append(Step("load", "generation", str(number), why, None, f"digest {want.digest}, {len(chain.SLOTS)} programs"))
+    number = _next_number(have)
+    before = _shown(have.generation, have.digest) if have.generation is not None else None
+    steps = [Step("load", "generation", str(number), str(why), None, f"digest {want.digest}, {len(chain.SLOTS) + len(want.guest_slots)} programs")]
     for spec in chain.maps(want.table_size, want.table_size6):
         there = have.maps.get(spec.name)
         if spec.inherited and there and there.max_entries != spec.entries:
@@ -57,10 +60,29 @@ def plan_present(have: Have, want: Want, settings: bytes) -> Plan:
             steps.append(Step("change", "map", spec.name, reason, f"{there.max_entries} entries", f"{spec.entries} entries", args=(number, spec)))
     steps += _plan_links(have, number)
     steps.append(Step("activate", "generation", str(number), "the pins lead to it from here on", before, f"generation {number}"))
-    steps += _plan_paths(have)
-    if have.generation is not None:
-        steps.append(Step("delete", "generation", str(have.generation), f"replaced by generation {number}", before, None))
-    return steps + _plan_leftovers(have)
+    return steps + _plan_paths(have) + _plan_deletions(have, number, policy)
+
+
+def _plan_in_place(have: Have, want: Want, settings: bytes) -> Plan:
+    """Return what changes where the active generation is the wanted one: its settings, what is written down of it."""
+    if have.settings != settings:
+        damage = "; ".join(fault.detail for fault in have.faults if fault.fault == "settings_damaged")
+        return [Step("change", "map", "settings", damage or "timeouts or switches differ", _settings_shown(have.settings), _settings_shown(settings))]
+    if (have.state.active, have.state.made_of) != (have.generation, want.made_of):
+        before = f"generation {have.state.active}" if have.state.active is not None else None
+        reason = "the state directory does not say what the active generation is made of"
+        return [Step("change", "manifest", str(have.generation), reason, before, f"generation {have.generation}")]
+    return []
+
+
+def _next_number(have: Have) -> int:
+    """Return a number that no generation has, nor had that left something behind."""
+    left = (int(name.partition("_")[0]) for name in have.leftovers if name.partition("_")[0].isdigit())
+    return max([have.generation or 0, *(one.number for one in have.kept), *have.state.numbers, *left]) + 1
+
+
+def _shown(number: int, digest: str) -> str:
+    return f"generation {number}, digest {digest}"
 
 
 def _plan_links(have: Have, number: int | None) -> Plan:
@@ -68,7 +90,7 @@ def _plan_links(have: Have, number: int | None) -> Plan:
     current = {info.id for info in have.programs.values()} if number == have.generation else set()
     after = f"generation {number}"
     return [
-        Step("replace", "link", _interface(key), f"{hook} of {after} takes the interface over", f"program {info.prog_id}", after, args=(number, key))
+        Step("replace", "link", interface(key), f"{hook} of {after} takes the interface over", f"program {info.prog_id}", after, args=(number, key))
         for key, (info, hook) in have.links.items()
         if hook and info.ifindex and info.prog_id not in current
     ]
@@ -78,8 +100,36 @@ def _plan_paths(have: Have) -> Plan:
     return [Step("create", "path", path, "it leads to the active generation", None, "symbolic link") for path in have.no_paths]
 
 
-def _plan_leftovers(have: Have) -> Plan:
-    return [Step("delete", "generation", name, "left behind by a run that did not end", f"gen/{name}", None) for name in have.leftovers]
+def _plan_deletions(have: Have, number: int, policy: Policy) -> Plan:
+    """Return what goes once generation ``number`` is active: what is not kept to go back to, and what killed runs left behind."""
+    before = [one for one in have.earlier if one.number != number]
+    if have.generation is not None and have.generation != number:
+        before.insert(0, Generation(have.generation, have.digest, faults=have.faults))
+    whole = [one for one in before if not _broken(one)]
+    steps = []
+    for one in before:
+        if one in whole[: policy.keep]:
+            continue
+        if one.number == have.generation and (_broken(one) or not policy.keep):
+            reason = f"replaced by generation {number}"
+        else:
+            reason = "; ".join(_broken(one)) or f"not among the last {policy.keep} that are kept"
+        steps.append(Step("delete", "generation", str(one.number), reason, _shown(one.number, one.digest), None))
+    steps += [Step("delete", "generation", str(one.number), "it was rolled back from", _shown(one.number, one.digest), None) for one in have.rejected]
+    gone = {step.name for step in steps}
+    pinned = {number} | {one.number for one in before if str(one.number) not in gone}
+    return steps + _plan_leftovers(have, pinned)
+
+
+def _plan_leftovers(have: Have, pinned: t.Collection[int] = ()) -> Plan:
+    """Return what never was active, and the files in the state directory that belong to no generation.
+
+    :param pinned: the generations that are there when all is done.
+    """
+    steps = [Step("delete", "generation", name, "left behind by a run that did not end", f"gen/{name}", None) for name in have.leftovers]
+    known = {*pinned, have.generation, *(one.number for one in have.kept), *(int(name) for name in have.leftovers if name.isdigit())}
+    lost = [f"{number}.json" for number in have.state.numbers if number not in known]
+    return steps + [Step("delete", "manifest", name, "its generation is not pinned", name, None) for name in (*lost, *have.state.strays)]
 
 
 def plan_absent(have: Have) -> Plan:
@@ -87,14 +137,14 @@ def plan_absent(have: Have) -> Plan:
 
     :raises ConntrackError: while interfaces are attached.
     """
-    attached = [_interface(key) for key, (info, dummy) in have.links.items() if info.ifindex]
+    attached = [interface(key) for key, (info, dummy) in have.links.items() if info.ifindex]
     if attached:
         raise ConntrackError(f"the chain is attached to {', '.join(attached)}: detach it first (xdp_attach with state: absent).")
-    steps = [Step("delete", "link", _interface(key), "its interface is gone", f"link {info.id}", None, args=key) for key, (info, dummy) in have.links.items()]
+    steps = [Step("delete", "link", interface(key), "its interface is gone", f"link {info.id}", None, args=key) for key, (info, dummy) in have.links.items()]
+    there = [(one.number, one.digest) for one in have.kept]
     if have.generation is not None:
-        steps.append(
-            Step("delete", "generation", str(have.generation), "the chain is to be absent", f"generation {have.generation}, digest {have.digest}", None)
-        )
+        there.insert(0, (have.generation, have.digest))
+    steps += [Step("delete", "generation", str(number), "the chain is to be absent", _shown(number, digest), None) for number, digest in there]
     return steps + _plan_leftovers(have)
 
 

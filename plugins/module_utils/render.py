@@ -19,6 +19,7 @@ import zlib
 
 from . import chain
 from .errors import ConntrackError, bad_value
+from .guests import Guest
 
 try:
     import jinja2
@@ -69,7 +70,7 @@ def _numbered(names: t.Iterable[str]) -> list[tuple[str, int]]:
     return [(name, number) for number, name in enumerate(names)]
 
 
-def context(settings: Settings) -> dict[str, t.Any]:
+def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.Any]:
     """Return what the templates are rendered with."""
     return {
         "slots": list(chain.SLOTS.items()),
@@ -90,13 +91,15 @@ def context(settings: Settings) -> dict[str, t.Any]:
         "hooks": [f"{name}.c" for name in chain.HOOKS],
         "bcc_types": _BCC_TYPES,
         "map_dir": MAP_DIR,
+        "guests": guests,
     }
 
 
-def render(source_dir: str, settings: Settings) -> str:
+def render(source_dir: str, settings: Settings, guests: t.Sequence[Guest] = ()) -> str:
     """Return the chain as one C text; ``@MAP_DIR@`` stands for the directory of the maps' pins.
 
     :param source_dir: the directory of the stages, as ``files/bpf``.
+    :param guests: in the order in which they run, as guests.read() returns them.
     :raises ConntrackError: where a source can not be read or rendered (file and line named), or a setting is out of range.
     """
     check_settings(settings)
@@ -113,7 +116,7 @@ def render(source_dir: str, settings: Settings) -> str:
         autoescape=False,  # C, not HTML
     )
     try:
-        return environment.get_template(MAIN).render(context(settings))
+        return environment.get_template(MAIN).render(context(settings, guests))
     except jinja2.TemplateNotFound as exc:
         raise ConntrackError(f"src: {os.path.join(source_dir, str(exc.name))} is not there: each stage has a file of its name.") from exc
     except jinja2.TemplateSyntaxError as exc:

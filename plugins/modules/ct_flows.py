@@ -246,7 +246,8 @@ summary:
     by_state: {ESTABLISHED: 1}
     assured: 1
     tables: {ctt: {entries: 1, capacity: 65536}, ctt6: {entries: 0, capacity: 65536}}
-    counters: {created: 1, reopened: 0, deleted: {reset: 0, expired: 0, flushed: 0}, evicted: 0, insert_failed: 0, tracked: 10, related: 0, fragment: 0}
+    counters:
+      {created: 1, reopened: 0, deleted: {reset: 0, expired: 0, flushed: 0, dropped: 0}, evicted: 0, insert_failed: 0, tracked: 10, related: 0, fragment: 0}
     timeouts: {udp: 30, udp_stream: 120}
     settings: {tcp_loose: true, tcp_max_retrans: 3}
 groups:

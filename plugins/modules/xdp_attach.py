@@ -186,6 +186,31 @@ interfaces:
       type: int
   sample:
     - {name: ns1-lan, netns: null, ifindex: 7, mode: native, program: ingress, program_id: 137, tag: 614b434cd8324ecc, link_id: 90}
+faults:
+  description:
+    - What keeps the chain from working on any interface, as M(ebpf.conntrack.xdp_program) has it in C(chain.faults).
+    - Those about links are mended here, for the listed interfaces; most others by M(ebpf.conntrack.xdp_program).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    fault:
+      description: Its name, which stays the same.
+      type: str
+    object:
+      description: What it is about.
+      type: str
+    detail:
+      description: The whole, for people.
+      type: str
+  sample: []
+mended:
+  description: The faults that this run found and took away, likewise. In check mode there are none.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - {fault: link_stale, object: ns1-lan, detail: "ns1-lan: its link 90 holds no interface any more: that was removed, or the link was detached"}
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -193,6 +193,40 @@ options:
         description: So many equal acknowledgements in a row lower the timeout to O(timeouts.tcp_max_retrans).
         type: int
         default: 3
+  guests:
+    description:
+      - Programs of your own that run in the chain, behind what tracks a packet, whatever it made of it, and in front of what takes its metadata away.
+        They run in the order of their slots. The file docs/guests.md of the collection says what they are made of.
+      - When a guest changes, or is taken off the list, a new generation is loaded.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      slot:
+        description: Its slot in the jump table, V(acl), V(nat), or the number of a free one from V(21) to V(29).
+        type: str
+        required: true
+      src:
+        description:
+          - A C file on the controller with one C(GUEST(name\)). It is compiled together with the chain.
+          - Where a relative path is not there, a guest of that name that comes with the collection is taken; there is V(acl.c).
+        type: path
+      pinned:
+        description:
+          - The path of an XDP program that is pinned on the target. It is taken as it is, and held by the generation.
+        type: path
+  keep:
+    description:
+      - So many of the last good generations stay pinned when a new one takes over, from V(0) to V(16), to go back to.
+      - A kept generation shares its flow tables with the active one, unless they have another size; then it keeps its own, with their memory.
+    type: int
+    default: 1
+  state_dir:
+    description:
+      - A directory on the target in which it is written down what each pinned generation is made of. It is made when it is missing.
+      - Give the same one in every run.
+    type: path
+    default: /var/lib/ebpf_conntrack
   rendered:
     description:
       - The rendered chain, packed. It is filled in from O(src) and can not be given.
@@ -240,7 +274,7 @@ plan:
       description: V(load), V(change), V(replace), V(activate), V(create) or V(delete).
       type: str
     kind:
-      description: V(generation), V(map), V(link), or V(path) for C(prog) and C(map) below O(pin_root).
+      description: V(generation), V(map), V(link), V(path) for C(prog) and C(map) below O(pin_root), or V(manifest) for a file in O(state_dir).
       type: str
     name:
       description: Its name or number.
@@ -273,15 +307,26 @@ chain:
       description: 128 bits, in hex, of its sources and what is compiled into them.
       type: str
     healthy:
-      description: Whether it is whole, every slot and every pin.
+      description: Whether it works, that is, whether there are no RV(chain.faults).
       type: bool
     faults:
-      description: What is not whole.
+      description:
+        - What keeps it from working, each with C(fault), a name that stays the same, C(object) and C(detail).
+        - Most of them are mended by the run that finds them, then they are in RV(mended). Those that only M(ebpf.conntrack.xdp_attach) or you can mend stay.
       type: list
-      elements: str
+      elements: dict
     pin_root:
       description: Where it is pinned.
       type: str
+    since:
+      description: When it became active, in UTC, V(null) when none is.
+      type: str
+    kept:
+      description:
+        - The generations that were active before and are still pinned, the newest first, each with C(generation), C(digest), C(since),
+          C(rejected), which tells whether it was rolled back from, and C(faults).
+      type: list
+      elements: dict
     programs:
       description: Its programs, each with C(slot), C(name), C(id), C(tag) and C(pin).
       type: list
@@ -299,11 +344,20 @@ chain:
     healthy: true
     faults: []
     pin_root: /sys/fs/bpf
+    since: "2026-01-01T12:00:00Z"
+    kept: []
     programs:
       - {slot: 0, name: ingress, id: 282, tag: 8828c5ca01cfe760, pin: /sys/fs/bpf/prog/xdp_0}
     maps:
       - {name: ctt, id: 133, type: lru_hash, key_size: 16, value_size: 112, max_entries: 65536, pin: /sys/fs/bpf/map/ctt}
     settings: {hz: 250, tcp_loose: 1, timeouts: {udp: 30}}
+mended:
+  description: The faults that this run found and took away, as in RV(chain.faults). In check mode there are none.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - {fault: slot_empty, object: "jt[3]", detail: slot 3 (ct) is empty}
 compiler_output:
   description: All that the compiler or the verifier said; the message holds the part that tells the fault.
   returned: when compiling or loading failed
@@ -311,7 +365,7 @@ compiler_output:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, guests, health, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
@@ -331,12 +385,20 @@ def argument_spec() -> dict[str, object]:
             "default": {},
             "options": {name: {"type": type(default).__name__, "default": default} for name, default in chain.KNOBS.items()},
         },
+        "guests": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {"slot": {"type": "str", "required": True}, "src": {"type": "path"}, "pinned": {"type": "path"}},
+        },
+        "keep": {"type": "int", "default": generation.Policy.keep},
+        "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
         "rendered": {"type": "str"},
         "pin_root": {"type": "path", "default": bpffs.STANDARD},
     }
 
 
-def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, generation.Have]:
+def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, generation.Have, list[dict[str, str]]]:
     params = module.params
     if not params["rendered"]:
         raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources.")
@@ -348,28 +410,33 @@ def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, gene
         {name: seconds for name, seconds in params["timeouts"].items() if seconds is not None},
         {name: int(value) for name, value in params["settings"].items() if value is not None},
         params["table_size6"],
+        guests.pinned_here(guests.parse(params["guests"])),
     )
-    generation.check(want)
-    plan, dummy = generation.ensure(paths, want, check_mode=True)
+    policy = generation.Policy(keep=params["keep"])
+    generation.check(want, policy)
+    heard = generation.listen(paths)
+    plan, before = generation.ensure(paths, want, True, policy, heard)
     if any(step.action == "load" for step in plan):
         require(module, "bcc")
         features.check()
-    return generation.ensure(paths, want, check_mode=module.check_mode)
+    plan, have = generation.ensure(paths, want, module.check_mode, policy, heard)
+    return plan, have, health.mended(before.faults, have.faults)
 
 
 def main() -> None:
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    paths = bpffs.Paths(module.params["pin_root"])
+    paths = bpffs.Paths(module.params["pin_root"], module.params["state_dir"])
+    mended: list[dict[str, str]] = []
     try:
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
-            plan, have = present(module, paths)
+            plan, have, mended = present(module, paths)
         else:
             plan = generation.remove(paths, check_mode=module.check_mode)
             have = generation.observe(paths)
     except ConntrackError as exc:
         module.fail_json(msg=exc.message, **exc.facts)
-    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths))
+    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths), mended=mended)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             packet.open_flows(under_test)
             key, entry = under_test.raw_flow(packet.TCP)
             tables.clear(under_test.table)
+            tables.clear(under_test.table6, chain.KEY6)
             tables.fill(under_test.table, count, key, entry)
             pin = under_test.map_pin("ctt")
             cases: dict[str, c.Callable[[], float | dict[str, float]]] = {

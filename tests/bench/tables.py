@@ -43,7 +43,6 @@ def packets(fd: int) -> dict[tuple[t.Any, ...], int]:
     return {key: entry[0] + entry[6] for key, entry in entries(fd)}
 
 
-def clear(fd: int) -> None:
-    """Empty a flow table."""
-    keys = [chain.KEY4.pack(*key) for key, dummy in entries(fd)]
-    bpf.map_delete_batch(fd, keys)
+def clear(fd: int, key: struct.Struct = chain.KEY4) -> None:
+    """Empty a flow table, whose keys are those of ``key``."""
+    bpf.map_delete_batch(fd, [key.pack(*found) for found, dummy in entries(fd, key)])

@@ -15,7 +15,7 @@ SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/conf/*/forwarding", "net/ipv4/conf/*
 def snapshot() -> Snapshot:
     """Return what is there now: one name for each object, with its value where it has one."""
     seen: Snapshot = {}
-    for kind, directory in (("netns", "/run/netns"), ("link", "/sys/class/net"), ("state", "/run/ebpf_conntrack")):
+    for kind, directory in (("netns", "/run/netns"), ("link", "/sys/class/net"), ("state", "/run/ebpf_conntrack"), ("state", "/var/lib/ebpf_conntrack")):
         path = pathlib.Path(directory)
         if path.is_dir():
             seen.update((f"{kind} {entry.name}", "") for entry in path.iterdir())

@@ -192,9 +192,14 @@ def test_link_facts(monkeypatch: pytest.MonkeyPatch, xdp: bytes, expected: dict[
     body = (
         bpf._IFINFO.pack(0, 0, 1, 7, 0, 0) + bpf._attribute(3, b"lan0\0") + bpf._attribute(4, struct.pack("=I", 1500)) + bpf._attribute(5, struct.pack("=I", 2))
     )
-    body += bpf._attribute(18, bpf._attribute(1, b"veth\0")) + bpf._attribute(37, struct.pack("=i", 0)) + bpf._attribute(43 | bpf._NLA_F_NESTED, xdp)
+    body += (
+        bpf._attribute(23, struct.pack("=QQ", 11, 22))
+        + bpf._attribute(18, bpf._attribute(1, b"veth\0"))
+        + bpf._attribute(37, struct.pack("=i", 0))
+        + bpf._attribute(43 | bpf._NLA_F_NESTED, xdp)
+    )
     _answer(monkeypatch, 16, 0, body)
-    assert bpf.link_facts("lan0") == bpf.LinkFacts(7, "lan0", "veth", 1500, 2, 0, expected)
+    assert bpf.link_facts("lan0") == bpf.LinkFacts(7, "lan0", "veth", 1500, 2, 0, expected, 11)
     assert b"lan0\0" in _Socket.sent
     assert bpf.xdp_query(7) == seen
 

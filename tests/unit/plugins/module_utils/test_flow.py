@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import collections
+import random
 import typing as t
 
 import pytest
@@ -202,12 +204,46 @@ def test_addresses_sort_by_number() -> None:
     rows = [fakes.entry(src=src, dst="9.9.9.9") for src in ("100.0.0.1", "20.0.0.1", "3.0.0.1")]
     for name in ("src", "orig.src", "reply.dst"):
         assert [item[1][flow.SRC] for item in sorted(decode(*rows), key=flow.sort_key(name))] == ["3.0.0.1", "20.0.0.1", "100.0.0.1"]
-    assert [flow.sort_key("reply.src")(item)[1] for item in decode(*rows)] == [bytes([9] * 4)] * 3
+    assert [flow.sort_key("reply.src")(item)[1] for item in decode(*rows)] == [0x09090909] * 3
 
 
 def test_flows_without_the_value_sort_first() -> None:
     rows = [fakes.entry(), fakes.entry(proto=1, dport=8 << 8)]
     assert [item[0].proto for item in sorted(decode(*rows), key=flow.sort_key("sport"))] == ["icmp", "tcp"]
+
+
+@pytest.mark.parametrize("table", flow.TABLES, ids=lambda table: table.name)
+def test_counting_finds_the_flows_that_decoding_finds(table: flow.Table) -> None:
+    src, dst = ("2001:db8::1", "2001:db8::2") if table.family == "ipv6" else ("10.0.0.1", "10.0.0.2")
+    dice = random.Random(11)
+    rows = [
+        fakes.entry(
+            src,
+            dst,
+            proto=dice.choice((1, 6, 17, 47, 58, 132, 253)),
+            ctl=dice.getrandbits(8),
+            dport=dice.getrandbits(16),
+            left=dice.choice((-432000, -0.004, 0, 0.004, 1, 432000)),
+            vlans=dice.choice(((), (5,), (5, 6))),
+        )
+        for dummy in range(500)
+    ]
+    counted = flow.Decoder(table, fakes.CLOCK).count(b"".join(key for key, dummy in rows), b"".join(value for dummy, value in rows))
+    assert counted is not None
+
+    def seen(shape: flow.Shape) -> tuple[t.Any, ...]:
+        return shape.family, shape.proto, shape.state, shape.assured
+
+    expected = collections.Counter(seen(shape) for shape, dummy, dummy_row in decode(*rows, table=table))
+    assert 200 < sum(expected.values()) < 300
+    assert sum((collections.Counter({seen(shape): number}) for shape, number in counted.items()), collections.Counter()) == expected
+
+
+def test_counting_leaves_locked_entries_to_decoding() -> None:
+    key, value = fakes.entry(ctl=chain.CTL_LOCK | fakes.REAL)
+    decoder = flow.Decoder(TABLE4, fakes.CLOCK)
+    assert decoder.count(key, value) is None
+    assert decoder.count(*fakes.entry(ctl=chain.CTL_LOCK, left=0)) == {}
 
 
 def test_windows() -> None:

@@ -66,6 +66,17 @@ def test_the_default_limit_says_that_it_cut() -> None:
     assert (len(reading.flows), reading.count, reading.truncated) == (flow_filter.DEFAULT_LIMIT, 130, True)
 
 
+@pytest.mark.parametrize("making", [0, 1])
+@pytest.mark.parametrize("limit", [0, 1, 50, 1000])
+def test_the_summary_is_the_same_whatever_is_listed(limit: int, making: int) -> None:
+    locked = [fakes.entry(ctl=chain.CTL_LOCK, orig=(0, 0), reply=(0, 0))] * making
+    source = tables(*many(130), *locked, *many(20, proto=17, ctl=0), *many(5, dport=1, left=-1), *many(30, proto=1, dport=8 << 8, ctl=chain.CTL_SEEN_REPLY))
+    reading = read(source, summary=True, limit=limit)
+    assert (len(reading.flows), reading.count, reading.truncated) == (min(limit, 180), 180, limit < 180)
+    assert reading.summary is not None
+    assert (reading.summary["by_proto"], reading.summary["assured"]) == ({"icmp": 30, "tcp": 130, "udp": 20}, 130)
+
+
 def test_no_flows_but_the_summary() -> None:
     reading = read(tables(*many(3)), summary=True, limit=0)
     assert (reading.flows, reading.count) == ([], 3)
@@ -168,7 +179,7 @@ def test_summary() -> None:
     }
     counters = summary["counters"]
     assert (counters["created"], counters["evicted"], counters["related"], counters["tracked"]) == (10, 1, 6, 8)
-    assert counters["deleted"] == {"reset": 1, "expired": 0, "flushed": 2}
+    assert counters["deleted"] == {"reset": 1, "expired": 0, "flushed": 2, "dropped": 0}
     assert (counters["invalid"]["tcp_rst"], counters["untracked"]["not_ip"], counters["ignored"]["tcp_window"]) == (4, 5, 7)
     assert summary["clock"]["jiffies"] == fakes.NOW
     assert summary["timeouts"] == {**chain.TIMEOUTS, "udp": 7}

@@ -9,12 +9,13 @@ import dataclasses
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation, health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 PATHS = bpffs.Paths("/sys/fs/bpf")
 WANT = generation.Want("the sources", {"include/a.h": "a header"}, 65536)
 SETTINGS = chain.settings_value(250, {}, {})
+EMPTY = health.Fault("slot_empty", "jt[3]", "slot 3 (ct) is empty")
 
 
 def program(slot: int, number: int) -> bpf.ProgInfo:
@@ -35,6 +36,8 @@ def found(**changes: t.Any) -> generation.Have:
             spec.name: bpf.MapInfo(200 + number, chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, spec.entries or 0, 0)
             for number, spec in enumerate(specs)
         },
+        since="2026-01-01T00:00:00Z",
+        state=generation.State(3, WANT.made_of, (3,)),
     )
     return dataclasses.replace(whole, **changes)
 
@@ -43,8 +46,12 @@ def link(prog_id: int, ifindex: int = 5) -> bpf.LinkInfo:
     return bpf.LinkInfo(77, prog_id, ifindex, bpf.LINK_TYPE_XDP)
 
 
-def short(have: generation.Have, want: generation.Want = WANT, settings: bytes = SETTINGS) -> list[tuple[str, str, str]]:
-    return [(step.action, step.kind, step.name) for step in generation.plan_present(have, want, settings)]
+def kept(number: int, **changes: t.Any) -> generation.Generation:
+    return dataclasses.replace(generation.Generation(number, f"{number:032x}", since="2025-01-01T00:00:00Z"), **changes)
+
+
+def short(have: generation.Have, want: generation.Want = WANT, settings: bytes = SETTINGS, keep: int = 0) -> list[tuple[str, str, str]]:
+    return [(step.action, step.kind, step.name) for step in generation.plan_present(have, want, settings, generation.Policy(keep))]
 
 
 NOTHING = generation.Have(no_paths=tuple(PATHS.seed_links()))
@@ -82,7 +89,7 @@ def test_settings_of_an_older_release() -> None:
 
 def test_interfaces_go_to_the_new_generation_before_it_is_active() -> None:
     links = {"eth0%2E7": (link(100), "ingress"), "b@ns1": (link(101), "egress"), "gone": (link(100, ifindex=0), "ingress"), "foreign": (link(9), None)}
-    steps = generation.plan_present(found(links=links), OTHER, SETTINGS)
+    steps = generation.plan_present(found(links=links), OTHER, SETTINGS, generation.Policy(0))
     assert [(step.action, step.name) for step in steps] == [("load", "4"), ("replace", "eth0.7"), ("replace", "b@ns1"), ("activate", "4"), ("delete", "3")]
     assert [step.args for step in steps[1:3]] == [(4, "eth0%2E7"), (4, "b@ns1")]
 
@@ -107,14 +114,20 @@ def test_counters_of_another_release_start_anew() -> None:
 
 
 def test_faults_are_the_reason_for_a_new_generation() -> None:
-    step = generation.plan_present(found(faults=("slot 3 (ct) is empty", "the pin of ct is missing")), WANT, SETTINGS)[0]
+    lost = health.Fault("pin_missing", "prog/xdp_3", "the pin of ct is missing")
+    step = generation.plan_present(found(faults=(EMPTY, lost)), WANT, SETTINGS)[0]
     assert (step.action, step.name, step.reason) == ("load", "4", "slot 3 (ct) is empty; the pin of ct is missing")
+
+
+@pytest.mark.parametrize("name", [name for name, kind in health.FAULTS.items() if kind.mend != "generation"])
+def test_no_generation_is_built_for_what_it_does_not_mend(name: str) -> None:
+    assert short(found(faults=(health.Fault(name, "", ""),))) == []
 
 
 def test_what_killed_runs_left_goes_and_their_numbers_are_not_used_again() -> None:
     assert short(found(leftovers=("2", "5_new"))) == [("delete", "generation", "2"), ("delete", "generation", "5_new")]
     steps = short(dataclasses.replace(NOTHING, leftovers=("7", "8_new")))
-    assert steps[0] == ("load", "generation", "8") and steps[-2:] == [("delete", "generation", "7"), ("delete", "generation", "8_new")]
+    assert steps[0] == ("load", "generation", "9") and steps[-2:] == [("delete", "generation", "7"), ("delete", "generation", "8_new")]
 
 
 def test_missing_paths_alone_need_no_compiler() -> None:
@@ -131,6 +144,60 @@ def test_a_layout_that_can_not_be_handed_on() -> None:
     with pytest.raises(ConntrackError, match=r"generation 3 has layout 9, this release has \d+: .*state: absent"):
         generation.plan_present(found(layout=9), OTHER, SETTINGS)
     assert short(found(layout=9)) == [], "while the sources are the same, the layout is"
+
+
+# ---------------------------------------------------------------- what is kept, what is written down
+@pytest.mark.parametrize(
+    ("keep", "gone"),
+    [(0, ["3", "2", "1"]), (1, ["2", "1"]), (2, ["1"]), (3, []), (16, [])],
+)
+def test_the_last_good_generations_are_kept(keep: int, gone: list[str]) -> None:
+    have = found(kept=(kept(2), kept(1)), state=generation.State(3, WANT.made_of, (1, 2, 3)))
+    assert [name for action, dummy, name in short(have, OTHER, keep=keep) if action == "delete"] == gone
+
+
+def test_fewer_are_kept_without_a_new_one() -> None:
+    have = found(kept=(kept(2), kept(1)))
+    assert short(have, keep=2) == []
+    assert short(have, keep=1) == [("delete", "generation", "1")]
+
+
+def test_a_generation_that_is_not_whole_is_not_kept() -> None:
+    have = found(kept=(kept(2, faults=(EMPTY,)), kept(1)))
+    steps = generation.plan_present(have, WANT, SETTINGS, generation.Policy(1))
+    assert [(step.name, step.reason) for step in steps] == [("2", "slot 3 (ct) is empty")]
+    broken = dataclasses.replace(have, faults=(health.Fault("pin_missing", "prog/xdp_3", "the pin of ct is missing"),))
+    assert [name for action, dummy, name in short(broken, keep=1) if action == "delete"] == ["3", "2"]
+
+
+def test_what_was_rolled_back_from_goes() -> None:
+    have = found(kept=(kept(5), kept(4), kept(2)))
+    assert [one.number for one in have.rejected] == [5, 4] and [one.number for one in have.earlier] == [2]
+    assert short(have, keep=1) == [("delete", "generation", "5"), ("delete", "generation", "4")]
+    assert short(have, OTHER, keep=1)[0] == ("load", "generation", "6")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [generation.State(), generation.State(2, WANT.made_of, (3,)), generation.State(3, None, ()), generation.State(3, OTHER.made_of, (3,))],
+)
+def test_what_is_not_written_down_is_written_again(state: generation.State) -> None:
+    assert short(found(state=state)) == [("change", "manifest", "3")]
+    assert ("change", "manifest", "3") not in short(found(state=state), OTHER), "the new one's is written with it"
+
+
+def test_settings_are_written_down_with_their_change() -> None:
+    want = dataclasses.replace(WANT, timeouts={"udp": 7})
+    assert short(found(), want, chain.settings_value(250, {"udp": 7}, {})) == [("change", "map", "settings")]
+
+
+def test_files_of_generations_that_are_gone_go() -> None:
+    state = generation.State(3, WANT.made_of, (1, 2, 3, 9), ("4.json.new",))
+    assert short(found(state=state, kept=(kept(2),)), keep=1) == [("delete", "manifest", name) for name in ("1.json", "9.json", "4.json.new")]
+    after_a_reboot = dataclasses.replace(NOTHING, state=state)
+    assert short(after_a_reboot)[0] == ("load", "generation", "10")
+    assert [name for action, dummy, name in short(after_a_reboot) if action == "delete"] == ["1.json", "2.json", "3.json", "9.json", "4.json.new"]
+    assert len(generation.plan_absent(after_a_reboot)) == 5
 
 
 # ---------------------------------------------------------------- absent
@@ -163,12 +230,15 @@ def test_taking_away_is_refused_while_attached() -> None:
         ({"timeouts": {"sctp": 5}}, f"timeouts: 'sctp' is not valid: known are {', '.join(chain.TIMEOUTS)}."),
         ({"knobs": {"tcp_max_retrans": 256}}, "settings.tcp_max_retrans: 256 is not valid: give 1 to 255."),
         ({"knobs": {"tcp_loose": 2}}, "settings.tcp_loose: 2 is not valid: give 0 to 1."),
+        ({"keep": 17}, "keep: 17 is not valid: give 0 to 16 generations."),
+        ({"keep": -1}, "keep: -1 is not valid: give 0 to 16 generations."),
         ({"knobs": {"nf_x": 1}}, f"settings: 'nf_x' is not valid: known are {', '.join(chain.KNOBS)}."),
     ],
 )
 def test_bad_values(changes: dict[str, t.Any], message: str) -> None:
+    policy = generation.Policy(changes.get("keep", 1))
     with pytest.raises(ConntrackError) as raised:
-        generation.check(dataclasses.replace(WANT, **changes))
+        generation.check(dataclasses.replace(WANT, **{name: value for name, value in changes.items() if name != "keep"}), policy)
     assert raised.value.message == message
 
 
@@ -189,12 +259,22 @@ def test_the_digest_covers_all_that_is_compiled() -> None:
 
 # ---------------------------------------------------------------- output
 def test_facts() -> None:
-    facts = generation.facts(found(faults=("slot 3 (ct) is empty",)), PATHS)
-    assert (facts["generation"], facts["healthy"], facts["faults"]) == (3, False, ["slot 3 (ct) is empty"])
+    facts = generation.facts(found(faults=(EMPTY,)), PATHS)
+    assert (facts["generation"], facts["healthy"]) == (3, False)
+    assert facts["faults"] == [{"fault": "slot_empty", "object": "jt[3]", "detail": "slot 3 (ct) is empty"}]
     assert facts["programs"][0] == {"slot": 0, "name": "ingress", "id": 100, "tag": "ab" * 8, "pin": "/sys/fs/bpf/prog/xdp_0"}
     (ctt,) = (entry for entry in facts["maps"] if entry["name"] == "ctt")
     assert (ctt["type"], ctt["max_entries"], ctt["pin"]) == ("lru_hash", 65536, "/sys/fs/bpf/map/ctt")
     assert facts["settings"] == {"hz": 250, "timeouts": chain.TIMEOUTS, **chain.KNOBS}
+    assert (facts["since"], facts["kept"]) == ("2026-01-01T00:00:00Z", [])
+
+
+def test_facts_of_what_is_kept() -> None:
+    older = {"digest": f"{2:032x}", "since": "2025-01-01T00:00:00Z", "faults": []}
+    assert generation.facts(found(kept=(kept(4), kept(2))), PATHS)["kept"] == [
+        {**older, "generation": 4, "digest": f"{4:032x}", "rejected": True},
+        {**older, "generation": 2, "rejected": False},
+    ]
 
 
 def test_facts_of_nothing() -> None:
@@ -208,4 +288,6 @@ def test_facts_of_nothing() -> None:
         "programs": [],
         "maps": [],
         "settings": {},
+        "since": None,
+        "kept": [],
     }

@@ -1,0 +1,228 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The state directory: what each generation is made of, so that it can be built again, after a reboot too.
+
+Layout, for one ``pin_root``::
+
+    <state_dir>/<pin_root, encoded>/<N>.json           the manifest of generation N, as long as that is pinned
+    <state_dir>/<pin_root, encoded>/active -> <N>.json the generation in use
+
+A manifest is written before its generation is active and goes with it. The pins are what counts: where the two disagree, the next run
+mends the directory. What others need is read(), which gives a generation_model.Want that can be built::
+
+    want = state.read(paths, number)           # of one generation that is pinned
+    want = state.read(paths, state.active(paths))  # of the one that is, or before a reboot was, in use
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import typing as t
+
+from . import bpffs, render
+from .bpffs import Paths
+from .errors import ConntrackError, bad_value
+from .generation_model import State, Want
+
+_SUFFIX = ".json"
+_ACTIVE = "active"
+_UNFINISHED = ".new"
+
+
+# ---------------------------------------------------------------- reading
+def _directory(paths: Paths) -> str:
+    return os.path.join(paths.state_dir, bpffs.encode(paths.pin_root.lstrip("/")))
+
+
+def manifest(paths: Paths, number: int) -> str:
+    """Return the path of one generation's manifest."""
+    return os.path.join(_directory(paths), f"{number}{_SUFFIX}")
+
+
+def active_link(paths: Paths) -> str:
+    """Return the path of the symlink to the manifest of the generation in use."""
+    return os.path.join(_directory(paths), _ACTIVE)
+
+
+def _number(name: str) -> int | None:
+    """Return the generation whose manifest has that name; None for other files."""
+    stem, dummy, suffix = name.partition(".")
+    return int(stem) if f".{suffix}" == _SUFFIX and stem.isdigit() else None
+
+
+def _load(paths: Paths, number: int) -> dict[str, t.Any] | None:
+    """Return a manifest; None where there is none that can be read."""
+    try:
+        with open(manifest(paths, number), encoding="utf-8") as file:
+            found = json.load(file)
+        return found if isinstance(found, dict) and isinstance(found["made_of"], dict) else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def read(paths: Paths, number: int | None) -> Want | None:
+    """Return what a generation is made of; None where no manifest tells, or not the whole of it.
+
+    :raises OSError: where the manifest is there and may not be read.
+    """
+    found = None if number is None else _load(paths, number)
+    if found is None:
+        return None
+    try:
+        want = Want.of(*render.unpack(found["rendered"]), found["made_of"])
+    except (ConntrackError, KeyError, TypeError):
+        return None
+    return want if want.digest == found["made_of"].get("digest") else None
+
+
+def active(paths: Paths) -> int | None:
+    """Return the number of the generation in use, or before a reboot in use, as the state directory has it."""
+    try:
+        name = os.readlink(active_link(paths))
+    except OSError:
+        return None
+    return _number(name)
+
+
+def look(paths: Paths) -> State:
+    """Return what is there.
+
+    :raises OSError: where it may not be read.
+    """
+    try:
+        names = sorted(os.listdir(_directory(paths)))
+    except (FileNotFoundError, NotADirectoryError):
+        return State()
+    number = active(paths)
+    found = None if number is None else _load(paths, number)
+    numbers = (one for one in map(_number, names) if one is not None)
+    strays = tuple(name for name in names if name != _ACTIVE and _number(name) is None)
+    return State(number, found["made_of"] if found else None, tuple(sorted(numbers)), strays)
+
+
+# ---------------------------------------------------------------- writing
+def check(paths: Paths) -> None:
+    """Check without changing anything that the state directory can be written to.
+
+    :raises ConntrackError: naming the path that is in the way.
+    """
+    where = paths.state_dir
+    if not os.path.isabs(where) or os.path.normpath(where) != where:
+        raise bad_value("state_dir", where, f"give the absolute path of a directory, as {bpffs.STATE_DIR}")
+    nearest = _directory(paths)
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.isdir(nearest):
+        raise bad_value("state_dir", where, f"{nearest} is not a directory; give another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise bad_value("state_dir", where, f"{nearest} can not be written to; run as root, mount it writable, or give another directory")
+
+
+@contextlib.contextmanager
+def _named(path: str) -> t.Iterator[None]:
+    """:raises ConntrackError: for what the file system refuses: a full disk, a read-only one."""
+    try:
+        yield
+    except OSError as exc:
+        raise ConntrackError(
+            f"{path}: the manifest of the generation can not be kept: {exc.strerror}. Make room or rights for it, or give another state_dir."
+        ) from exc
+
+
+def write(paths: Paths, number: int, want: Want) -> None:
+    """Write a generation's manifest: as a whole or not at all, and on the disk when this returns.
+
+    :raises ConntrackError: naming the path, where the file system refuses.
+    """
+    path = manifest(paths, number)
+    content = {
+        "generation": number,
+        "pin_root": paths.pin_root,
+        "made_of": want.made_of,
+        "rendered": render.pack(want.text, want.headers),
+        "boot_id": boot_id(),
+        "written": now(),
+    }
+    with _named(path):
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        try:
+            with open(path + _UNFINISHED, "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(path + _UNFINISHED, path)
+        except OSError:
+            _unlink(path + _UNFINISHED)
+            _tidy(paths)
+            raise
+        _sync(os.path.dirname(path))
+
+
+def activate(paths: Paths, number: int | None) -> None:
+    """Call a generation the one in use; None: none.
+
+    :raises ConntrackError: naming the path, where the file system refuses.
+    """
+    path = active_link(paths)
+    with _named(path):
+        if number is None:
+            bpffs.remove_symlink("", path)
+            _tidy(paths)
+        else:
+            bpffs.swap_symlink(f"{number}{_SUFFIX}", path)
+            _sync(os.path.dirname(path))
+
+
+def forget(paths: Paths, name: str) -> None:
+    """Remove one file, and the directories that are empty then."""
+    _unlink(os.path.join(_directory(paths), name))
+    _tidy(paths)
+
+
+def forget_generation(paths: Paths, number: int) -> None:
+    """Remove a generation's manifest, and the directories that are empty then."""
+    forget(paths, f"{number}{_SUFFIX}")
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(path)
+
+
+def _tidy(paths: Paths) -> None:
+    for directory in (_directory(paths), paths.state_dir):
+        with contextlib.suppress(OSError):  # not there, or in use
+            os.rmdir(directory)
+
+
+def _sync(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> str:
+    """Return what the kernel names this boot by."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def now() -> str:
+    """Return this instant as it is shown, in UTC."""
+    return shown(datetime.datetime.now(datetime.timezone.utc).timestamp())
+
+
+def shown(seconds: float) -> str:
+    """Return an instant, seconds since 1970, as it is shown.
+
+    >>> shown(0)
+    '1970-01-01T00:00:00Z'
+    """
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

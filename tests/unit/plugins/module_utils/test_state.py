@@ -1,0 +1,128 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is written down of generations, and read again; no root, a temporary directory is the state directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, generation, guests, state
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+WANT = generation.Want(
+    "the sources",
+    {"include/a.h": "a header"},
+    65536,
+    {"udp": 7},
+    {"tcp_loose": 0},
+    1024,
+    pinned=(guests.Pinned(4, "/sys/fs/bpf/acl", 77, "ab" * 8),),
+)
+
+
+@pytest.fixture
+def paths(tmp_path: pathlib.Path) -> bpffs.Paths:
+    return bpffs.Paths("/sys/fs/bpf/lab", str(tmp_path / "lib/state"))
+
+
+def test_what_is_written_is_read_again(paths: bpffs.Paths) -> None:
+    state.write(paths, 3, WANT)
+    assert state.read(paths, 3) == WANT
+    assert state.read(paths, 4) is None and state.read(paths, None) is None
+    assert state.look(paths) == generation.State(None, None, (3,))
+    state.activate(paths, 3)
+    assert state.look(paths) == generation.State(3, WANT.made_of, (3,))
+    assert state.read(paths, state.active(paths)) == WANT
+
+
+def test_made_of_is_the_same_after_a_round_trip(paths: bpffs.Paths) -> None:
+    state.write(paths, 3, WANT)
+    read = state.read(paths, 3)
+    assert read is not None and read.made_of == WANT.made_of == json.loads(json.dumps(WANT.made_of))
+
+
+def test_every_field_tells_wants_apart() -> None:
+    changes = {"text": "others", "table_size": 1, "timeouts": {}, "knobs": {}, "table_size6": 1, "pinned": ()}
+    assert all(dataclasses.replace(WANT, **{name: value}).made_of != WANT.made_of for name, value in changes.items())  # type: ignore[arg-type]
+
+
+def test_manifest(paths: bpffs.Paths) -> None:
+    state.write(paths, 3, WANT)
+    path = pathlib.Path(state.manifest(paths, 3))
+    assert path.parent.name == "sys%2Ffs%2Fbpf%2Flab"
+    found = json.loads(path.read_text("utf-8"))
+    assert (found["generation"], found["pin_root"], found["boot_id"]) == (
+        3,
+        "/sys/fs/bpf/lab",
+        pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+    )
+    assert found["made_of"]["digest"] == WANT.digest and found["written"].endswith("Z")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "no JSON", '{"made_of": {}}', '{"made_of": {"digest": "x"}, "rendered": "x"}'])
+def test_a_damaged_manifest_tells_nothing(paths: bpffs.Paths, content: str) -> None:
+    state.write(paths, 3, WANT)
+    state.activate(paths, 3)
+    pathlib.Path(state.manifest(paths, 3)).write_text(content, "utf-8")
+    assert state.read(paths, 3) is None
+
+
+def test_a_manifest_whose_text_was_changed_tells_nothing(paths: bpffs.Paths) -> None:
+    state.write(paths, 3, WANT)
+    path = pathlib.Path(state.manifest(paths, 3))
+    found = json.loads(path.read_text("utf-8"))
+    state.write(paths, 3, dataclasses.replace(WANT, text="other sources"))
+    other = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**found, "rendered": other["rendered"]}), "utf-8")
+    assert state.read(paths, 3) is None
+
+
+def test_an_older_release_knew_fewer_fields(paths: bpffs.Paths) -> None:
+    state.write(paths, 3, WANT)
+    path = pathlib.Path(state.manifest(paths, 3))
+    found = json.loads(path.read_text("utf-8"))
+    for name in ("table_size6", "knobs"):
+        del found["made_of"][name]
+    path.write_text(json.dumps({**found, "made_of": {**found["made_of"], "unheard": 1}}), "utf-8")
+    assert state.read(paths, 3) == dataclasses.replace(WANT, table_size6=65536, knobs={})
+
+
+def test_all_of_it_goes(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "lib").mkdir()
+    for number in (3, 4):
+        state.write(paths, number, WANT)
+        state.activate(paths, number)
+    state.activate(paths, None)
+    state.forget_generation(paths, 3)
+    assert state.look(paths).numbers == (4,)
+    state.forget_generation(paths, 4)
+    state.forget_generation(paths, 4)
+    assert os.listdir(tmp_path / "lib") == []
+
+
+def test_strays(paths: bpffs.Paths) -> None:
+    state.write(paths, 3, WANT)
+    directory = pathlib.Path(state.manifest(paths, 3)).parent
+    for name in ("4.json.new", "active%new", "note.json", "x"):
+        (directory / name).touch()
+    assert state.look(paths) == generation.State(None, None, (3,), ("4.json.new", "active%new", "note.json", "x"))
+
+
+def test_check(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
+    state.check(paths)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "lib").touch()
+    for where, words in (
+        ("state", "give the absolute path of a directory, as /var/lib/ebpf_conntrack"),
+        ("/var/../lib", "give the absolute path"),
+        (str(tmp_path / "lib/state"), f"{tmp_path}/lib is not a directory"),
+        ("/proc/1/state", "/proc/1 can not be written to; run as root"),
+    ):
+        with pytest.raises(ConntrackError) as raised:
+            state.check(dataclasses.replace(paths, state_dir=where))
+        assert raised.value.message.startswith(f"state_dir: {where!r} is not valid: ") and words in raised.value.message
