@@ -28,8 +28,8 @@ from .errors import ConntrackError
 from .flow_output import Writer
 from .plan import Step
 
-#: Rows read at once: enough to make the calls cheap, few enough to stay in the CPU's cache.
-BATCH = 4096
+#: Rows read at once: enough to make the calls cheap, few enough that what is made of them stays in the CPU's cache.
+BATCH = 1024
 _U64 = struct.Struct("=Q")
 _INDEX = struct.Struct("=I")
 
@@ -119,7 +119,8 @@ class FlowTables:
 
     def counters(self) -> dict[str, int]:
         """Return the chain's counters by name, with what user space deleted added."""
-        values = {name: sum(cpu[name] for cpu in self.cpu_counters()) for name in chain.COUNTERS}
+        cpus = self.cpu_counters()
+        values = {name: sum(cpu[name] for cpu in cpus) for name in chain.COUNTERS}
         for index, name in enumerate(chain.DELETIONS):
             values[name] += self._u64(self._deletions, index)
         return values
@@ -211,9 +212,10 @@ class _Pass:
     :param as_bytes: give addresses as bytes.
     :param packed: give rows with their packed key and value.
     :param keep: so many flows are wanted, the others need only be counted; None for all.
+    :param summary: whether to count the flows of each shape.
     """
 
-    def __init__(self, source: Source, query: flow_filter.Query, as_bytes: bool, packed: bool, keep: int | None) -> None:
+    def __init__(self, source: Source, query: flow_filter.Query, as_bytes: bool, packed: bool, keep: int | None, summary: bool) -> None:
         self.clock = source.clock()
         self.entries: dict[str, int] = {opened.table.name: 0 for opened in source.tables}
         self.shapes: collections.Counter[flow.Shape] = collections.Counter()
@@ -222,6 +224,7 @@ class _Pass:
         self._source = source
         self._query = query
         self._keep = keep
+        self._summary = summary
         self._packed = packed or query.sort is not None
         self._group_columns = [flow.ALL_COLUMNS[name] for name in query.group_by]
         self._decoders = [flow.Decoder(opened.table, self.clock, as_bytes) for opened in source.tables]
@@ -251,7 +254,8 @@ class _Pass:
                 rows = decoder.packed_rows(keys, values) if self._packed else decoder.rows(keys, values)
                 flows = list(decoder.flows(flow_filter.choose(rows, tests)))
                 self.count += len(flows)
-                self.shapes.update(map(operator.itemgetter(0), flows))
+                if self._summary:
+                    self.shapes.update(map(operator.itemgetter(0), flows))
                 if self._group_columns:
                     self._group(flows)
                 yield index, flows
@@ -319,7 +323,7 @@ def read(
     """
     listed = flow_filter.DEFAULT_LIMIT if query.limit is None else query.limit
     written = query.limit if writer else listed
-    one_pass = _Pass(source, query, bool(writer and writer.as_bytes), window, written)
+    one_pass = _Pass(source, query, bool(writer and writer.as_bytes), window, written, summary)
     may_stop = written is not None and query.sort is None and not summary and not query.group_by
     flows: list[flow.Record] = []
     passed, complete = 0, True

@@ -4,7 +4,8 @@
 """Reading the flow table: the collection's reader next to a bare batch read, to bpftool and to `conntrack -L`.
 
 The table is that of a loaded chain, filled with copies of a connection that went through it. nf_conntrack's is filled with as
-many connections in a namespace of its own, as far as the host's nf_conntrack_max lets it.
+many connections in a namespace of its own; the host's nf_conntrack_max is raised for that long where it is too low, which is
+possible in the host's own network namespace only.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import collections.abc as c
 import contextlib
 import functools
 import mmap
+import os
 import pathlib
 import re
 import secrets
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import typing as t
@@ -30,9 +33,13 @@ from chain_under_test import Chain
 
 #: Highest ratio of the summary to the bare batch read, and of JSON lines to `conntrack -L`.
 GOAL_SUMMARY, GOAL_LINES = 1.5, 0.5
+#: Most MB that writing all flows may take, however many they are.
+GOAL_MEMORY = 64
 
 #: A port that no flow of the benchmark has.
 NO_PORT = 1
+#: Connections of others that nf_conntrack shall have room for besides.
+SPARE = 10_000
 LIMIT = pathlib.Path("/proc/sys/net/netfilter/nf_conntrack_max")
 
 
@@ -92,6 +99,42 @@ def read(under_test: Chain, count: int, words: dict[str, object], form: str | No
     return took
 
 
+#: What a process of its own does to write all flows as JSON lines and tell the most memory that it took; the words are pin_root and the file.
+READER = """
+import sys
+from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_filter, flow_output, flow_table
+with flow_table.FlowTables(sys.argv[1]) as source, open(sys.argv[2], "wb") as out:
+    flow_table.read(source, flow_filter.parse_query({}), flow_output.writer("jsonl"), out.write, summary=False)
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+"""
+
+
+def megabytes(pin_root: str) -> harness.Sample:
+    """Return the most memory that a process takes which writes all flows."""
+    with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as script:
+        script.write(f"import sys\nsys.path[:0] = {sys.path!r}\n{READER}")
+        script.flush()
+        return harness.Sample((int(harness.command([sys.executable, script.name, pin_root, os.devnull])) / 1024,))
+
+
+@contextlib.contextmanager
+def room_for(count: int) -> c.Iterator[bool]:
+    """Let nf_conntrack hold ``count`` connections; says whether it can."""
+    try:
+        before = LIMIT.read_text(encoding="ascii")
+        if int(before) < count:
+            LIMIT.write_text(str(count), encoding="ascii")
+    except OSError:  # no nf_conntrack, or not the host's own network namespace
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        if int(before) < count:
+            LIMIT.write_text(before, encoding="ascii")
+
+
 @contextlib.contextmanager
 def kernel_table(count: int) -> c.Iterator[str]:
     """Give a namespace whose nf_conntrack holds ``count`` connections."""
@@ -131,11 +174,12 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
                 "conntrack form": functools.partial(read, under_test, count, {}, "conntrack", False),
                 "bpftool": functools.partial(printed, ["bpftool", "-j", "map", "dump", "pinned", pin], b'"key"', count),
             }
-            kernel = count <= int(LIMIT.read_text(encoding="ascii")) if LIMIT.exists() else False
+            kernel = stack.enter_context(room_for(count + SPARE))
             if kernel:
-                name = stack.enter_context(kernel_table(count))
-                cases["conntrack -L"] = functools.partial(printed, ["ip", "netns", "exec", name, "conntrack", "-L"], b"ESTABLISHED", count)
+                listing = ["ip", "netns", "exec", stack.enter_context(kernel_table(count)), "conntrack", "-L"]
+                cases["conntrack -L"] = functools.partial(printed, listing, b"ESTABLISHED", count)
             got = harness.interleave(cases, rounds)
+            memory = megabytes(under_test.pin_root)
         flows = f"{count // 1000}k flows" if count < 1_000_000 else f"{count // 1_000_000}M flows"
         yield harness.Row("read", f"{flows}: summary", "s", got["summary"], "bare batch read", got["bare"], GOAL_SUMMARY)
         yield harness.Row("read", f"{flows}: filter that none passes", "s", got["none"], "bare batch read", got["bare"])
@@ -144,3 +188,4 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
         if kernel:
             yield harness.Row("read", f"{flows}: JSON lines", "s", got["jsonl"], "conntrack -L", got["conntrack -L"], GOAL_LINES)
             yield harness.Row("read", f"{flows}: conntrack form", "s", got["conntrack form"], "conntrack -L", got["conntrack -L"])
+        yield harness.Row("read", f"{flows}: JSON lines, peak memory", "MB", memory, goal=GOAL_MEMORY, absolute=True)
