@@ -16,6 +16,7 @@ enum found_bits {
 	FOUND_SEEN_REPLY = 1 << 3,	/* that side was heard */
 	FOUND_ASSURED = 1 << 4,
 	FOUND_EGRESS = 1 << 5,	/* the flow was begun on the egress hook */
+	FOUND_WAS_ASSURED = 1 << 6,	/* it was assured before this packet */
 };
 
 /*
@@ -178,6 +179,17 @@ struct guest_count {
 	u64 seen;	/* frames that came to the guest */
 	u64 passed;	/* that it sent on by guest_next() */
 	u64 dropped;	/* by guest_drop(); what is left it took out of the chain by itself */
+};
+
+/* An interface whose packets may be forwarded, by its number and address: numbers repeat between namespaces. */
+struct port_key {
+	u32 ifindex;
+	u8 mac[ETH_ALEN];
+	u16 reserved;
+};
+
+enum port_flag {
+	PORT_TRANSMITS = 1 << 0,	/* its driver takes redirected frames */
 };
 
 #define FRAG_RANGES	16

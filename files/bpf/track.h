@@ -246,7 +246,7 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	struct tcp_seg seg = {};
 	struct ct_half *half;
 	struct ct_entry *e;
-	u8 dir, new;
+	u8 dir, new, before;
 
 	if (!set)
 		return outcome(ctx, COUNT_UNTRACKED_NO_ENTRY, chained);
@@ -258,6 +258,7 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	if (!e)
 		return outcome(ctx, why, chained);
 	dir = ct_dir(f, ctl, src_hi);
+	before = (ctl & CTL_ASSURED) / CTL_ASSURED * FOUND_WAS_ASSURED;
 
 	switch (f->proto) {
 	case IPPROTO_TCP:
@@ -316,5 +317,5 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	} else {
 		ctl_unlock(&e->ctl, ctl);
 	}
-	return finish(ctx, found_of(res.outcome, ctl, new | dir * FOUND_REPLY), chained);
+	return finish(ctx, found_of(res.outcome, ctl, new | before | dir * FOUND_REPLY), chained);
 }

@@ -46,8 +46,9 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
             given["fused"] = boolean(args["fused"])
         except TypeError:
             raise bad_value("fused", args["fused"], "give true or false") from None
-    if args.get("checksum") is not None:
-        given["checksum"] = "off" if args["checksum"] is False else str(args["checksum"])  # YAML takes a bare off for false
+    for name in ("checksum", "forward"):
+        if args.get(name) is not None:
+            given[name] = "off" if args[name] is False else str(args[name])  # YAML takes a bare off for false
     return Settings(**given)
 
 

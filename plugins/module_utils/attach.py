@@ -20,8 +20,8 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, health, netns, plan, verify
-from .chain import HOOKS, SLOTS
+from . import bpf, bpffs, health, netns, plan, ports, verify
+from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
 
 MODES = ("auto", "native", "generic")
@@ -138,6 +138,7 @@ class Have:
     :ivar ifindex: 0 when there is no such interface.
     :ivar missing: why there is no such interface, "" when there is one.
     :ivar too_long: the MTU that keeps this veth from native XDP, None when nothing does.
+    :ivar port: what the chain has to know to forward through it; None where its frames are not Ethernet.
     """
 
     pin: str
@@ -146,6 +147,7 @@ class Have:
     missing: str = ""
     attached: Attached | None = None
     too_long: int | None = None
+    port: ports.Port | None = None
 
 
 def _pinned_link(path: str) -> bpf.LinkInfo | None:
@@ -244,7 +246,9 @@ def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], progr
             where = "the host's namespace" if want.netns is None else f"namespace {want.netns}"
             return dataclasses.replace(have, missing=f"{want.field}.name: there is no interface {want.name!r} in {where}; there are: {there}.")
         attached = _attached(facts, pin, pins, programs)
-        return dataclasses.replace(have, ifindex=facts.ifindex, attached=attached, too_long=_too_long(facts))
+        mode = attached.mode if attached else None
+        port = ports.Port(want.label, facts.ifindex, facts.mac, ports.transmits(facts, mode)) if ports.is_ethernet(facts) else None
+        return dataclasses.replace(have, ifindex=facts.ifindex, attached=attached, too_long=_too_long(facts), port=port)
 
 
 def _too_long(facts: bpf.LinkFacts) -> int | None:
@@ -571,6 +575,35 @@ class Applier:
             raise
 
 
+# ---------------------------------------------------------------- forwarding
+def _converge_ports(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have], check_mode: bool) -> plan.Plan:
+    """Let the chain know the interfaces between which it forwards, where it does: the plan that was needed.
+
+    Whether an interface takes redirected frames depends on what is attached, so this is planned when all is.
+    """
+    if not os.path.exists(paths.map("ports")):
+        return []
+    with bpf.closing(bpf.obj_get(paths.map("meta"))) as meta:
+        if not health.read_meta(meta)["forward"]:
+            return []
+    with bpf.closing(bpf.obj_get(paths.map("ports"))) as fd:
+        wanted = [have.port for want, have in zip(wants, haves) if want.hook in TRACKING_HOOKS and have.port is not None]
+        steps = ports.make_plan(ports.read(fd), wanted, _other_ports(paths, wants))
+        if not check_mode:
+            plan.apply(steps, lambda step: ports.do(fd, step))
+        return steps
+
+
+def _other_ports(paths: bpffs.Paths, wants: t.Sequence[Want]) -> t.Iterator[bytes]:
+    """Return the keys of the ports that are attached, and that this run is not about."""
+    spoken_of = {paths.link(want.netns, want.name) for want in wants}
+    for pin in held(paths).keys() - spoken_of:
+        namespace, name = bpffs.interface_of(os.path.basename(pin))
+        with contextlib.suppress(ConntrackError), netns.entered(namespace):  # gone, or renamed: no port until it is attached again
+            facts = bpf.link_facts(name)
+            yield ports.Port(name, facts.ifindex, facts.mac, False).key
+
+
 # ---------------------------------------------------------------- the whole
 def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
     """Return one item of the result; ``step`` is a step that check mode did not do."""
@@ -614,6 +647,7 @@ def converge(
             with contextlib.suppress(OSError):
                 os.rmdir(paths.link_dir)  # only when the last link is gone
         todo = {step.args.want: step for step in steps} if check_mode else {}
+        steps = steps + _converge_ports(paths, wants, haves, check_mode)
         result = {
             "changed": bool(steps),
             "plan": plan.as_dicts(steps),

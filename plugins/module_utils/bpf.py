@@ -249,6 +249,7 @@ class LinkFacts(t.NamedTuple):
     :ivar peer_nsid: the id that this namespace has for the peer's, None when the peer lives here.
     :ivar xdp: the attached program's id by mode: ``native``, ``generic``, ``offload``.
     :ivar received: frames since the interface was made.
+    :ivar mac: its hardware address, b"" where it has none.
     """
 
     ifindex: int
@@ -259,6 +260,7 @@ class LinkFacts(t.NamedTuple):
     peer_nsid: int | None
     xdp: dict[str, int]
     received: int
+    mac: bytes = b""
 
 
 # ---------------------------------------------------------------- calling libbpf
@@ -635,7 +637,8 @@ _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 18, 19
 _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLA_F_NESTED, _NLA_TYPE_MASK = 2, 1, 4, 0x200, 1 << 15, 0x3FFF
 _NLMSGERR_ATTR_MSG = 1
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 3, 4, 5, 18, 23, 37, 43, 46
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
+_IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 23, 37, 43, 46
 _IFLA_INFO_KIND = 1
 _IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = 1, 2, 3, 4, 8
 _XDP_MODES = {1: "native", 2: "generic", 3: "offload"}  # enum xdp_attached; 4 is "several", each with an attribute of its own
@@ -715,6 +718,7 @@ def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
         peer_nsid=struct.unpack("=i", peer_nsid)[0] if peer_nsid else None,
         xdp=programs,
         received=struct.unpack_from("=Q", found[_IFLA_STATS64])[0],  # struct rtnl_link_stats64 starts with rx_packets
+        mac=found.get(_IFLA_ADDRESS, b""),
     )
 
 

@@ -27,6 +27,8 @@ SLOTS = {
     "egress": 1,
     "prs_end": 2,
     "ct": 3,
+    "forward": 6,
+    "pass": 7,
     "prs_eth": 10,
     "prs_ipv4": 11,
     "prs_icmp": 12,
@@ -41,13 +43,14 @@ SLOTS = {
 }
 JT_ENTRIES = 30
 #: Slots left to programs of somebody else, which run in this order between the tracker and prs_end; 4 and 5 carry the seed's names.
-#: 6 to 9 are kept for stages to come.
+#: 8 and 9 are kept for stages to come.
 GUEST_SLOTS = {"acl": 4, "nat": 5, **{str(slot): slot for slot in range(21, JT_ENTRIES)}}
 #: What is counted of each guest, in the order of struct guest_count (files/bpf/guest.h.j2).
 GUEST_COUNTS = ("seen", "passed", "dropped")
 
-#: The hooks: the programs that may be attached to an interface.
-HOOKS = ("ingress", "egress")
+#: The hooks: the programs that may be attached to an interface. ``pass`` tracks nothing: a veth whose other end is redirected to needs a program.
+HOOKS = ("ingress", "egress", "pass")
+TRACKING_HOOKS = ("ingress", "egress")
 
 #: What each entry of ``meta`` (ARRAY of u64) means.
 META = {
@@ -59,6 +62,7 @@ META = {
     "generation": 5,
     "digest_high": 6,  # the first 128 bits of the source digest
     "digest_low": 7,
+    "forward": 8,  # position in FORWARDS; written by the chain's first frame
 }
 
 #: Counters: index in the per-CPU array ``stats`` is the position here. Every frame that enters the chain adds one to
@@ -108,6 +112,13 @@ EVENTS = (
     ("deleted_flushed", "entries that an operator deleted"),
     ("deleted_dropped", "entries that began with a packet which a guest dropped"),
     ("insert_failed", "entries that could not be made"),
+    ("forwarded", "packets forwarded past the stack"),
+    ("forward_unusual", "left to the stack: tagged, with IP options or extension headers, or longer than the IP packet in it"),
+    ("forward_ttl", "left to the stack: the TTL is used up"),
+    ("forward_mtu", "left to the stack: longer than the route's MTU"),
+    ("forward_route", "left to the stack: no route leads on, forwarding is off, it is for this host, or it would go back where it came from"),
+    ("forward_neighbour", "left to the stack: the next hop's address is not known yet"),
+    ("forward_port", "left to the stack: not addressed to an attached interface, or routed to one that takes no redirected frames"),
 )
 COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
 
@@ -294,6 +305,11 @@ CRC32C_TABLES = crc32c_tables()
 SETTINGS_STRUCT = struct.Struct(f"={len(TCP_ROWS)}Q{len(SCTP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I{len(CRC32C_TABLES)}I")
 SETTINGS_BYTES = (SETTINGS_STRUCT.size + 7) // 8 * 8
 
+#: What is forwarded past the stack.
+FORWARDS = ("off", "established", "all")
+#: Most interfaces between which it is.
+PORTS = 1024
+
 #: Entries of each flow table when nothing else is asked for.
 TABLE_SIZE = 1 << 16
 
@@ -328,7 +344,7 @@ class MapSpec:
 def maps(table_size: int = TABLE_SIZE, table_size6: int = TABLE_SIZE) -> tuple[MapSpec, ...]:
     """Return the chain's maps for flow tables of ``table_size`` IPv4 and ``table_size6`` IPv6 entries."""
     return (
-        MapSpec("meta", "array", None, "u64", 4, 8, 8, False),
+        MapSpec("meta", "array", None, "u64", 4, 8, len(META), False),
         MapSpec("jt", "prog_array", None, "u32", 4, 4, JT_ENTRIES, False),
         MapSpec("settings", "array", None, "struct ct_settings", 4, SETTINGS_BYTES, 1, False),
         MapSpec("stats", "percpu_array", None, "u64", 4, 8, len(COUNTERS), True),
@@ -337,6 +353,7 @@ def maps(table_size: int = TABLE_SIZE, table_size6: int = TABLE_SIZE) -> tuple[M
         MapSpec("ctt", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, table_size, True),
         MapSpec("ctt6", "lru_hash", "struct ct_key6", "struct ct_entry", KEY6.size, ENTRY.size, table_size6, True),
         MapSpec("frags", "lru_hash", "struct frag_key", "struct frag_queue", 40, FRAG_QUEUE_BYTES, FRAG_QUEUES, True),
+        MapSpec("ports", "hash", "struct port_key", "u32", 12, 4, PORTS, True),
         MapSpec("scratch", "percpu_array", None, "struct scratch", 4, SCRATCH_BYTES, 1, False),
     )
 

@@ -370,6 +370,8 @@ def counter_summary(counters: t.Mapping[str, int], entries: int) -> dict[str, t.
         "deleted": deleted,
         "evicted": max(counters["created"] - sum(deleted.values()) - entries, 0),
         "insert_failed": counters["insert_failed"],
+        "forwarded": counters["forwarded"],
+        "forward": _grouped(counters, "forward_"),
         "tracked": counters["tracked"],
         "related": counters["related"],
         "fragment": counters["fragment"],

@@ -558,13 +558,13 @@ def listen(paths: Paths, prove: t.Callable[[int, int], None]) -> tuple[Fault, ..
     :param prove: sends a frame of proof through an entry program and raises ConntrackError where it is not passed and counted; called only
         when nothing is counted, with the entry's and the counters' file descriptors.
     """
-    keys = [key for key, link in look_links(paths).items() if link.info is not None and link.here]
+    keys = [key for key, link in look_links(paths).items() if link.info is not None and link.here and _tracks(link.info)]
     number = active(paths)
     if not keys or number is None:
         return ()
     with contextlib.ExitStack() as stack:
         kind, stats = stack.enter_context(_pin(os.path.join(paths.gen_dir(number), "map", "stats")))
-        entries = [stack.enter_context(_pin(os.path.join(paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[hook]}"))) for hook in chain.HOOKS]
+        entries = [stack.enter_context(_pin(os.path.join(paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[hook]}"))) for hook in chain.TRACKING_HOOKS]
         if kind != "map" or any(kind != "prog" for kind, dummy in entries):
             return ()  # which look() tells
         frames = stands_still(lambda: _counted(stats), lambda: sum(facts.received for facts in map(_facts, keys) if facts is not None))
@@ -577,6 +577,12 @@ def listen(paths: Paths, prove: t.Callable[[int, int], None]) -> tuple[Fault, ..
         except ConntrackError as exc:
             return (Fault("chain_dead", where, f"{where} received {frames} frames, none was counted: {exc.message}"),)
         return (Fault("frames_unseen", where, f"{where} received {frames} frames, none was counted, although the chain counts a frame that it is handed"),)
+
+
+def _tracks(info: bpf.LinkInfo) -> bool:
+    """Tell whether a link's program is to count frames."""
+    there = program(info.prog_id)
+    return there is None or there.name not in chain.HOOKS or there.name in chain.TRACKING_HOOKS
 
 
 def _counted(stats: int) -> int:

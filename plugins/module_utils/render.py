@@ -48,12 +48,14 @@ class Settings:
     :ivar table_size6: entries of the IPv6 flow table.
     :ivar checksum: which transport checksums are right, a key of CHECKSUMS.
     :ivar fused: whether the entry programs do the common packets themselves.
+    :ivar forward: what is forwarded past the stack, one of chain.FORWARDS.
     """
 
     table_size: int = chain.TABLE_SIZE
     table_size6: int = chain.TABLE_SIZE
     checksum: str = "offload"
     fused: bool = False
+    forward: str = "off"
 
 
 def check_settings(settings: Settings) -> None:
@@ -64,6 +66,8 @@ def check_settings(settings: Settings) -> None:
             raise bad_value(name, getattr(settings, name), f"give {low} to {high} entries")
     if settings.checksum not in CHECKSUMS:
         raise bad_value("checksum", settings.checksum, f"give one of {', '.join(CHECKSUMS)}")
+    if settings.forward not in chain.FORWARDS:
+        raise bad_value("forward", settings.forward, f"give one of {', '.join(chain.FORWARDS)}")
 
 
 def _numbered(names: t.Iterable[str]) -> list[tuple[str, int]]:
@@ -87,6 +91,8 @@ def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.A
         "maps": chain.maps(settings.table_size, settings.table_size6),
         "checksum": settings.checksum,
         "fused": settings.fused,
+        "forward": settings.forward,
+        "forwards": _numbered(chain.FORWARDS),
         "stages": [f"{name}.c" for name in chain.SLOTS if name not in chain.HOOKS],
         "hooks": [f"{name}.c" for name in chain.HOOKS],
         "bcc_types": _BCC_TYPES,

@@ -236,6 +236,7 @@ summary:
       C(timeouts) and C(settings) that are in force, by the names of M(ebpf.conntrack.xdp_program)'s options, and the C(clock) at which all was read.
     - Every frame is counted once, as C(tracked), C(related), C(fragment), or by its reason under C(invalid), C(ignored) or C(untracked).
       C(created), C(reopened), C(deleted) (by reason), C(evicted) (to make room) and C(insert_failed) count entries.
+      C(forwarded) are the packets that were forwarded past the stack, C(forward) those that were left to it, by reason.
   returned: when O(summary) is true
   type: dict
   sample:

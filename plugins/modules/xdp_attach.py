@@ -49,9 +49,11 @@ options:
       program:
         description:
           - The hook to attach, V(ingress) on the side of the initiators, V(egress) on the other.
+          - V(pass) tracks nothing. A veth takes frames that are redirected to it only when its other end has a program, so the far end of a link
+            to which the chain forwards wants this one. It has to be native there.
           - Required with O(state=present), and not looked at with O(state=absent).
         type: str
-        choices: [ingress, egress]
+        choices: [ingress, egress, pass]
       mode:
         description: The mode for this interface. When not given, O(mode) holds.
         type: str

@@ -60,6 +60,16 @@ options:
       - It is faster by about a fifth. All other packets go through the chain, which is the same.
     type: bool
     default: false
+  forward:
+    description:
+      - What is forwarded past the stack, once it is tracked. With V(established) these are the packets of established TCP connections, as long as neither
+        side closes, and of UDP and ICMP flows that were answered. With V(all) they are all packets of TCP, UDP and ICMP that are counted in a flow.
+      - Packets are routed by the kernel's own tables, and only between interfaces to which M(ebpf.conntrack.xdp_attach) attached the chain. All that is
+        unusual goes to the stack, as before, and so do ICMP errors, packets whose TTL is used up, that are too long, or whose next hop is not known yet.
+      - What is forwarded here meets no netfilter rule, no traffic control and no packet socket. See C(docs/forwarding.md).
+    type: str
+    choices: ["off", established, all]
+    default: "off"
   timeouts:
     description:
       - Seconds after which an idle flow is over, by kind. They can change while the chain runs.
@@ -379,6 +389,7 @@ def argument_spec() -> dict[str, object]:
         "table_size6": {"type": "int", "default": chain.TABLE_SIZE},
         "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
         "fused": {"type": "bool", "default": False},
+        "forward": {"type": "str", "choices": list(chain.FORWARDS), "default": "off"},
         "timeouts": {"type": "dict", "default": {}, "options": {name: {"type": "int", "default": seconds} for name, seconds in chain.TIMEOUTS.items()}},
         "settings": {
             "type": "dict",

@@ -12,7 +12,7 @@ import typing as t
 
 import harness
 import tables
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation, ports, render
 
 SOURCES = harness.ROOT / "files/bpf"
 STUB = SOURCES / "stub"
@@ -55,6 +55,13 @@ class Chain:
     def _remove(self) -> None:
         generation.remove(self._paths)
         generation.remove_tree(self.pin_root)
+
+    def allow(self, links: t.Iterable[bpf.LinkFacts]) -> None:
+        """Let the chain forward between interfaces that are attached by other means."""
+        with bpf.closing(bpf.obj_get(self._paths.map("ports"))) as fd:
+            for link in links:
+                port = ports.Port(link.name, link.ifindex, link.mac, True)
+                bpf.map_update(fd, port.key, ports.VALUE.pack(port.flags))
 
     def close(self) -> None:
         self._fds.close()

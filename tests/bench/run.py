@@ -25,6 +25,7 @@ import harness  # noqa: E402
 #: Each is a module with a function ``measure(options)`` that yields the rows.
 SECTIONS = {
     "packet": "One packet through the chain",
+    "forward": "What a router does with a packet",
     "lab": "Building labs",
     "read": "Reading the flow table",
     "playbook": "make lab",

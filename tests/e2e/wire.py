@@ -68,8 +68,11 @@ class Tcp:
 class Wire:
     """The lab. Use as a context manager."""
 
-    def __init__(self) -> None:
-        """Build it, load the chain and attach it natively."""
+    def __init__(self, **compiled: t.Any) -> None:
+        """Build it, load the chain and attach it natively.
+
+        :param compiled: what is compiled in, see ChainRig.
+        """
         self.tag = f"e{random.randrange(1 << 20):05x}"
         self._sockets: list[socket.socket] = []
         with contextlib.ExitStack() as undo:
@@ -81,7 +84,7 @@ class Wire:
                         subprocess.run(["nft", RULES], check=True)
                     for name, value in values.items():
                         netlink.write_sysctl(name, value)
-            self.chain = undo.enter_context(ChainRig())
+            self.chain = undo.enter_context(ChainRig(**compiled))
             undo.callback(self.attach, "absent")
             self.attach()
             self._undo = undo.pop_all()
@@ -113,11 +116,17 @@ class Wire:
             ],
         }
 
-    def attach(self, state: str = "present") -> None:
-        """Attach the chain to the router's links, or detach it."""
-        hooks = {"ns1-lan": "ingress", "ns2-lan": "egress"}
-        interfaces = [{"name": name, "netns": self.ns("router"), "program": hook} for name, hook in hooks.items()]
-        attach.converge(state, interfaces, "native", False, self.chain.paths.pin_root, check_mode=False)
+    def attach(self, state: str = "present", far_ends: bool = False) -> dict[str, t.Any]:
+        """Attach the chain to the router's links, or detach it.
+
+        :param far_ends: whether the other ends of the links get the program that lets them take redirected frames.
+        :return: the result of ``xdp_attach``.
+        """
+        hooks = [("router", "ns1-lan", "ingress"), ("router", "ns2-lan", "egress")]
+        if far_ends:
+            hooks += [("client", "ns1-wan", "pass"), ("server", "ns2-wan", "pass")]
+        interfaces = [{"name": name, "netns": self.ns(where), "program": hook} for where, name, hook in hooks]
+        return attach.converge(state, interfaces, "native", False, self.chain.paths.pin_root, check_mode=False)[0]
 
     # ------------------------------------------------------------ traffic
     def run(self, where: str, *argv: str) -> str:

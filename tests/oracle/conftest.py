@@ -21,8 +21,8 @@ hypothesis.settings.load_profile("fixed")
 Play = t.Callable[..., view.Seen]
 Chains = dict[str, ChainRig]
 
-#: The forms of the chain that are compared: each stage a program, and the entry programs that do the common packets themselves.
-FORMS: dict[str, dict[str, t.Any]] = {"chain": {}, "fused": {"fused": True}}
+#: The forms of the chain that are compared: each stage a program, the entry programs that do the common packets themselves, and those that forward them.
+FORMS: dict[str, dict[str, t.Any]] = {"chain": {}, "fused": {"fused": True}, "forward": {"fused": True, "forward": "all"}}
 
 
 @pytest.fixture(scope="session")

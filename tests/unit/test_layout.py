@@ -70,6 +70,7 @@ def c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, t.Any]:
     parts = [
         "#define offsetof(type, member) __builtin_offsetof(type, member)",
         stub,
+        "#include <linux/if_ether.h>",
         "#include <linux/in6.h>",
         *("\n".join(build_bcc.source_lines(text, name)) for name in ("defs.h.j2", "flow.h")),
         "int printf(const char *, ...);",

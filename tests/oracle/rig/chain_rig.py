@@ -31,16 +31,17 @@ class ChainRig:
     """One loaded chain under a pin root of its own, attached nowhere. Use as a context manager or call ``close``.
 
     :param fused: whether the entry programs do the common packets themselves.
+    :param forward: what is forwarded, see ``render.Settings``; attached nowhere, the chain has no port to forward to, and so passes all.
     :param checksum: see ``render.Settings``; ``strict`` is what nf_conntrack does with frames that were not made on this host.
     """
 
-    def __init__(self, fused: bool = False, checksum: str = "offload", table_size: int = TABLE_SIZE) -> None:
+    def __init__(self, fused: bool = False, checksum: str = "offload", table_size: int = TABLE_SIZE, forward: str = "off") -> None:
         """Compile and load.
 
         :raises ConntrackError: see ``generation.ensure``.
         """
         self.checksum = checksum
-        compiled = render.Settings(table_size, table_size, checksum, fused)
+        compiled = render.Settings(table_size, table_size, checksum, fused, forward)
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
         os.mkdir(self.paths.pin_root)
