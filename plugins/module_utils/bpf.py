@@ -540,13 +540,13 @@ def _object_name(name: str) -> bytes:
     return name.encode()[:OBJECT_NAME_BYTES]
 
 
-def prog_load(insns: bytes, name: str = "", kind: int = PROG_TYPE_XDP, attach_type: int = ATTACH_XDP, licence: str = "GPL") -> int:
+def prog_load(insns: bytes, name: str = "", kind: int = PROG_TYPE_XDP, attach_type: int = ATTACH_XDP, licence: str = "GPL", flags: int = 0) -> int:
     """Load a program of raw instructions (8 bytes each), for probes and for the peers' ``pass`` programs. :return: fd.
 
     :raises BpfError: with the verifier's log as ``words``.
     """
     log = ctypes.create_string_buffer(1 << 16)
-    opts = _ProgLoadOpts(expected_attach_type=attach_type, log_level=1, log_size=len(log), log_buf=ctypes.cast(log, ctypes.c_char_p))
+    opts = _ProgLoadOpts(expected_attach_type=attach_type, prog_flags=flags, log_level=1, log_size=len(log), log_buf=ctypes.cast(log, ctypes.c_char_p))
     try:
         return _call("bpf_prog_load", kind, _object_name(name), licence.encode(), insns, len(insns) // 8, ctypes.byref(opts), about=name)
     except BpfError as exc:

@@ -26,6 +26,7 @@ import harness  # noqa: E402
 SECTIONS = {
     "packet": "One packet through the chain",
     "forward": "What a router does with a packet",
+    "stream": "A TCP connection over veth",
     "lab": "Building labs",
     "read": "Reading the flow table",
     "playbook": "make lab",
