@@ -314,7 +314,7 @@ PORTS = 1024
 TABLE_SIZE = 1 << 16
 
 #: Kernel numbers of the map types (include/uapi/linux/bpf.h, enum bpf_map_type).
-MAP_TYPES = {"hash": 1, "array": 2, "prog_array": 3, "percpu_array": 6, "lru_hash": 9}
+MAP_TYPES = {"hash": 1, "array": 2, "prog_array": 3, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "lru_percpu_hash": 10, "lpm_trie": 11}
 
 
 @dataclasses.dataclass(frozen=True)

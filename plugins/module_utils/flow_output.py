@@ -275,16 +275,18 @@ class TableWriter(Writer):
 # ---------------------------------------------------------------- conntrack -S
 #: Outcomes, besides the ignored ones, of frames that met an entry or made one; and of those that nothing but the chain is to blame for.
 _MET = ("tracked", "related", "invalid_tcp_state", "invalid_tcp_window", "invalid_tcp_rst", "invalid_sctp_tag", "invalid_sctp_state")
+#: What guests dropped, beside the names of chain.COUNTERS.
+GUEST_DROPPED = "guest_dropped"
 _FAILED = ("untracked_no_entry", "untracked_contended", "untracked_no_meta", "untracked_no_slot")
 
 
 def stats_lines(cpus: t.Iterable[t.Mapping[str, int]], evicted: int) -> str:
     """Return the chain's counters as lines of ``conntrack -S`` (conntrack-tools 1.4.7).
 
-    ``found`` are the frames that met an entry, ``insert`` the entries made, ``error`` the frames that the chain failed on. What has no
-    meaning here is 0: nothing is dropped, no look-up starts over, and of two CPUs that make the same entry one uses the other's.
+    ``found`` are the frames that met an entry, ``insert`` the entries made, ``drop`` the frames that guests dropped, ``error`` those that the chain
+    failed on. What has no meaning here is 0: no look-up starts over, and of two CPUs that make the same entry one uses the other's.
 
-    :param cpus: for each CPU, by number, its counters by the names of chain.COUNTERS.
+    :param cpus: for each CPU, by number, its counters by the names of chain.COUNTERS, and GUEST_DROPPED where there are guests.
     :param evicted: entries that made room for others. Nobody knows on which CPU: the first line has them all.
     """
     return "".join(_stats_line(number, cpu, 0 if number else evicted) for number, cpu in enumerate(cpus))
@@ -297,7 +299,7 @@ def _stats_line(number: int, cpu: t.Mapping[str, int], evicted: int) -> str:
         "invalid": sum(value for name, value in cpu.items() if name.startswith("invalid_")),
         "insert": cpu["created"],
         "insert_failed": cpu["insert_failed"],
-        "drop": 0,
+        "drop": cpu.get(GUEST_DROPPED, 0),
         "early_drop": evicted,
         "error": sum(cpu[name] for name in _FAILED),
         "search_restart": 0,

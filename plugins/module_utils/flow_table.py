@@ -22,10 +22,10 @@ import os
 import struct
 import typing as t
 
-from . import bpf, bpffs, chain, flow, flow_filter
+from . import bpf, bpffs, chain, flow, flow_filter, guests
 from .clock import Clock
 from .errors import ConntrackError
-from .flow_output import Writer
+from .flow_output import GUEST_DROPPED, Writer
 from .plan import Step
 
 #: Rows read at once: enough to make the calls cheap, few enough that what is made of them stays in the CPU's cache.
@@ -59,6 +59,7 @@ class FlowTables:
         with contextlib.ExitStack() as fds:
             self._stats = self._open("stats", fds)
             self._deletions = self._open("deletions", fds)
+            self._guest_stats = self._open("guest_stats", fds)
             self._settings = self._open("settings", fds)
             self.meta = self._read_meta(self._open("meta", fds))
             if self.meta["layout"] != chain.LAYOUT_VERSION:
@@ -113,9 +114,16 @@ class FlowTables:
         return chain.settings_of(value)[1:]
 
     def cpu_counters(self) -> list[dict[str, int]]:
-        """Return what the chain counted on each possible CPU, by name."""
+        """Return what the chain counted on each possible CPU, by name, and as GUEST_DROPPED what guests dropped."""
         columns = [[_U64.unpack(one)[0] for one in bpf.percpu_value(self._stats, index, _U64.size)] for index in range(len(chain.COUNTERS))]
-        return [dict(zip(chain.COUNTERS, values)) for values in zip(*columns)]
+        by_slot = [guests.counts_by_cpu(self._guest_stats, slot) for slot in chain.GUEST_SLOTS.values()]
+        columns.append([sum(cpu["dropped"] for cpu in cpus) for cpus in zip(*by_slot)])
+        return [dict(zip((*chain.COUNTERS, GUEST_DROPPED), values)) for values in zip(*columns)]
+
+    def guest_counters(self) -> dict[str, dict[str, int]]:
+        """Return what the guests did with frames, by the names of their slots; those to which none ever came are left out."""
+        found = {name: guests.counts(self._guest_stats, slot) for name, slot in chain.GUEST_SLOTS.items()}
+        return {name: counts for name, counts in found.items() if counts["seen"]}
 
     def counters(self) -> dict[str, int]:
         """Return the chain's counters by name, with what user space deleted added."""
@@ -170,6 +178,8 @@ class Source(t.Protocol):
     def cpu_counters(self) -> list[dict[str, int]]: ...
 
     def counters(self) -> dict[str, int]: ...
+
+    def guest_counters(self) -> dict[str, dict[str, int]]: ...
 
     def batches(self, opened: OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]: ...
 
@@ -399,7 +409,7 @@ def _summary(done: _Pass, source: Source) -> dict[str, t.Any]:
         "by_state": totals("state"),
         "assured": sum(number for shape, number in done.shapes.items() if shape.assured),
         "tables": {opened.table.name: {"entries": done.entries[opened.table.name], "capacity": opened.capacity} for opened in source.tables},
-        "counters": counter_summary(source.counters(), sum(done.entries.values())),
+        "counters": {**counter_summary(source.counters(), sum(done.entries.values())), "guests": source.guest_counters()},
         "timeouts": timeouts,
         "settings": {name: type(chain.KNOBS[name])(value) for name, value in knobs.items()},
         "clock": {

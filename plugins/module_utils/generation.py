@@ -198,7 +198,7 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
                 "max_entries": info.max_entries,
                 "pin": os.path.join(paths.seed_map, name),
             }
-            for name, info in have.maps.items()
+            for name, info in {**have.maps, **have.guest_maps}.items()
         ],
         "settings": _settings_facts(have.settings),
         "since": have.since or None,

@@ -86,7 +86,8 @@ class _Builder:
             map_dir = os.path.join(building, "map")
             state.write(self.paths, number, self.want)
             fds = {spec.name: self._map(spec, map_dir, number) for spec in chain.maps(self.want.table_size, self.want.table_size6)}
-            guests.hand_maps_on(self.want.text, os.path.join(self.paths.active, "map"), map_dir)
+            if self.have.generation is not None:
+                guests.hand_maps_on(self.want.text, os.path.join(self.paths.gen_dir(self.have.generation), "map"), map_dir)
             programs = {name: self._keep(fd) for name, fd in build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers).items()}
             slots = {slot: programs[name] for name, slot in self.want.compiled.items()}
             slots.update({guest.slot: self._keep(guests.open_pinned(guest)) for guest in self.want.pinned})

@@ -139,6 +139,7 @@ class Have:
     :ivar no_paths: those of the seed's paths that are missing.
     :ivar kept: the generations that were active before, the newest first. Those with a higher number than the active one were rolled back from.
     :ivar state: what the state directory holds.
+    :ivar guest_maps: by name, the maps of the active generation's guests that have a pin.
     """
 
     generation: int | None = None
@@ -154,6 +155,7 @@ class Have:
     since: str = ""
     kept: tuple[Generation, ...] = ()
     state: State = dataclasses.field(default_factory=State)
+    guest_maps: t.Mapping[str, bpf.MapInfo] = dataclasses.field(default_factory=dict)
 
     @property
     def rejected(self) -> tuple[Generation, ...]:

@@ -68,4 +68,15 @@ def observe(paths: Paths) -> Have:
     active = observe_generation(paths, number, active_since(paths))
     fields = {field.name: getattr(active, field.name) for field in dataclasses.fields(active) if field.name != "number"}
     fields["faults"] = (*active.faults, *health.judge_paths(paths, number), *health.judge_links(links, active.programs))
+    fields["guest_maps"] = _guest_maps(os.path.join(paths.gen_dir(number), "map"))
     return dataclasses.replace(have, generation=number, links=_hooks(links, active.programs), **fields)
+
+
+def _guest_maps(directory: str) -> dict[str, bpf.MapInfo]:
+    """Return the maps that are pinned beside the chain's own."""
+    found = {}
+    for name in sorted(set(health.names(directory)) - {bpffs.encode(spec.name) for spec in chain.maps()}):
+        with health.open_pin(os.path.join(directory, name)) as (kind, fd):
+            if kind == "map":
+                found[name] = bpf.map_info(fd)
+    return found

@@ -27,6 +27,7 @@ _MAP = re.compile(r"^GUEST_MAP\(\s*(\w+)\s*,", re.MULTILINE)
 _IN_TEXT = re.compile(r"^#define GUEST_SLOT (\d+)$|" + _GUEST.pattern, re.MULTILINE)
 _FREE = "give acl, nat or the number of a free slot, {} to {}".format(*(sorted(chain.GUEST_SLOTS.values())[at] for at in (2, -1)))
 _U32 = struct.Struct("=I")
+_COUNTS = struct.Struct(f"={len(chain.GUEST_COUNTS)}Q")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +213,7 @@ def open_pinned(guest: Pinned) -> int:
     :raises ConntrackError: where another one stands at its path by now.
     """
     fd = bpf.obj_get(guest.path)
-    if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).id != guest.id:
+    if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).tag != guest.tag:
         bpf.close(fd)
         raise ConntrackError(f"{guest.path}: another program was pinned there meanwhile. Run it again.")
     return fd
@@ -240,3 +241,18 @@ def hand_maps_on(text: str, before: str, after: str) -> None:
         if os.path.lexists(path):
             with bpf.closing(bpf.obj_get(path)) as fd:
                 bpf.obj_pin(fd, os.path.join(after, name))
+
+
+# ---------------------------------------------------------------- what was counted
+def counts_by_cpu(guest_stats: int, slot: int) -> list[dict[str, int]]:
+    """Return what one guest did with frames on each possible CPU, by the names of chain.GUEST_COUNTS.
+
+    :param guest_stats: file descriptor of the map of that name.
+    """
+    return [dict(zip(chain.GUEST_COUNTS, _COUNTS.unpack(value))) for value in bpf.percpu_value(guest_stats, slot, _COUNTS.size)]
+
+
+def counts(guest_stats: int, slot: int) -> dict[str, int]:
+    """Return the same of all CPUs together."""
+    cpus = counts_by_cpu(guest_stats, slot)
+    return {name: sum(cpu[name] for cpu in cpus) for name in chain.GUEST_COUNTS}

@@ -232,7 +232,7 @@ def _damage(raw: bytes) -> str:
 
 # ---------------------------------------------------------------- look
 @contextlib.contextmanager
-def _pin(path: str) -> t.Iterator[tuple[str | None, int]]:
+def open_pin(path: str) -> t.Iterator[tuple[str | None, int]]:
     """Give (kind, fd) of what is pinned to a ``with`` block: kind is ``map``, ``prog`` or ``link``, None where nothing is there, else what it is."""
     if not os.path.lexists(path):
         yield None, -1
@@ -277,7 +277,7 @@ def look(directory: str, number: int) -> Seen:
         fds: dict[int, int] = {}
         for slot in _ALL_SLOTS.values():
             pin = f"prog/xdp_{slot}"
-            kind, fd = stack.enter_context(_pin(os.path.join(directory, pin)))
+            kind, fd = stack.enter_context(open_pin(os.path.join(directory, pin)))
             info = bpf.prog_info(fd) if kind == "prog" else None
             if kind is None and slot not in chain.SLOTS.values():
                 continue
@@ -287,7 +287,7 @@ def look(directory: str, number: int) -> Seen:
                 programs[slot], fds[slot] = info, fd
         for spec in chain.maps():
             pin = f"map/{bpffs.encode(spec.name)}"
-            kind, fd = stack.enter_context(_pin(os.path.join(directory, pin)))
+            kind, fd = stack.enter_context(open_pin(os.path.join(directory, pin)))
             if kind == "map":
                 pinned[spec.name] = bpf.map_info(fd)
             else:
@@ -410,7 +410,7 @@ def active(paths: Paths) -> int | None:
 def _program_ids(directory: str) -> set[int]:
     found = set()
     for name in names(os.path.join(directory, "prog")):
-        with _pin(os.path.join(directory, "prog", name)) as (kind, fd):
+        with open_pin(os.path.join(directory, "prog", name)) as (kind, fd):
             if kind == "prog":
                 found.add(bpf.prog_info(fd).id)
     return found
@@ -455,7 +455,7 @@ class Link:
 def _links(paths: Paths) -> dict[str, bpf.LinkInfo | None]:
     found: dict[str, bpf.LinkInfo | None] = {}
     for name in names(paths.link_dir):
-        with _pin(os.path.join(paths.link_dir, name)) as (kind, fd):
+        with open_pin(os.path.join(paths.link_dir, name)) as (kind, fd):
             info = bpf.link_info(fd) if kind == "link" else None
             found[name] = info if info is not None and info.type == bpf.LINK_TYPE_XDP else None
     return found
@@ -552,28 +552,29 @@ def stands_still(counted: t.Callable[[], int], received: t.Callable[[], int], wa
     return 0
 
 
-def listen(paths: Paths, prove: t.Callable[[int, int], None]) -> tuple[Fault, ...]:
+def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fault, ...]:
     """Return whether the interfaces that the chain is attached to receive frames that it does not count.
 
     :param prove: sends a frame of proof through an entry program and raises ConntrackError where it is not passed and counted; called only
-        when nothing is counted, with the entry's and the counters' file descriptors.
+        when nothing is counted, with the entry's and the counters' file descriptors, and whether there are guests.
     """
     keys = [key for key, link in look_links(paths).items() if link.info is not None and link.here and _tracks(link.info)]
     number = active(paths)
     if not keys or number is None:
         return ()
     with contextlib.ExitStack() as stack:
-        kind, stats = stack.enter_context(_pin(os.path.join(paths.gen_dir(number), "map", "stats")))
-        entries = [stack.enter_context(_pin(os.path.join(paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[hook]}"))) for hook in chain.TRACKING_HOOKS]
+        kind, stats = stack.enter_context(open_pin(os.path.join(paths.gen_dir(number), "map", "stats")))
+        entries = [stack.enter_context(open_pin(os.path.join(paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[hook]}"))) for hook in chain.TRACKING_HOOKS]
         if kind != "map" or any(kind != "prog" for kind, dummy in entries):
             return ()  # which look() tells
         frames = stands_still(lambda: _counted(stats), lambda: sum(facts.received for facts in map(_facts, keys) if facts is not None))
         if not frames:
             return ()
         where = ", ".join(map(interface, keys))
+        guests = any(os.path.lexists(os.path.join(paths.gen_dir(number), "prog", f"xdp_{slot}")) for slot in chain.GUEST_SLOTS.values())
         try:
             for dummy, entry in entries:
-                prove(entry, stats)
+                prove(entry, stats, guests)
         except ConntrackError as exc:
             return (Fault("chain_dead", where, f"{where} received {frames} frames, none was counted: {exc.message}"),)
         return (Fault("frames_unseen", where, f"{where} received {frames} frames, none was counted, although the chain counts a frame that it is handed"),)

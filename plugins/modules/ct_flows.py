@@ -76,8 +76,9 @@ options:
       - Without O(dest), have the flows in this form in RV(text), too.
       - V(jsonl) is a JSON record on each line. V(conntrack) has the lines of C(conntrack -L).
       - V(stats) shows no flows but the counters, as C(conntrack -S) does, a line for each CPU. There C(found) are the frames that met an entry,
-        C(insert) the entries made, C(early_drop) those evicted (all in the first line, since nobody knows on which CPU), and C(error) the frames that
-        the chain itself failed on (no room, a lock held, no metadata, an empty slot). What has no meaning here is 0.
+        C(insert) the entries made, C(drop) the frames that guests dropped, C(early_drop) the entries evicted (all in the first line, since nobody knows
+        on which CPU), and C(error) the frames that the chain itself failed on (no room, a lock held, no metadata, an empty slot).
+        What has no meaning here is 0.
     type: str
     choices:
       - json
@@ -237,6 +238,7 @@ summary:
     - Every frame is counted once, as C(tracked), C(related), C(fragment), or by its reason under C(invalid), C(ignored) or C(untracked).
       C(created), C(reopened), C(deleted) (by reason), C(evicted) (to make room) and C(insert_failed) count entries.
       C(forwarded) are the packets that were forwarded past the stack, C(forward) those that were left to it, by reason.
+      C(guests) tells by slot what came to each guest (C(seen)), what it sent on (C(passed)) and what it C(dropped).
   returned: when O(summary) is true
   type: dict
   sample:
@@ -248,7 +250,12 @@ summary:
     assured: 1
     tables: {ctt: {entries: 1, capacity: 65536}, ctt6: {entries: 0, capacity: 65536}}
     counters:
-      {created: 1, reopened: 0, deleted: {reset: 0, expired: 0, flushed: 0, dropped: 0}, evicted: 0, insert_failed: 0, tracked: 10, related: 0, fragment: 0}
+      created: 1
+      deleted: {reset: 0, expired: 0, flushed: 0, dropped: 0}
+      evicted: 0
+      tracked: 10
+      untracked: {not_ip: 2}
+      guests: {acl: {seen: 12, passed: 12, dropped: 0}}
     timeouts: {udp: 30, udp_stream: 120}
     settings: {tcp_loose: true, tcp_max_retrans: 3}
 groups:

@@ -338,11 +338,11 @@ chain:
       type: list
       elements: dict
     programs:
-      description: Its programs, each with C(slot), C(name), C(id), C(tag) and C(pin).
+      description: Its programs and its guests, each with C(slot), C(name), C(id), C(tag) and C(pin).
       type: list
       elements: dict
     maps:
-      description: Its maps, each with C(name), C(id), C(type), C(key_size), C(value_size), C(max_entries) and C(pin).
+      description: Its maps and those that its guests have pinned, each with C(name), C(id), C(type), C(key_size), C(value_size), C(max_entries) and C(pin).
       type: list
       elements: dict
     settings:

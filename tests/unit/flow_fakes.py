@@ -78,6 +78,7 @@ class FakeTables:
         self.now = clock
         self.batch = batch
         self.stats = dict.fromkeys(chain.COUNTERS, 0)
+        self.guests: dict[str, dict[str, int]] = {}
         self.in_force = (dict(chain.TIMEOUTS), dict(chain.KNOBS))
         self.batches_read = 0
         #: called before each look-up: what packets do meanwhile
@@ -94,6 +95,9 @@ class FakeTables:
 
     def counters(self) -> dict[str, int]:
         return dict(self.stats)
+
+    def guest_counters(self) -> dict[str, dict[str, int]]:
+        return self.guests
 
     def batches(self, opened: flow_table.OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
         rows = list(self.entries[opened.table.name].items())

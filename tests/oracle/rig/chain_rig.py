@@ -11,7 +11,7 @@ import struct
 import types
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, clock, flow, flow_table, generation, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, clock, flow, flow_table, generation, guests, render
 
 from . import view
 
@@ -33,23 +33,28 @@ class ChainRig:
     :param fused: whether the entry programs do the common packets themselves.
     :param forward: what is forwarded, see ``render.Settings``; attached nowhere, the chain has no port to forward to, and so passes all.
     :param checksum: see ``render.Settings``; ``strict`` is what nf_conntrack does with frames that were not made on this host.
+    :param asked: the option ``guests`` of xdp_program.
     """
 
-    def __init__(self, fused: bool = False, checksum: str = "offload", table_size: int = TABLE_SIZE, forward: str = "off") -> None:
+    def __init__(
+        self,
+        fused: bool = False,
+        checksum: str = "offload",
+        table_size: int = TABLE_SIZE,
+        forward: str = "off",
+        asked: t.Sequence[t.Mapping[str, t.Any]] = (),
+    ) -> None:
         """Compile and load.
 
         :raises ConntrackError: see ``generation.ensure``.
         """
         self.checksum = checksum
-        compiled = render.Settings(table_size, table_size, checksum, fused, forward)
+        self.compiled = render.Settings(table_size, table_size, checksum, fused, forward)
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
         os.mkdir(self.paths.pin_root)
         try:
-            stub = SOURCES / "stub"
-            headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
-            want = generation.Want(render.render(str(SOURCES), compiled), headers, table_size, table_size6=table_size)
-            generation.ensure(self.paths, want)
+            generation.ensure(self.paths, self.want(asked))
             self.entries = {side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook])) for side, hook in HOOKS.items()}
             self._stats = bpf.obj_get(self.paths.map("stats"))
             self._settings = bpf.obj_get(self.paths.map("settings"))
@@ -61,6 +66,14 @@ class ChainRig:
         self._cpus = bpf.possible_cpus()
         self._counted = self.counters()
         self._waiting = False  # for the rest of a datagram
+
+    def want(self, asked: t.Sequence[t.Mapping[str, t.Any]] = ()) -> generation.Want:
+        """Return the chain as it is compiled here, with these guests."""
+        stub, size = SOURCES / "stub", self.compiled.table_size
+        headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
+        parsed = guests.parse(asked)
+        text = render.render(str(SOURCES), self.compiled, guests.read(parsed, os.path.abspath, os.listdir(SOURCES)))
+        return generation.Want(text, headers, size, table_size6=size, pinned=guests.pinned_here(parsed))
 
     def __enter__(self) -> ChainRig:
         return self
