@@ -1,11 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Building, re-running and removing labs of N namespaces around a router, next to the `ip` command in two ways.
+"""Building, re-running and removing labs of N namespaces around a router, next to a floor and to the `ip` command in two ways.
 
-All three make the same lab, in namespaces of their own: a router and N - 1 hosts, each joined to it by a veth pair with an
+All of them make the same lab, in namespaces of their own: a router and N - 1 hosts, each joined to it by a veth pair with an
 address at both ends, everything up, a default route in each host, forwarding in the router. Afterwards it is pinged across.
 
+- *floor*: raw rtnetlink messages from one process that does nothing else (lab_floor.py).
 - *script*: a shell script with one `ip` command a line, as people write it.
 - *batch*: `ip -batch`, one call for each namespace.
 """
@@ -14,16 +15,23 @@ from __future__ import annotations
 
 import collections.abc as c
 import contextlib
+import functools
 import os
+import resource
 import secrets
 import time
 import typing as t
 
 import harness
+import lab_floor
 from ansible_collections.ebpf.conntrack.plugins.module_utils import netlink, topology
 
-#: Highest ratio to the time that `ip -batch` takes to build.
-GOAL_BUILD, GOAL_AGAIN = 1.0, 0.3
+#: Highest ratio of a build to the floor, and of a second run to the first one.
+GOAL_FLOOR, GOAL_AGAIN = 2.0, 0.5
+#: Highest seconds of a build, by the number of namespaces.
+GOAL_SECONDS = {100: 0.25}
+#: A script of `ip` commands is measured up to here: it takes a minute for a thousand namespaces.
+SCRIPT_MOST = 100
 
 
 class Plan:
@@ -64,6 +72,17 @@ class Plan:
         return found
 
 
+@contextlib.contextmanager
+def enough_files() -> c.Iterator[None]:
+    """Let the process have a socket and a descriptor open for each namespace, as our own library does for itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def script(plan: Plan) -> None:
     """Build with one `ip` process a command."""
     lines = [f"ip netns add {name}" for name in plan.namespaces]
@@ -77,6 +96,12 @@ def batch(plan: Plan) -> None:
     for name, commands in plan.commands().items():
         harness.command(["ip", "-n", name, "-batch", "-"], "\n".join(commands))
     harness.command(["sh", "-e"], forwarding(plan))
+
+
+def floor(plan: Plan) -> None:
+    """Build with raw messages."""
+    with enough_files():
+        lab_floor.build(plan.router, {host: plan.addresses(i) for i, host in enumerate(plan.hosts)})
 
 
 def forwarding(plan: Plan) -> str:
@@ -148,18 +173,19 @@ def ours(count: int) -> dict[str, float]:
 
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     """Measure each size; the ones that take long in fewer rounds."""
-    for count, rounds in options.pick(((2, 7), (100, 5), (500, 3)), ((2, 3), (100, 2))):
-        got = harness.interleave(
-            {
-                "ours": lambda n=count: ours(n),  # type: ignore[misc]
-                "batch": lambda n=count: peer("batch", batch, n),  # type: ignore[misc]
-                "script": lambda n=count: peer("script", script, n),  # type: ignore[misc]
-            },
-            rounds,
-        )
-        first, again = (GOAL_BUILD, GOAL_AGAIN) if count == 100 else (None, None)
-        name = f"lab of {count} namespaces"
-        yield harness.Row("lab", f"{name}: build", "s", got["build"], "ip -batch", got["batch build"], first)
-        yield harness.Row("lab", f"{name}: build", "s", got["build"], "script of ip", got["script build"])
-        yield harness.Row("lab", f"{name}: second run", "s", got["again"], "ip -batch, first", got["batch build"], again)
+    for count, rounds in options.pick(((2, 7), (100, 7), (500, 3), (1000, 3)), ((2, 3), (100, 3))):
+        cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
+            "ours": functools.partial(ours, count),
+            "floor": functools.partial(peer, "floor", floor, count),
+            "batch": functools.partial(peer, "batch", batch, count),
+        }
+        if count <= SCRIPT_MOST:
+            cases["script"] = functools.partial(peer, "script", script, count)
+        got = harness.interleave(cases, rounds)
+        name, large = f"lab of {count} namespaces", count >= min(GOAL_SECONDS)
+        yield harness.Row("lab", f"{name}: build", "s", got["build"], "raw netlink", got["floor build"], GOAL_FLOOR if large else None)
+        yield harness.Row("lab", f"{name}: build", "s", got["build"], "ip -batch", got["batch build"], GOAL_SECONDS.get(count), absolute=True)
+        if "script" in cases:
+            yield harness.Row("lab", f"{name}: build", "s", got["build"], "script of ip", got["script build"])
+        yield harness.Row("lab", f"{name}: second run", "s", got["again"], "our build", got["build"], GOAL_AGAIN if large else None)
         yield harness.Row("lab", f"{name}: remove", "s", got["remove"], "ip -batch", got["batch remove"])
