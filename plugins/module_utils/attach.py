@@ -20,7 +20,7 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, health, netns, plan, ports, verify
+from . import bpf, bpffs, health, lock, netns, plan, ports, verify
 from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
 
@@ -616,11 +616,18 @@ def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
 
 
 def converge(
-    state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]] | None, mode: str, takeover: bool, pin_root: str, check_mode: bool
+    state: str,
+    interfaces: t.Sequence[t.Mapping[str, t.Any]] | None,
+    mode: str,
+    takeover: bool,
+    pin_root: str,
+    check_mode: bool,
+    lock_timeout: float = lock.SECONDS,
 ) -> tuple[dict[str, t.Any], list[str]]:
     """Do what the module ``xdp_attach`` does.
 
     :param interfaces: the module's option; None, with ``absent``, stands for every interface that we hold.
+    :param lock_timeout: how long to wait for another run, in seconds.
     :return: (the module's result, warnings).
     :raises ConntrackError: for everything a user can mend.
     """
@@ -630,8 +637,9 @@ def converge(
         raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
     bpffs.check(pin_root)
     with contextlib.ExitStack() as stack:
-        if not check_mode and os.path.isdir(paths.base):
-            stack.enter_context(bpffs.locked(paths.base))
+        if not check_mode:
+            with contextlib.suppress(FileNotFoundError):  # nothing is loaded, which is said below
+                stack.enter_context(lock.held(paths.base, lock_timeout))
         if state == "absent" and interfaces is None:
             names = [bpffs.interface_of(os.path.basename(path)) for path in held(paths)]
             wants = parse(state, [{"name": name, "netns": namespace} for namespace, name in names], mode)

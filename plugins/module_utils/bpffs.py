@@ -19,11 +19,8 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
-import fcntl
 import os
 import re
-import time
-import typing as t
 
 from .errors import ConntrackError, bad_value
 
@@ -39,7 +36,6 @@ _OURS = "ebpf_conntrack"
 _SWAPPED_IN = "%new"  # a symlink on its way to its place; no name that encode() made ends so
 #: What the kernel itself puts into a fresh bpffs.
 _PRELOADED = {"maps.debug", "progs.debug"}
-LOCK_SECONDS = 60
 
 
 def encode(name: str) -> str:
@@ -308,26 +304,3 @@ def remove_symlink(target_prefix: str, path: str) -> None:
     end_swap(path)
     if os.path.islink(path) and os.readlink(path).startswith(target_prefix):
         os.unlink(path)
-
-
-# ---------------------------------------------------------------- one at a time
-@contextlib.contextmanager
-def locked(directory: str, seconds: float = LOCK_SECONDS) -> t.Iterator[None]:
-    """Keep other runs out of ``directory`` while the ``with`` block works; a killed run's lock goes with its process.
-
-    :raises ConntrackError: when another run holds it for longer than ``seconds``.
-    """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise ConntrackError(f"{directory}: another run has held the lock for {seconds:g} s. Wait for it or end it, then try again.") from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)

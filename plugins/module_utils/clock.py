@@ -11,6 +11,7 @@ whether or not packets arrive.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import time
 import typing as t
 
@@ -39,6 +40,15 @@ def jiffies_now(meta: t.Mapping[str, int], monotonic_ns: int | None = None, rate
         raise ConntrackError("meta: the chain has not stored its clock (jiffies, ktime_ns). Run xdp_program again.")
     elapsed = (time.monotonic_ns() if monotonic_ns is None else monotonic_ns) - meta["ktime_ns"]
     return meta["jiffies"] + elapsed * (hz() if rate is None else rate) // _NS
+
+
+def utc(seconds: float) -> str:
+    """Return an instant of the calendar, seconds since 1970, as it is shown.
+
+    >>> utc(0)
+    '1970-01-01T00:00:00Z'
+    """
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import bpffs, flow_file, flow_filter, flow_output, flow_table, plan
+from . import bpffs, flow_file, flow_filter, flow_output, flow_table, lock, plan
 from .errors import ConntrackError, bad_value
 
 Params = t.Mapping[str, t.Any]
@@ -36,6 +36,7 @@ FLOWS_OPTIONS: dict[str, dict[str, t.Any]] = {
 }
 FLUSH_OPTIONS: dict[str, dict[str, t.Any]] = {
     **PIN_ROOT_OPTION,
+    **lock.OPTION,
     **FILTER_OPTIONS,
     "all": {"type": "bool", "default": False},
     "expired": {"type": "bool", "default": False},
@@ -160,7 +161,8 @@ def flush(params: Params, check_mode: bool) -> Result:
     bpffs.check(params["pin_root"])
     warnings = []
     try:
-        with (flow_table.FlowTables if check_mode else flow_table.writing)(params["pin_root"]) as tables:
+        opened = flow_table.FlowTables(params["pin_root"]) if check_mode else flow_table.writing(params["pin_root"], params["lock_timeout"])
+        with opened as tables:
             done = flow_table.delete(tables, choice, limit, dry=check_mode)
     except flow_table.NoChain as exc:
         if not check_mode:

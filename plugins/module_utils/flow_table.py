@@ -22,7 +22,7 @@ import os
 import struct
 import typing as t
 
-from . import bpf, bpffs, chain, flow, flow_filter, guests
+from . import bpf, bpffs, chain, flow, flow_filter, guests, lock
 from .clock import Clock
 from .errors import ConntrackError
 from .flow_output import GUEST_DROPPED, Writer
@@ -154,14 +154,14 @@ class FlowTables:
 
 
 @contextlib.contextmanager
-def writing(pin_root: str) -> t.Iterator[FlowTables]:
+def writing(pin_root: str, patience: float = lock.SECONDS) -> t.Iterator[FlowTables]:
     """Open the tables to delete from them: one process at a time, and not while the next generation takes over what the tables hold.
 
     :raises ConntrackError: as FlowTables, and when somebody else holds the lock for too long.
     """
     with FlowTables(pin_root):  # it says so when there is no chain, and then no directory to lock either
         pass
-    with bpffs.locked(bpffs.Paths(pin_root).base), FlowTables(pin_root) as tables:
+    with lock.held(bpffs.Paths(pin_root).base, patience), FlowTables(pin_root) as tables:
         yield tables
 
 

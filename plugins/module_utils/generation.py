@@ -17,7 +17,7 @@ import dataclasses
 import os
 import typing as t
 
-from . import bpffs, chain, clock, health, state, verify
+from . import bpffs, chain, clock, health, lock, state, verify
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_apply import apply, remove_symlinks, remove_tree
@@ -68,29 +68,6 @@ def observe(paths: Paths) -> Have:
     return _observe(paths)
 
 
-@contextlib.contextmanager
-def _alone(paths: Paths) -> t.Iterator[None]:
-    """Keep other runs out.
-
-    :raises ConntrackError: when another run does not end.
-    """
-    with contextlib.ExitStack() as stack:
-        while not _locked(paths, stack):
-            stack.close()
-        yield
-
-
-def _locked(paths: Paths, stack: contextlib.ExitStack) -> bool:
-    """Lock the base directory; False where the run that this one waited for took it away."""
-    try:
-        os.makedirs(paths.base, mode=0o700, exist_ok=True)
-        inode = os.stat(paths.base).st_ino
-        stack.enter_context(bpffs.locked(paths.base))
-        return os.stat(paths.base).st_ino == inode
-    except FileNotFoundError:
-        return False
-
-
 @_as_root()
 def listen(paths: Paths) -> tuple[health.Fault, ...]:
     """Return whether the interfaces receive what the active chain does not count; see health.listen()."""
@@ -108,6 +85,7 @@ def ensure(
     check_mode: bool = False,
     policy: Policy = Policy(),  # noqa: B008  it is frozen
     heard: tuple[health.Fault, ...] = (),
+    patience: float = lock.SECONDS,
 ) -> tuple[Plan, Have]:
     """Bring the wanted chain into place: the plan that was needed, and what is there now.
 
@@ -123,7 +101,7 @@ def ensure(
         return plan_present(have, want, settings, policy), have
     bpffs.ensure_mounted(paths.pin_root)
     try:
-        with _alone(paths):
+        with lock.held(paths.base, patience, make=0o700):
             have = _with(observe(paths), heard)
             plan = plan_present(have, want, settings, policy)
             apply(plan, paths, have, want, settings)
@@ -134,7 +112,7 @@ def ensure(
 
 
 @_as_root()
-def remove(paths: Paths, check_mode: bool = False) -> Plan:
+def remove(paths: Paths, check_mode: bool = False, patience: float = lock.SECONDS) -> Plan:
     """Take the chain away: the plan that was needed.
 
     :raises ConntrackError: see plan_absent().
@@ -145,7 +123,7 @@ def remove(paths: Paths, check_mode: bool = False) -> Plan:
             state.activate(paths, None)
             apply(plan, paths, Have(), Want("", {}, 1), b"")
         return plan
-    with _alone(paths):
+    with lock.held(paths.base, patience, make=0o700):
         plan, have = _plan_removal(paths)
         remove_symlinks(paths)
         state.activate(paths, None)

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import typing as t
 
-from . import bpf, bpffs, chain, health, state
+from . import bpf, bpffs, chain, clock, health, state
 from .bpffs import Paths
 from .generation_model import Generation, Have
 
@@ -38,7 +38,7 @@ def _since(paths: Paths, number: int) -> str | None:
 def active_since(paths: Paths) -> str:
     """Return when the active generation became so: its symlink was made then. "" where that is lost."""
     try:
-        return state.shown(os.lstat(paths.active).st_mtime)
+        return clock.utc(os.lstat(paths.active).st_mtime)
     except FileNotFoundError:
         return ""
 

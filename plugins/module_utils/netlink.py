@@ -16,7 +16,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
-import fcntl
 import importlib
 import importlib.util
 import json
@@ -29,7 +28,7 @@ import time
 import types
 import typing as t
 
-from . import netns, topology, topology_plan
+from . import lock, netns, topology, topology_plan
 from . import plan as plans
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
@@ -640,32 +639,6 @@ def _unfinished(lab: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _locked() -> t.Iterator[None]:
-    """Hold the one lock of all labs. The directory goes again when nothing is left in it."""
-    handle = _lock()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # records of labs are in it
-            os.rmdir(topology.RECORD_DIR)
-        os.close(handle)
-
-
-def _lock() -> int:
-    """Return a locked descriptor of the directory that is there now."""
-    while True:
-        os.makedirs(topology.RECORD_DIR, mode=0o755, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            handle = os.open(topology.RECORD_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):  # the holder removed it meanwhile
-                if os.stat(topology.RECORD_DIR).st_ino == os.fstat(handle).st_ino:
-                    stack.pop_all()
-                    return handle
-
-
 # -- apply ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -899,23 +872,24 @@ class Result(t.NamedTuple):
     facts: dict[str, t.Any]
 
 
-def converge(want: Topology, check: bool = False) -> Result:
+def converge(want: Topology, check: bool = False, patience: float = lock.SECONDS) -> Result:
     """Make the lab what is wanted, changing only what differs.
 
     :param want: from topology.parse or topology.absent.
     :param check: only plan.
+    :param patience: how long to wait for another run, in seconds.
     :raises ConntrackError: foreign objects, a sysctl or a feature that the kernel lacks, or a step that failed (then ``applied`` and ``rolled_back``).
     :raises ImportError: pyroute2 is missing.
     """
     if os.geteuid() != 0:
         raise ConntrackError("Network namespaces need root: run as root, with become for instance.")
     want = topology.without_missing(want, lambda path: os.path.exists(f"/proc/sys/{path}"))
-    with Kernel() as kernel:
-        have, plan = _plan(kernel, want)
-    if check or not (plan or _unfinished(want.lab)):
+    found = _planned(want, check)
+    if check or (found is not None and not (found[1] or _unfinished(want.lab))):
+        have, plan = t.cast("tuple[Have, Plan]", found)
         return Result(plan, topology_plan.facts(want, have))
     with Kernel() as kernel:
-        with _locked():
+        with lock.held(topology.RECORD_DIR, patience, make=0o755), _tidied():
             _end_write(want.lab)
             have, plan = _plan(kernel, want)  # another run may have changed what was read
             with _Apply(kernel, want, have) as do:
@@ -925,6 +899,27 @@ def converge(want: Topology, check: bool = False) -> Result:
         with plans.applied(plan):
             kernel.wait_running([link for key in want.ends if (link := have.links.get(key)) and not link.running])
     return Result(plan, topology_plan.facts(want, have))
+
+
+def _planned(want: Topology, check: bool) -> tuple[Have, Plan] | None:
+    """Return what is there and the plan; None where another run seems to be in the middle of its work."""
+    try:
+        with Kernel() as kernel:
+            return _plan(kernel, want)
+    except (ConntrackError, OSError):
+        if check:
+            raise
+    return None
+
+
+@contextlib.contextmanager
+def _tidied() -> t.Iterator[None]:
+    """Remove the directory of the records afterwards, when none is in it."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(topology.RECORD_DIR)
 
 
 def _plan(kernel: Kernel, want: Topology) -> tuple[Have, Plan]:

@@ -18,12 +18,12 @@ mends the directory. What others need is read(), which gives a generation_model.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
+import time
 import typing as t
 
-from . import bpffs, render
+from . import bpffs, clock, render
 from .bpffs import Paths
 from .errors import ConntrackError, bad_value
 from .generation_model import State, Want
@@ -145,7 +145,7 @@ def write(paths: Paths, number: int, want: Want) -> None:
         "made_of": want.made_of,
         "rendered": render.pack(want.text, want.headers),
         "boot_id": boot_id(),
-        "written": now(),
+        "written": clock.utc(time.time()),
     }
     with _named(path):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -212,17 +212,3 @@ def boot_id() -> str:
     """Return what the kernel names this boot by."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
-
-
-def now() -> str:
-    """Return this instant as it is shown, in UTC."""
-    return shown(datetime.datetime.now(datetime.timezone.utc).timestamp())
-
-
-def shown(seconds: float) -> str:
-    """Return an instant, seconds since 1970, as it is shown.
-
-    >>> shown(0)
-    '1970-01-01T00:00:00Z'
-    """
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -22,6 +22,7 @@ requirements:
   - the privilege to open BPF maps (root)
 extends_documentation_fragment:
   - ebpf.conntrack.attributes
+  - ebpf.conntrack.lock
   - ebpf.conntrack.pin_root
   - ebpf.conntrack.flow_filters
 attributes:

@@ -25,6 +25,7 @@ requirements:
   - the privilege to manage network namespaces (root)
 extends_documentation_fragment:
   - ebpf.conntrack.attributes
+  - ebpf.conntrack.lock
 options:
   name:
     description:
@@ -344,7 +345,7 @@ not_rolled_back:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import deps, netlink, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils import deps, lock, netlink, topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.plan import as_dicts, as_diff
 
@@ -381,6 +382,7 @@ def argument_spec() -> dict[str, t.Any]:
         },
         "sysctls": {"type": "dict"},
         "routes": routes,
+        **lock.OPTION,
     }
 
 
@@ -388,9 +390,10 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     params = dict(module.params)
+    patience = params.pop("lock_timeout")
     try:
         want = topology.absent(params["name"]) if params.pop("state") == "absent" else topology.parse(params)
-        result = netlink.converge(want, check=module.check_mode)
+        result = netlink.converge(want, check=module.check_mode, patience=patience)
     except ConntrackError as exc:
         module.fail_json(msg=exc.message, **exc.facts)
     except ImportError as exc:  # raised before anything is changed

@@ -18,6 +18,7 @@ description:
     counts as the collection's own. With O(state=present) it is taken over into a pinned link, with O(state=absent) it is detached.
 extends_documentation_fragment:
   - ebpf.conntrack.attributes
+  - ebpf.conntrack.lock
   - ebpf.conntrack.pin_root
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
@@ -216,7 +217,7 @@ mended:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import HOOKS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
@@ -238,6 +239,7 @@ def main() -> None:
             "mode": {"type": "str", "choices": list(attach.MODES), "default": "auto"},
             "takeover": {"type": "bool", "default": False},
             "pin_root": {"type": "path", "default": "/sys/fs/bpf"},
+            **lock.OPTION,
         },
         required_if=[("state", "present", ["interfaces"])],
         supports_check_mode=True,

@@ -18,6 +18,7 @@ description:
   - Kernel headers are not needed.
 extends_documentation_fragment:
   - ebpf.conntrack.attributes
+  - ebpf.conntrack.lock
   - ebpf.conntrack.pin_root
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
@@ -375,7 +376,7 @@ compiler_output:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, guests, health, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, guests, health, lock, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
@@ -405,6 +406,7 @@ def argument_spec() -> dict[str, object]:
         "keep": {"type": "int", "default": generation.Policy.keep},
         "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
         "rendered": {"type": "str"},
+        **lock.OPTION,
         "pin_root": {"type": "path", "default": bpffs.STANDARD},
     }
 
@@ -430,7 +432,7 @@ def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, gene
     if any(step.action == "load" for step in plan):
         require(module, "bcc")
         features.check()
-    plan, have = generation.ensure(paths, want, module.check_mode, policy, heard)
+    plan, have = generation.ensure(paths, want, module.check_mode, policy, heard, params["lock_timeout"])
     return plan, have, health.mended(before.faults, have.faults)
 
 
@@ -443,7 +445,7 @@ def main() -> None:
         if module.params["state"] == "present":
             plan, have, mended = present(module, paths)
         else:
-            plan = generation.remove(paths, check_mode=module.check_mode)
+            plan = generation.remove(paths, module.check_mode, module.params["lock_timeout"])
             have = generation.observe(paths)
     except ConntrackError as exc:
         module.fail_json(msg=exc.message, **exc.facts)

@@ -30,9 +30,11 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     bpffs,
     build_bcc,
     chain,
+    flow_table,
     generation,
     generation_apply,
     health,
+    lock,
     netns,
     render,
     verify,
@@ -755,3 +757,26 @@ def test_runs_and_removals_at_once(made: Chain) -> None:
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0, 0]
     made.ensure()
     made.assert_whole(t.cast("int", made.observe().generation))
+
+
+def test_another_run_that_does_not_end_is_named(loaded: Chain, veth: None) -> None:
+    """Whatever plans or changes waits for the lock; what only looks does not."""
+
+    def attach_it(check_mode: bool) -> None:
+        attach.converge("present", [{"name": "left", "program": "ingress"}], "native", False, loaded.paths.pin_root, check_mode, lock_timeout=0)
+
+    before = loaded.tree()
+    with lock.held(loaded.paths.base, 0):
+        runs: dict[str, c.Callable[[], object]] = {
+            "load": lambda: generation.ensure(loaded.paths, loaded.changed(), patience=0),
+            "remove": lambda: generation.remove(loaded.paths, patience=0),
+            "attach": lambda: attach_it(False),
+            "flush": lambda: contextlib.ExitStack().enter_context(flow_table.writing(loaded.paths.pin_root, 0)),
+        }
+        for name, run in runs.items():
+            with pytest.raises(ConntrackError, match=rf"another run has the lock: process {os.getpid()} \(") as raised:
+                run()
+            assert raised.value.message.startswith(loaded.paths.base), name
+        loaded.ensure(loaded.changed(), check_mode=True)
+        attach_it(True)
+    assert loaded.tree() == before

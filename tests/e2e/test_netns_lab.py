@@ -19,7 +19,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import netlink, netns, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils import lock, netlink, netns, topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -323,6 +323,42 @@ def test_two_labs_share_a_sysctl_and_the_last_puts_it_back(p: str) -> None:
     assert sysctl(FORWARDING) == "1"
     assert run(other) == []
     run(topology.absent(f"{p}b"))
+    assert_gone(p)
+
+
+def test_runs_of_one_lab_at_once(p: str) -> None:
+    """Each waits for the one before, and plans from what that left."""
+
+    def together(*wants: topology.Topology) -> list[int]:
+        children = []
+        for want in wants:
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    netlink.converge(want)
+                    status = 0
+                finally:
+                    os._exit(status)
+            children.append(pid)
+        return [os.waitpid(pid, 0)[1] for pid in children]
+
+    build, remove = topology.parse(description(p)), topology.absent(p)
+    assert together(build, build, build) == [0, 0, 0]
+    assert_whole(p)
+    assert run(build) == []
+    for _turn in range(5):
+        assert together(build, remove, build, remove) == [0, 0, 0, 0]
+    run(build)
+    assert_whole(p)
+
+
+def test_another_run_that_does_not_end_is_named(p: str) -> None:
+    with lock.held(topology.RECORD_DIR, 0, make=0o755):
+        want = topology.parse(description(p))
+        with pytest.raises(ConntrackError, match=rf"another run has the lock: process {os.getpid()} "):
+            netlink.converge(want, patience=0)
+        assert len(netlink.converge(want, check=True).plan) > 1, "looking needs no lock"
     assert_gone(p)
 
 

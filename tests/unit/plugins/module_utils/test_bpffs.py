@@ -109,12 +109,3 @@ def test_a_missing_standard_mount_is_to_be_made(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(bpffs, "_mounts", lambda: [("/", "ext4"), ("/sys", "sysfs")])
     assert bpffs.check(bpffs.STANDARD) is False
     assert bpffs.check(bpffs.STANDARD + "/lab") is False
-
-
-def test_the_lock_is_for_one(tmp_path: pathlib.Path) -> None:
-    with bpffs.locked(str(tmp_path)):
-        with pytest.raises(ConntrackError, match="another run has held the lock"):
-            with bpffs.locked(str(tmp_path), seconds=0):
-                pass
-    with bpffs.locked(str(tmp_path), seconds=0):
-        pass

@@ -28,14 +28,14 @@ def source(monkeypatch: pytest.MonkeyPatch) -> fakes.FakeTables:
     rows = [fakes.entry(sport=at) for at in range(5)] + [fakes.entry(proto=17, ctl=0), fakes.entry(proto=47, left=-1)]
     pinned = _Pinned({"ctt": rows})
     for name in ("FlowTables", "writing"):
-        monkeypatch.setattr(flow_table, name, lambda pin_root: pinned)
+        monkeypatch.setattr(flow_table, name, lambda *dummy: pinned)
     monkeypatch.setattr(bpffs, "check", lambda pin_root: True)
     return pinned
 
 
 @pytest.fixture
 def nothing_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(pin_root: str) -> None:
+    def refuse(pin_root: str, *dummy: object) -> None:
         raise flow_table.NoChain(f"{pin_root}/map/stats does not exist: no chain is pinned there. Run xdp_program.")
 
     for name in ("FlowTables", "writing"):
