@@ -132,11 +132,12 @@ def _check_shapes(module: t.Any, names: t.Iterable[str]) -> None:
             )
 
 
-def build(text: str, headers: t.Mapping[str, str]) -> dict[str, int]:
+def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = chain.SLOTS) -> dict[str, int]:
     """Compile the text and load every program of the chain and of its guests; return a file descriptor by name.
 
     :param text: rendered, with the real directory of the maps' pins, which hold the maps already.
     :param headers: the stub tree: file name below it -> contents.
+    :param stages: names of the chain's own programs.
     :raises ConntrackError: with the compiler's or the verifier's own words and the lines of C that they speak of; nothing stays loaded.
     """
     cflags = flags()
@@ -157,7 +158,7 @@ def build(text: str, headers: t.Mapping[str, str]) -> dict[str, int]:
             with _stderr_to(log):
                 module = bcc.BPF(text=text.encode(), cflags=cflags)
                 _check_shapes(module, guests.maps_in(text))
-                for name in (*chain.SLOTS, *guests.programs_in(text)):
+                for name in (*stages, *guests.programs_in(text)):
                     what = f"loading {name}"
                     loaded[name] = os.dup(module.load_func(name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd)
         except ConntrackError:

@@ -98,17 +98,22 @@ def ensure(
     state.check(paths)
     if check_mode:
         have = _with(observe(paths), heard)
-        return plan_present(have, want, settings, policy), have
+        return _plan(have, want, settings, policy), have
     bpffs.ensure_mounted(paths.pin_root)
     try:
         with lock.held(paths.base, patience, make=0o700):
             have = _with(observe(paths), heard)
-            plan = plan_present(have, want, settings, policy)
+            plan = _plan(have, want, settings, policy)
             apply(plan, paths, have, want, settings)
             return plan, observe(paths) if plan else have
     except BaseException:
         _tidy(paths)
         raise
+
+
+def _plan(have: Have, want: Want, settings: bytes, policy: Policy) -> Plan:
+    plan = plan_present(have, want, settings, policy)
+    return policy.proof(plan, have, want, settings) if policy.proof else plan
 
 
 @_as_root()

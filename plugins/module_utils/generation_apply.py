@@ -74,6 +74,9 @@ class _Builder:
         self._open.callback(bpf.close, fd)
         return fd
 
+    def _verify_generation(self, dummy: Step) -> None:
+        """It was done before the plan was complete."""
+
     def _load_generation(self, step: Step) -> t.Callable[[], None]:
         """Build, fill, prove and pin the generation beside the active one."""
         number = int(step.name)

@@ -13,6 +13,7 @@ import typing as t
 from . import bpf, chain, guests
 from .errors import bad_value
 from .health import Fault
+from .plan import Plan
 
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
 _TIMEOUT_RANGE = (1, (1 << 31) // 1000 - 1)
@@ -83,9 +84,12 @@ class Policy:
     """How the wanted chain takes the place of the one before.
 
     :ivar keep: so many of the last good generations stay pinned, to go back to.
+    :ivar proof: is shown the plan, what is there, what is wanted and the bytes of the settings before anything is changed, in check mode too; returns
+        the plan with its own step in it, or raises ConntrackError.
     """
 
     keep: int = 1
+    proof: t.Callable[[Plan, Have, Want, bytes], Plan] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -238,6 +238,52 @@ options:
       - Give the same one in every run.
     type: path
     default: /var/lib/ebpf_conntrack
+  verify:
+    description:
+      - How a new generation is proved before it takes over. It always has to pass a frame unchanged; with V(probe) that is all.
+      - With V(replay) a set of frames is sent through it and through the running generation, and what they make of each is compared,
+        before anything is changed, in check mode too. Both are compiled once more for that, with maps of their own, so that nothing that runs is touched.
+      - Nothing is replayed where the sources and what is compiled into them stay the same.
+    type: str
+    choices: [probe, replay]
+    default: probe
+  replay:
+    description:
+      - What is replayed, with O(verify=replay).
+    type: dict
+    default: {}
+    suboptions:
+      frames:
+        description:
+          - A capture on the controller, as C(tcpdump -w) and Wireshark write it. pcap or pcapng, Ethernet only.
+          - Its timestamps are the clock that timeouts are measured by.
+          - When not given, the set that comes with the collection, C(files/replay.pcap). It has some frames of each stage and of each outcome.
+        type: path
+      hook:
+        description:
+          - Where the frames come in.
+          - With V(both) each host has a side. Who is first seen to send comes in at C(ingress), with whom it talks at C(egress).
+            That is for a capture of both directions.
+        type: str
+        choices: [both, ingress, egress]
+        default: both
+      on_difference:
+        description:
+          - What a difference does. With V(warn) it is shown in RV(plan), in RV(replay) and as a warning, and the new generation takes over.
+          - With V(fail) the task fails, and the running generation stays.
+            It does so, too, where there is a running generation, but nothing to compare with, since its sources are not known.
+        type: str
+        choices: [warn, fail]
+        default: warn
+      limit:
+        description:
+          - How many frames of the capture are replayed, the first ones. Up to V(100000).
+        type: int
+        default: 10000
+  replay_frames:
+    description:
+      - The frames on the target. It is filled in from O(replay.frames) and can not be given.
+    type: path
   rendered:
     description:
       - The rendered chain, packed. It is filled in from O(src) and can not be given.
@@ -269,6 +315,13 @@ EXAMPLES = r"""
     settings:
       tcp_loose: false
 
+- name: Let a new version take over only if it makes the same as the old one of yesterday's packets
+  ebpf.conntrack.xdp_program:
+    verify: replay
+    replay:
+      frames: captures/yesterday.pcap
+      on_difference: fail
+
 - name: Take it away
   ebpf.conntrack.xdp_program:
     state: absent
@@ -282,7 +335,7 @@ plan:
   elements: dict
   contains:
     action:
-      description: V(load), V(change), V(replace), V(activate), V(create) or V(delete).
+      description: V(verify), V(load), V(change), V(replace), V(activate), V(create) or V(delete).
       type: str
     kind:
       description: V(generation), V(map), V(link), V(path) for C(prog) and C(map) below O(pin_root), or V(manifest) for a file in O(state_dir).
@@ -369,14 +422,93 @@ mended:
   elements: dict
   sample:
     - {fault: slot_empty, object: "jt[3]", detail: slot 3 (ct) is empty}
+replay:
+  description: What came of the replay.
+  returned: with O(verify=replay), also when it is what failed
+  type: dict
+  contains:
+    generation:
+      description: Number of the running generation, V(null) when none is.
+      type: int
+    reason:
+      description: Why nothing was compared, or not all, empty when it was.
+      type: str
+    frames:
+      description: How many frames were replayed.
+      type: int
+    skipped:
+      description: How many were not, since they are shorter or longer than what BPF_PROG_TEST_RUN takes, 14 to 3520 bytes.
+      type: int
+    cut:
+      description: Of how many the capture holds less than was on the wire.
+      type: int
+    frame_differences:
+      description: How many frames had another verdict, came out otherwise, or were counted otherwise.
+      type: int
+    flow_differences:
+      description: How many flows were not the same at the end.
+      type: int
+    differences:
+      description: The first 20 frames and the first 20 flows that differ.
+      type: list
+      elements: dict
+      contains:
+        what:
+          description: V(frame) or V(flow).
+          type: str
+        number:
+          description: The frame's place in the capture, from 1.
+          type: int
+        hook:
+          description: Where the frame came in.
+          type: str
+        summary:
+          description: The frame or flow in short.
+          type: str
+        old:
+          description: What the running generation makes of it.
+          type: str
+        new:
+          description: What the new one makes of it.
+          type: str
+    flows:
+      description: How many flows there were at the end, as C(old) and C(new).
+      type: dict
+    verdicts:
+      description: How many frames had which verdict, as C(old) and C(new).
+      type: dict
+    counters:
+      description: The counters at the end that are not 0, as C(old) and C(new).
+      type: dict
+  sample:
+    generation: 3
+    reason: ""
+    frames: 510
+    skipped: 0
+    cut: 0
+    frame_differences: 1
+    flow_differences: 1
+    differences:
+      - what: frame
+        number: 214
+        hook: ingress
+        summary: "IP 198.18.0.1.4000 > 198.19.0.1.81: Flags [S], length 0"
+        old: pass, tracked, created
+        new: drop, invalid_tcp_new
+    flows: {old: 73, new: 72}
+    verdicts: {old: {pass: 510}, new: {pass: 509, drop: 1}}
 compiler_output:
   description: All that the compiler or the verifier said; the message holds the part that tells the fault.
   returned: when compiling or loading failed
   type: str
 """
 
+import dataclasses
+import functools
+import os
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, features, generation, guests, health, lock, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, capture, chain, features, generation, guests, health, lock, render, replay, state
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
@@ -405,13 +537,38 @@ def argument_spec() -> dict[str, object]:
         },
         "keep": {"type": "int", "default": generation.Policy.keep},
         "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
+        "verify": {"type": "str", "choices": ["probe", "replay"], "default": "probe"},
+        "replay": {
+            "type": "dict",
+            "default": {},
+            "options": {
+                "frames": {"type": "path"},
+                "hook": {"type": "str", "choices": list(replay.HOOKS), "default": "both"},
+                "on_difference": {"type": "str", "choices": list(replay.ON_DIFFERENCE), "default": "warn"},
+                "limit": {"type": "int", "default": replay.LIMIT},
+            },
+        },
+        "replay_frames": {"type": "path"},
         "rendered": {"type": "str"},
         **lock.OPTION,
         "pin_root": {"type": "path", "default": bpffs.STANDARD},
     }
 
 
-def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, generation.Have, list[dict[str, str]]]:
+def proof_of(module: AnsibleModule, paths: bpffs.Paths) -> replay.Proof | None:
+    """Return what proves a new generation besides the probe."""
+    options = module.params["replay"]
+    if module.params["verify"] != "replay":
+        return None
+    if not module.params["replay_frames"]:
+        raise ConntrackError("replay_frames: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part sends the capture.")
+    replay.check_limit(options["limit"])
+    with open(module.params["replay_frames"], "rb") as source:
+        packets = capture.read(source, module.params["replay_frames"], options["limit"])
+    return replay.Proof(packets, options["hook"], options["on_difference"], functools.partial(state.read, paths), os.path.join(paths.active, "map"))
+
+
+def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | None) -> tuple[plans.Plan, generation.Have, list[dict[str, str]]]:
     params = module.params
     if not params["rendered"]:
         raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources.")
@@ -432,7 +589,7 @@ def present(module: AnsibleModule, paths: bpffs.Paths) -> tuple[plans.Plan, gene
     if any(step.action == "load" for step in plan):
         require(module, "bcc")
         features.check()
-    plan, have = generation.ensure(paths, want, module.check_mode, policy, heard, params["lock_timeout"])
+    plan, have = generation.ensure(paths, want, module.check_mode, dataclasses.replace(policy, proof=proof), heard, params["lock_timeout"])
     return plan, have, health.mended(before.faults, have.faults)
 
 
@@ -440,16 +597,23 @@ def main() -> None:
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     paths = bpffs.Paths(module.params["pin_root"], module.params["state_dir"])
     mended: list[dict[str, str]] = []
+    proof = None
     try:
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
-            plan, have, mended = present(module, paths)
+            proof = proof_of(module, paths)
+            plan, have, mended = present(module, paths, proof)
         else:
             plan = generation.remove(paths, module.check_mode, module.params["lock_timeout"])
             have = generation.observe(paths)
     except ConntrackError as exc:
         module.fail_json(msg=exc.message, **exc.facts)
-    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths), mended=mended)
+    more: dict[str, object] = {}
+    if proof:
+        more["replay"] = proof.report.as_dict()
+        if proof.warning:
+            module.warn(proof.warning)
+    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths), mended=mended, **more)
 
 
 if __name__ == "__main__":

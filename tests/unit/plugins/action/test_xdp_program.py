@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 import shutil
 import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.action import xdp_program
-from ansible_collections.ebpf.conntrack.plugins.module_utils import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import capture, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 pytest.importorskip("jinja2")
@@ -71,6 +72,7 @@ def test_other_sources_are_found_from_the_playbook(tmp_path: pathlib.Path) -> No
     [
         ({"rendered": "x"}, "rendered: it is filled in from src and can not be given."),
         ({"state": "absent", "rendered": None}, "rendered: it is filled in from src and can not be given."),
+        ({"replay_frames": "/x"}, "replay_frames: it is filled in from replay.frames and can not be given."),
         ({"table_size": "many"}, "table_size: 'many' is not valid: give a whole number."),
         ({"table_size": True}, "table_size: True is not valid: give a whole number."),
         ({"table_size": 1.5}, "table_size: 1.5 is not valid: give a whole number."),
@@ -80,6 +82,50 @@ def test_other_sources_are_found_from_the_playbook(tmp_path: pathlib.Path) -> No
 )
 def test_bad_input(args: dict[str, t.Any], message: str) -> None:
     assert refusal(args) == message
+
+
+# ---------------------------------------------------------------- the frames that are to be replayed
+def replayed(args: dict[str, t.Any]) -> list[capture.Packet] | None:
+    data = xdp_program.frames(args, lambda path: str(pathlib.Path("/playbook") / path))
+    return None if data is None else capture.read(io.BytesIO(data), "sent", 100000)
+
+
+@pytest.mark.parametrize("args", [{}, {"verify": "probe"}, {"verify": None, "replay": {"frames": "/nowhere"}}, {"verify": "replay", "state": "absent"}])
+def test_no_frames_go_along(args: dict[str, t.Any]) -> None:
+    assert replayed(args) is None
+
+
+def test_the_collections_own_frames_go_along() -> None:
+    with open(xdp_program.CAPTURE, "rb") as source:
+        whole = capture.read(source, "", 100000)
+    assert replayed({"verify": "replay"}) == replayed({"verify": "replay", "replay": {"frames": None, "limit": None}}) == whole
+    assert replayed({"verify": "replay", "replay": {"limit": "7"}}) == whole[:7]
+
+
+def test_a_capture_goes_along_as_far_as_it_is_wanted(tmp_path: pathlib.Path) -> None:
+    packets = [capture.Packet(bytes([number]) * 60, number) for number in range(5)]
+    (tmp_path / "x.pcap").write_bytes(capture.write(packets))
+    assert replayed({"verify": "replay", "replay": {"frames": str(tmp_path / "x.pcap"), "limit": 3}}) == packets[:3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("x.pcap", "replay: 'x.pcap' is not valid: give a dictionary."),
+        ({"limit": "all"}, "replay.limit: 'all' is not valid: give a whole number."),
+        ({"limit": 0}, "replay.limit: 0 is not valid: give 1 to 100000 frames."),
+        ({"frames": "none.pcap"}, "replay.frames: '/playbook/none.pcap' is not valid: give a readable capture: No such file or directory."),
+        ({"frames": "/etc"}, "replay.frames: '/etc' is not valid: give a readable capture: Is a directory."),
+        (
+            {"frames": xdp_program.SOURCES + "/ct.c"},
+            f"replay.frames: {xdp_program.SOURCES}/ct.c: at byte 0: 2f2f2053 is not the start of a pcap or pcapng file.",
+        ),
+    ],
+)
+def test_bad_captures(options: t.Any, message: str) -> None:
+    with pytest.raises(ConntrackError) as raised:
+        replayed({"verify": "replay", "replay": options})
+    assert raised.value.message == message
 
 
 # ---------------------------------------------------------------- the action itself

@@ -22,6 +22,7 @@ VARIANTS: dict[str, tuple[str, str, str | None]] = {
     "undefined": ("ct.c", "// SPDX", "\n{{ nothing }}\n// SPDX"),
     "syntax": ("ingress.c", "return enter(ctx, 0);", "return enter(ctx, 0)"),
     "verifier": ("prs_eth.c", "\tproto = eth->h_proto;", "\tproto = *(volatile __be16 *)((void *)(long)ctx->data + 60);"),
+    "counts": ("prs_eth.c", "COUNT_UNTRACKED_PPPOE, chained", "COUNT_UNTRACKED_NOT_IP, chained"),
     "drops": ("prs_end.c", "return leave(ctx);", "return XDP_DROP;"),
 }
 #: By directory: the version of the bcc that stands there, and its code.
