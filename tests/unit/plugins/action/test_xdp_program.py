@@ -67,9 +67,22 @@ def test_other_sources_are_found_from_the_playbook(tmp_path: pathlib.Path) -> No
     assert headers == render.read_headers(str(SOURCES)), "without headers of their own they take the collection's"
 
 
+def test_guests_are_found_from_the_playbook_and_then_in_the_collection(tmp_path: pathlib.Path) -> None:
+    args = {"guests": [{"slot": "acl", "src": "acl.c"}]}
+    text, dummy = render.unpack(sent(args)["rendered"])
+    assert (SOURCES / "guests/acl.c").read_text(encoding="utf-8") in text
+    (tmp_path / "acl.c").write_text("GUEST(mine)\n{\n\treturn guest_next(ctx);\n}\n", encoding="utf-8")
+    found = xdp_program.rendered(args, lambda path: str(tmp_path / path))
+    assert found["guests"] == args["guests"]
+    text, dummy = render.unpack(found["rendered"])
+    assert "GUEST(mine)" in text and "GUEST(acl)" not in text
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        ({"guests": "acl"}, "guests: 'acl' is not valid: give a list."),
+        ({"guests": [{"slot": "acl", "src": "none.c"}]}, "guests[0].src: /playbook/none.c can not be read: No such file or directory."),
         ({"rendered": "x"}, "rendered: it is filled in from src and can not be given."),
         ({"state": "absent", "rendered": None}, "rendered: it is filled in from src and can not be given."),
         ({"replay_frames": "/x"}, "replay_frames: it is filled in from replay.frames and can not be given."),

@@ -80,11 +80,12 @@ def test_stats_have_the_form_of_the_real_tool() -> None:
     """A line printed by conntrack 1.4.7, with the numbers of a chain that saw a little of everything."""
     nothing = dict.fromkeys(chain.COUNTERS, 0)
     busy = {**nothing, "tracked": 100, "related": 3, "ignored_tcp_window": 2, "invalid_tcp_rst": 1, "invalid_checksum": 4, "created": 6, "reopened": 1}
+    busy[flow_output.GUEST_DROPPED] = 8
     busy.update(insert_failed=9, untracked_no_entry=9, untracked_contended=1, untracked_not_ip=50, deleted_expired=2)
     real = "cpu=1   \tfound=0 invalid=0 insert=0 insert_failed=0 drop=0 early_drop=0 error=0 search_restart=0 clash_resolve=0 chaintoolong=0 \n"
     first, second = flow_output.stats_lines([busy, nothing], evicted=7).splitlines(keepends=True)
     assert second == real
-    assert first == ("cpu=0   \tfound=100 invalid=5 insert=6 insert_failed=9 drop=0 early_drop=7 error=10 search_restart=0 clash_resolve=0 chaintoolong=0 \n")
+    assert first == ("cpu=0   \tfound=100 invalid=5 insert=6 insert_failed=9 drop=8 early_drop=7 error=10 search_restart=0 clash_resolve=0 chaintoolong=0 \n")
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 4])

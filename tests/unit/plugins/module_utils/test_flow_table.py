@@ -166,6 +166,7 @@ def test_a_limit_holds_for_the_writer_too() -> None:
 def test_summary() -> None:
     source = tables(*many(3), *many(2, proto=17, ctl=0), *many(1, proto=1, dport=8 << 8, ctl=chain.CTL_SEEN_REPLY), capacity=64)
     source.stats.update(created=10, deleted_reset=1, deleted_flushed=2, invalid_tcp_rst=4, untracked_not_ip=5, related=6, ignored_tcp_window=7, tracked=8)
+    source.guests = {"acl": {"seen": 9, "passed": 7, "dropped": 2}}
     source.in_force = {**chain.TIMEOUTS, "udp": 7}, {**chain.KNOBS, "tcp_loose": 0, "tcp_max_retrans": 5}
     summary = read(source, summary=True).summary
     assert summary is not None
@@ -181,6 +182,7 @@ def test_summary() -> None:
     assert (counters["created"], counters["evicted"], counters["related"], counters["tracked"]) == (10, 1, 6, 8)
     assert counters["deleted"] == {"reset": 1, "expired": 0, "flushed": 2, "dropped": 0}
     assert (counters["invalid"]["tcp_rst"], counters["untracked"]["not_ip"], counters["ignored"]["tcp_window"]) == (4, 5, 7)
+    assert counters["guests"] == {"acl": {"seen": 9, "passed": 7, "dropped": 2}}
     assert summary["clock"]["jiffies"] == fakes.NOW
     assert summary["timeouts"] == {**chain.TIMEOUTS, "udp": 7}
     assert summary["settings"] == {**chain.KNOBS, "tcp_loose": False, "tcp_max_retrans": 5}
