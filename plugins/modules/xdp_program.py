@@ -207,7 +207,7 @@ options:
   guests:
     description:
       - Programs of your own that run in the chain, behind what tracks a packet, whatever it made of it, and in front of what takes its metadata away.
-        They run in the order of their slots. The file docs/guests.md of the collection says what they are made of.
+        They run in the order of their slots. The file C(docs/guests.md) says what they are made of.
       - When a guest changes, or is taken off the list, a new generation is loaded.
     type: list
     elements: dict
