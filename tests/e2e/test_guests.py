@@ -474,6 +474,16 @@ def test_an_empty_slot_is_passed_over_named_and_filled_again(bare: Bare) -> None
     assert plan and 5 in have.programs
 
 
+def test_the_example_of_the_docs_can_be_loaded_and_counts(bare: Bare) -> None:
+    page = (SOURCE.parents[3] / "docs/guests.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```c\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    bare.ensure({"slot": 21, "src": bare.source(example)})
+    steps = (frames.V4.tcp("a", "S", 1, 0, 100), frames.V4.tcp("a", "S", 1, 0, 100), frames.V4.udp("a"))
+    assert {bare.run(step.frame) for step in steps} == {(XDP_PASS, step.frame) for step in steps}
+    with bpf.closing(bpf.obj_get(bare.rig.paths.map("seen_syns"))) as fd:
+        assert sum(int.from_bytes(one, "little") for one in bpf.percpu_value(fd, 0, 8)) == 1
+
+
 # ---------------------------------------------------------------- what is refused
 REFUSED = {
     "no pin": (lambda bare: {"slot": 21, "pinned": f"{bare.rig.paths.pin_root}/nothing"}, [r"guests\[0\]\.pinned: .*nothing' is not valid: No such file"]),
