@@ -30,6 +30,7 @@ SECTIONS = {
     "lab": "Building labs",
     "read": "Reading the flow table",
     "playbook": "make lab",
+    "swap": "Generations that take over under load",
 }
 
 
