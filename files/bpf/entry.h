@@ -6,8 +6,10 @@
  * holder is gone within some 50 ns, unless its virtual CPU was taken away.
  */
 #define LOCK_TRIES	256
+/* A flow's entry is looked up each time, which takes some 20 ns: it may have moved. */
+#define FIND_TRIES	16
 
-/* The key of either table; which one is known when the program is compiled. */
+/* The key of either family's tables; which one is known when the program is compiled. */
 union any_key {
 	struct ct_key v4;
 	struct ct_key6 v6;
@@ -91,40 +93,49 @@ static __always_inline u64 ct_key6_of(const struct flow *f, const struct ipv6hdr
 	return src_hi;
 }
 
-static __always_inline struct ct_entry *table_lookup(union any_key *key, const bool v6)
-{
-	return v6 ? ctt6_lookup(&key->v6) : ctt_lookup(&key->v4);
-}
-
-static __always_inline int table_create(union any_key *key, struct ct_entry *entry, const bool v6)
-{
-	return v6 ? ctt6_create(&key->v6, entry) : ctt_create(&key->v4, entry);
-}
-
-static __always_inline void table_delete(union any_key *key, const bool v6)
+/*
+ * Each family has two tables: one of assured flows, one of all others.  A flood
+ * of new flows can only push out the like of itself.
+ */
+static __always_inline struct ct_entry *table_lookup(union any_key *key, const bool v6, const bool assured)
 {
 	if (v6)
-		ctt6_delete(&key->v6);
-	else
-		ctt_delete(&key->v4);
+		return assured ? ctt6_lookup(&key->v6) : ctt6_new_lookup(&key->v6);
+	return assured ? ctt_lookup(&key->v4) : ctt_new_lookup(&key->v4);
 }
 
-/* Take the lock in a control word; *ctl is the word without it. */
+static __always_inline int table_create(union any_key *key, struct ct_entry *entry, const bool v6, const bool assured)
+{
+	if (v6)
+		return assured ? ctt6_create(&key->v6, entry) : ctt6_new_create(&key->v6, entry);
+	return assured ? ctt_create(&key->v4, entry) : ctt_new_create(&key->v4, entry);
+}
+
+static __always_inline int table_delete(union any_key *key, const bool v6, bool assured)
+{
+	if (v6)
+		return assured ? ctt6_delete(&key->v6) : ctt6_new_delete(&key->v6);
+	return assured ? ctt_delete(&key->v4) : ctt_new_delete(&key->v4);
+}
+
+/* Take the lock in a control word, if it is free; *ctl is the word without it. */
+static __always_inline bool ctl_try_lock(u64 *word, u64 *ctl)
+{
+	u64 seen = *(volatile u64 *)word;
+
+	*ctl = seen;
+	return !(seen & CTL_LOCK) && __sync_val_compare_and_swap(word, seen, seen | CTL_LOCK) == seen;
+}
+
 static __always_inline bool ctl_lock(u64 *word, u64 *ctl)
 {
-	u64 seen;
 	u32 i;
 
 #pragma clang loop unroll(disable)
 	for (i = 0; i < LOCK_TRIES; i++) {
 		OPAQUE(i);
-		seen = *(volatile u64 *)word;
-		if (seen & CTL_LOCK)
-			continue;
-		if (__sync_val_compare_and_swap(word, seen, seen | CTL_LOCK) == seen) {
-			*ctl = seen;
+		if (ctl_try_lock(word, ctl))
 			return true;
-		}
 	}
 	return false;
 }
@@ -153,4 +164,46 @@ static __always_inline u64 ctl_new(const struct flow *f, u64 src_hi)
 static __always_inline bool expired(u32 expires, u32 now)
 {
 	return (s32)(expires - now) <= 0;
+}
+
+/* Where a flow is looked for, and in which order: what is established has one look-up to pay for. */
+static __always_inline struct ct_entry *entry_find(union any_key *key, const bool v6, bool *assured)
+{
+	struct ct_entry *e = table_lookup(key, v6, true);
+
+	*assured = e;
+	return e ? e : table_lookup(key, v6, false);
+}
+
+/* Delete the entry.  It stays locked: nobody may write into what is given back. */
+static __always_inline void entry_delete(union any_key *key, u32 reason, const bool v6, bool assured)
+{
+	if (table_delete(key, v6, assured))
+		return;		/* pushed out, or deleted by an operator, meanwhile */
+	count(reason);
+	if (assured)
+		count(COUNT_ASSURED_DELETED);
+}
+
+/*
+ * Move the entry, which is locked, to the table of assured flows.  The copy comes
+ * first: whoever looks for the flow finds one of the two.  The old one stays
+ * locked, so who found it looks again.  Where there is no room the flow stays,
+ * and its next packet tries again.
+ */
+static __always_inline void entry_promote(struct ct_entry *e, union any_key *key, u64 ctl, u32 now, const bool v6)
+{
+	struct ct_entry copy = *e;
+
+	copy.ctl = ctl;
+	if (table_create(key, &copy, v6, true)) {
+		count(COUNT_PROMOTE_FAILED);
+		ctl_unlock(&e->ctl, ctl);
+		return;
+	}
+	count(COUNT_PROMOTED);
+	e->expires = now;	/* until it is deleted readers take it for one whose time is over */
+	/* pushed out or deleted under our hands: counted as such, so what moved counts as made once more */
+	if (table_delete(key, v6, false))
+		count(COUNT_CREATED);
 }

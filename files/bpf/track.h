@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The tracker: finds or makes the packet's flow and moves it on.  ct and ct6 are this, once a table. */
+/* The tracker: finds or makes the packet's flow and moves it on.  ct and ct6 are this, once a family. */
 
 /* What the trackers decide: which outcome is counted, and what becomes of the entry. */
 struct ct_result {
@@ -123,62 +123,119 @@ static __always_inline void entry_begin(struct ct_entry *e, u64 jiffies, const s
 	e->last_end = (u32)jiffies + STREAM_SECONDS * set->hz;
 }
 
+/* Fractions of a jiffy that the rate guard reckons with. */
+#define RATE_SHIFT	20
+
+/*
+ * Whether another flow may begin.  A bucket holds what one second allows; each
+ * flow moves the time at which it would be empty on by what one costs, and none
+ * begins that would move it beyond now.
+ */
+static __always_inline bool rate_allows(u64 jiffies, const struct ct_settings *set)
+{
+	u64 now = jiffies << RATE_SHIFT, second = (u64)set->hz << RATE_SHIFT, seen, cost, *word;
+	u32 limit = set->knob[KNOB_NEW_FLOWS_PER_SECOND];
+
+	if (!limit)
+		return true;
+	word = guard_word();
+	if (!word)
+		return true;
+	cost = second / limit;
+	seen = *(volatile u64 *)word;
+	if (seen + second < now) {	/* full; whichever CPU is first says so */
+		__sync_val_compare_and_swap(word, seen, now - second);
+		seen = now - second;
+	}
+	if (seen + cost > now)
+		return false;
+	__sync_fetch_and_add(word, cost);
+	return true;
+}
+
 /* Make the entry, locked, and return it; NULL where another CPU was first, or no room is left. */
 static __always_inline struct ct_entry *entry_create(union any_key *key, u64 ctl, u64 jiffies,
 						     const struct ct_settings *set, const bool v6)
 {
-	struct ct_entry blank;
+	struct ct_entry blank, *e;
 
 	__builtin_memset(&blank, 0, sizeof(blank));
 	blank.ctl = ctl | CTL_LOCK;
 	blank.expires = (u32)jiffies + set->hz;
 	blank.created = jiffies / set->hz;
 	blank.last_end = (u32)jiffies + STREAM_SECONDS * set->hz;
-	if (table_create(key, &blank, v6))
+	if (table_create(key, &blank, v6, false))
 		return NULL;
-	return table_lookup(key, v6);
+	e = table_lookup(key, v6, false);
+	if (!e)
+		return NULL;
+	/* looked for there it was not assured yet, looked for here it was not here any more */
+	if (table_lookup(key, v6, true)) {
+		table_delete(key, v6, false);	/* stays locked */
+		return NULL;
+	}
+	count(COUNT_CREATED);
+	return e;
+}
+
+/* Find the entry and lock it.  NULL: *why says whether there is none or it stayed locked. */
+static __always_inline struct ct_entry *entry_hold(union any_key *key, u64 *ctl, bool *assured, u32 *why, const bool v6)
+{
+	struct ct_entry *e;
+	u32 try;
+
+#pragma clang loop unroll(disable)
+	for (try = 0; try < FIND_TRIES; try++) {
+		OPAQUE(try);
+		e = entry_find(key, v6, assured);
+		if (!e) {
+			*why = COUNT_UNTRACKED_NO_ENTRY;
+			return NULL;
+		}
+		if (ctl_try_lock(&e->ctl, ctl))
+			return e;
+	}
+	*why = COUNT_UNTRACKED_CONTENDED;
+	return NULL;
 }
 
 /*
  * Return the packet's entry, locked, made if need be; its state is TCP_NONE and
- * its counters 0 when it begins with this packet.  NULL: *why is the outcome.
+ * its counters 0 when it begins with this packet.  *assured tells its table: a
+ * flow that begins anew in the place of an assured one stays there, so nobody
+ * takes more of that table than assured flows took.  NULL: *why is the outcome.
  */
 static __always_inline struct ct_entry *entry_get(const struct flow *f, union any_key *key, u64 src_hi,
-						  u64 jiffies, const struct ct_settings *set,
-						  u64 *ctl, u32 *why, const bool v6)
+						  u64 jiffies, const struct ct_settings *set, u64 *ctl,
+						  bool *assured, u32 *why, const bool v6)
 {
-	struct ct_entry *e = table_lookup(key, v6);
+	struct ct_entry *e = entry_hold(key, ctl, assured, why, v6);
 
-	if (!e) {
+	if (!e && *why == COUNT_UNTRACKED_NO_ENTRY) {
 		*why = ct_may_open(f, set);
 		if (*why != COUNT_TRACKED)
 			return NULL;
+		*why = COUNT_UNTRACKED_RATE;
+		if (!rate_allows(jiffies, set))
+			return NULL;
 		*ctl = ctl_new(f, src_hi);
 		e = entry_create(key, *ctl, jiffies, set, v6);
-		if (e) {
-			count(COUNT_CREATED);
+		if (e)
 			return e;
-		}
-		e = table_lookup(key, v6);
-		if (!e) {
+		e = entry_hold(key, ctl, assured, why, v6);
+		if (!e && *why == COUNT_UNTRACKED_NO_ENTRY)
 			count(COUNT_INSERT_FAILED);
-			*why = COUNT_UNTRACKED_NO_ENTRY;
-			return NULL;
-		}
 	}
-	if (!ctl_lock(&e->ctl, ctl)) {
-		*why = COUNT_UNTRACKED_CONTENDED;
+	if (!e)
 		return NULL;
-	}
 	if (!expired(e->expires, jiffies))
 		return e;
-	count(COUNT_DELETED_EXPIRED);
 	*why = ct_may_open(f, set);
 	if (*why != COUNT_TRACKED) {
-		/* stays locked: nobody may write into what is given back */
-		table_delete(key, v6);
+		entry_delete(key, COUNT_DELETED_EXPIRED, v6, *assured);
 		return NULL;
 	}
+	count(COUNT_DELETED_EXPIRED);
 	entry_begin(e, jiffies, set);
 	*ctl = ctl_new(f, src_hi);
 	count(COUNT_CREATED);
@@ -196,16 +253,36 @@ static __always_inline struct ct_found found_of(u32 reason, u64 ctl, u8 bits)
 	return found;
 }
 
+/*
+ * Count an ICMP error, under the lock, since the entry may be moving, or, where
+ * it stays locked, without: nothing else writes these.
+ */
 static __always_inline struct ct_found ct_related(struct flow *f, union any_key *key, u32 now, const bool v6)
 {
-	struct ct_found none = { .outcome = COUNT_INVALID_ICMP_ERROR };
-	struct ct_entry *e = table_lookup(key, v6);
+	struct ct_found found = { .outcome = COUNT_INVALID_ICMP_ERROR };
+	bool assured, locked = false;
+	struct ct_entry *e = NULL;
+	u64 ctl;
+	u32 try;
 
-	if (!e || expired(e->expires, now))
-		return none;
-	__sync_fetch_and_add(&e->rel_packets, 1);
-	__sync_fetch_and_add(&e->rel_bytes, f->bytes);
-	return found_of(COUNT_RELATED, e->ctl, 0);
+#pragma clang loop unroll(disable)
+	for (try = 0; try < FIND_TRIES && !locked; try++) {
+		OPAQUE(try);
+		e = entry_find(key, v6, &assured);
+		if (!e)
+			return found;
+		locked = ctl_try_lock(&e->ctl, &ctl);
+	}
+	if (!e)
+		return found;
+	if (!expired(e->expires, now)) {
+		__sync_fetch_and_add(&e->rel_packets, 1);
+		__sync_fetch_and_add(&e->rel_bytes, f->bytes);
+		found = found_of(COUNT_RELATED, ctl, 0);
+	}
+	if (locked)
+		ctl_unlock(&e->ctl, ctl);
+	return found;
 }
 
 /* The packet's direction: an ICMP message tells it by its type, others by who began. */
@@ -247,14 +324,15 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	struct ct_half *half;
 	struct ct_entry *e;
 	u8 dir, new, before;
+	bool assured;
 
 	if (!set)
 		return outcome(ctx, COUNT_UNTRACKED_NO_ENTRY, chained);
-	if (f->bits & FLOW_RELATED)
+	if (chained && f->bits & FLOW_RELATED)	/* the fused entry leaves ICMP to the stages */
 		return finish(ctx, ct_related(f, key, now, v6), chained);
 	if (f->proto == IPPROTO_TCP && !tcp_read(ctx, f, &seg))
 		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
-	e = entry_get(f, key, src_hi, jiffies, set, &ctl, &why, v6);
+	e = entry_get(f, key, src_hi, jiffies, set, &ctl, &assured, &why, v6);
 	if (!e)
 		return outcome(ctx, why, chained);
 	dir = ct_dir(f, ctl, src_hi);
@@ -312,8 +390,9 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 				 res.outcome == COUNT_IGNORED_SCTP))
 		ctl |= CTL_SEEN_REPLY;
 	if (res.kill) {
-		table_delete(key, v6);	/* stays locked */
-		count(COUNT_DELETED_RESET);
+		entry_delete(key, COUNT_DELETED_RESET, v6, assured);
+	} else if (!assured && ctl & CTL_ASSURED) {
+		entry_promote(e, key, ctl, now, v6);
 	} else {
 		ctl_unlock(&e->ctl, ctl);
 	}

@@ -12,7 +12,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.ebpf.conntrack.plugins.module_utils import capture, guests, replay
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
-from ansible_collections.ebpf.conntrack.plugins.module_utils.render import Settings, pack, read_headers, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.render import SIZES, Settings, pack, read_headers, render
 
 _FILES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files")
 #: The chain that comes with the collection.
@@ -44,7 +44,7 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
 
     :raises ConntrackError: where one has not its type.
     """
-    given: dict[str, t.Any] = {name: whole_number(name, args[name]) for name in ("table_size", "table_size6") if args.get(name) is not None}
+    given: dict[str, t.Any] = {name: whole_number(name, args[name]) for name in SIZES if args.get(name) is not None}
     if args.get("fused") is not None:
         try:
             given["fused"] = boolean(args["fused"])

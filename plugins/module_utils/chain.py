@@ -15,7 +15,7 @@ import struct
 import typing as t
 
 #: Bumped on every change of a map's key or value; kept in ``meta`` and compared before maps are handed on.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 #: Every program of the chain is loaded with this expected_attach_type, as kernels since the fix of CVE-2025-40123 demand
 #: (include/uapi/linux/bpf.h, enum bpf_attach_type: BPF_XDP).
@@ -100,6 +100,7 @@ OUTCOMES = (
     ("untracked_nd", "neighbour discovery or multicast listener discovery (as in the kernel)"),
     ("untracked_fragment", "a fragment that fits no datagram: overlapping, too long together, or no room to remember it"),
     ("untracked_no_entry", "no entry could be made: the table is full or being resized"),
+    ("untracked_rate", "it would begin a flow, and more began lately than new_flows_per_second allows"),
     ("untracked_contended", "the entry stayed locked by another CPU"),
     ("untracked_no_meta", "the driver offers no XDP metadata"),
     ("untracked_no_slot", "a slot of the jump table is empty"),
@@ -112,6 +113,9 @@ EVENTS = (
     ("deleted_flushed", "entries that an operator deleted"),
     ("deleted_dropped", "entries that began with a packet which a guest dropped"),
     ("insert_failed", "entries that could not be made"),
+    ("promoted", "entries that moved to the table of assured flows"),
+    ("promote_failed", "packets of assured flows that the table of assured flows had no room for: the flow stayed where it was"),
+    ("assured_deleted", "those of the deleted entries that stood in a table of assured flows"),
     ("forwarded", "packets forwarded past the stack"),
     ("forward_unusual", "left to the stack: tagged, with IP options or extension headers, or longer than the IP packet in it"),
     ("forward_ttl", "left to the stack: the TTL is used up"),
@@ -124,7 +128,7 @@ COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
 
 #: What user space counts in the array ``deletions``, index is the position here. Writing a per-CPU array from user space would overwrite
 #: what the chain counts meanwhile, so these have a map of their own, which the chain never touches; readers add both up.
-DELETIONS = ("deleted_expired", "deleted_flushed")
+DELETIONS = ("deleted_expired", "deleted_flushed", "assured_deleted")
 
 #: nf_conntrack's TCP states, by their number in include/uapi/linux/netfilter/nf_conntrack_tcp.h.
 TCP_STATES = (
@@ -184,12 +188,13 @@ TIMEOUTS = {
     "sctp_heartbeat_sent": 30,
 }
 
-#: Switches and numbers with their kernel defaults; index in ``settings`` is the position here.
+#: Switches and numbers with their defaults, those of the kernel where it has them; index in ``settings`` is the position here.
 KNOBS: dict[str, int] = {
     "tcp_loose": True,
     "tcp_be_liberal": False,
     "tcp_ignore_invalid_rst": False,
     "tcp_max_retrans": 3,
+    "new_flows_per_second": 0,
 }
 
 #: Classes of TCP segments; RST goes before SYN, SYN before FIN, FIN before ACK.
@@ -310,8 +315,11 @@ FORWARDS = ("off", "established", "all")
 #: Most interfaces between which it is.
 PORTS = 1024
 
-#: Entries of each flow table when nothing else is asked for.
+#: Entries of each of the flow tables when nothing else is asked for.
 TABLE_SIZE = 1 << 16
+
+#: The tables of flows that are not assured, and that of each to which a flow moves when it becomes so.
+ASSURED_TABLES = {"ctt_new": "ctt", "ctt6_new": "ctt6"}
 
 #: Kernel numbers of the map types (include/uapi/linux/bpf.h, enum bpf_map_type).
 MAP_TYPES = {"hash": 1, "array": 2, "prog_array": 3, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "lru_percpu_hash": 10, "lpm_trie": 11}
@@ -341,8 +349,14 @@ class MapSpec:
     inherited: bool
 
 
-def maps(table_size: int = TABLE_SIZE, table_size6: int = TABLE_SIZE) -> tuple[MapSpec, ...]:
-    """Return the chain's maps for flow tables of ``table_size`` IPv4 and ``table_size6`` IPv6 entries."""
+def maps(
+    table_size: int = TABLE_SIZE, table_size6: int = TABLE_SIZE, half_open_size: int = TABLE_SIZE, half_open_size6: int = TABLE_SIZE
+) -> tuple[MapSpec, ...]:
+    """Return the chain's maps.
+
+    :param table_size: entries of the table of assured IPv4 flows, ``table_size6`` of that of IPv6.
+    :param half_open_size: entries of the table of all other IPv4 flows, ``half_open_size6`` of that of IPv6.
+    """
     return (
         MapSpec("meta", "array", None, "u64", 4, 8, len(META), False),
         MapSpec("jt", "prog_array", None, "u32", 4, 4, JT_ENTRIES, False),
@@ -350,11 +364,14 @@ def maps(table_size: int = TABLE_SIZE, table_size6: int = TABLE_SIZE) -> tuple[M
         MapSpec("stats", "percpu_array", None, "u64", 4, 8, len(COUNTERS), True),
         MapSpec("guest_stats", "percpu_array", None, "struct guest_count", 4, 8 * len(GUEST_COUNTS), JT_ENTRIES, True),
         MapSpec("deletions", "array", None, "u64", 4, 8, len(DELETIONS), True),
+        MapSpec("ctt_new", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, half_open_size, True),
         MapSpec("ctt", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, table_size, True),
+        MapSpec("ctt6_new", "lru_hash", "struct ct_key6", "struct ct_entry", KEY6.size, ENTRY.size, half_open_size6, True),
         MapSpec("ctt6", "lru_hash", "struct ct_key6", "struct ct_entry", KEY6.size, ENTRY.size, table_size6, True),
         MapSpec("frags", "lru_hash", "struct frag_key", "struct frag_queue", 40, FRAG_QUEUE_BYTES, FRAG_QUEUES, True),
         MapSpec("ports", "hash", "struct port_key", "u32", 12, 4, PORTS, True),
         MapSpec("scratch", "percpu_array", None, "struct scratch", 4, SCRATCH_BYTES, 1, False),
+        MapSpec("guard", "array", None, "u64", 4, 8, 1, False),
     )
 
 

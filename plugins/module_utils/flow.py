@@ -49,6 +49,7 @@ class Table:
 
     :ivar name: the map's name.
     :ivar family: address family of its flows.
+    :ivar flow_class: which of them it is for, one of CLASSES.
     :ivar key: reads lo address, hi address, lo port, hi port, protocol, role. It is big-endian, so that ports are numbers.
     :ivar address: reads one packed address as ``key`` does: IPv4 addresses as numbers, IPv6 ones as bytes. Both order as addresses do.
     :ivar icmp: protocol number of ICMP in this family.
@@ -56,14 +57,20 @@ class Table:
 
     name: str
     family: str
+    flow_class: str
     key: struct.Struct
     address: struct.Struct
     icmp: int
 
 
+#: All others, and assured flows. A flow moves from the one table of its family to the other, so they are read in this order: none is missed.
+CLASSES = ("half_open", "assured")
+_KEY4, _KEY6 = struct.Struct(">IIHHBB2x"), struct.Struct(">16s16sHHBB2x")
 TABLES = (
-    Table("ctt", "ipv4", struct.Struct(">IIHHBB2x"), struct.Struct(">I"), 1),
-    Table("ctt6", "ipv6", struct.Struct(">16s16sHHBB2x"), struct.Struct(">16s"), 58),
+    Table("ctt_new", "ipv4", "half_open", _KEY4, struct.Struct(">I"), 1),
+    Table("ctt", "ipv4", "assured", _KEY4, struct.Struct(">I"), 1),
+    Table("ctt6_new", "ipv6", "half_open", _KEY6, struct.Struct(">16s"), 58),
+    Table("ctt6", "ipv6", "assured", _KEY6, struct.Struct(">16s"), 58),
 )
 
 #: What flows are read from: chain.ENTRY without the TCP windows. orig packets, orig bytes, reply packets, reply bytes, ctl, expires,

@@ -9,6 +9,7 @@ anything with the same methods. A table is read in batches and never held as a w
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import dataclasses
@@ -133,6 +134,10 @@ class FlowTables:
             values[name] += self._u64(self._deletions, index)
         return values
 
+    def promoted(self) -> int:
+        """Return how many flows moved to a table of assured ones so far."""
+        return sum(_U64.unpack(one)[0] for one in bpf.percpu_value(self._stats, chain.COUNTERS.index("promoted"), _U64.size))
+
     def batches(self, opened: OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
         """Return the table's contents as (count, keys, values); the views last until the next one is asked for."""
         return bpf.map_batches(opened.fd, opened.table.key.size, flow.VIEW.size, BATCH)
@@ -180,6 +185,7 @@ class Source(t.Protocol):
     def counters(self) -> dict[str, int]: ...
 
     def guest_counters(self) -> dict[str, dict[str, int]]: ...
+    def promoted(self) -> int: ...
 
     def batches(self, opened: OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]: ...
 
@@ -216,6 +222,32 @@ class Reading:
         return not self.complete or self.count > len(self.flows) or self.group_count > len(self.groups)
 
 
+class _Once:
+    """Leaves out flows that are met twice: one that becomes assured while the tables are read is met in both tables of its family.
+
+    What was met first is remembered by its key's hash, and only looked at where a flow moved meanwhile. What is only counted is not remembered.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._promoted = source.promoted()
+        self._first = array.array("q")
+        self._met: set[int] | None = None
+
+    def new(self, table: flow.Table, flows: list[flow.Flow]) -> list[flow.Flow]:
+        """Return those of a batch, just read, that were not met before."""
+        if table.flow_class == "half_open":
+            self._first.extend([hash(item[2][0]) for item in flows])
+            self._met = None
+            return flows
+        if not self._first or self._source.promoted() == self._promoted:
+            return flows
+        if self._met is None:
+            self._met = set(self._first)
+        met = self._met
+        return [item for item in flows if hash(item[2][0]) not in met]
+
+
 class _Pass:
     """One pass over the tables, adding up what goes by.
 
@@ -238,6 +270,7 @@ class _Pass:
         self._packed = packed or query.sort is not None
         self._group_columns = [flow.ALL_COLUMNS[name] for name in query.group_by]
         self._decoders = [flow.Decoder(opened.table, self.clock, as_bytes) for opened in source.tables]
+        self._once = _Once(source)
 
     def batches(self) -> t.Iterator[list[flow.Flow]]:
         """Return the flows that match, in the query's order."""
@@ -262,7 +295,7 @@ class _Pass:
                         yield index, []
                         continue
                 rows = decoder.packed_rows(keys, values) if self._packed else decoder.rows(keys, values)
-                flows = list(decoder.flows(flow_filter.choose(rows, tests)))
+                flows = self._once.new(opened.table, list(decoder.flows(flow_filter.choose(rows, tests))))
                 self.count += len(flows)
                 if self._summary:
                     self.shapes.update(map(operator.itemgetter(0), flows))
@@ -367,18 +400,22 @@ def _grouped(counters: t.Mapping[str, int], prefix: str) -> dict[str, int]:
     return {name[len(prefix) :]: value for name, value in counters.items() if name.startswith(prefix)}
 
 
-def counter_summary(counters: t.Mapping[str, int], entries: int) -> dict[str, t.Any]:
+def counter_summary(counters: t.Mapping[str, int], entries: t.Mapping[str, int]) -> dict[str, t.Any]:
     """Return the counters by what they are about.
 
-    :param entries: how many entries the tables hold, expired ones included. An LRU table makes room without a word; what was made, was not
-        deleted and is not there was evicted.
+    :param entries: how many entries the tables of each class hold, expired ones included. An LRU table makes room without a word; what was made,
+        was not deleted and is not there was evicted.
     """
     deleted = _grouped(counters, "deleted_")
     return {
         "created": counters["created"],
         "reopened": counters["reopened"],
+        "promoted": counters["promoted"],
+        "promote_failed": counters["promote_failed"],
         "deleted": deleted,
-        "evicted": max(counters["created"] - sum(deleted.values()) - entries, 0),
+        "assured_deleted": counters["assured_deleted"],
+        "evicted": max(counters["created"] - sum(deleted.values()) - sum(entries.values()), 0),
+        "evicted_assured": max(counters["promoted"] - counters["assured_deleted"] - entries["assured"], 0),
         "insert_failed": counters["insert_failed"],
         "forwarded": counters["forwarded"],
         "forward": _grouped(counters, "forward_"),
@@ -391,9 +428,18 @@ def counter_summary(counters: t.Mapping[str, int], entries: int) -> dict[str, t.
     }
 
 
+def _pressure(entries: int, capacity: int) -> dict[str, t.Any]:
+    return {"entries": entries, "capacity": capacity, "percent": round(100 * entries / capacity, 1) if capacity else 0.0}
+
+
 def _summary(done: _Pass, source: Source) -> dict[str, t.Any]:
     """Return the summary of a pass: totals of the flows that match, of the tables as a whole, the counters, the settings in force and the clock."""
     timeouts, knobs = source.settings()
+    entries = dict.fromkeys(flow.CLASSES, 0)
+    capacity = dict.fromkeys(flow.CLASSES, 0)
+    for opened in source.tables:
+        entries[opened.table.flow_class] += done.entries[opened.table.name]
+        capacity[opened.table.flow_class] += opened.capacity
 
     def totals(name: str) -> dict[str, int]:
         result: collections.Counter[str] = collections.Counter()
@@ -408,8 +454,11 @@ def _summary(done: _Pass, source: Source) -> dict[str, t.Any]:
         "by_proto": totals("proto"),
         "by_state": totals("state"),
         "assured": sum(number for shape, number in done.shapes.items() if shape.assured),
-        "tables": {opened.table.name: {"entries": done.entries[opened.table.name], "capacity": opened.capacity} for opened in source.tables},
-        "counters": {**counter_summary(source.counters(), sum(done.entries.values())), "guests": source.guest_counters()},
+        "pressure": {name: _pressure(entries[name], capacity[name]) for name in reversed(flow.CLASSES)},
+        "tables": {
+            opened.table.name: {"class": opened.table.flow_class, **_pressure(done.entries[opened.table.name], opened.capacity)} for opened in source.tables
+        },
+        "counters": {**counter_summary(source.counters(), entries), "guests": source.guest_counters()},
         "timeouts": timeouts,
         "settings": {name: type(chain.KNOBS[name])(value) for name, value in knobs.items()},
         "clock": {
@@ -501,6 +550,7 @@ def delete(source: Source, choice: Choice, limit: int = flow_filter.DEFAULT_LIMI
                 for over, keys_of_some in _deletable(source, opened, choice, found):
                     number = source.delete(opened, keys_of_some)
                     counted["deleted_expired" if over else "deleted_flushed"] += number
+                    counted["assured_deleted"] += number if opened.table.flow_class == "assured" else 0
                     done.deleted += number
                 if most is not None and done.deleted >= most:
                     return done

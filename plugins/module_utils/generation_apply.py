@@ -88,7 +88,7 @@ class _Builder:
                 os.makedirs(os.path.join(building, name), mode=0o700)
             map_dir = os.path.join(building, "map")
             state.write(self.paths, number, self.want)
-            fds = {spec.name: self._map(spec, map_dir, number) for spec in chain.maps(self.want.table_size, self.want.table_size6)}
+            fds = {spec.name: self._map(spec, map_dir, number) for spec in self.want.maps}
             if self.have.generation is not None:
                 guests.hand_maps_on(self.want.text, os.path.join(self.paths.gen_dir(self.have.generation), "map"), map_dir)
             programs = {name: self._keep(fd) for name, fd in build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers).items()}
@@ -177,8 +177,7 @@ class _Builder:
         number, before = int(step.name), self.have.generation
         if self._copied:
             time.sleep(_GRACE_SECONDS)
-        for copied in self._copied:
-            handover.catch_up(*copied)
+            self._catch_up(number)
         with contextlib.ExitStack() as undo:
             if before is not None and not os.path.lexists(self.paths.since(before)):
                 # It was active, and nobody could tell afterwards.
@@ -189,6 +188,19 @@ class _Builder:
             undo.callback(state.activate, self.paths, self.have.state.active)
             state.activate(self.paths, number)
             return undo.pop_all().close
+
+    def _catch_up(self, number: int) -> None:
+        """Bring what came while the flow tables were copied."""
+        names = {name for pair in chain.ASSURED_TABLES.items() for name in pair}
+        tables = {name: self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", name))) for name in names}
+        for old, new, spec, since in self._copied:
+            assured = chain.ASSURED_TABLES.get(spec.name)
+            handover.catch_up(old, new, spec, since, tables[assured] if assured else None)
+        copied = {spec.name for dummy, dummy, spec, dummy in self._copied}
+        for spec in self.want.maps:
+            assured = chain.ASSURED_TABLES.get(spec.name)
+            if assured and copied & {spec.name, assured}:
+                handover.settle(tables[spec.name], tables[assured], spec)
 
     def _swap_active(self, number: int | None) -> None:
         if number is not None:

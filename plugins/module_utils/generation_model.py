@@ -18,7 +18,13 @@ from .plan import Plan
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
 _TIMEOUT_RANGE = (1, (1 << 31) // 1000 - 1)
 _KEEP_RANGE = (0, 16)
-_KNOB_RANGES = {"tcp_loose": (0, 1), "tcp_be_liberal": (0, 1), "tcp_ignore_invalid_rst": (0, 1), "tcp_max_retrans": (1, 255)}
+_KNOB_RANGES = {
+    "tcp_loose": (0, 1),
+    "tcp_be_liberal": (0, 1),
+    "tcp_ignore_invalid_rst": (0, 1),
+    "tcp_max_retrans": (1, 255),
+    "new_flows_per_second": (0, 10_000_000),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +33,10 @@ class Want:
 
     :ivar text: the rendered C, with MAP_DIR for the directory of the maps' pins.
     :ivar headers: the stub tree that it is compiled with.
-    :ivar table_size: entries of the IPv4 flow table.
-    :ivar table_size6: entries of the IPv6 flow table.
+    :ivar table_size: entries of the table of assured IPv4 flows.
+    :ivar table_size6: entries of the table of assured IPv6 flows.
+    :ivar half_open_size: entries of the table of all other IPv4 flows.
+    :ivar half_open_size6: entries of the table of all other IPv6 flows.
     :ivar timeouts: seconds by name of chain.TIMEOUTS; what is missing has the kernel's default.
     :ivar knobs: values by name of chain.KNOBS; likewise.
     :ivar pinned: the guests that are no part of the text.
@@ -41,6 +49,13 @@ class Want:
     knobs: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     table_size6: int = chain.TABLE_SIZE
     pinned: tuple[guests.Pinned, ...] = ()
+    half_open_size: int = chain.TABLE_SIZE
+    half_open_size6: int = chain.TABLE_SIZE
+
+    @property
+    def maps(self) -> tuple[chain.MapSpec, ...]:
+        """The chain's maps, in their sizes."""
+        return chain.maps(self.table_size, self.table_size6, self.half_open_size, self.half_open_size6)
 
     @property
     def compiled(self) -> dict[str, int]:

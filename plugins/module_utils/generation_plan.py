@@ -53,7 +53,7 @@ def plan_present(have: Have, want: Want, settings: bytes, policy: Policy = Polic
     number = _next_number(have)
     before = _shown(have.generation, have.digest) if have.generation is not None else None
     steps = [Step("load", "generation", str(number), str(why), None, f"digest {want.digest}, {len(chain.SLOTS) + len(want.guest_slots)} programs")]
-    for spec in chain.maps(want.table_size, want.table_size6):
+    for spec in want.maps:
         there = have.maps.get(spec.name)
         if spec.inherited and there and there.max_entries != spec.entries:
             reason = f"another size: {'the entries are copied' if spec.value == COPIED else 'it starts empty'}"

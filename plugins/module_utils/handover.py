@@ -13,11 +13,11 @@ from __future__ import annotations
 import typing as t
 
 from . import bpf
-from .chain import CTL_LOCK, ENTRY, MapSpec
+from .chain import CTL_LOCK, CTL_ORIG_HI, ENTRY, MapSpec
 
-#: Fields of chain.ENTRY, by position: the two halves, then ctl, expires, last_seen.
+#: Fields of chain.ENTRY, by position: the two halves, then ctl, expires, last_seen, created.
 _HALF_FIELDS = 6
-_CTL, _LAST_SEEN = 12, 14
+_CTL, _LAST_SEEN, _CREATED = 12, 14, 15
 #: Packets and bytes of both halves, and of related packets.
 _COUNTS = (0, 1, 6, 7, 26, 27)
 
@@ -53,17 +53,44 @@ def uncounted(value: bytes) -> bytes:
     return ENTRY.pack(*fields)
 
 
-def catch_up(old: int, new: int, spec: MapSpec, since: int) -> None:
+def catch_up(old: int, new: int, spec: MapSpec, since: int, assured: int | None = None) -> None:
     """Add the old table's counts, and bring the entries after that a packet made since ``since`` (jiffies64, taken before the copy).
 
     What is missing in the new table and was not touched since was deleted there, or had no room, and stays away.
+
+    :param assured: the table to which a flow of the new one moves when it becomes assured; it may stand there by now.
     """
     for key, value in entries(old, spec):
-        there = bpf.map_lookup(new, key, spec.value_size)
+        for table in (new, assured):
+            there = None if table is None else bpf.map_lookup(table, key, spec.value_size)
+            if table is not None and there is not None:
+                bpf.map_update(table, key, merged(value, unlocked(there)))
+                break
+        else:
+            if not _later(since & 0xFFFFFFFF, ENTRY.unpack(value)[_LAST_SEEN]):
+                bpf.map_update(new, key, value)
+
+
+def settle(half_open: int, assured: int, spec: MapSpec) -> None:
+    """Leave each flow in one of its family's two tables: the old chain may have moved one that was copied, and the new one begun one that moved.
+
+    Which it is tells the chain, which looks among the assured ones first: the other's counts are added to that one.
+    """
+    for key, value in entries(half_open, spec):
+        there = bpf.map_lookup(assured, key, spec.value_size)
         if there is not None:
-            bpf.map_update(new, key, merged(value, unlocked(there)))
-        elif not _later(since & 0xFFFFFFFF, ENTRY.unpack(value)[_LAST_SEEN]):
-            bpf.map_update(new, key, value)
+            bpf.map_update(assured, key, joined(value, unlocked(there)))
+            bpf.map_delete_batch(half_open, [key])
+
+
+def joined(half_open: bytes, assured: bytes) -> bytes:
+    """Return an assured flow with what was counted in another entry of it, which may have begun from the other side."""
+    one, other = list(ENTRY.unpack(half_open)), ENTRY.unpack(assured)
+    if (one[_CTL] ^ other[_CTL]) & CTL_ORIG_HI:
+        one[:_HALF_FIELDS], one[_HALF_FIELDS:_CTL] = one[_HALF_FIELDS:_CTL], one[:_HALF_FIELDS]
+    fields = list(ENTRY.unpack(merged(ENTRY.pack(*one), assured)))
+    fields[_CTL], fields[_CREATED] = other[_CTL], other[_CREATED]
+    return ENTRY.pack(*fields)
 
 
 def merged(old: bytes, new: bytes) -> bytes:

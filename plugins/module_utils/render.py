@@ -31,6 +31,8 @@ MAIN = "chain.c.j2"
 #: Stands for the directory of the maps' pins, which only the target knows.
 MAP_DIR = "@MAP_DIR@"
 TABLE_SIZE = (1 << 4, 1 << 26)
+#: The options that are sizes of flow tables.
+SIZES = ("table_size", "table_size6", "half_open_size", "half_open_size6")
 
 #: What is taken for a right transport checksum.
 CHECKSUMS = ("off", "offload", "strict")
@@ -44,8 +46,10 @@ _INCLUDE = re.compile(r'^#line 1 "([^"]+)"$', re.MULTILINE)
 class Settings:
     """What is compiled into a chain.
 
-    :ivar table_size: entries of the IPv4 flow table.
-    :ivar table_size6: entries of the IPv6 flow table.
+    :ivar table_size: entries of the table of assured IPv4 flows.
+    :ivar table_size6: entries of the table of assured IPv6 flows.
+    :ivar half_open_size: entries of the table of all other IPv4 flows.
+    :ivar half_open_size6: entries of the table of all other IPv6 flows.
     :ivar checksum: which transport checksums are right, a key of CHECKSUMS.
     :ivar fused: whether the entry programs do the common packets themselves.
     :ivar forward: what is forwarded past the stack, one of chain.FORWARDS.
@@ -56,12 +60,14 @@ class Settings:
     checksum: str = "offload"
     fused: bool = False
     forward: str = "off"
+    half_open_size: int = chain.TABLE_SIZE
+    half_open_size6: int = chain.TABLE_SIZE
 
 
 def check_settings(settings: Settings) -> None:
     """:raises ConntrackError: naming the setting, its value and what it may be."""
     low, high = TABLE_SIZE
-    for name in ("table_size", "table_size6"):
+    for name in SIZES:
         if not low <= getattr(settings, name) <= high:
             raise bad_value(name, getattr(settings, name), f"give {low} to {high} entries")
     if settings.checksum not in CHECKSUMS:
@@ -88,7 +94,7 @@ def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.A
         "sctp_states": _numbered([*chain.SCTP_STATES, "INVALID"]),
         "sctp_rows": len(chain.SCTP_ROWS) // 2,
         "crc_slices": chain.CRC32C_SLICES,
-        "maps": chain.maps(settings.table_size, settings.table_size6),
+        "maps": chain.maps(*(getattr(settings, name) for name in SIZES)),
         "checksum": settings.checksum,
         "fused": settings.fused,
         "forward": settings.forward,

@@ -233,26 +233,32 @@ msg:
   type: str
 summary:
   description:
-    - Totals of the flows that match, C(tables) (entries and capacity of each) and C(counters) of the tables as a whole,
+    - Totals of the flows that match, how full the tables are, by table (C(tables)) and for assured and all other flows (C(pressure)),
+      C(counters) of the tables as a whole,
       C(timeouts) and C(settings) that are in force, by the names of M(ebpf.conntrack.xdp_program)'s options, and the C(clock) at which all was read.
     - Every frame is counted once, as C(tracked), C(related), C(fragment), or by its reason under C(invalid), C(ignored) or C(untracked).
-      C(created), C(reopened), C(deleted) (by reason), C(evicted) (to make room) and C(insert_failed) count entries.
+      C(created), C(reopened), C(promoted) (to the table of assured flows), C(deleted) (by reason), C(evicted) (to make room), those of them that were
+      assured (C(evicted_assured)), C(insert_failed) and C(promote_failed) count entries.
       C(forwarded) are the packets that were forwarded past the stack, C(forward) those that were left to it, by reason.
       C(guests) tells by slot what came to each guest (C(seen)), what it sent on (C(passed)) and what it C(dropped).
   returned: when O(summary) is true
   type: dict
   sample:
     flows: 1
-    capacity: 65536
+    capacity: 262144
     by_family: {ipv4: 1}
     by_proto: {tcp: 1}
     by_state: {ESTABLISHED: 1}
     assured: 1
-    tables: {ctt: {entries: 1, capacity: 65536}, ctt6: {entries: 0, capacity: 65536}}
+    pressure: {assured: {entries: 1, capacity: 131072, percent: 0.0}, half_open: {entries: 0, capacity: 131072, percent: 0.0}}
+    tables: {ctt: {class: assured, entries: 1, capacity: 65536, percent: 0.0}, ctt_new: {class: half_open, entries: 0, capacity: 65536, percent: 0.0}}
     counters:
       created: 1
+      promoted: 1
       deleted: {reset: 0, expired: 0, flushed: 0, dropped: 0}
       evicted: 0
+      evicted_assured: 0
+      insert_failed: 0
       tracked: 10
       untracked: {not_ip: 2}
       guests: {acl: {seen: 12, passed: 12, dropped: 0}}

@@ -37,13 +37,27 @@ options:
     type: path
   table_size:
     description:
-      - Entries of the IPv4 flow table, from V(16) to V(67108864). An entry takes 192 bytes of memory, which the kernel sets aside at once.
+      - Entries of the table of assured IPv4 flows, from V(16) to V(67108864). An entry takes 192 bytes of memory, which the kernel sets aside at once.
+      - A flow becomes assured as in the kernel, a TCP connection once its handshake is complete, UDP once there was traffic both ways for two seconds.
+        Flows that are not assured have a table of their own, see O(half_open_size), so a flood of new flows never pushes out an assured one.
       - When it changes, the entries are copied into a table of the new size.
     type: int
     default: 65536
   table_size6:
     description:
-      - Entries of the IPv6 flow table, likewise. An entry takes 216 bytes.
+      - Entries of the table of assured IPv6 flows, likewise. An entry takes 216 bytes.
+    type: int
+    default: 65536
+  half_open_size:
+    description:
+      - Entries of the table of all other IPv4 flows, with the range and the memory of O(table_size). When it is full, a new flow pushes out one of them
+        that was not used for long.
+      - When it changes, the entries are copied into a table of the new size.
+    type: int
+    default: 65536
+  half_open_size6:
+    description:
+      - Entries of the table of all other IPv6 flows, likewise. An entry takes 216 bytes.
     type: int
     default: 65536
   checksum:
@@ -184,7 +198,7 @@ options:
         default: 30
   settings:
     description:
-      - Switches of the TCP tracker, with the kernel's names and defaults. They can change while the chain runs.
+      - Switches of the tracker, those of TCP with the kernel's names and defaults. They can change while the chain runs.
     type: dict
     default: {}
     suboptions:
@@ -204,6 +218,12 @@ options:
         description: So many equal acknowledgements in a row lower the timeout to O(timeouts.tcp_max_retrans).
         type: int
         default: 3
+      new_flows_per_second:
+        description:
+          - At most so many flows begin in a second, on all CPUs together; after a quiet second as many at once. V(0) sets no bound, V(10000000) is the highest.
+          - A packet beyond it passes, makes no entry, and is counted as C(untracked.rate). Flows that are there are never concerned.
+        type: int
+        default: 0
   guests:
     description:
       - Programs of your own that run in the chain, behind what tracks a packet, whatever it made of it, and in front of what takes its metadata away.
@@ -307,8 +327,15 @@ EXAMPLES = r"""
 - name: Load it with a table for a million flows, and forget idle connections within a day
   ebpf.conntrack.xdp_program:
     table_size: 1048576
+    table_size6: 262144
     timeouts:
       tcp_established: 86400
+
+- name: Bear floods, with room for a million flows that are not assured, of which at most 50000 begin in a second
+  ebpf.conntrack.xdp_program:
+    half_open_size: 1048576
+    settings:
+      new_flows_per_second: 50000
 
 - name: Track only connections whose start was seen
   ebpf.conntrack.xdp_program:
@@ -518,8 +545,7 @@ def argument_spec() -> dict[str, object]:
     return {
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "src": {"type": "path"},
-        "table_size": {"type": "int", "default": chain.TABLE_SIZE},
-        "table_size6": {"type": "int", "default": chain.TABLE_SIZE},
+        **{name: {"type": "int", "default": chain.TABLE_SIZE} for name in render.SIZES},
         "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
         "fused": {"type": "bool", "default": False},
         "forward": {"type": "str", "choices": list(chain.FORWARDS), "default": "off"},
@@ -576,11 +602,10 @@ def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | Non
     want = generation.Want(
         text,
         headers,
-        params["table_size"],
-        {name: seconds for name, seconds in params["timeouts"].items() if seconds is not None},
-        {name: int(value) for name, value in params["settings"].items() if value is not None},
-        params["table_size6"],
-        guests.pinned_here(guests.parse(params["guests"])),
+        timeouts={name: seconds for name, seconds in params["timeouts"].items() if seconds is not None},
+        knobs={name: int(value) for name, value in params["settings"].items() if value is not None},
+        **{name: params[name] for name in render.SIZES},
+        pinned=guests.pinned_here(guests.parse(params["guests"])),
     )
     policy = generation.Policy(keep=params["keep"])
     generation.check(want, policy)

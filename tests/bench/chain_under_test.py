@@ -23,12 +23,14 @@ _ORIG_PACKETS, _CTL = 0, 12  # places in chain.ENTRY
 class Chain:
     """A loaded chain, attached to nothing; close() takes it away again.
 
-    :param table_size: entries of the IPv4 flow table.
-    :param table_size6: entries of the IPv6 flow table.
+    :param table_size: entries of each of the IPv4 flow tables.
+    :param table_size6: entries of each of the IPv6 flow tables.
     :param compiled: what else is compiled in, fields of render.Settings.
     :ivar hooks: the entry programs by name.
-    :ivar table: the IPv4 flow table.
-    :ivar table6: the IPv6 flow table.
+    :ivar table: the table of assured IPv4 flows.
+    :ivar table6: the table of assured IPv6 flows.
+    :ivar half_open: the table of all other IPv4 flows.
+    :ivar half_open6: the table of all other IPv6 flows.
     """
 
     def __init__(self, table_size: int, table_size6: int = 1 << 10, **compiled: t.Any) -> None:
@@ -38,12 +40,14 @@ class Chain:
         self._fds = contextlib.ExitStack()
         self._fds.callback(self._remove)
         try:
-            text = render.render(str(SOURCES), render.Settings(table_size, table_size6, **compiled))
-            want = generation.Want(text, headers, table_size, table_size6=table_size6)
+            text = render.render(str(SOURCES), render.Settings(table_size, table_size6, half_open_size=table_size, half_open_size6=table_size6, **compiled))
+            want = generation.Want(text, headers, table_size, table_size6=table_size6, half_open_size=table_size, half_open_size6=table_size6)
             generation.ensure(self._paths, want)
             self.hooks = {name: self._open(self._paths.prog(chain.SLOTS[name])) for name in chain.HOOKS}
             self.table = self._open(self._paths.map("ctt"))
             self.table6 = self._open(self._paths.map("ctt6"))
+            self.half_open = self._open(self._paths.map("ctt_new"))
+            self.half_open6 = self._open(self._paths.map("ctt6_new"))
             self._stats = self._open(self._paths.map("stats"))
         except BaseException:
             self.close()
@@ -82,8 +86,8 @@ class Chain:
         return self._paths.map(name)
 
     def _flow(self, protocol: int, v6: bool) -> tuple[tuple[t.Any, ...], tuple[t.Any, ...]]:
-        table, key = (self.table6, chain.KEY6) if v6 else (self.table, chain.KEY4)
-        found = [item for item in tables.entries(table, key) if item[0][4] == protocol]
+        both, key = ((self.table6, self.half_open6), chain.KEY6) if v6 else ((self.table, self.half_open), chain.KEY4)
+        found = [item for table in both for item in tables.entries(table, key) if item[0][4] == protocol]
         harness.expect(f"flows of protocol {protocol}", len(found), 1)
         return found[0]
 

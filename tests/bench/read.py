@@ -160,10 +160,11 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     for count, rounds in options.pick(((100_000, 7), (1_000_000, 5)), ((100_000, 3),)):
         with contextlib.ExitStack() as stack:
             under_test = stack.enter_context(contextlib.closing(Chain(count + count // 4)))
-            packet.open_flows(under_test)
+            packet.open_flows([under_test])
             key, entry = under_test.raw_flow(packet.TCP)
             tables.clear(under_test.table)
             tables.clear(under_test.table6, chain.KEY6)
+            tables.clear(under_test.half_open)
             tables.fill(under_test.table, count, key, entry)
             pin = under_test.map_pin("ctt")
             cases: dict[str, c.Callable[[], float | dict[str, float]]] = {

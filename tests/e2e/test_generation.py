@@ -45,6 +45,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "files/bpf"
 TABLE_SIZE = 1024
+SIZES: dict[str, t.Any] = dict.fromkeys(render.SIZES, TABLE_SIZE)
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
 CTL_AT = 64  # offset of ct_entry.ctl: after two halves of 32 bytes
@@ -71,8 +72,12 @@ class Chain:
     text: str
     headers: dict[str, str]
 
-    def want(self, text: str | None = None, table_size: int = TABLE_SIZE, **settings: t.Any) -> generation.Want:
-        return generation.Want(text or self.text, self.headers, table_size, table_size6=TABLE_SIZE, **settings)
+    def want(self, text: str | None = None, **settings: t.Any) -> generation.Want:
+        return generation.Want(text or self.text, self.headers, **{**SIZES, **settings})
+
+    def resized(self, **sizes: int) -> generation.Want:
+        """Tables of other sizes."""
+        return self.want(render.render(str(SOURCES), render.Settings(**{**SIZES, **sizes})), **sizes)
 
     def changed(self, mark: str = "changed") -> generation.Want:
         """Other sources: a comment."""
@@ -125,12 +130,15 @@ class Chain:
         paths = [os.path.join(where, name) for top in tops for where, below, names in os.walk(top) for name in below + names]
         return {path: (found.st_ino, found.st_mtime_ns, found.st_ctime_ns) for path in paths for found in [os.lstat(path)]}
 
-    def flows(self) -> dict[bytes, bytes]:
+    def flows(self, *tables: str) -> dict[bytes, bytes]:
+        """The IPv4 flows by key, of all tables or of those that are named."""
+        tables = tables or ("ctt_new", "ctt")
         key, value = chain.KEY4.size, chain.ENTRY.size
         found: dict[bytes, bytes] = {}
-        with bpf.closing(bpf.obj_get(self.paths.map("ctt"))) as fd:
-            for count, keys, values in bpf.map_batches(fd, key, value):
-                found.update((bytes(keys[n * key : (n + 1) * key]), bytes(values[n * value : (n + 1) * value])) for n in range(count))
+        for name in tables:
+            with bpf.closing(bpf.obj_get(self.paths.map(name))) as fd:
+                for count, keys, values in bpf.map_batches(fd, key, value):
+                    found.update((bytes(keys[n * key : (n + 1) * key]), bytes(values[n * value : (n + 1) * value])) for n in range(count))
         return found
 
     def stats(self) -> dict[str, int]:
@@ -189,7 +197,7 @@ def bpf_descriptors() -> list[str]:
 
 @pytest.fixture(scope="module")
 def rendered() -> tuple[str, dict[str, str]]:
-    return render.render(str(SOURCES), render.Settings(TABLE_SIZE, TABLE_SIZE)), render.read_headers(str(SOURCES))
+    return render.render(str(SOURCES), render.Settings(**SIZES)), render.read_headers(str(SOURCES))
 
 
 @pytest.fixture
@@ -266,7 +274,7 @@ def test_what_is_loaded_is_what_is_reported(loaded: Chain) -> None:
     for program in facts["programs"]:
         shown = subprocess.run(["bpftool", "-j", "prog", "show", "pinned", program["pin"]], check=True, capture_output=True, text=True).stdout
         assert f'"id":{program["id"]},"type":"xdp","name":"{program["name"]}","tag":"{program["tag"]}"' in shown
-    specs = {spec.name: spec for spec in chain.maps(TABLE_SIZE, TABLE_SIZE)}
+    specs = {spec.name: spec for spec in loaded.want().maps}
     assert {found["name"] for found in facts["maps"]} == set(specs)
     for found in facts["maps"]:
         spec = specs[found["name"]]
@@ -289,7 +297,7 @@ def test_an_unchanged_run_neither_imports_bcc_nor_writes(loaded: Chain, tmp_path
     (tmp_path / "chain.c").write_text(loaded.text, encoding="utf-8")
     code = (
         "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, generation, render\n"
-        f"want = generation.Want(open({str(tmp_path / 'chain.c')!r}).read(), render.read_headers({str(SOURCES)!r}), {TABLE_SIZE}, table_size6={TABLE_SIZE})\n"
+        f"want = generation.Want(open({str(tmp_path / 'chain.c')!r}).read(), render.read_headers({str(SOURCES)!r}), **{SIZES!r})\n"
         f"plan, have = generation.ensure(bpffs.Paths({loaded.paths.pin_root!r}, {loaded.paths.state_dir!r}), want)\n"
         "assert plan == [] and have.generation == 1 and 'bcc' not in sys.modules, (plan, have)\n"
     )
@@ -373,9 +381,8 @@ def test_interfaces_are_handed_over_without_an_unseen_frame(loaded: Chain, veth:
             for number in range(3):
                 done, dummy = loaded.ensure(loaded.changed(f"turn {number}"))
                 assert [step["action"] for step in done] == ["load", "replace", "activate", "delete"] and done[1]["name"] == "left"
-            bigger = render.render(str(SOURCES), render.Settings(2 * TABLE_SIZE, TABLE_SIZE))
-            done, dummy = loaded.ensure(loaded.want(bigger, 2 * TABLE_SIZE))
-            assert ("change", "ctt") in [(step["action"], step["name"]) for step in done]
+            done, dummy = loaded.ensure(loaded.resized(half_open_size=2 * TABLE_SIZE))
+            assert ("change", "ctt_new") in [(step["action"], step["name"]) for step in done]
         finally:
             stop.set()
             thread.join()
@@ -394,27 +401,37 @@ def test_interfaces_are_handed_over_without_an_unseen_frame(loaded: Chain, veth:
     assert link[0].id == attached["link_id"], "still the same bpf_link"
 
 
-def test_another_table_size_takes_the_flows_along(loaded: Chain) -> None:
+@pytest.mark.parametrize(("option", "table"), [("table_size", "ctt"), ("half_open_size", "ctt_new")])
+def test_another_table_size_takes_the_flows_along(loaded: Chain, option: str, table: str) -> None:
     loaded.send(*(udp_frame(1000 + number) for number in range(300)))
     flows = loaded.flows()
+    if table == "ctt":
+        move(loaded, flows)
     victim = next(iter(flows))
-    with bpf.closing(bpf.obj_get(loaded.paths.map("ctt"))) as fd:  # as if a packet were in it while it is copied
+    with bpf.closing(bpf.obj_get(loaded.paths.map(table))) as fd:  # as if a packet were in it while it is copied
         locked = flows[victim][:CTL_AT] + U64.pack(U64.unpack_from(flows[victim], CTL_AT)[0] | chain.CTL_LOCK) + flows[victim][CTL_AT + 8 :]
         bpf.map_update(fd, victim, locked)
-    text = render.render(str(SOURCES), render.Settings(4 * TABLE_SIZE, TABLE_SIZE))
-    want = loaded.want(text, 4 * TABLE_SIZE)
+    want = loaded.resized(**{option: 4 * TABLE_SIZE})
     foretold, dummy = loaded.ensure(want, check_mode=True)
     done, have = loaded.ensure(want)
     assert done == foretold
     change = next(step for step in done if step["kind"] == "map")
-    assert (change["action"], change["name"], change["before"], change["after"]) == ("change", "ctt", "1024 entries", "4096 entries")
-    assert have.maps["ctt"].max_entries == 4 * TABLE_SIZE
-    assert loaded.flows() == flows, "all of them, and none locked"
+    assert (change["action"], change["name"], change["before"], change["after"]) == ("change", table, "1024 entries", "4096 entries")
+    assert have.maps[table].max_entries == 4 * TABLE_SIZE
+    assert loaded.flows(table) == loaded.flows() == flows, "all of them, and none locked"
     loaded.assert_whole(2)
     assert loaded.ensure(want)[0] == []
     done, have = loaded.ensure()
-    assert have.maps["ctt"].max_entries == TABLE_SIZE and set(loaded.flows().items()) <= set(flows.items())
+    assert have.maps[table].max_entries == TABLE_SIZE and set(loaded.flows().items()) <= set(flows.items())
     assert len(loaded.flows()) > 250, "an LRU table of a smaller size evicts a few early"
+
+
+def move(made: Chain, flows: t.Mapping[bytes, bytes]) -> None:
+    """Move flows to the table of assured ones."""
+    with bpf.closing(bpf.obj_get(made.paths.map("ctt_new"))) as half_open, bpf.closing(bpf.obj_get(made.paths.map("ctt"))) as assured:
+        for key, value in flows.items():
+            bpf.map_update(assured, key, value)
+            bpf.map_delete(half_open, key)
 
 
 def test_a_source_that_is_put_back_after_a_killed_upgrade(loaded: Chain, veth: None) -> None:
@@ -667,7 +684,7 @@ def take_away(made: Chain) -> None:
 SCENARIOS = {
     "first": Scenario(lambda made: None, lambda made: made.ensure()),
     "upgrade": Scenario(prepare_running, lambda made: made.ensure(made.changed())),
-    "resize": Scenario(prepare_running, lambda made: made.ensure(made.want(f"{made.text}\n", 2 * TABLE_SIZE))),
+    "resize": Scenario(prepare_running, lambda made: made.ensure(made.want(f"{made.text}\n", table_size=2 * TABLE_SIZE))),
     "settings": Scenario(prepare_running, lambda made: made.ensure(made.want(timeouts={"udp": 7}))),
     "absent": Scenario(lambda made: made.ensure(), lambda made: generation.remove(made.paths)),
 }

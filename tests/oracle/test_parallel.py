@@ -137,7 +137,7 @@ def test_both_directions_at_once(rig: ChainRig, pair: Pair, name: str) -> None:
     counted = together(rig, there, there, back, back)  # each side on two CPUs
     now = only(rig)
     packets = [after - earlier for after, earlier in zip(now.packets, was.packets)]
-    assert set(counted) <= {"tracked", "untracked_contended"}, counted
+    assert {name for name in counted if not name.startswith("forward_")} <= {"tracked", "untracked_contended"}, counted
     assert sum(packets) == counted["tracked"]
     assert 4 * MANY - sum(packets) == counted["untracked_contended"]
     assert all(0 < number <= 2 * MANY for number in packets)

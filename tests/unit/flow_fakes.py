@@ -20,6 +20,8 @@ CLOCK = Clock(NOW, HZ, META["ktime_ns"])
 #: ctl of an assured connection that was answered
 REAL = chain.CTL_SEEN_REPLY | chain.CTL_ASSURED
 TCP, UDP, ICMP = 6, 17, 1
+#: The tables of assured flows, that of IPv4 first.
+TABLES = tuple(table for table in flow.TABLES if table.flow_class == "assured")
 ESTABLISHED = chain.TCP_STATES.index("ESTABLISHED")
 
 
@@ -98,6 +100,9 @@ class FakeTables:
 
     def guest_counters(self) -> dict[str, dict[str, int]]:
         return self.guests
+
+    def promoted(self) -> int:
+        return self.stats["promoted"]
 
     def batches(self, opened: flow_table.OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
         rows = list(self.entries[opened.table.name].items())

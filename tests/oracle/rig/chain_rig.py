@@ -49,7 +49,7 @@ class ChainRig:
         :raises ConntrackError: see ``generation.ensure``.
         """
         self.checksum = checksum
-        self.compiled = render.Settings(table_size, table_size, checksum, fused, forward)
+        self.compiled = render.Settings(checksum=checksum, fused=fused, forward=forward, **dict.fromkeys(render.SIZES, table_size))
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
         os.mkdir(self.paths.pin_root)
@@ -69,11 +69,11 @@ class ChainRig:
 
     def want(self, asked: t.Sequence[t.Mapping[str, t.Any]] = ()) -> generation.Want:
         """Return the chain as it is compiled here, with these guests."""
-        stub, size = SOURCES / "stub", self.compiled.table_size
+        stub = SOURCES / "stub"
         headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
         parsed = guests.parse(asked)
         text = render.render(str(SOURCES), self.compiled, guests.read(parsed, os.path.abspath, os.listdir(SOURCES)))
-        return generation.Want(text, headers, size, table_size6=size, pinned=guests.pinned_here(parsed))
+        return generation.Want(text, headers, pinned=guests.pinned_here(parsed), **{name: getattr(self.compiled, name) for name in render.SIZES})
 
     def __enter__(self) -> ChainRig:
         return self

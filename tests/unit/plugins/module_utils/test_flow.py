@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, flow
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
-TABLE4, TABLE6 = flow.TABLES
+TABLE4, TABLE6 = fakes.TABLES
 
 
 def decode(*rows: tuple[bytes, bytes], table: flow.Table = TABLE4, as_bytes: bool = False, over: bool = False) -> list[flow.Flow]:

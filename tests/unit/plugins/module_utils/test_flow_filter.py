@@ -25,7 +25,7 @@ ROWS6 = {"six": fakes.entry(src="2001:db8::2", dst="2001:db8::1", ctl=7)}
 def chosen(**words: t.Any) -> set[str]:
     filters = flow_filter.parse_filters(words)
     found = set()
-    for table, rows in zip(flow.TABLES, (ROWS, ROWS6)):
+    for table, rows in zip(fakes.TABLES, (ROWS, ROWS6)):
         tests = filters.tests(table, fakes.CLOCK)
         for name, (key, value) in rows.items():
             row = (table.key.unpack(key), flow.VIEW.unpack(value))

@@ -31,7 +31,7 @@ def from_conntrack(line: str) -> tuple[flow.Table, tuple[bytes, bytes]]:
     if words[3] == "6":
         ctl |= chain.TCP_STATES.index(words[5])
     icmp = "type" in orig
-    return flow.TABLES[words[0] == "ipv6"], fakes.entry(
+    return fakes.TABLES[words[0] == "ipv6"], fakes.entry(
         src=orig["src"],
         dst=orig["dst"],
         sport=int(orig["id"] if icmp else orig.get("sport", 0)),
@@ -44,7 +44,7 @@ def from_conntrack(line: str) -> tuple[flow.Table, tuple[bytes, bytes]]:
     )
 
 
-def decode(rows: t.Iterable[tuple[bytes, bytes]], as_bytes: bool, table: flow.Table = flow.TABLES[0]) -> list[flow.Flow]:
+def decode(rows: t.Iterable[tuple[bytes, bytes]], as_bytes: bool, table: flow.Table = fakes.TABLES[0]) -> list[flow.Flow]:
     decoder = flow.Decoder(table, fakes.CLOCK, as_bytes)
     return [item for key, value in rows for item in decoder.flows(decoder.packed_rows(key, value))]
 

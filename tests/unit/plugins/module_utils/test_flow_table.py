@@ -15,6 +15,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, flow,
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
+NOTHING = dict.fromkeys(flow.CLASSES, 0)
+
 
 def many(number: int = 20, **what: t.Any) -> list[tuple[bytes, bytes]]:
     """Return flows whose source port is 1000, 1001, ... and whose packets are 1, 2, ..."""
@@ -45,7 +47,48 @@ def test_flows_whose_time_is_over_are_neither_listed_nor_counted() -> None:
     assert reading.count == 3
     assert reading.summary is not None
     assert reading.summary["flows"] == 3
-    assert reading.summary["tables"]["ctt"] == {"entries": 5, "capacity": 1024}
+    assert reading.summary["tables"]["ctt"] == {"class": "assured", "entries": 5, "capacity": 1024, "percent": 0.5}
+    assert reading.summary["pressure"] == {
+        "assured": {"entries": 5, "capacity": 1024, "percent": 0.5},
+        "half_open": {"entries": 0, "capacity": 0, "percent": 0.0},
+    }
+
+
+class Promoting(fakes.FakeTables):
+    """Flows become assured between the two tables of their family: read in the one, they are in the other, too."""
+
+    def batches(self, opened: flow_table.OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
+        yield from super().batches(opened)
+        if opened.table.name == "ctt_new":
+            moved = dict(list(self.entries["ctt_new"].items())[:4])
+            self.entries["ctt"].update(moved)
+            self.stats["promoted"] += len(moved)
+
+
+@pytest.mark.parametrize("words", [{}, {"sort": "sport"}, {"group_by": "proto"}, {"sport": list(range(1000, 1003))}], ids=str)
+def test_a_flow_that_becomes_assured_meanwhile_is_listed_once(words: dict[str, t.Any]) -> None:
+    source = Promoting({"ctt_new": many(6), "ctt": many(5, dport=1)})
+    reading = read(source, **words)
+    wanted = sorted([(1000 + at, 8080) for at in range(6)] + [(1000 + at, 1) for at in range(5)])
+    if "sport" in words:
+        wanted = [item for item in wanted if item[0] < 1003]
+    assert sorted((record["orig"]["sport"], record["orig"]["dport"]) for record in reading.flows) == wanted
+    assert reading.count == len(wanted)
+
+
+def test_one_that_did_not_match_before_it_became_assured_is_listed() -> None:
+    source = Promoting({"ctt_new": many(6, ctl=0), "ctt": []})
+    source.batches, batches = (lambda opened: _assured(batches(opened), opened)), source.batches  # type: ignore[method-assign]
+    assert sorted(ports(read(source, assured=True))) == [1000, 1001, 1002, 1003]
+
+
+def _assured(batches: t.Iterable[tuple[int, memoryview, memoryview]], opened: flow_table.OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
+    """Return batches, those of the table of assured flows with that bit."""
+    for number, keys, values in batches:
+        entries = [list(fields) for fields in chain.ENTRY.iter_unpack(values)]
+        for fields in entries:
+            fields[12] |= chain.CTL_ASSURED if opened.table.flow_class == "assured" else 0
+        yield number, keys, memoryview(b"".join(chain.ENTRY.pack(*fields) for fields in entries))
 
 
 def test_a_limit_ends_the_pass_early() -> None:
@@ -195,11 +238,18 @@ def test_every_counter_is_in_the_summary() -> None:
     def leaves(value: t.Any) -> set[int]:
         return set().union(*map(leaves, value.values())) if isinstance(value, dict) else {value}
 
-    assert leaves(flow_table.counter_summary(numbers, 0)) >= set(numbers.values())
+    assert leaves(flow_table.counter_summary(numbers, NOTHING)) >= set(numbers.values())
+
+
+def test_evictions_are_told_by_class() -> None:
+    numbers = {**dict.fromkeys(chain.COUNTERS, 0), "created": 100, "promoted": 40, "deleted_expired": 7, "deleted_flushed": 3, "assured_deleted": 6}
+    summary = flow_table.counter_summary(numbers, {"half_open": 30, "assured": 29})
+    assert (summary["evicted"], summary["evicted_assured"]) == (100 - 10 - 59, 40 - 6 - 29)
 
 
 def test_evictions_are_never_negative() -> None:
-    assert flow_table.counter_summary(dict.fromkeys(chain.COUNTERS, 0), 5)["evicted"] == 0
+    summary = flow_table.counter_summary(dict.fromkeys(chain.COUNTERS, 0), {"half_open": 5, "assured": 1})
+    assert (summary["evicted"], summary["evicted_assured"]) == (0, 0)
 
 
 # ---------------------------------------------------------------- deleting
