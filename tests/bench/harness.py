@@ -62,6 +62,7 @@ class Row:
     """One line of the report: what was measured, next to a peer measured in the same rounds.
 
     :ivar goal: the highest ratio that is wanted, or with ``absolute`` the highest value of ``ours``; None where there is no goal.
+    :ivar axis: what the rows of one name differ by, where they are the points of a curve; ``at`` is the point.
     """
 
     section: str
@@ -72,6 +73,12 @@ class Row:
     peer: Sample | None = None
     goal: float | None = None
     absolute: bool = False
+    axis: str | None = None
+    at: int | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name if self.at is None else f"{self.name}, {amount(self.at)} {self.axis}"
 
     @property
     def ratio(self) -> float | None:
@@ -87,7 +94,7 @@ class Row:
         peer = self.peer
         return {
             "section": self.section,
-            "name": self.name,
+            "name": self.label,
             "unit": self.unit,
             "ours": self.ours.median,
             "min": self.ours.low,
@@ -101,6 +108,9 @@ class Row:
             "goal": self.goal,
             "goal_is": None if self.goal is None else "value" if self.absolute else "ratio",
             "met": self.met,
+            "curve": None if self.at is None else self.name,
+            "axis": self.axis,
+            "at": self.at,
         }
 
 
@@ -171,6 +181,14 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
+def amount(number: int) -> str:
+    """Return a number for people, a power of two in units of such."""
+    for shift, unit in ((20, "M"), (10, "k")):
+        if number >= 1 << shift and not number % (1 << shift):
+            return f"{number >> shift}{unit}"
+    return str(number)
+
+
 def show(rows: c.Sequence[Row]) -> str:
     """Return the rows of one section as a table."""
 
@@ -184,7 +202,7 @@ def show(rows: c.Sequence[Row]) -> str:
         ("", "unit", "median", "min", "max", "n", "peer", "median", "min", "max", "ratio", "goal"),
         (
             (
-                row.name,
+                row.label,
                 row.unit,
                 *(number(v) for v in (row.ours.median, row.ours.low, row.ours.high)),
                 str(len(row.ours.values)),

@@ -269,7 +269,7 @@ def new_flows(variants: c.Mapping[str, Chain], base: Baselines, size: int, count
     rows = []
     for kind, new in kinds.items():
         for variant in variants:
-            name = f"new {kind} flow, {variant}, table {amount(size)}"
+            name = f"new {kind} flow, {variant}, table {harness.amount(size)}"
             rows.append(harness.Row("packet", name, "ns", got[f"{kind}, {variant}"], new.peer, got[new.peer], GOALS[variant, "new"]))
     return rows
 
@@ -298,21 +298,18 @@ def random_hits(variants: c.Mapping[str, Chain], base: Baselines, flows: int, ro
         harness.expect("packets of each flow", {after[k] - before[variant][k] for k in after}, {rounds * turns})
         tables.clear(under_test.table)
     return [
-        harness.Row("packet", f"random hit in {amount(flows)} TCP flows, {variant}", "ns", got[variant], "floor", got["floor"], GOALS[variant, "random"])
+        harness.Row(
+            "packet", f"random hit in {harness.amount(flows)} TCP flows, {variant}", "ns", got[variant], "floor", got["floor"], GOALS[variant, "random"]
+        )
         for variant in variants
     ]
-
-
-def amount(number: int) -> str:
-    """Return a power of two for people."""
-    return f"{number >> 20}M" if number >= 1 << 20 else f"{number >> 10}k"
 
 
 def memory(under_test: Chain, size: int) -> c.Iterator[harness.Row]:
     """Tell what a flow takes in either table."""
     for table, name, goal in ((under_test.table, "a flow", GOAL_MEMORY), (under_test.table6, "an IPv6 flow", None)):
         sample = harness.Sample((under_test.bytes_per_flow(table),))
-        yield harness.Row("packet", f"memory of {name}, table {amount(size)}", "B", sample, goal=goal, absolute=True)
+        yield harness.Row("packet", f"memory of {name}, table {harness.amount(size)}", "B", sample, goal=goal, absolute=True)
 
 
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:

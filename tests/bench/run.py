@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make bench`: measure, print tables, write build/bench.json.
+"""`make bench`: measure, print tables, write build/bench.json, draw docs/bench.svg and docs/scaling.svg.
 
     python tests/bench/run.py [--quick] [section ...]
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import pathlib
 import platform
 import sys
 import time
@@ -21,10 +22,12 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "..", ".ansible", "collections")]
 
 import harness  # noqa: E402
+import plot  # noqa: E402
 
 #: Each is a module with a function ``measure(options)`` that yields the rows.
 SECTIONS = {
     "packet": "One packet through the chain",
+    "scaling": "A packet in tables of all sizes, and on more CPUs",
     "forward": "What a router does with a packet",
     "stream": "A TCP connection over veth",
     "lab": "Building labs",
@@ -60,8 +63,15 @@ def main() -> int:
         print(harness.show(rows[before:]))
         print(f"({time.monotonic() - start:.0f} s)", flush=True)
         harness.write(rows, args.output)
-    missed = [row.name for row in rows if row.met is False]
-    print(f"\n{len(rows)} rows in {args.output}" + (f"; goals missed: {', '.join(missed)}" if missed else "; no goal missed"))
+    whole = not options.quick and not failed and not args.section
+    directory = harness.ROOT / "docs" if whole else pathlib.Path(args.output).parent
+    drawn = plot.draw([row.as_dict() for row in rows], directory, plot.note(options.quick))
+    missed = [row.label for row in rows if row.met is False]
+    print(
+        f"\n{len(rows)} rows in {args.output}"
+        + "".join(f", {path.relative_to(path.parents[1])}" for path in drawn)
+        + (f"; goals missed: {', '.join(missed)}" if missed else "; no goal missed")
+    )
     return int(failed)
 
 

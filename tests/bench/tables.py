@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import array
+import collections
 import ctypes
 import socket
 import struct
@@ -36,6 +38,14 @@ def fill(fd: int, count: int, key: bytes, entry: bytes) -> None:
         done = ctypes.c_uint32(size)
         if update(fd, keys, entry * size, ctypes.byref(done), None) < 0:
             raise harness.BenchError(f"bpf_map_update_batch stopped after {start + done.value} entries")
+
+
+def spread(fd: int) -> collections.Counter[int]:
+    """Return how many flows have how many packets of the initiator; for tables of millions, hence by columns."""
+    found: collections.Counter[int] = collections.Counter()
+    for dummy, dummy_keys, values in bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size):
+        found.update(array.array("Q", values.cast("Q")[:: chain.ENTRY.size // 8].tobytes()))
+    return found
 
 
 def packets(fd: int) -> dict[tuple[t.Any, ...], int]:
