@@ -35,12 +35,12 @@ def _since(paths: Paths, number: int) -> str | None:
         return None
 
 
-def active_since(paths: Paths) -> str:
-    """Return when the active generation became so: its symlink was made then. "" where that is lost."""
+def active_since(paths: Paths, number: int) -> str:
+    """Return when the active generation became so: its symlink was made then. Where that is lost it is the time when it was built."""
     try:
         return clock.utc(os.lstat(paths.active).st_mtime)
     except FileNotFoundError:
-        return ""
+        return clock.utc(os.lstat(paths.gen_dir(number)).st_mtime)
 
 
 def observe_generation(paths: Paths, number: int, since: str = "") -> Generation:
@@ -65,7 +65,7 @@ def observe(paths: Paths) -> Have:
     have = dataclasses.replace(have, kept=kept, leftovers=tuple(name for name in names if name not in {str(one.number) for one in kept}))
     if number is None:
         return dataclasses.replace(have, links=_hooks(links, {}))
-    active = observe_generation(paths, number, active_since(paths))
+    active = observe_generation(paths, number, active_since(paths, number))
     fields = {field.name: getattr(active, field.name) for field in dataclasses.fields(active) if field.name != "number"}
     fields["faults"] = (*active.faults, *health.judge_paths(paths, number), *health.judge_links(links, active.programs))
     fields["guest_maps"] = _guest_maps(os.path.join(paths.gen_dir(number), "map"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, health
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEMANTICS = (ROOT / "docs/semantics.md").read_text(encoding="utf-8")
@@ -27,6 +27,11 @@ def test_every_timeout_is_there_with_its_default(name: str, seconds: int) -> Non
 @pytest.mark.parametrize(("name", "default"), chain.KNOBS.items())
 def test_every_switch_is_there_with_its_default(name: str, default: int) -> None:
     assert f"\n| `{name}` | {str(default).lower()} | " in SEMANTICS
+
+
+@pytest.mark.parametrize(("name", "kind"), health.FAULTS.items())
+def test_every_fault_is_explained(name: str, kind: health.Kind) -> None:
+    assert f"\n| `{name}` | {kind.meaning} | " in (ROOT / "docs/health.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_names_every_module_and_role() -> None:
