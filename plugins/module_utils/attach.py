@@ -519,8 +519,12 @@ class Applier:
         attached, ifindex = change.have.attached, change.have.ifindex
         live = attached if attached is not None and attached.pin == path else None
         old = self._keep(bpf.prog_get_fd_by_id(live.program.id)) if live is not None else -1
-        bpf.link_detach(link)  # not the last fd perhaps: somebody may hold the link besides our pin
-        os.unlink(path)
+        os.unlink(path)  # first, for it can be put back as it was
+        try:
+            bpf.link_detach(link)  # not the last fd perhaps: somebody may hold the link besides our pin
+        except BaseException:
+            bpf.obj_pin(link, path)
+            raise
 
         def put_back() -> None:
             if live is not None:
@@ -615,6 +619,12 @@ def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
     return {"name": want.name, "netns": want.netns, "ifindex": have.ifindex or None, **shown}
 
 
+def _rmdir(directory: str) -> None:
+    """Remove a directory that is empty."""
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
+
+
 def converge(
     state: str,
     interfaces: t.Sequence[t.Mapping[str, t.Any]] | None,
@@ -640,6 +650,7 @@ def converge(
         if not check_mode:
             with contextlib.suppress(FileNotFoundError):  # nothing is loaded, which is said below
                 stack.enter_context(lock.held(paths.base, lock_timeout))
+                stack.callback(_rmdir, paths.link_dir)  # when the last link is gone: by this run, or by one that was killed then
         if state == "absent" and interfaces is None:
             names = [bpffs.interface_of(os.path.basename(path)) for path in held(paths)]
             wants = parse(state, [{"name": name, "netns": namespace} for namespace, name in names], mode)
@@ -651,9 +662,8 @@ def converge(
         applier = stack.enter_context(Applier(paths))
         if not check_mode and steps:
             plan.apply(steps, applier.do)
-            haves, faults = observe(paths, wants), health.examine(paths)
-            with contextlib.suppress(OSError):
-                os.rmdir(paths.link_dir)  # only when the last link is gone
+            with plan.applied(steps):
+                haves, faults = observe(paths, wants), health.examine(paths)
         todo = {step.args.want: step for step in steps} if check_mode else {}
         steps = steps + _converge_ports(paths, wants, haves, check_mode)
         result = {

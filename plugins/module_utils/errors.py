@@ -1,11 +1,15 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one kind of error the library raises for things a user can mend."""
+"""The one kind of error the library raises for things a user can mend, and how modules tell it."""
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
+
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 
 class ConntrackError(Exception):
@@ -29,3 +33,14 @@ def bad_value(field: str, value: object, mend: str) -> ConntrackError:
     """
     shown = value if isinstance(value, (int, float, bool)) else repr(value)
     return ConntrackError(f"{field}: {shown} is not valid: {mend.rstrip('.')}.")
+
+
+@contextlib.contextmanager
+def told_by(module: AnsibleModule) -> t.Iterator[None]:
+    """Around all that a module does: an error in it, and what the system refuses, becomes the module's failure."""
+    try:
+        yield
+    except ConntrackError as exc:
+        module.fail_json(msg=exc.message, **exc.facts)
+    except OSError as exc:
+        module.fail_json(msg=f"The system refuses it: {exc}.")

@@ -156,11 +156,12 @@ class _Builder:
         number = int(step.name)
         before = state.read(self.paths, number)
         with contextlib.ExitStack() as undo:
-            state.write(self.paths, number, self.want)
+            # each is undone also where it fails itself, for then it can be on the disk without being safe there
             undo.callback(state.forget_generation, self.paths, number) if before is None else undo.callback(state.write, self.paths, number, before)
+            state.write(self.paths, number, self.want)
             if self.have.state.active != number:
-                state.activate(self.paths, number)
                 undo.callback(state.activate, self.paths, self.have.state.active)
+                state.activate(self.paths, number)
             return undo.pop_all().close
 
     def _replace_link(self, step: Step) -> t.Callable[[], None]:

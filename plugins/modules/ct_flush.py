@@ -109,16 +109,14 @@ diff:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_report
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=flow_report.FLUSH_OPTIONS, supports_check_mode=True)
-    try:
+    with told_by(module):
         result = flow_report.flush(module.params, module.check_mode)
-    except ConntrackError as exc:
-        module.fail_json(msg=exc.message, **exc.facts)
     for warning in result.pop("warnings", []):
         module.warn(warning)
     module.exit_json(**result)

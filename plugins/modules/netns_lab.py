@@ -346,7 +346,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils import deps, lock, netlink, topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
 from ansible_collections.ebpf.conntrack.plugins.module_utils.plan import as_dicts, as_diff
 
 
@@ -392,15 +392,12 @@ def main() -> None:
     params = dict(module.params)
     patience = params.pop("lock_timeout")
     try:
-        want = topology.absent(params["name"]) if params.pop("state") == "absent" else topology.parse(params)
-        result = netlink.converge(want, check=module.check_mode, patience=patience)
-    except ConntrackError as exc:
-        module.fail_json(msg=exc.message, **exc.facts)
+        with told_by(module):
+            want = topology.absent(params["name"]) if params.pop("state") == "absent" else topology.parse(params)
+            result = netlink.converge(want, check=module.check_mode, patience=patience)
     except ImportError as exc:  # raised before anything is changed
         deps.require(module, "pyroute2")
         module.fail_json(msg=f"pyroute2 cannot be used: {exc}")
-    except OSError as exc:
-        module.fail_json(msg=f"The lab cannot be read: {exc}")
     module.exit_json(
         changed=bool(result.plan),
         plan=as_dicts(result.plan),

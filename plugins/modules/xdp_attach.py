@@ -219,7 +219,7 @@ mended:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import HOOKS
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
 
 
 def main() -> None:
@@ -244,10 +244,8 @@ def main() -> None:
         required_if=[("state", "present", ["interfaces"])],
         supports_check_mode=True,
     )
-    try:
+    with told_by(module):
         result, warnings = attach.converge(check_mode=module.check_mode, **module.params)
-    except ConntrackError as exc:
-        module.fail_json(msg=exc.message, **exc.facts)
     for warning in warnings:
         module.warn(warning)
     module.exit_json(**result)

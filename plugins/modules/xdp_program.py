@@ -538,7 +538,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, capture, chain, features, generation, guests, health, lock, render, replay, state
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
 
 
 def argument_spec() -> dict[str, object]:
@@ -623,7 +623,7 @@ def main() -> None:
     paths = bpffs.Paths(module.params["pin_root"], module.params["state_dir"])
     mended: list[dict[str, str]] = []
     proof = None
-    try:
+    with told_by(module):
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
             proof = proof_of(module, paths)
@@ -631,8 +631,6 @@ def main() -> None:
         else:
             plan = generation.remove(paths, module.check_mode, module.params["lock_timeout"])
             have = generation.observe(paths)
-    except ConntrackError as exc:
-        module.fail_json(msg=exc.message, **exc.facts)
     more: dict[str, object] = {}
     if proof:
         more["replay"] = proof.report.as_dict()

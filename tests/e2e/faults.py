@@ -15,6 +15,7 @@ import errno
 import functools
 import importlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -48,6 +49,7 @@ _ERRNOS: dict[str, tuple[int | None, ...]] = {
     "": (errno.ENOSPC, errno.EROFS),
 }
 Result = dict[str, t.Any]
+_WHEN = re.compile(r'"written": "[^"]*"')  # when a manifest was written
 #: How many processes share the sites of one scenario.
 PROCESSES = 2
 
@@ -71,6 +73,10 @@ class Call:
     def run(self) -> Result:
         """Run it in a process of its own, undisturbed; it has to succeed."""
         return succeeded(self, syscalls.watch(self))
+
+    def but(self, **arguments: t.Any) -> Call:
+        """Return the same run with other arguments."""
+        return Call(self.module, {**self.arguments, **arguments})
 
 
 def result_of(call: Call, run: syscalls.Run) -> Result:
@@ -99,28 +105,30 @@ class Ending:
     """One way to go on after a run was broken: the next run, and what is right then."""
 
     call: Call
-    right: c.Callable[[], None]
+    right: c.Callable[[], object]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
     """A run to be broken.
 
-    :ivar prepare: brings the machine into the state in which the run starts; it is called again and again.
+    :ivar setup: makes the machine what it stays all the time.
+    :ivar prepare: brings it into the state in which the run starts; it is called again and again.
     :ivar broken: the run.
     :ivar endings: what may follow, each on its own; the first is the same run once more.
-    :ivar away: takes all away that any of it made.
+    :ivar away: takes all away that any of it but ``setup`` made.
     """
 
-    prepare: c.Callable[[], None]
+    prepare: c.Callable[[], object]
     broken: Call
     endings: tuple[Ending, ...]
-    away: tuple[Call, ...]
+    away: tuple[c.Callable[[], object], ...]
+    setup: c.Callable[[], object] = lambda: None
 
     def finish(self, bare: dict[str, t.Any], where: object) -> None:
         """Take all away, and look whether something stays."""
-        for call in self.away:
-            call.run()
+        for take in self.away:
+            take()
         left = differences(bare, picture())
         assert not left, f"left behind after {self.broken} was broken at {where}: {left}"
 
@@ -144,23 +152,24 @@ def _pins() -> dict[str, str]:
     return found
 
 
+def ip_says(asked: str, *argv: str) -> str:
+    return subprocess.run(["ip", *argv], input=asked, check=True, capture_output=True, text=True).stdout
+
+
 def _network(namespace: str) -> dict[str, str]:
     """Return what ip shows of a namespace ("": the host's), without numbers and what the kernel makes by itself."""
     found: dict[str, str] = {}
-    where = ["-n", namespace] if namespace else []
-
-    def ip(*argv: str) -> t.Any:
-        return json.loads(subprocess.run(["ip", "-j", *where, *argv], check=True, capture_output=True, text=True).stdout or "[]")
-
-    for link in ip("-d", "addr", "show"):
+    where = ["-j", *(["-n", namespace] if namespace else [])]
+    shown = ip_says("addr show\nroute show\n", *where, "-d", "-batch", "-") + ip_says("", *where, "-6", "route", "show")
+    links, *routes = map(json.loads, filter(None, shown.splitlines()))
+    for link in links:
         shown = {key: link.get(key) for key in ("address", "mtu", "ifalias", "group")} if link["ifname"] != "lo" else {"ifalias": link.get("ifalias")}
         program = link.get("xdp", {}).get("prog", {}).get("id")
         addresses = sorted(f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["scope"] != "link")
         found[f"link {link['ifname']}@{namespace}"] = f"{shown} {'UP' in link['flags']} {addresses} program {program}"
-    for family in ("-4", "-6"):
-        for route in ip(family, "route", "show"):
-            if route.get("protocol") != "kernel":
-                found[f"route {route['dst']}@{namespace}"] = f"{route.get('gateway')} {route.get('dev')} {route.get('metric')}"
+    for route in itertools.chain(*routes):
+        if route.get("protocol") != "kernel":
+            found[f"route {route['dst']}@{namespace}"] = f"{route.get('gateway')} {route.get('dev')} {route.get('metric')}"
     return found
 
 
@@ -169,7 +178,7 @@ def _files(*directories: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for top in map(pathlib.Path, directories):
         for path in [top, *top.rglob("*")] if top.exists() else []:
-            found[f"file {path}"] = path.read_text("utf-8", "replace") if path.is_file() else "directory"
+            found[f"file {path}"] = _WHEN.sub("", path.read_text("utf-8", "replace")) if path.is_file() else "directory"
     return found
 
 
@@ -204,6 +213,7 @@ def killed_everywhere(scenario: Scenario) -> int:
 
 def _kill(scenario: Scenario, turn: int) -> int:
     """Kill at every PROCESSES-th site."""
+    scenario.setup()
     bare, kills = picture(), 0
     for ending in scenario.endings:
         for site in range(turn, 1 << 16, PROCESSES):
@@ -256,6 +266,7 @@ def refused_everywhere(scenario: Scenario) -> int:
 
 def _refuse(scenario: Scenario, turn: int) -> int:
     """Refuse at every PROCESSES-th site. Where a run failed and left all as it was, there is nothing to see in what comes after."""
+    scenario.setup()
     bare, refusals, again = picture(), 0, scenario.endings[0]
     before: dict[str, str] | None = None
     for site in range(turn, 1 << 16, PROCESSES):
@@ -272,7 +283,7 @@ def _refuse(scenario: Scenario, turn: int) -> int:
         result = result_of(scenario.broken, run)
         try:
             if result.get("failed"):
-                changes = differences(before, picture())
+                changes = differences(before, picture()) if any(event.changes for event in run.events) else []
                 _check_failure(result, changes)
                 if not changes:
                     continue
@@ -289,15 +300,17 @@ def _refuse(scenario: Scenario, turn: int) -> int:
 def _refused(call: Call, site: int) -> tuple[syscalls.Run, str | None]:
     """Run a module with its ``site``-th call refused in a way that fits; return the run and what was refused, None when it ended before.
 
-    A read that is made again and again counts once: how often a loop waits is chance.
+    Of the calls between two changes, which change nothing themselves, one of each kind counts.
     """
-    number, last, refused = -1, "", None
+    number, seen, refused = -1, set[str](), None
 
     def answer(dummy: int, event: syscalls.Event) -> syscalls.Answer:
-        nonlocal number, last, refused
-        same, last = not event.changes and event.name == last, event.name
-        number += not same
+        nonlocal number, refused
+        if event.changes:
+            seen.clear()
+        number += event.name not in seen
         if number != site or refused is not None:
+            seen.add(event.name)
             return None
         ways = next(ways for prefix, ways in _ERRNOS.items() if event.name.startswith(prefix))
         way = ways[site // PROCESSES % len(ways)]

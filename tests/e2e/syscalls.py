@@ -24,6 +24,8 @@ import sys
 import traceback
 import typing as t
 
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf
+
 #: Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h); old calls are missing on arm64.
 _NUMBERS = {
     "x86_64": {
@@ -68,6 +70,7 @@ _ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
 _LOAD, _EQUAL, _MASK, _ABOVE, _RETURN = 0x20, 0x15, 0x45, 0x25, 0x06
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _NO_SUCH_MESSAGE = 0x7FFF  # a number that rtnetlink knows no message by
+_ARRAY = 2  # enum bpf_map_type
 #: Seconds without a call after which a process is taken to hang.
 _HANGS = 60
 
@@ -152,9 +155,13 @@ _NAMES = {number: name for name, number in _NUMBERS.get(platform.machine(), {}).
 
 
 class _Stopped:
-    """A process that waits for the supervisor's answer."""
+    """A process that waits for the supervisor's answer.
 
-    def __init__(self, raw: bytes) -> None:
+    :param older: maps of higher ids were made by the process.
+    """
+
+    def __init__(self, raw: bytes, older: int) -> None:
+        self._older = older
         self.id, self.pid, dummy, number, dummy, dummy, *self.arguments = _NOTIFICATION.unpack(raw)
         self._name = _NAMES[number]
 
@@ -175,6 +182,8 @@ class _Stopped:
         name, path = self._name, ""
         if name == "bpf":
             name = f"bpf {_BPF_COMMANDS[self.arguments[0]]}"
+            if name == "bpf MAP_UPDATE_ELEM":
+                return Event(name, "", self._map_id() <= self._older)
         elif name == "sendto":
             message = struct.unpack("=H", self._read(self.arguments[1] + 4, 2))[0]
             name = f"netlink {message}"
@@ -186,6 +195,12 @@ class _Stopped:
             path = os.readlink(f"/proc/{self.pid}/fd/{self.arguments[0]}")
         only_opened = name in ("open", "openat") and path.startswith(("/proc/", "/dev/"))
         return Event(name, path, name not in _OF_THE_PROCESS and not only_opened)
+
+    def _map_id(self) -> int:
+        """Return the id of the map that the call is about; union bpf_attr begins with its file descriptor."""
+        (fd,) = struct.unpack("=I", self._read(self.arguments[1], 4))
+        with open(f"/proc/{self.pid}/fdinfo/{fd}", encoding="ascii") as lines:
+            return next((int(line.split()[1]) for line in lines if line.startswith("map_id:")), 0)
 
     def spoil(self) -> None:
         """Change the number of the netlink message that is about to be sent."""
@@ -243,6 +258,8 @@ def watch(run: c.Callable[[], object], answer: c.Callable[[int, Event], Answer] 
 def _supervise(pid: int, listener: int, answer: c.Callable[[int, Event], Answer], done: Run) -> None:
     poll = select.poll()
     poll.register(listener, select.POLLIN)
+    with bpf.closing(bpf.map_create(_ARRAY, "mark", 4, 4, 1)) as fd:
+        older = bpf.map_info(fd).id  # than the maps that the process makes
     while True:
         ready = poll.poll(_HANGS * 1000)
         if not ready:
@@ -256,7 +273,7 @@ def _supervise(pid: int, listener: int, answer: c.Callable[[int, Event], Answer]
             if exc.errno == errno.ENOENT:  # it died meanwhile
                 continue
             raise
-        stopped = _Stopped(bytes(raw))
+        stopped = _Stopped(bytes(raw), older)
         event = stopped.event()
         done.events.append(event)
         what = answer(len(done.events) - 1, event)

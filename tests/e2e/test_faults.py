@@ -8,10 +8,12 @@ from __future__ import annotations
 import collections.abc as c
 import os
 import socket
+import struct
+import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation_apply, health, netns, render
 from ansible_collections.ebpf.conntrack.tests.e2e import faults
 from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
 from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import shell
@@ -74,14 +76,152 @@ def lab_drifts() -> None:
     )
 
 
-def lab_is_up() -> None:
+LAB_SCENARIOS = {
+    "build": Scenario(lambda: None, LAB, (Ending(LAB, traffic_passes), Ending(NO_LAB, nothing_there)), (NO_LAB.run,)),
+    "change": Scenario(lab_drifts, OTHER_LAB, (Ending(OTHER_LAB, traffic_passes), Ending(NO_LAB, nothing_there)), (NO_LAB.run,)),
+    "remove": Scenario(LAB.run, NO_LAB, (Ending(NO_LAB, nothing_there), Ending(LAB, traffic_passes)), (NO_LAB.run,)),
+}
+
+
+# ---------------------------------------------------------------- a chain that costs no compiler
+#: The sources of two generations: what is compiled plays no part in how they follow each other.
+SOURCES = [render.pack(f'"{render.MAP_DIR}/meta" {number}', {"header.h": ""}) for number in (1, 2)]
+TABLE = {"table_size": 64, "table_size6": 16, "half_open_size": 16, "half_open_size6": 16}
+ENTRIES = 20
+CHAIN = Call("xdp_program", {"rendered": SOURCES[0], **TABLE})
+NEXT_CHAIN, NO_CHAIN = CHAIN.but(rendered=SOURCES[1]), Call("xdp_program", {"state": "absent"})
+ATTACH = Call("xdp_attach", {"interfaces": [{"name": "ns1-lan", "program": "ingress"}, {"name": "ns2-lan", "program": "egress"}]})
+DETACH = Call("xdp_attach", {"state": "absent"})
+#: Where each hook counts; the frame of proof is sent through the first.
+COUNTERS = {"ingress": chain.COUNTERS.index("untracked_not_ip"), "egress": chain.COUNTERS.index("untracked_vlan_depth")}
+PATHS = bpffs.Paths(bpffs.STANDARD)
+U32, U64 = struct.Struct("=I"), struct.Struct("=Q")
+
+
+def counting(stats: int, counter: int) -> bytes:
+    """Return a program that counts each frame, and passes it."""
+    insn = struct.Struct("=BBhi").pack
+    look_up = insn(0x62, 10, -4, counter) + insn(0x18, 0x11, 0, stats) + bytes(8) + insn(0xBF, 0xA2, 0, 0) + insn(0x07, 2, 0, -4) + insn(0x85, 0, 0, 1)
+    add = insn(0x15, 0, 3, 0) + insn(0x79, 1, 0, 0) + insn(0x07, 1, 0, 1) + insn(0x7B, 0x10, 0, 0)
+    return look_up + add + bpf.xdp_pass_insns()
+
+
+def build(text: str, dummy_headers: t.Mapping[str, str]) -> dict[str, int]:
+    """Stand in for the compiler: the entries count frames, the other stages only pass them."""
+    directory = os.path.dirname(text.split('"')[1])
+    with bpf.closing(bpf.obj_get(f"{directory}/meta")) as meta:  # what the first frame does; it was long before the entries of fill_table() were seen last
+        for name, value in {"jiffies": (1 << 33) - (1 << 20), "ktime_ns": time.monotonic_ns()}.items():
+            bpf.map_update(meta, U32.pack(chain.META[name]), U64.pack(value))
+    with bpf.closing(bpf.obj_get(f"{directory}/stats")) as stats:
+        code = {name: counting(stats, counter) for name, counter in COUNTERS.items()}
+        return {name: bpf.prog_load(code.get(name, bpf.xdp_pass_insns()), name) for name in chain.SLOTS}
+
+
+def lab_with_quick_chain() -> None:
+    """Bring the lab up, and let what loads the chain neither compile nor wait."""
+    generation_apply.build_bcc.build = build  # type: ignore[assignment]
+    generation_apply._GRACE_SECONDS = health._PAUSE = 0
     LAB.run()
 
 
-LAB_SCENARIOS = {
-    "build": Scenario(lambda: None, LAB, (Ending(LAB, traffic_passes), Ending(NO_LAB, nothing_there)), (NO_LAB,)),
-    "change": Scenario(lab_drifts, OTHER_LAB, (Ending(OTHER_LAB, traffic_passes), Ending(NO_LAB, nothing_there)), (NO_LAB,)),
-    "remove": Scenario(lab_is_up, NO_LAB, (Ending(NO_LAB, nothing_there), Ending(LAB, traffic_passes)), (NO_LAB,)),
+def lab_with_chain() -> None:
+    lab_with_quick_chain()
+    CHAIN.run()
+
+
+def counted() -> list[int]:
+    with bpf.closing(bpf.obj_get(PATHS.map("stats"))) as stats:
+        return [sum(U64.unpack(value)[0] for value in bpf.percpu_value(stats, counter, U64.size)) for counter in COUNTERS.values()]
+
+
+def traffic_is_counted() -> None:
+    """What passes is counted on both hooks."""
+    before = counted()
+    traffic_passes()
+    after = counted()
+    assert all(now > then for now, then in zip(after, before, strict=True)), (before, after)
+
+
+def fill_table() -> None:
+    with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
+        for number in range(ENTRIES):
+            bpf.map_update(ctt, number.to_bytes(chain.KEY4.size, "big"), number.to_bytes(chain.ENTRY.size, "little"))
+
+
+def flows() -> int:
+    with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
+        return sum(count for count, dummy, dummy in bpf.map_batches(ctt, chain.KEY4.size, chain.ENTRY.size))
+
+
+def in_use() -> None:
+    """The chain is in use and knows flows."""
+    CHAIN.run()
+    ATTACH.run()
+    fill_table()
+
+
+def goes_on() -> None:
+    """All interfaces run the active generation, which has all flows and counts."""
+    traffic_is_counted()
+    assert flows() == ENTRIES
+
+
+def no_chain() -> None:
+    assert set(os.listdir(bpffs.STANDARD)) <= {"maps.debug", "progs.debug"}  # the kernel's own
+    assert "xdp" not in shell("ip link")
+    traffic_passes()
+
+
+def bare_interfaces() -> None:
+    assert "xdp" not in shell("ip link")
+    traffic_passes()
+
+
+GENERIC = ATTACH.but(mode="generic")
+SWAPPED = ATTACH.but(interfaces=[{"name": "ns1-lan", "program": "egress"}, {"name": "ns2-lan", "program": "ingress"}])
+
+
+def foreign() -> None:
+    """A program of somebody else is on the first interface."""
+    with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "foreign")) as program:
+        bpf.xdp_set(socket.if_nametoindex("ns1-lan"), program, bpf.XDP_FLAGS["native"])
+
+
+def foreign_goes() -> None:
+    bpf.xdp_set(socket.if_nametoindex("ns1-lan"), -1, 0)
+
+
+TAKE_OVER = ATTACH.but(takeover=True)
+
+ATTACH_SCENARIOS = {
+    "attach": Scenario(lambda: None, ATTACH, (Ending(ATTACH, traffic_is_counted), Ending(DETACH, bare_interfaces)), (DETACH.run,), lab_with_chain),
+    "exchange": Scenario(ATTACH.run, SWAPPED, (Ending(SWAPPED, traffic_is_counted), Ending(DETACH, bare_interfaces)), (DETACH.run,), lab_with_chain),
+    "mode": Scenario(ATTACH.run, GENERIC, (Ending(GENERIC, traffic_is_counted), Ending(DETACH, bare_interfaces)), (DETACH.run,), lab_with_chain),
+    "takeover": Scenario(foreign, TAKE_OVER, (Ending(TAKE_OVER, traffic_is_counted),), (DETACH.run, foreign_goes), lab_with_chain),
+    "detach": Scenario(ATTACH.run, DETACH, (Ending(DETACH, bare_interfaces), Ending(ATTACH, traffic_is_counted)), (DETACH.run,), lab_with_chain),
+}
+
+#: The table grows while it holds flows.
+BIGGER = CHAIN.but(rendered=SOURCES[1], table_size=256)
+SETTINGS = CHAIN.but(timeouts={"udp": 7})
+AWAY = (DETACH.run, NO_CHAIN.run)
+
+
+def detached() -> None:
+    in_use()
+    DETACH.run()
+
+
+def removed(call: Call) -> Ending:
+    return Ending(call, no_chain)
+
+
+PROGRAM_SCENARIOS = {
+    "first": Scenario(lambda: None, CHAIN, (Ending(CHAIN, lambda: None), removed(NO_CHAIN)), AWAY, lab_with_quick_chain),
+    "upgrade": Scenario(in_use, NEXT_CHAIN, (Ending(NEXT_CHAIN, goes_on), Ending(CHAIN, goes_on)), AWAY, lab_with_quick_chain),
+    "resize": Scenario(in_use, BIGGER, (Ending(BIGGER, goes_on),), AWAY, lab_with_quick_chain),
+    "settings": Scenario(in_use, SETTINGS, (Ending(SETTINGS, goes_on),), AWAY, lab_with_quick_chain),
+    "remove": Scenario(detached, NO_CHAIN, (removed(NO_CHAIN), Ending(CHAIN, lambda: None)), AWAY, lab_with_quick_chain),
 }
 
 
@@ -93,11 +233,21 @@ def _warm() -> None:
 Figure = c.Callable[[str, object], None]
 
 
+def survived(scenario: Scenario) -> str:
+    """Break the scenario everywhere in both ways; return how often, for people."""
+    return f"{faults.killed_everywhere(scenario)} kills, {faults.refused_everywhere(scenario)} refused calls"
+
+
 @pytest.mark.parametrize("name", LAB_SCENARIOS)
 def test_netns_lab(name: str, figure: Figure) -> None:
     figure(f"faults survived by netns_lab, {name}", survived(LAB_SCENARIOS[name]))
 
 
-def survived(scenario: Scenario) -> str:
-    """Break the scenario everywhere in both ways; return how often, for people."""
-    return f"{faults.killed_everywhere(scenario)} kills, {faults.refused_everywhere(scenario)} refused calls"
+@pytest.mark.parametrize("name", ATTACH_SCENARIOS)
+def test_xdp_attach(name: str, figure: Figure) -> None:
+    figure(f"faults survived by xdp_attach, {name}", survived(ATTACH_SCENARIOS[name]))
+
+
+@pytest.mark.parametrize("name", PROGRAM_SCENARIOS)
+def test_xdp_program(name: str, figure: Figure) -> None:
+    figure(f"faults survived by xdp_program, {name}", survived(PROGRAM_SCENARIOS[name]))
