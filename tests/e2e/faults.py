@@ -160,8 +160,8 @@ def _network(namespace: str) -> dict[str, str]:
     """Return what ip shows of a namespace ("": the host's), without numbers and what the kernel makes by itself."""
     found: dict[str, str] = {}
     where = ["-j", *(["-n", namespace] if namespace else [])]
-    shown = ip_says("addr show\nroute show\n", *where, "-d", "-batch", "-") + ip_says("", *where, "-6", "route", "show")
-    links, *routes = map(json.loads, filter(None, shown.splitlines()))
+    said = ip_says("addr show\nroute show\n", *where, "-d", "-batch", "-") + ip_says("", *where, "-6", "route", "show")
+    links, *routes = map(json.loads, filter(None, said.splitlines()))
     for link in links:
         shown = {key: link.get(key) for key in ("address", "mtu", "ifalias", "group")} if link["ifname"] != "lo" else {"ifalias": link.get("ifalias")}
         program = link.get("xdp", {}).get("prog", {}).get("id")

@@ -1,16 +1,14 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""xdp_attach on real interfaces: what it leaves is read with ip and bpftool, and each step is broken once."""
+"""xdp_attach on real interfaces: what it leaves is read with ip and bpftool; see test_faults.py for broken runs."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import threading
@@ -18,7 +16,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, netns, plan
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, netns
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
@@ -353,6 +351,19 @@ def test_a_foreign_link(lab: Lab, foreign: int) -> None:
     assert lab.state() == (INGRESS, EGRESS), "the former holder ends, ours stays"
 
 
+def failing(name: str, turn: int = 1) -> t.Callable[[str], None]:
+    """Return a fault that refuses the ``turn``-th call of that name, and none after it."""
+    left = [turn]
+
+    def fault(call: str) -> None:
+        if call == name:
+            left[0] -= 1
+            if left[0] == 0:
+                raise bpf.BpfError(12, call, "as the test wants it")
+
+    return fault
+
+
 def test_a_failed_takeover_puts_the_old_program_back(lab: Lab, foreign: int) -> None:
     bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS["native"])
     bpf.fault = failing("bpf_link_create")
@@ -464,110 +475,3 @@ def test_what_is_foreign_among_the_pins_is_refused(lab: Lab) -> None:
     os.unlink(lab.paths.link(None, lab.near))
     with pytest.raises(ConntrackError, match="is no XDP program"):
         lab.run()
-
-
-# ---------------------------------------------------------------- broken at each step
-def failing(name: str, turn: int = 1) -> t.Callable[[str], None]:
-    """Return a fault that refuses the ``turn``-th call of that name, and none after it."""
-    left = [turn]
-
-    def fault(call: str) -> None:
-        if call == name:
-            left[0] -= 1
-            if left[0] == 0:
-                raise bpf.BpfError(12, call, "as the test wants it")
-
-    return fault
-
-
-def prepare(lab: Lab, scenario: str, foreign: int) -> dict[str, t.Any]:
-    """Bring the lab into the state in which the scenario starts; return the options of its run."""
-    if scenario == "attach":
-        return {}
-    if scenario == "takeover":
-        bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS["native"])
-        return {"takeover": True}
-    lab.run()
-    if scenario == "replace":
-        lab.activate(2)
-        return {}
-    return {"mode": "generic"} if scenario == "mode" else {"state": "absent", "interfaces": lab.both}
-
-
-CHANGING = ("bpf_link_create", "bpf_obj_pin", "bpf_link_update", "bpf_link_detach", "RTM_SETLINK", "unlink")
-CALLS = ("bpf_obj_get", "bpf_prog_get_fd_by_id", *CHANGING[:-1])
-SCENARIOS = ("attach", "replace", "mode", "takeover", "absent")
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_failed_anywhere_it_is_as_before(lab: Lab, foreign: int, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"mode": "native", **prepare(lab, scenario, foreign)}  # auto would try generic after a fault
-    before = (lab.state(), lab.pins())
-    whole_apply = plan.apply
-    failures = 0
-    for call in CALLS:
-        for turn in range(1, 60):
-
-            def apply_with_fault(steps: plan.Plan, do: t.Callable[[plan.Step], plan.Undo], fault: t.Callable[[str], None]) -> None:
-                bpf.fault = fault
-                try:
-                    whole_apply(steps, do)
-                finally:
-                    bpf.fault = None
-
-            monkeypatch.setattr(plan, "apply", functools.partial(apply_with_fault, fault=failing(call, turn)))
-            try:
-                lab.run(**options)
-            except ConntrackError as exc:
-                failures += 1
-                assert exc.facts["not_rolled_back"] == [], (call, turn)
-                assert (lab.state(), lab.pins()) == before, (call, turn)
-            else:
-                break  # the call is not made that often: the run went through
-        monkeypatch.setattr(plan, "apply", whole_apply)
-        lab.run(state="absent", interfaces=lab.both)
-        lab.activate(1)
-        prepare(lab, scenario, foreign)
-        assert (lab.state(), lab.pins()) == before
-    assert failures >= 5
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_killed_anywhere_the_next_run_converges(lab: Lab, foreign: int, scenario: str) -> None:
-    for turn in range(1, 200):
-        options = prepare(lab, scenario, foreign)
-        if not killed(lab, options, turn):
-            break
-        held = [seen for seen in lab.state() if seen != BARE]
-        assert all(seen[0] in ("ingress", "egress", "firewall") for seen in held)
-        lab.run(**options)
-        expected = {"mode": (("ingress", "generic"), ("egress", "generic")), "absent": (BARE, BARE)}.get(scenario, (INGRESS, EGRESS))
-        assert lab.state() == expected, turn
-        assert not lab.run(**options)["changed"]
-        lab.run(state="absent", interfaces=lab.both)
-        lab.activate(1)
-    assert turn > 2
-
-
-def killed(lab: Lab, options: dict[str, t.Any], turn: int) -> bool:
-    """Run in a child that is killed before its ``turn``-th call that changes anything; return False when it ended before."""
-    child = os.fork()
-    if child == 0:
-        left = [turn]
-
-        def fault(call: str) -> None:
-            left[0] -= call in CHANGING
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        def unlink(path: str, whole: t.Callable[[str], None] = os.unlink) -> None:
-            fault("unlink")
-            whole(path)
-
-        bpf.fault, os.unlink = fault, unlink  # type: ignore[assignment]
-        try:
-            lab.run(**options)
-        finally:
-            os._exit(0)
-    dummy, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
