@@ -91,13 +91,13 @@ class Router:
 
 def open_flows(under_test: Chain, clients: int) -> None:
     """Fill the chain's table with answered UDP flows of all clients."""
-    tables.clear(under_test.table)
+    tables.clear(under_test.half_open)
     for hook, frame in (
         ("ingress", frames.udp(CLIENT, SPORT, SERVER, DPORT, b"a benchmark frame.")),
         ("egress", frames.udp(SERVER, DPORT, CLIENT, SPORT, b"a benchmark frame.")),
     ):
         harness.expect("verdict", bpf.prog_test_run(under_test.hooks[hook], frame).retval, 2)
-    tables.fill(under_test.table, clients, *under_test.raw_flow(17))
+    tables.fill(under_test.half_open, clients, *under_test.raw_flow(17))
 
 
 def forwarded(under_test: Chain, router: Router, count: int, clients: int, first: int = 0) -> float:
