@@ -86,6 +86,7 @@ static __always_inline void tcp_parse_options(struct xdp_md *ctx, struct flow *f
 			continue;
 		}
 		opt = frame_at(ctx, off + pos, 2);
+		OPAQUE(opt);	/* else its bounds are compared twice, and the verifier thinks that both could differ */
 		if (!opt)
 			break;
 		size = opt[1];

@@ -44,7 +44,7 @@ def flags() -> list[str]:
             "the package linux-libc-dev (Debian, Ubuntu) or kernel-headers (Fedora, RHEL)."
         )
     directories = [_UAPI, *sorted(os.path.dirname(path) for path in glob.glob(f"{_UAPI}/{platform.machine()}-*/asm"))]
-    result = [word for directory in directories for word in ("-idirafter", directory)]
+    result = ["-Werror=implicit-function-declaration", *(word for directory in directories for word in ("-idirafter", directory))]
     if platform.machine() in _STORES_IN_ORDER:
         result.append("-DCT_STORES_IN_ORDER")
     return result

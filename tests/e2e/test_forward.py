@@ -16,6 +16,7 @@ import time
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, netlink, netns
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SECONDS, SERVER, Wire, read
+from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -257,6 +258,12 @@ def test_attaching_again_changes_nothing_and_a_far_end_without_a_program_gets_no
         assert grown["forward_port"] == grown["forwarded"] == 1, grown
     finally:
         assert [step["kind"] for step in wire.attach(far_ends=True)["plan"]] == ["xdp", "port"]
+
+
+@pytest.mark.parametrize(("fused", "forward"), [(False, "all"), (True, "off"), (True, "established")])
+def test_the_chain_loads_when_no_checksum_is_looked_at(fused: bool, forward: str) -> None:
+    with ChainRig(fused=fused, checksum="off", forward=forward) as rig:
+        assert rig.run("a", bytes(60)) == "untracked_not_ip"
 
 
 @pytest.fixture(scope="module", params=FORMS)
