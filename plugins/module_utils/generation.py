@@ -23,7 +23,7 @@ from .errors import ConntrackError
 from .generation_apply import apply, remove_symlinks, remove_tree
 from .generation_model import Generation, Have, Policy, State, Want, check
 from .generation_observe import observe as _observe
-from .generation_plan import plan_absent, plan_present
+from .generation_plan import plan_absent, plan_present, plan_rolled_back
 from .health import read_meta
 from .plan import Plan
 
@@ -40,9 +40,11 @@ __all__ = [
     "observe",
     "plan_absent",
     "plan_present",
+    "plan_rolled_back",
     "read_meta",
     "remove",
     "remove_tree",
+    "roll_back",
     "settings_here",
 ]
 
@@ -114,6 +116,26 @@ def ensure(
 def _plan(have: Have, want: Want, settings: bytes, policy: Policy) -> Plan:
     plan = plan_present(have, want, settings, policy)
     return policy.proof(plan, have, want, settings) if policy.proof else plan
+
+
+@_as_root()
+def roll_back(paths: Paths, number: int | None = None, check_mode: bool = False, patience: float = lock.SECONDS) -> tuple[Plan, Have]:
+    """Go back to an earlier generation: the plan that was needed, and what is there now.
+
+    :param number: of that generation; None for the last good one.
+    :raises ConntrackError: see plan_rolled_back() and apply().
+    """
+    bpffs.check_seed_links(paths)
+    if check_mode or not os.path.isdir(paths.base):
+        have = observe(paths)
+        return plan_rolled_back(have, number), have
+    with lock.held(paths.base, patience, make=0o700):
+        have = observe(paths)
+        plan = plan_rolled_back(have, number)
+        if plan:
+            state.check(paths)
+        apply(plan, paths, have, Want("", {}, 1), b"")
+        return plan, observe(paths) if plan else have
 
 
 @_as_root()

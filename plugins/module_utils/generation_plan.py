@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
-from . import chain, guests, health
+from . import bpf, chain, guests, health
 from .errors import ConntrackError
 from .generation_model import Generation, Have, Policy, Want
 from .health import interface
@@ -57,10 +58,67 @@ def plan_present(have: Have, want: Want, settings: bytes, policy: Policy = Polic
         there = have.maps.get(spec.name)
         if spec.inherited and there and there.max_entries != spec.entries:
             reason = f"another size: {'the entries are copied' if spec.value == COPIED else 'it starts empty'}"
-            steps.append(Step("change", "map", spec.name, reason, f"{there.max_entries} entries", f"{spec.entries} entries", args=(number, spec)))
+            steps.append(Step("change", "map", spec.name, reason, _entries(there), f"{spec.entries} entries", args=(number, spec)))
     steps += _plan_links(have, number)
     steps.append(Step("activate", "generation", str(number), "the pins lead to it from here on", before, f"generation {number}"))
     return steps + _plan_paths(have) + _plan_deletions(have, number, policy)
+
+
+def plan_rolled_back(have: Have, number: int | None = None) -> Plan:
+    """Return the steps back to an earlier generation.
+
+    Where that is active already, they only put right what a run that did not end left behind. So it is after a roll-back: the generation that
+    was rolled back from is still pinned, with a higher number.
+
+    :param number: of the generation to go back to; None for the last good one before the active one.
+    :raises ConntrackError: when there is none, or it can not take over.
+    """
+    target = _target(have, number)
+    if target is None:
+        known = [] if have.state.active == have.generation else [_plan_manifest(have, "the state directory calls another generation active")]
+        return known + _plan_links(have, have.generation) + _plan_paths(have) + _plan_leftovers(have)
+    steps = [Step("prove", "generation", str(target.number), "frames have to pass it unchanged before it takes over", None, None)]
+    for spec in chain.maps():
+        there, own = have.maps.get(spec.name), target.maps[spec.name]
+        if spec.value == COPIED and there is not None and there.id != own.id:
+            reason = "it has a table of its own: the entries are copied, what it held is out of date"
+            spec = dataclasses.replace(spec, entries=own.max_entries)
+            steps.append(Step("change", "map", spec.name, reason, _entries(there), _entries(own), args=(target.number, spec)))
+    steps += _plan_links(have, target.number)
+    before, after = _shown(t.cast("int", have.generation), have.digest), _shown(target.number, target.digest)
+    steps.append(Step("activate", "generation", str(target.number), f"generation {have.generation} is rolled back from", before, after))
+    return steps + _plan_paths(have) + _plan_leftovers(have)
+
+
+def _target(have: Have, number: int | None) -> Generation | None:
+    """Return the generation to go back to; None where it is active already.
+
+    :raises ConntrackError: see plan_rolled_back().
+    """
+    if have.generation is None:
+        raise ConntrackError("no chain is loaded, so there is nothing to go back from.")
+    if number == have.generation or (number is None and have.rejected):
+        return None
+    listed = "; ".join(f"{_shown(one.number, one.digest)}, active since {one.since}" for one in have.kept)
+    kept = f"kept are: {listed}" if listed else "none is kept; the option keep of a run that loads a generation says how many are"
+    if number is not None:
+        target = next((one for one in have.kept if one.number == number), None)
+    else:
+        target = next((one for one in have.earlier if not _broken(one)), next(iter(have.earlier), None))
+    if target is None:
+        wanted = f"generation {number} is not pinned" if number is not None else f"there is no generation before {have.generation} to go back to"
+        raise ConntrackError(f"{wanted}: {kept}.")
+    if _broken(target):
+        raise ConntrackError(f"generation {target.number} can not take over: {'; '.join(_broken(target))}. {kept[0].upper()}{kept[1:]}.")
+    if target.layout != have.layout:
+        raise ConntrackError(
+            f"generation {target.number} has flow tables of layout {target.layout}, the active one of layout {have.layout}: the flows can not be handed back."
+        )
+    return target
+
+
+def _entries(there: bpf.MapInfo) -> str:
+    return f"{there.max_entries} entries"
 
 
 def _plan_in_place(have: Have, want: Want, settings: bytes) -> Plan:
@@ -69,10 +127,14 @@ def _plan_in_place(have: Have, want: Want, settings: bytes) -> Plan:
         damage = "; ".join(fault.detail for fault in have.faults if fault.fault == "settings_damaged")
         return [Step("change", "map", "settings", damage or "timeouts or switches differ", _settings_shown(have.settings), _settings_shown(settings))]
     if (have.state.active, have.state.made_of) != (have.generation, want.made_of):
-        before = f"generation {have.state.active}" if have.state.active is not None else None
-        reason = "the state directory does not say what the active generation is made of"
-        return [Step("change", "manifest", str(have.generation), reason, before, f"generation {have.generation}")]
+        return [_plan_manifest(have, "the state directory does not say what the active generation is made of", want)]
     return []
+
+
+def _plan_manifest(have: Have, reason: str, want: Want | None = None) -> Step:
+    """Return the step that lets the state directory say which generation is active, and what it is made of where that is known."""
+    before = f"generation {have.state.active}" if have.state.active is not None else None
+    return Step("change", "manifest", str(have.generation), reason, before, f"generation {have.generation}", args=want)
 
 
 def _next_number(have: Have) -> int:
@@ -87,7 +149,10 @@ def _shown(number: int, digest: str) -> str:
 
 def _plan_links(have: Have, number: int | None) -> Plan:
     """Return the hand-over of the interfaces that do not run this generation's programs."""
-    current = {info.id for info in have.programs.values()} if number == have.generation else set()
+    programs: dict[int | None, t.Mapping[int, bpf.ProgInfo]] = {one.number: one.programs for one in have.kept}
+    if have.generation is not None:
+        programs[have.generation] = have.programs
+    current = {info.id for info in programs.get(number, {}).values()}
     after = f"generation {number}"
     return [
         Step("replace", "link", interface(key), f"{hook} of {after} takes the interface over", f"program {info.prog_id}", after, args=(number, key))

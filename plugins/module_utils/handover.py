@@ -45,6 +45,13 @@ def copy(old: int, new: int, spec: MapSpec) -> None:
         bpf.map_update(new, key, uncounted(value))
 
 
+def clear(fd: int, spec: MapSpec) -> None:
+    """Delete every entry."""
+    for count, keys, dummy in bpf.map_batches(fd, spec.key_size, spec.value_size):
+        packed = bytes(keys)
+        bpf.map_delete_batch(fd, [packed[at : at + spec.key_size] for at in range(0, count * spec.key_size, spec.key_size)])
+
+
 def uncounted(value: bytes) -> bytes:
     """Return an entry with its counts at 0."""
     fields = list(ENTRY.unpack(value))

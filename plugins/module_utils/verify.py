@@ -30,6 +30,6 @@ def prove(entry: int, stats: int, guests: bool = False) -> None:
     run = bpf.prog_test_run(entry, _PROBE)
     if (not guests and (run.retval != _XDP_PASS or run.data_out != _PROBE)) or seen() <= before:
         raise ConntrackError(
-            f"the new chain does not pass a frame as it is: verdict {run.retval} (XDP_PASS is {_XDP_PASS}), "
-            f"{'unchanged' if run.data_out == _PROBE else 'changed'}, {'' if seen() > before else 'not '}counted. Nothing was attached."
+            f"the chain does not pass a frame as it is: verdict {run.retval} (XDP_PASS is {_XDP_PASS}), "
+            f"{'unchanged' if run.data_out == _PROBE else 'changed'}, {'' if seen() > before else 'not '}counted."
         )

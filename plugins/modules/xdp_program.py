@@ -26,10 +26,18 @@ options:
   state:
     description:
       - With V(present) the chain is loaded and pinned.
+      - With V(rolled_back) the last good generation before the active one takes over again, with its own sources and settings and with the flows
+        and counters that came meanwhile. The one that is rolled back from stays pinned until the next run with V(present); as long as it is there,
+        another run with V(rolled_back) changes nothing.
       - With V(absent) its programs and maps are gone, the flow table with them. It is refused while interfaces are attached.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, rolled_back]
     default: present
+  generation:
+    description:
+      - With O(state=rolled_back), the number of the generation to go to, one of those in RV(chain.kept).
+      - When not given, it is the last good one before the active one.
+    type: int
   src:
     description:
       - A directory on the controller with the chain's sources.
@@ -349,6 +357,10 @@ EXAMPLES = r"""
       frames: captures/yesterday.pcap
       on_difference: fail
 
+- name: Go back to the generation before
+  ebpf.conntrack.xdp_program:
+    state: rolled_back
+
 - name: Take it away
   ebpf.conntrack.xdp_program:
     state: absent
@@ -362,7 +374,7 @@ plan:
   elements: dict
   contains:
     action:
-      description: V(verify), V(load), V(change), V(replace), V(activate), V(create) or V(delete).
+      description: V(verify), V(load), V(prove), V(change), V(replace), V(activate), V(create) or V(delete).
       type: str
     kind:
       description: V(generation), V(map), V(link), V(path) for C(prog) and C(map) below O(pin_root), or V(manifest) for a file in O(state_dir).
@@ -538,12 +550,12 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, capture, chain, features, generation, guests, health, lock, render, replay, state
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value, told_by
 
 
 def argument_spec() -> dict[str, object]:
     return {
-        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "state": {"type": "str", "choices": ["present", "absent", "rolled_back"], "default": "present"},
         "src": {"type": "path"},
         **{name: {"type": "int", "default": chain.TABLE_SIZE} for name in render.SIZES},
         "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
@@ -561,6 +573,7 @@ def argument_spec() -> dict[str, object]:
             "default": [],
             "options": {"slot": {"type": "str", "required": True}, "src": {"type": "path"}, "pinned": {"type": "path"}},
         },
+        "generation": {"type": "int"},
         "keep": {"type": "int", "default": generation.Policy.keep},
         "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
         "verify": {"type": "str", "choices": ["probe", "replay"], "default": "probe"},
@@ -624,10 +637,14 @@ def main() -> None:
     mended: list[dict[str, str]] = []
     proof = None
     with told_by(module):
+        if module.params["generation"] is not None and module.params["state"] != "rolled_back":
+            raise bad_value("generation", module.params["generation"], "it belongs to state: rolled_back")
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
             proof = proof_of(module, paths)
             plan, have, mended = present(module, paths, proof)
+        elif module.params["state"] == "rolled_back":
+            plan, have = generation.roll_back(paths, module.params["generation"], module.check_mode, module.params["lock_timeout"])
         else:
             plan = generation.remove(paths, module.check_mode, module.params["lock_timeout"])
             have = generation.observe(paths)

@@ -200,6 +200,72 @@ def test_files_of_generations_that_are_gone_go() -> None:
     assert len(generation.plan_absent(after_a_reboot)) == 5
 
 
+# ---------------------------------------------------------------- rolled back
+def earlier(number: int = 2, **changes: t.Any) -> generation.Generation:
+    """A kept generation with programs of its own, and with the flow tables of the active one."""
+    programs = {slot: program(slot, 1000 * number + slot) for slot in chain.SLOTS.values()}
+    return kept(number, **{"layout": chain.LAYOUT_VERSION, "programs": programs, "maps": found().maps, **changes})
+
+
+def back(have: generation.Have, number: int | None = None) -> list[tuple[str, str, str]]:
+    return [(step.action, step.kind, step.name) for step in generation.plan_rolled_back(have, number)]
+
+
+def refusal(have: generation.Have, number: int | None = None) -> str:
+    with pytest.raises(ConntrackError) as raised:
+        generation.plan_rolled_back(have, number)
+    return raised.value.message
+
+
+def test_going_back() -> None:
+    links = {"eth0": (link(100), "ingress"), "eth1": (link(2000), "ingress")}
+    assert back(found(kept=(earlier(2), earlier(1)), links=links)) == [
+        ("prove", "generation", "2"),
+        ("replace", "link", "eth0"),
+        ("activate", "generation", "2"),
+    ]
+
+
+def test_going_back_to_a_table_of_its_own() -> None:
+    maps = {**found().maps, "ctt": found().maps["ctt"]._replace(id=999, max_entries=16)}
+    step = generation.plan_rolled_back(found(kept=(earlier(2, maps=maps),)))[1]
+    assert (step.action, step.kind, step.name, step.before, step.after) == ("change", "map", "ctt", "65536 entries", "16 entries")
+
+
+def test_gone_back_already() -> None:
+    have = found(kept=(earlier(4), earlier(2)))
+    assert back(have) == back(have, 3) == []
+    assert back(have, 2)[0] == ("prove", "generation", "2") and back(have, 4)[0] == ("prove", "generation", "4")
+    mended = found(
+        kept=(earlier(4),),
+        state=generation.State(4, None, (3, 4), ("x.new",)),
+        links={"eth0": (link(4000), "ingress")},
+        leftovers=("5",),
+        no_paths=NOTHING.no_paths,
+    )
+    assert back(mended) == [
+        ("change", "manifest", "3"),
+        ("replace", "link", "eth0"),
+        *PATH_STEPS,
+        ("delete", "generation", "5"),
+        ("delete", "manifest", "x.new"),
+    ]
+
+
+def test_the_last_good_one_is_gone_back_to() -> None:
+    broken = earlier(2, faults=(EMPTY,))
+    assert back(found(kept=(broken, earlier(1))))[0] == ("prove", "generation", "1")
+    assert refusal(found(kept=(broken,))).startswith("generation 2 can not take over: slot 3 (ct) is empty. Kept are: generation 2, ")
+    assert refusal(found(kept=(broken, earlier(1))), 2).startswith("generation 2 can not take over: slot 3 (ct) is empty. Kept are: ")
+
+
+def test_nothing_to_go_back_to() -> None:
+    assert refusal(NOTHING) == "no chain is loaded, so there is nothing to go back from."
+    assert refusal(found()).startswith("there is no generation before 3 to go back to: none is kept; the option keep ")
+    assert refusal(found(kept=(kept(2),)), 1) == f"generation 1 is not pinned: kept are: generation 2, digest {2:032x}, active since 2025-01-01T00:00:00Z."
+    assert "flow tables of layout 9, the active one of layout" in refusal(found(kept=(earlier(2, layout=9),)))
+
+
 # ---------------------------------------------------------------- absent
 def test_nothing_to_take_away() -> None:
     assert generation.plan_absent(NOTHING) == []
