@@ -195,7 +195,7 @@ def _generation_programs(paths: bpffs.Paths) -> dict[int, str]:
 def _listdir(path: str) -> list[str]:
     try:
         return sorted(os.listdir(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -310,6 +310,7 @@ class Change:
     """What one step does to one interface: take away, then attach or replace.
 
     :ivar drop_pins: detach and unpin these links of ours first.
+    :ivar moved_from: the pin of our link that holds this interface under another name: it gets this interface's, and the link goes on without a gap.
     :ivar drop: detach this program first, which no pin of ours holds.
     :ivar update: this program is in our pinned link: put the other into the same link.
     :ivar modes: the modes to try, in order; empty when nothing is attached.
@@ -319,6 +320,7 @@ class Change:
     want: Want
     have: Have
     drop_pins: tuple[str, ...] = ()
+    moved_from: str = ""
     drop: Attached | None = None
     update: Attached | None = None
     modes: tuple[str, ...] = ()
@@ -342,6 +344,14 @@ def _pins(have: Have) -> tuple[str, ...]:
     return tuple(pins)
 
 
+def _elsewhere(have: Have) -> str:
+    """Return where the link that is pinned for an interface is, when it does not hold that interface; "" when there is none, or nothing is known of it."""
+    pinned = have.pinned
+    if pinned is None or not pinned.ifindex or (have.attached is not None and have.attached.pin == have.pin):
+        return ""
+    return f"its link {pinned.id} went with the interface of number {pinned.ifindex}, which now has another name or is in another namespace"
+
+
 def _by_pin(attached: Attached | None) -> bool:
     """Tell whether a program of ours was attached without a link, by its pin."""
     return attached is not None and not attached.by_link and attached.program.hook is not None
@@ -355,13 +365,15 @@ def _plan_free(want: Want, have: Have) -> plan.Step | None:
         reason = "it shall have no program of the chain" + (", and this one was attached by its pin, without a link" if by_pin else "")
         return plan.Step("detach", "xdp", want.label, reason, attached.shown(), None, change)
     if have.pinned is not None:
-        return plan.Step("detach", "xdp", want.label, "the link that is pinned for it holds no interface any more", {"link_id": have.pinned.id}, None, change)
+        reason = _elsewhere(have) or "the link that is pinned for it holds no interface any more"
+        return plan.Step("detach", "xdp", want.label, reason, {"link_id": have.pinned.id}, None, change)
     return None
 
 
 def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: bool, check_mode: bool) -> plan.Step | None:
     if have.missing and not check_mode:
-        raise ConntrackError(have.missing)
+        where = _elsewhere(have)
+        raise ConntrackError(have.missing + (f" But {where}: name it as it is now, or detach it (state: absent)." if where else ""))
     program, attached = hooks.get(want.hook), have.attached
     modes, why_generic = _modes(want, have)
     after = {
@@ -379,7 +391,8 @@ def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: 
     if have.missing:
         return step("attach", "the interface does not exist yet")
     if attached is None:
-        reason = "its link is stale: the interface was made anew, or the link was detached" if have.pinned else "nothing is attached"
+        stale = _elsewhere(have) or "its link is stale: the interface was made anew, or the link was detached"
+        reason = stale if have.pinned else "nothing is attached"
         return step("attach", reason if program else f"{reason}, and the program is not loaded yet")
     if attached.pin is None and not _by_pin(attached):
         _refuse_foreign(want, attached, takeover)
@@ -387,7 +400,13 @@ def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: 
     if attached.pin is None:
         return step("replace", "the chain's program was attached by its pin, without a link", drop=attached)
     if attached.pin != have.pin:
-        return step("replace", f"the interface was renamed or moved: its link is pinned at {attached.pin}")
+        reason = f"the interface was renamed or moved: its link is pinned at {attached.pin}"
+        if want.mode not in ("auto", attached.mode):
+            return step("replace", reason)
+        after["mode"] = attached.mode
+        update = attached if program is not None and attached.program.id != program.id else None
+        drop_pins = (have.pin,) if have.pinned is not None else ()
+        return step("replace", reason, moved_from=attached.pin, drop_pins=drop_pins, update=update, modes=())
     if want.mode not in ("auto", attached.mode):
         return step("replace", f"mode {want.mode} is wanted")
     if program is not None and attached.program.id != program.id:
@@ -473,7 +492,7 @@ class Applier:
         """Apply one step. :return: what undoes it."""
         change: Change = step.args
         with self._where(change):
-            return self._update(change, change.update) if change.update is not None else self._exchange(change)
+            return self._update(change, change.update) if change.update is not None and not change.moved_from else self._exchange(change)
 
     @staticmethod
     def _where(change: Change) -> t.ContextManager[None]:
@@ -483,7 +502,12 @@ class Applier:
     def _hook(self, change: Change) -> int:
         return self._keep(bpf.obj_get(self.paths.prog(SLOTS[change.want.hook])))
 
-    def _update(self, change: Change, attached: Attached) -> plan.Undo:
+    @staticmethod
+    def _move_pin(before: str, after: str) -> t.Callable[[], None]:
+        os.rename(before, after)
+        return lambda: os.rename(after, before)
+
+    def _update(self, change: Change, attached: Attached) -> t.Callable[[], None]:
         link, new = self._keep(bpf.obj_get(change.have.pin)), self._hook(change)
         old = self._keep(bpf.prog_get_fd_by_id(attached.program.id))
         bpf.link_update(link, new, old)
@@ -504,6 +528,10 @@ class Applier:
                 put_back.append(self._drop_pin(change, path))
             if change.drop is not None:
                 put_back.append(self._drop_foreign(change, change.drop))
+            if change.moved_from:
+                put_back.append(self._move_pin(change.moved_from, change.have.pin))
+            if change.update is not None:
+                put_back.append(self._update(change, change.update))
             if new is not None:
                 put_back.append(self._attach(change, new))
         except BaseException as exc:  # an interrupt, too, must not leave the interface bare

@@ -268,10 +268,19 @@ def check_symlink(path: str, target_prefix: str) -> None:
         raise ConntrackError(f"{path} is a symbolic link of somebody else, to {target}. Move it away, or give another pin_root.")
 
 
-def check_seed_links(paths: Paths) -> None:
-    """Refuse a pin_root in which something foreign stands at ``prog`` or ``map``."""
+def check_places(paths: Paths) -> None:
+    """Refuse a pin_root in which something foreign stands where the chain has its own.
+
+    :raises ConntrackError: when ``prog`` or ``map`` is no symlink of ours, or one of our directories, those of generations among them, is something else.
+    """
     for path, target in paths.seed_links().items():
         check_symlink(path, target)
+    inside = [os.path.join(paths.gen, name) for name in (os.listdir(paths.gen) if os.path.isdir(paths.gen) else ())]
+    for path in (paths.base, paths.gen, paths.link_dir, *inside):
+        if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path)):
+            raise ConntrackError(
+                f"{path} is {'a symbolic link' if os.path.islink(path) else 'a pin'} of somebody else. Move it away, or give another pin_root."
+            )
 
 
 def swap_symlink(target: str, path: str) -> None:

@@ -96,7 +96,7 @@ def ensure(
     """
     check(want, policy)
     settings = settings_here(want)
-    bpffs.check_seed_links(paths)
+    bpffs.check_places(paths)
     state.check(paths)
     if check_mode:
         have = _with(observe(paths), heard)
@@ -125,7 +125,7 @@ def roll_back(paths: Paths, number: int | None = None, check_mode: bool = False,
     :param number: of that generation; None for the last good one.
     :raises ConntrackError: see plan_rolled_back() and apply().
     """
-    bpffs.check_seed_links(paths)
+    bpffs.check_places(paths)
     if check_mode or not os.path.isdir(paths.base):
         have = observe(paths)
         return plan_rolled_back(have, number), have

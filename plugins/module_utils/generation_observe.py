@@ -59,7 +59,7 @@ def observe(paths: Paths) -> Have:
     if not bpffs.mounted(paths.pin_root):
         return have
     number, links = health.active(paths), health.look_links(paths)
-    names = [name for name in health.names(paths.gen) if name != str(number)]
+    names = [name for name in health.names(paths.gen) if name != str(number) and os.path.isdir(os.path.join(paths.gen, name))]
     since = {int(name): _since(paths, int(name)) for name in names if name.isdigit()}
     kept = tuple(observe_generation(paths, one, when) for one, when in sorted(since.items(), reverse=True) if when is not None)
     have = dataclasses.replace(have, kept=kept, leftovers=tuple(name for name in names if name not in {str(one.number) for one in kept}))

@@ -95,11 +95,13 @@ def test_a_stale_pin_and_a_foreign_program() -> None:
     assert change.drop_pins == (PIN,) and change.drop == have.attached
 
 
-def test_a_renamed_interface_keeps_no_old_pin() -> None:
+def test_a_renamed_interface_keeps_its_link_and_no_old_pin() -> None:
     have = Have(PIN, DEAD, 7, attached=Attached(INGRESS, "native", True, (71,), OTHER_PIN))
     step, change = one(WANT, have)
-    assert step.action == "replace" and OTHER_PIN in step.reason
-    assert change.drop_pins == (PIN, OTHER_PIN) and change.drop is None
+    assert step.action == "replace" and OTHER_PIN in step.reason and step.after["mode"] == "native"
+    assert (change.drop_pins, change.moved_from, change.update, change.modes) == ((PIN,), OTHER_PIN, None, ())
+    dummy, change = one(dataclasses.replace(WANT, mode="generic"), have)
+    assert (change.drop_pins, change.moved_from, change.modes) == ((PIN, OTHER_PIN), "", ("generic",)), "another mode needs another link"
 
 
 def test_a_program_attached_by_its_pin_is_taken_into_a_link() -> None:

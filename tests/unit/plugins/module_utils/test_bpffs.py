@@ -60,13 +60,13 @@ def test_swap_symlink_refuses_a_directory(tmp_path: pathlib.Path) -> None:
 
 def test_seed_links_refuse_what_is_foreign(tmp_path: pathlib.Path) -> None:
     paths = bpffs.Paths(str(tmp_path))
-    bpffs.check_seed_links(paths)
+    bpffs.check_places(paths)
     for path, target in paths.seed_links().items():
         os.symlink(target, path)
-    bpffs.check_seed_links(paths)
+    bpffs.check_places(paths)
     bpffs.swap_symlink("elsewhere", paths.seed_map)
     with pytest.raises(ConntrackError, match=r"map is a symbolic link of somebody else, to elsewhere"):
-        bpffs.check_seed_links(paths)
+        bpffs.check_places(paths)
 
 
 @pytest.mark.parametrize(
