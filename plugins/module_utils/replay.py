@@ -24,7 +24,7 @@ from .shadow import Result, Shadow
 if t.TYPE_CHECKING:
     from .generation_model import Have, Want
 
-HOOKS = ("both", *chain.HOOKS)
+HOOKS = ("both", *chain.TRACKING_HOOKS)
 ON_DIFFERENCE = ("warn", "fail")
 #: How many frames of a capture are replayed, when nothing else is said, and at most.
 LIMIT = 10000
@@ -128,7 +128,7 @@ def frames_of(packets: t.Sequence[Packet], hook: str) -> list[Frame]:
                 side = sides[src] if src in sides else 1 - sides[dst] if dst in sides else 0
                 sides.setdefault(src, side)
                 sides.setdefault(dst, 1 - side)
-        found.append(Frame(number, chain.HOOKS[side] if hook == "both" else hook, packet.data, packet.at_ns - packets[0].at_ns))
+        found.append(Frame(number, chain.TRACKING_HOOKS[side] if hook == "both" else hook, packet.data, packet.at_ns - packets[0].at_ns))
     return found
 
 

@@ -78,7 +78,7 @@ def groups(rows: c.Iterable[ReportRow]) -> dict[tuple[str, str], list[Bar]]:
             bars[variant or "ours"] = Bar(variant or "ours", row["ours"], row["min"], row["max"], True)
             if row["peer_name"] and row["peer_name"] not in bars:
                 bars[row["peer_name"]] = Bar(row["peer_name"], row["peer"], row["peer_min"], row["peer_max"], False)
-    return {key: sorted(bars.values(), key=lambda bar: not bar.ours) for key, bars in found.items()}
+    return {key: sorted(bars.values(), key=lambda one: not one.ours) for key, bars in found.items()}
 
 
 def text(x: float, y: float, words: str, size: int = 12, colour: str = INK, anchor: str = "start", bold: bool = False) -> str:
@@ -107,19 +107,19 @@ def bars(rows: c.Iterable[ReportRow], note: str) -> str:
         side = heights.index(min(heights))
         x, y = 24 + side * column, heights[side]
         parts.append(text(x, y + 12, f"{subject.removesuffix(' (repeat)')} [{unit}]", 13, bold=True))
-        longest, best = max(bar.high for bar in group), min(bar.value for bar in group if bar.ours)
-        for number, bar in enumerate(group):
+        longest, best = max(one.high for one in group), min(one.value for one in group if one.ours)
+        for number, one in enumerate(group):
             top = y + 20 + number * line
-            colour = (FUSED if bar.label == "fused" else OURS) if bar.ours else PEER
-            width = max(room * bar.value / longest, 1)
+            colour = (FUSED if one.label == "fused" else OURS) if one.ours else PEER
+            width = max(room * one.value / longest, 1)
             middle, start = top + line / 2 - 1, x + label
             parts += [
-                text(start - 8, top + 12, bar.label, 12, INK if bar.ours else FAINT, "end"),
+                text(start - 8, top + 12, one.label, 12, INK if one.ours else FAINT, "end"),
                 f'<rect x="{start:.1f}" y="{top:.1f}" width="{width:.1f}" height="{line - 4}" fill="{colour}"/>',
-                f'<path d="M{start + room * bar.low / longest:.1f} {middle:.1f}H{start + room * bar.high / longest:.1f}" stroke="{INK}" stroke-width="1"/>',
+                f'<path d="M{start + room * one.low / longest:.1f} {middle:.1f}H{start + room * one.high / longest:.1f}" stroke="{INK}" stroke-width="1"/>',
             ]
-            ratio = "" if bar.ours or not bar.value else f" (ours {best / bar.value:.2f}x)"
-            parts.append(text(start + room * bar.high / longest + 6, top + 12, f"{harness.number(bar.value)}{ratio}", 12, INK if bar.ours else FAINT))
+            ratio = "" if one.ours or not one.value else f" (ours {best / one.value:.2f}x)"
+            parts.append(text(start + room * one.high / longest + 6, top + 12, f"{harness.number(one.value)}{ratio}", 12, INK if one.ours else FAINT))
         heights[side] = y + 20 + len(group) * line + 18
     return picture("What it costs, next to its peers (shorter is better)", f"{note}; thin lines: lowest to highest", max(heights) + 6, parts)
 

@@ -34,7 +34,7 @@ _programs: dict[str, dict[str, Program]] = {}
 _compile = build_bcc.build
 
 
-def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = chain.SLOTS) -> dict[str, int]:
+def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = tuple(chain.SLOTS)) -> dict[str, int]:
     """Do what build_bcc.build does; see there."""
     directories = {found[0] for found in _MAP_PIN.findall(text)}
     (directory,) = directories

@@ -150,7 +150,7 @@ def test_a_connection_over_ipv6(wire: Wire) -> None:
     client = wire.open("client", socket.SOCK_STREAM, family=socket.AF_INET6)
     client.connect((SERVER6, PORT))
     server, dummy = listener.accept()
-    with counted(wire) as grown, server:
+    with server, counted(wire) as grown:
         client.sendall(bytes(100_000))
         read(server, 100_000)
         server.sendall(bytes(100_000))

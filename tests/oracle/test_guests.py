@@ -28,10 +28,10 @@ GUEST_MAP(told, "array", int, struct ct_found, 1, 0);
 
 GUEST(witness)
 {
-	int i = 0;
+        int i = 0;
 
-	told.update(&i, &f->found);
-	return guest_next(ctx);
+        told.update(&i, &f->found);
+        return guest_next(ctx);
 }
 """
 SLOT = 29

@@ -21,6 +21,7 @@ from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 #: Any jiffies will do: what counts is the distance to CLOCK_MONOTONIC.
 JIFFIES = 1 << 33
+CTL = 12  # position of ctl in chain.ENTRY
 
 
 def flows() -> list[tuple[bytes, bytes]]:
@@ -43,7 +44,7 @@ def create(paths: bpffs.Paths) -> None:
     bpffs.swap_symlink("gen/1", paths.active)
     bpffs.swap_symlink(paths.seed_links()[paths.seed_map], paths.seed_map)
     rows = flows()
-    for spec in chain.maps(1024, 512):
+    for spec in chain.maps(1024, 512, 1024, 512):
         if spec.kind == "prog_array":
             continue
         with bpf.closing(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, spec.entries or 1)) as fd:
@@ -56,9 +57,10 @@ def create(paths: bpffs.Paths) -> None:
                 bpf.map_update(fd, struct.pack("=I", chain.COUNTERS.index("created")), struct.pack(f"={len(per_cpu)}Q", *per_cpu))
             elif spec.name == "settings":
                 bpf.map_update(fd, struct.pack("=I", 0), chain.settings_value(clock.hz(), {"udp": 45}, {"tcp_loose": False}))
-            elif spec.name == "ctt":
+            elif spec.name in ("ctt", "ctt_new"):
                 for key, flow in rows:
-                    bpf.map_update(fd, key, flow)
+                    if (bool(chain.ENTRY.unpack(flow)[CTL] & chain.CTL_ASSURED)) == (spec.name == "ctt"):
+                        bpf.map_update(fd, key, flow)
 
 
 def remove(paths: bpffs.Paths) -> None:
