@@ -179,14 +179,14 @@ class _Builder:
         return lambda: bpf.link_update(link, old, new)
 
     def _prove_generation(self, step: Step) -> None:
-        """Prove a generation that is pinned. What guests do with a frame is their own affair: with some, only what stands still was looked at."""
+        """Prove a generation that is pinned."""
         number = int(step.name)
         (kept,) = (one for one in self.have.kept if one.number == number)
-        if set(kept.programs) <= set(chain.SLOTS.values()):
-            with bpf.closing(bpf.obj_get(self.paths.map_of(number, "stats"))) as stats:
-                for hook in chain.TRACKING_HOOKS:
-                    with bpf.closing(bpf.obj_get(self.paths.prog_of(number, chain.SLOTS[hook]))) as entry:
-                        verify.prove(entry, stats)
+        guests_there = not set(kept.programs) <= set(chain.SLOTS.values())
+        with bpf.closing(bpf.obj_get(self.paths.map_of(number, "stats"))) as stats:
+            for hook in chain.TRACKING_HOOKS:
+                with bpf.closing(bpf.obj_get(self.paths.prog_of(number, chain.SLOTS[hook]))) as entry:
+                    verify.prove(entry, stats, guests_there)
 
     def _activate_generation(self, step: Step) -> t.Callable[[], None]:
         number, before = int(step.name), self.have.generation
