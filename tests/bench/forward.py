@@ -143,7 +143,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     with netns.anonymous(), harness.one_cpu(), contextlib.ExitStack() as stack:
         router = stack.enter_context(contextlib.closing(Router()))
         variants = {
-            name: stack.enter_context(contextlib.closing(Chain(1 << 18, fused=True, forward=mode)))
+            name: stack.enter_context(contextlib.closing(Chain(1 << 18, fused=options.fused, forward=mode)))
             for name, mode in (("off", "off"), ("established", "established"), ("all", "all"))
         }
         for under_test in variants.values():

@@ -33,6 +33,11 @@ class Options:
 
     quick: bool
 
+    @property
+    def fused(self) -> bool:
+        """Whether to measure the fused form where one form is enough: compiling it takes twice as long, which is too long in a quick run."""
+        return not self.quick
+
     def pick(self, full: t.Any, quick: t.Any) -> t.Any:
         """Return the size to use: ``full``, or ``quick`` in a quick run."""
         return quick if self.quick else full

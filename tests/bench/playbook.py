@@ -47,8 +47,8 @@ def empty(kind: str, count: int) -> None:
         harness.expect(f"{kind} tasks played", play(PLAYBOOK, book.name)["ok"], count)
 
 
-def round_of(left: bool) -> dict[str, float]:
-    """Time a first run (where no lab was ``left`` by its user), a second one, and plays of as many empty tasks."""
+def round_of(left: bool, kinds: c.Iterable[str]) -> dict[str, float]:
+    """Time a first run (where no lab was ``left`` by its user), a second one, and plays of as many empty tasks of each kind."""
     times: dict[str, float] = {}
     recap: dict[str, int] = {}
 
@@ -60,7 +60,7 @@ def round_of(left: bool) -> dict[str, float]:
         harness.expect("a first run changes something", recap["changed"] > 0, True)
     times["again"] = harness.seconds(lab)
     harness.expect("changed by the second run", recap["changed"], 0)
-    for kind in EMPTY:
+    for kind in kinds:
         times[kind] = harness.seconds(functools.partial(empty, kind, recap["ok"]))
     times["beyond"] = times["again"] - times["debug"]
     return times
@@ -69,10 +69,11 @@ def round_of(left: bool) -> dict[str, float]:
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     """Measure; a lab that was there before stays, and then there is no first run to measure."""
     left = lab_is_there()
+    kinds = options.pick(tuple(EMPTY), ("debug",))
 
     def one() -> dict[str, float]:
         try:
-            return round_of(left)
+            return round_of(left, kinds)
         finally:
             if not left:
                 play(PLAYBOOK, "playbooks/clean.yml")
@@ -80,6 +81,6 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     got = harness.interleave({"lab": one}, options.pick(3, 1))
     if "first" in got:
         yield harness.Row("playbook", "make lab, first run", "s", got["first"], goal=GOAL_FIRST, absolute=True)
-    for kind in EMPTY:
+    for kind in kinds:
         yield harness.Row("playbook", "make lab, second run", "s", got["again"], f"as many {kind} tasks", got[kind])
     yield harness.Row("playbook", "make lab, second run, beyond as many debug tasks", "s", got["beyond"], goal=GOAL_BEYOND, absolute=True)

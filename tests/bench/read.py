@@ -157,7 +157,7 @@ def kernel_table(count: int) -> c.Iterator[str]:
 
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     """Measure each size."""
-    for count, rounds in options.pick(((100_000, 7), (1_000_000, 5)), ((100_000, 3),)):
+    for count, rounds in options.pick(((100_000, 7), (1_000_000, 5)), ((100_000, 2),)):
         with contextlib.ExitStack() as stack:
             under_test = stack.enter_context(contextlib.closing(Chain(count + count // 4)))
             packet.open_flows([under_test])

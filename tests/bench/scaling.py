@@ -141,22 +141,22 @@ def new_flows(variants: c.Mapping[str, Chain], base: Baselines, size: int, count
 
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     """Measure each size; flows fill half of the table."""
-    sizes = options.pick([1 << shift for shift in range(10, 23, 2)], [1 << 10, MAIN_SIZE])
-    rounds = options.pick(5, 2)
+    sizes = options.pick([1 << shift for shift in range(10, 23, 2)], [MAIN_SIZE])
+    rounds = options.pick(5, 3)
     for size in sizes:
         with contextlib.ExitStack() as stack:
             base = stack.enter_context(contextlib.closing(Baselines(size, 1 << 10, size // 2)))
             variants = {
                 name: stack.enter_context(contextlib.closing(Chain(size, fused=fused)))
                 for name, fused in (("chain", False), ("fused", True))
-                if name == "fused" or not options.quick
+                if not fused or options.fused
             }
             for under_test in variants.values():
                 open_tcp(under_test, packet.CLIENT)
             with harness.one_cpu():
                 yield from random_hits(variants, base, size // 2, rounds)
                 yield from new_flows(variants, base, size, options.pick(500_000, 100_000), rounds)
-            memory = harness.Sample((variants["fused"].bytes_per_flow(variants["fused"].table),))
+            memory = harness.Sample((variants["chain"].bytes_per_flow(variants["chain"].table),))
             goal = GOAL_MEMORY if size >= MAIN_SIZE else None  # what a table has besides its entries shows in a small one
             yield harness.Row("scaling", "memory of a flow", "B", memory, goal=goal, absolute=True, axis="entries", at=size)
             if size == MAIN_SIZE:

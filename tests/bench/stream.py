@@ -78,7 +78,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
         lab.converge(plan, present=True)
         passing = stack.enter_context(bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "pass")))
         frags = stack.enter_context(bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "pass_frags", flags=XDP_HAS_FRAGS)))
-        chains = {mode: stack.enter_context(contextlib.closing(Chain(1 << 10, fused=True, forward=mode))) for mode in ("off", "established")}
+        chains = {mode: stack.enter_context(contextlib.closing(Chain(1 << 10, fused=options.fused, forward=mode))) for mode in ("off", "established")}
 
         def router(program: int, other: int, mode: str) -> list[tuple[str, str, int, str]]:
             return [(plan.router, "l0", program, mode), (plan.router, "l1", other, mode)]
