@@ -212,16 +212,18 @@ static __always_inline struct ct_entry *entry_get(const struct flow *f, union an
 	struct ct_entry *e = entry_hold(key, ctl, assured, why, v6);
 
 	if (!e && *why == COUNT_UNTRACKED_NO_ENTRY) {
-		*why = ct_may_open(f, set);
-		if (*why != COUNT_TRACKED)
-			return NULL;
-		*why = COUNT_UNTRACKED_RATE;
-		if (!rate_allows(jiffies, set))
-			return NULL;
-		*ctl = ctl_new(f, src_hi);
-		e = entry_create(key, *ctl, jiffies, set, v6);
-		if (e)
-			return e;
+		if (!entry_inherit(key, jiffies, v6)) {
+			*why = ct_may_open(f, set);
+			if (*why != COUNT_TRACKED)
+				return NULL;
+			*why = COUNT_UNTRACKED_RATE;
+			if (!rate_allows(jiffies, set))
+				return NULL;
+			*ctl = ctl_new(f, src_hi);
+			e = entry_create(key, *ctl, jiffies, set, v6);
+			if (e)
+				return e;
+		}
 		e = entry_hold(key, ctl, assured, why, v6);
 		if (!e && *why == COUNT_UNTRACKED_NO_ENTRY)
 			count(COUNT_INSERT_FAILED);
@@ -265,6 +267,8 @@ static __always_inline struct ct_found ct_related(struct flow *f, union any_key 
 	u64 ctl;
 	u32 try;
 
+	if (!entry_find(key, v6, &assured))
+		entry_inherit(key, now, v6);
 #pragma clang loop unroll(disable)
 	for (try = 0; try < FIND_TRIES && !locked; try++) {
 		OPAQUE(try);

@@ -274,6 +274,7 @@ _SIGNATURES: dict[str, tuple[t.Any, ...]] = {
     "bpf_map_delete_elem": (_INT, _PTR),
     "bpf_map_delete_batch": (_INT, _PTR, _PTR, _PTR),
     "bpf_map_lookup_batch": (_INT, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR),
+    "bpf_map_update_batch": (_INT, _PTR, _PTR, _PTR, _PTR),
     "bpf_map_freeze": (_INT,),
     "bpf_map_get_fd_by_id": (_U32,),
     "bpf_prog_get_fd_by_id": (_U32,),
@@ -365,15 +366,24 @@ def obj_pin(fd: int, path: str) -> None:
 
 
 # ---------------------------------------------------------------- maps
-def map_create(kind: int, name: str, key_size: int, value_size: int, entries: int, flags: int = 0) -> int:
-    """Create a map of enum bpf_map_type ``kind``. :return: fd."""
-    opts = _MapCreateOpts(map_flags=flags)
+def map_create(kind: int, name: str, key_size: int, value_size: int, entries: int, flags: int = 0, inner: int | None = None) -> int:
+    """Create a map of enum bpf_map_type ``kind``. :return: fd.
+
+    :param inner: for an array of maps the file descriptor of one like those that it shall hold; their sizes may differ.
+    """
+    opts = _MapCreateOpts(map_flags=flags, inner_map_fd=inner or 0)
     return _call("bpf_map_create", kind, _object_name(name), key_size, value_size, entries, ctypes.byref(opts), about=name)
 
 
 def map_update(fd: int, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
     """Write one element. A per-CPU value is one value for each possible CPU, each padded to 8 bytes."""
     _call("bpf_map_update_elem", fd, key, value, flags, about=f"key {key.hex()}")
+
+
+def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
+    """Write ``count`` elements whose keys and values stand one behind the other; what is there is overwritten."""
+    done = ctypes.c_uint32(count)
+    _call("bpf_map_update_batch", fd, keys, values, ctypes.byref(done), None, about=f"{count} entries")
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:

@@ -14,15 +14,17 @@ import glob
 import os
 import platform
 import re
-import tempfile
+import shutil
 import typing as t
 
-from . import bpf, chain, guests
+from . import bpf, bpffs, chain, guests, lock
 from .errors import ConntrackError
 
 #: Machines on which a CPU's stores become visible in their order, so that releasing a lock needs no barrier.
 _STORES_IN_ORDER = {"x86_64", "i686", "s390x"}
 _UAPI = "/usr/include"
+#: Where the headers lie while they are compiled with.
+_SCRATCH = os.path.join(bpffs.RUN_DIR, "build")
 #: Most lines of a compiler's or verifier's words that a message carries; all of them are in the fact ``compiler_output``.
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 * 1024
@@ -132,7 +134,37 @@ def _check_shapes(module: t.Any, names: t.Iterable[str]) -> None:
             )
 
 
-def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = chain.SLOTS) -> dict[str, int]:
+@contextlib.contextmanager
+def _scratch() -> t.Iterator[str]:
+    """Give a ``with`` block an empty directory, which goes afterwards. It is always the same, so that the next build takes away what a killed one left."""
+    with lock.held(_SCRATCH, make=0o700):
+        try:
+            for name in os.listdir(_SCRATCH):
+                _remove(os.path.join(_SCRATCH, name))
+            yield _SCRATCH
+        finally:
+            _remove(_SCRATCH)
+            with contextlib.suppress(OSError):  # others keep something there, too
+                os.rmdir(bpffs.RUN_DIR)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def tidy() -> None:
+    """Take away what a killed build left."""
+    with contextlib.suppress(FileNotFoundError), contextlib.suppress(ConntrackError):  # nothing, or a build that goes on
+        with lock.held(_SCRATCH, 0):
+            _remove(_SCRATCH)
+    with contextlib.suppress(OSError):
+        os.rmdir(bpffs.RUN_DIR)
+
+
+def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT)) -> dict[str, int]:
     """Compile the text and load every program of the chain and of its guests; return a file descriptor by name.
 
     :param text: rendered, with the real directory of the maps' pins, which hold the maps already.
@@ -141,7 +173,7 @@ def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = cha
     :raises ConntrackError: with the compiler's or the verifier's own words and the lines of C that they speak of; nothing stays loaded.
     """
     cflags = flags()
-    with tempfile.TemporaryDirectory(prefix="ebpf_conntrack_") as directory:
+    with _scratch() as directory:
         for name, content in headers.items():
             path = os.path.join(directory, name)
             os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -52,6 +52,15 @@ GUEST_COUNTS = ("seen", "passed", "dropped")
 HOOKS = ("ingress", "egress", "pass")
 TRACKING_HOOKS = ("ingress", "egress")
 
+#: The program that user space runs to change what packets change at the same time; it stands in no slot.
+ADOPT = "adopt"
+#: What it is asked for: to move flows of a family here, or to add what another generation counted.
+ADOPT_REQUESTS = ("ipv4", "ipv6", "counts")
+#: The request: a number of ADOPT_REQUESTS, how many items follow, 8 bytes of nothing.
+ADOPT_REQUEST = struct.Struct("=II8x")
+#: Keys in one request: few enough that no packet waits long on that CPU.
+ADOPT_KEYS = 32
+
 #: What each entry of ``meta`` (ARRAY of u64) means.
 META = {
     "ktime": 0,  # whole seconds of CLOCK_MONOTONIC when the chain last saw the second change
@@ -63,6 +72,9 @@ META = {
     "digest_high": 6,  # the first 128 bits of the source digest
     "digest_low": 7,
     "forward": 8,  # position in FORWARDS; written by the chain's first frame
+    "schema": 9,  # the first 64 bits of schema.digest() of what the map ``schema`` says
+    "source": 10,  # the generation whose flows are being taken over; 0 when none are
+    "counted": 11,  # whether what that one counted was added
 }
 
 #: Counters: index in the per-CPU array ``stats`` is the position here. Every frame that enters the chain adds one to
@@ -318,11 +330,21 @@ PORTS = 1024
 #: Entries of each of the flow tables when nothing else is asked for.
 TABLE_SIZE = 1 << 16
 
-#: The tables of flows that are not assured, and that of each to which a flow moves when it becomes so.
-ASSURED_TABLES = {"ctt_new": "ctt", "ctt6_new": "ctt6"}
-
 #: Kernel numbers of the map types (include/uapi/linux/bpf.h, enum bpf_map_type).
-MAP_TYPES = {"hash": 1, "array": 2, "prog_array": 3, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "lru_percpu_hash": 10, "lpm_trie": 11}
+MAP_TYPES = {
+    "hash": 1,
+    "array": 2,
+    "prog_array": 3,
+    "percpu_hash": 5,
+    "percpu_array": 6,
+    "lru_hash": 9,
+    "lru_percpu_hash": 10,
+    "lpm_trie": 11,
+    "array_of_maps": 12,
+}
+
+#: What each family's flow tables are for: all other flows, and assured ones. ``pred`` holds another generation's tables in this order.
+FLOW_CLASSES = ("half_open", "assured")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,21 +354,23 @@ class MapSpec:
     :ivar name: its name in the kernel and under ``<pin_root>/map``.
     :ivar kind: a key of MAP_TYPES.
     :ivar key: C type of the key; None where it is the index of an array.
-    :ivar value: C type of the value.
+    :ivar value: C type of the value; None where no program reads the map.
     :ivar key_size: bytes.
     :ivar value_size: bytes.
     :ivar entries: max_entries; None where the host's settings tell.
     :ivar inherited: whether the next generation takes the map over with its contents.
+    :ivar inner: the map whose like an array of maps holds; None in other maps.
     """
 
     name: str
     kind: str
     key: str | None
-    value: str
+    value: str | None
     key_size: int
     value_size: int
     entries: int | None
     inherited: bool
+    inner: str | None = None
 
 
 def maps(
@@ -372,17 +396,55 @@ def maps(
         MapSpec("ports", "hash", "struct port_key", "u32", 12, 4, PORTS, True),
         MapSpec("scratch", "percpu_array", None, "struct scratch", 4, SCRATCH_BYTES, 1, False),
         MapSpec("guard", "array", None, "u64", 4, 8, 1, False),
+        MapSpec("pred", "array_of_maps", None, "u32", 4, 4, len(FLOW_CLASSES), False, "ctt"),
+        MapSpec("pred6", "array_of_maps", None, "u32", 4, 4, len(FLOW_CLASSES), False, "ctt6"),
+        MapSpec("schema", "array", None, None, 4, SCHEMA_BYTES, 1, False),
     )
 
 
 # ---------------------------------------------------------------- the layout of a flow (files/bpf/flow.h), in host byte order
+#: Fields with their codes in Python's struct: of either key, of one direction, of an entry.
+KEY_FIELDS = {
+    family: (("lo_ip", address), ("hi_ip", address), ("lo_port", "H"), ("hi_port", "H"), ("proto", "B"), ("role", "B"), ("zone", "H"))
+    for family, address in (("ipv4", "4s"), ("ipv6", "16s"))
+}
+HALF_FIELDS = (("packets", "Q"), ("bytes", "Q"), ("td_end", "I"), ("td_maxend", "I"), ("td_maxwin", "I"), ("td_maxack", "I"))
+ENTRY_FIELDS = (
+    *((f"{direction}.{name}", code) for direction in ("orig", "reply") for name, code in HALF_FIELDS),
+    ("ctl", "Q"),
+    ("expires", "I"),  # jiffies
+    ("last_seen", "I"),  # jiffies
+    ("created", "I"),  # seconds
+    ("last_seq", "I"),
+    ("last_ack", "I"),
+    ("last_end", "I"),
+    ("last_win", "H"),
+    ("last", "B"),  # bit-fields: last_index, last_dir, last_wscale
+    ("last_flags", "B"),
+    ("scale", "B"),
+    ("retrans", "B"),
+    ("orig.td_flags", "B"),
+    ("reply.td_flags", "B"),
+    ("related.packets", "I"),
+    ("related.bytes", "I"),
+)
+
+
+def codec(fields: t.Iterable[tuple[str, str]]) -> struct.Struct:
+    """Return what packs and unpacks these fields, without padding."""
+    return struct.Struct("=" + "".join(code for dummy, code in fields))
+
+
 #: struct ct_key: lo address, hi address (network order), lo port, hi port (network order), protocol, role, zone.
 #: The side with the smaller (address, port), compared as big-endian numbers, is "lo". For ICMP queries the port of the asking side is the id,
 #: that of the answering side is type << 8 | code of the request, and role is 1 when the asking side is "hi".
-KEY4 = struct.Struct("=4s4sHHBBH")
+KEY4 = codec(KEY_FIELDS["ipv4"])
 
 #: struct ct_key6: the same with IPv6 addresses.
-KEY6 = struct.Struct("=16s16sHHBBH")
+KEY6 = codec(KEY_FIELDS["ipv6"])
+
+#: Bytes of the map ``schema``, which describes the tables (see schema.py) as JSON text, padded with zeros.
+SCHEMA_BYTES = 8192
 
 #: Datagrams of which fragments are waited for, at most.
 FRAG_QUEUES = 4096
@@ -390,13 +452,11 @@ FRAG_QUEUES = 4096
 FRAG_QUEUE_BYTES = 152
 SCRATCH_BYTES = 56
 
-#: One direction of struct ct_entry, 32 bytes: packets, bytes, td_end, td_maxend, td_maxwin, td_maxack.
-HALF = struct.Struct("=QQIIII")
+#: One direction of struct ct_entry, 32 bytes.
+HALF = codec(HALF_FIELDS)
 
-#: struct ct_entry, 112 bytes: orig half, reply half, then
-#: ctl(u64) expires(u32 jiffies) last_seen(u32 jiffies) created(u32 s) last_seq last_ack last_end(u32)
-#: last_win(u16) last(u8) last_flags(u8) scale(u8) retrans(u8) td_flags_orig(u8) td_flags_reply(u8) rel_packets(u32) rel_bytes(u32)
-ENTRY = struct.Struct("=QQIIIIQQIIIIQIIIIIIHBBBBBBII")
+#: struct ct_entry, 112 bytes.
+ENTRY = codec(ENTRY_FIELDS)
 
 #: Bits of ``ctl``, the one word of an entry that changes atomically.
 CTL_LOCK = 1 << 63
@@ -408,6 +468,18 @@ CTL_EGRESS = 1 << 7  # the initiator's first packet came in on the egress hook
 CTL_VLANS_SHIFT = 8  # two bits: how many VLAN tags the initiator's first packet had
 CTL_VLAN_OUTER_SHIFT = 16  # twelve bits each
 CTL_VLAN_INNER_SHIFT = 28
+#: All of them by name, with their masks.
+CTL_PARTS = {
+    "lock": CTL_LOCK,
+    "state": CTL_STATE,
+    "seen_reply": CTL_SEEN_REPLY,
+    "assured": CTL_ASSURED,
+    "orig_hi": CTL_ORIG_HI,
+    "egress": CTL_EGRESS,
+    "vlans": 3 << CTL_VLANS_SHIFT,
+    "vlan_outer": 0xFFF << CTL_VLAN_OUTER_SHIFT,
+    "vlan_inner": 0xFFF << CTL_VLAN_INNER_SHIFT,
+}
 
 
 def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str, int]) -> bytes:

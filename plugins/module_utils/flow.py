@@ -64,7 +64,7 @@ class Table:
 
 
 #: All others, and assured flows. A flow moves from the one table of its family to the other, so they are read in this order: none is missed.
-CLASSES = ("half_open", "assured")
+CLASSES = chain.FLOW_CLASSES
 _KEY4, _KEY6 = struct.Struct(">IIHHBB2x"), struct.Struct(">16s16sHHBB2x")
 TABLES = (
     Table("ctt_new", "ipv4", "half_open", _KEY4, struct.Struct(">I"), 1),

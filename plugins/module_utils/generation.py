@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import typing as t
 
-from . import bpffs, chain, clock, health, lock, state, verify
+from . import bpffs, build_bcc, chain, clock, handover, health, lock, state, verify
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_apply import apply, remove_symlinks, remove_tree
 from .generation_model import Generation, Have, Policy, State, Want, check
 from .generation_observe import observe as _observe
-from .generation_plan import plan_absent, plan_present, plan_rolled_back
+from .generation_plan import next_number, outlook, plan_absent, plan_finish, plan_present, plan_rolled_back, target_of, why_new
 from .health import read_meta
-from .plan import Plan
+from .inheritance import Legacy, wanted
+from .plan import Plan, applied
 
 __all__ = [
     "Generation",
@@ -38,6 +40,7 @@ __all__ = [
     "facts",
     "listen",
     "observe",
+    "outlook",
     "plan_absent",
     "plan_present",
     "plan_rolled_back",
@@ -47,6 +50,10 @@ __all__ = [
     "roll_back",
     "settings_here",
 ]
+
+
+#: How often to look again, when what was seen is gone before it was read.
+_LOOKS = 10
 
 
 @contextlib.contextmanager
@@ -67,7 +74,13 @@ def observe(paths: Paths) -> Have:
 
     :raises ConntrackError: for a user that may not.
     """
-    return _observe(paths)
+    for turn in range(_LOOKS):
+        try:
+            return _observe(paths)
+        except OSError as exc:
+            if exc.errno != errno.ENOENT or turn + 1 == _LOOKS:
+                raise  # else another run has just taken away what was seen: what is there now?
+    return Have()
 
 
 @_as_root()
@@ -78,6 +91,21 @@ def listen(paths: Paths) -> tuple[health.Fault, ...]:
 
 def _with(have: Have, heard: tuple[health.Fault, ...]) -> Have:
     return dataclasses.replace(have, faults=have.faults + heard) if have.generation is not None else have
+
+
+@contextlib.contextmanager
+def _at_home(paths: Paths, patience: float) -> t.Iterator[None]:
+    """Hold the lock of a pin root, which is made and mounted where it is not there."""
+    with contextlib.ExitStack() as stack:
+        for turn in range(_LOOKS):
+            bpffs.ensure_mounted(paths.pin_root)
+            try:
+                stack.enter_context(lock.held(paths.base, patience, make=0o700))
+                break
+            except OSError:
+                if turn + 1 == _LOOKS or bpffs.mounted(paths.pin_root):
+                    raise  # else another run has just taken the mount away
+        yield
 
 
 @_as_root()
@@ -100,22 +128,66 @@ def ensure(
     state.check(paths)
     if check_mode:
         have = _with(observe(paths), heard)
-        return _plan(have, want, settings, policy), have
-    bpffs.ensure_mounted(paths.pin_root)
+        finish = _unfinished(paths, have)
+        return finish + _plan(paths, _finished(have), want, settings, policy), have
     try:
-        with lock.held(paths.base, patience, make=0o700):
+        with _at_home(paths, patience):
             have = _with(observe(paths), heard)
-            plan = _plan(have, want, settings, policy)
+            finish = _unfinished(paths, have)
+            if finish:
+                apply(finish, paths, have, want, settings)
+                have = _with(observe(paths), heard)
+            plan = _plan(paths, have, want, settings, policy)
             apply(plan, paths, have, want, settings)
-            return plan, observe(paths) if plan else have
+            plan = finish + plan
+            with applied(plan):
+                return plan, observe(paths) if plan else have
     except BaseException:
         _tidy(paths)
         raise
 
 
-def _plan(have: Have, want: Want, settings: bytes, policy: Policy) -> Plan:
-    plan = plan_present(have, want, settings, policy)
+def _plan(paths: Paths, have: Have, want: Want, settings: bytes, policy: Policy) -> Plan:
+    plan = plan_present(have, want, settings, policy, _legacy(paths, have, want, policy))
     return policy.proof(plan, have, want, settings) if policy.proof else plan
+
+
+def _legacy(paths: Paths, have: Have, want: Want, policy: Policy) -> Legacy | None:
+    """Return what the next generation, where one is needed, gets of the active one's maps.
+
+    :raises ConntrackError: when it can not have them as the policy wants.
+    """
+    if have.generation is None or why_new(have, want) is None:
+        return None
+    number = next_number(have)
+    old = handover.read_maps(have.generation, paths.gen_dir(have.generation))
+    return handover.legacy(old, wanted(number, paths.gen_dir(number), want.maps), policy.on_schema_change)
+
+
+def _legacy_of_target(paths: Paths, have: Have, number: int | None) -> Legacy | None:
+    """Return what the generation to go back to gets of the active one's maps."""
+    target = target_of(have, number)
+    if target is None or have.generation is None:
+        return None
+    old, new = (handover.read_maps(one, paths.gen_dir(one)) for one in (have.generation, target.number))
+    return handover.legacy(old, new, "migrate")
+
+
+def _unfinished(paths: Paths, have: Have) -> Plan:
+    """Return the steps that a run which did not end left to do between the active generation and the one before."""
+    if have.generation is None or not have.source:
+        return []
+    old, new = (handover.read_maps(number, paths.gen_dir(number)) for number in (have.source, have.generation))
+    return plan_finish(have, handover.legacy(old, new, "migrate"))
+
+
+def _finished(have: Have) -> Have:
+    """Return what there will be when those steps are done."""
+    if not have.source:
+        return have
+    by_hook = {info.name: info.id for info in have.programs.values()}
+    links = {key: (info._replace(prog_id=by_hook.get(hook or "", info.prog_id)), hook) for key, (info, hook) in have.links.items()}
+    return dataclasses.replace(have, source=0, links=links)
 
 
 @_as_root()
@@ -128,13 +200,20 @@ def roll_back(paths: Paths, number: int | None = None, check_mode: bool = False,
     bpffs.check_places(paths)
     if check_mode or not os.path.isdir(paths.base):
         have = observe(paths)
-        return plan_rolled_back(have, number), have
+        then = _finished(have)
+        return _unfinished(paths, have) + plan_rolled_back(then, number, _legacy_of_target(paths, then, number)), have
     with lock.held(paths.base, patience, make=0o700):
         have = observe(paths)
-        plan = plan_rolled_back(have, number)
+        finish = _unfinished(paths, have)
+        plan = finish + plan_rolled_back(_finished(have), number, _legacy_of_target(paths, _finished(have), number))
         if plan:
             state.check(paths)
+        if finish:
+            apply(finish, paths, have, Want("", {}, 1), b"")
+            have = observe(paths)
+        plan = plan_rolled_back(have, number, _legacy_of_target(paths, have, number))
         apply(plan, paths, have, Want("", {}, 1), b"")
+        plan = finish + plan
         return plan, observe(paths) if plan else have
 
 
@@ -149,6 +228,7 @@ def remove(paths: Paths, check_mode: bool = False, patience: float = lock.SECOND
         if not check_mode:  # after a reboot there is no more than what was written down
             state.activate(paths, None)
             apply(plan, paths, Have(), Want("", {}, 1), b"")
+            _tidy(paths)
         return plan
     with lock.held(paths.base, patience, make=0o700):
         plan, have = _plan_removal(paths)
@@ -168,7 +248,8 @@ def _plan_removal(paths: Paths) -> tuple[Plan, Have]:
 
 
 def _tidy(paths: Paths) -> None:
-    """Take away the directories that are empty."""
+    """Take away the directories that are empty, and what a killed run left of its build."""
+    build_bcc.tidy()
     for directory in (paths.gen, paths.link_dir):
         with contextlib.suppress(OSError):
             os.rmdir(directory)

@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import struct
 import time
 import typing as t
 
-from . import bpf, bpffs, build_bcc, chain, clock, guests, handover, state, verify
+from . import bpf, bpffs, build_bcc, chain, guests, handover, schema, state, verify
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_model import Have, Want
-from .generation_plan import COPIED
-from .health import read_meta
+from .inheritance import Inheritance, Legacy, Maps
 from .plan import Plan, Step, irrevocable
 from .plan import apply as apply_steps
 from .render import MAP_DIR
@@ -25,6 +25,8 @@ from .render import MAP_DIR
 _UNFINISHED = "_new"
 #: How long a frame may still be on its way through the old chain after its interfaces were handed over.
 _GRACE_SECONDS = 0.02
+#: Actions that are not undone, in their order.
+_FINAL = ("move", "delete")
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 
@@ -58,7 +60,6 @@ class _Builder:
     def __init__(self, paths: Paths, have: Have, want: Want, settings: bytes) -> None:
         self.paths, self.have, self.want, self.settings = paths, have, want, settings
         self._open = contextlib.ExitStack()
-        self._copied: list[tuple[int, int, chain.MapSpec, int]] = []
 
     def __enter__(self) -> _Builder:
         return self
@@ -88,7 +89,10 @@ class _Builder:
                 os.makedirs(os.path.join(building, name), mode=0o700)
             map_dir = os.path.join(building, "map")
             state.write(self.paths, number, self.want)
-            fds = {spec.name: self._map(spec, map_dir, number) for spec in self.want.maps}
+            inherited = step.args.inherited if isinstance(step.args, Legacy) else None
+            fds: dict[str, int] = {}
+            for spec in self.want.maps:
+                fds[spec.name] = self._map(spec, map_dir, number, inherited, fds)
             if self.have.generation is not None:
                 guests.hand_maps_on(self.want.text, os.path.join(self.paths.gen_dir(self.have.generation), "map"), map_dir)
             programs = {name: self._keep(fd) for name, fd in build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers).items()}
@@ -96,11 +100,15 @@ class _Builder:
             slots.update({guest.slot: self._keep(guests.open_pinned(guest)) for guest in self.want.pinned})
             for slot, fd in slots.items():
                 bpf.obj_pin(fd, os.path.join(building, "prog", f"xdp_{slot}"))
+            if chain.ADOPT in programs:
+                bpf.obj_pin(programs[chain.ADOPT], os.path.join(building, "prog", chain.ADOPT))
             own = chain.SLOTS.values()
             _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot in own})
-            verify.prove(programs["ingress"], fds["stats"])
+            verify.prove_whole({hook: programs[hook] for hook in chain.TRACKING_HOOKS}, fds["stats"])
             # What a guest does with a frame is its own affair: guests come in after the proof, which passes their empty slots over.
             _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot not in own})
+            if inherited is not None:
+                handover.connect(dataclasses.replace(inherited, new=handover.read_maps(number, building)))
             os.rename(building, final)
         except BaseException:
             remove_tree(building)
@@ -113,38 +121,43 @@ class _Builder:
 
         return undo
 
-    def _map(self, spec: chain.MapSpec, map_dir: str, generation: int) -> int:
+    def _map(self, spec: chain.MapSpec, map_dir: str, generation: int, inherited: Inheritance | None, fds: t.Mapping[str, int]) -> int:
         """Hand a map on or make it; return its file descriptor."""
-        there = self.have.maps.get(spec.name)
-        entries = t.cast("int", spec.entries)  # chain.maps() gives every map its size
-        if spec.inherited and there and there.max_entries == entries:
-            fd = self._keep(bpf.map_get_fd_by_id(there.id))
+        if inherited is not None and spec.name in inherited.shared:
+            fd = self._keep(bpf.map_get_fd_by_id(inherited.old.infos[spec.name].id))
         else:
-            fd = self._keep(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, entries))
+            entries = t.cast("int", spec.entries)  # chain.maps() gives every map its size
+            inner = fds[spec.inner] if spec.inner else None
+            fd = self._keep(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, entries, inner=inner))
         bpf.obj_pin(fd, os.path.join(map_dir, spec.name))
         if spec.name == "settings":
             bpf.map_update(fd, _U32.pack(0), self.settings)
+        elif spec.name == "schema":
+            bpf.map_update(fd, _U32.pack(0), schema.packed())
         elif spec.name == "meta":
             digest = int(self.want.digest, 16)
-            first = {"layout": chain.LAYOUT_VERSION, "generation": generation, "digest_high": digest >> 64, "digest_low": digest & (1 << 64) - 1}
+            first = {
+                "layout": chain.LAYOUT_VERSION,
+                "schema": schema.digest(schema.describe()),
+                "generation": generation,
+                "digest_high": digest >> 64,
+                "digest_low": digest & (1 << 64) - 1,
+            }
             for name, value in first.items():
                 bpf.map_update(fd, _U32.pack(chain.META[name]), _U64.pack(value))
         return fd
 
     def _change_map(self, step: Step) -> t.Callable[[], None] | None:
-        if step.args is None:
-            return self._change_settings()
-        number, spec = step.args
-        if spec.value == COPIED:
-            if number in {one.number for one in self.have.kept}:
-                with bpf.closing(bpf.obj_get(self.paths.map_of(number, spec.name))) as stale:
-                    handover.clear(stale, spec)
-            old = self._keep(bpf.map_get_fd_by_id(self.have.maps[spec.name].id))
-            new = self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", spec.name)))
-            with bpf.closing(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", "meta"))) as meta:
-                self._copied.append((old, new, spec, clock.jiffies_now(read_meta(meta))))
-            handover.copy(old, new, spec)
-        return None  # the new map goes with its generation
+        return self._change_settings() if step.name == "settings" else None  # a map that starts empty goes with its generation
+
+    def _move_map(self, step: Step) -> t.Callable[[], None]:
+        """Take over what another generation's maps hold; where it fails, the flows stay in reach and the next run goes on."""
+        inherited = step.args.inherited
+        handover.finish(self._maps(inherited.new.number), self._maps(inherited.old.number))
+        return irrevocable
+
+    def _maps(self, number: int) -> Maps:
+        return handover.read_maps(number, self.paths.gen_dir(number))
 
     def _change_settings(self) -> t.Callable[[], None]:
         with contextlib.ExitStack() as undo:
@@ -178,44 +191,41 @@ class _Builder:
         bpf.link_update(link, new, old)
         return lambda: bpf.link_update(link, old, new)
 
-    def _prove_generation(self, step: Step) -> None:
-        """Prove a generation that is pinned."""
+    def _prove_generation(self, step: Step) -> t.Callable[[], None] | None:
+        """Prove a generation that is pinned, and let it take over what is to go over to it."""
         number = int(step.name)
         (kept,) = (one for one in self.have.kept if one.number == number)
-        guests_there = not set(kept.programs) <= set(chain.SLOTS.values())
-        with bpf.closing(bpf.obj_get(self.paths.map_of(number, "stats"))) as stats:
-            for hook in chain.TRACKING_HOOKS:
-                with bpf.closing(bpf.obj_get(self.paths.prog_of(number, chain.SLOTS[hook]))) as entry:
-                    verify.prove(entry, stats, guests_there)
+        stats = self._keep(bpf.obj_get(self.paths.map_of(number, "stats")))
+        entries = {hook: self._keep(bpf.obj_get(self.paths.prog_of(number, chain.SLOTS[hook]))) for hook in chain.TRACKING_HOOKS}
+        verify.prove_whole(entries, stats, guests=not set(kept.programs) <= set(chain.SLOTS.values()))
+        if not isinstance(step.args, Legacy) or not step.args.inherited.goes_over:
+            return None
+        inherited = step.args.inherited
+        with contextlib.ExitStack() as undo:
+            undo.callback(handover.disconnect, inherited.new)
+            handover.connect(inherited)
+            return undo.pop_all().close
 
     def _activate_generation(self, step: Step) -> t.Callable[[], None]:
         number, before = int(step.name), self.have.generation
-        if self._copied:
-            time.sleep(_GRACE_SECONDS)
-            self._catch_up(number)
+        inherited = step.args.inherited if isinstance(step.args, Legacy) else None
         with contextlib.ExitStack() as undo:
             if before is not None and not os.path.lexists(self.paths.since(before)):
                 # It was active, and nobody could tell afterwards.
                 os.symlink(self.have.since, self.paths.since(before))
                 undo.callback(os.unlink, self.paths.since(before))
+            if inherited is not None and inherited.goes_over:
+                undo.callback(self._give_back, number, inherited.old.number)
+                handover.connect_back(dataclasses.replace(inherited, new=self._maps(number)))
             self._swap_active(number)
             undo.callback(self._swap_active, before)
             undo.callback(state.activate, self.paths, self.have.state.active)
             state.activate(self.paths, number)
             return undo.pop_all().close
 
-    def _catch_up(self, number: int) -> None:
-        """Bring what came while the flow tables were copied."""
-        names = {name for pair in chain.ASSURED_TABLES.items() for name in pair}
-        tables = {name: self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "map", name))) for name in names}
-        for old, new, spec, since in self._copied:
-            assured = chain.ASSURED_TABLES.get(spec.name)
-            handover.catch_up(old, new, spec, since, tables[assured] if assured else None)
-        copied = {spec.name for dummy, dummy, spec, dummy in self._copied}
-        for spec in self.want.maps:
-            assured = chain.ASSURED_TABLES.get(spec.name)
-            if assured and copied & {spec.name, assured}:
-                handover.settle(tables[spec.name], tables[assured], spec)
+    def _give_back(self, number: int, before: int) -> None:
+        """Let the generation before have what packets brought to this one."""
+        handover.finish(self._maps(before), self._maps(number))
 
     def _swap_active(self, number: int | None) -> None:
         if number is not None:
@@ -252,7 +262,7 @@ def remove_symlinks(paths: Paths) -> None:
 def apply(plan: Plan, paths: Paths, have: Have, want: Want, settings: bytes) -> None:
     """Apply a plan; on the first failure everything goes back to the generation before.
 
-    What is deleted can not come back, so nothing is until all else is done; where deleting fails, the next run goes on with it.
+    What is moved or deleted can not come back, so nothing is until all else is done; where that fails, the next run goes on with it.
 
     :raises ConntrackError: naming the step, what was applied and what was rolled back.
     """
@@ -261,8 +271,9 @@ def apply(plan: Plan, paths: Paths, have: Have, want: Want, settings: bytes) -> 
             bpffs.end_swap(path)
     with _Builder(paths, have, want, settings) as builder:
         with _telling_what_runs(have):
-            apply_steps([step for step in plan if step.action != "delete"], builder.do)
-        apply_steps([step for step in plan if step.action == "delete"], builder.do)
+            apply_steps([step for step in plan if step.action not in _FINAL], builder.do)
+        for action in _FINAL:
+            apply_steps([step for step in plan if step.action == action], builder.do)
 
 
 @contextlib.contextmanager

@@ -101,10 +101,12 @@ class Policy:
     :ivar keep: so many of the last good generations stay pinned, to go back to.
     :ivar proof: is shown the plan, what is there, what is wanted and the bytes of the settings before anything is changed, in check mode too; returns
         the plan with its own step in it, or raises ConntrackError.
+    :ivar on_schema_change: what becomes of tables of a layout that is not known: one of inheritance.POLICIES.
     """
 
     keep: int = 1
     proof: t.Callable[[Plan, Have, Want, bytes], Plan] | None = None
+    on_schema_change: str = "fail"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Generation:
     :ivar maps: by name.
     :ivar faults: what keeps it from working.
     :ivar since: when it became active, "" where nobody knows.
+    :ivar source: number of the generation whose flows it has not taken over to the end; 0 where there is none.
     """
 
     number: int
@@ -129,6 +132,7 @@ class Generation:
     maps: t.Mapping[str, bpf.MapInfo] = dataclasses.field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
     since: str = ""
+    source: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +176,7 @@ class Have:
     links: t.Mapping[str, tuple[bpf.LinkInfo, str | None]] = dataclasses.field(default_factory=dict)
     no_paths: tuple[str, ...] = ()
     since: str = ""
+    source: int = 0
     kept: tuple[Generation, ...] = ()
     state: State = dataclasses.field(default_factory=State)
     guest_maps: t.Mapping[str, bpf.MapInfo] = dataclasses.field(default_factory=dict)

@@ -47,7 +47,9 @@ def observe_generation(paths: Paths, number: int, since: str = "") -> Generation
     """Read one generation that is pinned, and what is not whole in it."""
     seen = health.look(paths.gen_dir(number), number)
     digest = f"{seen.meta.get('digest_high', 0):016x}{seen.meta.get('digest_low', 0):016x}"
-    return Generation(number, digest, seen.layout, seen.settings, seen.programs, seen.maps, health.judge(seen), since)
+    return Generation(
+        number, digest, seen.layout, seen.settings, seen.programs, seen.maps, health.judge(seen), since, seen.meta.get("source", 0) if seen.ours else 0
+    )
 
 
 def observe(paths: Paths) -> Have:

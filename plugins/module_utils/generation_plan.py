@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing as t
 
 from . import bpf, chain, guests, health
 from .errors import ConntrackError
 from .generation_model import Generation, Have, Policy, Want
 from .health import interface
+from .inheritance import Legacy, Maps
 from .plan import Plan, Step
-
-#: What the maps hold whose entries go along into a map of another size.
-COPIED = "struct ct_entry"
 
 
 def _broken(one: Generation | Have) -> list[str]:
@@ -23,7 +20,7 @@ def _broken(one: Generation | Have) -> list[str]:
     return [fault.detail for fault in health.mended_by(one.faults, "generation")]
 
 
-def _why_new(have: Have, want: Want) -> str | None:
+def why_new(have: Have, want: Want) -> str | None:
     if have.generation is None:
         return "no chain is loaded"
     if _broken(have):
@@ -36,64 +33,105 @@ def _why_new(have: Have, want: Want) -> str | None:
     return None
 
 
-def plan_present(have: Have, want: Want, settings: bytes, policy: Policy = Policy()) -> Plan:  # noqa: B008  it is frozen
+def plan_present(have: Have, want: Want, settings: bytes, policy: Policy = Policy(), legacy: Legacy | None = None) -> Plan:  # noqa: B008  it is frozen
     """Return the steps from what is there to the wanted chain.
 
     :param settings: the bytes that the map ``settings`` is to hold on this host.
-    :raises ConntrackError: when the flow table of the active generation has a layout that can not be handed on.
+    :param legacy: what the next generation gets of the active one's maps; not asked for where no next one is needed.
     """
-    why = _why_new(have, want)
+    why = why_new(have, want)
     if have.generation is not None and why is None:
         steps = _plan_in_place(have, want, settings)
         return steps + _plan_links(have, have.generation) + _plan_paths(have) + _plan_deletions(have, have.generation, policy)
-    if "meta" in have.maps and have.layout != chain.LAYOUT_VERSION:
-        raise ConntrackError(
-            f"the flow table of generation {have.generation} has layout {have.layout}, this release has {chain.LAYOUT_VERSION}: "
-            "they can not be handed on. Remove the chain (state: absent), which forgets its flows, and load it again."
-        )
-    number = _next_number(have)
+    number = next_number(have)
     before = _shown(have.generation, have.digest) if have.generation is not None else None
-    steps = [Step("load", "generation", str(number), str(why), None, f"digest {want.digest}, {len(chain.SLOTS) + len(want.guest_slots)} programs")]
-    for spec in want.maps:
-        there = have.maps.get(spec.name)
-        if spec.inherited and there and there.max_entries != spec.entries:
-            reason = f"another size: {'the entries are copied' if spec.value == COPIED else 'it starts empty'}"
-            steps.append(Step("change", "map", spec.name, reason, _entries(there), f"{spec.entries} entries", args=(number, spec)))
-    steps += _plan_links(have, number)
-    steps.append(Step("activate", "generation", str(number), "the pins lead to it from here on", before, f"generation {number}"))
-    return steps + _plan_paths(have) + _plan_deletions(have, number, policy)
+    steps = [Step("load", "generation", str(number), str(why), None, f"digest {want.digest}, {len(chain.SLOTS) + len(want.guest_slots)} programs", legacy)]
+    activation = [Step("activate", "generation", str(number), "the pins lead to it from here on", before, f"generation {number}", legacy)]
+    return steps + _plan_emptied(legacy) + _plan_switch(have, number, activation, legacy) + _plan_deletions(have, number, policy)
 
 
-def plan_rolled_back(have: Have, number: int | None = None) -> Plan:
+def _plan_switch(have: Have, number: int, activation: Plan, legacy: Legacy | None) -> Plan:
+    """Return the steps from a generation that is loaded to one that has the interfaces, and all that is to go over to it."""
+    links, paths = _plan_links(have, number), _plan_paths(have)
+    if legacy is None or not legacy.inherited.goes_over:
+        return links + activation + paths
+    # What goes over is the new generation's from the first packet on, so it is the active one before it gets any: a run that is killed loses nothing.
+    return activation + links + paths + _plan_move(legacy)
+
+
+def plan_finish(have: Have, legacy: Legacy) -> Plan:
+    """Return the steps with which the active generation takes over what a run that did not end left with the one before."""
+    return _plan_links(have, have.generation) + _plan_move(legacy)
+
+
+def _plan_emptied(legacy: Legacy | None) -> Plan:
+    """Return the maps that lose what is in them."""
+    if legacy is None:
+        return []
+    inherited, dropped = legacy.inherited, legacy.inherited.dropped(legacy.census)
+    if inherited.forgotten:
+        return [Step("change", "map", ", ".join(inherited.empty), f"{inherited.reason}: the flows are forgotten", f"{sum(dropped.values())} flows", "0 flows")]
+    return [
+        Step("change", "map", name, f"{inherited.reason}: it starts empty", _size(inherited.old, name), _size(inherited.new, name)) for name in inherited.empty
+    ]
+
+
+def _plan_move(legacy: Legacy) -> Plan:
+    """Return the step that takes over what the maps of another generation hold."""
+    inherited, dropped = legacy.inherited, legacy.inherited.dropped(legacy.census)
+    reason = f"{inherited.reason}: what they hold is taken over"
+    if dropped:
+        reason += "; " + ", ".join(f"{number} flows of {table} can not be kept" for table, number in dropped.items())
+    names = (*inherited.moved, *inherited.counters)
+    after = dict.fromkeys((*inherited.destinations, *inherited.counters))
+
+    def shown(maps: Maps, chosen: t.Iterable[str]) -> str:
+        return ", ".join(f"{name}: {_size(maps, name)}" for name in chosen)
+
+    # where the other generation is gone nothing is left but to forget that it was there
+    return [Step("move", "map", ", ".join(names) or "pred", reason, shown(inherited.old, names), shown(inherited.new, after), legacy)]
+
+
+def _size(maps: Maps, name: str) -> str:
+    return f"{maps.infos[name].max_entries} entries"
+
+
+def outlook(plan: Plan) -> tuple[dict[str, int], list[str]]:
+    """Return how many flows a plan does not keep, by table, and what somebody should know of it."""
+    legacies = {id(step.args): step.args for step in plan if isinstance(step.args, Legacy)}
+    dropped: dict[str, int] = {}
+    warnings = []
+    for legacy in legacies.values():
+        dropped.update(legacy.inherited.dropped(legacy.census))
+        warnings += legacy.inherited.warnings(legacy.census)
+    return dropped, warnings
+
+
+def plan_rolled_back(have: Have, number: int | None = None, legacy: Legacy | None = None) -> Plan:
     """Return the steps back to an earlier generation.
 
     Where that is active already, they only put right what a run that did not end left behind. So it is after a roll-back: the generation that
     was rolled back from is still pinned, with a higher number.
 
     :param number: of the generation to go back to; None for the last good one before the active one.
-    :raises ConntrackError: when there is none, or it can not take over.
+    :param legacy: what that one gets of the active one's maps; not asked for where it is active.
+    :raises ConntrackError: see target_of().
     """
-    target = _target(have, number)
+    target = target_of(have, number)
     if target is None:
         known = [] if have.state.active == have.generation else [_plan_manifest(have, "the state directory calls another generation active")]
         return known + _plan_links(have, have.generation) + _plan_paths(have) + _plan_leftovers(have)
-    steps = [Step("prove", "generation", str(target.number), "frames have to pass it unchanged before it takes over", None, None)]
-    for spec in chain.maps():
-        there, own = have.maps.get(spec.name), target.maps[spec.name]
-        if spec.value == COPIED and there is not None and there.id != own.id:
-            reason = "it has a table of its own: the entries are copied, what it held is out of date"
-            spec = dataclasses.replace(spec, entries=own.max_entries)
-            steps.append(Step("change", "map", spec.name, reason, _entries(there), _entries(own), args=(target.number, spec)))
-    steps += _plan_links(have, target.number)
+    steps = [Step("prove", "generation", str(target.number), "frames have to pass it unchanged before it takes over", None, None, legacy)]
     before, after = _shown(t.cast("int", have.generation), have.digest), _shown(target.number, target.digest)
-    steps.append(Step("activate", "generation", str(target.number), f"generation {have.generation} is rolled back from", before, after))
-    return steps + _plan_paths(have) + _plan_leftovers(have)
+    activation = [Step("activate", "generation", str(target.number), f"generation {have.generation} is rolled back from", before, after, legacy)]
+    return steps + _plan_switch(have, target.number, activation, legacy) + _plan_leftovers(have)
 
 
-def _target(have: Have, number: int | None) -> Generation | None:
+def target_of(have: Have, number: int | None) -> Generation | None:
     """Return the generation to go back to; None where it is active already.
 
-    :raises ConntrackError: see plan_rolled_back().
+    :param number: see plan_rolled_back().
+    :raises ConntrackError: when there is none, or it can not take over.
     """
     if have.generation is None:
         raise ConntrackError("no chain is loaded, so there is nothing to go back from.")
@@ -110,15 +148,7 @@ def _target(have: Have, number: int | None) -> Generation | None:
         raise ConntrackError(f"{wanted}: {kept}.")
     if _broken(target):
         raise ConntrackError(f"generation {target.number} can not take over: {'; '.join(_broken(target))}. {kept[0].upper()}{kept[1:]}.")
-    if target.layout != have.layout:
-        raise ConntrackError(
-            f"generation {target.number} has flow tables of layout {target.layout}, the active one of layout {have.layout}: the flows can not be handed back."
-        )
     return target
-
-
-def _entries(there: bpf.MapInfo) -> str:
-    return f"{there.max_entries} entries"
 
 
 def _plan_in_place(have: Have, want: Want, settings: bytes) -> Plan:
@@ -137,7 +167,7 @@ def _plan_manifest(have: Have, reason: str, want: Want | None = None) -> Step:
     return Step("change", "manifest", str(have.generation), reason, before, f"generation {have.generation}", args=want)
 
 
-def _next_number(have: Have) -> int:
+def next_number(have: Have) -> int:
     """Return a number that no generation has, nor had that left something behind."""
     left = (int(name.partition("_")[0]) for name in have.leftovers if name.partition("_")[0].isdigit())
     return max([have.generation or 0, *(one.number for one in have.kept), *have.state.numbers, *left]) + 1

@@ -38,7 +38,7 @@ SIZES = ("table_size", "table_size6", "half_open_size", "half_open_size6")
 CHECKSUMS = ("off", "offload", "strict")
 
 #: Names of the map types in bcc's BPF_TABLE.
-_BCC_TYPES = {"array": "array", "hash": "hash", "lru_hash": "lru_hash", "percpu_array": "percpu_array", "prog_array": "prog"}
+_BCC_TYPES = {"array": "array", "array_of_maps": "array_of_maps", "hash": "hash", "lru_hash": "lru_hash", "percpu_array": "percpu_array", "prog_array": "prog"}
 _INCLUDE = re.compile(r'^#line 1 "([^"]+)"$', re.MULTILINE)
 
 
@@ -86,6 +86,9 @@ def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.A
         "slots": list(chain.SLOTS.items()),
         "meta": list(chain.META.items()),
         "counters": _numbered(chain.COUNTERS),
+        "pred": _numbered(chain.FLOW_CLASSES),
+        "adopt": _numbered(chain.ADOPT_REQUESTS),
+        "adopt_keys": chain.ADOPT_KEYS,
         "timeouts": _numbered(chain.TIMEOUTS),
         "knobs": _numbered(chain.KNOBS),
         "tcp_classes": _numbered(chain.TCP_CLASSES),
@@ -101,6 +104,7 @@ def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.A
         "forwards": _numbered(chain.FORWARDS),
         "stages": [f"{name}.c" for name in chain.SLOTS if name not in chain.HOOKS],
         "hooks": [f"{name}.c" for name in chain.HOOKS],
+        "tools": [f"{chain.ADOPT}.c"],
         "bcc_types": _BCC_TYPES,
         "map_dir": MAP_DIR,
         "guests": guests,

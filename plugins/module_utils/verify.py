@@ -5,31 +5,117 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
+import typing as t
 
 from . import bpf, chain
 from .errors import ConntrackError
 
 _XDP_PASS = 2
-#: A frame of no known protocol: it runs from the chain's entry to its end.
-_PROBE = bytes(12) + b"\xff\xff" + bytes(46)
 _U64 = struct.Struct("=Q")
 
+# ---------------------------------------------------------------- frames that leave nothing behind
+_ETH_IPV4, _ETH_IPV6 = 0x0800, 0x86DD
+_ICMP, _TCP, _UDP, _GRE, _ICMPV6, _SCTP = 1, 6, 17, 47, 58, 132
+#: Addresses that only documents use (RFC 5737, RFC 3849).
+_V4 = (bytes((192, 0, 2, 1)), bytes((198, 51, 100, 1)))
+_V6 = (bytes.fromhex("20010db8000000000000000000000001"), bytes.fromhex("20010db8000000000000000000000002"))
+#: A router does not forward what has no life left, so it stays in the chain whatever that may forward.
+_TTL = 1
+#: The offset, in units of 8 bytes, at which two such units are more than a datagram holds.
+_TOO_FAR = 8191
 
-def prove(entry: int, stats: int, guests: bool = False) -> None:
+
+def _checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071)."""
+    return 0xFFFF - (sum(struct.unpack(f"!{len(data) // 2}H", data)) % 0xFFFF or 0xFFFF)
+
+
+def _ethernet(proto: int, payload: bytes) -> bytes:
+    return bytes(12) + struct.pack("!H", proto) + payload
+
+
+def _ipv4(proto: int, payload: bytes, fragment: int = 0) -> bytes:
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 0, fragment, _TTL, proto, 0, *_V4)
+    return _ethernet(_ETH_IPV4, head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + payload)
+
+
+def _ipv6(proto: int, payload: bytes) -> bytes:
+    return _ethernet(_ETH_IPV6, struct.pack("!IHBB16s16s", 6 << 28, len(payload), proto, _TTL, *_V6) + payload)
+
+
+def _reset(addresses: tuple[bytes, bytes]) -> bytes:
+    """Return a TCP reset between two ports 0: it can not open a connection, and there is none that it could close."""
+    head = struct.pack("!HHIIBBHHH", 0, 0, 0, 0, 5 << 4, 0x04, 0, 0, 0)
+    sum_of = _checksum(b"".join(addresses) + struct.pack("!II", len(head), _TCP) + head)
+    return head[:16] + struct.pack("!H", sum_of) + head[18:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A frame that makes no entry, on its way through some of the stages.
+
+    :ivar name: for people.
+    :ivar frame: its bytes.
+    :ivar counter: what it is counted as.
+    """
+
+    name: str
+    frame: bytes
+    counter: str
+
+
+NOT_IP = Probe("a frame that is not IP", _ethernet(0xFFFF, bytes(46)), "untracked_not_ip")
+#: Together they go through every stage.
+PROBES = (
+    NOT_IP,
+    Probe("a TCP header that is cut off", _ipv4(_TCP, bytes(8)), "invalid_l4_short"),
+    Probe("a UDP header that is cut off", _ipv4(_UDP, bytes(4)), "invalid_l4_short"),
+    Probe("an ICMP header that is cut off", _ipv4(_ICMP, bytes(4)), "invalid_l4_short"),
+    Probe("an SCTP header that is cut off", _ipv4(_SCTP, bytes(4)), "invalid_l4_short"),
+    Probe("a GRE header of version 1 that is not PPTP's", _ipv4(_GRE, struct.pack("!HHI", 1, _ETH_IPV4, 0)), "invalid_gre"),
+    Probe("a fragment beyond the end of any datagram", _ipv4(_UDP, bytes(16), _TOO_FAR), "untracked_fragment"),
+    Probe("a TCP reset of no connection", _ipv4(_TCP, _reset(_V4)), "invalid_tcp_new"),
+    Probe("an ICMPv6 header that is cut off", _ipv6(_ICMPV6, bytes(4)), "invalid_l4_short"),
+    Probe("a TCP reset of no connection over IPv6", _ipv6(_TCP, _reset(_V6)), "invalid_tcp_new"),
+)
+
+
+# ---------------------------------------------------------------- the proof
+def prove(entry: int, stats: int, guests: bool = False, probe: Probe = NOT_IP) -> None:
     """Send a frame through the chain: it must come out as it went in and be counted, so every slot on its way is filled.
 
+    Whatever else is counted meanwhile does not matter, so the counters may be those of a chain that has traffic.
+
+    :param entry: the entry program's file descriptor, ``stats`` that of the counters.
     :param guests: whether it has guests; then it must be counted, but what comes out is their affair.
+    :raises ConntrackError: saying what became of the frame.
     """
-    index = chain.COUNTERS.index("untracked_not_ip")
+    index = chain.COUNTERS.index(probe.counter)
 
     def seen() -> int:
         return sum(_U64.unpack(value)[0] for value in bpf.percpu_value(stats, index, _U64.size))
 
     before = seen()
-    run = bpf.prog_test_run(entry, _PROBE)
-    if (not guests and (run.retval != _XDP_PASS or run.data_out != _PROBE)) or seen() <= before:
+    run = bpf.prog_test_run(entry, probe.frame)
+    counted = seen() > before
+    if (not guests and (run.retval != _XDP_PASS or run.data_out != probe.frame)) or not counted:
         raise ConntrackError(
-            f"the chain does not pass a frame as it is: verdict {run.retval} (XDP_PASS is {_XDP_PASS}), "
-            f"{'unchanged' if run.data_out == _PROBE else 'changed'}, {'' if seen() > before else 'not '}counted."
+            f"the chain does not pass a frame as it is: {probe.name}: verdict {run.retval} (XDP_PASS is {_XDP_PASS}), "
+            f"{'unchanged' if run.data_out == probe.frame else 'changed'}, {'' if counted else 'not '}counted as {probe.counter}."
         )
+
+
+def prove_whole(entries: t.Mapping[str, int], stats: int, guests: bool = False) -> None:
+    """Send a frame of each kind through each hook; see prove().
+
+    :param entries: the file descriptors of the entry programs by hook.
+    :raises ConntrackError: naming the hook, the frame and what became of it.
+    """
+    for hook, entry in entries.items():
+        for probe in PROBES:
+            try:
+                prove(entry, stats, guests, probe)
+            except ConntrackError as exc:
+                raise ConntrackError(f"{hook}: {exc.message}") from exc

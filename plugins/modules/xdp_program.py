@@ -48,7 +48,8 @@ options:
       - Entries of the table of assured IPv4 flows, from V(16) to V(67108864). An entry takes 192 bytes of memory, which the kernel sets aside at once.
       - A flow becomes assured as in the kernel, a TCP connection once its handshake is complete, UDP once there was traffic both ways for two seconds.
         Flows that are not assured have a table of their own, see O(half_open_size), so a flood of new flows never pushes out an assured one.
-      - When it changes, the entries are copied into a table of the new size.
+      - When it changes, the flows go over into a table of the new size, while packets go on. Where there is not room for all of them,
+        see RV(dropped).
     type: int
     default: 65536
   table_size6:
@@ -60,7 +61,8 @@ options:
     description:
       - Entries of the table of all other IPv4 flows, with the range and the memory of O(table_size). When it is full, a new flow pushes out one of them
         that was not used for long.
-      - When it changes, the entries are copied into a table of the new size.
+      - When it changes, the flows go over into a table of the new size, while packets go on. Where there is not room for all of them,
+        see RV(dropped).
     type: int
     default: 65536
   half_open_size6:
@@ -254,6 +256,19 @@ options:
         description:
           - The path of an XDP program that is pinned on the target. It is taken as it is, and held by the generation.
         type: path
+  on_schema_change:
+    description:
+      - What to do with the tables of the running generation when what they hold is described otherwise than in this release. It is looked at before
+        anything is compiled or changed.
+      - With V(fail) the run fails, and says what differs.
+      - With V(migrate) the flows go over field by field, by name. New fields are 0, fields that are gone are left out, numbers change their width.
+        It is refused where keys, states, or parts of the control word have no place in the new tables. An older release can so take over from
+        a newer one.
+      - With V(drop) the tables and counters start empty, and RV(dropped) says how many flows are forgotten.
+      - Flows in the tables of version 0.1.0 go over with V(fail) and V(migrate) alike.
+    type: str
+    choices: [fail, migrate, drop]
+    default: fail
   keep:
     description:
       - So many of the last good generations stay pinned when a new one takes over, from V(0) to V(16), to go back to.
@@ -268,7 +283,7 @@ options:
     default: /var/lib/ebpf_conntrack
   verify:
     description:
-      - How a new generation is proved before it takes over. It always has to pass a frame unchanged; with V(probe) that is all.
+      - How a new generation is proved before it takes over. It always has to pass frames of ten kinds, on both hooks, unchanged; with V(probe) that is all.
       - With V(replay) a set of frames is sent through it and through the running generation, and what they make of each is compared,
         before anything is changed, in check mode too. Both are compiled once more for that, with maps of their own, so that nothing that runs is touched.
       - Nothing is replayed where the sources and what is compiled into them stay the same.
@@ -305,7 +320,7 @@ options:
         default: warn
       limit:
         description:
-          - How many frames of the capture are replayed, the first ones. Up to V(100000).
+          - How many frames of the capture are replayed, the first ones. Up to V(100000). Each takes up to 2 KiB of memory while it lasts.
         type: int
         default: 10000
   replay_frames:
@@ -374,7 +389,7 @@ plan:
   elements: dict
   contains:
     action:
-      description: V(verify), V(load), V(prove), V(change), V(replace), V(activate), V(create) or V(delete).
+      description: V(verify), V(load), V(prove), V(change), V(activate), V(replace), V(create), V(move) for what maps of another generation hold, or V(delete).
       type: str
     kind:
       description: V(generation), V(map), V(link), V(path) for C(prog) and C(map) below O(pin_root), or V(manifest) for a file in O(state_dir).
@@ -469,8 +484,11 @@ replay:
     generation:
       description: Number of the running generation, V(null) when none is.
       type: int
+    compared:
+      description: Whether there was something to compare with.
+      type: bool
     reason:
-      description: Why nothing was compared, or not all, empty when it was.
+      description: Why nothing was compared, or not all; empty when all was.
       type: str
     frames:
       description: How many frames were replayed.
@@ -521,8 +539,9 @@ replay:
       type: dict
   sample:
     generation: 3
+    compared: true
     reason: ""
-    frames: 510
+    frames: 520
     skipped: 0
     cut: 0
     frame_differences: 1
@@ -535,7 +554,16 @@ replay:
         old: pass, tracked, created
         new: drop, invalid_tcp_new
     flows: {old: 73, new: 72}
-    verdicts: {old: {pass: 510}, new: {pass: 509, drop: 1}}
+    verdicts: {old: {pass: 520}, new: {pass: 519, drop: 1}}
+dropped:
+  description:
+    - How many flows are not kept, by the table that they would have gone to, because that table gets too small for them or because of
+      O(on_schema_change=drop). The assured ones and the latest are kept. In check mode it says what would not be kept.
+    - There is a warning as well, and one when the flows will fill more than nine tenths of the room in a table. That is a little less than its size, by
+      128 entries for each possible CPU, since the kernel begins to push out old entries while other CPUs still have free ones.
+  returned: success
+  type: dict
+  sample: {ctt: 1500}
 compiler_output:
   description: All that the compiler or the verifier said; the message holds the part that tells the fault.
   returned: when compiling or loading failed
@@ -543,11 +571,21 @@ compiler_output:
 """
 
 import dataclasses
-import functools
-import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, capture, chain, features, generation, guests, health, lock, render, replay, state
+from ansible_collections.ebpf.conntrack.plugins.module_utils import (
+    bpffs,
+    capture,
+    chain,
+    features,
+    generation,
+    guests,
+    health,
+    inheritance,
+    lock,
+    render,
+    replay,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value, told_by
@@ -574,6 +612,7 @@ def argument_spec() -> dict[str, object]:
             "options": {"slot": {"type": "str", "required": True}, "src": {"type": "path"}, "pinned": {"type": "path"}},
         },
         "generation": {"type": "int"},
+        "on_schema_change": {"type": "str", "choices": list(inheritance.POLICIES), "default": generation.Policy.on_schema_change},
         "keep": {"type": "int", "default": generation.Policy.keep},
         "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
         "verify": {"type": "str", "choices": ["probe", "replay"], "default": "probe"},
@@ -604,7 +643,7 @@ def proof_of(module: AnsibleModule, paths: bpffs.Paths) -> replay.Proof | None:
     replay.check_limit(options["limit"])
     with open(module.params["replay_frames"], "rb") as source:
         packets = capture.read(source, module.params["replay_frames"], options["limit"])
-    return replay.Proof(packets, options["hook"], options["on_difference"], functools.partial(state.read, paths), os.path.join(paths.active, "map"))
+    return replay.Proof(packets, options["hook"], options["on_difference"], paths)
 
 
 def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | None) -> tuple[plans.Plan, generation.Have, list[dict[str, str]]]:
@@ -620,7 +659,7 @@ def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | Non
         **{name: params[name] for name in render.SIZES},
         pinned=guests.pinned_here(guests.parse(params["guests"])),
     )
-    policy = generation.Policy(keep=params["keep"])
+    policy = generation.Policy(keep=params["keep"], on_schema_change=params["on_schema_change"])
     generation.check(want, policy)
     heard = generation.listen(paths)
     plan, before = generation.ensure(paths, want, True, policy, heard)
@@ -648,7 +687,10 @@ def main() -> None:
         else:
             plan = generation.remove(paths, module.check_mode, module.params["lock_timeout"])
             have = generation.observe(paths)
-    more: dict[str, object] = {}
+    dropped, warnings = generation.outlook(plan)
+    more: dict[str, object] = {"dropped": dropped}
+    for warning in warnings:
+        module.warn(warning)
     if proof:
         more["replay"] = proof.report.as_dict()
         if proof.warning:

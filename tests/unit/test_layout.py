@@ -42,6 +42,8 @@ ENUMS: dict[str, dict[str, int]] = {
     "META": dict(chain.META),
     "COUNT": {name: number for number, name in enumerate(chain.COUNTERS)},
     "TIMEOUT": {name: number for number, name in enumerate(chain.TIMEOUTS)},
+    "PRED": {name: number for number, name in enumerate(chain.FLOW_CLASSES)},
+    "ADOPT": {name: number for number, name in enumerate(chain.ADOPT_REQUESTS)},
     "KNOB": {name: number for number, name in enumerate(chain.KNOBS)},
     "TCP": {name: number for number, name in enumerate(chain.TCP_STATES)},
     "SCTP": {name: number for number, name in enumerate(chain.SCTP_STATES)},
@@ -128,6 +130,29 @@ def test_bits_of_the_control_word(c: dict[str, t.Any]) -> None:
     bits = [c[name] for name in MACROS[:-1]]
     assert sum(bits) == 0x80000000000000FF, "none stands on another, and the VLAN fields begin above them"
     assert c["CTL_VLANS_SHIFT"] == 8 and c["CTL_VLAN_SHIFT"] + 2 * c["VLAN_VID_BITS"] < 63
+
+
+def test_the_description_names_what_the_structs_hold(c: dict[str, t.Any]) -> None:
+    """schema.describe() is made of these."""
+    for fields in chain.KEY_FIELDS.values():
+        assert tuple(name for name, dummy in fields) == KEY
+    assert tuple(name for name, dummy in chain.HALF_FIELDS) == HALF
+    there = {"half[0]": "orig", "half[1]": "reply", "td_flags[0]": "orig.td_flags", "td_flags[1]": "reply.td_flags"}
+    names = []
+    for member in ENTRY:
+        half, dot, name = (member or "last").partition(".")
+        names.append(there.get(half, half) + dot + name)
+    assert [{"rel_packets": "related.packets", "rel_bytes": "related.bytes"}.get(name, name) for name in names] == [name for name, dummy in chain.ENTRY_FIELDS]
+
+
+def test_the_description_has_every_part_of_the_control_word(c: dict[str, t.Any]) -> None:
+    width = (1 << c["VLAN_VID_BITS"]) - 1
+    assert {
+        **{name[4:].lower(): c[name] for name in MACROS[:-1]},
+        "vlans": 3 << c["CTL_VLANS_SHIFT"],
+        "vlan_outer": width << c["CTL_VLAN_SHIFT"],
+        "vlan_inner": width << c["CTL_VLAN_SHIFT"] + c["VLAN_VID_BITS"],
+    } == chain.CTL_PARTS
 
 
 def test_settings_hold_every_timeout_and_knob(c: dict[str, t.Any]) -> None:
