@@ -22,6 +22,7 @@ import errno
 import os
 import re
 
+from . import lock
 from .errors import ConntrackError, bad_value
 
 #: The one place where a bpffs is mounted when it is missing; every distribution that mounts it does it there.
@@ -30,7 +31,11 @@ STANDARD = "/sys/fs/bpf"
 RUN_DIR = "/run/ebpf_conntrack"
 #: Where it is kept what each generation is made of; see state.py.
 STATE_DIR = "/var/lib/ebpf_conntrack"
-_MOUNT_RECORD = "bpffs"  # in RUN_DIR: the device number of the bpffs that we mounted
+_MOUNT_RECORD = "bpffs"
+
+#: System calls that mount (Linux 5.2), with the same numbers on all machines that share asm-generic/unistd.h; include/uapi/linux/mount.h.
+_MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
+_CLOEXEC, _FSCONFIG_CREATE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 6, 4, -100
 
 _OURS = "ebpf_conntrack"
 _SWAPPED_IN = "%new"  # a symlink on its way to its place; no name that encode() made ends so
@@ -180,6 +185,10 @@ def check(pin_root: str) -> bool:
     if kind == "bpf" and "." in os.path.realpath(pin_root)[len(point) :]:
         raise bad_value("pin_root", pin_root, "a bpffs takes no names with a '.'")
     if kind != "bpf":
+        if _below_standard(point):
+            raise bad_value(
+                "pin_root", pin_root, f"a file system of type {kind} is mounted at {point}, and hides the BPF file system; unmount it: umount {point}"
+            )
         if _below_standard(pin_root):
             return False
         raise bad_value("pin_root", pin_root, f"it is not on a BPF file system; use {STANDARD}, or mount one there: mount -t bpf bpf {pin_root}")
@@ -209,16 +218,50 @@ def ensure_mounted(pin_root: str) -> bool:
     return True
 
 
+def _record() -> str:
+    """Return the file that holds the device number of the bpffs that we mounted."""
+    return os.path.join(RUN_DIR, _MOUNT_RECORD)
+
+
 def _mount() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
+    """Mount the bpffs. The record of it is there first: a run that is killed in between leaves no mount that nobody takes away."""
     if not os.path.isdir(STANDARD):
         raise ConntrackError(f"{STANDARD} does not exist: this kernel has no BPF file system (CONFIG_BPF_SYSCALL), or /sys is not mounted.")
-    if libc.mount(b"bpf", STANDARD.encode(), b"bpf", ctypes.c_ulong(0), None) != 0:
-        number = ctypes.get_errno()
-        raise ConntrackError(f"mount -t bpf bpf {STANDARD}: {os.strerror(number)} ({errno.errorcode.get(number, number)}).")
-    os.makedirs(RUN_DIR, mode=0o755, exist_ok=True)
-    with open(os.path.join(RUN_DIR, _MOUNT_RECORD), "w", encoding="ascii") as record:
-        record.write(f"{os.stat(STANDARD).st_dev}\n")
+    with lock.held(RUN_DIR, make=0o755), contextlib.ExitStack() as stack:
+        stack.callback(_rmdir, RUN_DIR)
+        if mounted(STANDARD):  # another run did it meanwhile
+            return
+        context = _system_call(_FSOPEN, b"bpf", _CLOEXEC)
+        stack.callback(os.close, context)
+        _system_call(_FSCONFIG, context, _FSCONFIG_CREATE, None, None, 0)
+        mount = _system_call(_FSMOUNT, context, _CLOEXEC, 0)
+        stack.callback(os.close, mount)
+        try:
+            with open(_record(), "w", encoding="ascii") as record:
+                record.write(f"{os.fstat(mount).st_dev}\n")
+            _system_call(_MOVE_MOUNT, mount, b"", _AT_FDCWD, STANDARD.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_record())
+            raise
+
+
+def _system_call(number: int, *args: int | bytes | None) -> int:
+    """Make a system call of those that mount; return its result.
+
+    :raises ConntrackError: the kernel refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = int(libc.syscall(ctypes.c_long(number), *(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise ConntrackError(f"mount -t bpf bpf {STANDARD}: {os.strerror(code)} ({errno.errorcode.get(code, code)}).")
+    return result
+
+
+def _rmdir(directory: str) -> None:
+    with contextlib.suppress(OSError):  # others keep something there, too
+        os.rmdir(directory)
 
 
 def release(pin_root: str) -> bool:
@@ -227,27 +270,23 @@ def release(pin_root: str) -> bool:
     :return: whether anything was changed.
     """
     changed = False
-    if not mounted(pin_root):
-        return changed
     for path in (Paths(pin_root).base, *([pin_root] if pin_root != STANDARD and _below_standard(pin_root) else [])):
         with contextlib.suppress(OSError):  # not there, in use, or a mount point
             os.rmdir(path)
             changed = True
-    record = os.path.join(RUN_DIR, _MOUNT_RECORD)
     try:
-        with open(record, encoding="ascii") as lines:
-            device = int(lines.read())
+        with open(_record(), encoding="ascii") as lines:
+            device = int(lines.read() or 0)
     except (OSError, ValueError):
         return changed
-    if os.stat(STANDARD).st_dev == device:
+    if os.path.isdir(STANDARD) and os.stat(STANDARD).st_dev == device:
         if set(os.listdir(STANDARD)) - _PRELOADED:
             return changed
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(STANDARD.encode(), 0) != 0:
             return changed  # somebody stands in it; the record stays for the next time
-    os.unlink(record)
-    with contextlib.suppress(OSError):  # others keep facts there, too
-        os.rmdir(RUN_DIR)
+    os.unlink(_record())
+    _rmdir(RUN_DIR)
     return True
 
 

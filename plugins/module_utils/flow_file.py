@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -45,36 +46,64 @@ def check_dest(dest: str) -> None:
 def replacing(dest: str, mode: int, dry: bool) -> t.Iterator[_Replacement]:
     """Give a ``with`` block something to write the new content of ``dest`` into; the file changes at the block's end, as a whole.
 
-    The content goes to a file beside, which takes the place of ``dest`` by one rename, unless both are the same already.
+    The content goes to a file without a name, which takes the place of ``dest`` by one rename, unless both are the same already. So a run that is killed
+    leaves nothing but, at the very end, one file beside ``dest``, which the next run takes away.
 
     :param mode: permission bits of the file.
     :param dry: only find out whether the file would change.
     :raises ConntrackError: when the file can not be written.
     """
+    directory, name = os.path.split(dest)
     try:
         with contextlib.ExitStack() as stack:
             if dry:
                 temporary: t.BinaryIO = stack.enter_context(open(os.devnull, "wb"))
-                name = None
             else:
-                fd, name = tempfile.mkstemp(prefix=f".{os.path.basename(dest)}.", dir=os.path.dirname(dest))
-                stack.callback(_remove, name)
-                temporary = stack.enter_context(open(fd, "wb"))
+                where = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, where)
+                _remove(f".{name}.new", where)
+                temporary = stack.enter_context(_unnamed(where))
             replacement = _Replacement(temporary, dest, mode)
             yield replacement
             replacement.close()
-            if name is not None and replacement.changed:
-                os.chmod(name, mode)
-                os.replace(name, dest)
+            if not dry and replacement.changed:
+                os.fchmod(temporary.fileno(), mode)
+                _place(temporary.fileno(), name, where)
     except OSError as exc:
         if isinstance(exc, ConntrackError):
             raise
         raise ConntrackError(f"dest: {dest} can not be written: {exc.strerror}.") from exc
 
 
-def _remove(path: str) -> None:
+def _unnamed(directory: int) -> t.BinaryIO:
+    """Open a file without a name in a directory."""
+    path = f"/proc/self/fd/{directory}"
+    try:
+        return open(os.open(path, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600), "wb")
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+    file = tempfile.NamedTemporaryFile(dir=path)  # noqa: SIM115  some file systems have no unnamed files, NFS for one
+    return t.cast("t.BinaryIO", file)
+
+
+def _place(file: int, name: str, directory: int) -> None:
+    """Let an open file take the place of ``name``; it is complete, so it does not matter whose file takes it when two runs do so at once."""
+    beside = f".{name}.new"
+    for attempt in range(100):
+        try:
+            os.link(f"/proc/self/fd/{file}", beside, dst_dir_fd=directory)  # with a dir_fd Python uses linkat(2), which follows the first
+            os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
+            return
+        except (FileExistsError, FileNotFoundError):  # another run is at the same point
+            if attempt == 99:
+                raise
+            _remove(beside, directory)
+
+
+def _remove(name: str, directory: int) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        os.unlink(name, dir_fd=directory)
 
 
 class _Replacement:

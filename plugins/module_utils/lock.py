@@ -40,9 +40,9 @@ def held(directory: str, seconds: float = SECONDS, make: int | None = None) -> t
         raise bad_value("lock_timeout", seconds, "give the seconds to wait for another run, or 0")
     deadline = time.monotonic() + seconds
     while True:
-        if make is not None:
-            os.makedirs(directory, mode=make, exist_ok=True)
         try:
+            if make is not None:
+                os.makedirs(directory, mode=make, exist_ok=True)
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             if make is None:

@@ -40,6 +40,8 @@ _ERRNOS: dict[str, tuple[int | None, ...]] = {
     "bpf": (errno.EPERM, errno.ENOMEM),
     "umount2": (errno.EBUSY,),
     "mount": (errno.EPERM, errno.ENOMEM),
+    "move_mount": (errno.EPERM, errno.ENOMEM),
+    "fs": (errno.ENOMEM, errno.EPERM),
     "flock": (errno.ENOLCK,),
     "socket": (errno.EMFILE, errno.ENOBUFS),
     "setns": (errno.ENOMEM, errno.EPERM),
@@ -49,6 +51,8 @@ _ERRNOS: dict[str, tuple[int | None, ...]] = {
     "": (errno.ENOSPC, errno.EROFS),
 }
 Result = dict[str, t.Any]
+#: Where a module may write a file for its user.
+OUTPUT = "/run/output"
 _WHEN = re.compile(r'"written": "[^"]*"')  # when a manifest was written
 #: How many processes share the sites of one scenario.
 PROCESSES = 2
@@ -72,32 +76,45 @@ class Call:
 
     def run(self) -> Result:
         """Run it in a process of its own, undisturbed; it has to succeed."""
-        return succeeded(self, syscalls.watch(self))
+        return succeeded(self, syscalls.watch(self).output)
+
+    def fails(self) -> Result:
+        """Run it likewise; it has to fail, in words."""
+        result = result_of(self, syscalls.watch(self).output)
+        assert result.get("failed") and result["msg"], f"{self} succeeded: {result.get('plan')}"
+        return result
 
     def but(self, **arguments: t.Any) -> Call:
         """Return the same run with other arguments."""
         return Call(self.module, {**self.arguments, **arguments})
 
 
-def result_of(call: Call, run: syscalls.Run) -> Result:
+def result_of(call: Call, output: str) -> Result:
     """Return what the module returned.
 
     :raises AssertionError: it died of an exception.
     """
     try:
-        return t.cast("Result", json.loads(run.output.splitlines()[-1]))
+        return t.cast("Result", json.loads(output.splitlines()[-1]))
     except (IndexError, ValueError):
-        raise AssertionError(f"{call} returned no result:\n{run.output}") from None
+        raise AssertionError(f"{call} returned no result:\n{output}") from None
 
 
-def succeeded(call: Call, run: syscalls.Run) -> Result:
+def succeeded(call: Call, output: str) -> Result:
     """Return what the module returned.
 
     :raises AssertionError: it failed.
     """
-    result = result_of(call, run)
+    result = result_of(call, output)
     assert not result.get("failed"), f"{call}: {result['msg']}"
     return result
+
+
+def at_once(*calls: Call) -> list[Result]:
+    """Run modules all at the same time; each has to succeed."""
+    started = [syscalls.start(call) for call in calls]
+    outputs = [syscalls.finish(*one) for one in started]
+    return [succeeded(call, output) for call, output in zip(calls, outputs, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,14 +199,11 @@ def _files(*directories: str) -> dict[str, str]:
     return found
 
 
-def picture(*more: str) -> dict[str, str]:
-    """Return what is there of all that a module can make, without asking the modules: objects by name, with what matters of them.
-
-    :param more: directories besides.
-    """
+def picture() -> dict[str, str]:
+    """Return what is there of all that a module can make, without asking the modules: objects by name, with what matters of them."""
     namespaces = sorted(os.listdir("/run/netns"))
     network = {key: value for name in ["", *namespaces] if not name or _is_namespace(name) for key, value in _network(name).items()}
-    return {**leftovers.snapshot(), **_files("/run/ebpf_conntrack", "/var/lib/ebpf_conntrack", *more), **_pins(), **network}
+    return {**leftovers.snapshot(), **_files("/run/ebpf_conntrack", "/var/lib/ebpf_conntrack", OUTPUT), **_pins(), **network}
 
 
 def _is_namespace(name: str) -> bool:
@@ -220,7 +234,7 @@ def _kill(scenario: Scenario, turn: int) -> int:
             scenario.prepare()
             run = _killed(scenario.broken, site)
             if not run.killed:
-                result = succeeded(scenario.broken, run)
+                result = succeeded(scenario.broken, run.output)
                 assert kills and result["changed"], f"{scenario.broken} did nothing"
                 scenario.finish(bare, "its end")
                 break
@@ -275,12 +289,12 @@ def _refuse(scenario: Scenario, turn: int) -> int:
             before = picture()
         run, refused = _refused(scenario.broken, site)
         if refused is None:
-            succeeded(scenario.broken, run)
+            succeeded(scenario.broken, run.output)
             scenario.finish(bare, "its end")
             break
         refusals += 1
         where = f"call {site}, {refused}"
-        result = result_of(scenario.broken, run)
+        result = result_of(scenario.broken, run.output)
         try:
             if result.get("failed"):
                 changes = differences(before, picture()) if any(event.changes for event in run.events) else []

@@ -40,11 +40,13 @@ _NUMBERS = {
         "umount2": 39, "unlinkat": 35, "unshare": 97, "write": 64, "writev": 66,
     },
 }  # fmt: skip
+for _numbers in _NUMBERS.values():  # Linux 5.2 and later: the same everywhere
+    _numbers.update(move_mount=429, fsopen=430, fsconfig=431, fsmount=432)
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 #: Which argument is the path that a call is about.
 _PATH = {
-    "chmod": 0, "fchmodat": 1, "link": 1, "linkat": 3, "mkdir": 0, "mkdirat": 1, "mount": 1, "open": 0, "openat": 1, "rename": 1, "renameat": 3,
-    "renameat2": 3, "rmdir": 0, "symlink": 1, "symlinkat": 2, "truncate": 0, "umount2": 0, "unlink": 0, "unlinkat": 1,
+    "chmod": 0, "fchmodat": 1, "link": 1, "linkat": 3, "mkdir": 0, "mkdirat": 1, "mount": 1, "move_mount": 3, "open": 0, "openat": 1, "rename": 1,
+    "renameat": 3, "renameat2": 3, "rmdir": 0, "symlink": 1, "symlinkat": 2, "truncate": 0, "umount2": 0, "unlink": 0, "unlinkat": 1,
 }  # fmt: skip
 
 #: enum bpf_cmd (include/uapi/linux/bpf.h).
@@ -59,7 +61,7 @@ _BPF_COMMANDS = (
 _OF_THE_PROCESS = {
     *(f"bpf {command}" for command in _BPF_COMMANDS if "GET" in command or "LOOKUP_ELEM" in command or "LOOKUP_BATCH" in command),
     *(f"bpf {command}" for command in ("MAP_CREATE", "PROG_LOAD", "BTF_LOAD", "PROG_QUERY", "TASK_FD_QUERY", "ENABLE_STATS", "ITER_CREATE")),
-    "flock", "setns", "socket", "unshare",
+    "flock", "fsconfig", "fsmount", "fsopen", "setns", "socket", "unshare",
 }  # fmt: skip
 
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # id, pid, flags; seccomp_data: nr, arch, instruction pointer, arguments
@@ -221,24 +223,9 @@ def watch(run: c.Callable[[], object], answer: c.Callable[[int, Event], Answer] 
     :raises TimeoutError: the process hangs.
     """
     ours, theirs = socket.socketpair()
-    output = os.memfd_create("output")
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            sys.stdout = sys.stderr = os.fdopen(1, "w", encoding="utf-8")
-            socket.send_fds(theirs, [b"f"], [_install()])
-            run()
-        except SystemExit:
-            pass
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(0)
-    theirs.close()
     with ours:
+        pid, output = start(lambda: (socket.send_fds(theirs, [b"f"], [_install()]), run()))
+        theirs.close()
         (listener,) = socket.recv_fds(ours, 1, 1)[1]
     done = Run([], False, "")
     try:
@@ -248,11 +235,36 @@ def watch(run: c.Callable[[], object], answer: c.Callable[[int, Event], Answer] 
         raise
     finally:
         os.close(listener)
-        os.waitpid(pid, 0)
-        with open(output, "rb") as written:
-            written.seek(0)
-            done.output = written.read().decode()
+        done.output = finish(pid, output)
     return done
+
+
+def start(run: c.Callable[[], object]) -> tuple[int, int]:
+    """Run a function in a process of its own; return the process's number, and an open file that holds what it writes."""
+    output = os.memfd_create("output")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            sys.stdout = sys.stderr = os.fdopen(1, "w", encoding="utf-8")
+            run()
+        except SystemExit:
+            pass
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    return pid, output
+
+
+def finish(pid: int, output: int) -> str:
+    """Wait for the end of a process that was started; return what it wrote."""
+    os.waitpid(pid, 0)
+    with open(output, "rb") as written:
+        written.seek(0)
+        return written.read().decode()
 
 
 def _supervise(pid: int, listener: int, answer: c.Callable[[int, Event], Answer], done: Run) -> None:

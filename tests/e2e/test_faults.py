@@ -7,16 +7,35 @@ from __future__ import annotations
 
 import collections.abc as c
 import os
+import pathlib
+import re
 import socket
 import struct
+import subprocess
+import sys
 import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation_apply, health, netns, render
-from ansible_collections.ebpf.conntrack.tests.e2e import faults
+from ansible_collections.ebpf.conntrack.plugins.module_utils import (
+    bpf,
+    bpffs,
+    build_bcc,
+    chain,
+    clock,
+    deps,
+    generation_apply,
+    health,
+    netns,
+    render,
+    verify,
+)
+from ansible_collections.ebpf.conntrack.tests.e2e import faults, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
-from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import shell
+from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed, shell
+from ansible_collections.ebpf.conntrack.tests.install.commands import changes
+from ansible_collections.ebpf.conntrack.tests.tools import tree
+from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -86,24 +105,28 @@ LAB_SCENARIOS = {
 # ---------------------------------------------------------------- a chain that costs no compiler
 #: The sources of two generations: what is compiled plays no part in how they follow each other.
 SOURCES = [render.pack(f'"{render.MAP_DIR}/meta" {number}', {"header.h": ""}) for number in (1, 2)]
-TABLE = {"table_size": 64, "table_size6": 16, "half_open_size": 16, "half_open_size6": 16}
+TABLE: dict[str, t.Any] = {"table_size": 64, "table_size6": 16, "half_open_size": 16, "half_open_size6": 16}
 ENTRIES = 20
 CHAIN = Call("xdp_program", {"rendered": SOURCES[0], **TABLE})
 NEXT_CHAIN, NO_CHAIN = CHAIN.but(rendered=SOURCES[1]), Call("xdp_program", {"state": "absent"})
 ATTACH = Call("xdp_attach", {"interfaces": [{"name": "ns1-lan", "program": "ingress"}, {"name": "ns2-lan", "program": "egress"}]})
 DETACH = Call("xdp_attach", {"state": "absent"})
-#: Where each hook counts; the frame of proof is sent through the first.
-COUNTERS = {"ingress": chain.COUNTERS.index("untracked_not_ip"), "egress": chain.COUNTERS.index("untracked_vlan_depth")}
+#: Where each hook counts, besides where the frame of proof counts.
+COUNTERS = {"ingress": chain.COUNTERS.index("untracked_eth_short"), "egress": chain.COUNTERS.index("untracked_vlan_depth")}
+PROOF = chain.COUNTERS.index("untracked_not_ip")
 PATHS = bpffs.Paths(bpffs.STANDARD)
 U32, U64 = struct.Struct("=I"), struct.Struct("=Q")
 
 
-def counting(stats: int, counter: int) -> bytes:
+def counting(stats: int, *counters: int) -> bytes:
     """Return a program that counts each frame, and passes it."""
     insn = struct.Struct("=BBhi").pack
-    look_up = insn(0x62, 10, -4, counter) + insn(0x18, 0x11, 0, stats) + bytes(8) + insn(0xBF, 0xA2, 0, 0) + insn(0x07, 2, 0, -4) + insn(0x85, 0, 0, 1)
-    add = insn(0x15, 0, 3, 0) + insn(0x79, 1, 0, 0) + insn(0x07, 1, 0, 1) + insn(0x7B, 0x10, 0, 0)
-    return look_up + add + bpf.xdp_pass_insns()
+    code = b""
+    for counter in counters:
+        code += insn(0x62, 10, -4, counter) + insn(0x18, 0x11, 0, stats) + bytes(8)  # the key on the stack; r1 = the map
+        code += insn(0xBF, 0xA2, 0, 0) + insn(0x07, 2, 0, -4) + insn(0x85, 0, 0, 1)  # r2 = the key; r0 = bpf_map_lookup_elem()
+        code += insn(0x15, 0, 3, 0) + insn(0x79, 1, 0, 0) + insn(0x07, 1, 0, 1) + insn(0x7B, 0x10, 0, 0)  # if (r0) ++*r0
+    return code + bpf.xdp_pass_insns()
 
 
 def build(text: str, dummy_headers: t.Mapping[str, str]) -> dict[str, int]:
@@ -113,13 +136,14 @@ def build(text: str, dummy_headers: t.Mapping[str, str]) -> dict[str, int]:
         for name, value in {"jiffies": (1 << 33) - (1 << 20), "ktime_ns": time.monotonic_ns()}.items():
             bpf.map_update(meta, U32.pack(chain.META[name]), U64.pack(value))
     with bpf.closing(bpf.obj_get(f"{directory}/stats")) as stats:
-        code = {name: counting(stats, counter) for name, counter in COUNTERS.items()}
+        code = {name: counting(stats, PROOF, counter) for name, counter in COUNTERS.items()}
         return {name: bpf.prog_load(code.get(name, bpf.xdp_pass_insns()), name) for name in chain.SLOTS}
 
 
 def lab_with_quick_chain() -> None:
     """Bring the lab up, and let what loads the chain neither compile nor wait."""
     generation_apply.build_bcc.build = build  # type: ignore[assignment]
+    verify.prove_whole = lambda entries, stats, guests=False: verify.prove(entries["ingress"], stats, guests)
     generation_apply._GRACE_SECONDS = health._PAUSE = 0
     LAB.run()
 
@@ -167,7 +191,7 @@ def goes_on() -> None:
 
 
 def no_chain() -> None:
-    assert set(os.listdir(bpffs.STANDARD)) <= {"maps.debug", "progs.debug"}  # the kernel's own
+    assert not os.path.ismount(bpffs.STANDARD) or set(os.listdir(bpffs.STANDARD)) <= {"maps.debug", "progs.debug"}  # the kernel's own
     assert "xdp" not in shell("ip link")
     traffic_passes()
 
@@ -207,6 +231,14 @@ SETTINGS = CHAIN.but(timeouts={"udp": 7})
 AWAY = (DETACH.run, NO_CHAIN.run)
 
 
+BACK = Call("xdp_program", {"state": "rolled_back"})
+
+
+def upgraded() -> None:
+    in_use()
+    NEXT_CHAIN.run()
+
+
 def detached() -> None:
     in_use()
     DETACH.run()
@@ -216,12 +248,105 @@ def removed(call: Call) -> Ending:
     return Ending(call, no_chain)
 
 
+def without_bpffs() -> None:
+    lab_with_quick_chain()
+    shell("while mountpoint -q /sys/fs/bpf; do umount /sys/fs/bpf; done")
+
+
 PROGRAM_SCENARIOS = {
     "first": Scenario(lambda: None, CHAIN, (Ending(CHAIN, lambda: None), removed(NO_CHAIN)), AWAY, lab_with_quick_chain),
     "upgrade": Scenario(in_use, NEXT_CHAIN, (Ending(NEXT_CHAIN, goes_on), Ending(CHAIN, goes_on)), AWAY, lab_with_quick_chain),
+    "roll back": Scenario(upgraded, BACK, (Ending(BACK, goes_on), Ending(NEXT_CHAIN, goes_on)), AWAY, lab_with_quick_chain),
     "resize": Scenario(in_use, BIGGER, (Ending(BIGGER, goes_on),), AWAY, lab_with_quick_chain),
     "settings": Scenario(in_use, SETTINGS, (Ending(SETTINGS, goes_on),), AWAY, lab_with_quick_chain),
+    "mount": Scenario(lambda: None, CHAIN, (Ending(CHAIN, lambda: None), removed(NO_CHAIN)), AWAY, without_bpffs),
     "remove": Scenario(detached, NO_CHAIN, (removed(NO_CHAIN), Ending(CHAIN, lambda: None)), AWAY, lab_with_quick_chain),
+}
+
+
+def test_a_killed_build_leaves_nothing() -> None:
+    """With the compiler: until it begins, and when it has ended."""
+
+    def body() -> int:
+        text, headers = render.render(str(tree.ROOT / "files/bpf"), render.Settings(**TABLE)), render.read_headers(str(tree.ROOT / "files/bpf"))
+        bare, call, kills = faults.picture(), CHAIN.but(rendered=render.pack(text, headers)), 0
+        while True:
+            left = kills
+
+            def answer(dummy: int, event: syscalls.Event) -> syscalls.Answer:
+                nonlocal left
+                left -= "/build" in event.path and event.changes
+                return syscalls.Kill() if left < 0 else None
+
+            run = syscalls.watch(call, answer)
+            assert run.killed, run.output
+            kills += 1
+            NO_CHAIN.run()
+            assert faults.differences(bare, faults.picture()) == [], run.events[-1]
+            if run.events[-1].name.startswith(("unlink", "rmdir")):
+                return kills
+
+    (kills,) = sandboxed(body)
+    assert kills > 10
+
+
+# ---------------------------------------------------------------- the flow table
+#: The flows to DNS servers are to go, the others stay.
+FLUSH = Call("ct_flush", {"dport": [53]})
+FLUSH_ALL = Call("ct_flush", {"all": True})
+LIST = Call("ct_flows", {"dest": f"{faults.OUTPUT}/flows", "format": "conntrack"})
+
+
+def with_flows() -> None:
+    """Ten flows are in the table, half of them to DNS servers."""
+    now, hz = 1 << 33, clock.hz()
+    with bpf.closing(bpf.obj_get(PATHS.map("meta"))) as meta:
+        for name, ticks in {"jiffies": now, "ktime_ns": time.monotonic_ns()}.items():
+            bpf.map_update(meta, U32.pack(chain.META[name]), U64.pack(ticks))
+    with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
+        for number in range(10):
+            key, value = flow_fakes.entry(sport=40000 + number, dport=53 if number % 2 else 80, proto=17, ctl=0, left=600, now=now, hz=hz)
+            bpf.map_update(ctt, key, value)
+
+
+def without_flows() -> None:
+    size = chain.KEY4.size
+    with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
+        for dummy, keys, _values in list(bpf.map_batches(ctt, size, chain.ENTRY.size)):
+            bpf.map_delete_batch(ctt, [bytes(keys[at : at + size]) for at in range(0, len(keys), size)])
+    with bpf.closing(bpf.obj_get(PATHS.map("deletions"))) as deletions:
+        for index in range(len(chain.DELETIONS)):
+            bpf.map_update(deletions, U32.pack(index), bytes(8))
+
+
+def remaining(number: int) -> c.Callable[[], None]:
+    def check() -> None:
+        assert flows() == number
+
+    return check
+
+
+def with_output() -> None:
+    lab_with_chain()
+    os.mkdir(faults.OUTPUT)
+    with_flows()
+
+
+def listed() -> None:
+    assert os.listdir(faults.OUTPUT) == ["flows"]
+    with open(f"{faults.OUTPUT}/flows", encoding="utf-8") as file:
+        assert len(file.readlines()) == 10
+
+
+def no_list() -> None:
+    for name in os.listdir(faults.OUTPUT):
+        os.unlink(f"{faults.OUTPUT}/{name}")
+
+
+TABLE_SCENARIOS = {
+    "ct_flush": Scenario(with_flows, FLUSH, (Ending(FLUSH, remaining(5)),), (without_flows,), lab_with_chain),
+    "ct_flush, all": Scenario(with_flows, FLUSH_ALL, (Ending(FLUSH_ALL, remaining(0)),), (without_flows,), lab_with_chain),
+    "ct_flows": Scenario(lambda: None, LIST, (Ending(LIST, listed),), (no_list,), with_output),
 }
 
 
@@ -251,3 +376,163 @@ def test_xdp_attach(name: str, figure: Figure) -> None:
 @pytest.mark.parametrize("name", PROGRAM_SCENARIOS)
 def test_xdp_program(name: str, figure: Figure) -> None:
     figure(f"faults survived by xdp_program, {name}", survived(PROGRAM_SCENARIOS[name]))
+
+
+@pytest.mark.parametrize("name", TABLE_SCENARIOS)
+def test_the_flow_tables_modules(name: str, figure: Figure) -> None:
+    figure(f"faults survived by {name}", survived(TABLE_SCENARIOS[name]))
+
+
+# ---------------------------------------------------------------- bad surroundings
+def refused(words: str, *calls: Call) -> None:
+    """Each run fails with these words, and changes nothing."""
+    before = faults.picture()
+    for call in calls:
+        result = call.fails()
+        assert re.search(words, result["msg"]), result["msg"]
+        assert faults.differences(before, faults.picture()) == []
+
+
+def test_no_room_for_the_state() -> None:
+    def body() -> None:
+        lab_with_quick_chain()
+        shell("mkdir /var/lib/ebpf_conntrack; mount -t tmpfs -o size=64k tmpfs /var/lib/ebpf_conntrack")
+        fill = "dd if=/dev/zero of=/var/lib/ebpf_conntrack/rubbish bs=1k 2>/dev/null || true"
+        shell(fill)
+        words = r"/var/lib/ebpf_conntrack/.*: the manifest of the generation can not be kept: No space left on device\. Make room"
+        refused(words, CHAIN)
+        shell("rm /var/lib/ebpf_conntrack/rubbish")
+        in_use()
+        shell(fill)
+        refused(words, NEXT_CHAIN, SETTINGS)
+        goes_on()
+        shell("rm /var/lib/ebpf_conntrack/rubbish")
+        NEXT_CHAIN.run()
+        goes_on()
+        faults.unchanged(NEXT_CHAIN)
+
+    sandboxed(body)
+
+
+def test_a_read_only_bpf_file_system() -> None:
+    def body() -> None:
+        lab_with_quick_chain()
+        in_use()
+        before = faults.picture()
+        shell("mount -o remount,ro /sys/fs/bpf")
+        for call in (CHAIN, NEXT_CHAIN, NO_CHAIN, BACK, ATTACH, DETACH, FLUSH):
+            message = call.fails()["msg"]
+            assert re.search(r"pin_root: .* mounted read-only; remount it: mount -o remount,rw /sys/fs/bpf", message), message
+        shell("mount -o remount,rw /sys/fs/bpf")
+        assert faults.differences(before, faults.picture()) == []
+        goes_on()
+
+    sandboxed(body)
+
+
+def test_something_else_is_mounted_over_the_bpf_file_system() -> None:
+    def body() -> None:
+        lab_with_quick_chain()
+        in_use()
+        shell("mount -t tmpfs tmpfs /sys/fs/bpf")
+        refused(r"of type tmpfs is mounted at /sys/fs/bpf, and hides the BPF file system; unmount it", CHAIN, NEXT_CHAIN, NO_CHAIN, ATTACH, DETACH, FLUSH)
+        assert os.listdir(bpffs.STANDARD) == []
+        shell("umount /sys/fs/bpf")
+        goes_on()
+
+    sandboxed(body)
+
+
+def test_no_bpf_file_system_and_nothing_to_take_away() -> None:
+    def body() -> None:
+        without_bpffs()
+        before = faults.picture()
+        for call in (NO_CHAIN, DETACH):
+            faults.unchanged(call)
+        assert faults.differences(before, faults.picture()) == []
+
+    sandboxed(body)
+
+
+def test_what_is_needed_for_building_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_bcc, "_UAPI", "/nonexistent")
+    monkeypatch.setattr(deps, "SYSTEM_PYTHONS", ())
+    sandboxed(lambda: refused(r"/nonexistent/linux/bpf\.h is missing: .*linux-libc-dev", CHAIN))
+    monkeypatch.setitem(sys.modules, "bcc", None)
+    sandboxed(lambda: refused(r"bcc .* or newer is needed .*python3-bpfcc", CHAIN))
+
+
+# ---------------------------------------------------------------- at the same time
+def test_labs_at_once() -> None:
+    def body() -> None:
+        bare = faults.picture()
+        for dummy in range(3):
+            assert sum(result["changed"] for result in faults.at_once(*[LAB] * 4)) == 1, "one built it, the others waited and saw that"
+            faults.at_once(LAB, NO_LAB, OTHER_LAB, NO_LAB)
+            LAB.run()
+            traffic_passes()
+            faults.at_once(NO_LAB, NO_LAB)
+            assert faults.differences(bare, faults.picture()) == []
+
+    sandboxed(body)
+
+
+def test_chains_at_once() -> None:
+    def body() -> None:
+        without_bpffs()
+        bare = faults.picture()
+        for dummy in range(3):
+            assert sum(result["changed"] for result in faults.at_once(*[CHAIN] * 3)) == 1
+            assert shell("grep -c ' /sys/fs/bpf bpf ' /proc/mounts") == "1\n"
+            assert sum(result["changed"] for result in faults.at_once(*[ATTACH] * 3)) == 1
+            fill_table()
+            faults.at_once(NEXT_CHAIN, ATTACH, CHAIN, NEXT_CHAIN)
+            goes_on()
+            faults.at_once(DETACH, DETACH)
+            faults.at_once(NO_CHAIN, CHAIN, NO_CHAIN)
+            NO_CHAIN.run()
+            assert faults.differences(bare, faults.picture()) == []
+
+    sandboxed(body)
+
+
+PLAY = """
+- hosts: localhost
+  gather_facts: false
+  roles:
+    - role: ebpf.conntrack.netns_lab
+    - role: ebpf.conntrack.xdp_ct
+      vars:
+        xdp_ct_interfaces:
+          - {name: ns1-lan, program: ingress}
+          - {name: ns2-lan, program: egress}
+"""
+
+
+@pytest.mark.timeout(600)
+def test_playbooks_at_once(tmp_path: pathlib.Path) -> None:
+    """With all that a user has: processes of ansible-playbook, the compiler, the real chain."""
+    play = tmp_path / "play.yml"
+    play.write_text(PLAY, encoding="utf-8")
+
+    def run(number: int, playbook: str) -> list[int]:
+        """Run a playbook so many times at once; return how many tasks of each changed something."""
+        command = [f"{tree.VENV}/ansible-playbook", playbook]
+        options: dict[str, t.Any] = {"cwd": tree.ROOT, "env": tree.environment(), "stdin": subprocess.DEVNULL, "text": True}
+        started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) for dummy in range(number)]
+        outputs = [one.communicate()[0] for one in started]
+        for one, output in zip(started, outputs, strict=True):
+            assert one.returncode == 0, output
+        return [changes(output) for output in outputs]
+
+    def body() -> None:
+        shell("umount /sys/fs/bpf")
+        bare = faults.picture()
+        assert sum(run(2, str(play))) == 3, "one made the lab, one the chain, one attached it: each was waited for"
+        traffic_passes()
+        assert int(LIST.but(dest=None, format=None).run()["count"]) >= 1
+        assert run(1, str(play)) == [0]
+        assert sum(run(2, "playbooks/clean.yml")) >= 3
+        assert faults.differences(bare, faults.picture()) == []
+
+    sandboxed(body)
