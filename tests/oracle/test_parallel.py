@@ -12,6 +12,7 @@ import collections
 import mmap
 import os
 import threading
+import time
 import typing as t
 
 import pytest
@@ -183,6 +184,48 @@ def test_two_create_one_flow(rig: ChainRig, pair: Pair, name: str) -> None:
     flows = rig.flows()
     assert counted["created"] == len(flows) == FLOWS
     assert counted["tracked"] == sum(sum(flow.packets) for flow in flows.values()) == 2 * FLOWS - counted["untracked_contended"]
+
+
+#: What was before, and two frames of which one or both make the flow assured.
+PROMOTERS: dict[str, t.Callable[[Pair], tuple[list[Step], list[Step]]]] = {
+    "tcp": lambda pair: _last(Talk(pair).until("SYN_RECV").send("a", "A").send("a", "PA", 10)),
+    "tcp, both ways": lambda pair: _last(Talk(pair).until("SYN_RECV").send("a", "A").send("b", "PA", 10)),
+    "udp, both ways": lambda pair: ([pair.udp("a"), pair.udp("b")], [pair.udp("a", 33), pair.udp("b", 44)]),
+}
+#: Seconds after which UDP with traffic both ways is a stream.
+STREAM_SECONDS = 2.2
+
+
+def _last(talk: Talk) -> tuple[list[Step], list[Step]]:
+    return talk.steps[:-2], talk.steps[-2:]
+
+
+def in_tables(rig: ChainRig) -> dict[str, int]:
+    """Return how many entries there are for each class of flows, where there are any."""
+    found = {opened.table.flow_class: 0 for opened in rig.tables.tables}
+    for opened in rig.tables.tables:
+        found[opened.table.flow_class] += sum(count for count, dummy, dummy in rig.tables.batches(opened))
+    return {name: number for name, number in found.items() if number}
+
+
+@each_family
+@pytest.mark.parametrize("name", PROMOTERS)
+def test_a_flow_becomes_assured_while_both_write_it(rig: ChainRig, pair: Pair, name: str) -> None:
+    """It moves to the other table once, and takes along all that was counted; it is never in both, and nobody makes it anew."""
+    rounds = [PROMOTERS[name](each) for each in pairs(pair)]
+    for before, dummy in rounds:
+        send(rig, before)
+    assert in_tables(rig) == {"half_open": FLOWS}
+    if name.startswith("udp"):
+        time.sleep(STREAM_SECONDS)
+    was = sum(sum(flow.packets) for flow in rig.flows().values())
+    counted = in_step(rig, [steps for dummy, steps in rounds])
+    assert set(counted) <= {"tracked", "untracked_contended", "promoted", "forward_port"}, counted
+    there, flows = in_tables(rig), rig.flows()
+    assert there["assured"] == counted["promoted"] == sum(flow.assured for flow in flows.values())
+    assert sum(there.values()) == len(flows) == FLOWS
+    assert there.get("half_open", 0) <= counted["untracked_contended"], "who did not get the lock made nothing assured"
+    assert sum(sum(flow.packets) for flow in flows.values()) - was == counted["tracked"] == 2 * FLOWS - counted["untracked_contended"]
 
 
 #: What was before, and the frames that come at the same time.
