@@ -12,9 +12,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import os
 import typing as t
 
-from . import chain, flow
+from . import chain, flow, state
+from .bpffs import Paths
 from .capture import Packet
 from .dissect import dissect
 from .errors import ConntrackError, bad_value
@@ -73,7 +75,8 @@ class Report:
     """What came of a replay.
 
     :ivar generation: the running generation's number; None where there is none.
-    :ivar reason: why nothing was compared; empty where it was.
+    :ivar reason: why nothing was compared, or not all; empty where all was.
+    :ivar compared: whether frames were compared.
     :ivar frames: how many were replayed; ``skipped`` were not, being too short or too long for a test run; ``cut`` are not whole in the capture.
     :ivar frame_differences: of how many frames the generations make different things; likewise ``flow_differences``.
     :ivar flows: how many each side had at the end, by side.
@@ -83,6 +86,7 @@ class Report:
 
     generation: int | None = None
     reason: str = ""
+    compared: bool = False
     frames: int = 0
     skipped: int = 0
     cut: int = 0
@@ -139,7 +143,7 @@ def compare(frames: t.Sequence[Frame], old: Shadow | None, new: Shadow, timeouts
     :param old: None to see only what the new one makes of them.
     :param timeouts: whether the flows' timeouts are compared: not where they were set to other values.
     """
-    report = Report(frames=len(frames))
+    report = Report(compared=old is not None, frames=len(frames))
     shadows = {name: shadow for name, shadow in (("old", old), ("new", new)) if shadow}
     verdicts: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in shadows}
     for frame in frames:
@@ -178,7 +182,7 @@ def flow_differences(old: t.Mapping[t.Any, flow.Record], new: t.Mapping[t.Any, f
             continue
         summary = _flow_name(old[key] if key in old else new[key])
         found.append(Difference("flow", summary, _shown(sides[0], sides[1]), _shown(sides[1], sides[0])))
-    return found
+    return sorted(found)  # a table has no order that holds
 
 
 def _flat(record: flow.Record, ignored: t.Collection[str]) -> dict[str, t.Any]:
@@ -215,13 +219,12 @@ class Proof:
     :param packets: what to replay.
     :param hook: see frames_of().
     :param on_difference: ``fail`` keeps the new generation from taking over.
-    :param manifest: returns the sources of a generation by its number; None where they are not known.
-    :param maps: directory of the running generation's maps, from which guests have what they are set to.
+    :param paths: where the running generation stands, and what it was made of.
     """
 
-    def __init__(self, packets: t.Sequence[Packet], hook: str, on_difference: str, manifest: t.Callable[[int], Want | None], maps: str = "") -> None:
+    def __init__(self, packets: t.Sequence[Packet], hook: str, on_difference: str, paths: Paths) -> None:
         self._packets, self._frames = packets, frames_of(packets, hook)
-        self._on_difference, self._manifest, self._maps = on_difference, manifest, maps
+        self._on_difference, self._paths = on_difference, paths
         self.report = Report(reason="no other sources are to be loaded")
 
     def __call__(self, plan: Plan, have: Have, want: Want, settings: bytes) -> Plan:
@@ -232,40 +235,42 @@ class Proof:
         load = next((step for step in plan if (step.action, step.kind) == ("load", "generation")), None)
         if load is None or have.digest == want.digest:
             return plan
-        self.report = self._replay(have, want, settings)
-        if self._on_difference == "fail" and self.warning:
-            raise ConntrackError(f"verify generation {load.name}: {self.warning} The running generation stays.", replay=self.report.as_dict())
-        return [self._step(load.name), *plan]
-
-    def _replay(self, have: Have, want: Want, settings: bytes) -> Report:
+        number = load.name
         with contextlib.ExitStack() as made:
-            hz = chain.settings_of(settings)[0]
-            new = made.enter_context(Shadow(want.text, want.headers, settings, hz, len(self._frames), self._maps))
-            old, reason = None, "no generation is loaded yet"
-            if have.generation is not None:
-                try:
-                    old, reason = made.enter_context(self._shadow_of(have, hz)), ""
-                except ConntrackError as exc:
-                    reason = exc.message
-            report = compare(self._frames, old, new, _timeouts(have.settings) == _timeouts(settings))
-        report.generation = have.generation
-        report.reason = reason or report.reason
-        report.skipped = len(self._packets) - len(self._frames)
-        report.cut = sum(packet.cut for packet in self._packets)
-        return report
+            old, reason = self._old(made, have, settings)
+            self.report = Report(have.generation, reason, compared=not reason)
+            self._check(number)
+            new = made.enter_context(self._shadow(want, settings, settings))
+            self.report = compare(self._frames, old, new, _timeouts(have.settings) == _timeouts(settings))
+        self.report.generation = have.generation
+        self.report.reason = reason or self.report.reason
+        self.report.skipped = len(self._packets) - len(self._frames)
+        self.report.cut = sum(packet.cut for packet in self._packets)
+        self._check(number)
+        return [self._step(number), *plan]
 
-    def _shadow_of(self, have: Have, hz: int) -> Shadow:
-        """Return a shadow of the running generation.
+    def _check(self, number: str) -> None:
+        if self._on_difference == "fail" and self.warning:
+            raise ConntrackError(f"verify generation {number}: {self.warning} The running generation stays.", replay=self.report.as_dict())
 
-        :raises ConntrackError: where its sources are not known, or do not compile any more.
-        """
-        number = t.cast("int", have.generation)
-        sources = self._manifest(number)
+    def _old(self, made: contextlib.ExitStack, have: Have, settings: bytes) -> tuple[Shadow | None, str]:
+        """Return a shadow of the running generation, or why there is none."""
+        number = have.generation
+        if number is None:
+            return None, "no generation is loaded yet"
+        sources = state.read(self._paths, number)
         if sources is None:
-            raise ConntrackError(f"the sources of generation {number} are not known: the state directory has no manifest of it")
+            return None, f"the sources of generation {number} are not known: the state directory has no manifest of it"
         if sources.digest != have.digest:
-            raise ConntrackError(f"the manifest of generation {number} is not that of what runs: its digest is {sources.digest}, the chain's {have.digest}")
-        return Shadow(sources.text, sources.headers, have.settings, hz, len(self._frames), self._maps)
+            return None, f"the manifest of generation {number} is not that of what runs: its digest is {sources.digest}, the chain's {have.digest}"
+        try:
+            return made.enter_context(self._shadow(sources, have.settings, settings)), ""
+        except ConntrackError as exc:  # another compiler
+            return None, f"the sources of generation {number} can not be loaded any more: {exc.message}"
+
+    def _shadow(self, sources: Want, settings: bytes, here: bytes) -> Shadow:
+        """:param here: the settings that are wanted, which tell the host's jiffies a second."""
+        return Shadow(sources.text, sources.headers, settings, chain.settings_of(here)[0], len(self._frames), os.path.join(self._paths.active, "map"))
 
     @property
     def warning(self) -> str:
@@ -276,16 +281,17 @@ class Proof:
         if report.differs:
             listed = "".join(f"\n- {one}" for one in report.differences)
             return f"{report.differs} differ between generation {report.generation} and the new one, of {report.frames} frames that were replayed:{listed}\n"
-        return f"the generations were not compared: {report.reason}." if report.reason else ""
+        return "" if report.compared else f"the generations were not compared: {report.reason}."
 
     def _step(self, number: str) -> Step:
         report = self.report
         frames = f"{report.frames} frames"
         outcomes = ", ".join(f"{name} {count}" for name, count in report.counters["new"].items())
-        if report.reason and not report.differs:
+        if not report.compared:
             return Step("verify", "generation", number, f"{frames} replayed, not compared: {report.reason}", None, outcomes)
         if not report.differs:
-            return Step("verify", "generation", number, f"{frames} replayed: the same as generation {report.generation}", outcomes, outcomes)
+            but = f", but {report.reason}" if report.reason else ""
+            return Step("verify", "generation", number, f"{frames} replayed: the same as generation {report.generation}{but}", outcomes, outcomes)
         sides = (
             "; ".join(f"{one.what}{f' {one.number}' if one.number else ''} {one.summary}: {getattr(one, side)}" for one in report.differences)
             for side in ("old", "new")

@@ -32,10 +32,10 @@ _HEAD = f"""\
 BPF_TABLE("array", int, u64, {_CLOCK}, 1);
 static __always_inline u64 replay_now(void)
 {{
-	int i = 0;
-	u64 *now = {_CLOCK}.lookup(&i);
+    int i = 0;
+    u64 *now = {_CLOCK}.lookup(&i);
 
-	return now ? *now : 0;
+    return now ? *now : 0;
 }}
 #define bpf_jiffies64() replay_now()
 #line 1 "chain.c.j2"
