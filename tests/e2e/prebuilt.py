@@ -20,6 +20,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_b
 _LOAD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1  # the instruction's source register: its immediate is a map's file descriptor
 _INSN = struct.Struct("=BBhi")
+_SIZE = re.compile(r", \d+(?=, \")")
 _MAP_PIN = re.compile(r'"([^"]+/map)/(\w+)"')
 
 
@@ -34,11 +35,11 @@ _programs: dict[str, dict[str, Program]] = {}
 _compile = build_bcc.build
 
 
-def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = tuple(chain.SLOTS)) -> dict[str, int]:
+def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT)) -> dict[str, int]:
     """Do what build_bcc.build does; see there."""
     directories = {found[0] for found in _MAP_PIN.findall(text)}
     (directory,) = directories
-    same = text.replace(directory, "")
+    same = _SIZE.sub("", text.replace(directory, ""))  # the maps are there: what the text says of their sizes plays no part
     if same not in _programs:
         _programs[same] = {}
         return _captured(text, headers, stages, _programs[same])

@@ -17,6 +17,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, build_bcc, chain, clock, generation, health
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import U32, U64, Chain, made, rendered, udp_frame, veth
 
@@ -258,6 +259,12 @@ def test_what_only_people_can_mend_is_named(running: Chain) -> None:
         assert plan == [] and named(running, have.faults) == {("link_foreign", "stray")}
     os.unlink(running.paths.link(None, "stray"))
     assert running.observe().faults == ()
+    os.unlink(running.paths.seed_map)
+    os.symlink("elsewhere", running.paths.seed_map)
+    result = attached(running)
+    assert [(fault["fault"], fault["object"]) for fault in result["faults"]] == [("path_foreign", running.paths.seed_map)] and result["mended"] == []
+    with pytest.raises(ConntrackError, match=f"^{running.paths.seed_map} is a symbolic link of somebody else, to elsewhere"):
+        running.ensure()
 
 
 def test_another_releases_chain_is_not_judged(running: Chain) -> None:

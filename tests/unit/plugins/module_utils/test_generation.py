@@ -9,7 +9,7 @@ import dataclasses
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation, health
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation, health, inheritance
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 PATHS = bpffs.Paths("/sys/fs/bpf")
@@ -99,18 +99,37 @@ def test_an_interface_of_another_generation_is_taken_back() -> None:
     assert short(found(links=links, leftovers=("4",))) == [("replace", "link", "eth1"), ("delete", "generation", "4")]
 
 
-def test_another_size_is_a_step_of_its_own() -> None:
-    steps = generation.plan_present(found(), dataclasses.replace(OTHER, table_size=131072), SETTINGS)
-    (step,) = [step for step in steps if step.kind == "map"]
-    assert (step.action, step.name, step.before, step.after) == ("change", "ctt", "65536 entries", "131072 entries")
-    assert "copied" in step.reason and steps.index(step) == 1
+def legacy(want: generation.Want, policy: str = "fail", flows: t.Mapping[str, t.Any] | None = None, **old: t.Any) -> inheritance.Legacy:
+    """What generation 4 gets of generation 3, which is as this release makes it but for ``old``."""
+    there = dataclasses.replace(inheritance.wanted(3, "/sys/fs/bpf/gen/3", WANT.maps), **old)
+    inherited = inheritance.decide(there, inheritance.wanted(4, "/sys/fs/bpf/gen/4", want.maps), policy)
+    return inheritance.Legacy(inherited, inheritance.Census(flows or {}))
 
 
-def test_counters_of_another_release_start_anew() -> None:
-    maps = dict(found().maps)
-    maps["stats"] = maps["stats"]._replace(max_entries=7)
-    (step,) = [step for step in generation.plan_present(found(maps=maps), OTHER, SETTINGS) if step.kind == "map"]
-    assert step.name == "stats" and "starts empty" in step.reason
+def test_another_size_moves_the_flows_to_what_is_active_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpf, "possible_cpus", lambda: 4)
+    links = {"eth0": (link(100), "ingress")}
+    want = dataclasses.replace(OTHER, table_size=1024)
+    steps = generation.plan_present(found(links=links), want, SETTINGS, legacy=legacy(want, flows={"ctt": {(True, 3): 600}}))
+    assert [step.action for step in steps] == ["load", "activate", "replace", "move"]
+    assert (steps[3].kind, steps[3].name, steps[3].before, steps[3].after) == ("map", "ctt", "ctt: 65536 entries", "ctt: 1024 entries")
+    assert steps[3].reason == "another size: what they hold is taken over; 88 flows of ctt can not be kept"
+    dropped, warnings = generation.outlook(steps)
+    assert dropped == {"ctt": 88} and len(warnings) == 1
+
+
+def test_what_starts_empty_is_a_step_of_its_own() -> None:
+    infos = dict(inheritance.wanted(3, "", WANT.maps).infos)
+    infos["stats"] = infos["stats"]._replace(max_entries=7)
+    steps = generation.plan_present(found(), OTHER, SETTINGS, legacy=legacy(OTHER, infos=infos))
+    assert [(step.action, step.name) for step in steps[:3]] == [("load", "4"), ("change", "stats"), ("activate", "4")]
+    assert "starts empty" in steps[1].reason and steps[1].before == "7 entries"
+
+
+def test_what_is_forgotten_is_a_step_of_its_own() -> None:
+    steps = generation.plan_present(found(), OTHER, SETTINGS, legacy=legacy(OTHER, "drop", {"ctt": {(True, 3): 600}}, layout=9))
+    assert (steps[1].action, steps[1].before, steps[1].after) == ("change", "600 flows", "0 flows")
+    assert "forgotten" in steps[1].reason and generation.outlook(steps)[0] == {"ctt": 600}
 
 
 def test_faults_are_the_reason_for_a_new_generation() -> None:
@@ -140,10 +159,8 @@ def test_deletions_come_last() -> None:
     assert actions == ["load", "replace", "activate", "create", "create", "delete", "delete"]
 
 
-def test_a_layout_that_can_not_be_handed_on() -> None:
-    with pytest.raises(ConntrackError, match=r"generation 3 has layout 9, this release has \d+: .*state: absent"):
-        generation.plan_present(found(layout=9), OTHER, SETTINGS)
-    assert short(found(layout=9)) == [], "while the sources are the same, the layout is"
+def test_another_layout_matters_to_a_new_generation_alone() -> None:
+    assert short(found(layout=9)) == []
 
 
 # ---------------------------------------------------------------- what is kept, what is written down
@@ -227,9 +244,14 @@ def test_going_back() -> None:
 
 
 def test_going_back_to_a_table_of_its_own() -> None:
-    maps = {**found().maps, "ctt": found().maps["ctt"]._replace(id=999, max_entries=16)}
-    step = generation.plan_rolled_back(found(kept=(earlier(2, maps=maps),)))[1]
-    assert (step.action, step.kind, step.name, step.before, step.after) == ("change", "map", "ctt", "65536 entries", "16 entries")
+    have = found(kept=(earlier(2),), links={"eth0": (link(100), "ingress")})
+    old = dataclasses.replace(inheritance.wanted(3, "/sys/fs/bpf/gen/3", WANT.maps), infos=have.maps)
+    infos = {**have.maps, "ctt": have.maps["ctt"]._replace(id=999, max_entries=131072)}
+    inherited = inheritance.decide(old, dataclasses.replace(old, number=2, infos=infos), "migrate")
+    steps = generation.plan_rolled_back(have, legacy=inheritance.Legacy(inherited))
+    assert [step.action for step in steps] == ["prove", "activate", "replace", "move"]
+    assert (steps[3].name, steps[3].before, steps[3].after) == ("ctt", "ctt: 65536 entries", "ctt: 131072 entries")
+    assert inherited.shared == {spec.name for spec in chain.maps() if spec.inherited} - {"ctt"}
 
 
 def test_gone_back_already() -> None:
@@ -263,7 +285,6 @@ def test_nothing_to_go_back_to() -> None:
     assert refusal(NOTHING) == "no chain is loaded, so there is nothing to go back from."
     assert refusal(found()).startswith("there is no generation before 3 to go back to: none is kept; the option keep ")
     assert refusal(found(kept=(kept(2),)), 1) == f"generation 1 is not pinned: kept are: generation 2, digest {2:032x}, active since 2025-01-01T00:00:00Z."
-    assert "flow tables of layout 9, the active one of layout" in refusal(found(kept=(earlier(2, layout=9),)))
 
 
 # ---------------------------------------------------------------- absent

@@ -45,8 +45,8 @@ def create(paths: bpffs.Paths) -> None:
     bpffs.swap_symlink(paths.seed_links()[paths.seed_map], paths.seed_map)
     rows = flows()
     for spec in chain.maps(1024, 512, 1024, 512):
-        if spec.kind == "prog_array":
-            continue
+        if spec.kind not in ("hash", "lru_hash", "array", "percpu_array"):
+            continue  # readers ask nothing of what holds programs or other maps
         with bpf.closing(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, spec.entries or 1)) as fd:
             bpf.obj_pin(fd, os.path.join(directory, bpffs.encode(spec.name)))
             if spec.name == "meta":
