@@ -971,36 +971,6 @@ def test_killed_at_any_step_the_next_run_converges(quick: Chain, veth: None, nam
         take_away(quick)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_refused_at_any_step_everything_goes_back(quick: Chain, veth: None, name: str) -> None:
-    scenario = SCENARIOS[name]
-    events = scenario.events(quick)
-    scenario.prepare(quick)
-    before, settings, held = quick.tree(), quick.observe().settings, bpf_descriptors()
-
-    def refuse() -> None:
-        raise bpf.BpfError(errno.EIO, "a test's fault")
-
-    for site, event in enumerate(events):
-        if event == "bpf_prog_load":
-            continue  # this file's own
-        with watched(at(lambda number, dummy: number == site, refuse)):  # noqa: B023  called at once
-            with pytest.raises(ConntrackError, match="a test's fault") as raised:
-                scenario.run(quick)
-        assert not raised.value.facts.get("not_rolled_back")
-        assert bpf_descriptors() == held, event
-        if (quick.tree(), quick.observe().settings) == (before, settings):
-            continue
-        # All was done but for deleting what is replaced, and reading what is there now.
-        assert raised.value.message.startswith(("move ", "delete ")) or "applied" not in raised.value.facts, event
-        assert quick.observe().faults == () and quick.reachable() == ENTRIES, event
-        scenario.run(quick)
-        quick.assert_whole(t.cast("int", quick.observe().generation))
-        take_away(quick)
-        scenario.prepare(quick)
-        before = quick.tree()
-
-
 def test_two_runs_at_once(made: Chain) -> None:
     children = []
     for _turn in range(3):
