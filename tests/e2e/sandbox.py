@@ -26,8 +26,7 @@ mount -t tmpfs tmpfs /run
 mkdir /run/netns /run/lock
 mount --bind /run/netns /run/netns
 mount --make-shared /run/netns
-mkdir /run/var-lib /run/var-lib/upper /run/var-lib/work
-mount -t overlay -o lowerdir=/var/lib,upperdir=/run/var-lib/upper,workdir=/run/var-lib/work overlay /var/lib
+mount -t tmpfs tmpfs /var/lib
 umount -R -l /sys
 mount -t sysfs sysfs /sys
 mount -t bpf bpf /sys/fs/bpf

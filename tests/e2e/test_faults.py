@@ -496,7 +496,6 @@ def test_chains_at_once() -> None:
     sandboxed(body)
 
 
-PLAY = """
 - hosts: localhost
   gather_facts: false
   roles:
@@ -507,32 +506,3 @@ PLAY = """
           - {name: ns1-lan, program: ingress}
           - {name: ns2-lan, program: egress}
 """
-
-
-@pytest.mark.timeout(600)
-def test_playbooks_at_once(tmp_path: pathlib.Path) -> None:
-    """With all that a user has: processes of ansible-playbook, the compiler, the real chain."""
-    play = tmp_path / "play.yml"
-    play.write_text(PLAY, encoding="utf-8")
-
-    def run(number: int, playbook: str) -> list[int]:
-        """Run a playbook so many times at once; return how many tasks of each changed something."""
-        command = [f"{tree.VENV}/ansible-playbook", playbook]
-        options: dict[str, t.Any] = {"cwd": tree.ROOT, "env": tree.environment(), "stdin": subprocess.DEVNULL, "text": True}
-        started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) for dummy in range(number)]
-        outputs = [one.communicate()[0] for one in started]
-        for one, output in zip(started, outputs, strict=True):
-            assert one.returncode == 0, output
-        return [changes(output) for output in outputs]
-
-    def body() -> None:
-        shell("umount /sys/fs/bpf")
-        bare = faults.picture()
-        assert sum(run(2, str(play))) == 3, "one made the lab, one the chain, one attached it: each was waited for"
-        traffic_passes()
-        assert int(LIST.but(dest=None, format=None).run()["count"]) >= 1
-        assert run(1, str(play)) == [0]
-        assert sum(run(2, "playbooks/clean.yml")) >= 3
-        assert faults.differences(bare, faults.picture()) == []
-
-    sandboxed(body)

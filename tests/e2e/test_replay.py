@@ -257,7 +257,7 @@ def test_the_first_load_and_a_repair(made_for_itself: Chain) -> None:
     assert "no generation is loaded yet" in step["reason"]
     how = proof(made)
     assert ensure(made, made.want(), how) == []
-    assert (how.report.frames, how.report.reason) == (0, "no other sources are to be running")
+    assert (how.report.frames, how.report.reason) == (0, "no other sources are to be loaded")
     with bpf.closing(bpf.obj_get(made.paths.map("jt"))) as fd:
         bpf.map_delete(fd, chain.SLOTS["ct"].to_bytes(4, "little"))
     assert [step["action"] for step in ensure(made, made.want(), proof(made))] == ["load", "activate", "delete"], "the same sources"
