@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import collections.abc as c
 import os
-import pathlib
 import re
 import socket
 import struct
-import subprocess
 import sys
 import time
 import typing as t
@@ -33,7 +31,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
 from ansible_collections.ebpf.conntrack.tests.e2e import faults, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
 from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed, shell
-from ansible_collections.ebpf.conntrack.tests.install.commands import changes
 from ansible_collections.ebpf.conntrack.tests.tools import tree
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes
 
@@ -494,15 +491,3 @@ def test_chains_at_once() -> None:
             assert faults.differences(bare, faults.picture()) == []
 
     sandboxed(body)
-
-
-- hosts: localhost
-  gather_facts: false
-  roles:
-    - role: ebpf.conntrack.netns_lab
-    - role: ebpf.conntrack.xdp_ct
-      vars:
-        xdp_ct_interfaces:
-          - {name: ns1-lan, program: ingress}
-          - {name: ns2-lan, program: egress}
-"""

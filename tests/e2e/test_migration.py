@@ -18,6 +18,7 @@ import struct
 import subprocess
 import threading
 import time
+import types
 import typing as t
 
 import pytest
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "files/bpf"
 U32, U64 = struct.Struct("=I"), struct.Struct("=Q")
 SIZE = 4096
-ALIKE: t.Mapping[str, int] = {}
+ALIKE: t.Mapping[str, int] = types.MappingProxyType({})
 TWICE = dict.fromkeys(render.SIZES, 2 * SIZE)
 #: Interface, its peer, and the hook on it: what the initiators send comes in at the first, the answers at the second.
 SIDES = (("left", "right", "ingress"), ("left2", "right2", "egress"))
