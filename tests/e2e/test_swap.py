@@ -65,7 +65,7 @@ def test_no_frame_goes_unseen_while_tables_are_copied(load: swap.Load, figure: c
 
     def turn(number: int) -> None:
         nonlocal resized
-        resized += load.take_over("ab"[number % 2], SIZES[(number // 2 + 1) % 2]).count("move") == 2
+        resized += "move" in load.take_over("ab"[number % 2], SIZES[(number // 2 + 1) % 2])
 
     result = load.run(swaps, turn)
     told(result, figure, "generations under load, every second with tables of another size")
