@@ -675,9 +675,9 @@ def converge(
         raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
     bpffs.check(pin_root)
     with contextlib.ExitStack() as stack:
-        if not check_mode:
-            with contextlib.suppress(FileNotFoundError):  # nothing is loaded, which is said below
-                stack.enter_context(lock.held(paths.base, lock_timeout))
+        with contextlib.suppress(FileNotFoundError):  # nothing is loaded, which is said below
+            stack.enter_context(lock.held(paths.base, lock_timeout))
+            if not check_mode:
                 stack.callback(_rmdir, paths.link_dir)  # when the last link is gone: by this run, or by one that was killed then
         if state == "absent" and interfaces is None:
             names = [bpffs.interface_of(os.path.basename(path)) for path in held(paths)]

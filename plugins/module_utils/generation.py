@@ -54,6 +54,7 @@ __all__ = [
 
 #: How often to look again, when what was seen is gone before it was read.
 _LOOKS = 10
+T = t.TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -68,29 +69,46 @@ def _as_root() -> t.Iterator[None]:
         raise ConntrackError(f"{exc.filename}: permission denied: run as root, with become for instance.") from exc
 
 
+def _again(look: t.Callable[[], T]) -> T:
+    """Return what ``look`` returns, which is done anew where another run takes away what it has just seen."""
+    for dummy in range(_LOOKS - 1):
+        try:
+            return look()
+        except OSError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+    return look()
+
+
 @_as_root()
 def observe(paths: Paths) -> Have:
     """Read the kernel: the active generation, its health, and what else lies around.
 
     :raises ConntrackError: for a user that may not.
     """
-    for turn in range(_LOOKS):
-        try:
-            return _observe(paths)
-        except OSError as exc:
-            if exc.errno != errno.ENOENT or turn + 1 == _LOOKS:
-                raise  # else another run has just taken away what was seen: what is there now?
-    return Have()
+    return _again(lambda: _observe(paths))
 
 
 @_as_root()
 def listen(paths: Paths) -> tuple[health.Fault, ...]:
     """Return whether the interfaces receive what the active chain does not count; see health.listen()."""
-    return health.listen(paths, verify.prove) if bpffs.mounted(paths.pin_root) else ()
+    return _again(lambda: health.listen(paths, verify.prove)) if bpffs.mounted(paths.pin_root) else ()
 
 
 def _with(have: Have, heard: tuple[health.Fault, ...]) -> Have:
     return dataclasses.replace(have, faults=have.faults + heard) if have.generation is not None else have
+
+
+@contextlib.contextmanager
+def _at_rest(paths: Paths, patience: float) -> t.Iterator[bool]:
+    """Keep other runs out while what is there is read; nothing is made. It says whether there is anything that they could be at."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.held(paths.base, patience))
+            there = True
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        yield there
 
 
 @contextlib.contextmanager
@@ -127,9 +145,10 @@ def ensure(
     bpffs.check_places(paths)
     state.check(paths)
     if check_mode:
-        have = _with(observe(paths), heard)
-        finish = _unfinished(paths, have)
-        return finish + _plan(paths, _finished(have), want, settings, policy), have
+        with _at_rest(paths, patience):
+            have = _with(observe(paths), heard)
+            finish = _unfinished(paths, have)
+            return finish + _plan(paths, _finished(have), want, settings, policy), have
     try:
         with _at_home(paths, patience):
             have = _with(observe(paths), heard)
@@ -198,14 +217,12 @@ def roll_back(paths: Paths, number: int | None = None, check_mode: bool = False,
     :raises ConntrackError: see plan_rolled_back() and apply().
     """
     bpffs.check_places(paths)
-    if check_mode or not os.path.isdir(paths.base):
-        have = observe(paths)
-        then = _finished(have)
-        return _unfinished(paths, have) + plan_rolled_back(then, number, _legacy_of_target(paths, then, number)), have
-    with lock.held(paths.base, patience, make=0o700):
+    with _at_rest(paths, patience) as there:
         have = observe(paths)
         finish = _unfinished(paths, have)
         plan = finish + plan_rolled_back(_finished(have), number, _legacy_of_target(paths, _finished(have), number))
+        if check_mode or not there:
+            return plan, have
         if plan:
             state.check(paths)
         if finish:
@@ -223,16 +240,12 @@ def remove(paths: Paths, check_mode: bool = False, patience: float = lock.SECOND
 
     :raises ConntrackError: see plan_absent().
     """
-    if check_mode or not os.path.isdir(paths.base):
-        plan = _plan_removal(paths)[0]
-        if not check_mode:  # after a reboot there is no more than what was written down
-            state.activate(paths, None)
-            apply(plan, paths, Have(), Want("", {}, 1), b"")
-            _tidy(paths)
-        return plan
-    with lock.held(paths.base, patience, make=0o700):
+    with _at_rest(paths, patience) as there:
         plan, have = _plan_removal(paths)
-        remove_symlinks(paths)
+        if check_mode:
+            return plan
+        if there:  # after a reboot there is no more than what was written down
+            remove_symlinks(paths)
         state.activate(paths, None)
         apply(plan, paths, have, Want("", {}, 1), b"")
     _tidy(paths)

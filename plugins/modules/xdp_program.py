@@ -662,7 +662,7 @@ def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | Non
     policy = generation.Policy(keep=params["keep"], on_schema_change=params["on_schema_change"])
     generation.check(want, policy)
     heard = generation.listen(paths)
-    plan, before = generation.ensure(paths, want, True, policy, heard)
+    plan, before = generation.ensure(paths, want, True, policy, heard, params["lock_timeout"])
     if any(step.action == "load" for step in plan):
         require(module, "bcc")
         features.check()
