@@ -21,6 +21,7 @@ import dataclasses
 import errno
 import os
 import re
+import stat
 
 from . import lock
 from .errors import ConntrackError, bad_value
@@ -39,6 +40,7 @@ _CLOEXEC, _FSCONFIG_CREATE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 6, 4, -100
 
 _OURS = "ebpf_conntrack"
 _SWAPPED_IN = "%new"  # a symlink on its way to its place; no name that encode() made ends so
+_LINK, _DIRECTORY = "a symbolic link", "a directory"
 #: What the kernel itself puts into a fresh bpffs.
 _PRELOADED = {"maps.debug", "progs.debug"}
 
@@ -179,7 +181,7 @@ def check(pin_root: str) -> bool:
     """
     if not os.path.isabs(pin_root) or os.path.normpath(pin_root) != pin_root:
         raise bad_value("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
-    if os.path.lexists(pin_root) and not os.path.isdir(pin_root):
+    if _kind(os.path.realpath(pin_root)) not in (None, _DIRECTORY):
         raise bad_value("pin_root", pin_root, "it is not a directory; give a directory on a bpffs")
     point, kind = _mount_of(pin_root)
     if kind == "bpf" and "." in os.path.realpath(pin_root)[len(point) :]:
@@ -297,14 +299,24 @@ def check_symlink(path: str, target_prefix: str) -> None:
     :param target_prefix: what the target of our symlink starts with.
     :raises ConntrackError: when ``path`` is something else than such a symlink.
     """
-    if not os.path.lexists(path):
+    kind = _kind(path)
+    if kind is None:
         return
-    if not os.path.islink(path):
-        kind = "directory" if os.path.isdir(path) else "pin"
-        raise ConntrackError(f"{path} is a {kind} of somebody else. Move it away, or give another pin_root.")
-    target = os.readlink(path)
-    if not target.startswith(target_prefix):
-        raise ConntrackError(f"{path} is a symbolic link of somebody else, to {target}. Move it away, or give another pin_root.")
+    if kind != _LINK:
+        raise ConntrackError(f"{path} is {kind} of somebody else. Move it away, or give another pin_root.")
+    with contextlib.suppress(FileNotFoundError):  # another run has just taken it away
+        target = os.readlink(path)
+        if not target.startswith(target_prefix):
+            raise ConntrackError(f"{path} is a symbolic link of somebody else, to {target}. Move it away, or give another pin_root.")
+
+
+def _kind(path: str) -> str | None:
+    """Return what stands at a path, for people; None where nothing does. It looks once: another run may be about to take it away."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return _LINK if stat.S_ISLNK(mode) else _DIRECTORY if stat.S_ISDIR(mode) else "a pin"
 
 
 def check_places(paths: Paths) -> None:
@@ -314,12 +326,13 @@ def check_places(paths: Paths) -> None:
     """
     for path, target in paths.seed_links().items():
         check_symlink(path, target)
-    inside = [os.path.join(paths.gen, name) for name in (os.listdir(paths.gen) if os.path.isdir(paths.gen) else ())]
+    inside: list[str] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        inside += (os.path.join(paths.gen, name) for name in os.listdir(paths.gen))
     for path in (paths.base, paths.gen, paths.link_dir, *inside):
-        if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path)):
-            raise ConntrackError(
-                f"{path} is {'a symbolic link' if os.path.islink(path) else 'a pin'} of somebody else. Move it away, or give another pin_root."
-            )
+        kind = _kind(path)
+        if kind not in (None, _DIRECTORY):
+            raise ConntrackError(f"{path} is {kind} of somebody else. Move it away, or give another pin_root.")
 
 
 def swap_symlink(target: str, path: str) -> None:
