@@ -163,7 +163,7 @@ def _pinned_link(path: str) -> bpf.LinkInfo | None:
             if bpf.kind_of(fd) == "link":
                 info = bpf.link_info(fd)
     except bpf.BpfError as exc:
-        if exc.errno not in (errno.EACCES, errno.EPERM):  # the kernel's answers to a directory and to a file of another kind
+        if exc.errno != errno.EACCES:  # the kernel's answers to a directory and to a file of another kind
             raise
     if info is None or info.type != bpf.LINK_TYPE_XDP:
         raise ConntrackError(f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another pin_root.")

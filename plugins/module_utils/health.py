@@ -240,7 +240,7 @@ def open_pin(path: str) -> t.Iterator[tuple[str | None, int]]:
     try:
         fd = bpf.obj_get(path)
     except bpf.BpfError as exc:
-        if exc.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP):  # the kernel's answers to what is no BPF object
+        if exc.errno not in (errno.EACCES, errno.ENOENT, errno.ELOOP):  # the kernel's answers to what is no BPF object
             raise
         yield ("a directory" if os.path.isdir(path) else "no BPF object"), -1
         return
