@@ -42,7 +42,12 @@ LONG = {"stream", "playbook", "swap"}
 def main() -> int:
     """Run the sections; 1 when one of them failed. A missed goal is told, and no failure: it depends on the machine and its load."""
     parser = argparse.ArgumentParser(prog="make bench", description="Measure the collection next to floors and peers.")
-    parser.add_argument("--quick", action="store_true", default=os.environ.get("QUICK", "") not in ("", "0"), help=f"small sizes, few rounds, within a minute; without {', '.join(sorted(LONG))}")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        default=os.environ.get("QUICK", "") not in ("", "0"),
+        help=f"small sizes, few rounds, within a minute; without {', '.join(sorted(LONG))}",
+    )
     parser.add_argument("--output", default=str(harness.ROOT / "build/bench.json"), help="the report for machines (default: %(default)s)")
     parser.add_argument("section", nargs="*", choices=[[], *SECTIONS], help=f"what to measure: {', '.join(SECTIONS)} (default: all)")
     args = parser.parse_args()

@@ -953,10 +953,12 @@ SCENARIOS = {
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_at_any_step_the_next_run_converges(quick: Chain, veth: None, name: str) -> None:
+    """Of equal changes in a row, as pins of one generation, the first and the last stand for those between; test_faults.py has all."""
     scenario = SCENARIOS[name]
-    for site, event in enumerate(scenario.events(quick)):
-        if event in READS:
-            continue  # the same as before the next change
+    changes = [(site, event) for site, event in enumerate(scenario.events(quick)) if event not in READS]  # a read is the same as before the next change
+    for place, (site, event) in enumerate(changes):
+        if [event] * 3 == [other for dummy, other in changes[max(place - 1, 0) : place + 2]]:
+            continue
         scenario.prepare(quick)
         assert killed_at(lambda: scenario.run(quick), lambda number, dummy: number == site), event  # noqa: B023  called at once
         have = quick.observe()
@@ -1014,14 +1016,17 @@ def test_another_run_that_does_not_end_is_named(loaded: Chain, veth: None) -> No
     with lock.held(loaded.paths.base, 0):
         runs: dict[str, c.Callable[[], object]] = {
             "load": lambda: generation.ensure(loaded.paths, loaded.changed(), patience=0),
+            "plan to load": lambda: generation.ensure(loaded.paths, loaded.changed(), True, patience=0),
             "remove": lambda: generation.remove(loaded.paths, patience=0),
+            "plan to remove": lambda: generation.remove(loaded.paths, True, patience=0),
+            "roll back": lambda: generation.roll_back(loaded.paths, patience=0),
             "attach": lambda: attach_it(False),
+            "plan to attach": lambda: attach_it(True),
             "flush": lambda: contextlib.ExitStack().enter_context(flow_table.writing(loaded.paths.pin_root, 0)),
         }
         for name, run in runs.items():
             with pytest.raises(ConntrackError, match=rf"another run has the lock: process {os.getpid()} \(") as raised:
                 run()
             assert raised.value.message.startswith(loaded.paths.base), name
-        loaded.ensure(loaded.changed(), check_mode=True)
-        attach_it(True)
+        assert loaded.observe().generation == 1
     assert loaded.tree() == before
