@@ -33,6 +33,16 @@ class Playbooks:
         """Return the command line that runs one."""
         return [f"{tree.VENV}/ansible-playbook", f"playbooks/{name}.yml", "-e", f"@{self.variables}", *argv]
 
+    def at_once(self, *names: str) -> list[tuple[int, str]]:
+        """Run several at the same moment, each with files of its own; return how each ended, and what it printed."""
+        started = []
+        for number, name in enumerate(names):
+            env = tree.environment(ANSIBLE_LOCAL_TEMP=str(self.variables.parent / f"local{number}"))
+            with (self.variables.parent / f"output{number}").open("w+b") as out:
+                started.append(subprocess.Popen(self.command(name), cwd=tree.ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
+        ended = [process.wait() for process in started]
+        return [(code, (self.variables.parent / f"output{number}").read_text("utf-8")) for number, code in enumerate(ended)]
+
     def run(self, name: str, *argv: str, fails: bool = False) -> str:
         """Run one; return what it printed."""
         done = subprocess.run(
@@ -137,3 +147,34 @@ def test_a_missing_bpf_file_system_is_mounted_and_taken_away_again(playbooks: Pl
     done = subprocess.run(command, cwd=tree.ROOT, env=tree.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("/sys/fs/bpf is not a mountpoint\n"), done.stdout
+
+
+# ---------------------------------------------------------------- two at once
+#: The tasks of lab.yml, and of clean.yml, that change something on a machine that has none of it, or all.
+CHANGES = 3
+#: Why a run may fail when another one takes away what it has just made, or the reverse: another run's doings are named, and what to do.
+REASONS = (
+    r"no chain is loaded",  # between loading and attaching
+    r"the chain is attached to .*: detach it first",  # between detaching and unloading
+    r"interfaces.*ns[12]-lan.*(is not there|does not exist|no such)",  # between the lab and attaching
+)
+
+
+def changes_at_once(playbooks: Playbooks, *names: str) -> list[int]:
+    """Run playbooks at the same moment, each of which has to succeed; return how many of each one's tasks changed something."""
+    ended = playbooks.at_once(*names)
+    assert [code for code, dummy in ended] == [0] * len(names), "\n".join(text for dummy, text in ended)
+    return [changes(text) for dummy, text in ended]
+
+
+def test_two_at_once(playbooks: Playbooks, figure: c.Callable[[str, object], None]) -> None:
+    """Each has its own traffic in the table, one has made each thing, and there is one generation."""
+    assert sum(changes_at_once(playbooks, "lab", "lab")) == CHANGES
+    there = playbooks.here()
+    generations = {name.rpartition("/gen/")[2].partition("/")[0] for name in there if "/gen/" in name}
+    assert generations == {"1"}, there
+    assert changes_at_once(playbooks, "lab", "lab") == [0, 0], "the second runs"
+    assert playbooks.here() == there
+    assert sum(changes_at_once(playbooks, "clean", "clean")) == CHANGES
+    assert playbooks.here() == set()
+    figure("two ansible-playbook runs at once: generations afterwards, tasks that changed something twice", "1, 0")
