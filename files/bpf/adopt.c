@@ -86,7 +86,8 @@ static __always_inline u32 adopt_flow(union any_key *key, u32 now, const struct 
 		count(COUNT_DELETED_EXPIRED);
 		if (assured)
 			count(COUNT_ASSURED_DELETED);
-	} else if (pred_copy(old, key, old_ctl, v6, assured)) {
+	} else if (entry_find(key, v6, &dummy) || pred_copy(old, key, old_ctl, v6, assured)) {
+		/* here it may be among the assured flows, while there it began anew */
 		e = entry_find(key, v6, &dummy);
 		if (!e || !ctl_try_lock(&e->ctl, &ctl)) {
 			ctl_unlock(&old->ctl, old_ctl);
