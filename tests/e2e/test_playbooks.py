@@ -162,7 +162,7 @@ DEPLOY = """
     - ebpf.conntrack.xdp_ct
 """
 #: What a run says that finds half of what it needs, because another one makes the reverse of it.
-REASONS = "|".join((r"[Nn]o chain is loaded", r"the chain is attached to .*: detach it first", r"there is no namespace '", r"there is no interface '"))
+REASONS = r"Run ebpf\.conntrack\.xdp_program first|the chain is attached to .*: detach it first|there is no (namespace|interface) '"
 
 
 def changes_at_once(playbooks: Playbooks, *names: str) -> list[int]:
