@@ -69,6 +69,7 @@ static __always_inline u64 ct_key_of(const struct flow *f, struct ct_key *key)
 	u64 dst = (u64)bpf_ntohl(f->dip) << 16 | bpf_ntohs(f->dport);
 	u64 src_hi = above(src, dst);
 
+	OPAQUE(src_hi);		/* else the compiler makes branches of it */
 	SORT(key->lo_ip, key->hi_ip, f->sip, f->dip, src_hi);
 	SORT(key->lo_port, key->hi_port, f->sport, f->dport, src_hi);
 	key->proto = f->proto;
@@ -82,6 +83,7 @@ static __always_inline u64 ct_key6_of(const struct flow *f, const struct ipv6hdr
 	u64 src_hi = ipv6_above(&ip->saddr, &ip->daddr, above(bpf_ntohs(f->sport), bpf_ntohs(f->dport)));
 	u32 i;
 
+	OPAQUE(src_hi);
 #pragma unroll
 	for (i = 0; i < 4; i++)
 		SORT(key->lo_ip.s6_addr32[i], key->hi_ip.s6_addr32[i], ip->saddr.s6_addr32[i],

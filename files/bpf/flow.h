@@ -50,7 +50,7 @@ enum flow_bits {
 	FLOW_ANSWER = 1 << 3,	/* an ICMP answer: the ports are those of its query, turned round */
 	FLOW_V6 = 1 << 4,	/* sip and dip are not used: the addresses stand at l3_off */
 	FLOW_FRAGMENT = 1 << 5,	/* part of a datagram; IPv6: sip is its id, dip offset and M flag, and where the header stands << 16 */
-	FLOW_WHOLE = 1 << 6,	/* completes a datagram; what TCP wants to know is in scratch */
+	FLOW_WHOLE = 1 << 6,	/* completes a datagram that came in fragments */
 	FLOW_OPENS = 1 << 7,	/* SCTP: the chunks may open a flow */
 };
 
@@ -168,8 +168,8 @@ struct sctp_seg {
 /* What does not fit the metadata, a CPU each. */
 struct scratch {
 	union {
-		struct tcp_seg seg;	/* of a datagram that came in fragments */
-		struct sctp_seg sctp;	/* of every packet */
+		struct tcp_seg seg;	/* of every TCP segment, from its parser on */
+		struct sctp_seg sctp;
 	};
 	struct flow flow;	/* of the fused entry programs */
 };

@@ -92,7 +92,6 @@ static __always_inline bool frag_keep_first(struct xdp_md *ctx, const struct flo
 					    const struct frag_part *part)
 {
 	struct scratch *here;
-	struct tcphdr *tcp;
 	struct udphdr *udp;
 
 	q->first = 1;
@@ -100,10 +99,10 @@ static __always_inline bool frag_keep_first(struct xdp_md *ctx, const struct flo
 	q->flow = *f;
 	q->flow.bits &= ~FLOW_FRAGMENT;
 	if (f->proto == IPPROTO_TCP) {
-		tcp = l4_at(ctx, f, sizeof(*tcp));
-		if (!tcp)
+		here = scratch_here();
+		if (!here)
 			return false;
-		tcp_seg_of(f, tcp, &q->seg);
+		q->seg = here->seg;
 		q->seg.end -= part->end;	/* the whole payload is added when it is known */
 	} else if (f->proto == IPPROTO_UDP) {
 		udp = l4_at(ctx, f, sizeof(*udp));

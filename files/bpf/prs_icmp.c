@@ -31,7 +31,7 @@ STAGE(prs_icmp)
 	icmp = l4_at(ctx, f, sizeof(*icmp));
 	if (!icmp)
 		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
-	if (!l4_csum_ok(ctx, f, icmp->checksum))
+	if (!l4_csum_ok(ctx, f, icmp->checksum, icmp, sizeof(*icmp)))
 		return outcome(ctx, COUNT_INVALID_CHECKSUM, chained);
 	icmp = l4_at(ctx, f, sizeof(*icmp));
 	if (!icmp)

@@ -113,6 +113,17 @@ static __always_inline void tcp_parse_options(struct xdp_md *ctx, struct flow *f
 		f->tcp_sack = tcp_sack_edge(ctx, off + sack_pos, sack_size, f->tcp_sack);
 }
 
+/* Leave what the segment says to what tracks it, and go on. */
+static __always_inline int tcp_parsed(struct xdp_md *ctx, struct flow *f, const struct tcphdr *tcp, const bool chained)
+{
+	struct scratch *here = scratch_here();
+
+	if (!here)
+		return outcome(ctx, COUNT_UNTRACKED_NO_ENTRY, chained);
+	tcp_seg_of(f, tcp, &here->seg);
+	return track(ctx, f, chained);
+}
+
 STAGE(prs_tcp)
 {
 	u32 header, *first;
@@ -125,7 +136,7 @@ STAGE(prs_tcp)
 	header = tcp->doff * 4;
 	if (header < sizeof(*tcp) || (header > l4_bytes(f) && !(f->bits & FLOW_FRAGMENT)))
 		return outcome(ctx, COUNT_INVALID_TCP_HEADER, chained);
-	if (!l4_csum_ok(ctx, f, tcp->check))
+	if (!l4_csum_ok(ctx, f, tcp->check, tcp, sizeof(*tcp)))
 		return outcome(ctx, COUNT_INVALID_CHECKSUM, chained);
 	flags = ((u8 *)tcp)[13];
 	if (!tcp_flags_valid(flags))
@@ -135,11 +146,11 @@ STAGE(prs_tcp)
 	f->tcp_flags = flags;
 	f->tcp_sack = bpf_ntohl(tcp->ack_seq);
 	if (header == sizeof(*tcp))
-		return track(ctx, f, chained);
+		return tcp_parsed(ctx, f, tcp, chained);
 	first = frame_at(ctx, f->l4_off + sizeof(*tcp), sizeof(*first));
 	if (header == sizeof(*tcp) + 12 && first && *first == TCP_ONLY_TIMESTAMPS)
 		f->tcp_opts = TCP_OPT_PRESENT;
 	else
 		tcp_parse_options(ctx, f, f->l4_off + sizeof(*tcp), header - sizeof(*tcp));
-	return track(ctx, f, chained);
+	return tcp_parsed(ctx, f, tcp, chained);
 }

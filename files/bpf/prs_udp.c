@@ -24,7 +24,7 @@ STAGE(prs_udp)
 	cover = udp_cover(f, udp);
 	if (!cover)
 		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
-	if (udp->check ? !l4_csum_covers(ctx, f, udp->check, cover) : f->proto == IPPROTO_UDPLITE)
+	if (udp->check ? !l4_csum_covers(ctx, f, udp->check, cover, udp, sizeof(*udp)) : f->proto == IPPROTO_UDPLITE)
 		return outcome(ctx, COUNT_INVALID_CHECKSUM, chained);
 	f->sport = udp->source;
 	f->dport = udp->dest;

@@ -62,7 +62,7 @@ static __always_inline void sctp_open(struct ct_entry *e, const struct sctp_seg 
  * A HEARTBEAT or its acknowledgement with a tag that is not the known one: a
  * change of tags is believed when the other side acknowledges it.
  */
-static __always_inline enum sctp_verdict sctp_other_tag(struct ct_entry *e, u8 dir, u8 chunk, const struct sctp_seg *seg)
+static __always_inline enum sctp_verdict sctp_other_tag(struct ct_entry *e, u64 dir, u8 chunk, const struct sctp_seg *seg)
 {
 	if (seg->seen & CHUNK_BIT(DATA) || seg->ignore)
 		return SCTP_BAD_TAG;
@@ -80,7 +80,7 @@ static __always_inline enum sctp_verdict sctp_other_tag(struct ct_entry *e, u8 d
 }
 
 /* The tag's rule for one chunk, and what the chunk does to the known tags before the transition. */
-static __always_inline enum sctp_verdict sctp_check_tag(struct ct_entry *e, u8 dir, u8 chunk, bool reflected,
+static __always_inline enum sctp_verdict sctp_check_tag(struct ct_entry *e, u64 dir, u8 chunk, bool reflected,
 							const struct sctp_seg *seg)
 {
 	struct ct_half *own = &e->half[dir & 1], *peer = &e->half[(dir ^ 1) & 1];
@@ -112,7 +112,7 @@ static __always_inline enum sctp_verdict sctp_check_tag(struct ct_entry *e, u8 d
 }
 
 /* INIT and INIT ACK name the tag that the other side is to send. */
-static __always_inline enum sctp_verdict sctp_take_tag(struct ct_entry *e, u8 dir, u8 chunk, const struct sctp_seg *seg)
+static __always_inline enum sctp_verdict sctp_take_tag(struct ct_entry *e, u64 dir, u8 chunk, const struct sctp_seg *seg)
 {
 	u8 own = dir & 1, peer = (dir ^ 1) & 1;
 	u32 known = e->half[peer].vtag;
@@ -131,7 +131,7 @@ static __always_inline enum sctp_verdict sctp_take_tag(struct ct_entry *e, u8 di
 	return SCTP_TRACK;
 }
 
-static __always_inline u8 sctp_next_state(const struct ct_settings *set, u8 dir, u8 chunk, u8 state)
+static __always_inline u8 sctp_next_state(const struct ct_settings *set, u64 dir, u8 chunk, u8 state)
 {
 	u32 row = (dir & 1) * NR_SCTP_ROWS + chunk - CHUNK_INIT;
 
@@ -151,7 +151,7 @@ static __always_inline u32 sctp_timeout(u8 state, const struct ct_settings *set)
  * the state in seg on.  What the chunks before a bad one changed stays changed,
  * as in the kernel.
  */
-static __always_inline enum sctp_verdict sctp_track(struct ct_entry *e, u8 dir, struct sctp_seg *seg,
+static __always_inline enum sctp_verdict sctp_track(struct ct_entry *e, u64 dir, struct sctp_seg *seg,
 						    const struct ct_settings *set)
 {
 	u32 i, reflected = seg->reflected;

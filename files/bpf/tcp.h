@@ -43,6 +43,11 @@ enum tcp_verdict {
 	TCP_BAD_RST,
 };
 
+/*
+ * Directions and states are kept in 64 bits: without 32-bit registers whatever
+ * is narrower is masked again wherever it is used.
+ */
+
 /* Sequence numbers wrap; without 32-bit registers this is the shortest way to a sign. */
 static __always_inline bool before(u32 a, u32 b)
 {
@@ -74,19 +79,19 @@ static __always_inline void tcp_seg_of(const struct flow *f, const struct tcphdr
 		   (f->tcp_flags & TCP_FIN ? 1 : 0);
 }
 
-static __always_inline u8 tcp_next_state(const struct ct_settings *set, u8 dir, u8 class, u8 state)
+static __always_inline u64 tcp_next_state(const struct ct_settings *set, u64 dir, u8 class, u64 state)
 {
 	u32 row = (dir & 1) * NR_TCP_CLASSES + class;
 
 	return row < 2 * NR_TCP_CLASSES ? set->tcp_row[row] >> state * 4 & 0xf : TCP_INVALID;
 }
 
-static __always_inline u8 scale_of(struct ct_entry *e, u8 dir)
+static __always_inline u8 scale_of(struct ct_entry *e, u64 dir)
 {
 	return dir == DIR_ORIG ? e->scale & 0xf : e->scale >> 4;
 }
 
-static __always_inline void set_scale(struct ct_entry *e, u8 dir, u8 scale)
+static __always_inline void set_scale(struct ct_entry *e, u64 dir, u8 scale)
 {
 	if (dir == DIR_ORIG)
 		e->scale = (e->scale & 0xf0) | scale;
@@ -95,7 +100,7 @@ static __always_inline void set_scale(struct ct_entry *e, u8 dir, u8 scale)
 }
 
 /* tcp_options() for one side: without options the side keeps what it had. */
-static __always_inline void tcp_take_options(struct ct_entry *e, u8 dir, u8 opts)
+static __always_inline void tcp_take_options(struct ct_entry *e, u64 dir, u8 opts)
 {
 	u8 flags = e->td_flags[dir & 1] & TD_BE_LIBERAL;
 
@@ -130,7 +135,7 @@ static __always_inline void tcp_open(struct ct_entry *e, const struct tcp_seg *s
 }
 
 /* tcp_init_sender() */
-static __always_inline void tcp_init_sender(struct ct_entry *e, struct ct_half *sender, u8 dir,
+static __always_inline void tcp_init_sender(struct ct_entry *e, struct ct_half *sender, u64 dir,
 					    const struct tcp_seg *seg)
 {
 	sender->td_end = seg->end;
@@ -143,7 +148,7 @@ static __always_inline void tcp_init_sender(struct ct_entry *e, struct ct_half *
 }
 
 /* tcp_in_window(): TCP_TRACK, TCP_IGNORE_WINDOW or TCP_BAD_WINDOW. */
-static __always_inline enum tcp_verdict tcp_in_window(struct ct_entry *e, u8 dir, u8 state,
+static __always_inline enum tcp_verdict tcp_in_window(struct ct_entry *e, u64 dir, u64 state,
 						      const struct tcp_seg *seg,
 						      const struct ct_settings *set)
 {
@@ -152,8 +157,10 @@ static __always_inline enum tcp_verdict tcp_in_window(struct ct_entry *e, u8 dir
 	u32 seq = seg->seq, end = seg->end, win = seg->win;
 	u32 ack = seg->ack, sack = seg->ack, swin, ack_floor;
 	bool liberal, in_recv_win;
-	u8 other = (dir ^ 1) & 1;
+	u64 other = (dir ^ 1) & 1;
 
+	OPAQUE(sender);		/* else they are worked out again wherever they are used */
+	OPAQUE(receiver);
 	if (e->td_flags[other] & TD_SACK_PERM)
 		sack = seg->sack;
 
@@ -261,7 +268,7 @@ static __always_inline enum tcp_verdict tcp_in_window(struct ct_entry *e, u8 dir
 }
 
 /* nf_tcp_handle_invalid(): a FIN or RST out of the window in both directions ends long waits. */
-static __always_inline void tcp_handle_invalid(struct ct_entry *e, u64 ctl, u8 dir, u8 class, u32 now,
+static __always_inline void tcp_handle_invalid(struct ct_entry *e, u64 ctl, u64 dir, u8 class, u32 now,
 					       const struct ct_settings *set)
 {
 	u32 left = e->expires - now, limit = set->timeout[TIMEOUT_TCP_UNACKNOWLEDGED];
@@ -281,7 +288,7 @@ static __always_inline void tcp_handle_invalid(struct ct_entry *e, u64 ctl, u8 d
  * The SYN-ACK acknowledges a SYN that was ignored: both ends are in sync with
  * each other, we were not.  Take the annotated SYN for the connection's.
  */
-static __always_inline void tcp_resync(struct ct_entry *e, u8 dir)
+static __always_inline void tcp_resync(struct ct_entry *e, u64 dir)
 {
 	struct ct_half *syn = &e->half[(dir ^ 1) & 1];
 	struct ct_half *synack = &e->half[dir & 1];
@@ -301,7 +308,7 @@ static __always_inline void tcp_resync(struct ct_entry *e, u8 dir)
 }
 
 /* Annotate a segment that is let pass: what comes back tells whether we are out of sync. */
-static __always_inline void tcp_annotate(struct ct_entry *e, u8 dir, u8 state, const struct tcp_seg *seg)
+static __always_inline void tcp_annotate(struct ct_entry *e, u64 dir, u64 state, const struct tcp_seg *seg)
 {
 	e->last_index = seg->class;
 	e->last_dir = dir;
@@ -333,7 +340,7 @@ enum rst_check {
 };
 
 /* Whether to believe a reset (RFC 5961, 3). */
-static __always_inline enum rst_check tcp_check_rst(struct ct_entry *e, u64 ctl, u8 dir, u8 state,
+static __always_inline enum rst_check tcp_check_rst(struct ct_entry *e, u64 ctl, u64 dir, u64 state,
 						    const struct tcp_seg *seg,
 						    const struct ct_settings *set)
 {
@@ -369,7 +376,7 @@ static __always_inline enum rst_check tcp_check_rst(struct ct_entry *e, u64 ctl,
 }
 
 /* The timeout in jiffies of a segment that was taken. */
-static __always_inline u32 tcp_timeout(struct ct_entry *e, u8 state, u8 class, const struct ct_settings *set)
+static __always_inline u32 tcp_timeout(struct ct_entry *e, u64 state, u8 class, const struct ct_settings *set)
 {
 	u32 timeout = set->timeout[state < NR_TIMEOUTS ? state : 0];
 	u32 limit = timeout;
@@ -391,11 +398,11 @@ static __always_inline u32 tcp_timeout(struct ct_entry *e, u8 state, u8 class, c
  * One segment of a known connection, or the first one after tcp_open().
  * Changes the entry, *ctl and, when the segment counts, *timeout.
  */
-static __always_inline enum tcp_verdict tcp_track(struct ct_entry *e, u64 *ctl, u8 dir,
+static __always_inline enum tcp_verdict tcp_track(struct ct_entry *e, u64 *ctl, u64 dir,
 						  const struct tcp_seg *seg, u32 now,
 						  const struct ct_settings *set, u32 *timeout)
 {
-	u8 old = *ctl & CTL_STATE, state = tcp_next_state(set, dir, seg->class, old);
+	u64 old = *ctl & CTL_STATE, state = tcp_next_state(set, dir, seg->class, old);
 	bool check_window = true;
 	enum tcp_verdict verdict;
 

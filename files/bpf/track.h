@@ -30,7 +30,7 @@ static __always_inline u32 ct_may_open(const struct flow *f, const struct ct_set
 	}
 }
 
-static __always_inline void ct_tcp(struct ct_entry *e, u64 *ctl, u8 dir, const struct tcp_seg *seg,
+static __always_inline void ct_tcp(struct ct_entry *e, u64 *ctl, u64 dir, const struct tcp_seg *seg,
 				   u32 now, const struct ct_settings *set, struct ct_result *res)
 {
 	if ((*ctl & CTL_STATE) == TCP_NONE)
@@ -65,7 +65,7 @@ static __always_inline void ct_tcp(struct ct_entry *e, u64 *ctl, u8 dir, const s
 	}
 }
 
-static __always_inline void ct_sctp(struct ct_entry *e, u64 *ctl, u8 dir, const struct ct_settings *set,
+static __always_inline void ct_sctp(struct ct_entry *e, u64 *ctl, u64 dir, const struct ct_settings *set,
 				    struct ct_result *res)
 {
 	struct scratch *here = scratch_here();
@@ -297,26 +297,6 @@ static __always_inline u8 ct_dir(const struct flow *f, u64 ctl, u64 src_hi)
 	return src_hi ^ (ctl & CTL_ORIG_HI) / CTL_ORIG_HI;
 }
 
-/* Read the segment from the frame, or from what the fragments left. */
-static __always_inline bool tcp_read(struct xdp_md *ctx, const struct flow *f, struct tcp_seg *seg)
-{
-	struct scratch *here;
-	struct tcphdr *tcp;
-
-	if (f->bits & FLOW_WHOLE) {
-		here = scratch_here();
-		if (!here)
-			return false;
-		*seg = here->seg;
-		return true;
-	}
-	tcp = l4_at(ctx, f, sizeof(*tcp));
-	if (!tcp)
-		return false;
-	tcp_seg_of(f, tcp, seg);
-	return true;
-}
-
 static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_key *key, u64 src_hi,
 				  const bool v6, const bool chained)
 {
@@ -324,18 +304,17 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	const struct ct_settings *set = settings_now();
 	u64 jiffies = bpf_jiffies64(), ctl;
 	u32 now = jiffies, why, attempt;
-	struct tcp_seg seg = {};
+	struct scratch *here = scratch_here();
 	struct ct_half *half;
 	struct ct_entry *e;
-	u8 dir, new, before;
+	u64 dir;
+	u8 new, before;
 	bool assured;
 
-	if (!set)
+	if (!set || !here)
 		return outcome(ctx, COUNT_UNTRACKED_NO_ENTRY, chained);
 	if (chained && f->bits & FLOW_RELATED)	/* the fused entry leaves ICMP to the stages */
 		return finish(ctx, ct_related(f, key, now, v6), chained);
-	if (f->proto == IPPROTO_TCP && !tcp_read(ctx, f, &seg))
-		return outcome(ctx, COUNT_INVALID_L4_SHORT, chained);
 	e = entry_get(f, key, src_hi, jiffies, set, &ctl, &assured, &why, v6);
 	if (!e)
 		return outcome(ctx, why, chained);
@@ -348,7 +327,7 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 #pragma clang loop unroll(disable)
 		for (attempt = 0; attempt < 2; attempt++) {
 			OPAQUE(attempt);
-			ct_tcp(e, &ctl, dir, &seg, now, set, &res);
+			ct_tcp(e, &ctl, dir, &here->seg, now, set, &res);
 			if (!res.reopen)
 				break;
 			res.reopen = false;
