@@ -246,21 +246,32 @@ def _column_text(name: str) -> t.Callable[[flow.Shape, flow.Values], str]:
     return lambda shape, v: _cell(flow.ALL_COLUMNS[name](shape, v))
 
 
+#: Flows by which the columns of a table are measured.
+_MEASURED = 256
+
+
 class TableWriter(Writer):
-    """Columns for people. They are as wide as their heading and the flows of the first piece written need; later ones may stand out."""
+    """Columns for people. They are as wide as their heading and the first flows need, which are held back until there are enough; later ones may stand out."""
 
     def __init__(self, fields: t.Sequence[str] = ()) -> None:
         super().__init__(fields)
         self.as_bytes = False
         self._columns = tuple((name, False, _column_text(name)) for name in expand(fields)) or _TABLE
         self._widths: list[int] | None = None
+        self._held: list[list[str]] = []
 
     def write(self, flows: t.Iterable[flow.Flow]) -> bytes:
-        """Return a line for each flow, after the headings when it is the first piece."""
+        """Return a line for each flow, after the headings when they are the first ones."""
         rows = [[text(shape, values) for dummy, dummy_number, text in self._columns] for shape, values, dummy in flows]
         if self._widths is None:
-            rows.insert(0, [heading for heading, dummy, dummy_text in self._columns])
-            self._widths = [max(map(len, cells)) for cells in zip(*rows)]
+            self._held += rows
+            return self._measured() if len(self._held) >= _MEASURED else b""
+        return "".join(map(self._line, rows)).encode()
+
+    def _measured(self) -> bytes:
+        """Return the headings and the lines of the first flows."""
+        rows, self._held = [[heading for heading, dummy, dummy_text in self._columns], *self._held], []
+        self._widths = [max(map(len, cells)) for cells in zip(*rows)]
         return "".join(map(self._line, rows)).encode()
 
     def _line(self, cells: t.Sequence[str]) -> str:
@@ -268,8 +279,8 @@ class TableWriter(Writer):
         return "  ".join(aligned).rstrip() + "\n"
 
     def end(self) -> bytes:
-        """Return the headings when there was no flow at all."""
-        return self.write([]) if self._widths is None else b""
+        """Return the headings, and what was held back, where there were few flows."""
+        return self._measured() if self._widths is None else b""
 
 
 # ---------------------------------------------------------------- conntrack -S

@@ -28,7 +28,8 @@ class Playbooks:
     def __init__(self, tag: str, directory: pathlib.Path) -> None:
         self.tag = tag
         self.variables = directory / "variables.json"
-        self.variables.write_text(json.dumps(variables(tag)))
+        self.prefix = directory / "host"
+        self.variables.write_text(json.dumps({**variables(tag), "xdp_ct_prefix": str(self.prefix)}))
 
     def command(self, name: str, *argv: str) -> list[str]:
         """Return the command line that runs one."""
@@ -55,7 +56,7 @@ class Playbooks:
 
     def here(self) -> set[str]:
         """Return the namespaces, links, pins and files on the machine that carry the tag."""
-        return {name for name in leftovers.snapshot() if self.tag in name}
+        return {name for name in leftovers.snapshot() if self.tag in name} | {f"file {path}" for path in self.prefix.rglob("*") if path.is_file()}
 
 
 def variables(tag: str) -> dict[str, t.Any]:
@@ -111,6 +112,10 @@ def test_from_a_clean_machine_and_back(playbooks: Playbooks) -> None:
     assert changes(playbooks.run("lab")) == 0
     assert changes(playbooks.run("lab", "--check")) == 0
     assert playbooks.here() == there
+
+    command = [str(playbooks.prefix / "bin/ct"), "list", "--proto", "tcp", "-o", "json"]
+    tracked = json.loads(subprocess.run(command, env={}, check=True, capture_output=True).stdout)
+    assert {(one["state"], one["orig"]["src"]) for one in tracked} == {("TIME_WAIT", "172.20.56.105")}, "the command knows the role's pin root"
 
     shown = playbooks.run("flows", "-e", '{"flows_options": {"proto": "tcp"}}')
     assert changes(shown) == 0

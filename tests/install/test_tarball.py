@@ -38,7 +38,7 @@ def test_what_the_tarball_holds(tarball: pathlib.Path) -> None:
 
 
 def test_the_modules_have_documentation(user: Place) -> None:
-    for name in ("netns_lab", "xdp_program", "xdp_attach", "ct_flows", "ct_flush"):
+    for name in ("netns_lab", "xdp_program", "xdp_attach", "ct_flows", "ct_flush", "ct_command"):
         assert "EXAMPLES" in user.run("ansible-doc", "-t", "module", f"ebpf.conntrack.{name}")
 
 

@@ -11,6 +11,8 @@ Snapshot = dict[str, str]
 
 SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/conf/*/forwarding", "net/ipv4/conf/*/rp_filter", "net/ipv6/conf/*/forwarding", "net/ipv6/conf/*/disable_ipv6")
 
+COMMAND = ("/usr/local/bin/ct", "/usr/local/share/man/man8/ct.8", "/usr/local/share/bash-completion/completions/ct")
+
 
 def snapshot() -> Snapshot:
     """Return what is there now: one name for each object, with its value where it has one."""
@@ -27,6 +29,7 @@ def snapshot() -> Snapshot:
             seen[f"mount {where}"] = kind
     for unit in pathlib.Path("/etc/systemd/system").glob("*ebpf*conntrack*"):
         seen[f"unit {unit.name}"] = ""
+    seen.update((f"file {name}", "") for name in COMMAND if pathlib.Path(name).exists())
     for pattern in SYSCTLS:
         for path in pathlib.Path("/proc/sys").glob(pattern):
             seen[f"sysctl {path.relative_to('/proc/sys')}"] = path.read_text(encoding="utf-8").strip()

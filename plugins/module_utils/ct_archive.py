@@ -1,0 +1,190 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command ``ct`` as files on a host: one archive that Python runs, its manual page and its completion.
+
+The archive holds the library's own modules, those that the command imports, compiled as well so that it starts at once. It is the same one as long as
+the sources are: the archive's comment carries their digest, since what is compiled may differ from run to run.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import io
+import marshal
+import os
+import stat
+import sys
+import typing as t
+import zipfile
+
+from . import bpffs, ct_cli, ct_manual, flow_file
+from .errors import ConntrackError, bad_value
+from .plan import Plan, Step
+
+PREFIX = "/usr/local"
+COMMAND, MANUAL, COMPLETION = "bin/ct", "share/man/man8/ct.8", "share/bash-completion/completions/ct"
+#: The directories that go when they are empty.
+_OWN_DIRECTORIES = ("share/man/man8", "share/bash-completion/completions", "share/bash-completion")
+_PACKAGE = "ebpf_conntrack"
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)
+#: A compiled module whose source is not looked at again (PEP 552).
+_UNCHECKED = (1).to_bytes(4, "little")
+
+
+# ---------------------------------------------------------------- the archive
+def sources() -> dict[str, str]:
+    """Return the text of each module that the command needs, by name."""
+    found: dict[str, str] = {}
+    wanted = [ct_cli.__name__.rpartition(".")[2]]
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found[name] = _source(name)
+            wanted += _imports(found[name])
+    return dict(sorted(found.items()))
+
+
+def _source(name: str) -> str:
+    """Return a module's text, wherever it was imported from: a directory, or the archive in which it came to the target."""
+    whole = f"{__package__}.{name}"
+    spec = importlib.util.find_spec(whole)
+    text = spec.loader.get_source(whole) if spec is not None and spec.loader is not None and hasattr(spec.loader, "get_source") else None
+    if text is None:
+        raise ConntrackError(f"{whole}: its source can not be read. Install the collection again.")
+    return str(text)
+
+
+def _imports(text: str) -> list[str]:
+    """Return the modules of this package that a module imports.
+
+    >>> _imports("from . import a, b\\nfrom .c import d\\nimport os")
+    ['a', 'b', 'c']
+    """
+    froms = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level == 1)
+    return [name for node in froms for name in ([node.module] if node.module else [alias.name for alias in node.names])]
+
+
+def interpreter() -> str:
+    """Return the Python that is to run the command: the system's one of the version that runs now, not that of a virtual environment."""
+    system = os.path.join(sys.base_prefix, "bin", "python3")
+    return system if os.path.exists(system) else sys.executable
+
+
+def _files(pin_root: str, state_dir: str) -> dict[str, str]:
+    start = f"import sys\nfrom {_PACKAGE}.ct_cli import main\nsys.exit(main(pin_root={pin_root!r}, state_dir={state_dir!r}))\n"
+    return {"__main__.py": start, f"{_PACKAGE}/__init__.py": "", **{f"{_PACKAGE}/{name}.py": text for name, text in sources().items()}}
+
+
+def _comment(files: t.Mapping[str, str], body: bytes) -> bytes:
+    """Return what stands at the archive's end: what it was made of, and what all before must be."""
+    made_of = hashlib.sha256(repr((interpreter(), importlib.util.MAGIC_NUMBER, sorted(files.items()))).encode())
+    return f"{ct_manual.MARK} {made_of.hexdigest()} {hashlib.sha256(body).hexdigest()}".encode()
+
+
+def archive(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> bytes:
+    """Return the command as one file.
+
+    :param pin_root: what holds where the command is not told otherwise; likewise the next one.
+    """
+    files = _files(pin_root, state_dir)
+    out = io.BytesIO()
+    out.write(f"#!{interpreter()} -I\n".encode())
+    with zipfile.ZipFile(out, "a", zipfile.ZIP_DEFLATED) as made:
+        for name, text in files.items():
+            raw = text.encode()
+            made.writestr(zipfile.ZipInfo(name, _LONG_AGO), raw, zipfile.ZIP_DEFLATED)
+            code = marshal.dumps(compile(raw, name, "exec", dont_inherit=True))
+            compiled = importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(raw) + code
+            made.writestr(zipfile.ZipInfo(f"{name}c", _LONG_AGO), compiled, zipfile.ZIP_DEFLATED)
+        made.comment = _comment(files, b"")
+    body = out.getvalue()[: -len(made.comment)]
+    return body + _comment(files, body)
+
+
+def is_current(data: bytes, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> bool:
+    """Tell whether a file is the command of these sources, and whole."""
+    files = _files(pin_root, state_dir)
+    body = data[: -len(_comment(files, b""))]
+    return data == body + _comment(files, body)
+
+
+# ---------------------------------------------------------------- the files
+def _read(path: str) -> tuple[bytes, int] | None:
+    """Return a file's content and permissions; None where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def converge(state: str, prefix: str, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR, check_mode: bool = False) -> Plan:
+    """Install the command, or take it away: the plan that was needed.
+
+    :param state: ``present`` or ``absent``.
+    :raises ConntrackError: for a file of somebody else, and what the file system refuses.
+    """
+    if not os.path.isabs(prefix) or os.path.normpath(prefix) != prefix:
+        raise bad_value("prefix", prefix, f"give the absolute path of a directory, as {PREFIX}")
+    try:
+        there = {name: _read(os.path.join(prefix, name)) for name in (COMMAND, MANUAL, COMPLETION)}
+        _refuse_foreign(prefix, there)
+        plan = _plan_present(prefix, there, pin_root, state_dir) if state == "present" else _plan_absent(prefix, there)
+        if not check_mode:
+            for step in plan:
+                _apply(step)
+            if state == "absent":
+                for name in _OWN_DIRECTORIES:
+                    with contextlib.suppress(OSError):  # not there, or in use
+                        os.rmdir(os.path.join(prefix, name))
+    except OSError as exc:
+        if isinstance(exc, ConntrackError):
+            raise
+        raise bad_value("prefix", prefix, f"{exc.filename}: {exc.strerror}; run as root, or give another directory") from exc
+    return plan
+
+
+def _refuse_foreign(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -> None:
+    for name, found in there.items():
+        if found is not None and ct_manual.MARK.encode() not in found[0]:
+            raise ConntrackError(f"{os.path.join(prefix, name)} is not the collection's. Move it, or give another prefix.")
+
+
+def _plan_present(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None], pin_root: str, state_dir: str) -> Plan:
+    parser = ct_cli.parser(pin_root, state_dir)
+    old = there[COMMAND]
+    command = old[0] if old is not None and is_current(old[0], pin_root, state_dir) else archive(pin_root, state_dir)
+    wanted = {
+        COMMAND: (command, 0o755),
+        MANUAL: (ct_manual.man_page(parser).encode(), 0o644),
+        COMPLETION: (ct_manual.bash_completion(parser).encode(), 0o644),
+    }
+    steps = []
+    for name, (data, mode) in wanted.items():
+        found, path = there[name], os.path.join(prefix, name)
+        if found != (data, mode):
+            action, reason = ("create", "it is missing") if found is None else ("change", "it is another release's, or was changed")
+            steps.append(Step(action, "file", path, reason, found and _shown(*found), _shown(data, mode), (data, mode)))
+    return steps
+
+
+def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -> Plan:
+    return [Step("delete", "file", os.path.join(prefix, name), "the command is to be absent", _shown(*found), None) for name, found in there.items() if found]
+
+
+def _shown(data: bytes, mode: int) -> str:
+    return f"mode {mode:04o}, sha256 {hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def _apply(step: Step) -> None:
+    if step.args is None:
+        os.unlink(step.name)
+        return
+    data, mode = step.args
+    os.makedirs(os.path.dirname(step.name), mode=0o755, exist_ok=True)
+    with flow_file.replacing(step.name, mode, dry=False) as file:
+        file.write(data)

@@ -1,0 +1,563 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command ``ct``: words to calls of the library, results to text. It decides nothing itself.
+
+What a command needs is imported when it runs, so that reading flows does not pay for the code that loads chains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import typing as t
+
+from . import bpffs, flow, flow_filter, flow_output, lock
+from .chain import HOOKS
+from .errors import ConntrackError, bad_value
+
+if t.TYPE_CHECKING:
+    from . import flow_table
+    from .plan import Plan
+
+VERSION = "0.1.0"
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+EXIT_STATUS = {
+    DONE: "All is done, and all is well.",
+    FAILED: "It could not be done, or what was asked for is not there or not well: one line on standard error says what.",
+    USAGE: "The command line is wrong; nothing was read or changed.",
+}
+Arguments = argparse.Namespace
+
+
+class Misused(ConntrackError):
+    """The command line is wrong."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong."""
+
+    def error(self, message: str) -> t.NoReturn:
+        """End the process with that line."""
+        _complain(self.prog, f"{message}. See {self.prog} --help")
+        raise SystemExit(USAGE)
+
+
+def _complain(who: str, message: str) -> None:
+    print(f"{who}: {' '.join(message.split()).rstrip('.')}.", file=sys.stderr)
+
+
+# ---------------------------------------------------------------- the words
+FILTER_HELP = {
+    "family": "address family: ipv4 or ipv6",
+    "proto": "protocol, by name or number",
+    "port": "port of either side",
+    "dir": "hook on which the initiator's first packet came in: ingress or egress",
+    "assured": "whether the flow is assured; without a value, those that are",
+    "sport": "port of the initiator",
+    "dport": "port that the initiator speaks to",
+    "min_bytes": "at least so many bytes in both directions together",
+    "min_packets": "at least so many packets in both directions together",
+    "src": "address or network of the initiator",
+    "dst": "address or network that the initiator speaks to",
+    "addr": "address or network of either side",
+    "state": "state, in whatever case, as ESTABLISHED, TIME_WAIT, NEW or REPLIED",
+    "older_than": "flows that began more than so many seconds ago",
+    "idle_for": "flows without a packet for at least so many seconds",
+}
+#: What the shell offers after a filter; for all others it offers nothing.
+FILTER_VALUES = {
+    "family": tuple(flow.FAMILIES),
+    "proto": tuple(flow.PROTOCOLS.values()),
+    "dir": flow.DIRECTIONS,
+    "assured": ("true", "false"),
+    "state": (*flow.STATES[flow.TCP][1:], *flow.PLAIN_STATES[:2]),
+}
+FILTERS, OPTIONS = "filters", "options"
+#: One value only.
+_SINGLE = ("assured", "min_bytes", "min_packets", "older_than", "idle_for")
+
+
+def option(word: str) -> str:
+    """Return a word as an option.
+
+    >>> option("min_bytes")
+    '--min-bytes'
+    """
+    return f"--{word.replace('_', '-')}"
+
+
+def _filters(command: Parser) -> None:
+    group = command.add_argument_group(FILTERS, "Different filters must all hold; of several values of one, separated by commas or given again, any.")
+    for word in flow_filter.FILTER_WORDS:
+        more: dict[str, t.Any] = {"metavar": "SECONDS" if word in ("older_than", "idle_for") else word.rpartition("_")[2].upper()}
+        if word == "assured":
+            more.update(nargs="?", const="true", metavar="BOOL")
+        elif word not in _SINGLE:
+            more["action"] = "append"
+        group.add_argument(option(word), dest=word, help=FILTER_HELP[word], **more)
+
+
+def _form(command: Parser, forms: t.Sequence[str], what: str = "how to print it") -> None:
+    command.add_argument("-o", "--output", choices=forms, default=forms[0], help=f"{what}: {', '.join(forms)}; {forms[0]} when not given")
+
+
+def _input(command: Parser) -> None:
+    command.add_argument("--input", metavar="FILE", help="read the flows that ct list -o json or -o jsonl wrote in place of the tables; - for standard input")
+
+
+def _flows(command: Parser) -> None:
+    command.add_argument("--sort", metavar="FIELD", help="sort by a field; write --sort=-FIELD for the largest first")
+    command.add_argument("--limit", metavar="N", help="at most so many flows")
+    command.add_argument("--fields", action="append", metavar="FIELDS", help="what to show of each flow, separated by commas, as proto,src,dport,reply.bytes")
+    _form(command, ("table", "json", "jsonl", "csv", "conntrack"))
+    command.add_argument("--extended", action="store_true", help="with -o conntrack: begin each line with the network protocol")
+    command.add_argument("--window", action="store_true", help="with -o json or jsonl: show the windows of TCP flows")
+    _input(command)
+    _filters(command)
+
+
+def _counting(command: Parser) -> None:
+    command.add_argument("--group-by", action="append", metavar="FIELDS", help="add up flows, packets and bytes by the values of these fields")
+    command.add_argument("--limit", metavar="N", help="with --group-by: at most so many groups, those with the most flows; 100 when not given")
+    _form(command, ("text", "json"))
+    _input(command)
+    _filters(command)
+
+
+def _summary_words(command: Parser) -> None:
+    _form(command, ("text", "json"))
+    _filters(command)
+
+
+def _stats_words(command: Parser) -> None:
+    _form(command, ("text", "json", "conntrack"), "how to print it; conntrack is a line for each CPU as conntrack -S has it")
+    command.add_argument("--all", action="store_true", help="with -o text: show also the counters that are 0")
+
+
+def _show_words(command: Parser) -> None:
+    command.add_argument(
+        "tuple", nargs="+", metavar="TUPLE", help="PROTO SRC[:PORT] DST[:PORT], IPv6 addresses with a port in brackets; either direction will do"
+    )
+    _form(command, ("text", "json"))
+
+
+def _changing(command: Parser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    command.add_argument(
+        "--lock-timeout", type=int, default=lock.SECONDS, metavar="SECONDS", help=f"how long to wait for another run; {lock.SECONDS} when not given"
+    )
+
+
+def _flush_words(command: Parser) -> None:
+    command.add_argument("--all", action="store_true", help="delete every flow")
+    command.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    _changing(command)
+    _filters(command)
+
+
+def _status_words(command: Parser) -> None:
+    _form(command, ("text", "json"))
+
+
+def _rollback_words(command: Parser) -> None:
+    command.add_argument("--generation", type=int, metavar="N", help="the generation to go to; the last good one when not given")
+    _changing(command)
+
+
+def _attach_words(command: Parser) -> None:
+    command.add_argument("interface", nargs="+", metavar="INTERFACE", help="NAME, or NAME@NETNS in a named network namespace")
+    command.add_argument("--program", choices=HOOKS, required=True, help="ingress on the side of the initiators, egress on the other")
+    command.add_argument("--mode", choices=("auto", "native", "generic"), default="auto", help="where the program runs; auto tries native first")
+    command.add_argument("--takeover", action="store_true", help="replace the XDP program of somebody else")
+    _changing(command)
+
+
+def _detach_words(command: Parser) -> None:
+    command.add_argument("interface", nargs="*", metavar="INTERFACE", help="NAME, or NAME@NETNS in a named network namespace")
+    command.add_argument("--all", action="store_true", help="every interface that runs the chain")
+    _changing(command)
+
+
+def _split(values: t.Sequence[str] | None) -> list[str] | None:
+    """Return what stands between commas."""
+    return None if values is None else [word for value in values for word in value.split(",") if word]
+
+
+@contextlib.contextmanager
+def _asked() -> t.Iterator[None]:
+    """Around what only looks at the command line: an error there is a wrong use."""
+    try:
+        yield
+    except ConntrackError as exc:
+        raise Misused(exc.message) from exc
+
+
+def _words(args: Arguments, words: t.Iterable[str]) -> dict[str, t.Any]:
+    given = ((word, getattr(args, word, None)) for word in words)
+    return {word: _split(value) if isinstance(value, list) else value for word, value in given if value is not None}
+
+
+# ---------------------------------------------------------------- printing
+def _put(piece: bytes) -> None:
+    """Write to standard output at once, so that the reader of a pipe starts with the first batch."""
+    if piece:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+def _say(text: str) -> None:
+    _put(f"{text}\n".encode())
+
+
+def _say_json(value: object) -> None:
+    _say(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _say_plan(plan: Plan, dry: bool) -> None:
+    for step in plan:
+        _say(f"{'would ' if dry else ''}{step.action} {step.kind} {step.name}: {step.reason}")
+    if not plan:
+        _say("nothing to do")
+
+
+def _number_of(count: int, what: str) -> str:
+    """Return a number with its noun.
+
+    >>> _number_of(1, "flow"), _number_of(2, "flow")
+    ('1 flow', '2 flows')
+    """
+    return f"{count} {what}" if count == 1 else f"{count} {'entries' if what == 'entry' else what + 's'}"
+
+
+# ---------------------------------------------------------------- reading
+@contextlib.contextmanager
+def _source(args: Arguments) -> t.Iterator[flow_table.Source]:
+    """Open what is to be read: the tables, or a file of flows."""
+    if getattr(args, "input", None) is not None:
+        from .saved_flows import SavedFlows
+
+        yield SavedFlows.load(args.input)
+        return
+    with _tables(args) as tables:
+        yield tables
+
+
+def _tables(args: Arguments) -> flow_table.FlowTables:
+    from . import flow_table
+
+    bpffs.check(args.pin_root)
+    return flow_table.FlowTables(args.pin_root)
+
+
+def _list(args: Arguments) -> int:
+    from . import flow_table
+
+    with _asked():
+        query = flow_filter.parse_query(_words(args, flow_filter.QUERY_WORDS))
+        writer = flow_output.writer(args.output, query.fields, args.extended, args.window)
+        if args.extended and args.output != "conntrack":
+            raise bad_value("extended", True, "it belongs to -o conntrack")
+        if args.window and args.input is not None:
+            raise bad_value("window", True, "a file of flows has none that could be read back; leave it out")
+    with _source(args) as source:
+        flow_table.read(source, query, writer, _put, summary=False, window=args.window)
+    return DONE
+
+
+def _reading(args: Arguments) -> flow_table.Reading:
+    """Read all, and keep no flow."""
+    from . import flow_table
+
+    with _asked():
+        query = flow_filter.parse_query(_words(args, flow_filter.QUERY_WORDS))
+    with _source(args) as source:
+        return flow_table.read(source, query if query.group_by else dataclasses.replace(query, limit=0))
+
+
+def _count(args: Arguments) -> int:
+    if args.limit is not None and not args.group_by:
+        raise Misused("limit: it belongs to --group-by; leave it out, or say by what to group.")
+    reading = _reading(args)
+    if args.output == "json":
+        _say_json({"count": reading.count, **({"groups": reading.groups} if args.group_by else {})})
+    elif args.group_by:
+        from .ct_text import groups
+
+        _put(groups(reading.groups).encode())
+    else:
+        _say(str(reading.count))
+    return DONE
+
+
+def _summary(args: Arguments) -> int:
+    from .ct_text import summary
+
+    found = t.cast("dict[str, t.Any]", _reading(args).summary)
+    if args.output == "json":
+        _say_json(found)
+    else:
+        _put(summary(found).encode())
+    return DONE
+
+
+def _stats(args: Arguments) -> int:
+    from . import ct_text
+
+    with _tables(args) as tables:
+        per_cpu, counters, guests = tables.cpu_counters(), tables.counters(), tables.guest_counters()
+    evicted = t.cast("dict[str, t.Any]", _reading(args).summary)["counters"]["evicted"]
+    if args.output == "conntrack":
+        _put(flow_output.stats_lines(per_cpu, evicted).encode())
+    elif args.output == "json":
+        _say_json(ct_text.stats_record(counters, evicted, guests))
+    else:
+        _put(ct_text.stats(counters, evicted, guests, args.all).encode())
+    return DONE
+
+
+def _show(args: Arguments) -> int:
+    from . import ct_text, flow_table, flow_tuple
+
+    with _asked():
+        wanted = flow_tuple.parse(" ".join(args.tuple))
+    with _tables(args) as tables:
+        found = flow_table.read(tables, dataclasses.replace(wanted.query, limit=1 << 31), summary=False, window=True).flows
+        timeouts = tables.settings()[0]
+    found = [record for record in found if wanted.matches(record)]
+    if not found:
+        raise ConntrackError(f"tuple: no flow {' '.join(args.tuple)} is tracked. ct list --addr {wanted.ends[0].address} shows all of that address.")
+    if args.output == "json":
+        _say_json([{**record, "why": ct_text.why(record, timeouts)} for record in found])
+    else:
+        _put("\n".join(ct_text.flow_in_full(record, timeouts) for record in found).encode())
+    return DONE
+
+
+# ---------------------------------------------------------------- deleting
+def _flush(args: Arguments) -> int:
+    from . import flow_table
+
+    with _asked():
+        filters = flow_filter.parse_filters(_words(args, flow_filter.FILTER_WORDS))
+        if bool(filters) == args.all:
+            raise ConntrackError("filters: give a filter, or --all for every flow" + (", but not both." if args.all else "."))
+    choice = flow_table.EVERYTHING if args.all else flow_table.Choice("the flow matches the filters", filters)
+    bpffs.check(args.pin_root)
+    if args.dry_run or not args.yes:
+        with _tables(args) as tables:
+            found = flow_table.delete(tables, choice, limit=flow_filter.DEFAULT_LIMIT, dry=True)
+        if args.dry_run:
+            for step in found.plan:
+                _say(f"would delete {step.name}")
+            _say(f"would delete {_number_of(found.count, 'flow')}")
+            return DONE
+        if not _agreed(f"Delete {_number_of(found.count, 'flow')}?"):
+            raise ConntrackError("nothing was deleted.")
+    with flow_table.writing(args.pin_root, args.lock_timeout) as tables:
+        done = flow_table.delete(tables, choice, limit=0)
+    _say(f"{_number_of(done.deleted, 'flow')} deleted")
+    return DONE
+
+
+def _agreed(question: str) -> bool:
+    """Ask the user.
+
+    :raises Misused: where there is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise Misused("yes: it is not given, and there is no terminal to ask on. Give --yes, or --dry-run to see what would go.")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _gc(args: Arguments) -> int:
+    from . import flow_table
+
+    bpffs.check(args.pin_root)
+    if args.dry_run:
+        with _tables(args) as tables:
+            _say(f"would delete {_number_of(flow_table.delete(tables, flow_table.EXPIRED, limit=0, dry=True).count, 'entry')} whose time is over")
+        return DONE
+    with flow_table.writing(args.pin_root, args.lock_timeout) as tables:
+        _say(f"{_number_of(flow_table.sweep(tables), 'entry')} deleted whose time was over")
+    return DONE
+
+
+# ---------------------------------------------------------------- the chain
+def _loaded(args: Arguments) -> bpffs.Paths:
+    """Return where the chain is pinned.
+
+    :raises ConntrackError: where none is, or the user may not look.
+    """
+    from . import flow_table
+
+    bpffs.check(args.pin_root)
+    paths = bpffs.Paths(args.pin_root, args.state_dir)
+    try:
+        there = {os.path.basename(paths.active), os.path.basename(paths.gen)} & set(os.listdir(paths.base))
+    except PermissionError as exc:
+        raise ConntrackError(f"{paths.base} may not be read: {exc.strerror}. Run as root.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        there = set()
+    if not there:
+        raise flow_table.NoChain(f"{paths.base}: no chain is loaded there. Run xdp_program, or give the --pin-root that it was given.")
+    return paths
+
+
+def _status(args: Arguments) -> int:
+    from . import ct_status, ct_text
+
+    found = ct_status.status(_loaded(args))
+    if args.output == "json":
+        _say_json(found)
+    else:
+        _put(ct_text.status(found).encode())
+    return DONE if found["healthy"] else FAILED
+
+
+def _verify(args: Arguments) -> int:
+    from . import ct_status
+
+    healthy = True
+    for line, good in ct_status.verify(_loaded(args)):
+        healthy = healthy and good
+        _say(f"{'ok  ' if good else 'FAIL'} {line}")
+    return DONE if healthy else FAILED
+
+
+def _rollback(args: Arguments) -> int:
+    from . import generation
+
+    plan, dummy = generation.roll_back(_loaded(args), args.generation, args.dry_run, args.lock_timeout)
+    _say_plan(plan, args.dry_run)
+    return DONE
+
+
+def _interfaces(names: t.Iterable[str], **more: str) -> list[dict[str, t.Any]]:
+    """Return interfaces, written as NAME or NAME@NETNS, as xdp_attach takes them."""
+    parts = (name.partition("@") for name in names)
+    return [{"name": name, "netns": namespace or None, **more} for name, dummy, namespace in parts]
+
+
+def _converge(args: Arguments, state: str, interfaces: list[dict[str, t.Any]] | None, mode: str = "auto", takeover: bool = False) -> int:
+    from . import attach
+    from .plan import Step
+
+    with _asked():
+        attach.parse(state, interfaces or (), mode)
+    result, warnings = attach.converge(state, interfaces, mode, takeover, _loaded(args).pin_root, args.dry_run, args.lock_timeout)
+    for warning in warnings:
+        _complain(f"ct {args.command}", warning)
+    _say_plan([Step(**step) for step in result["plan"]], args.dry_run)
+    return DONE
+
+
+def _attach(args: Arguments) -> int:
+    return _converge(args, "present", _interfaces(args.interface, program=args.program), args.mode, args.takeover)
+
+
+def _detach(args: Arguments) -> int:
+    if bool(args.interface) == args.all:
+        raise Misused("interface: name the interfaces, or give --all for every one" + (", but not both." if args.all else "."))
+    return _converge(args, "absent", None if args.all else _interfaces(args.interface))
+
+
+# ---------------------------------------------------------------- the commands
+class Command(t.NamedTuple):
+    """One command.
+
+    :ivar does: what it does, for a list.
+    :ivar more: what else there is to know; it makes up the manual page.
+    """
+
+    does: str
+    words: t.Callable[[Parser], None]
+    run: t.Callable[[Arguments], int]
+    more: str
+
+
+COMMANDS = {
+    "list": Command("print the flows", _flows, _list, "It prints as it reads, so the first lines come at once. Flows whose time is over are left out."),
+    "count": Command("count flows", _counting, _count, "Flows whose time is over do not count."),
+    "summary": Command(
+        "print totals, and how full the tables are", _summary_words, _summary, "The filters narrow the totals; the tables are shown as a whole."
+    ),
+    "stats": Command(
+        "print the counters by stage and reason",
+        _stats_words,
+        _stats,
+        "Every frame is counted once, at the stage that decided what becomes of it; entries besides.",
+    ),
+    "show": Command(
+        "print all that is known of one flow, and why it is in its state",
+        _show_words,
+        _show,
+        "A port that is left out stands for any; every flow that fits is shown. The exit status is 1 when none does.",
+    ),
+    "flush": Command(
+        "delete flows", _flush_words, _flush, "It says how many there are and asks, unless --yes is given. The next packet of a deleted flow begins a new one."
+    ),
+    "gc": Command("delete the entries whose time is over", _changing, _gc, "Readers never show them, but they take room."),
+    "status": Command(
+        "print interfaces, generation, health and how full the tables are",
+        _status_words,
+        _status,
+        "The exit status is 1 when something keeps the chain from working.",
+    ),
+    "verify": Command(
+        "prove that the chain works",
+        lambda command: None,
+        _verify,
+        "It looks for every known fault, compares what the interfaces receive with what is counted, and sends frames of proof through each hook. "
+        "They make no entry, but they are counted.",
+    ),
+    "rollback": Command("go back to the generation before", _rollback_words, _rollback, "Flows and counters of now are kept. A second run changes nothing."),
+    "attach": Command("attach the chain to interfaces", _attach_words, _attach, "An interface that runs the program already is left as it is."),
+    "detach": Command("detach the chain from interfaces", _detach_words, _detach, "An interface that does not run it is left as it is."),
+}
+
+
+def parser(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> Parser:
+    """Return the parser of the whole command line.
+
+    :param pin_root: what holds where the option is not given; likewise the next one.
+    """
+    top = Parser(prog="ct", description="Look at and look after the connection tracker in XDP.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"ct {VERSION}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        about = f"{command.does[0].upper()}{command.does[1:]}. {command.more}"
+        made = commands.add_parser(name, help=command.does, description=about, allow_abbrev=False)
+        command.words(made)
+        made.add_argument("--pin-root", default=pin_root, metavar="DIR", help=f"where the chain is pinned; {pin_root} when not given")
+        made.add_argument("--state-dir", default=state_dir, metavar="DIR", help=f"where it is written down what it is made of; {state_dir} when not given")
+        made.set_defaults(run=command.run)
+    return top
+
+
+def main(argv: t.Sequence[str] | None = None, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> int:
+    """Run the command; return its exit status."""
+    args = parser(pin_root, state_dir).parse_args(argv)
+    who = f"ct {args.command}"
+    try:
+        return int(args.run(args))
+    except Misused as exc:
+        _complain(who, exc.message)
+        return USAGE
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except ConntrackError as exc:
+        _complain(who, exc.message)
+    except PermissionError as exc:
+        _complain(who, f"{exc.filename or args.pin_root} may not be used: {exc.strerror}. Run as root")
+    except OSError as exc:
+        _complain(who, f"the system refuses it: {exc}")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return FAILED

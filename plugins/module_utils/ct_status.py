@@ -1,0 +1,73 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How the chain is, put together from what the library observes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import typing as t
+
+from . import attach, bpf, bpffs, chain, flow_filter, flow_table, generation
+from . import verify as proof
+from .errors import ConntrackError
+
+
+def interfaces(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
+    """Return the interfaces that links are pinned for, with what runs on them."""
+    keys = [bpffs.interface_of(os.path.basename(pin)) for pin in attach.held(paths)]
+    wants = attach.parse("absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto")
+    found = []
+    for want, have in zip(wants, attach.observe(paths, wants)):
+        shown = have.attached.shown() if have.attached is not None else dict.fromkeys(("program", "mode", "program_id", "link_id"))
+        found.append({"interface": want.label, **{name: shown[name] for name in ("program", "mode", "program_id", "link_id")}})
+    return found
+
+
+def faults(paths: bpffs.Paths, have: generation.Have) -> list[dict[str, str]]:
+    """Return all that keeps the chain from working, what can be heard of traffic included."""
+    return [fault.as_dict() for fault in (*have.faults, *generation.listen(paths))]
+
+
+def status(paths: bpffs.Paths) -> dict[str, t.Any]:
+    """Return generation, health, interfaces and fullness."""
+    have = generation.observe(paths)
+    facts = generation.facts(have, paths)
+    wrong = faults(paths, have)
+    pressure: dict[str, t.Any] | None = None
+    with contextlib.suppress(ConntrackError), flow_table.FlowTables(paths.pin_root) as tables:  # which the faults tell of
+        pressure = t.cast("dict[str, t.Any]", flow_table.read(tables, flow_filter.parse_query({"limit": 0})).summary)["pressure"]
+    try:
+        attached = interfaces(paths)
+    except ConntrackError:  # something else is pinned among the links, which is a fault
+        attached = []
+    return {
+        **{name: facts[name] for name in ("generation", "digest", "since", "kept", "pin_root", "settings")},
+        "healthy": facts["generation"] is not None and not wrong,
+        "faults": wrong,
+        "pressure": pressure,
+        "interfaces": attached,
+    }
+
+
+def verify(paths: bpffs.Paths) -> t.Iterator[tuple[str, bool]]:
+    """Prove the active generation; return what was tried, each with whether it is well."""
+    have = generation.observe(paths)
+    wrong = faults(paths, have)
+    for fault in wrong:
+        yield f"{fault['fault']} {fault['object']}: {fault['detail']}", False
+    if not wrong:
+        yield f"generation {have.generation}: pins, slots, maps, settings and links are whole", True
+    if have.generation is None:
+        return
+    guests = any(slot in have.programs for slot in chain.GUEST_SLOTS.values())
+    for hook in chain.TRACKING_HOOKS:
+        for probe in proof.PROBES:
+            try:
+                with bpf.closing(bpf.obj_get(paths.prog(chain.SLOTS[hook]))) as entry, bpf.closing(bpf.obj_get(paths.map("stats"))) as stats:
+                    proof.prove(entry, stats, guests, probe)
+            except ConntrackError as exc:
+                yield f"{hook}: {exc.message}", False
+            else:
+                yield f"{hook}: {probe.name} passes and is counted as {probe.counter}", True

@@ -1,0 +1,156 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Flows that were written to a file, as something that is read like the tables: the same filters, order and formats."""
+
+from __future__ import annotations
+
+import collections.abc as c
+import contextlib
+import ipaddress
+import json
+import struct
+import sys
+import typing as t
+
+from . import chain, flow
+from .clock import Clock
+from .errors import ConntrackError
+from .flow_table import BATCH, OpenTable
+
+#: Two ticks a second, so that a flow with less than a second left has time left; all differences fit into 32 bits.
+_HZ = 2
+_NOW = 1 << 31
+_NUMBERS = {name: number for number, name in flow.PROTOCOLS.items()}
+#: One table a family holds its flows in the order of the file.
+_TABLES = {table.family: table for table in flow.TABLES if table.flow_class == "assured"}
+Packed = tuple[flow.Table, bytes, bytes]
+
+
+def pack(record: t.Mapping[str, t.Any]) -> Packed:
+    """Return the entry that gives this record again.
+
+    :raises LookupError, ValueError, TypeError, struct.error: for what is no record.
+    """
+    table = _TABLES[record["family"]]
+    number = _NUMBERS.get(record["proto"])
+    number = int(record["proto"]) if number is None else number
+    orig, reply, related = record["orig"], record["reply"], record["related"]
+    sport, dport = orig.get("sport", 0), orig.get("dport", 0)
+    if "icmp" in record:
+        sport, dport = record["icmp"]["id"], record["icmp"]["type"] << 8 | record["icmp"]["code"]
+    elif "gre" in record:
+        dport = record["gre"]["dstkey"]
+    ends = [(ipaddress.ip_address(orig["src"]).packed, sport), (ipaddress.ip_address(orig["dst"]).packed, dport)]
+    swapped = ends[0] > ends[1]
+    (low, low_port), (high, high_port) = sorted(ends)
+    ctl = _state(number, record["state"])
+    ctl |= chain.CTL_SEEN_REPLY if record["seen_reply"] else 0
+    ctl |= chain.CTL_ASSURED if record["assured"] else 0
+    ctl |= chain.CTL_EGRESS if flow.DIRECTIONS.index(record["dir"]) else 0
+    ctl |= chain.CTL_ORIG_HI if swapped else 0
+    tags = record.get("vlan", ())
+    ctl |= len(tags) << chain.CTL_VLANS_SHIFT
+    for tag, shift in zip(tags, (chain.CTL_VLAN_OUTER_SHIFT, chain.CTL_VLAN_INNER_SHIFT)):
+        ctl |= tag << shift
+    key = table.key.pack(table.address.unpack(low)[0], table.address.unpack(high)[0], low_port, high_port, number, 0)
+    value = flow.VIEW.pack(
+        *(orig["packets"], orig["bytes"], reply["packets"], reply["bytes"], ctl),
+        (_NOW + _HZ * record["timeout"] + 1) & 0xFFFFFFFF,
+        (_NOW - _HZ * record["idle"]) & 0xFFFFFFFF,
+        _NOW // _HZ - record["age"],
+        *(related["packets"], related["bytes"]),
+    )
+    return table, key, value
+
+
+def _state(number: int, name: str) -> int:
+    """Return the bits of a state; those of protocols without a state machine follow from the others."""
+    names = flow.STATES.get(number, ())
+    if name in names:
+        return names.index(name)
+    return 0 if name in flow.PLAIN_STATES else int(name)
+
+
+class SavedFlows:
+    """The flows of a file, with the methods of flow_table.FlowTables that readers need."""
+
+    def __init__(self, packed: c.Iterable[Packed]) -> None:
+        self._keys = {family: bytearray() for family in _TABLES}
+        self._values = {family: bytearray() for family in _TABLES}
+        for table, key, value in packed:
+            self._keys[table.family] += key
+            self._values[table.family] += value
+        self.tables = tuple(OpenTable(table, -1, len(self._keys[family]) // table.key.size) for family, table in _TABLES.items())
+
+    @classmethod
+    def load(cls, path: str) -> SavedFlows:
+        """Read what ``ct list -o json`` or ``-o jsonl`` wrote: a record on each line.
+
+        :param path: ``-`` for standard input.
+        :raises ConntrackError: naming the file, the line and the mend.
+        """
+        try:
+            with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf-8") as lines:
+                return cls(_packed(path, lines))
+        except (OSError, UnicodeDecodeError) as exc:
+            if isinstance(exc, ConntrackError):
+                raise
+            said = exc.strerror if isinstance(exc, OSError) else "it is no text"
+            raise ConntrackError(f"input: {path!r} can not be read: {said}. Give a file that ct list -o json or -o jsonl wrote.") from exc
+
+    def clock(self) -> Clock:
+        """Return the instant at which the file was written."""
+        return Clock(_NOW, _HZ, 0)
+
+    def settings(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return none: a file has no settings."""
+        return {}, {}
+
+    def cpu_counters(self) -> list[dict[str, int]]:
+        """Return none: a file has no counters."""
+        return []
+
+    def counters(self) -> dict[str, int]:
+        """Return zeros: a file has no counters."""
+        return dict.fromkeys(chain.COUNTERS, 0)
+
+    def guest_counters(self) -> dict[str, dict[str, int]]:
+        """Return none: a file has no guests."""
+        return {}
+
+    def promoted(self) -> int:
+        """Return 0: nothing moves in a file."""
+        return 0
+
+    def batches(self, opened: OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
+        """Return the flows of a family in batches; see flow_table.FlowTables.batches()."""
+        size, other = opened.table.key.size, flow.VIEW.size
+        keys, values = memoryview(self._keys[opened.table.family]), memoryview(self._values[opened.table.family])
+        for start in range(0, opened.capacity, BATCH):
+            stop = min(start + BATCH, opened.capacity)
+            yield stop - start, keys[start * size : stop * size], values[start * other : stop * other]
+
+    def lookup(self, opened: OpenTable, key: bytes) -> bytes | None:
+        """Return nothing: entries of a file are not looked up."""
+        return None
+
+    def delete(self, opened: OpenTable, keys: t.Sequence[bytes]) -> int:
+        """Delete nothing: a file is only read."""
+        return 0
+
+    def count_deleted(self, numbers: t.Mapping[str, int]) -> None:
+        """Count nothing: a file is only read."""
+
+
+def _packed(path: str, lines: t.Iterable[str]) -> t.Iterator[Packed]:
+    for number, line in enumerate(lines, 1):
+        text = line.strip().strip("[],").strip()
+        if text:
+            try:
+                yield pack(json.loads(text))
+            except (LookupError, ValueError, TypeError, AttributeError, struct.error):
+                shown = text if len(text) <= 60 else f"{text[:57]}..."
+                raise ConntrackError(
+                    f"input: {path}:{number}: {shown!r} is no whole flow: give a file that ct list -o json or -o jsonl wrote, without --fields."
+                ) from None

@@ -1,0 +1,102 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Install the command ct."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ct_command
+short_description: Install the command ct on a host
+version_added: "0.1.0"
+description:
+  - Installs the command C(ct), which reads the flow table and looks after the chain without Ansible, its manual page and its completion for bash.
+  - The command is one file, made of the collection's own library, so it does what the modules do. It needs Python 3.9 and libbpf on the host,
+    and neither Ansible nor bcc.
+  - A file of somebody else in its place is refused and left alone.
+author:
+  - The ebpf.conntrack authors (@ebpf-conntrack)
+extends_documentation_fragment:
+  - ebpf.conntrack.attributes
+  - ebpf.conntrack.pin_root
+options:
+  state:
+    description:
+      - Whether the command is there.
+    type: str
+    choices: [present, absent]
+    default: present
+  prefix:
+    description:
+      - The directory below which the files are, C(bin/ct), C(share/man/man8/ct.8) and C(share/bash-completion/completions/ct).
+      - Directories that are missing are made.
+    type: path
+    default: /usr/local
+  state_dir:
+    description:
+      - The directory that M(ebpf.conntrack.xdp_program) was given. The command takes this one and O(pin_root) where it is not told otherwise.
+    type: path
+    default: /var/lib/ebpf_conntrack
+seealso:
+  - module: ebpf.conntrack.xdp_program
+  - module: ebpf.conntrack.ct_flows
+"""
+
+EXAMPLES = r"""
+- name: Install the command
+  ebpf.conntrack.ct_command:
+
+- name: Install it where only root looks
+  ebpf.conntrack.ct_command:
+    prefix: /opt/ct
+
+- name: Take it away
+  ebpf.conntrack.ct_command:
+    state: absent
+"""
+
+RETURN = r"""
+plan:
+  description: The steps that were done, or in check mode would be done, each with its reason.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - action: create
+      kind: file
+      name: /usr/local/bin/ct
+      reason: it is missing
+      before: null
+      after: mode 0755, sha256 3b6c1f3e9f0a2d41
+diff:
+  description: The plan as a difference.
+  returned: success
+  type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive
+from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "prefix": {"type": "path", "default": ct_archive.PREFIX},
+            "pin_root": {"type": "path", "default": bpffs.STANDARD},
+            "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    with told_by(module):
+        plan = ct_archive.converge(params["state"], params["prefix"], params["pin_root"], params["state_dir"], module.check_mode)
+    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command as files: the same from the same sources, whole, and never in the place of somebody else's."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import ct_archive
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+FILES = (ct_archive.COMMAND, ct_archive.MANUAL, ct_archive.COMPLETION)
+
+
+def test_it_is_made_of_the_library_and_of_nothing_else() -> None:
+    directory = pathlib.Path(str(ct_archive.__file__)).parent
+    sources = ct_archive.sources()
+    assert {"ct_cli", "flow_table", "generation", "attach", "saved_flows"} <= set(sources) and "netlink" not in sources
+    for name, text in sources.items():
+        assert text == (directory / f"{name}.py").read_text("utf-8")
+        tops = [node for node in ast.parse(text).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert not [node for node in tops if isinstance(node, ast.ImportFrom) and not node.level and str(node.module).startswith("ansible")], name
+
+
+def test_two_of_them_are_the_same() -> None:
+    one, other = ct_archive.archive(), ct_archive.archive()
+    assert ct_archive.is_current(one) and ct_archive.is_current(other)
+    assert not ct_archive.is_current(one, "/sys/fs/bpf/other") and not ct_archive.is_current(one, state_dir="/elsewhere")
+    with zipfile.ZipFile(io.BytesIO(one)) as a, zipfile.ZipFile(io.BytesIO(other)) as b:
+        assert a.namelist() == b.namelist() and all(a.read(name) == b.read(name) for name in a.namelist() if name.endswith(".py"))
+
+
+@pytest.mark.parametrize("at", [5, 2000, -2000])
+def test_a_damaged_one_is_not_current(at: int) -> None:
+    data = bytearray(ct_archive.archive())
+    data[at] ^= 0xFF
+    assert not ct_archive.is_current(bytes(data))
+
+
+def test_it_runs_without_any_package(tmp_path: pathlib.Path) -> None:
+    """Under the interpreter of the tests, without site-packages: from the compiled modules, and from the sources where those are of another version."""
+    path = tmp_path / "ct"
+    path.write_bytes(ct_archive.archive())
+    stripped = tmp_path / "stripped"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(stripped, "w") as made:
+        for name in whole.namelist():
+            made.writestr(name, whole.read(name) if name.endswith(".py") else b"\0\0\r\n" + whole.read(name)[4:])
+    for one in (path, stripped):
+        for words, status in ((["--version"], 0), (["list", "--proto", "tpc"], 2), (["status", "--pin-root", "/nonexistent"], 1)):
+            done = subprocess.run([sys.executable, "-I", "-S", one, *words], env={}, check=False, capture_output=True, text=True)
+            assert done.returncode == status and "Traceback" not in done.stderr, done
+
+
+def test_present_twice_and_absent(tmp_path: pathlib.Path) -> None:
+    prefix = str(tmp_path / "local")
+    foretold = ct_archive.converge("present", prefix, check_mode=True)
+    assert not os.path.exists(prefix) and [step.action for step in foretold] == ["create"] * 3
+    assert len(ct_archive.converge("present", prefix)) == 3
+    stamps = {name: os.stat(os.path.join(prefix, name)) for name in FILES}
+    assert [stat.st_mode & 0o7777 for stat in stamps.values()] == [0o755, 0o644, 0o644]
+    assert ct_archive.converge("present", prefix) == []
+    assert {name: os.stat(os.path.join(prefix, name)).st_mtime_ns for name in FILES} == {name: stat.st_mtime_ns for name, stat in stamps.items()}
+
+    os.chmod(os.path.join(prefix, ct_archive.COMMAND), 0o600)
+    assert [step.name for step in ct_archive.converge("present", prefix)] == [os.path.join(prefix, ct_archive.COMMAND)]
+    assert [step.action for step in ct_archive.converge("present", prefix, pin_root="/sys/fs/bpf/other")] == ["change"] * 2, "the manual names the default"
+
+    assert len(ct_archive.converge("absent", prefix, check_mode=True)) == 3 and os.path.exists(os.path.join(prefix, ct_archive.COMMAND))
+    assert [step.action for step in ct_archive.converge("absent", prefix)] == ["delete"] * 3
+    assert ct_archive.converge("absent", prefix) == [] and not [path for path in pathlib.Path(prefix).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("state", ["present", "absent"])
+def test_a_file_of_somebody_else_stays(tmp_path: pathlib.Path, name: str, state: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_text("#!/bin/sh\n", "utf-8")
+    with pytest.raises(ConntrackError, match=f"^{path} is not the collection's. Move it"):
+        ct_archive.converge(state, str(tmp_path))
+    assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path] and path.read_text("utf-8") == "#!/bin/sh\n"
+
+
+@pytest.mark.parametrize("prefix", ["usr", "/usr/../usr/local", "/dev/null"])
+def test_a_bad_prefix(prefix: str) -> None:
+    with pytest.raises(ConntrackError, match="^prefix: "):
+        ct_archive.converge("present", prefix)
