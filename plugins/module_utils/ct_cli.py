@@ -265,7 +265,7 @@ def _list(args: Arguments) -> int:
         if args.window and args.input is not None:
             raise bad_value("window", True, "a file of flows has none that could be read back; leave it out")
     with _source(args) as source:
-        flow_table.read(source, query, writer, _put, summary=False, window=args.window)
+        flow_table.read(source, query, writer, _put, summary=False, window=args.window, listing=False)
     return DONE
 
 

@@ -355,6 +355,7 @@ def read(
     put: t.Callable[[bytes], object] = _discard,
     summary: bool = True,
     window: bool = False,
+    listing: bool = True,
 ) -> Reading:
     """Read the flows that match.
 
@@ -363,8 +364,9 @@ def read(
     :param writer: turns the flows into text for ``put``: all of them, or the query's limit where it has one.
     :param summary: whether to make the summary.
     :param window: whether the records of TCP flows show their windows.
+    :param listing: whether to return records and groups; False where only the text is wanted, however long.
     """
-    listed = flow_filter.DEFAULT_LIMIT if query.limit is None else query.limit
+    listed = 0 if not listing else flow_filter.DEFAULT_LIMIT if query.limit is None else query.limit
     written = query.limit if writer else listed
     one_pass = _Pass(source, query, bool(writer and writer.as_bytes), window, written, summary)
     may_stop = written is not None and query.sort is None and not summary and not query.group_by
