@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _complain(who: str, message: str) -> None:
-    print(f"{who}: {' '.join(message.split()).rstrip('.')}.", file=sys.stderr)
+    sys.stderr.write(f"{who}: {' '.join(message.split()).rstrip('.')}.\n")
 
 
 # ---------------------------------------------------------------- the words
@@ -371,7 +371,8 @@ def _agreed(question: str) -> bool:
     """
     if not sys.stdin.isatty():
         raise Misused("yes: it is not given, and there is no terminal to ask on. Give --yes, or --dry-run to see what would go.")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
