@@ -49,7 +49,9 @@ def sources() -> dict[str, str]:
 
 
 def _source(name: str) -> str:
-    """Return a module's text, wherever it was imported from: a directory, or the archive in which it came to the target."""
+    """Return a module's text, wherever this one was imported from: a directory, or the archive in which it came to the target."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(os.path.join(os.path.dirname(__file__), f"{name}.py"), encoding="utf-8") as file:
+        return file.read()
     whole = f"{__package__}.{name}"
     spec = importlib.util.find_spec(whole)
     text = spec.loader.get_source(whole) if spec is not None and spec.loader is not None and hasattr(spec.loader, "get_source") else None
