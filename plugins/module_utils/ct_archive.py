@@ -21,7 +21,7 @@ import sys
 import typing as t
 import zipfile
 
-from . import bpffs, ct_cli, ct_manual, flow_file
+from . import bpffs, ct_cli, ct_manual, flow_file, lock
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
@@ -133,16 +133,19 @@ def converge(state: str, prefix: str, pin_root: str = bpffs.STANDARD, state_dir:
     if not os.path.isabs(prefix) or os.path.normpath(prefix) != prefix:
         raise bad_value("prefix", prefix, f"give the absolute path of a directory, as {PREFIX}")
     try:
-        there = {name: _read(os.path.join(prefix, name)) for name in (COMMAND, MANUAL, COMPLETION)}
-        _refuse_foreign(prefix, there)
-        plan = _plan_present(prefix, there, pin_root, state_dir) if state == "present" else _plan_absent(prefix, there)
-        if not check_mode:
-            for step in plan:
-                _apply(step)
-            if state == "absent":
-                for name in _OWN_DIRECTORIES:
-                    with contextlib.suppress(OSError):  # not there, or in use
-                        os.rmdir(os.path.join(prefix, name))
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(FileNotFoundError):  # then there is nothing that another run could be at
+                stack.enter_context(lock.held(prefix, make=None if check_mode or state == "absent" else 0o755))
+            there = {name: _read(os.path.join(prefix, name)) for name in (COMMAND, MANUAL, COMPLETION)}
+            _refuse_foreign(prefix, there)
+            plan = _plan_present(prefix, there, pin_root, state_dir) if state == "present" else _plan_absent(prefix, there)
+            if not check_mode:
+                for step in plan:
+                    _apply(step)
+                if state == "absent":
+                    for name in _OWN_DIRECTORIES:
+                        with contextlib.suppress(OSError):  # not there, or in use
+                            os.rmdir(os.path.join(prefix, name))
     except OSError as exc:
         if isinstance(exc, ConntrackError):
             raise

@@ -157,7 +157,7 @@ def test_a_missing_bpf_file_system_is_mounted_and_taken_away_again(playbooks: Pl
 
 # ---------------------------------------------------------------- two at once
 #: The tasks of lab.yml, and of clean.yml, that change something on a machine that has none of it, or all.
-CHANGES = 3
+CHANGES = 4
 #: lab.yml without the traffic, which a lab that goes away meanwhile has none of.
 DEPLOY = """
 - hosts: localhost
