@@ -124,10 +124,18 @@ def _read(path: str) -> tuple[bytes, int] | None:
         return None
 
 
-def converge(state: str, prefix: str, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR, check_mode: bool = False) -> Plan:
+def converge(
+    state: str,
+    prefix: str,
+    pin_root: str = bpffs.STANDARD,
+    state_dir: str = bpffs.STATE_DIR,
+    check_mode: bool = False,
+    patience: float = lock.SECONDS,
+) -> Plan:
     """Install the command, or take it away: the plan that was needed.
 
     :param state: ``present`` or ``absent``.
+    :param patience: how long to wait for another run, in seconds.
     :raises ConntrackError: for a file of somebody else, and what the file system refuses.
     """
     if not os.path.isabs(prefix) or os.path.normpath(prefix) != prefix:
@@ -135,7 +143,7 @@ def converge(state: str, prefix: str, pin_root: str = bpffs.STANDARD, state_dir:
     try:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError):  # then there is nothing that another run could be at
-                stack.enter_context(lock.held(prefix, make=None if check_mode or state == "absent" else 0o755))
+                stack.enter_context(lock.held(prefix, patience, make=None if check_mode or state == "absent" else 0o755))
             there = {name: _read(os.path.join(prefix, name)) for name in (COMMAND, MANUAL, COMPLETION)}
             _refuse_foreign(prefix, there)
             plan = _plan_present(prefix, there, pin_root, state_dir) if state == "present" else _plan_absent(prefix, there)

@@ -19,6 +19,7 @@ author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 extends_documentation_fragment:
   - ebpf.conntrack.attributes
+  - ebpf.conntrack.lock
   - ebpf.conntrack.pin_root
 options:
   state:
@@ -76,7 +77,7 @@ diff:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
 
@@ -89,12 +90,13 @@ def main() -> None:
             "prefix": {"type": "path", "default": ct_archive.PREFIX},
             "pin_root": {"type": "path", "default": bpffs.STANDARD},
             "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
+            **lock.OPTION,
         },
         supports_check_mode=True,
     )
     params = module.params
     with told_by(module):
-        plan = ct_archive.converge(params["state"], params["prefix"], params["pin_root"], params["state_dir"], module.check_mode)
+        plan = ct_archive.converge(params["state"], params["prefix"], params["pin_root"], params["state_dir"], module.check_mode, params["lock_timeout"])
     module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))
 
 

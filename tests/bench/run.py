@@ -15,6 +15,7 @@ import importlib
 import os
 import pathlib
 import platform
+import signal
 import sys
 import time
 
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("section", nargs="*", choices=[[], *SECTIONS], help=f"what to measure: {', '.join(SECTIONS)} (default: all)")
     args = parser.parse_args()
     options = harness.Options(quick=args.quick)
+    signal.signal(signal.SIGTERM, lambda number, dummy: sys.exit(128 + number))  # so that what was made is taken away, as after Ctrl-C
     if os.geteuid():
         parser.error("the benchmark makes namespaces and loads programs: run it as root")
 
