@@ -26,8 +26,8 @@ static __always_inline void half_add(struct ct_half *to, const struct ct_half *f
 	to->td_end = later(to->td_end, from->td_end);
 	to->td_maxend = later(to->td_maxend, from->td_maxend);
 	to->td_maxack = later(to->td_maxack, from->td_maxack);
-	if (from->td_maxwin > to->td_maxwin)
-		to->td_maxwin = from->td_maxwin;
+	/* neither saw all: the next segment begins a window anew, see flow_offload_fixup_tcp() */
+	to->td_maxwin = 0;
 }
 
 /* How far on a TCP state is: by its number, but for the last one. */

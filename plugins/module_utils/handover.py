@@ -181,7 +181,8 @@ def _connect_table(fds: _Open, inherited: Inheritance, name: str) -> None:
     family, kind = was["tables"][name]
     translator = schema.Translator(was, here) if inherited.translated else None
     source, info = fds.map(old, name), old.infos[name]
-    if _PRED[family] not in new.infos:  # a generation of layout 1
+    if _PRED[family] not in new.infos:  # a generation of layout 1: what comes until the switch is not in these windows, which begin anew
+        translator = schema.Translator(was, here)
         for count, keys, values in _batches(source, info):
             for number in range(count):
                 key, value = (bytes(raw[number * size : (number + 1) * size]) for raw, size in ((keys, info.key_size), (values, info.value_size)))

@@ -28,7 +28,8 @@ Description = dict[str, t.Any]
 _PASSING = ("lock",)
 #: Flow tables that hold all of a family's flows: those of layout 1.
 ALL = "all"
-_STATES = {6: "tcp", 132: "sctp"}
+_TCP = 6
+_STATES = {_TCP: "tcp", 132: "sctp"}
 
 
 @functools.lru_cache(None)
@@ -133,6 +134,9 @@ class Translator:
 
     A number that does not fit a narrower field stays the largest that does, but for clocks and sequence numbers, which wrap.
 
+    TCP windows begin anew, from the next segment of each side: until the flow is handed over its packets are tracked elsewhere, and windows that
+    stopped meanwhile would refuse what comes after (as in the kernel's nf_flow_table_core.c, flow_offload_fixup_tcp()).
+
     :raises ConntrackError: where keys, states or parts of the control word have no place in the new one.
     """
 
@@ -183,6 +187,8 @@ class Translator:
             number = 0 if at is None else fields[at]
             if name == "ctl":
                 number = self.control(proto, number)
+            elif name in _WINDOWS and proto == _TCP:
+                number = 0
             elif number >> bits:
                 number = number & (1 << bits) - 1 if name in _WRAPPING else (1 << bits) - 1
             values.append(number)
@@ -200,6 +206,8 @@ class Translator:
         return word
 
 
+#: What a side's window is taken from anew where it is 0.
+_WINDOWS = frozenset(("orig.td_maxwin", "reply.td_maxwin"))
 #: Fields of which the low bits count.
 _WRAPPING = frozenset(
     (

@@ -624,6 +624,8 @@ LAYOUTS: dict[str, tuple[c.Callable[[], schema.Description], str]] = {
     "a layout that nobody knows": (later_layout, "migrate"),
 }
 IDLE = 300
+#: Connections of which the new chain misses more than a window.
+AHEAD = 40
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -634,6 +636,18 @@ def test_another_layout_is_taken_over_under_traffic(made: Chain, wires: None, fi
     now, rate = old.now()
     talks = [Talk(frames.UDP, 4, number) for number in range(60)]
     idle = [Talk(frames.TCP, (4, 6)[number % 2], number) for number in range(1000, 1000 + IDLE)]
+    ahead = [Talk(frames.TCP, 4, number, sequence=[1 << 20, 1 << 31]) for number in range(2000, 2000 + AHEAD)]
+    switched = 0
+
+    def run_ahead(name: str) -> None:
+        """Between the two interfaces: the answers are seen by the old chain alone, and are long ones."""
+        nonlocal switched
+        switched += name == "bpf_link_update"
+        if name == "bpf_link_update" and switched == 2:
+            for talk in ahead:
+                traffic.send(talk.round())
+                talk.sequence[1] += 1 << 19
+
     try:
         for talk in talks:
             # in a table that holds all flows some are assured; each goes on being found, whichever side's packets the old chain still gets
@@ -655,21 +669,31 @@ def test_another_layout_is_taken_over_under_traffic(made: Chain, wires: None, fi
                 last_seen=(now - 7 * rate) & 0xFFFFFFFF,
                 expires=(now + 1000 * rate) & 0xFFFFFFFF,
             )
-        for name, number in {"created": IDLE + len(talks), "tracked": 5}.items():
+        for talk in ahead:
+            behind = 0 if there["layout"] == 1 else 1 << 19
+            sides = {"orig": talk.sequence[0], "reply": talk.sequence[1]}
+            windows = {f"{side}__{name}": at - behind for side, at in sides.items() for name in ("td_end", "td_maxend", "td_maxack")}
+            windows |= dict.fromkeys(("orig__td_maxwin", "reply__td_maxwin"), 60000)
+            times = {"created": now // rate, "expires": (now + 1000 * rate) & 0xFFFFFFFF}
+            old.write("ctt", key_of(talk), {"state": 3, "assured": 1, "seen_reply": 1}, **windows, **times)
+        for name, number in {"created": IDLE + AHEAD + len(talks), "tracked": 5}.items():
             values = bpf.percpu_value(old.maps["stats"], there["counters"]["stats"].index(name), 8)
             values[0] = U64.pack(number)
             bpf.map_update(old.maps["stats"], U32.pack(there["counters"]["stats"].index(name)), b"".join(values))
         deleted = there["counters"]["deletions"].index("deleted_flushed")
         bpf.map_update(old.maps["deletions"], U32.pack(deleted), U64.pack(4))
-        with Traffic(talks, fresh=False):
+        with Traffic(talks, fresh=False) as traffic:
             time.sleep(0.2)
             assert made.ensure(check_mode=True, on_schema_change="drop")[1] != {}, "all flows would be forgotten"
             if policy != "fail":
                 with pytest.raises(ConntrackError, match="ctl assured was 0x1000000000000000 and is 0x20.*Nothing was changed.*three ways on"):
                     made.ensure()
                 assert generation.observe(made.paths).leftovers == ()
+            bpf.fault = run_ahead
             done, lost, warnings = made.ensure(on_schema_change=policy)
+            bpf.fault = None
             assert lost == {} and warnings == [] and "move" in [step["action"] for step in done]
+            traffic.send([packet for talk in ahead for dummy in range(3) for packet in talk.round()])
             time.sleep(0.2)
     finally:
         old.close()
@@ -685,9 +709,10 @@ def test_another_layout_is_taken_over_under_traffic(made: Chain, wires: None, fi
         assert (record["state"], record["assured"], record["seen_reply"]) == ("ESTABLISHED" if assured else "SYN_RECV", assured, True)
         assert (record["orig"]["packets"], record["reply"]["bytes"], record["related"]["packets"], record["vlan"]) == (talk.number, 1 << 40, 3, [77])
         assert record["dir"] == ("ingress", "egress")[talk.number & 1] and 50 <= record["age"] < 200 and 7 <= record["idle"] < 150
-    assert len(flows) == len(talks) + IDLE
-    assert counters["tracked"] == 5 + sum(sum(talk.sent) for talk in talks) and counters["deleted_flushed"] == 4
-    assert counters["created"] == IDLE + len(talks), "none was made anew"
+    assert [packets(flows[talk.key]) for talk in ahead] == [talk.sent for talk in ahead] == [[4, 4]] * AHEAD, "each is within its window"
+    assert len(flows) == len(talks) + IDLE + AHEAD
+    assert counters["tracked"] == 5 + sum(sum(talk.sent) for talk in (*talks, *ahead)) and counters["deleted_flushed"] == 4
+    assert counters["created"] == IDLE + AHEAD + len(talks), "none was made anew"
     made.assert_settled()
-    figure(f"flows kept when {layout} is taken over under traffic, packets missing in them", f"{len(flows)} of {len(talks) + IDLE}, 0")
+    figure(f"flows kept when {layout} is taken over under traffic, packets missing in them", f"{len(flows)} of {len(talks) + IDLE + AHEAD}, 0")
     made.attach("absent")
