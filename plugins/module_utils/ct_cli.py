@@ -169,6 +169,15 @@ def _rollback_words(command: Parser) -> None:
     _changing(command)
 
 
+def _load_words(command: Parser) -> None:
+    command.add_argument("source", nargs="?", metavar="DIR", help="a directory of sources, as files/bpf of the collection; what was loaded last when not given")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a size, timeout or switch as xdp_program has it: table_size=262144, timeouts.udp=60"
+    )
+    command.add_argument("--keep", type=int, metavar="N", help="so many of the generations before stay, to go back to; 1 when not given")
+    _changing(command)
+
+
 def _attach_words(command: Parser) -> None:
     command.add_argument("interface", nargs="+", metavar="INTERFACE", help="NAME, or NAME@NETNS in a named network namespace")
     command.add_argument("--program", choices=HOOKS, required=True, help="ingress on the side of the initiators, egress on the other")
@@ -439,6 +448,20 @@ def _rollback(args: Arguments) -> int:
     return DONE
 
 
+def _load(args: Arguments) -> int:
+    from . import generation, reload
+
+    with _asked():
+        changes = reload.parse(args.set)
+        policy = generation.Policy() if args.keep is None else generation.Policy(keep=args.keep)
+        generation.check(generation.Want("", {}, 1), policy)
+    bpffs.check(args.pin_root)
+    paths = bpffs.Paths(args.pin_root, args.state_dir)
+    plan, dummy = reload.load(paths, reload.wanted(paths, changes, args.source), args.dry_run, policy, args.lock_timeout)
+    _say_plan(plan, args.dry_run)
+    return DONE
+
+
 def _interfaces(names: t.Iterable[str], **more: str) -> list[dict[str, t.Any]]:
     """Return interfaces, written as NAME or NAME@NETNS, as xdp_attach takes them."""
     parts = (name.partition("@") for name in names)
@@ -516,6 +539,14 @@ COMMANDS = {
         _verify,
         "It looks for every known fault, compares what the interfaces receive with what is counted, and sends frames of proof through each hook. "
         "They make no entry, but they are counted.",
+    ),
+    "load": Command(
+        "load the chain that was loaded last, or another one",
+        _load_words,
+        _load,
+        "With no argument it brings back what the state directory tells of, as after a reboot, and changes nothing where that is in place. What is set with "
+        "--set holds from then on; sizes and sources take a new generation, which takes over flows and interfaces. Of a directory, checksum, fused and "
+        "forward can be set, too, and are as xdp_program has them when they are not. Building needs bcc, and a directory Jinja2.",
     ),
     "rollback": Command("go back to the generation before", _rollback_words, _rollback, "Flows and counters of now are kept. A second run changes nothing."),
     "attach": Command("attach the chain to interfaces", _attach_words, _attach, "An interface that runs the program already is left as it is."),

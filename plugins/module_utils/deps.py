@@ -18,8 +18,6 @@ import subprocess
 import sys
 import typing as t
 
-from ansible.module_utils.common.respawn import has_respawned, respawn_module
-
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
@@ -152,6 +150,8 @@ def require(module: AnsibleModule, *names: str) -> None:
     problems = [problem for problem in map(check, wanted) if problem]
     if not problems:
         return
+    from ansible.module_utils.common.respawn import has_respawned, respawn_module  # the command ct, which has no Ansible, only checks
+
     asked = [f"{sys.executable} (Python {'.'.join(map(str, sys.version_info[:3]))})"]
     if not has_respawned():
         for interpreter in others():

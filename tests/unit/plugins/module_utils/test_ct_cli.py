@@ -74,6 +74,9 @@ def test_values_by_comma_and_by_repeating() -> None:
         ("flush", "filters: give a filter, or --all"),
         ("flush --all --proto tcp", "but not both"),
         ("rollback --generation first", "argument --generation: invalid int value: 'first'"),
+        ("load --set udp=60", "set: 'udp' is not valid: known are table_size"),
+        ("load --set timeouts.udp=0", "timeouts.udp: 0 is not valid: give 1 to"),
+        ("load --keep 99", "keep: 99 is not valid: give 0 to 16 generations"),
         ("attach eth0", "--program"),
         ("attach eth0/1 --program ingress", "interfaces[0].name: 'eth0/1' is not valid"),
         ("attach eth0 eth0 --program ingress", "already in interfaces[0]"),
@@ -88,7 +91,7 @@ def test_a_wrong_use_is_told_in_one_line(line: str, words: str, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "count", "summary", "stats", "show tcp 10.0.0.1 10.0.0.2", "flush --all --yes", "gc", "status", "verify", "rollback"]
+    "command", ["list", "count", "summary", "stats", "show tcp 10.0.0.1 10.0.0.2", "flush --all --yes", "gc", "status", "verify", "load", "rollback"]
 )
 def test_without_a_bpf_file_system(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(f"{command} {NOWHERE}") == ct_cli.FAILED

@@ -12,6 +12,7 @@ import sys
 import typing as t
 
 import pytest
+from ansible.module_utils.common import respawn as respawn_api
 from ansible_collections.ebpf.conntrack.plugins.module_utils import deps
 
 
@@ -115,10 +116,10 @@ def test_require_starts_again_where_the_libraries_are(monkeypatch: pytest.Monkey
         raise Ended(interpreter)
 
     monkeypatch.setitem(deps.LIBRARIES, "ctdeps_absent", library("ctdeps_absent"))
-    monkeypatch.setattr(deps, "has_respawned", lambda: False)
+    monkeypatch.setattr(respawn_api, "has_respawned", lambda: False)
     monkeypatch.setattr(deps, "others", lambda: ["/a", "/b", "/c"])
     monkeypatch.setattr(deps, "imports", lambda interpreter, wanted: interpreter != "/a")
-    monkeypatch.setattr(deps, "respawn_module", respawn)
+    monkeypatch.setattr(respawn_api, "respawn_module", respawn)
     with pytest.raises(Ended, match="^/b$"):
         deps.require(t.cast(t.Any, FakeModule()), "ctdeps_absent")
 
@@ -126,7 +127,7 @@ def test_require_starts_again_where_the_libraries_are(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("respawned", [True, False])
 def test_require_fails_where_nobody_has_them(monkeypatch: pytest.MonkeyPatch, respawned: bool) -> None:
     monkeypatch.setitem(deps.LIBRARIES, "ctdeps_absent", library("ctdeps_absent"))
-    monkeypatch.setattr(deps, "has_respawned", lambda: respawned)
+    monkeypatch.setattr(respawn_api, "has_respawned", lambda: respawned)
     monkeypatch.setattr(deps, "others", lambda: ["/a"])
     monkeypatch.setattr(deps, "imports", lambda interpreter, wanted: False)
     with pytest.raises(Ended) as ended:
