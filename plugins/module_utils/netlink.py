@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import errno
 import importlib
 import importlib.util
@@ -332,6 +333,30 @@ def _parse_route(netns_name: str | None, names: t.Mapping[int, str], data: bytes
     packed = found.get(_RTA_DST, bytes(4 if family == socket.AF_INET else 16))
     dev = names.get(_u32(found, _RTA_OIF)) if _RTA_OIF in found else None
     return HaveRoute(netns_name, (packed, prefix), found.get(_RTA_GATEWAY), dev, _u32(found, _RTA_PRIORITY), protocol)
+
+
+def interfaces(name: str | None) -> list[HaveLink]:
+    """Return the interfaces of a namespace with their addresses, lo included; None is where the thread is. It needs no pyroute2.
+
+    :raises ConntrackError: there is no such namespace.
+    """
+    with netns.entered(name):
+        channel = Channel()
+    try:
+        links = [_parse_link(name, *message) for message in channel.dump(_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0) + _WITHOUT_STATS)]
+        addresses: dict[int, list[HaveAddress]] = {}
+        for message in channel.dump(_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0)):
+            index, address = _parse_address(*message)
+            addresses.setdefault(index, []).append(address)
+    finally:
+        channel.close()
+    return [dataclasses.replace(link, addresses=tuple(addresses.get(link.ifindex, ()))) for link in links]
+
+
+def unicast_addresses(name: str | None) -> list[str]:
+    """Return the addresses under which others reach a namespace: those of its interfaces but lo, without link-local ones."""
+    found = [address for link in interfaces(name) if link.ifindex != 1 and link.up for address in link.addresses]
+    return [topology.show_ip(one.address[0]) for one in found if not topology.is_link_local(one.address[0]) and not one.failed]
 
 
 class Kernel:

@@ -19,6 +19,7 @@ import socket
 import typing as t
 import zlib
 
+from . import expectation
 from .errors import bad_value
 
 Key = tuple[t.Optional[str], str]
@@ -115,6 +116,7 @@ class Topology:
     links: tuple[tuple[End, End], ...] = ()
     routes: tuple[Route, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
+    expect: tuple[expectation.Line, ...] = ()
 
     @property
     def mark(self) -> str:
@@ -213,8 +215,15 @@ _DEFAULT_LINKS: list[dict[str, t.Any]] = [
     {"ends": [{"name": "ns2-wan", "netns": "ns2", "addresses": ["172.30.56.105/24"]}, {"name": "ns2-lan", "addresses": ["172.30.56.1/24"]}]},
 ]
 
+_DEFAULT_EXPECT: list[dict[str, t.Any]] = [
+    {"ping": {"from": "ns1", "to": "ns2"}},
+    {"flow": {"from": "ns1", "to": "ns2", "proto": "tcp", "port": 80}},
+    {"flow": {"from": "ns1", "to": "ns2", "proto": "udp", "port": 53}},
+    {"untracked": 0},
+]
+
 _FIELDS = {
-    "lab": frozenset({"name", "router", "namespaces", "links", "sysctls", "routes"}),
+    "lab": frozenset({"name", "router", "namespaces", "links", "sysctls", "routes", "expect"}),
     "namespace": frozenset({"name", "sysctls", "routes"}),
     "link": frozenset({"ends"}),
     "end": frozenset({"name", "netns", "addresses", "mtu", "mac"}),
@@ -225,8 +234,8 @@ _FIELDS = {
 def parse(description: t.Mapping[str, t.Any]) -> Topology:
     """Check a lab's description and return it as a Topology.
 
-    :param description: ``name``, ``router``, ``namespaces``, ``links``, ``sysctls``, ``routes`` as the module netns_lab documents them. Missing keys and
-        None mean the default; with neither namespaces nor links, the default topology is meant.
+    :param description: ``name``, ``router``, ``namespaces``, ``links``, ``sysctls``, ``routes``, ``expect`` as the module netns_lab documents them.
+        Missing keys and None mean the default; with neither namespaces nor links, the default topology is meant.
     :raises ConntrackError: naming the field, the value and the mending.
     """
     _check_fields("lab", "description", description)
@@ -234,9 +243,10 @@ def parse(description: t.Mapping[str, t.Any]) -> Topology:
     router = description.get("router") or None
     if router is not None:
         check_name("router", router, _NETNS_NAME_MAX)
-    namespaces, links = description.get("namespaces"), description.get("links")
+    namespaces, links, expect = (description.get(name) for name in ("namespaces", "links", "expect"))
     if namespaces is None and links is None:
         namespaces, links = _DEFAULT_NAMESPACES, _DEFAULT_LINKS
+        expect = _DEFAULT_EXPECT if expect is None else expect
     namespaces, links = _list_of_dicts("namespaces", namespaces), _list_of_dicts("links", links)
 
     names = _parse_names(namespaces, router)
@@ -259,7 +269,14 @@ def parse(description: t.Mapping[str, t.Any]) -> Topology:
             sysctls.setdefault((router, path), Sysctl(router, path, "1", optional=True))
     for sysctl in _without_dad(parsed_links):
         sysctls.setdefault(sysctl.key, sysctl)
-    return Topology(lab, router, tuple(names), tuple(parsed_links), tuple(routes.values()), tuple(sysctls.values()))
+    lines = _parse_expect(expect, names, reach)
+    return Topology(lab, router, tuple(names), tuple(parsed_links), tuple(routes.values()), tuple(sysctls.values()), lines)
+
+
+def _parse_expect(expect: t.Any, names: t.Iterable[str], reach: t.Mapping[str | None, t.Mapping[str, tuple[Address, ...]]]) -> tuple[expectation.Line, ...]:
+    """Check the lines of ``expect`` against the namespaces and their addresses."""
+    addresses = {name: [show_ip(ip) for ends in reach.get(name, {}).values() for ip, dummy in ends if not is_link_local(ip)] for name in names}
+    return tuple(expectation.resolved(line, addresses, "of the lab") for line in expectation.parse(expect))
 
 
 def _without_dad(links: t.Iterable[tuple[End, End]]) -> t.Iterator[Sysctl]:

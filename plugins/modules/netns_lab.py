@@ -18,6 +18,8 @@ description:
   - What the lab makes carries its mark, C(ebpf.conntrack:NAME) as the alias of links and of each namespace's C(lo).
     Objects of the same name without the mark are refused, and O(state=absent) removes only what has it.
   - A run that was killed is completed by the next one.
+  - The lines of O(expect) are only held against the topology, and returned; M(ebpf.conntrack.ct_expect) checks them once the chain is attached.
+    Those of the default lab are a ping, a flow of TCP and one of UDP from C(ns1) to C(ns2), and nothing untracked.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 requirements:
@@ -25,6 +27,7 @@ requirements:
   - the privilege to manage network namespaces (root)
 extends_documentation_fragment:
   - ebpf.conntrack.attributes
+  - ebpf.conntrack.expect
   - ebpf.conntrack.lock
 options:
   name:
@@ -161,6 +164,7 @@ notes:
   - Routes that routing daemons or the kernel made are left alone.
 seealso:
   - module: ebpf.conntrack.xdp_attach
+  - module: ebpf.conntrack.ct_expect
 """
 
 EXAMPLES = r"""
@@ -204,6 +208,14 @@ EXAMPLES = r"""
           - name: to-server
             addresses: [10.0.2.1/24]
             mtu: 3000
+
+- name: A lab, and what must work in it once the chain is attached
+  ebpf.conntrack.netns_lab:
+    router: rt
+    expect:
+      - ping: {from: ns1, to: ns2}
+      - flow: {from: ns1, to: ns2, proto: tcp, port: 80, state: ESTABLISHED, within: 5}
+      - untracked: 0
 
 - name: What has drifted from it
   ebpf.conntrack.netns_lab:
@@ -314,6 +326,18 @@ lab:
         mac: 02:9a:e9:22:ad:3d
         mtu: 1500
         state: up
+expect:
+  description: The lines of O(expect), or those of the default topology, with all that was left out, as M(ebpf.conntrack.ct_expect) takes them.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - ping:
+        from: ns1
+        to: ns2
+        family: ipv4
+        address: 172.30.56.105
+        within: 5.0
 foreign:
   description: What carries no mark of the lab but has a name that the lab needs. Nothing was changed then.
   returned: when there are such objects
@@ -345,7 +369,7 @@ not_rolled_back:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import deps, lock, netlink, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils import deps, expectation, lock, netlink, topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
 from ansible_collections.ebpf.conntrack.plugins.module_utils.plan import as_dicts, as_diff
 
@@ -382,6 +406,7 @@ def argument_spec() -> dict[str, t.Any]:
         },
         "sysctls": {"type": "dict"},
         "routes": routes,
+        **expectation.OPTION,
         **lock.OPTION,
     }
 
@@ -402,6 +427,7 @@ def main() -> None:
         changed=bool(result.plan),
         plan=as_dicts(result.plan),
         lab=result.facts,
+        expect=[line.as_dict() for line in want.expect],
         **({"diff": as_diff(result.plan)} if module._diff else {}),
     )
 
