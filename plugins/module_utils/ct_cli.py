@@ -146,6 +146,18 @@ def _show_words(command: Parser) -> None:
     _form(command, ("text", "json"))
 
 
+def _top_words(command: Parser) -> None:
+    command.add_argument("--group-by", action="append", metavar="FIELDS", help="add up the flows by the values of these fields, as src or proto,dport")
+    sorts = ("byte-rate", "packet-rate", "bytes", "packets", "flows")
+    command.add_argument("--sort", choices=sorts, default=sorts[0], help=f"what comes first: {', '.join(sorts)}; {sorts[0]} when not given")
+    command.add_argument("--interval", default="2", metavar="SECONDS", help="seconds from one read to the next; 2 when not given")
+    command.add_argument("--limit", metavar="N", help="at most so many flows or groups")
+    command.add_argument("--count", type=int, metavar="N", help="print N times instead of drawing on the terminal")
+    command.add_argument("--once", action="store_const", const=1, dest="count", help="print once, after one interval, as --count 1")
+    _form(command, ("text", "json", "jsonl"))
+    _filters(command)
+
+
 def _changing(command: Parser) -> None:
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     command.add_argument(
@@ -347,6 +359,17 @@ def _show(args: Arguments) -> int:
     return DONE
 
 
+def _top(args: Arguments) -> int:
+    from . import ct_top
+
+    with _asked():
+        view = ct_top.parse(_words(args, (*flow_filter.FILTER_WORDS, "limit", "group_by")), args.sort, args.interval)
+        if args.count is not None and args.count < 1:
+            raise bad_value("count", args.count, "give 1 or more")
+    ct_top.run(lambda: _tables(args), view, _put, args.output, args.count)
+    return DONE
+
+
 # ---------------------------------------------------------------- deleting
 def _flush(args: Arguments) -> int:
     from . import flow_table
@@ -522,6 +545,13 @@ COMMANDS = {
         _show_words,
         _show,
         "A port that is left out stands for any; every flow that fits is shown. The exit status is 1 when none does.",
+    ),
+    "top": Command(
+        "show who sends most, or who holds most of the table",
+        _top_words,
+        _top,
+        "On a terminal it draws again each interval: b, p, B, P and f choose the order, q ends it. Elsewhere, and with --count, --once or another format, it "
+        "prints. Rates are what was counted since the read before, in a second; of groups, SHARE is what part of the entries in the tables their flows are.",
     ),
     "flush": Command(
         "delete flows", _flush_words, _flush, "It says how many there are and asks, unless --yes is given. The next packet of a deleted flow begins a new one."

@@ -17,6 +17,7 @@ _EXAMPLES = (
     ("everything, for a program", "ct list -o json > flows.json"),
     ("the same questions to that file", "ct list --input flows.json --src 10.0.0.0/8 -o conntrack"),
     ("who holds the most flows", "ct count --group-by src --limit 5"),
+    ("who sends most now, by source", "ct top --group-by src"),
     ("why a connection is in its state", "ct show tcp 10.0.0.1:40000 10.0.0.2:80"),
     ("cut off one client", "ct flush --src 10.0.0.1 --yes"),
 )

@@ -248,7 +248,7 @@ class _Once:
         return [item for item in flows if hash(item[2][0]) not in met]
 
 
-class _Pass:
+class Pass:
     """One pass over the tables, adding up what goes by.
 
     :param as_bytes: give addresses as bytes.
@@ -329,7 +329,7 @@ class _Pass:
 
 
 @contextlib.contextmanager
-def _no_collector() -> t.Iterator[None]:
+def no_collector() -> t.Iterator[None]:
     """Let the cyclic garbage collector rest: rows and flows make no cycles, and looking for some costs a sixth of the time."""
     running = gc.isenabled()
     gc.disable()
@@ -368,13 +368,13 @@ def read(
     """
     listed = 0 if not listing else flow_filter.DEFAULT_LIMIT if query.limit is None else query.limit
     written = query.limit if writer else listed
-    one_pass = _Pass(source, query, bool(writer and writer.as_bytes), window, written, summary)
+    one_pass = Pass(source, query, bool(writer and writer.as_bytes), window, written, summary)
     may_stop = written is not None and query.sort is None and not summary and not query.group_by
     flows: list[flow.Record] = []
     passed, complete = 0, True
     if writer:
         put(writer.begin())
-    with _no_collector():
+    with no_collector():
         for batch in one_pass.batches():
             for shape, values, row in batch[: listed - len(flows)]:
                 flows.append(flow.shown((shape, flow.with_text(values), row), query.fields, window))
@@ -434,7 +434,7 @@ def _pressure(entries: int, capacity: int) -> dict[str, t.Any]:
     return {"entries": entries, "capacity": capacity, "percent": round(100 * entries / capacity, 1) if capacity else 0.0}
 
 
-def _summary(done: _Pass, source: Source) -> dict[str, t.Any]:
+def _summary(done: Pass, source: Source) -> dict[str, t.Any]:
     """Return the summary of a pass: totals of the flows that match, of the tables as a whole, the counters, the settings in force and the clock."""
     timeouts, knobs = source.settings()
     entries = dict.fromkeys(flow.CLASSES, 0)

@@ -29,7 +29,7 @@ def run(line: str) -> int:
 
 def test_every_filter_is_an_option_of_every_command_that_chooses_flows() -> None:
     assert set(ct_cli.FILTER_HELP) == set(flow_filter.FILTER_WORDS) and set(ct_cli.FILTER_VALUES) <= set(flow_filter.FILTER_WORDS)
-    for command in ("list", "count", "summary", "flush"):
+    for command in ("list", "count", "summary", "top", "flush"):
         args = ct_cli.parser().parse_args([command])
         assert {word: getattr(args, word) for word in flow_filter.FILTER_WORDS} == dict.fromkeys(flow_filter.FILTER_WORDS)
 
@@ -71,6 +71,12 @@ def test_values_by_comma_and_by_repeating() -> None:
         ("summary --state open", "state: 'open' is not valid"),
         ("show tcp 10.0.0.1:80", "tuple: 'tcp 10.0.0.1:80' is not valid: give PROTO SRC[:PORT] DST[:PORT]"),
         ("show", "TUPLE"),
+        ("top --sort size", "invalid choice: 'size'"),
+        ("top --sort flows", "sort: 'flows' is not valid: it belongs to --group-by"),
+        ("top --interval 0", "interval: '0' is not valid: give seconds"),
+        ("top --interval often", "interval: 'often' is not valid: give seconds"),
+        ("top --count 0", "count: 0 is not valid: give 1 or more"),
+        ("top --group-by colour", "group_by: 'colour' is not valid"),
         ("flush", "filters: give a filter, or --all"),
         ("flush --all --proto tcp", "but not both"),
         ("rollback --generation first", "argument --generation: invalid int value: 'first'"),
@@ -91,7 +97,7 @@ def test_a_wrong_use_is_told_in_one_line(line: str, words: str, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "count", "summary", "stats", "show tcp 10.0.0.1 10.0.0.2", "flush --all --yes", "gc", "status", "verify", "load", "rollback"]
+    "command", ["list", "count", "summary", "top", "stats", "show tcp 10.0.0.1 10.0.0.2", "flush --all --yes", "gc", "status", "verify", "load", "rollback"]
 )
 def test_without_a_bpf_file_system(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(f"{command} {NOWHERE}") == ct_cli.FAILED
