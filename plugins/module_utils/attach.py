@@ -21,6 +21,7 @@ import socket
 import typing as t
 
 from . import bpf, bpffs, health, lock, netns, plan, ports, verify
+from . import state as statedir
 from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
 
@@ -199,7 +200,7 @@ def _listdir(path: str) -> list[str]:
         return []
 
 
-def _open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) -> dict[str, Program]:
+def open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) -> dict[str, Program]:
     """Return the active generation's program of each hook that is wanted; in check mode those that exist.
 
     :raises ConntrackError: when a pin is missing or holds something else.
@@ -608,7 +609,7 @@ class Applier:
 
 
 # ---------------------------------------------------------------- forwarding
-def _converge_ports(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have], check_mode: bool) -> plan.Plan:
+def converge_ports(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have], check_mode: bool) -> plan.Plan:
     """Let the chain know the interfaces between which it forwards, where it does: the plan that was needed.
 
     Whether an interface takes redirected frames depends on what is attached, so this is planned when all is.
@@ -636,6 +637,38 @@ def _other_ports(paths: bpffs.Paths, wants: t.Sequence[Want]) -> t.Iterator[byte
             yield ports.Port(name, facts.ifindex, facts.mac, False).key
 
 
+# ---------------------------------------------------------------- what is written down
+def _plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> plan.Plan:
+    """Return the step that lets the state directory say what is to be attached after a reboot; none where it does not say what is to be loaded then.
+
+    :param whole: whether ``wants`` are all that there is.
+    """
+    if statedir.active(paths) is None:
+        return []
+    before = statedir.interfaces(paths)
+    kept = {bpffs.interface_key(item["netns"], item["name"]): item for item in before}
+    for want in wants:
+        kept.pop(bpffs.interface_key(want.netns, want.name), None)
+        if want.hook:
+            kept[bpffs.interface_key(want.netns, want.name)] = {"name": want.name, "netns": want.netns, "program": want.hook, "mode": want.mode}
+    after = [] if whole else [item for dummy, item in sorted(kept.items())]
+    if before == after:
+        return []
+
+    def shown(items: t.Sequence[t.Mapping[str, t.Any]]) -> str | None:
+        return ", ".join(f"{item['program']} on {health.interface(bpffs.interface_key(item['netns'], item['name']))}" for item in items) or None
+
+    return [plan.Step("change", "manifest", "interfaces", "a reboot is to bring back what is attached", shown(before), shown(after), (before, after))]
+
+
+def _do_record(paths: bpffs.Paths, step: plan.Step) -> plan.Undo:
+    before, after = step.args
+    with contextlib.ExitStack() as undo:
+        undo.callback(statedir.write_interfaces, paths, before)  # also where it fails itself, for then it can be there without being safe on the disk
+        statedir.write_interfaces(paths, after)
+        return undo.pop_all().close
+
+
 # ---------------------------------------------------------------- the whole
 def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
     """Return one item of the result; ``step`` is a step that check mode did not do."""
@@ -661,15 +694,17 @@ def converge(
     pin_root: str,
     check_mode: bool,
     lock_timeout: float = lock.SECONDS,
+    state_dir: str = bpffs.STATE_DIR,
 ) -> tuple[dict[str, t.Any], list[str]]:
     """Do what the module ``xdp_attach`` does.
 
     :param interfaces: the module's option; None, with ``absent``, stands for every interface that we hold.
     :param lock_timeout: how long to wait for another run, in seconds.
+    :param state_dir: where it is written down what is attached.
     :return: (the module's result, warnings).
     :raises ConntrackError: for everything a user can mend.
     """
-    paths = bpffs.Paths(pin_root)
+    paths = bpffs.Paths(pin_root, state_dir)
     wants = parse(state, interfaces or (), mode)
     if os.geteuid() != 0:
         raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
@@ -678,22 +713,25 @@ def converge(
         with contextlib.suppress(FileNotFoundError):  # nothing is loaded, which is said below
             stack.enter_context(lock.held(paths.base, lock_timeout))
             if not check_mode:
+                statedir.end_write_interfaces(paths)
                 stack.callback(_rmdir, paths.link_dir)  # when the last link is gone: by this run, or by one that was killed then
         if state == "absent" and interfaces is None:
             names = [bpffs.interface_of(os.path.basename(path)) for path in held(paths)]
             wants = parse(state, [{"name": name, "netns": namespace} for namespace, name in names], mode)
-        hooks = _open_hooks(paths, wants, check_mode)
+        hooks = open_hooks(paths, wants, check_mode)
         heard = health.listen(paths, verify.prove) if state == "present" else ()
         found = faults = health.examine(paths) + heard
         haves = observe(paths, wants)
         steps = make_plan(wants, haves, hooks, takeover, check_mode)
+        record = _plan_record(paths, wants, state == "absent" and interfaces is None)
         applier = stack.enter_context(Applier(paths))
-        if not check_mode and steps:
-            plan.apply(steps, applier.do)
-            with plan.applied(steps):
+        if not check_mode and (steps or record):
+            plan.apply(record + steps, lambda step: _do_record(paths, step) if step in record else applier.do(step))
+            with plan.applied(record + steps):
                 haves, faults = observe(paths, wants), health.examine(paths)
         todo = {step.args.want: step for step in steps} if check_mode else {}
-        steps = steps + _converge_ports(paths, wants, haves, check_mode)
+        # what changes on an interface is written down without a word; that it had not been is told
+        steps = (steps or record) + converge_ports(paths, wants, haves, check_mode)
         result = {
             "changed": bool(steps),
             "plan": plan.as_dicts(steps),

@@ -46,6 +46,7 @@ __all__ = [
     "plan_rolled_back",
     "read_meta",
     "remove",
+    "remove_symlinks",
     "remove_tree",
     "roll_back",
     "settings_here",

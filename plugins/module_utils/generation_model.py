@@ -17,7 +17,7 @@ from .plan import Plan
 
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
 _TIMEOUT_RANGE = (1, (1 << 31) // 1000 - 1)
-_KEEP_RANGE = (0, 16)
+KEEP_RANGE = (0, 16)
 _KNOB_RANGES = {
     "tcp_loose": (0, 1),
     "tcp_be_liberal": (0, 1),
@@ -143,12 +143,14 @@ class State:
     :ivar made_of: that generation's Want.made_of; None where no manifest tells.
     :ivar numbers: the generations that have a manifest.
     :ivar strays: names of the files that a run which did not end left there.
+    :ivar interfaces: whether it is written down which interfaces are attached.
     """
 
     active: int | None = None
     made_of: t.Mapping[str, t.Any] | None = None
     numbers: tuple[int, ...] = ()
     strays: tuple[str, ...] = ()
+    interfaces: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Have:
 
 def check(want: Want, policy: Policy = Policy()) -> None:
     """:raises ConntrackError: naming the first setting that is unknown or out of range."""
-    low, high = _KEEP_RANGE
+    low, high = KEEP_RANGE
     if not low <= policy.keep <= high:
         raise bad_value("keep", policy.keep, f"give {low} to {high} generations")
     low, high = _TIMEOUT_RANGE

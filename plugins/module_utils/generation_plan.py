@@ -240,6 +240,8 @@ def plan_absent(have: Have) -> Plan:
     if have.generation is not None:
         there.insert(0, (have.generation, have.digest))
     steps += [Step("delete", "generation", str(number), "the chain is to be absent", _shown(number, digest), None) for number, digest in there]
+    if have.state.interfaces:
+        steps.append(Step("delete", "manifest", "interfaces.json", "the chain is to be absent", "interfaces.json", None))
     return steps + _plan_leftovers(have)
 
 

@@ -154,11 +154,3 @@ def load(
         _need("bcc")
         features.check()
     return generation.ensure(paths, want, False, policy, heard, patience)
-
-
-def reload_last(paths: Paths, check_mode: bool = False, patience: float = lock.SECONDS) -> tuple[Plan, generation.Have]:
-    """Bring the last good generation into place again, as after a reboot; see load().
-
-    :raises ConntrackError: where nothing tells what it was made of, too.
-    """
-    return load(paths, wanted(paths), check_mode, patience=patience)

@@ -7,9 +7,12 @@ Layout, for one ``pin_root``::
 
     <state_dir>/<pin_root, encoded>/<N>.json           the manifest of generation N, as long as that is pinned
     <state_dir>/<pin_root, encoded>/active -> <N>.json the generation in use
+    <state_dir>/<pin_root, encoded>/interfaces.json    what xdp_attach was told to attach, and has not been told to detach since
 
 A manifest is written before its generation is active and goes with it. The pins are what counts: where the two disagree, the next run
-mends the directory. What others need is read(), which gives a generation_model.Want that can be built::
+mends the directory. The interfaces are written down before they are attached or detached, so a run that is killed in between is finished by a reboot.
+
+What others need is read(), which gives a generation_model.Want that can be built::
 
     want = state.read(paths, number)           # of one generation that is pinned
     want = state.read(paths, state.active(paths))  # of the one that is, or before a reboot was, in use
@@ -30,6 +33,7 @@ from .generation_model import State, Want
 
 _SUFFIX = ".json"
 _ACTIVE = "active"
+_INTERFACES = "interfaces.json"
 _UNFINISHED = ".new"
 
 
@@ -100,8 +104,29 @@ def look(paths: Paths) -> State:
     number = active(paths)
     found = None if number is None else _load(paths, number)
     numbers = (one for one in map(_number, names) if one is not None)
-    strays = tuple(name for name in names if name != _ACTIVE and _number(name) is None)
-    return State(number, found["made_of"] if found else None, tuple(sorted(numbers)), strays)
+    strays = tuple(name for name in names if name not in (_ACTIVE, _INTERFACES) and _number(name) is None)
+    return State(number, found["made_of"] if found else None, tuple(sorted(numbers)), strays, _INTERFACES in names)
+
+
+def interfaces(paths: Paths) -> list[dict[str, t.Any]]:
+    """Return the interfaces that are to be attached, as xdp_attach takes them; none where it is not written down, or can not be read.
+
+    :raises OSError: where it is there and may not be read.
+    """
+    try:
+        with open(os.path.join(_directory(paths), _INTERFACES), encoding="utf-8") as file:
+            return [{name: item[name] for name in ("name", "netns", "program", "mode")} for item in json.load(file)["interfaces"]]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return []
+
+
+def interfaces_stamp(paths: Paths) -> tuple[int, int] | None:
+    """Return what changes whenever interfaces() does; None where nothing is written down."""
+    try:
+        found = os.stat(os.path.join(_directory(paths), _INTERFACES))
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 # ---------------------------------------------------------------- writing
@@ -123,14 +148,12 @@ def check(paths: Paths) -> None:
 
 
 @contextlib.contextmanager
-def _named(path: str) -> t.Iterator[None]:
+def _named(path: str, what: str = "the manifest of the generation") -> t.Iterator[None]:
     """:raises ConntrackError: for what the file system refuses: a full disk, a read-only one."""
     try:
         yield
     except OSError as exc:
-        raise ConntrackError(
-            f"{path}: the manifest of the generation can not be kept: {exc.strerror}. Make room or rights for it, or give another state_dir."
-        ) from exc
+        raise ConntrackError(f"{path}: {what} can not be kept: {exc.strerror}. Make room or rights for it, or give another state_dir.") from exc
 
 
 def write(paths: Paths, number: int, want: Want) -> None:
@@ -148,19 +171,41 @@ def write(paths: Paths, number: int, want: Want) -> None:
         "written": clock.utc(time.time()),
     }
     with _named(path):
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        try:
-            with open(path + _UNFINISHED, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(path + _UNFINISHED, path)
-        except OSError:
-            _unlink(path + _UNFINISHED)
-            _tidy(paths)
-            raise
-        _sync(os.path.dirname(path))
+        _replace(paths, path, content)
+
+
+def write_interfaces(paths: Paths, items: t.Sequence[t.Mapping[str, t.Any]]) -> None:
+    """Write down which interfaces are to be attached, likewise; without any, the file goes.
+
+    :raises ConntrackError: naming the path, where the file system refuses.
+    """
+    path = os.path.join(_directory(paths), _INTERFACES)
+    with _named(path, "which interfaces are attached"):
+        if items:
+            _replace(paths, path, {"pin_root": paths.pin_root, "interfaces": list(items)})
+        else:
+            forget(paths, _INTERFACES)
+
+
+def end_write_interfaces(paths: Paths) -> None:
+    """Take away what a write_interfaces() left that was killed."""
+    forget(paths, _INTERFACES + _UNFINISHED)
+
+
+def _replace(paths: Paths, path: str, content: t.Mapping[str, t.Any]) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    try:
+        with open(path + _UNFINISHED, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(path + _UNFINISHED, path)
+    except OSError:
+        _unlink(path + _UNFINISHED)
+        _tidy(paths)
+        raise
+    _sync(os.path.dirname(path))
 
 
 def activate(paths: Paths, number: int | None) -> None:

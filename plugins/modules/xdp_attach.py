@@ -75,6 +75,13 @@ options:
       - When attaching fails, the old program is put back. One that a BPF link held comes back through netlink, for a detached link can not be revived.
     type: bool
     default: false
+  state_dir:
+    description:
+      - The directory in which M(ebpf.conntrack.xdp_program) writes down what the chain is made of, as it was given there.
+      - What is attached is written down there as well, with its O(mode), so that it can be attached again after a reboot.
+        Where nothing is written down of a chain, nothing is of interfaces.
+    type: path
+    default: /var/lib/ebpf_conntrack
 notes:
   - In check mode an interface, a namespace or a program that an earlier task would have made counts as there to come, and not as an error.
 requirements:
@@ -131,10 +138,10 @@ plan:
   elements: dict
   contains:
     action:
-      description: V(attach), V(replace) or V(detach).
+      description: V(attach), V(replace), V(detach), or V(change) where only what is written down in O(state_dir) differs.
       type: str
     kind:
-      description: Always V(xdp).
+      description: V(xdp), or V(manifest) for what is written down.
       type: str
     name:
       description: The interface, C(name) or C(name@netns).
@@ -217,7 +224,7 @@ mended:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpffs, lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import HOOKS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
 
@@ -238,7 +245,8 @@ def main() -> None:
             },
             "mode": {"type": "str", "choices": list(attach.MODES), "default": "auto"},
             "takeover": {"type": "bool", "default": False},
-            "pin_root": {"type": "path", "default": "/sys/fs/bpf"},
+            "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
+            "pin_root": {"type": "path", "default": bpffs.STANDARD},
             **lock.OPTION,
         },
         required_if=[("state", "present", ["interfaces"])],

@@ -105,6 +105,24 @@ def test_all_of_it_goes(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
     assert os.listdir(tmp_path / "lib") == []
 
 
+def test_interfaces(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "lib").mkdir()
+    items: list[dict[str, str | None]] = [
+        {"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"},
+        {"name": "a@b", "netns": "red", "program": "egress", "mode": "native"},
+    ]
+    assert state.interfaces(paths) == []
+    state.write_interfaces(paths, items)
+    assert state.interfaces(paths) == items and state.look(paths) == generation.State(interfaces=True)
+    for damaged in ("", "[]", "{}", '{"interfaces": [1]}', '{"interfaces": [{"name": "eth0"}]}'):
+        (path,) = (tmp_path / "lib/state/sys%2Ffs%2Fbpf%2Flab").iterdir()
+        path.write_text(damaged, "utf-8")
+        assert state.interfaces(paths) == []
+    state.write_interfaces(paths, [])
+    state.write_interfaces(paths, [])
+    assert os.listdir(tmp_path / "lib") == []
+
+
 def test_strays(paths: bpffs.Paths) -> None:
     state.write(paths, 3, WANT)
     directory = pathlib.Path(state.manifest(paths, 3)).parent

@@ -1,0 +1,148 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a reboot takes away comes back from the state directory; tests/host has the reboot itself."""
+
+from __future__ import annotations
+
+import collections.abc as c
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, build_bcc, generation, restore, state
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
+
+__all__ = ["made", "rendered", "veth"]  # fixtures
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+LEFT = {"name": "left", "netns": None, "program": "ingress", "mode": "native"}
+TIMEOUTS = {"udp": 7}
+
+
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def program_on(name: str) -> int | None:
+    (link,) = json.loads(ip("-j", "link", "show", "dev", name))
+    return link["xdp"]["prog"]["id"] if "xdp" in link else None
+
+
+def converge(chain: Chain, wanted: str, *interfaces: dict[str, t.Any], check_mode: bool = False) -> list[str]:
+    """Attach or detach; return the plan as lines."""
+    result, dummy = attach.converge(wanted, interfaces or None, "native", False, chain.paths.pin_root, check_mode, state_dir=chain.paths.state_dir)
+    return [f"{step['action']} {step['kind']} {step['name']}" for step in result["plan"]]
+
+
+@pytest.fixture
+def used(made: Chain, veth: None, monkeypatch: pytest.MonkeyPatch) -> c.Iterator[Chain]:
+    """A chain with a timeout of its own, attached to ``left``, as the state directory has it."""
+    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
+    made.ensure(made.want(timeouts=TIMEOUTS))
+    assert converge(made, "present", LEFT) == ["attach xdp left"]
+    yield made
+    converge(made, "absent")
+
+
+def reboot(chain: Chain) -> None:
+    """Take away what is in the kernel, as a reboot does."""
+    generation.remove_tree(chain.paths.base)
+    generation.remove_symlinks(chain.paths)
+    assert program_on("left") is None and chain.observe().generation is None
+
+
+def test_what_is_attached_is_written_down(used: Chain) -> None:
+    assert state.interfaces(used.paths) == [LEFT] and converge(used, "present", LEFT) == []
+    assert converge(used, "present", {**LEFT, "mode": "auto"}) == ["change manifest interfaces"], "a reboot is to bring back what was asked for"
+    state.write_interfaces(used.paths, [])  # as after an upgrade from a release that did not write it down
+    assert converge(used, "present", LEFT, check_mode=True) == ["change manifest interfaces"] and state.interfaces(used.paths) == []
+    assert converge(used, "present", LEFT) == ["change manifest interfaces"] and converge(used, "present", LEFT) == []
+    assert used.ensure(used.want(timeouts=TIMEOUTS))[0] == [], "it is no stray"
+    with pytest.raises(ConntrackError, match="there is no interface 'none'"):
+        converge(used, "present", {**LEFT, "name": "none"})
+    assert state.interfaces(used.paths) == [LEFT]
+    assert converge(used, "absent", LEFT) == ["detach xdp left"] and state.interfaces(used.paths) == [] and converge(used, "absent", LEFT) == []
+    assert generation.remove(used.paths) and not os.path.exists(used.paths.state_dir)
+
+
+def test_it_goes_with_the_chain(used: Chain) -> None:
+    reboot(used)
+    assert [step.name for step in generation.remove(used.paths)] == ["interfaces.json", "1.json"] and not os.path.exists(used.paths.state_dir)
+
+
+def test_a_reboot(used: Chain) -> None:
+    before = used.observe()
+    used.send(udp_frame(4000))
+    reboot(used)
+    foretold, dummy = restore.load(used.paths, check_mode=True)
+    done, have = restore.load(used.paths)
+    assert [step.as_dict() for step in done] == [step.as_dict() for step in foretold] and done[0].reason == "no chain is loaded"
+    assert (have.generation, have.digest, have.settings, have.faults) == (2, before.digest, before.settings, ())
+    assert program_on("left") is None
+    again = restore.attach_again(used.paths)
+    assert [step.name for step in again.steps] == ["left"] and not again.refused and not again.waiting
+    assert program_on("left") == have.programs[SLOTS["ingress"]].id
+    used.send(udp_frame(4001))
+    assert len(used.flows()) == 1
+    stamps = used.stamps()
+    assert restore.load(used.paths)[0] == [] and restore.attach_again(used.paths) == restore.Attached() and used.stamps() == stamps
+
+
+def test_what_is_kept_to_go_back_to_stays(used: Chain) -> None:
+    used.ensure(used.changed(), keep=2)
+    used.ensure(used.changed("twice"), keep=2)
+    os.unlink(used.paths.seed_map)
+    assert [step.kind for step in restore.load(used.paths)[0]] == ["path"] and [one.number for one in used.observe().kept] == [2, 1]
+
+
+def test_interfaces_on_their_own(used: Chain) -> None:
+    """One does not exist yet, one belongs to somebody else; the third is attached nevertheless."""
+    converge(used, "present", {**LEFT, "name": "right", "mode": "generic"})
+    ip("link", "add", "late", "type", "veth", "peer", "name", "late_peer")
+    converge(used, "present", {**LEFT, "name": "late", "program": "egress"})
+    ip("link", "del", "late")
+    reboot(used)
+    with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "stranger")) as fd:
+        bpf.xdp_set(socket.if_nametoindex("right"), fd, bpf.XDP_FLAGS["generic"])
+    restore.load(used.paths)
+    done = restore.attach_again(used.paths)
+    assert [step.name for step in done.steps] == ["left"] and done.waiting == ["late"] and list(done.refused) == ["right"]
+    assert "right has an XDP program that is not ours" in done.refused["right"]
+    ip("link", "add", "late", "type", "veth", "peer", "name", "late_peer")
+    try:
+        done = restore.attach_again(used.paths)
+        assert [(step.action, step.name) for step in done.steps] == [("attach", "late")] and not done.waiting
+        assert program_on("late") == used.observe().programs[SLOTS["egress"]].id
+    finally:
+        ip("link", "del", "late")
+
+
+def test_unload_and_load(used: Chain) -> None:
+    written = used.written()
+    assert restore.unload(used.paths) == ["left"] and program_on("left") is None and used.written() == written
+    assert os.listdir(used.paths.pin_root) == [] and restore.unload(used.paths) == []
+    assert restore.load(used.paths)[1].generation == 2 and [step.name for step in restore.attach_again(used.paths).steps] == ["left"]
+
+
+def test_what_can_not_come_back(used: Chain) -> None:
+    reboot(used)
+    path = pathlib.Path(state.manifest(used.paths, 1))
+    whole = path.read_text("utf-8")
+    path.write_text(whole[:100], "utf-8")
+    with pytest.raises(ConntrackError, match=r"1\.json is missing or damaged"):
+        restore.load(used.paths)
+    path.write_text(whole, "utf-8")
+    with pytest.raises(ConntrackError, match="no chain is loaded there"):
+        restore.attach_again(used.paths)
+    generation.remove(used.paths)
+    with pytest.raises(restore.NothingKept, match="no chain is written down there"):
+        restore.load(used.paths)
