@@ -204,6 +204,12 @@ def _detach_words(command: Parser) -> None:
     _changing(command)
 
 
+def _serve_words(command: Parser) -> None:
+    command.add_argument("--socket", metavar="PATH", help="the unix socket to listen on; /run/ebpf_conntrack/ct.sock when not given")
+    command.add_argument("--group", metavar="GROUP", help="a group whose members may read from the socket; root alone when not given")
+    command.add_argument("--listen", metavar="ADDRESS:PORT", help="a loopback address and a TCP port to listen on in place of the socket")
+
+
 def _split(values: t.Sequence[str] | None) -> list[str] | None:
     """Return what stands between commas."""
     return None if values is None else [word for value in values for word in value.split(",") if word]
@@ -514,6 +520,16 @@ def _detach(args: Arguments) -> int:
     return _converge(args, "absent", None if args.all else _interfaces(args.interface))
 
 
+def _serve(args: Arguments) -> int:
+    from . import ct_http
+
+    with _asked():
+        address = ct_http.parse_address(args.socket, args.listen, args.group)
+    bpffs.check(args.pin_root)
+    ct_http.serve(bpffs.Paths(args.pin_root, args.state_dir), address, _say)
+    return DONE
+
+
 # ---------------------------------------------------------------- the commands
 class Command(t.NamedTuple):
     """One command.
@@ -580,6 +596,12 @@ COMMANDS = {
     ),
     "rollback": Command("go back to the generation before", _rollback_words, _rollback, "Flows and counters of now are kept. A second run changes nothing."),
     "attach": Command("attach the chain to interfaces", _attach_words, _attach, "An interface that runs the program already is left as it is."),
+    "serve": Command(
+        "answer over HTTP what the reading commands print",
+        _serve_words,
+        _serve,
+        "On a unix socket, or on a TCP port that only this host can reach. It changes nothing. It ends with SIGTERM or SIGINT.",
+    ),
     "detach": Command("detach the chain from interfaces", _detach_words, _detach, "An interface that does not run it is left as it is."),
 }
 

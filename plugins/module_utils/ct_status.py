@@ -14,12 +14,17 @@ from . import verify as proof
 from .errors import ConntrackError
 
 
-def interfaces(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
-    """Return the interfaces that links are pinned for, with what runs on them."""
+def attached(paths: bpffs.Paths) -> list[tuple[attach.Want, attach.Have]]:
+    """Return the interfaces that links are pinned for, each with what is there."""
     keys = [bpffs.interface_of(os.path.basename(pin)) for pin in attach.held(paths)]
     wants = attach.parse("absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto")
+    return list(zip(wants, attach.observe(paths, wants)))
+
+
+def interfaces(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
+    """Return the interfaces that links are pinned for, with what runs on them."""
     found = []
-    for want, have in zip(wants, attach.observe(paths, wants)):
+    for want, have in attached(paths):
         shown = have.attached.shown() if have.attached is not None else dict.fromkeys(("program", "mode", "program_id", "link_id"))
         found.append({"interface": want.label, **{name: shown[name] for name in ("program", "mode", "program_id", "link_id")}})
     return found
@@ -39,15 +44,15 @@ def status(paths: bpffs.Paths) -> dict[str, t.Any]:
     with contextlib.suppress(ConntrackError), flow_table.FlowTables(paths.pin_root) as tables:  # which the faults tell of
         pressure = t.cast("dict[str, t.Any]", flow_table.read(tables, flow_filter.parse_query({"limit": 0})).summary)["pressure"]
     try:
-        attached = interfaces(paths)
+        there = interfaces(paths)
     except ConntrackError:  # something else is pinned among the links, which is a fault
-        attached = []
+        there = []
     return {
         **{name: facts[name] for name in ("generation", "digest", "since", "kept", "pin_root", "settings")},
         "healthy": facts["generation"] is not None and not wrong,
         "faults": wrong,
         "pressure": pressure,
-        "interfaces": attached,
+        "interfaces": there,
     }
 
 

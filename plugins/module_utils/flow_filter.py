@@ -74,7 +74,8 @@ def _seconds(field: str, value: object) -> int:
     return _number(field, value, 0, None, "give whole seconds, 0 or more")
 
 
-def _flag(field: str, value: object) -> bool:
+def flag(field: str, value: object) -> bool:
+    """Return what a word for yes or no means."""
     flags = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     found = flags.get(str(value).strip().lower())
     if found is None:
@@ -218,7 +219,7 @@ _WORDS: dict[str, _Word] = {
     "proto": _Word(_proto, _test_proto, True),
     "port": _Word(_port, _test_port, True),
     "dir": _Word(_dir, _test_dir),
-    "assured": _Word(_flag, _test_assured),
+    "assured": _Word(flag, _test_assured),
     "sport": _Word(_port, _test_side_port(False)),
     "dport": _Word(_port, _test_side_port(True)),
     "min_bytes": _Word(_count, _test_total(1, 3)),

@@ -207,6 +207,7 @@ class Reading:
     :ivar groups: one dict a group, the one with the most flows first, at most as many as flows.
     :ivar group_count: how many groups there are.
     :ivar summary: totals, counters and clock; None when they were not asked for.
+    :ivar shapes: how many flows there are of each shape, where the summary was asked for.
     """
 
     flows: list[flow.Record]
@@ -215,6 +216,7 @@ class Reading:
     groups: list[dict[str, t.Any]]
     group_count: int
     summary: dict[str, t.Any] | None
+    shapes: t.Mapping[flow.Shape, int]
 
     @property
     def truncated(self) -> bool:
@@ -394,6 +396,7 @@ def read(
         groups=[{**dict(zip(query.group_by, key)), "flows": n, "packets": packets, "bytes": octets} for key, (n, packets, octets) in groups[:listed]],
         group_count=len(groups),
         summary=_summary(one_pass, source) if summary else None,
+        shapes=one_pass.shapes,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, health
+from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, ct_metrics, health
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEMANTICS = (ROOT / "docs/semantics.md").read_text(encoding="utf-8")
@@ -32,6 +32,12 @@ def test_every_switch_is_there_with_its_default(name: str, default: int) -> None
 @pytest.mark.parametrize(("name", "kind"), health.FAULTS.items())
 def test_every_fault_is_explained(name: str, kind: health.Kind) -> None:
     assert f"\n| `{name}` | {kind.meaning} | " in (ROOT / "docs/health.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("name", "metric"), ct_metrics.METRICS.items())
+def test_every_metric_is_explained(name: str, metric: ct_metrics.Metric) -> None:
+    labels = "".join(f" `{label}`" for label in metric.labels)
+    assert f"\n| `{name}` |{labels} | {metric.help} |\n" in (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_names_every_module_and_role() -> None:
