@@ -5,7 +5,7 @@
 # make lab      set up what is missing, build the lab, compile and attach the chain, print the flow table
 # make test     set up what is missing, run every gate and every test
 # make lint     the gates only
-# make test-unit, test-integration, test-oracle, test-e2e, test-install   one suite of it
+# make test-unit, test-integration, test-oracle, test-e2e, test-host, test-install   one suite of it
 # make fuzz     throw FRAMES (a million) mutated frames made from SEED at the chain; each must pass unchanged and be counted once
 # make bench    measure; prints tables, writes build/bench.json
 # make clean    take the lab down, leave nothing behind but the venv (distclean: nor that)
@@ -17,7 +17,7 @@ SETUP := bash tests/tools/setup.sh
 VENV := $(CURDIR)/.venv/bin
 
 RUN := $(VENV)/python tests/tools/run.py
-SUITES := unit integration oracle e2e install
+SUITES := unit integration oracle e2e host install
 
 FRAMES ?= 1000000
 SEED ?= 1

@@ -181,15 +181,15 @@ def _plan_present(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None], 
         found, path = there[name], os.path.join(prefix, name)
         if found != (data, mode):
             action, reason = ("create", "it is missing") if found is None else ("change", "it is another release's, or was changed")
-            steps.append(Step(action, "file", path, reason, found and _shown(*found), _shown(data, mode), (data, mode)))
+            steps.append(Step(action, "file", path, reason, found and shown(*found), shown(data, mode), (data, mode)))
     return steps
 
 
 def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -> Plan:
-    return [Step("delete", "file", os.path.join(prefix, name), "the command is to be absent", _shown(*found), None) for name, found in there.items() if found]
+    return [Step("delete", "file", os.path.join(prefix, name), "the command is to be absent", shown(*found), None) for name, found in there.items() if found]
 
 
-def _shown(data: bytes, mode: int) -> str:
+def shown(data: bytes, mode: int) -> str:
     return f"mode {mode:04o}, sha256 {hashlib.sha256(data).hexdigest()[:16]}"
 
 

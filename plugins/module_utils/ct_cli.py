@@ -210,6 +210,12 @@ def _serve_words(command: Parser) -> None:
     command.add_argument("--listen", metavar="ADDRESS:PORT", help="a loopback address and a TCP port to listen on in place of the socket")
 
 
+def _run_words(command: Parser) -> None:
+    command.add_argument("--sweep-interval", type=int, default=30, metavar="SECONDS", help="seconds between two sweeps; 30 when not given")
+    command.add_argument("--on-stop", choices=("keep", "remove"), default="keep", help="what becomes of the chain at the end; keep when not given")
+    command.add_argument("--mount", action="store_true", help="only mount the BPF file system where it is missing, and end")
+
+
 def _split(values: t.Sequence[str] | None) -> list[str] | None:
     """Return what stands between commas."""
     return None if values is None else [word for value in values for word in value.split(",") if word]
@@ -530,6 +536,17 @@ def _serve(args: Arguments) -> int:
     return DONE
 
 
+def _run(args: Arguments) -> int:
+    from . import ct_service
+
+    with _asked():
+        service = ct_service.Service(ct_service.Options(bpffs.Paths(args.pin_root, args.state_dir), args.sweep_interval, args.on_stop))
+    if args.mount:
+        ct_service.mount(args.pin_root)
+        return DONE
+    return service.run()
+
+
 # ---------------------------------------------------------------- the commands
 class Command(t.NamedTuple):
     """One command.
@@ -601,6 +618,13 @@ COMMANDS = {
         _serve_words,
         _serve,
         "On a unix socket, or on a TCP port that only this host can reach. It changes nothing. It ends with SIGTERM or SIGINT.",
+    ),
+    "run": Command(
+        "look after the chain until told to end",
+        _run_words,
+        _run,
+        "It brings the chain back as it was last in use, attaches it where interfaces come back, and deletes the entries whose time is over. "
+        "It is what ct.service runs.",
     ),
     "detach": Command("detach the chain from interfaces", _detach_words, _detach, "An interface that does not run it is left as it is."),
 }

@@ -259,6 +259,14 @@ class Decoder:
             )
         )
 
+    def over_rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
+        """Return packed_rows() without the flows that are live; those cost little, for of them only that is looked at."""
+        next_jiffy = self.clock.jiffies + 1
+        live = [(at - next_jiffy) & 0xFFFFFFFF < 0x7FFFFFFF for at in _expires(values)]
+        if all(live):
+            return iter(())
+        return (row for row, skip in zip(self.packed_rows(keys, values), live) if not skip)
+
     def flows(self, rows: t.Iterable[Row], over: bool = False) -> t.Iterator[Flow]:
         """Return shape, values and row of each row whose time is not over, and of the others, too, if ``over``.
 
@@ -323,7 +331,7 @@ class Decoder:
         None when an entry is locked: whether it is just being made is for flows() to see.
         """
         next_jiffy = self.clock.jiffies + 1
-        expires = array.array("I", memoryview(values).cast("I")[_EXPIRES_AT // 4 :: VIEW.size // 4].tobytes())
+        expires = _expires(values)
         columns = bytearray(4 * len(expires))
         columns[0::4] = bytes([(at - next_jiffy) & 0xFFFFFFFF < 0x7FFFFFFF for at in expires])
         columns[1::4] = values[_CTL_TOP_AT :: VIEW.size]
@@ -337,6 +345,11 @@ class Decoder:
             if live:
                 found[self._shapes[ctl << 24 | protocol]] += number
         return found
+
+
+def _expires(values: memoryview | bytes) -> array.array[int]:
+    """Return one column of a batch."""
+    return array.array("I", memoryview(values).cast("I")[_EXPIRES_AT // 4 :: VIEW.size // 4].tobytes())
 
 
 def _side(shape: Shape, v: Values, first: int) -> Record:

@@ -528,7 +528,18 @@ def _doomed(rows: t.Iterable[flow.Row], choice: Choice, table: flow.Table, clock
             yield over, row
 
 
-def delete(source: Source, choice: Choice, limit: int = flow_filter.DEFAULT_LIMIT, dry: bool = False, most: int | None = None) -> Deletion:
+def _never() -> bool:
+    return False
+
+
+def delete(
+    source: Source,
+    choice: Choice,
+    limit: int = flow_filter.DEFAULT_LIMIT,
+    dry: bool = False,
+    most: int | None = None,
+    enough: t.Callable[[], bool] = _never,
+) -> Deletion:
     """Delete the entries that are to go, batch by batch; what was deleted is counted by reason.
 
     The source is open for writing(), unless ``dry``.
@@ -538,6 +549,7 @@ def delete(source: Source, choice: Choice, limit: int = flow_filter.DEFAULT_LIMI
     :param limit: at most so many steps in the plan.
     :param dry: only find the entries.
     :param most: end after about so many deletions; None for no such bound.
+    :param enough: is asked after each batch whether to end.
     """
     done, counted = Deletion(), dict.fromkeys(chain.DELETIONS, 0)
     try:
@@ -545,11 +557,14 @@ def delete(source: Source, choice: Choice, limit: int = flow_filter.DEFAULT_LIMI
             clock = source.clock()
             decoder = flow.Decoder(opened.table, clock)
             for dummy, keys, values in source.batches(opened):
-                found = list(_doomed(decoder.packed_rows(keys, values), choice, opened.table, clock))
+                rows = decoder.packed_rows(keys, values) if choice.live else decoder.over_rows(keys, values)
+                found = list(_doomed(rows, choice, opened.table, clock))
                 done.plan += [
                     _step(flow.record(*item[:2]), choice) for item in decoder.flows((row for dummy, row in found[: limit - len(done.plan)]), over=True)
                 ]
                 done.count += len(found)
+                if enough():
+                    return done
                 if dry or not found:
                     continue
                 for over, keys_of_some in _deletable(source, opened, choice, found):
@@ -585,13 +600,14 @@ def _still_doomed(source: Source, opened: OpenTable, choice: Choice, found: t.It
             yield from _doomed([(row[0], flow.VIEW.unpack(value), row[2], value)], choice, opened.table, clock)
 
 
-def sweep(source: Source, most: int | None = None) -> int:
+def sweep(source: Source, most: int | None = None, enough: t.Callable[[], bool] = _never) -> int:
     """Delete entries whose time is over; those that a packet revived meanwhile stay.
 
     :param most: end after about so many deletions, so that one sweep takes a bounded time; None for no such bound.
+    :param enough: is asked after each batch whether to end.
     :return: how many were deleted.
     """
-    return delete(source, EXPIRED, limit=0, most=most).deleted
+    return delete(source, EXPIRED, limit=0, most=most, enough=enough).deleted
 
 
 def _step(record: flow.Record, choice: Choice) -> Step:

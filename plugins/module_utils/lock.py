@@ -27,6 +27,10 @@ _SHOWN = 160
 OPTION: dict[str, dict[str, t.Any]] = {"lock_timeout": {"type": "int", "default": SECONDS}}
 
 
+class Busy(ConntrackError):
+    """Another run has the lock."""
+
+
 @contextlib.contextmanager
 def held(directory: str, seconds: float = SECONDS, make: int | None = None) -> t.Iterator[None]:
     """Keep other runs out of ``directory`` while the ``with`` block works, which may remove it.
@@ -34,7 +38,7 @@ def held(directory: str, seconds: float = SECONDS, make: int | None = None) -> t
     :param seconds: how long to wait for another run; 0 does not wait.
     :param make: make the directory, with these permissions, where it is missing.
     :raises FileNotFoundError: where it is missing.
-    :raises ConntrackError: when another run holds it for longer; it says which.
+    :raises Busy: when another run holds it for longer; it says which.
     """
     if seconds < 0:
         raise bad_value("lock_timeout", seconds, "give the seconds to wait for another run, or 0")
@@ -65,7 +69,7 @@ def _wait(fd: int, directory: str, deadline: float, seconds: float) -> None:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 waited = f"after {seconds:g} s {holder(fd)} still holds it" if seconds else f"{holder(fd)} holds it"
-                raise ConntrackError(
+                raise Busy(
                     f"{directory}: another run has the lock: {waited}. Wait for it or end it, then try again; lock_timeout says how long to wait."
                 ) from None
             time.sleep(_POLL_SECONDS)

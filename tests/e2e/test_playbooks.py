@@ -29,7 +29,7 @@ class Playbooks:
         self.tag = tag
         self.variables = directory / "variables.json"
         self.prefix = directory / "host"
-        self.variables.write_text(json.dumps({**variables(tag), "xdp_ct_prefix": str(self.prefix)}))
+        self.variables.write_text(json.dumps({**variables(tag), "xdp_ct_prefix": str(self.prefix), "xdp_ct_service": False}))
 
     def command(self, name: str, *argv: str) -> list[str]:
         """Return the command line that runs one."""

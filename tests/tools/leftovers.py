@@ -27,8 +27,8 @@ def snapshot() -> Snapshot:
         dummy, where, kind = line.split()[:3]
         if kind in ("bpf", "nsfs"):
             seen[f"mount {where}"] = kind
-    for unit in pathlib.Path("/etc/systemd/system").glob("*ebpf*conntrack*"):
-        seen[f"unit {unit.name}"] = ""
+    if pathlib.Path("/etc/systemd/system/ct.service").exists():
+        seen["unit ct.service"] = ""
     seen.update((f"file {name}", "") for name in COMMAND if pathlib.Path(name).exists())
     for pattern in SYSCTLS:
         for path in pathlib.Path("/proc/sys").glob(pattern):

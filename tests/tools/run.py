@@ -183,6 +183,7 @@ SUITES: dict[str, c.Callable[[], Tally]] = {
     "integration": integration,
     "oracle": lambda: pytest("oracle", 15),
     "e2e": lambda: pytest("e2e", 20),
+    "host": lambda: pytest("host", 8),
     "install": lambda: pytest("install", 10),
 }
 

@@ -1,0 +1,239 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The unit ct.service: its text, and systemd brought to where it runs, or does not: observe -> plan -> apply."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import time
+import typing as t
+
+from . import bpffs, ct_archive, ct_manual, ct_service, flow_file, lock
+from .errors import ConntrackError, bad_value
+from .plan import Plan, Step
+
+NAME = ct_service.UNIT
+DIRECTORY = "/etc/systemd/system"
+#: What is there where systemd runs the machine: sd_booted(3).
+_BOOTED = "/run/systemd/system"
+_SHOWN = ("ActiveState", "UnitFileState", "NeedDaemonReload", "ExecMainStartTimestampMonotonic")
+_LINES = 5
+
+# What mounts enters the machine's mount namespace, for a mount in that of the unit is seen by nobody else: hence the "+". The boot order is that of a
+# firewall: before the network is configured, and so early that the default dependencies would close a circle with what sets up the network before
+# sysinit.target. ProtectKernelTunables= makes the BPF file system read-only, whatever ReadWritePaths= says; the read-only paths are what else it protects.
+_TEXT = """\
+# {mark}: made by the module ct_service.
+[Unit]
+Description=Connection tracking in XDP
+Documentation=man:ct(8)
+DefaultDependencies=no
+After=local-fs.target
+Wants=network-pre.target
+Before=network-pre.target shutdown.target
+Conflicts=shutdown.target
+RequiresMountsFor={state_dir} {command}
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStartPre=+{command} run --mount
+ExecStart={command} run --sweep-interval {sweep_interval} --on-stop {on_stop}
+Restart=on-failure
+RestartSec=1
+WatchdogSec=60
+TimeoutStartSec=120
+TimeoutStopSec=30
+RuntimeDirectory={runtime}
+RuntimeDirectoryPreserve=yes
+UMask=0077
+CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN
+NoNewPrivileges=yes
+ProtectSystem=strict
+ReadWritePaths={pin_root} -{state_dir}
+ReadOnlyPaths=/sys /proc/sys -/proc/sysrq-trigger -/proc/irq -/proc/bus -/proc/fs
+ProtectHome=yes
+PrivateTmp=yes
+ProtectProc=invisible
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+RestrictAddressFamilies=AF_UNIX AF_NETLINK
+IPAddressDeny=any
+RestrictNamespaces=net
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+KeyringMode=private
+SystemCallArchitectures=native
+SystemCallFilter=@system-service bpf setns
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Want:
+    """The service as it is wanted.
+
+    :ivar prefix: where the command is installed, as the module ct_command was told.
+    :ivar options: what it is to do.
+    """
+
+    prefix: str
+    options: ct_service.Options
+
+    @property
+    def command(self) -> str:
+        """The path of the command."""
+        return os.path.join(self.prefix, ct_archive.COMMAND)
+
+    @property
+    def text(self) -> str:
+        """The unit."""
+        options = self.options
+        return _TEXT.format(
+            mark=ct_manual.MARK,
+            command=self.command,
+            pin_root=options.paths.pin_root,
+            state_dir=options.paths.state_dir,
+            runtime=os.path.basename(bpffs.RUN_DIR),
+            sweep_interval=options.sweep_interval,
+            on_stop=options.on_stop,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Have:
+    """The service as it is.
+
+    :ivar text: of its file, None where there is none.
+    :ivar shown: what systemctl shows of it, by property.
+    :ivar older: whether it was started before its file or the command was last changed.
+    """
+
+    text: str | None
+    shown: t.Mapping[str, str]
+    older: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs."""
+        return self.shown.get("ActiveState") in ("active", "reloading")
+
+
+def booted() -> bool:
+    """Tell whether systemd runs this machine."""
+    return os.path.isdir(_BOOTED)
+
+
+def _systemctl(*words: str) -> str:
+    done = subprocess.run(["systemctl", "--no-pager", "--no-ask-password", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConntrackError(f"systemctl {' '.join(words)}: {' '.join(done.stderr.split()) or f'status {done.returncode}'}{_journal(words)}")
+    return done.stdout
+
+
+def _journal(words: t.Sequence[str]) -> str:
+    """Return the last that the service said, where it was to be started."""
+    if words[0] not in ("start", "restart"):
+        return ""
+    asked = ["journalctl", "--no-pager", "-q", "-u", NAME, "-n", str(_LINES), "-o", "cat"]
+    said = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout.strip()
+    return f" It said: {said}" if said else ""
+
+
+def observe(want: Want, directory: str = DIRECTORY) -> Have:
+    """Return what is there.
+
+    :raises ConntrackError: for a unit of somebody else.
+    """
+    path = os.path.join(directory, NAME)
+    text = None
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        text = file.read()
+    if text is not None and ct_manual.MARK not in text:
+        raise ConntrackError(f"{path} is not the collection's. Move it, or give the role xdp_ct_service: false.")
+    shown = dict(line.split("=", 1) for line in _systemctl("show", NAME, f"--property={','.join(_SHOWN)}").splitlines() if "=" in line)
+    started = int(shown.get("ExecMainStartTimestampMonotonic") or 0) / 1e6 + time.time() - time.monotonic()
+    return Have(text, shown, any(os.path.exists(one) and os.stat(one).st_mtime > started for one in (path, want.command)))
+
+
+def plan_present(have: Have, want: Want, directory: str = DIRECTORY) -> Plan:
+    """Return the steps to a service that runs and will after a reboot. Pure."""
+    path, steps = os.path.join(directory, NAME), []
+    if have.text != want.text:
+        reason = "there is none" if have.text is None else "it has other settings, or is of another version"
+        steps.append(Step("create" if have.text is None else "change", "file", path, reason, _digest(have.text), _digest(want.text), want.text))
+    if steps or have.shown.get("NeedDaemonReload") == "yes":
+        steps.append(Step("reload", "systemd", "units", "the unit changed"))
+    if have.shown.get("UnitFileState") != "enabled":
+        steps.append(Step("enable", "service", NAME, "it is to start when the machine does", have.shown.get("UnitFileState") or None, "enabled"))
+    if not have.runs:
+        steps.append(Step("start", "service", NAME, "it does not run", have.shown.get("ActiveState"), "active"))
+    elif steps or have.older:
+        steps.append(Step("restart", "service", NAME, "the unit or the command changed", "active", "active"))
+    return steps
+
+
+def plan_absent(have: Have, directory: str = DIRECTORY) -> Plan:
+    """Return the steps to no service. Pure."""
+    if have.text is None:
+        return []
+    path = os.path.join(directory, NAME)
+    steps = []
+    if have.shown.get("ActiveState") not in ("inactive", None):
+        steps.append(Step("stop", "service", NAME, "it is to be absent", have.shown["ActiveState"], None))
+    if have.shown.get("UnitFileState") == "enabled":
+        steps.append(Step("disable", "service", NAME, "it is to be absent", "enabled", None))
+    steps.append(Step("delete", "file", path, "the service is to be absent", _digest(have.text), None))
+    return [*steps, Step("reload", "systemd", "units", "a unit is gone")]
+
+
+def _digest(text: str | None) -> str | None:
+    return None if text is None else ct_archive.shown(text.encode(), 0o644)
+
+
+def _apply(step: Step) -> None:
+    if step.kind == "file":
+        if step.args is None:
+            os.unlink(step.name)
+            return
+        with flow_file.replacing(step.name, 0o644, dry=False) as file:
+            file.write(step.args.encode())
+    elif step.kind == "systemd":
+        _systemctl("daemon-reload")
+    else:
+        _systemctl(step.action, step.name)
+
+
+def converge(state: str, want: Want, check_mode: bool = False, patience: float = lock.SECONDS, directory: str = DIRECTORY) -> Plan:
+    """Install and start the service, or stop it and take it away: the plan that was needed.
+
+    :param state: ``present`` or ``absent``.
+    :param patience: how long to wait for another run, in seconds.
+    :raises ConntrackError: for a bad option, a unit of somebody else, and what systemd refuses.
+    """
+    ct_service.check(want.options)
+    for field, value in (("prefix", want.prefix), ("pin_root", want.options.paths.pin_root), ("state_dir", want.options.paths.state_dir)):
+        if not os.path.isabs(value) or os.path.normpath(value) != value or any(sign.isspace() or sign in "%\"'\\$" for sign in value):
+            raise bad_value(field, value, "give an absolute path without white space, quotes, '%', '$' and '\\'")
+    with lock.held(directory, patience):
+        have = observe(want, directory)
+        plan = plan_present(have, want, directory) if state == "present" else plan_absent(have, directory)
+        if not check_mode:
+            if state == "present" and not os.path.exists(want.command):
+                raise bad_value("prefix", want.prefix, f"there is no {want.command}; install it with the module ct_command first")
+            for step in plan:
+                _apply(step)
+    return plan

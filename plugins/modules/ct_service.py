@@ -1,0 +1,130 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Let systemd run the service of the chain."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ct_service
+short_description: Let systemd look after the connection tracker
+version_added: "0.1.0"
+description:
+  - Installs, enables and starts C(ct.service). It brings the chain back when the machine starts, attaches it where interfaces come back,
+    and deletes the entries whose time is over.
+  - It is restarted when its settings, or the command C(ct) that it runs, changed.
+  - A unit of that name of somebody else is refused and left alone.
+  - Where systemd does not run the target nothing is done, and a warning says so.
+author:
+  - The ebpf.conntrack authors (@ebpf-conntrack)
+extends_documentation_fragment:
+  - ebpf.conntrack.attributes
+  - ebpf.conntrack.lock
+  - ebpf.conntrack.pin_root
+options:
+  state:
+    description:
+      - Whether the service runs, now and after a reboot.
+      - With V(absent) it is stopped, as O(on_stop) of the run before has it, and its unit deleted.
+    type: str
+    choices: [present, absent]
+    default: present
+  sweep_interval:
+    description:
+      - How many seconds to wait between two sweeps, which delete the entries whose time is over. V(1) to V(86400).
+    type: int
+    default: 30
+  on_stop:
+    description:
+      - What becomes of the chain when the service is stopped. With V(keep) it stays as it is, and goes on tracking.
+      - With V(remove) it is detached and unloaded, and the flows are forgotten. What it is made of is kept, so that the next start brings it back.
+      - When the service dies or is restarted, that is no stop.
+    type: str
+    choices: [keep, remove]
+    default: keep
+  prefix:
+    description:
+      - The directory that M(ebpf.conntrack.ct_command) was given.
+    type: path
+    default: /usr/local
+  state_dir:
+    description:
+      - The directory that M(ebpf.conntrack.xdp_program) was given.
+    type: path
+    default: /var/lib/ebpf_conntrack
+requirements:
+  - systemd 247 or later
+  - the command C(ct), see M(ebpf.conntrack.ct_command)
+  - bcc for Python, as M(ebpf.conntrack.xdp_program) needs it, to bring the chain back after a reboot
+seealso:
+  - module: ebpf.conntrack.ct_command
+  - module: ebpf.conntrack.xdp_program
+  - module: ebpf.conntrack.xdp_attach
+"""
+
+EXAMPLES = r"""
+- name: Let the host keep its chain
+  ebpf.conntrack.ct_service:
+
+- name: Let systemctl stop ct take the chain away
+  ebpf.conntrack.ct_service:
+    on_stop: remove
+
+- name: Stop it, and let it not start again
+  ebpf.conntrack.ct_service:
+    state: absent
+"""
+
+RETURN = r"""
+plan:
+  description: The steps that were done, or in check mode would be done, each with its reason.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - action: start
+      kind: service
+      name: ct.service
+      reason: it does not run
+      before: inactive
+      after: active
+diff:
+  description: The plan as a difference.
+  returned: success
+  type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, ct_service, ct_unit, lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "sweep_interval": {"type": "int", "default": ct_service.Options.sweep_interval},
+            "on_stop": {"type": "str", "choices": list(ct_service.ON_STOP), "default": ct_service.Options.on_stop},
+            "prefix": {"type": "path", "default": ct_archive.PREFIX},
+            "pin_root": {"type": "path", "default": bpffs.STANDARD},
+            "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
+            **lock.OPTION,
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    plan: plans.Plan = []
+    with told_by(module):
+        if ct_unit.booted():
+            options = ct_service.Options(bpffs.Paths(params["pin_root"], params["state_dir"]), params["sweep_interval"], params["on_stop"])
+            plan = ct_unit.converge(params["state"], ct_unit.Want(params["prefix"], options), module.check_mode, params["lock_timeout"])
+        elif params["state"] == "present":
+            module.warn("systemd does not run this machine, so there is no ct.service: nothing brings the chain back after a reboot.")
+    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))
+
+
+if __name__ == "__main__":
+    main()

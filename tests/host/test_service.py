@@ -1,0 +1,212 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""ct.service under a systemd: what the role installs keeps the chain through a reboot, a death, and interfaces that come and go."""
+
+from __future__ import annotations
+
+import collections.abc as c
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import sd_notify
+from ansible_collections.ebpf.conntrack.tests.host.machine import Machine
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SECONDS = 60
+#: A veth from the machine into a namespace: what a network service makes when the machine starts.
+NET = """\
+[Unit]
+DefaultDependencies=no
+After=network-pre.target
+Before=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=sh -euc 'ip netns add peer; ip link add wan0 type veth peer name wan1 netns peer; \\
+  ip addr add 10.77.0.1/24 dev wan0; ip -n peer addr add 10.77.0.2/24 dev wan1; ip link set wan0 up; ip -n peer link set wan1 up'
+ExecStop=ip netns del peer
+"""
+INTERFACES = [{"name": "wan0", "program": "ingress"}, {"name": "wan1", "netns": "peer", "program": "egress"}]
+BOTH = {"wan0": "ingress", "wan1@peer": "egress"}
+#: Sends datagrams from the namespace into the machine, each of which has to come in.
+TRAFFIC = """
+import ctypes, os, socket, sys, time
+libc, home = ctypes.CDLL(None), os.open("/proc/self/ns/net", os.O_RDONLY)
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("10.77.0.1", 5300))
+server.settimeout(10)
+libc.setns(os.open("/run/netns/peer", os.O_RDONLY), 0)
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in range(int(sys.argv[1])):
+    client.sendto(b"x", ("10.77.0.1", 5300))
+    server.recv(10)
+    time.sleep(0.005)
+"""
+
+
+@pytest.fixture(scope="module")
+def machine() -> c.Iterator[Machine]:
+    """A machine on which the role was run; its BPF file system was not mounted."""
+    with Machine({"net.service": NET}) as made:
+        assert " bpf " not in made.run("cat", "/proc/mounts")
+        assert changed(made) == 4
+        yield made
+
+
+def changed(machine: Machine, **variables: t.Any) -> int:
+    """Run the role in the machine, by Ansible in there; return how many tasks changed something."""
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "roles": [{"role": "ebpf.conntrack.xdp_ct", "vars": {"xdp_ct_interfaces": INTERFACES, "xdp_ct_timeouts": {"udp": 77}, **variables}}],
+    }
+    machine.run("tee", "/root/play.yml", stdin=json.dumps([play]))
+    argv = [f"{ROOT}/.venv/bin/ansible-playbook", "-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={os.path.realpath(sys.executable)}"]
+    told = machine.run(*argv, "/root/play.yml", cwd=str(ROOT), ANSIBLE_CONFIG=f"{ROOT}/ansible.cfg")
+    (number,) = re.findall(r"changed=(\d+) ", told)
+    assert "[WARNING]" not in told, told
+    return int(number)
+
+
+def within(seconds: float, what: c.Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def attached(machine: Machine) -> dict[str, str | None]:
+    """Return which hook runs on which interface, as ct has it, where all is well."""
+    found = json.loads(machine.run("ct", "status", "-o", "json", check=False) or "{}")
+    return {one["interface"]: one["program"] for one in found["interfaces"]} if found.get("healthy") else {}
+
+
+def tracked(machine: Machine) -> int:
+    return int(json.loads(machine.run("ct", "stats", "-o", "json"))["frames"]["ct, ct6"]["tracked"])
+
+
+def send(machine: Machine, number: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(machine.argv("python3", "-c", TRAFFIC, str(number)), stdin=subprocess.DEVNULL)
+
+
+def all_is_tracked(machine: Machine) -> None:
+    before = tracked(machine)
+    assert send(machine, 20).wait(SECONDS) == 0 and tracked(machine) == before + 20
+    assert machine.run("ct", "count", "--proto", "udp", "--src", "10.77.0.2") != "0\n"
+
+
+def property_of(machine: Machine, unit: str, name: str) -> str:
+    return machine.run("systemctl", "show", unit, "--value", "--property", name).strip()
+
+
+def xdp_in(machine: Machine) -> bool:
+    """Whether any interface of the machine has a program."""
+    return any("xdp" in link for link in json.loads(machine.run("ip", "-j", "link")))
+
+
+def test_it_runs_and_a_second_run_changes_nothing(machine: Machine) -> None:
+    assert changed(machine) == 0
+    assert property_of(machine, "ct", "ActiveState") == "active" and property_of(machine, "ct", "UnitFileState") == "enabled"
+    assert "2 of 2 interfaces run the chain" in property_of(machine, "ct", "StatusText") and attached(machine) == BOTH
+    all_is_tracked(machine)
+
+
+def test_a_reboot(machine: Machine) -> None:
+    before = json.loads(machine.run("ct", "status", "-o", "json"))
+    machine.reboot()
+    assert property_of(machine, "ct", "ActiveState") == "active" and within(SECONDS, lambda: attached(machine) == BOTH)
+    after = json.loads(machine.run("ct", "status", "-o", "json"))
+    assert (after["digest"], after["settings"]) == (before["digest"], before["settings"]) and after["settings"]["timeouts"]["udp"] == 77
+    assert after["generation"] == before["generation"] + 1
+    ready, net = (int(property_of(machine, *of)) for of in (("ct", "ActiveEnterTimestampMonotonic"), ("net", "ExecMainStartTimestampMonotonic")))
+    assert ready < net, "the chain is there before the network is"
+    all_is_tracked(machine)
+
+
+def test_interfaces_come_back(machine: Machine) -> None:
+    machine.run("systemctl", "stop", "net")
+    assert "peer" not in machine.run("ip", "netns") and within(SECONDS, lambda: "wan0" not in machine.run("ip", "link")), "nobody holds the namespace"
+    machine.run("systemctl", "start", "net")
+    assert within(SECONDS, lambda: attached(machine) == BOTH)
+    all_is_tracked(machine)
+    machine.run("ip", "link", "del", "wan0")
+    machine.run("ip", "netns", "del", "peer")
+    machine.run("systemctl", "restart", "net", check=False)
+    assert within(SECONDS, lambda: attached(machine) == BOTH)
+    all_is_tracked(machine)
+
+
+def test_what_is_detached_stays_so(machine: Machine) -> None:
+    machine.run("ct", "detach", "wan0")
+    machine.run("ip", "link", "set", "wan0", "down")
+    machine.run("ip", "link", "set", "wan0", "up")
+    time.sleep(1.5)
+    assert not xdp_in(machine)
+    machine.run("ct", "attach", "wan0", "--program", "ingress")
+    assert attached(machine) == BOTH
+
+
+def test_its_death_costs_no_packet(machine: Machine) -> None:
+    before, pid = tracked(machine), property_of(machine, "ct", "MainPID")
+    sending = send(machine, 300)
+    machine.run("kill", "-9", pid)
+    assert within(SECONDS, lambda: property_of(machine, "ct", "MainPID") not in (pid, "0") and property_of(machine, "ct", "ActiveState") == "active")
+    assert sending.wait(SECONDS) == 0 and tracked(machine) == before + 300
+    assert property_of(machine, "ct", "NRestarts") == "1" and attached(machine) == BOTH
+
+
+def test_stop_keeps_or_removes(machine: Machine) -> None:
+    machine.run("systemctl", "stop", "ct")
+    assert attached(machine) == BOTH
+    all_is_tracked(machine)
+    assert changed(machine, xdp_ct_service_on_stop="remove", xdp_ct_service_sweep_interval=1) == 1 and property_of(machine, "ct", "ActiveState") == "active"
+    generation = machine.run("readlink", "/sys/fs/bpf/ebpf_conntrack/active")
+    machine.run("systemctl", "restart", "ct")
+    assert machine.run("readlink", "/sys/fs/bpf/ebpf_conntrack/active") == generation and attached(machine) == BOTH
+    machine.run("systemctl", "stop", "ct")
+    assert not xdp_in(machine) and "ebpf_conntrack" not in machine.run("ls", "/sys/fs/bpf")
+    machine.run("systemctl", "start", "ct")
+    assert attached(machine) == BOTH
+    all_is_tracked(machine)
+
+
+def test_it_sweeps(machine: Machine) -> None:
+    """Every second now; and bcc is needed by what builds, and by nothing else."""
+    bcc = machine.run("python3", "-c", "import bcc; print(bcc.__path__[0])").strip()
+    machine.run("mv", bcc, "/root/bcc")
+    machine.run("ct", "load", "--set", "timeouts.udp=1")
+    machine.run("ct", "flush", "--all", "--yes")
+    assert send(machine, 1).wait(SECONDS) == 0
+    assert within(SECONDS, lambda: not any(one["entries"] for one in json.loads(machine.run("ct", "summary", "-o", "json"))["tables"].values()))
+    assert machine.run("ct", "gc") == "0 entries deleted whose time was over\n"
+    machine.run("ct", "load", "--set", "table_size=1024", check=False)  # is refused for want of bcc
+    assert attached(machine) == BOTH and property_of(machine, "ct", "ActiveState") == "active"
+    machine.run("mv", "/root/bcc", bcc)
+
+
+def test_the_journal(machine: Machine) -> None:
+    """Each line has a priority, and none is a traceback."""
+    lines = [json.loads(line) for line in machine.run("journalctl", "-u", "ct", "-o", "json").splitlines()]
+    own = [(int(line["PRIORITY"]), line["MESSAGE"]) for line in lines if line.get("_TRANSPORT") == "stdout"]
+    assert (sd_notify.NOTICE, "wan0: attach: nothing is attached") in own and "Traceback" not in str(own)
+    assert {priority for priority, dummy in own} <= {sd_notify.ERROR, sd_notify.WARNING, sd_notify.NOTICE, sd_notify.INFO}
+
+
+def test_absent(machine: Machine) -> None:
+    assert changed(machine, xdp_ct_state="absent") == 4
+    assert not xdp_in(machine) and " bpf " not in machine.run("cat", "/proc/mounts")
+    for path in ("/etc/systemd/system/ct.service", "/usr/local/bin/ct", "/var/lib/ebpf_conntrack", "/run/ebpf_conntrack"):
+        assert machine.run("ls", "-d", path, check=False) == "", path
+    assert property_of(machine, "ct", "LoadState") == "not-found"

@@ -1,0 +1,116 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The service's unit and its plan, what it tells systemd, and what it hears; tests/host has the whole."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import struct
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_service, ct_unit, link_events, sd_notify
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+PATHS = bpffs.Paths("/sys/fs/bpf")
+WANT = ct_unit.Want("/usr/local", ct_service.Options(PATHS))
+FILE = f"{ct_unit.DIRECTORY}/ct.service"
+GOOD = {"ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
+
+
+def lines(plan: list[ct_unit.Step]) -> list[str]:
+    return [f"{step.action} {step.kind} {step.name}" for step in plan]
+
+
+@pytest.mark.parametrize(
+    ("have", "steps"),
+    [
+        (ct_unit.Have(WANT.text, GOOD), []),
+        (
+            ct_unit.Have(None, {"ActiveState": "inactive", "UnitFileState": ""}),
+            [f"create file {FILE}", "reload systemd units", "enable service ct.service", "start service ct.service"],
+        ),
+        (ct_unit.Have(f"{WANT.text}#", GOOD), [f"change file {FILE}", "reload systemd units", "restart service ct.service"]),
+        (ct_unit.Have(WANT.text, {**GOOD, "NeedDaemonReload": "yes"}), ["reload systemd units", "restart service ct.service"]),
+        (ct_unit.Have(WANT.text, GOOD, older=True), ["restart service ct.service"]),
+        (ct_unit.Have(WANT.text, {**GOOD, "ActiveState": "activating"}), ["start service ct.service"]),
+        (ct_unit.Have(WANT.text, {**GOOD, "UnitFileState": "disabled"}), ["enable service ct.service", "restart service ct.service"]),
+    ],
+)
+def test_what_leads_to_a_service_that_runs(have: ct_unit.Have, steps: list[str]) -> None:
+    assert lines(ct_unit.plan_present(have, WANT)) == steps
+
+
+def test_what_leads_to_none() -> None:
+    assert lines(ct_unit.plan_absent(ct_unit.Have(None, GOOD))) == []
+    assert lines(ct_unit.plan_absent(ct_unit.Have(WANT.text, {"ActiveState": "inactive", "UnitFileState": "disabled"}))) == [
+        f"delete file {FILE}",
+        "reload systemd units",
+    ]
+    assert lines(ct_unit.plan_absent(ct_unit.Have(WANT.text, GOOD)))[:2] == ["stop service ct.service", "disable service ct.service"]
+
+
+def test_the_unit_has_the_settings() -> None:
+    text = ct_unit.Want("/opt/ct", ct_service.Options(bpffs.Paths("/sys/fs/bpf/a", "/srv/state"), 5, "remove")).text
+    assert "ExecStart=/opt/ct/bin/ct run --sweep-interval 5 --on-stop remove\n" in text and "ReadWritePaths=/sys/fs/bpf/a -/srv/state\n" in text
+    assert "{" not in text
+
+
+@pytest.mark.parametrize(
+    ("want", "words"),
+    [
+        (ct_unit.Want("/usr/local", ct_service.Options(PATHS, 0)), "sweep_interval: 0 is not valid: give 1 to 86400 seconds."),
+        (ct_unit.Want("/usr/local", ct_service.Options(PATHS, 1, "burn")), "on_stop: 'burn' is not valid: give one of keep, remove."),
+        (ct_unit.Want("/usr/my local", ct_service.Options(PATHS)), "prefix: '/usr/my local' is not valid: give an absolute path without"),
+        (ct_unit.Want("/usr", ct_service.Options(bpffs.Paths("/sys/%n"))), "pin_root: '/sys/%n' is not valid"),
+    ],
+)
+def test_what_is_refused(want: ct_unit.Want, words: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConntrackError) as raised:
+        ct_unit.converge("present", want, directory=str(tmp_path))
+    assert raised.value.message.startswith(words) and os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- systemd
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notify(abstract: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        name = f"@ct-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+        manager.bind(name.replace("@", "\0") if abstract else name)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        sd_notify.notify(READY=1, STATUS="2 of 2")
+        assert manager.recv(100) == b"READY=1\nSTATUS=2 of 2\n"
+    sd_notify.notify(READY=1)  # nobody listens any more
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    sd_notify.notify(READY=1)
+
+
+def test_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
+    for usec, pid, seconds in (("", "", None), ("5000000", "", 5.0), ("5000000", str(os.getpid()), 5.0), ("5000000", "1", None)):
+        monkeypatch.setenv("WATCHDOG_USEC", usec)
+        monkeypatch.setenv("WATCHDOG_PID", pid)
+        assert sd_notify.watchdog_seconds() == seconds
+
+
+def test_log(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    sd_notify.log(sd_notify.ERROR, "two\nlines")
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")
+    sd_notify.log(sd_notify.ERROR, "two\nlines")
+    assert capfd.readouterr().err == "two lines\n<3>two lines\n"
+
+
+# ---------------------------------------------------------------- netlink
+def message(*attributes: tuple[int, bytes]) -> bytes:
+    body = bytes(16) + b"".join(struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4) for kind, value in attributes)
+    return struct.pack("=IHHII", 16 + len(body), 16, 0, 0, 0) + body
+
+
+def test_names_of_interfaces() -> None:
+    data = message((1, b"\2" * 6), (3, b"eth0\0")) + message((3, b"wan1\0"), (4, bytes(4))) + message()
+    assert link_events.names_in(data) == {"eth0", "wan1"}
+    for end in range(len(data)):  # whatever is cut off
+        assert link_events.names_in(data[:end]) <= {"eth0", "wan1", "eth", "et", "e", "wan", "wa", "w", ""}
+    assert link_events.names_in(bytes(64)) == set() and link_events.names_in(struct.pack("=IHHII", 64, 16, 0, 0, 0) + bytes(48)) == set()
