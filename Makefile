@@ -6,6 +6,7 @@
 # make test     set up what is missing, run every gate and every test
 # make lint     the gates only
 # make test-unit, test-integration, test-oracle, test-e2e, test-host, test-install   one suite of it
+# make test-picture  the pictures of ct graph in a browser; it installs chromium and graphviz, so make test leaves it out
 # make fuzz     throw FRAMES (a million) mutated frames made from SEED at the chain; each must pass unchanged and be counted once
 # make bench    measure; prints tables, writes build/bench.json
 # make clean    take the lab down, leave nothing behind but the venv (distclean: nor that)
@@ -22,7 +23,7 @@ SUITES := unit integration oracle e2e host install
 FRAMES ?= 1000000
 SEED ?= 1
 
-.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) fuzz bench clean distclean
+.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) test-picture fuzz bench clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,6 +46,10 @@ lint: setup-dev
 
 $(SUITES:%=test-%): test-%: setup-dev
 	@$(RUN) $*
+
+test-picture:
+	@$(SETUP) picture
+	@$(RUN) picture
 
 fuzz: setup
 	@$(VENV)/python tests/oracle/fuzz.py --frames $(FRAMES) --seed $(SEED)

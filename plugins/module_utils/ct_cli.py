@@ -78,6 +78,8 @@ FILTER_VALUES = {
     "state": (*flow.STATES[flow.TCP][1:], *flow.PLAIN_STATES[:2]),
 }
 FILTERS, OPTIONS = "filters", "options"
+#: What ct graph draws; json is the graph itself.
+GRAPHS = ("html", "svg", "mermaid", "dot", "json")
 #: One value only.
 _SINGLE = ("assured", "min_bytes", "min_packets", "older_than", "idle_for")
 
@@ -169,6 +171,12 @@ def _flush_words(command: Parser) -> None:
     command.add_argument("--all", action="store_true", help="delete every flow")
     command.add_argument("-y", "--yes", action="store_true", help="do not ask")
     _changing(command)
+    _filters(command)
+
+
+def _graph_words(command: Parser) -> None:
+    command.add_argument("-o", "--output", choices=GRAPHS, default=GRAPHS[0], help=f"what to draw it as: {', '.join(GRAPHS)}; {GRAPHS[0]} when not given")
+    command.add_argument("--lab", metavar="NAME", help="draw only what belongs to this lab of netns_lab")
     _filters(command)
 
 
@@ -382,6 +390,21 @@ def _top(args: Arguments) -> int:
     return DONE
 
 
+def _graph(args: Arguments) -> int:
+    from . import ct_graph, graph_draw
+
+    words = _words(args, flow_filter.FILTER_WORDS)
+    with _asked():
+        flow_filter.parse_filters(words)
+    bpffs.check(args.pin_root)
+    found = ct_graph.read(bpffs.Paths(args.pin_root, args.state_dir), words, args.lab)
+    if args.output == "json":
+        _say_json(found)
+    else:
+        _put(graph_draw.FORMS[args.output](found).encode())
+    return DONE
+
+
 # ---------------------------------------------------------------- deleting
 def _flush(args: Arguments) -> int:
     from . import flow_table
@@ -585,6 +608,13 @@ COMMANDS = {
         _top,
         "On a terminal it draws again each interval: b, p, B, P and f choose the order, q ends it. Elsewhere, and with --count, --once or another format, it "
         "prints. Rates are what was counted since the read before, in a second; of groups, SHARE is what part of the entries in the tables their flows are.",
+    ),
+    "graph": Command(
+        "draw namespaces, links, hooks and flows",
+        _graph_words,
+        _graph,
+        "Flows between the same two places in the same state are one edge, as wide as its bytes and coloured by its state. "
+        "The page and the picture load nothing, so they can be looked at anywhere. Without a chain there are no flows in it.",
     ),
     "flush": Command(
         "delete flows", _flush_words, _flush, "It says how many there are and asks, unless --yes is given. The next packet of a deleted flow begins a new one."

@@ -19,6 +19,7 @@ _EXAMPLES = (
     ("who holds the most flows", "ct count --group-by src --limit 5"),
     ("who sends most now, by source", "ct top --group-by src"),
     ("why a connection is in its state", "ct show tcp 10.0.0.1:40000 10.0.0.2:80"),
+    ("a picture of the host", "ct graph > host.html"),
     ("cut off one client", "ct flush --src 10.0.0.1 --yes"),
 )
 

@@ -188,8 +188,11 @@ SUITES: dict[str, c.Callable[[], Tally]] = {
 }
 
 
+#: Suites that run only when they are named, for what they need takes long to install.
+ON_DEMAND: dict[str, c.Callable[[], Tally]] = {"picture": lambda: pytest("picture", 10)}
+
 #: Suites that pin things, in directories of their own.
-KERNEL_SUITES = {"integration", "oracle", "e2e"}
+KERNEL_SUITES = {"integration", "oracle", "e2e", "picture"}
 #: Suites that make nothing but files below build/ run beside the one that keeps a single CPU busy and starts no others.
 ASIDE, BESIDE = ("lint", "unit"), "oracle"
 
@@ -236,9 +239,9 @@ def main(names: list[str]) -> int:
     """Check the names and run the suites; the last line tells the sum."""
     if names[:1] == ["--aside"]:
         return aside(names[1:])
-    unknown = set(names) - set(SUITES) - {"all"}
+    unknown = set(names) - set(SUITES) - set(ON_DEMAND) - {"all"}
     if unknown or not names:
-        print(f"usage: run.py all | {' '.join(SUITES)}" + (f"; not known: {', '.join(sorted(unknown))}" if unknown else ""), file=sys.stderr)
+        print(f"usage: run.py all | {' '.join([*SUITES, *ON_DEMAND])}" + (f"; not known: {', '.join(sorted(unknown))}" if unknown else ""), file=sys.stderr)
         return 2
     HOME.mkdir(parents=True, exist_ok=True)
     with (HOME / "run.lock").open("w") as lock:
@@ -271,7 +274,7 @@ def timed(name: str) -> Tally:
     """Run one suite between two lines that name it."""
     print(f"\n=== {name}", flush=True)
     start = time.monotonic()
-    tally = SUITES[name]()
+    tally = {**SUITES, **ON_DEMAND}[name]()
     print(f"--- {name}: {tally} in {time.monotonic() - start:.0f} s", flush=True)
     return tally
 

@@ -7,9 +7,10 @@
 #   setup.sh run        what the playbooks need: system packages, .venv, the path on which Ansible finds the collection
 #   setup.sh dev        the same and what tests and gates need
 #   setup.sh importer   the Galaxy importer in a venv of its own
+#   setup.sh picture    what dev installs, and a browser, graphviz and mermaid for the tests of pictures
 # PYTHON names the interpreter of the venv; it must be the system's, since the BPF bindings are its packages.
 set -euo pipefail
-profile=${1:?usage: setup.sh run|dev|importer}
+profile=${1:?usage: setup.sh run|dev|importer|picture}
 PYTHON=${PYTHON:-/usr/bin/python3}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 cd "$root"
@@ -29,14 +30,15 @@ as_root() {
   fi
 }
 
-# Names in bindep.txt for platform $1 (dpkg or rpm); with $2 = dev those of the test profile too.
+# Names in bindep.txt for platform $1 (dpkg or rpm); with $2 = dev those of the test profile too, with $2 = picture those of the profile picture besides.
 packages() {
-  awk -v platform="$1" -v dev="$2" '
+  awk -v platform="$1" -v profile="$2" '
     /^#/ || NF == 0 { next }
     {
       name = $1; tags = $0; sub(/^[^ ]+ */, "", tags); gsub(/[][]/, "", tags)
       if (tags ~ /platform:/ && tags !~ "platform:" platform "( |$)") next
-      if (tags ~ /(^| )test( |$)/ && dev != "dev") next
+      if (tags ~ /(^| )test( |$)/ && profile == "run") next
+      if (tags ~ /(^| )picture( |$)/ && profile != "picture") next
       print name
     }' bindep.txt
 }
@@ -89,6 +91,15 @@ venv() {
   printf '%s\n' "$want" >"$stamp"
 }
 
+# mermaid's parser, in a directory of its own below .venv; the version is that of the grammar that the tests mean.
+mermaid() {
+  local version=11.12.0
+  [ -e "$root/.venv/mermaid/node_modules/mermaid/dist/mermaid.min.js" ] && return
+  command -v npm >/dev/null || die "npm is missing: install nodejs and npm"
+  printf 'setup: installing mermaid into .venv/mermaid\n'
+  npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$root/.venv/mermaid" "mermaid@$version" </dev/null >/dev/null
+}
+
 mkdir -p .ansible/collections/ansible_collections/ebpf
 exec 9>.ansible/.setup.lock
 flock 9
@@ -101,6 +112,11 @@ case $profile in
   dev)
     system_packages dev
     venv_flags=--system-site-packages venv "$root/.venv" requirements-dev.txt requirements.txt constraints.txt
+    ;;
+  picture)
+    system_packages picture
+    venv_flags=--system-site-packages venv "$root/.venv" requirements-picture.txt requirements-dev.txt requirements.txt constraints.txt
+    mermaid
     ;;
   importer)
     venv "$root/.venv/importer" requirements-importer.txt
