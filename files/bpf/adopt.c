@@ -2,13 +2,14 @@
 /*
  * No stage: user space runs it, to change what packets change at the same time.
  * The frame is a request: which family's flows are to be moved here, and their
- * keys; or what another generation counted.
+ * keys; or what another generation counted; or, where there are events, keys of
+ * flows that an operator deletes, so that it is told.
  */
 
 struct adopt_request {
 	u32 what;	/* enum ct_adopt */
 	u32 items;
-	u64 reserved;
+	u64 assured;	/* ADOPT_ERASE_*: whether the flows stand in the table of assured ones */
 };
 
 static __always_inline u32 later(u32 a, u32 b)
@@ -86,6 +87,7 @@ static __always_inline u32 adopt_flow(union any_key *key, u32 now, const struct 
 		count(COUNT_DELETED_EXPIRED);
 		if (assured)
 			count(COUNT_ASSURED_DELETED);
+		event_tell(EVENT_DESTROY, COUNT_DELETED_EXPIRED, old, old_ctl, key, v6);
 	} else if (entry_find(key, v6, &dummy) || pred_copy(old, key, old_ctl, v6, assured)) {
 		/* here it may be among the assured flows, while there it began anew */
 		e = entry_find(key, v6, &dummy);
@@ -122,6 +124,54 @@ static __always_inline u32 adopt_counts(struct xdp_md *ctx, u32 items)
 	return 0;
 }
 
+#if EVENTS
+/* Delete one flow, and tell it; 1 where it is not there. */
+static __always_inline u32 erase_flow(union any_key *key, u32 now, const bool v6, bool assured)
+{
+	struct ct_entry *e = table_lookup(key, v6, assured);
+	struct event event;
+	u32 reason;
+	u64 ctl;
+
+	if (!e)
+		return 1;
+	if (!ctl_try_lock(&e->ctl, &ctl))
+		ctl &= ~CTL_LOCK;	/* a packet is at it: it is told as it stands */
+	reason = expired(e->expires, now) ? COUNT_DELETED_EXPIRED : COUNT_DELETED_FLUSHED;
+	event_take(&event, e, ctl, key, v6);
+	if (table_delete(key, v6, assured)) {
+		event_leave(&event);
+		return 1;
+	}
+	event_send(&event, EVENT_DESTROY, reason);	/* who asked counts it */
+	return 0;
+}
+
+static __always_inline u32 erase_flows(struct xdp_md *ctx, u32 items, u32 now, bool assured, const bool v6)
+{
+	const u32 size = v6 ? sizeof(struct ct_key6) : sizeof(struct ct_key);
+	u32 left = 0, i;
+	union any_key key;
+	void *item;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < ADOPT_KEYS; i++) {
+		OPAQUE(i);
+		if (i >= items)
+			break;
+		item = payload_at(ctx, sizeof(struct adopt_request) + i * size, size);
+		if (!item)
+			break;
+		if (v6)
+			key.v6 = *(struct ct_key6 *)item;
+		else
+			key.v4 = *(struct ct_key *)item;
+		left += erase_flow(&key, now, v6, assured);
+	}
+	return left;
+}
+#endif
+
 PROG(adopt)
 {
 	struct adopt_request *request = frame_at(ctx, 0, sizeof(*request));
@@ -136,6 +186,12 @@ PROG(adopt)
 	what = request->what;
 	if (what == ADOPT_COUNTS)
 		return adopt_counts(ctx, items);
+#if EVENTS
+	if (what == ADOPT_ERASE_IPV4)
+		return erase_flows(ctx, items, now, request->assured, false);
+	if (what == ADOPT_ERASE_IPV6)
+		return erase_flows(ctx, items, now, request->assured, true);
+#endif
 #pragma clang loop unroll(disable)
 	for (i = 0; i < ADOPT_KEYS; i++) {
 		OPAQUE(i);

@@ -177,14 +177,24 @@ static __always_inline struct ct_entry *entry_find(union any_key *key, const boo
 	return e ? e : table_lookup(key, v6, false);
 }
 
-/* Delete the entry.  It stays locked: nobody may write into what is given back. */
-static __always_inline void entry_delete(union any_key *key, u32 reason, const bool v6, bool assured)
+/*
+ * Delete the entry, which is locked, and stays so: nobody may write into what is
+ * given back.  ctl is its control word.
+ */
+static __always_inline void entry_delete(struct ct_entry *e, union any_key *key, u64 ctl, u32 reason, const bool v6,
+					 bool assured)
 {
-	if (table_delete(key, v6, assured))
-		return;		/* pushed out, or deleted by an operator, meanwhile */
+	struct event event;
+
+	event_take(&event, e, ctl, key, v6);
+	if (table_delete(key, v6, assured)) {
+		event_leave(&event);	/* pushed out, or deleted by an operator, meanwhile */
+		return;
+	}
 	count(reason);
 	if (assured)
 		count(COUNT_ASSURED_DELETED);
+	event_send(&event, EVENT_DESTROY, reason);
 }
 
 /*

@@ -136,6 +136,19 @@ struct ct_entry {
 	u32 rel_bytes;
 };
 
+/* What is told of a flow that begins, changes or ends: 184 bytes, with the ring buffer's own 8 three cache lines. */
+struct ct_event {
+	u64 seq;		/* one for each event, whether there was room for it or not */
+	u64 jiffies;		/* now, as the clock of the entry has it */
+	u64 ktime;		/* and as CLOCK_MONOTONIC has it, in ns */
+	u8 what;		/* enum ct_event_kind */
+	u8 reason;		/* enum ct_count: why it ended */
+	u8 v6;			/* key holds a struct ct_key6, not a struct ct_key */
+	u8 reserved[5];
+	u8 key[sizeof(struct ct_key6)];
+	struct ct_entry entry;	/* as the packet left it, or before it was deleted; not locked */
+};
+
 /* What a TCP segment says, in host order. */
 struct tcp_seg {
 	u32 seq;

@@ -234,10 +234,11 @@ static __always_inline struct ct_entry *entry_get(const struct flow *f, union an
 		return e;
 	*why = ct_may_open(f, set);
 	if (*why != COUNT_TRACKED) {
-		entry_delete(key, COUNT_DELETED_EXPIRED, v6, *assured);
+		entry_delete(e, key, *ctl, COUNT_DELETED_EXPIRED, v6, *assured);
 		return NULL;
 	}
 	count(COUNT_DELETED_EXPIRED);
+	event_tell(EVENT_DESTROY, COUNT_DELETED_EXPIRED, e, *ctl, key, v6);
 	entry_begin(e, jiffies, set);
 	*ctl = ctl_new(f, src_hi);
 	count(COUNT_CREATED);
@@ -297,12 +298,28 @@ static __always_inline u8 ct_dir(const struct flow *f, u64 ctl, u64 src_hi)
 	return src_hi ^ (ctl & CTL_ORIG_HI) / CTL_ORIG_HI;
 }
 
+/* Tell the flow's beginning or change; what ends is told where it is deleted. */
+static __always_inline void ct_told(const struct ct_entry *e, const union any_key *key, u64 was, u64 ctl,
+				    const struct ct_result *res, u8 new, const bool v6)
+{
+#if EVENTS
+	if (res->kill)
+		return;
+	if (new) {
+		if (res->outcome == COUNT_TRACKED)
+			event_tell(EVENT_NEW, 0, e, ctl, key, v6);
+	} else if ((was ^ ctl) & (CTL_STATE | CTL_SEEN_REPLY | CTL_ASSURED)) {
+		event_tell(EVENT_UPDATE, 0, e, ctl, key, v6);
+	}
+#endif
+}
+
 static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_key *key, u64 src_hi,
 				  const bool v6, const bool chained)
 {
 	struct ct_result res = { .outcome = COUNT_TRACKED };
 	const struct ct_settings *set = settings_now();
-	u64 jiffies = bpf_jiffies64(), ctl;
+	u64 jiffies = bpf_jiffies64(), ctl, was;
 	u32 now = jiffies, why, attempt;
 	struct scratch *here = scratch_here();
 	struct ct_half *half;
@@ -318,6 +335,7 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	e = entry_get(f, key, src_hi, jiffies, set, &ctl, &assured, &why, v6);
 	if (!e)
 		return outcome(ctx, why, chained);
+	was = ctl;
 	dir = ct_dir(f, ctl, src_hi);
 	before = (ctl & CTL_ASSURED) / CTL_ASSURED * FOUND_WAS_ASSURED;
 
@@ -332,6 +350,7 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 				break;
 			res.reopen = false;
 			count(COUNT_REOPENED);
+			event_tell(EVENT_DESTROY, COUNT_REOPENED, e, was, key, v6);
 			entry_begin(e, jiffies, set);
 			ctl = ctl_new(f, src_hi);
 			dir = DIR_ORIG;
@@ -372,8 +391,9 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 				 res.outcome == COUNT_IGNORED_TCP_WINDOW ||
 				 res.outcome == COUNT_IGNORED_SCTP))
 		ctl |= CTL_SEEN_REPLY;
+	ct_told(e, key, was, ctl, &res, new, v6);
 	if (res.kill) {
-		entry_delete(key, COUNT_DELETED_RESET, v6, assured);
+		entry_delete(e, key, ctl, COUNT_DELETED_RESET, v6, assured);
 	} else if (!assured && ctl & CTL_ASSURED) {
 		entry_promote(e, key, ctl, now, v6);
 	} else {

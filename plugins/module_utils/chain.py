@@ -54,10 +54,10 @@ TRACKING_HOOKS = ("ingress", "egress")
 
 #: The program that user space runs to change what packets change at the same time; it stands in no slot.
 ADOPT = "adopt"
-#: What it is asked for: to move flows of a family here, or to add what another generation counted.
-ADOPT_REQUESTS = ("ipv4", "ipv6", "counts")
-#: The request: a number of ADOPT_REQUESTS, how many items follow, 8 bytes of nothing.
-ADOPT_REQUEST = struct.Struct("=II8x")
+#: What it is asked for: to move flows of a family here, to add what another generation counted, or, where the chain has events, to delete flows.
+ADOPT_REQUESTS = ("ipv4", "ipv6", "counts", "erase_ipv4", "erase_ipv6")
+#: The request: a number of ADOPT_REQUESTS, how many items follow, whether flows that are to be deleted stand in the table of assured ones.
+ADOPT_REQUEST = struct.Struct("=IIQ")
 #: Keys in one request: few enough that no packet waits long on that CPU.
 ADOPT_KEYS = 32
 
@@ -141,6 +141,22 @@ COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
 #: What user space counts in the array ``deletions``, index is the position here. Writing a per-CPU array from user space would overwrite
 #: what the chain counts meanwhile, so these have a map of their own, which the chain never touches; readers add both up.
 DELETIONS = ("deleted_expired", "deleted_flushed", "assured_deleted")
+
+#: What is told of flows, where the chain has events: it begins, its state or standing changes, it ends.
+EVENT_KINDS = ("new", "update", "destroy")
+#: Why a flow ends, by what the chain counts it as.
+EVENT_REASONS = {
+    "deleted_reset": "reset",
+    "deleted_expired": "expired",
+    "deleted_flushed": "flushed",
+    "deleted_dropped": "dropped",
+    "reopened": "reopened",
+}
+#: The ring buffer, and its words, which are u64: how many events there were, whether somebody watches, and of which kinds some found no room.
+EVENTS_MAP, EVENTS_WORDS_MAP = "events", "events_count"
+EVENT_WORDS = ("seq", "watched", *(f"lost_{kind}" for kind in EVENT_KINDS))
+#: Bytes of the ring buffer: room for 21,845 events that are not read yet.
+EVENTS_BYTES = 1 << 22
 
 #: nf_conntrack's TCP states, by their number in include/uapi/linux/netfilter/nf_conntrack_tcp.h.
 TCP_STATES = (
@@ -341,6 +357,7 @@ MAP_TYPES = {
     "lru_percpu_hash": 10,
     "lpm_trie": 11,
     "array_of_maps": 12,
+    "ringbuf": 27,
 }
 
 #: What each family's flow tables are for: all other flows, and assured ones. ``pred`` holds another generation's tables in this order.
@@ -374,12 +391,17 @@ class MapSpec:
 
 
 def maps(
-    table_size: int = TABLE_SIZE, table_size6: int = TABLE_SIZE, half_open_size: int = TABLE_SIZE, half_open_size6: int = TABLE_SIZE
+    table_size: int = TABLE_SIZE,
+    table_size6: int = TABLE_SIZE,
+    half_open_size: int = TABLE_SIZE,
+    half_open_size6: int = TABLE_SIZE,
+    events: bool = False,
 ) -> tuple[MapSpec, ...]:
     """Return the chain's maps.
 
     :param table_size: entries of the table of assured IPv4 flows, ``table_size6`` of that of IPv6.
     :param half_open_size: entries of the table of all other IPv4 flows, ``half_open_size6`` of that of IPv6.
+    :param events: whether it has those of the events.
     """
     return (
         MapSpec("meta", "array", None, "u64", 4, 8, len(META), False),
@@ -399,7 +421,15 @@ def maps(
         MapSpec("pred", "array_of_maps", None, "u32", 4, 4, len(FLOW_CLASSES), False, "ctt"),
         MapSpec("pred6", "array_of_maps", None, "u32", 4, 4, len(FLOW_CLASSES), False, "ctt6"),
         MapSpec("schema", "array", None, None, 4, SCHEMA_BYTES, 1, False),
+        *(EVENT_MAPS if events else ()),
     )
+
+
+#: The maps of a chain with events. The next generation goes on with them, so that whoever reads them misses nothing.
+EVENT_MAPS = (
+    MapSpec(EVENTS_WORDS_MAP, "array", None, "u64", 4, 8, len(EVENT_WORDS), True),
+    MapSpec(EVENTS_MAP, "ringbuf", None, None, 0, 0, EVENTS_BYTES, True),
+)
 
 
 # ---------------------------------------------------------------- the layout of a flow (files/bpf/flow.h), in host byte order
@@ -457,6 +487,9 @@ HALF = codec(HALF_FIELDS)
 
 #: struct ct_entry, 112 bytes.
 ENTRY = codec(ENTRY_FIELDS)
+
+#: struct ct_event, 184 bytes: seq, jiffies, CLOCK_MONOTONIC in ns, kind, reason, whether it is IPv6, key, entry.
+EVENT = struct.Struct(f"=QQQBBB5x{KEY6.size}s{ENTRY.size}s")
 
 #: Bits of ``ctl``, the one word of an entry that changes atomically.
 CTL_LOCK = 1 << 63

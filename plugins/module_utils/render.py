@@ -53,6 +53,7 @@ class Settings:
     :ivar checksum: which transport checksums are right, a key of CHECKSUMS.
     :ivar fused: whether the entry programs do the common packets themselves.
     :ivar forward: what is forwarded past the stack, one of chain.FORWARDS.
+    :ivar events: whether the chain tells what becomes of flows, for ``ct watch``.
     """
 
     table_size: int = chain.TABLE_SIZE
@@ -62,6 +63,7 @@ class Settings:
     forward: str = "off"
     half_open_size: int = chain.TABLE_SIZE
     half_open_size6: int = chain.TABLE_SIZE
+    events: bool = False
 
 
 def check_settings(settings: Settings) -> None:
@@ -97,7 +99,10 @@ def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.A
         "sctp_states": _numbered([*chain.SCTP_STATES, "INVALID"]),
         "sctp_rows": len(chain.SCTP_ROWS) // 2,
         "crc_slices": chain.CRC32C_SLICES,
-        "maps": chain.maps(*(getattr(settings, name) for name in SIZES)),
+        "maps": chain.maps(*(getattr(settings, name) for name in SIZES), events=settings.events),
+        "events": settings.events,
+        "event_kinds": _numbered(chain.EVENT_KINDS),
+        "event_words": _numbered(chain.EVENT_WORDS),
         "checksum": settings.checksum,
         "fused": settings.fused,
         "forward": settings.forward,
