@@ -393,7 +393,8 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 		ctl |= CTL_SEEN_REPLY;
 	ct_told(e, key, was, ctl, &res, new, v6);
 	if (res.kill) {
-		entry_delete(e, key, ctl, COUNT_DELETED_RESET, v6, assured);
+		/* told as the kernel tells it: a reset is no reply */
+		entry_delete(e, key, (ctl & ~CTL_SEEN_REPLY) | (was & CTL_SEEN_REPLY), COUNT_DELETED_RESET, v6, assured);
 	} else if (!assured && ctl & CTL_ASSURED) {
 		entry_promote(e, key, ctl, now, v6);
 	} else {

@@ -45,11 +45,12 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
     :raises ConntrackError: where one has not its type.
     """
     given: dict[str, t.Any] = {name: whole_number(name, args[name]) for name in SIZES if args.get(name) is not None}
-    if args.get("fused") is not None:
-        try:
-            given["fused"] = boolean(args["fused"])
-        except TypeError:
-            raise bad_value("fused", args["fused"], "give true or false") from None
+    for name in ("fused", "events"):
+        if args.get(name) is not None:
+            try:
+                given[name] = boolean(args[name])
+            except TypeError:
+                raise bad_value(name, args[name], "give true or false") from None
     for name in ("checksum", "forward"):
         if args.get(name) is not None:
             given[name] = "off" if args[name] is False else str(args[name])  # YAML takes a bare off for false

@@ -160,6 +160,15 @@ def _top_words(command: Parser) -> None:
     _filters(command)
 
 
+def _watch_words(command: Parser) -> None:
+    command.add_argument("--event", action="append", metavar="EVENTS", help="only these of new, update and destroy")
+    command.add_argument("--limit", metavar="N", help="end after so many events")
+    command.add_argument("--save", metavar="FILE", help="write the events to a file as well, anew, which --input here and of ct list and ct count read")
+    _form(command, ("text", "jsonl", "conntrack"), "how to print them; conntrack is a line for each as conntrack -E has it")
+    command.add_argument("--input", metavar="FILE", help="read the events that --save or -o jsonl wrote in place of the chain's; - for standard input")
+    _filters(command)
+
+
 def _changing(command: Parser) -> None:
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     command.add_argument(
@@ -405,6 +414,27 @@ def _graph(args: Arguments) -> int:
     return DONE
 
 
+def _watch(args: Arguments) -> int:
+    from . import ct_watch, event_file, events
+
+    with _asked():
+        query = flow_filter.parse_query(_words(args, (*flow_filter.FILTER_WORDS, "limit")))
+        kinds = ct_watch.parse_kinds(_split(args.event) or ())
+        if args.save is not None and args.input is not None:
+            raise bad_value("save", args.save, "it is for what happens now; with --input, send the output of -o jsonl to a file")
+    bpffs.check(args.pin_root)
+    who = f"ct {args.command}"
+    with ct_watch.saving(args.save) as file:
+        sink = ct_watch.Sink(events.Matcher(query.filters, kinds), args.output, _put, query.limit, file)
+        if args.input is None:
+            ct_watch.watch(bpffs.Paths(args.pin_root, args.state_dir), sink, lambda message: _complain(who, message))
+            return DONE
+        missing = ct_watch.replay(event_file.events(args.input), sink)
+    if missing:
+        _complain(who, f"{missing} numbers are missing between the events of the file: they were lost, or filtered out when it was written")
+    return DONE
+
+
 # ---------------------------------------------------------------- deleting
 def _flush(args: Arguments) -> int:
     from . import flow_table
@@ -615,6 +645,13 @@ COMMANDS = {
         _graph,
         "Flows between the same two places in the same state are one edge, as wide as its bytes and coloured by its state. "
         "The page and the picture load nothing, so they can be looked at anywhere. Without a chain there are no flows in it.",
+    ),
+    "watch": Command(
+        "print what becomes of flows, as it happens",
+        _watch_words,
+        _watch,
+        "Events come from a chain that was loaded with the option events. They are numbered, and those that were lost are counted; when it ends it says how "
+        "many. Ctrl-C ends it. The events of a chain have one reader at a time. An entry that makes room for another one goes without an event.",
     ),
     "flush": Command(
         "delete flows", _flush_words, _flush, "It says how many there are and asks, unless --yes is given. The next packet of a deleted flow begins a new one."

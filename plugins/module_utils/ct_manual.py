@@ -20,6 +20,7 @@ _EXAMPLES = (
     ("who sends most now, by source", "ct top --group-by src"),
     ("why a connection is in its state", "ct show tcp 10.0.0.1:40000 10.0.0.2:80"),
     ("a picture of the host", "ct graph > host.html"),
+    ("keep what becomes of flows to one server", "ct watch --dst 10.0.0.2 --save events.jsonl"),
     ("cut off one client", "ct flush --src 10.0.0.1 --yes"),
 )
 

@@ -47,28 +47,32 @@ def dumps(value: object) -> str:
 
 
 # ---------------------------------------------------------------- conntrack -L
-def conntrack_line(shape: flow.Shape, v: flow.Values, extended: bool = False) -> str:
+def conntrack_line(shape: flow.Shape, v: flow.Values, extended: bool = False, event: str = "") -> str:
     """Return the flow as a line of ``conntrack -L`` (conntrack-tools 1.4.7), without the line's end.
 
     :param extended: as ``-o extended``: the network protocol's name and number in front.
+    :param event: as ``conntrack -E`` has it where this became of the flow, one of chain.EVENT_KINDS; the counts are told when it ends.
     """
-    parts = [f"{shape.family:<8} {2 if shape.family == 'ipv4' else 10}"] if extended else []
+    parts = [f"{f'[{event.upper()}]':>9}"] if event else []
+    parts += [f"{shape.family:<8} {2 if shape.family == 'ipv4' else 10}"] if extended else []
     # as libnetfilter_conntrack: it names the protocols that it knows, any other is "unknown"
     name = "dccp" if shape.number == _DCCP else "unknown" if shape.proto.isdigit() else shape.proto
-    parts.append(f"{name:<8} {shape.number} {v[flow.TIMEOUT]}")
+    parts.append(f"{name:<8} {shape.number}" if event == "destroy" else f"{name:<8} {shape.number} {v[flow.TIMEOUT]}")
     if shape.machine:
         parts.append(shape.state)
-    parts.append(_tuple(shape, v, reply=False))
+    counts = event in ("", "destroy")
+    parts.append(_tuple(shape, v, False, counts))
     if not shape.seen_reply:
         parts.append("[UNREPLIED]")
-    parts.append(_tuple(shape, v, reply=True))
+    parts.append(_tuple(shape, v, True, counts))
     if shape.assured:
         parts.append("[ASSURED]")
-    parts.append("mark=0 use=1")
+    if not event:
+        parts.append("mark=0 use=1")
     return " ".join(parts)
 
 
-def _tuple(shape: flow.Shape, v: flow.Values, reply: bool) -> str:
+def _tuple(shape: flow.Shape, v: flow.Values, reply: bool, counts: bool) -> str:
     """Return one direction of a conntrack line."""
     first = flow.REPLY_SRC if reply else flow.SRC
     src, dst, sport, dport, packets, octets = v[first : first + 6]
@@ -84,7 +88,8 @@ def _tuple(shape: flow.Shape, v: flow.Values, reply: bool) -> str:
         parts.append("sport=0 dport=0")
     elif shape.ported:
         parts.append(f"sport={sport} dport={dport}")
-    parts.append(f"packets={packets} bytes={octets}")
+    if counts:
+        parts.append(f"packets={packets} bytes={octets}")
     return " ".join(parts)
 
 

@@ -67,6 +67,7 @@ class FlowTables:
                 raise ConntrackError(
                     f"{self._path('meta')}: the tables have layout {self.meta['layout']}, this version reads layout {chain.LAYOUT_VERSION}. Run xdp_program."
                 )
+            self._events = self._open(chain.EVENTS_WORDS_MAP, fds) if os.path.lexists(self._path(chain.EVENTS_WORDS_MAP)) else None
             self.tables = tuple(self._open_table(table, fds) for table in flow.TABLES if table is flow.TABLES[0] or os.path.lexists(self._path(table.name)))
             self._fds = fds.pop_all()
 
@@ -147,8 +148,18 @@ class FlowTables:
         return bpf.map_lookup(opened.fd, key, flow.VIEW.size)
 
     def delete(self, opened: OpenTable, keys: t.Sequence[bytes]) -> int:
-        """Delete entries. :return: how many of them were there."""
-        return bpf.map_delete_batch(opened.fd, keys)
+        """Delete entries; where somebody watches what becomes of flows the chain does it, which tells it. :return: how many of them were there."""
+        if self._events is None or not self._u64(self._events, chain.EVENT_WORDS.index("watched")):
+            return bpf.map_delete_batch(opened.fd, keys)
+        what, assured, deleted = chain.ADOPT_REQUESTS.index(f"erase_{opened.table.family}"), opened.table.flow_class == "assured", 0
+        with bpf.closing(bpf.obj_get(os.path.join(self._paths.seed_prog, chain.ADOPT))) as adopt:
+            for at in range(0, len(keys), chain.ADOPT_KEYS):
+                some = keys[at : at + chain.ADOPT_KEYS]
+                left = bpf.prog_test_run(adopt, chain.ADOPT_REQUEST.pack(what, len(some), assured) + b"".join(some)).retval
+                if left > len(some):
+                    raise ConntrackError(f"the program {chain.ADOPT} refused to delete {len(some)} flows.", deleted=deleted)
+                deleted += len(some) - left
+        return deleted
 
     def count_deleted(self, numbers: t.Mapping[str, int]) -> None:
         """Add to the counters of chain.DELETIONS, which only user space writes; see writing()."""

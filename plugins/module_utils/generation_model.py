@@ -27,6 +27,10 @@ _KNOB_RANGES = {
 }
 
 
+#: Stands in the rendered text of a chain with events.
+EVENTS_ON = "#define EVENTS 1\n"
+
+
 @dataclasses.dataclass(frozen=True)
 class Want:
     """The wanted chain.
@@ -55,7 +59,7 @@ class Want:
     @property
     def maps(self) -> tuple[chain.MapSpec, ...]:
         """The chain's maps, in their sizes."""
-        return chain.maps(self.table_size, self.table_size6, self.half_open_size, self.half_open_size6)
+        return chain.maps(self.table_size, self.table_size6, self.half_open_size, self.half_open_size6, EVENTS_ON in self.text)
 
     @property
     def compiled(self) -> dict[str, int]:

@@ -77,7 +77,7 @@ def observe(paths: Paths) -> Have:
 def _guest_maps(directory: str) -> dict[str, bpf.MapInfo]:
     """Return the maps that are pinned beside the chain's own."""
     found = {}
-    for name in sorted(set(health.names(directory)) - {bpffs.encode(spec.name) for spec in chain.maps()}):
+    for name in sorted(set(health.names(directory)) - {bpffs.encode(spec.name) for spec in chain.maps(events=True)}):
         with health.open_pin(os.path.join(directory, name)) as (kind, fd):
             if kind == "map":
                 found[name] = bpf.map_info(fd)

@@ -148,7 +148,7 @@ def _read(guest: Guest, find: t.Callable[[str], str], taken: t.Container[str]) -
             program,
             f"a guest's program needs a name of C, of {_NAME_BYTES} characters at most, that no stage of the chain has",
         )
-    hidden = [found for found in maps_in(text) if found in {spec.name for spec in chain.maps()}]
+    hidden = [found for found in maps_in(text) if found in {spec.name for spec in chain.maps(events=True)}]
     if hidden:
         raise bad_value(field, hidden[0], "the chain has a map of this name; give the guest's another")
     return dataclasses.replace(guest, name=program, file=name, text=text if text.endswith("\n") else f"{text}\n")

@@ -331,7 +331,7 @@ def _adopt_program(fds: _Open, maps: Maps) -> int | None:
 
 def _request(adopt: int, what: str, items: int, data: bytes) -> int:
     """Have the chain do something with its maps. :return: how many items it could not do."""
-    left = bpf.prog_test_run(adopt, chain.ADOPT_REQUEST.pack(chain.ADOPT_REQUESTS.index(what), items) + data).retval
+    left = bpf.prog_test_run(adopt, chain.ADOPT_REQUEST.pack(chain.ADOPT_REQUESTS.index(what), items, 0) + data).retval
     if left > items:
         raise Failed(f"the program {chain.ADOPT} refused a request for {items} {what}.")
     return left

@@ -128,7 +128,7 @@ class Seen:
     def maps(self) -> dict[str, bpf.MapInfo]:
         """The maps that hold the chain's state, whatever is pinned: those that the programs use, else the pinned ones. Those of a wrong shape are none."""
         found: dict[str, bpf.MapInfo] = {}
-        for spec in chain.maps():
+        for spec in chain.maps(events=True):
             used, pinned = self.used.get(spec.name, ()), self.pinned.get(spec.name)
             there = pinned if pinned is not None and (not used or pinned in used) else next(iter(used), None)
             if there is not None and (not self.ours or not misshapen(there, spec)):
@@ -196,7 +196,7 @@ def _judge_slots(seen: Seen) -> t.Iterator[Fault]:
 
 
 def _judge_maps(seen: Seen) -> t.Iterator[Fault]:
-    for spec in chain.maps():
+    for spec in chain.maps(events=True):
         pinned, used = seen.pinned.get(spec.name), seen.used.get(spec.name, ())
         for there in used:
             if pinned is not None and there.id != pinned.id:
@@ -285,7 +285,7 @@ def look(directory: str, number: int) -> Seen:
                 odd[pin] = None if kind is None else "a program of another type" if kind == "prog" else _said(kind)
             else:
                 programs[slot], fds[slot] = info, fd
-        for spec in chain.maps():
+        for spec in chain.maps(events=True):
             pin = f"map/{bpffs.encode(spec.name)}"
             kind, fd = stack.enter_context(open_pin(os.path.join(directory, pin)))
             if kind == "map":
@@ -297,6 +297,10 @@ def look(directory: str, number: int) -> Seen:
         if slots is not None:  # a program that lost its pin is still in its slot, and says as well which maps are in use
             lost = set(slots.values()) - {info.id for info in programs.values()}
             used = _used([*programs.values(), *filter(None, map(program, lost))])
+        for spec in chain.EVENT_MAPS:  # most chains have none of these
+            pin = f"map/{bpffs.encode(spec.name)}"
+            if spec.name not in used and odd.get(pin, "") is None:
+                del odd[pin]
         seen = Seen(number, programs, slots, pinned, used, odd, refused=_refused(fds, programs, slots or {}))
         return dataclasses.replace(seen, **_contents(seen))
 
@@ -319,7 +323,7 @@ def program(number: int) -> bpf.ProgInfo | None:
 def _used(programs: t.Iterable[bpf.ProgInfo]) -> dict[str, list[bpf.MapInfo]]:
     """Return the chain's maps that programs use, by name, those with the most users first."""
     users = collections.Counter(number for info in programs for number in info.map_ids)
-    ours = {spec.name for spec in chain.maps()}
+    ours = {spec.name for spec in chain.maps(events=True)}
     found: dict[str, list[bpf.MapInfo]] = {}
     for number, dummy in users.most_common():
         with bpf.closing(bpf.map_get_fd_by_id(number)) as fd:

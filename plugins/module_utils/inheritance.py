@@ -228,6 +228,10 @@ def _parted(old: Maps, new: Maps, translated: bool, reason: str) -> Inheritance:
             shared.add(name)
         elif one is not None:
             empty.append(name)
+    for spec in chain.EVENT_MAPS:  # they are no part of the description: a chain can be without
+        one, other = old.infos.get(spec.name), new.infos.get(spec.name)
+        if one and other and not translated and one[3:6] == other[3:6] and other.id in (0, one.id):
+            shared.add(spec.name)
     moved = tuple(name for name in was["tables"] if name in old.infos and name not in shared)
     return Inheritance(old, new, frozenset(shared), moved, tuple(counters), tuple(empty), translated, False, reason)
 

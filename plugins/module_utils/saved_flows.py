@@ -144,13 +144,25 @@ class SavedFlows:
 
 
 def _packed(path: str, lines: t.Iterable[str]) -> t.Iterator[Packed]:
+    """Return the flows of a file. Of events they are those that were there at the end."""
+    ending = None
     for number, line in enumerate(lines, 1):
         text = line.strip().strip("[],").strip()
         if text:
             try:
-                yield pack(json.loads(text))
+                record = json.loads(text)
+                if "event" not in record:
+                    yield pack(record)
+                    continue
+                if ending is None:
+                    from .event_file import Ending
+
+                    ending = Ending()
+                ending.add(record)
             except (LookupError, ValueError, TypeError, AttributeError, struct.error):
                 shown = text if len(text) <= 60 else f"{text[:57]}..."
                 raise ConntrackError(
                     f"input: {path}:{number}: {shown!r} is no whole flow: give a file that ct list -o json or -o jsonl wrote, without --fields."
                 ) from None
+    if ending is not None:
+        yield from ending.flows()

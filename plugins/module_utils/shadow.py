@@ -22,6 +22,8 @@ from .errors import ConntrackError
 
 #: The chain's own maps in a rendered text: kind, key and value and name, size.
 _TABLE = re.compile(r'^BPF_TABLE_PINNED\("(\w+)", ([^,]+, [^,]+, \w+), (\d+), ', re.MULTILINE)
+#: The ring buffer of a chain with events: nobody watches a shadow.
+_RING = '"maps/ringbuf:" pin'
 _KINDS = {"percpu_array": "array", "lru_hash": "hash"}
 _CLOCK = "replay_clock"
 #: Stands in front of the text: no map of it has a pin, and what it takes for jiffies is the one value of a map.
@@ -62,7 +64,7 @@ def shadow_text(text: str, entries: int) -> str:
         kind, what, size = match.groups()
         return f'BPF_TABLE_PINNED("{_KINDS.get(kind, kind)}", {what}, {entries if kind.endswith("hash") else size}, '
 
-    return _HEAD + _TABLE.sub(alone, text)
+    return _HEAD + _TABLE.sub(alone, text).replace(_RING, '"maps/ringbuf"')
 
 
 def enum_of(text: str, prefix: str) -> dict[str, int]:

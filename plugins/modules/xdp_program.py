@@ -95,6 +95,13 @@ options:
     type: str
     choices: ["off", established, all]
     default: "off"
+  events:
+    description:
+      - Whether the chain tells what becomes of flows (they begin, change their state, end) through a ring buffer of 4 MiB, for C(ct watch).
+      - Without it the chain has no instruction more for it. With it a packet that changes nothing of a flow costs the same as well, and as long as nobody
+        watches, the others little more.
+    type: bool
+    default: false
   timeouts:
     description:
       - Seconds after which an idle flow is over, by kind. They can change while the chain runs.
@@ -599,6 +606,7 @@ def argument_spec() -> dict[str, object]:
         "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
         "fused": {"type": "bool", "default": False},
         "forward": {"type": "str", "choices": list(chain.FORWARDS), "default": "off"},
+        "events": {"type": "bool", "default": False},
         "timeouts": {"type": "dict", "default": {}, "options": {name: {"type": "int", "default": seconds} for name, seconds in chain.TIMEOUTS.items()}},
         "settings": {
             "type": "dict",

@@ -15,7 +15,7 @@ import struct
 import typing as t
 
 import bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, generation_model
 
 _LOAD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1  # the instruction's source register: its immediate is a map's file descriptor
@@ -43,7 +43,7 @@ def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*c
     if same not in _programs:
         _programs[same] = {}
         return _captured(text, headers, stages, _programs[same])
-    fds = {spec.name: bpf.obj_get(f"{directory}/{spec.name}") for spec in chain.maps()}
+    fds = {spec.name: bpf.obj_get(f"{directory}/{spec.name}") for spec in chain.maps(events=generation_model.EVENTS_ON in text)}
     try:
         return {name: _load(name, program, fds) for name, program in _programs[same].items()}
     finally:

@@ -33,6 +33,7 @@ class ChainRig:
     :param fused: whether the entry programs do the common packets themselves.
     :param forward: what is forwarded, see ``render.Settings``; attached nowhere, the chain has no port to forward to, and so passes all.
     :param checksum: see ``render.Settings``; ``strict`` is what nf_conntrack does with frames that were not made on this host.
+    :param events: whether the chain tells what becomes of flows.
     :param asked: the option ``guests`` of xdp_program.
     """
 
@@ -43,13 +44,14 @@ class ChainRig:
         table_size: int = TABLE_SIZE,
         forward: str = "off",
         asked: t.Sequence[t.Mapping[str, t.Any]] = (),
+        events: bool = False,
     ) -> None:
         """Compile and load.
 
         :raises ConntrackError: see ``generation.ensure``.
         """
         self.checksum = checksum
-        self.compiled = render.Settings(checksum=checksum, fused=fused, forward=forward, **dict.fromkeys(render.SIZES, table_size))
+        self.compiled = render.Settings(checksum=checksum, fused=fused, forward=forward, events=events, **dict.fromkeys(render.SIZES, table_size))
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
         os.mkdir(self.paths.pin_root)
