@@ -21,7 +21,7 @@ from .errors import ConntrackError, bad_value
 from .plan import Plan
 
 #: What can be set, by the names that xdp_program's options have, with what a value may be.
-_COMPILED = ("checksum", "fused", "forward")
+_COMPILED = ("checksum", "fused", "forward", "events")
 NAMES = (*render.SIZES, *(f"timeouts.{name}" for name in chain.TIMEOUTS), *(f"settings.{name}" for name in chain.KNOBS), *_COMPILED)
 _FLAGS = {"true": 1, "yes": 1, "false": 0, "no": 0}
 
@@ -43,7 +43,7 @@ class Changes:
 
 
 def _number(name: str, value: str) -> int:
-    found = _FLAGS.get(value.lower()) if name == "fused" or name.startswith("settings.") else None
+    found = _FLAGS.get(value.lower()) if name in ("fused", "events") or name.startswith("settings.") else None
     if found is None:
         try:
             found = int(value)
@@ -67,8 +67,9 @@ def parse(words: t.Iterable[str]) -> Changes:
         group, dummy, last = name.rpartition(".")
         found[group][last] = value if name in ("checksum", "forward") else _number(name, value)
     compiled = {name: found[""][name] for name in _COMPILED if name in found[""]}
-    if compiled.get("fused", 0) not in (0, 1):
-        raise bad_value("fused", compiled["fused"], "give true or false")
+    for name in ("fused", "events"):
+        if compiled.get(name, 0) not in (0, 1):
+            raise bad_value(name, compiled[name], "give true or false")
     changes = Changes({name: found[""][name] for name in render.SIZES if name in found[""]}, found["timeouts"], found["settings"], compiled)
     render.check_settings(render.Settings(**changes.sizes, **changes.compiled))
     generation.check(generation.Want("", {}, chain.TABLE_SIZE, changes.timeouts, changes.knobs))

@@ -270,8 +270,8 @@ def test_it_goes_on_with_the_next_generation(running: Chain, installed: str, wat
     assert "4 events were read, none was lost" in one.notes()
 
 
-def test_what_is_refused(running: Chain, installed: str, tmp_path: pathlib.Path) -> None:
-    ct = Ct(installed, running.paths.pin_root, running.paths.state_dir)
+def test_what_is_refused(told: Wire, installed: str, tmp_path: pathlib.Path) -> None:
+    ct = Ct(installed, told.chain.paths.pin_root)
     assert "event: 'end' is not valid: give some of new, update, destroy" in ct.refuses("watch", "--event", "end", status=2)
     assert "save: '/nowhere/x' is not valid" in ct.refuses("watch", "--save", "/nowhere/x", status=1)
     (tmp_path / "x").write_text('{"event": "new"}\n', "utf-8")

@@ -35,6 +35,8 @@ ENTRY: tuple[str | None, ...] = (
     None,
     *("last_flags", "scale", "retrans", "td_flags[0]", "td_flags[1]", "rel_packets", "rel_bytes"),
 )
+#: None stands for each byte that is not used.
+EVENT: tuple[str | None, ...] = ("seq", "jiffies", "ktime", "what", "reason", "v6", *[None] * 5, "key", "entry")
 MACROS = ("CTL_LOCK", "CTL_STATE", "CTL_SEEN_REPLY", "CTL_ASSURED", "CTL_ORIG_HI", "CTL_EGRESS", "CTL_VLANS_SHIFT")
 STRUCTS = sorted({kind for spec in chain.maps() for kind in (spec.key, spec.value) if kind and kind.startswith("struct ")})
 ENUMS: dict[str, dict[str, int]] = {
@@ -42,6 +44,8 @@ ENUMS: dict[str, dict[str, int]] = {
     "META": dict(chain.META),
     "COUNT": {name: number for number, name in enumerate(chain.COUNTERS)},
     "TIMEOUT": {name: number for number, name in enumerate(chain.TIMEOUTS)},
+    "EVENT": {name: number for number, name in enumerate(chain.EVENT_KINDS)},
+    "EVENTS": {name: number for number, name in enumerate(chain.EVENT_WORDS)},
     "PRED": {name: number for number, name in enumerate(chain.FLOW_CLASSES)},
     "ADOPT": {name: number for number, name in enumerate(chain.ADOPT_REQUESTS)},
     "KNOB": {name: number for number, name in enumerate(chain.KNOBS)},
@@ -78,8 +82,8 @@ def c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, t.Any]:
         "int printf(const char *, ...);",
         "int main(void)\n{",
     ]
-    values = {f"sizeof {name}": f"sizeof({name})" for name in ("struct flow", "struct ct_half", "struct ct_settings", *STRUCTS)}
-    for where, members in (("ct_key", KEY), ("ct_key6", KEY), ("ct_entry", ENTRY)):
+    values = {f"sizeof {name}": f"sizeof({name})" for name in ("struct flow", "struct ct_half", "struct ct_settings", "struct ct_event", *STRUCTS)}
+    for where, members in (("ct_key", KEY), ("ct_key6", KEY), ("ct_entry", ENTRY), ("ct_event", EVENT)):
         for member in members:
             if member:
                 values[f"{where}.{member}"] = f"offsetof(struct {where}, {member}) << 8 | sizeof(((struct {where} *)0)->{member})"
@@ -100,6 +104,7 @@ def test_the_parsed_packet_fits_every_drivers_metadata(c: dict[str, t.Any]) -> N
 def test_an_entry_has_the_size_that_was_chosen(c: dict[str, t.Any]) -> None:
     assert (c["sizeof struct ct_key"], c["sizeof struct ct_half"], c["sizeof struct ct_entry"]) == (chain.KEY4.size, chain.HALF.size, chain.ENTRY.size)
     assert (chain.KEY4.size, chain.HALF.size, chain.ENTRY.size) == (16, 32, 112)
+    assert c["sizeof struct ct_event"] == chain.EVENT.size == 3 * 64 - 8, "with the ring buffer's own 8 bytes three cache lines"
 
 
 @pytest.mark.parametrize("name", STRUCTS)
@@ -111,7 +116,10 @@ def test_maps_have_room_for_their_structs(c: dict[str, t.Any], name: str) -> Non
             assert c[f"sizeof {name}"] == spec.value_size, spec.name
 
 
-@pytest.mark.parametrize(("name", "members", "codec"), [("ct_key", KEY, chain.KEY4), ("ct_key6", KEY, chain.KEY6), ("ct_entry", ENTRY, chain.ENTRY)])
+@pytest.mark.parametrize(
+    ("name", "members", "codec"),
+    [("ct_key", KEY, chain.KEY4), ("ct_key6", KEY, chain.KEY6), ("ct_entry", ENTRY, chain.ENTRY), ("ct_event", EVENT, chain.EVENT)],
+)
 def test_every_field_stands_where_the_codec_looks(c: dict[str, t.Any], name: str, members: tuple[str | None, ...], codec: struct.Struct) -> None:
     assert len(offsets(codec)) == len(members)
     for member, (at, size) in zip(members, offsets(codec)):

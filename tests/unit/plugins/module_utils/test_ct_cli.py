@@ -29,7 +29,7 @@ def run(line: str) -> int:
 
 def test_every_filter_is_an_option_of_every_command_that_chooses_flows() -> None:
     assert set(ct_cli.FILTER_HELP) == set(flow_filter.FILTER_WORDS) and set(ct_cli.FILTER_VALUES) <= set(flow_filter.FILTER_WORDS)
-    for command in ("list", "count", "summary", "top", "flush"):
+    for command in ("list", "count", "summary", "top", "watch", "flush"):
         args = ct_cli.parser().parse_args([command])
         assert {word: getattr(args, word) for word in flow_filter.FILTER_WORDS} == dict.fromkeys(flow_filter.FILTER_WORDS)
 
@@ -77,6 +77,9 @@ def test_values_by_comma_and_by_repeating() -> None:
         ("top --interval often", "interval: 'often' is not valid: give seconds"),
         ("top --count 0", "count: 0 is not valid: give 1 or more"),
         ("top --group-by colour", "group_by: 'colour' is not valid"),
+        ("watch --event end", "event: 'end' is not valid: give some of new, update, destroy"),
+        ("watch --save a --input b", "save: 'a' is not valid: it is for what happens now"),
+        ("watch -o csv", "-o/--output: invalid choice: 'csv'"),
         ("flush", "filters: give a filter, or --all"),
         ("flush --all --proto tcp", "but not both"),
         ("rollback --generation first", "argument --generation: invalid int value: 'first'"),

@@ -52,6 +52,19 @@ def test_the_same_is_handed_on() -> None:
     assert got.shared == INHERITED and not got.goes_over and not got.empty
 
 
+def test_events_go_on_where_both_have_them() -> None:
+    plain, told = maps(), inheritance.wanted(3, "/sys/fs/bpf/gen/3", chain.maps(*(SIZE,) * 4, events=True))
+    names = {spec.name for spec in chain.EVENT_MAPS}
+    assert inheritance.decide(told, told).shared == INHERITED | names
+    for old, new in ((plain, told), (told, plain)):
+        got = inheritance.decide(old, new)
+        assert got.shared == INHERITED and not got.goes_over and not got.empty
+    other_size = dataclasses.replace(told, infos={**told.infos, "events": told.infos["events"]._replace(max_entries=4096)})
+    assert inheritance.decide(other_size, told).shared & names == {"events_count"}
+    resized = inheritance.wanted(3, "/sys/fs/bpf/gen/3", chain.maps(2 * SIZE, SIZE, SIZE, SIZE, events=True))
+    assert inheritance.decide(told, resized).shared == (INHERITED - {"ctt"}) | names
+
+
 def test_another_size_moves_that_table_alone() -> None:
     got = inheritance.decide(maps(), maps(2 * SIZE, SIZE, SIZE, SIZE))
     assert (got.moved, got.destinations, got.translated, got.reason) == (("ctt",), ("ctt",), False, "another size")

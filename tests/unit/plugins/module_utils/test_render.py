@@ -11,7 +11,7 @@ import shutil
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, generation_model, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 pytest.importorskip("jinja2")
@@ -41,6 +41,16 @@ def test_every_program_and_every_map_is_in_the_one_text() -> None:
             continue  # no program reads it
         assert f'{spec.name}, {spec.entries}, "{render.MAP_DIR}/{spec.name}")' in text
     assert "{{" not in text and "{%" not in text
+
+
+def test_without_events_no_function_of_the_chain_does_anything_for_them() -> None:
+    off, on = (render.render(str(SOURCES), render.Settings(events=events)) for events in (False, True))
+    assert "ringbuf" not in off and "events_count" not in off and generation_model.EVENTS_ON not in off
+    bodies = re.findall(r"^static __always_inline void event_(take|leave|send)\((?:[^{]*)\n\{\n\}$", off, re.MULTILINE)
+    assert bodies == ["take", "leave", "send"], "each is empty"
+    assert generation_model.EVENTS_ON in on
+    assert f'EVENT_RING(events, {chain.EVENTS_BYTES}, "{render.MAP_DIR}/events");' in on
+    assert [generation_model.Want(text, {}, 16).maps[-1].name for text in (off, on)] == ["schema", "events"]
 
 
 def test_the_same_sources_and_settings_give_the_same_text() -> None:

@@ -104,12 +104,13 @@ def test_a_limit_out_of_range(limit: int) -> None:
 
 
 # ---------------------------------------------------------------- shadows
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_shadow_has_nothing_of_what_runs(fused: bool) -> None:
-    text = render.render(str(SOURCES), render.Settings(fused=fused))
+@pytest.mark.parametrize(("fused", "events"), [(False, False), (True, False), (False, True)])
+def test_a_shadow_has_nothing_of_what_runs(fused: bool, events: bool) -> None:
+    text = render.render(str(SOURCES), render.Settings(fused=fused, events=events))
     made = shadow.shadow_text(text, 77)
     lines = [line for line in made.split("\n") if line.startswith("BPF_TABLE")]
-    assert len(lines) == len([spec for spec in chain.maps() if spec.value]) + 1
+    assert len(lines) == len([spec for spec in chain.maps(events=events) if spec.value]) + 1
+    assert "ringbuf:" not in made
     assert not [line for line in lines if "lru" in line or "percpu" in line]
     assert any(line.startswith('BPF_TABLE_PINNED("hash", struct ct_key, struct ct_entry, ctt, 77, ') for line in lines)
     assert made.index("#undef BPF_TABLE_PINNED") < made.index("BPF_TABLE_PINNED(", made.index("#line"))
