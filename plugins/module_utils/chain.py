@@ -395,6 +395,7 @@ def maps(
     table_size6: int = TABLE_SIZE,
     half_open_size: int = TABLE_SIZE,
     half_open_size6: int = TABLE_SIZE,
+    *,
     events: bool = False,
 ) -> tuple[MapSpec, ...]:
     """Return the chain's maps.

@@ -59,7 +59,7 @@ class Want:
     @property
     def maps(self) -> tuple[chain.MapSpec, ...]:
         """The chain's maps, in their sizes."""
-        return chain.maps(self.table_size, self.table_size6, self.half_open_size, self.half_open_size6, EVENTS_ON in self.text)
+        return chain.maps(self.table_size, self.table_size6, self.half_open_size, self.half_open_size6, events=EVENTS_ON in self.text)
 
     @property
     def compiled(self) -> dict[str, int]:

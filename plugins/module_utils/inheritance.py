@@ -228,12 +228,17 @@ def _parted(old: Maps, new: Maps, translated: bool, reason: str) -> Inheritance:
             shared.add(name)
         elif one is not None:
             empty.append(name)
-    for spec in chain.EVENT_MAPS:  # they are no part of the description: a chain can be without
-        one, other = old.infos.get(spec.name), new.infos.get(spec.name)
-        if one and other and not translated and one[3:6] == other[3:6] and other.id in (0, one.id):
-            shared.add(spec.name)
+    if not translated:
+        shared |= _events_shared(old, new)
     moved = tuple(name for name in was["tables"] if name in old.infos and name not in shared)
     return Inheritance(old, new, frozenset(shared), moved, tuple(counters), tuple(empty), translated, False, reason)
+
+
+def _events_shared(old: Maps, new: Maps) -> set[str]:
+    """Return the maps of the events, where both have the like of them. They are no part of the description, since a chain can be without."""
+    pairs = [(old.infos.get(spec.name), new.infos.get(spec.name)) for spec in chain.EVENT_MAPS]
+    alike = all(one and other and one[3:6] == other[3:6] and other.id in (0, one.id) for one, other in pairs)
+    return {spec.name for spec in chain.EVENT_MAPS} if alike else set()
 
 
 def cutoff(flows: t.Mapping[tuple[bool, int], int], room: int) -> tuple[tuple[bool, int], int] | None:

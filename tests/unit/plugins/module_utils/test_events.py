@@ -16,7 +16,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import Connt
 from ansible_collections.ebpf.conntrack.plugins.module_utils.saved_flows import SavedFlows
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
-SYN_SENT, UNSEEN = chain.TCP_STATES.index("SYN_SENT"), {"orig": (1, 60), "reply": (0, 0), "age": 0, "idle": 0}
+SYN_SENT = chain.TCP_STATES.index("SYN_SENT")
+UNSEEN: dict[str, t.Any] = {"orig": (1, 60), "reply": (0, 0), "age": 0, "idle": 0}
 #: CLOCK_REALTIME is this far ahead of CLOCK_MONOTONIC: the fakes' clock shows 2001-09-09.
 OFFSET = 999_999_000 * 10**9
 EXPIRED, TRACKED = chain.COUNTERS.index("deleted_expired"), chain.COUNTERS.index("tracked")
