@@ -243,12 +243,12 @@ def _alone(pin_root: str) -> t.Iterator[None]:
 
     :raises ConntrackError: where there is one; it says which.
     """
-    directory = os.path.join(bpffs.RUN_DIR, f"watch-{bpffs.encode(pin_root)}")
+    directory = os.path.join(bpffs.RUN_DIR, f"watch-{bpffs.encode(os.path.realpath(pin_root))}")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock.held(directory, 0, make=0o700))
         except ConntrackError as exc:
-            raise ConntrackError(f"the events of a chain have one reader at a time. {exc.message}") from None
+            raise ConntrackError(f"the events of a chain have one reader at a time. {exc.message.partition('; lock_timeout')[0]}.") from None
         try:
             yield
         finally:

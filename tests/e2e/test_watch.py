@@ -24,14 +24,14 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_b
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import SIZES, SOURCES, Chain, made, rendered, udp_frame, veth
-from ansible_collections.ebpf.conntrack.tests.e2e.test_health import running
+from ansible_collections.ebpf.conntrack.tests.e2e.test_health import FLOWS, running
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
 __all__ = ["installed", "made", "rendered", "running", "veth"]  # fixtures
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-SECONDS = 20  # to wait for what must come
+SECONDS = 60  # to wait for what must come
 #: More than there is room for.
 MANY = chain.EVENTS_BYTES // (chain.EVENT.size + 8) + 1000
 
@@ -242,12 +242,14 @@ def test_what_is_lost_is_counted(told: Wire, installed: str, watch: c.Callable[.
 def test_it_goes_on_with_the_next_generation(running: Chain, installed: str, watch: c.Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     ct = Ct(installed, running.paths.pin_root, running.paths.state_dir)
-    flows = running.reachable()
+    long = {"udp": 36000}  # compiling can take longer than a flow lives
+    running.ensure(running.want(timeouts=long))
+    running.send(*(udp_frame(4000 + number) for number in range(FLOWS)))
     one = watch(ct, running.paths, "-o", "jsonl", listens=False)
     until(lambda: "generation 1 runs, without events" in one.notes(), "it says so")
 
     def with_events(**sizes: int) -> t.Any:
-        return running.want(render.render(str(SOURCES), render.Settings(**{**SIZES, **sizes}, events=True)), **sizes)
+        return running.want(render.render(str(SOURCES), render.Settings(**{**SIZES, **sizes}, events=True)), timeouts=long, **sizes)
 
     running.ensure(with_events())
     until(lambda: watched(running.paths), "it goes over")
@@ -263,9 +265,9 @@ def test_it_goes_on_with_the_next_generation(running: Chain, installed: str, wat
     running.roll_back()
     running.send(udp_frame(30004))
     until(lambda: len(one.records()) == 4, "nothing is missed on the way back")
-    dummy, have = running.ensure()
+    dummy, have = running.ensure(running.want(timeouts=long))
     until(lambda: "without events: nothing comes" in one.notes().splitlines()[-1], "it says so")
-    assert have.faults == () and "events" not in have.maps and running.reachable() == flows + 4
+    assert have.faults == () and "events" not in have.maps and running.reachable() == FLOWS + 4
     one.end()
     assert "4 events were read, none was lost" in one.notes()
 
