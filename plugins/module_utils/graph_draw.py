@@ -458,7 +458,7 @@ def svg(graph: Graph) -> str:
         *(_link(*link, names) for link in plan.links),
         *(_flow(number, edge, begin, end, names, most) for number, (edge, begin, end) in reversed(list(enumerate(plan.flows)))),
         *(_slots(box) for box in plan.boxes.values()),
-        *(_words(edge, begin) for edge, begin, dummy in plan.flows if plan.labelled),
+        *(_words(edge, begin, most) for edge, begin, dummy in plan.flows if plan.labelled),
         "</g>",
         f'<g transform="translate({_MARGIN} {_MARGIN + 20})">{legend}</g>',
         "</svg>",
@@ -530,10 +530,10 @@ def _flow(
     )
 
 
-def _words(edge: Graph, begin: tuple[float, float, int]) -> str:
+def _words(edge: Graph, begin: tuple[float, float, int], most: int) -> str:
     """Return an edge's caption, beside the box where it begins: there each edge has a lane of its own."""
     x, y, side = begin
-    return _text(x + side * 7, y - 6, caption(edge), "words", "start" if side > 0 else "end")
+    return _text(x + side * 7, y - width(edge["bytes"], most) / 2 - 3, caption(edge), "words", "start" if side > 0 else "end")
 
 
 def _legend(graph: Graph, top: float, wide: float, most: int) -> tuple[str, float]:
