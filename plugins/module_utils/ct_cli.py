@@ -304,6 +304,15 @@ def _tables(args: Arguments) -> flow_table.FlowTables:
     return flow_table.FlowTables(args.pin_root)
 
 
+@contextlib.contextmanager
+def _watched(source: flow_table.Source, what: str, printing: bool = False) -> t.Iterator[flow_table.Source]:
+    """Give a source whose reading is shown to whoever waits for it; see ct_progress.shown()."""
+    from . import ct_progress
+
+    with ct_progress.shown(what, "entries", printing) as add:
+        yield source if add is None else t.cast("flow_table.Source", ct_progress.Watched(source, add))
+
+
 def _list(args: Arguments) -> int:
     from . import flow_table
 
@@ -314,7 +323,7 @@ def _list(args: Arguments) -> int:
             raise bad_value("extended", True, "it belongs to -o conntrack")
         if args.window and args.input is not None:
             raise bad_value("window", True, "a file of flows has none that could be read back; leave it out")
-    with _source(args) as source:
+    with _source(args) as source, _watched(source, "reading", printing=True) as source:
         flow_table.read(source, query, writer, _put, summary=False, window=args.window, listing=False)
     return DONE
 
@@ -325,7 +334,7 @@ def _reading(args: Arguments) -> flow_table.Reading:
 
     with _asked():
         query = flow_filter.parse_query(_words(args, flow_filter.QUERY_WORDS))
-    with _source(args) as source:
+    with _source(args) as source, _watched(source, "reading") as source:
         return flow_table.read(source, query if query.group_by else dataclasses.replace(query, limit=0))
 
 
@@ -446,8 +455,8 @@ def _flush(args: Arguments) -> int:
     choice = flow_table.EVERYTHING if args.all else flow_table.Choice("the flow matches the filters", filters)
     bpffs.check(args.pin_root)
     if args.dry_run or not args.yes:
-        with _tables(args) as tables:
-            found = flow_table.delete(tables, choice, limit=flow_filter.DEFAULT_LIMIT, dry=True)
+        with _tables(args) as tables, _watched(tables, "reading") as watched:
+            found = flow_table.delete(watched, choice, limit=flow_filter.DEFAULT_LIMIT, dry=True)
         if args.dry_run:
             for step in found.plan:
                 _say(f"would delete {step.name}")
@@ -455,8 +464,8 @@ def _flush(args: Arguments) -> int:
             return DONE
         if not _agreed(f"Delete {_number_of(found.count, 'flow')}?"):
             raise ConntrackError("nothing was deleted.")
-    with flow_table.writing(args.pin_root, args.lock_timeout) as tables:
-        done = flow_table.delete(tables, choice, limit=0)
+    with flow_table.writing(args.pin_root, args.lock_timeout) as tables, _watched(tables, "deleting") as watched:
+        done = flow_table.delete(watched, choice, limit=0)
     _say(f"{_number_of(done.deleted, 'flow')} deleted")
     return DONE
 
@@ -478,11 +487,13 @@ def _gc(args: Arguments) -> int:
 
     bpffs.check(args.pin_root)
     if args.dry_run:
-        with _tables(args) as tables:
-            _say(f"would delete {_number_of(flow_table.delete(tables, flow_table.EXPIRED, limit=0, dry=True).count, 'entry')} whose time is over")
+        with _tables(args) as tables, _watched(tables, "reading") as watched:
+            found = flow_table.delete(watched, flow_table.EXPIRED, limit=0, dry=True).count
+        _say(f"would delete {_number_of(found, 'entry')} whose time is over")
         return DONE
-    with flow_table.writing(args.pin_root, args.lock_timeout) as tables:
-        _say(f"{_number_of(flow_table.sweep(tables), 'entry')} deleted whose time was over")
+    with flow_table.writing(args.pin_root, args.lock_timeout) as tables, _watched(tables, "sweeping") as watched:
+        deleted = flow_table.sweep(watched)
+    _say(f"{_number_of(deleted, 'entry')} deleted whose time was over")
     return DONE
 
 
@@ -519,12 +530,13 @@ def _status(args: Arguments) -> int:
 
 
 def _verify(args: Arguments) -> int:
-    from . import ct_status
+    from . import ct_progress, ct_status
 
     healthy = True
-    for line, good in ct_status.verify(_loaded(args)):
-        healthy = healthy and good
-        _say(f"{'ok  ' if good else 'FAIL'} {line}")
+    with ct_progress.shown("proving", printing=True):
+        for line, good in ct_status.verify(_loaded(args)):
+            healthy = healthy and good
+            _say(f"{'ok  ' if good else 'FAIL'} {line}")
     return DONE if healthy else FAILED
 
 
@@ -537,7 +549,7 @@ def _rollback(args: Arguments) -> int:
 
 
 def _load(args: Arguments) -> int:
-    from . import generation, reload
+    from . import ct_progress, generation, reload
 
     with _asked():
         changes = reload.parse(args.set)
@@ -545,7 +557,8 @@ def _load(args: Arguments) -> int:
         generation.check(generation.Want("", {}, 1), policy)
     bpffs.check(args.pin_root)
     paths = bpffs.Paths(args.pin_root, args.state_dir)
-    plan, dummy = reload.load(paths, reload.wanted(paths, changes, args.source), args.dry_run, policy, args.lock_timeout)
+    with ct_progress.shown("loading the chain"):
+        plan, dummy = reload.load(paths, reload.wanted(paths, changes, args.source), args.dry_run, policy, args.lock_timeout)
     _say_plan(plan, args.dry_run)
     return DONE
 

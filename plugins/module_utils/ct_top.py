@@ -29,7 +29,7 @@ from .errors import ConntrackError, bad_value
 #: Flows whose counters are remembered; each takes some 200 bytes.
 MOST_FLOWS = 1 << 18
 #: Groups that are added up. Where there are more, the smallest by every order are given up, see Batch.given_up.
-MOST_GROUPS = 1 << 15
+MOST_GROUPS = 1 << 16
 #: Flows that are ranked at once.
 _RANKED = 1 << 12
 #: Most lines that are kept for a screen, however large it is.
@@ -169,7 +169,7 @@ class Meter:
     """
 
     def __init__(self, view: View, most_flows: int = MOST_FLOWS, most_groups: int = MOST_GROUPS) -> None:
-        self._query = dataclasses.replace(view.query, sort=None, limit=None)
+        self._query = dataclasses.replace(view.query, sort=None, limit=None, group_by=())
         self._columns = [_vlan if name == "vlan" else flow.ALL_COLUMNS[name] for name in view.query.group_by]
         self._keep = max(view.limit if view.limit is not None else _LINES, 1)
         self._most_flows, self._most_groups = most_flows, most_groups
