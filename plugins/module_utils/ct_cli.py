@@ -230,6 +230,8 @@ def _serve_words(command: Parser) -> None:
 def _run_words(command: Parser) -> None:
     command.add_argument("--sweep-interval", type=int, default=30, metavar="SECONDS", help="seconds between two sweeps; 30 when not given")
     command.add_argument("--on-stop", choices=("keep", "remove"), default="keep", help="what becomes of the chain at the end; keep when not given")
+    command.add_argument("--no-http", action="store_true", help="do not answer over HTTP")
+    _serve_words(command)
     command.add_argument("--mount", action="store_true", help="only mount the BPF file system where it is missing, and end")
 
 
@@ -603,10 +605,11 @@ def _serve(args: Arguments) -> int:
 
 
 def _run(args: Arguments) -> int:
-    from . import ct_service
+    from . import ct_http, ct_service
 
     with _asked():
-        service = ct_service.Service(ct_service.Options(bpffs.Paths(args.pin_root, args.state_dir), args.sweep_interval, args.on_stop))
+        address = None if args.no_http else ct_http.parse_address(args.socket, args.listen, args.group)
+        service = ct_service.Service(ct_service.Options(bpffs.Paths(args.pin_root, args.state_dir), args.sweep_interval, args.on_stop, address))
     if args.mount:
         ct_service.mount(args.pin_root)
         return DONE
@@ -703,8 +706,8 @@ COMMANDS = {
         "look after the chain until told to end",
         _run_words,
         _run,
-        "It brings the chain back as it was last in use, attaches it where interfaces come back, and deletes the entries whose time is over. "
-        "It is what ct.service runs.",
+        "It brings the chain back as it was last in use, attaches it where interfaces come back, deletes the entries whose time is over, "
+        "and answers over HTTP as ct serve does. It is what ct.service runs.",
     ),
     "detach": Command("detach the chain from interfaces", _detach_words, _detach, "An interface that does not run it is left as it is."),
 }

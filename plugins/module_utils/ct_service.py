@@ -21,7 +21,7 @@ import traceback
 import types
 import typing as t
 
-from . import bpffs, flow_table, link_events, lock, sd_notify, state
+from . import bpffs, ct_http, flow_table, link_events, lock, sd_notify, state
 from .errors import ConntrackError, bad_value
 
 UNIT = "ct.service"
@@ -46,11 +46,13 @@ class Options:
     :ivar paths: where the chain is pinned and written down.
     :ivar sweep_interval: seconds from the end of one sweep to the next.
     :ivar on_stop: one of ON_STOP: what becomes of the chain when the service is told to stop.
+    :ivar address: where it answers over HTTP; None where it does not.
     """
 
     paths: bpffs.Paths
     sweep_interval: int = 30
     on_stop: str = "keep"
+    address: ct_http.Address | None = ct_http.Address()
 
 
 def check(options: Options) -> None:
@@ -95,9 +97,28 @@ class Part(t.Protocol):
         """End, without waiting for anybody for long."""
 
 
-def served(dummy: Service) -> tuple[Part, ...]:
+class _Http:
+    """What answers over HTTP, from its start on."""
+
+    def __init__(self, service: Service, address: ct_http.Address) -> None:
+        self._service, self._address = service, address
+        self._server: ct_http.Server | None = None
+
+    def start(self) -> None:
+        """Listen."""
+        service = self._service
+        self._server = ct_http.Server(service.options.paths, self._address, service.sweeps, lambda line: sd_notify.log(sd_notify.WARNING, line)).start()
+        sd_notify.log(sd_notify.INFO, f"listening on {self._server.where}")
+
+    def close(self) -> None:
+        """End."""
+        if self._server is not None:
+            self._server.close()
+
+
+def served(service: Service) -> tuple[Part, ...]:
     """Return what runs beside the daemon's own work."""
-    return ()
+    return () if service.options.address is None else (_Http(service, service.options.address),)
 
 
 class Service:

@@ -12,7 +12,7 @@ import subprocess
 import time
 import typing as t
 
-from . import bpffs, ct_archive, ct_manual, ct_service, flow_file, lock
+from . import bpffs, ct_archive, ct_http, ct_manual, ct_service, flow_file, lock
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
@@ -42,7 +42,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 ExecStartPre=+{command} run --mount
-ExecStart={command} run --sweep-interval {sweep_interval} --on-stop {on_stop}
+ExecStart={command} run {words}
 Restart=on-failure
 RestartSec=1
 WatchdogSec=60
@@ -50,7 +50,7 @@ TimeoutStartSec=120
 TimeoutStopSec=30
 RuntimeDirectory={runtime}
 RuntimeDirectoryPreserve=yes
-UMask=0077
+{group}UMask=0077
 CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN
 NoNewPrivileges=yes
 ProtectSystem=strict
@@ -65,9 +65,9 @@ ProtectControlGroups=yes
 ProtectHostname=yes
 ProtectKernelLogs=yes
 ProtectKernelModules=yes
-RestrictAddressFamilies=AF_UNIX AF_NETLINK
+RestrictAddressFamilies=AF_UNIX AF_NETLINK{families}
 IPAddressDeny=any
-RestrictNamespaces=net
+{allowed}RestrictNamespaces=net
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
@@ -101,16 +101,30 @@ class Want:
     @property
     def text(self) -> str:
         """The unit."""
-        options = self.options
+        options, address = self.options, self.options.address
+        tcp = address is not None and bool(address.host)
         return _TEXT.format(
             mark=ct_manual.MARK,
             command=self.command,
             pin_root=options.paths.pin_root,
             state_dir=options.paths.state_dir,
             runtime=os.path.basename(bpffs.RUN_DIR),
-            sweep_interval=options.sweep_interval,
-            on_stop=options.on_stop,
+            words=" ".join(self.words),
+            group=f"SupplementaryGroups={address.group}\n" if address is not None and address.group else "",
+            families=" AF_INET AF_INET6" if tcp else "",
+            allowed="IPAddressAllow=localhost\n" if tcp else "",
         )
+
+    @property
+    def words(self) -> list[str]:
+        """What the command is told."""
+        options, address = self.options, self.options.address
+        words = ["--sweep-interval", str(options.sweep_interval), "--on-stop", options.on_stop]
+        if address is None:
+            return [*words, "--no-http"]
+        if address.host:
+            return [*words, "--listen", f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"]
+        return [*words, *(["--socket", address.socket] if address.socket != ct_http.SOCKET else []), *(["--group", address.group] if address.group else [])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +239,9 @@ def converge(state: str, want: Want, check_mode: bool = False, patience: float =
     :raises ConntrackError: for a bad option, a unit of somebody else, and what systemd refuses.
     """
     ct_service.check(want.options)
-    for field, value in (("prefix", want.prefix), ("pin_root", want.options.paths.pin_root), ("state_dir", want.options.paths.state_dir)):
+    paths, address = want.options.paths, want.options.address or ct_http.Address()
+    named = {"prefix": want.prefix, "pin_root": paths.pin_root, "state_dir": paths.state_dir, "socket": address.socket or ct_http.SOCKET}
+    for field, value in named.items():
         if not os.path.isabs(value) or os.path.normpath(value) != value or any(sign.isspace() or sign in "%\"'\\$" for sign in value):
             raise bad_value(field, value, "give an absolute path without white space, quotes, '%', '$' and '\\'")
     with lock.held(directory, patience):

@@ -13,6 +13,7 @@ version_added: "0.1.0"
 description:
   - Installs, enables and starts C(ct.service). It brings the chain back when the machine starts, attaches it where interfaces come back,
     and deletes the entries whose time is over.
+  - It answers over HTTP what the command C(ct) reads, on a unix socket where nothing else is said.
   - It is restarted when its settings, or the command C(ct) that it runs, changed.
   - A unit of that name of somebody else is refused and left alone.
   - Where systemd does not run the target nothing is done, and a warning says so.
@@ -43,6 +44,24 @@ options:
     type: str
     choices: [keep, remove]
     default: keep
+  http:
+    description:
+      - Whether the service answers over HTTP.
+    type: bool
+    default: true
+  socket:
+    description:
+      - The unix socket to listen on, C(/run/ebpf_conntrack/ct.sock) when not given.
+      - The service can write below C(/run/ebpf_conntrack) only.
+    type: path
+  group:
+    description:
+      - A group on the target whose members may read from the socket. When not given, root alone may.
+    type: str
+  listen:
+    description:
+      - A loopback address and a TCP port to listen on in place of the socket, as V(127.0.0.1:9477). Every user of the target can read then.
+    type: str
   prefix:
     description:
       - The directory that M(ebpf.conntrack.ct_command) was given.
@@ -71,6 +90,10 @@ EXAMPLES = r"""
   ebpf.conntrack.ct_service:
     on_stop: remove
 
+- name: Let members of a group read the flow table over HTTP
+  ebpf.conntrack.ct_service:
+    group: adm
+
 - name: Stop it, and let it not start again
   ebpf.conntrack.ct_service:
     state: absent
@@ -96,7 +119,7 @@ diff:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, ct_service, ct_unit, lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, ct_http, ct_service, ct_unit, lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
 
@@ -108,6 +131,10 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "sweep_interval": {"type": "int", "default": ct_service.Options.sweep_interval},
             "on_stop": {"type": "str", "choices": list(ct_service.ON_STOP), "default": ct_service.Options.on_stop},
+            "http": {"type": "bool", "default": True},
+            "socket": {"type": "path"},
+            "group": {"type": "str"},
+            "listen": {"type": "str"},
             "prefix": {"type": "path", "default": ct_archive.PREFIX},
             "pin_root": {"type": "path", "default": bpffs.STANDARD},
             "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
@@ -119,7 +146,9 @@ def main() -> None:
     plan: plans.Plan = []
     with told_by(module):
         if ct_unit.booted():
-            options = ct_service.Options(bpffs.Paths(params["pin_root"], params["state_dir"]), params["sweep_interval"], params["on_stop"])
+            wanted = params["http"] and params["state"] == "present"
+            address = ct_http.parse_address(params["socket"], params["listen"], params["group"]) if wanted else None
+            options = ct_service.Options(bpffs.Paths(params["pin_root"], params["state_dir"]), params["sweep_interval"], params["on_stop"], address)
             plan = ct_unit.converge(params["state"], ct_unit.Want(params["prefix"], options), module.check_mode, params["lock_timeout"])
         elif params["state"] == "present":
             module.warn("systemd does not run this machine, so there is no ct.service: nothing brings the chain back after a reboot.")

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 60
+GROUP = "adm"
 #: A veth from the machine into a namespace: what a network service makes when the machine starts.
 NET = """\
 [Unit]
@@ -68,7 +69,12 @@ def changed(machine: Machine, **variables: t.Any) -> int:
     play = {
         "hosts": "localhost",
         "gather_facts": False,
-        "roles": [{"role": "ebpf.conntrack.xdp_ct", "vars": {"xdp_ct_interfaces": INTERFACES, "xdp_ct_timeouts": {"udp": 77}, **variables}}],
+        "roles": [
+            {
+                "role": "ebpf.conntrack.xdp_ct",
+                "vars": {"xdp_ct_interfaces": INTERFACES, "xdp_ct_timeouts": {"udp": 77}, "xdp_ct_service_group": GROUP, **variables},
+            }
+        ],
     }
     machine.run("tee", "/root/play.yml", stdin=json.dumps([play]))
     argv = [f"{ROOT}/.venv/bin/ansible-playbook", "-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={os.path.realpath(sys.executable)}"]
@@ -121,6 +127,16 @@ def test_it_runs_and_a_second_run_changes_nothing(machine: Machine) -> None:
     assert property_of(machine, "ct", "ActiveState") == "active" and property_of(machine, "ct", "UnitFileState") == "enabled"
     assert "2 of 2 interfaces run the chain" in property_of(machine, "ct", "StatusText") and attached(machine) == BOTH
     all_is_tracked(machine)
+
+
+def test_its_group_reads_over_http(machine: Machine) -> None:
+    all_is_tracked(machine)
+    script = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/ebpf_conntrack/ct.sock'); s.sendall(b'GET /flows HTTP/1.0\\r\\n\\r\\n');"
+    script += "print(s.makefile().read())"
+    as_user = ["setpriv", "--reuid=65534", "--clear-groups"]
+    head, dummy, body = machine.run(*as_user, f"--regid={GROUP}", "python3", "-c", script).partition("\n\n")
+    assert " 200 " in head.splitlines()[0] and [flow["reply"]["src"] for flow in json.loads(body)].count("10.77.0.1") >= 1
+    assert machine.run(*as_user, "--regid=65534", "python3", "-c", script, check=False) == ""
 
 
 def test_a_reboot(machine: Machine) -> None:

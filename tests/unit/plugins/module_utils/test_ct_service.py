@@ -11,7 +11,7 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_service, ct_unit, link_events, sd_notify
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_cli, ct_http, ct_service, ct_unit, link_events, sd_notify
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 PATHS = bpffs.Paths("/sys/fs/bpf")
@@ -53,9 +53,27 @@ def test_what_leads_to_none() -> None:
 
 
 def test_the_unit_has_the_settings() -> None:
-    text = ct_unit.Want("/opt/ct", ct_service.Options(bpffs.Paths("/sys/fs/bpf/a", "/srv/state"), 5, "remove")).text
-    assert "ExecStart=/opt/ct/bin/ct run --sweep-interval 5 --on-stop remove\n" in text and "ReadWritePaths=/sys/fs/bpf/a -/srv/state\n" in text
+    text = ct_unit.Want("/opt/ct", ct_service.Options(bpffs.Paths("/sys/fs/bpf/a", "/srv/state"), 5, "remove", None)).text
+    assert "ExecStart=/opt/ct/bin/ct run --sweep-interval 5 --on-stop remove --no-http\n" in text and "ReadWritePaths=/sys/fs/bpf/a -/srv/state\n" in text
     assert "{" not in text
+
+
+@pytest.mark.parametrize(
+    ("address", "words", "line"),
+    [
+        (ct_http.Address(), "keep", "RestrictAddressFamilies=AF_UNIX AF_NETLINK"),
+        (ct_http.Address(group="adm"), "keep --group adm", "SupplementaryGroups=adm"),
+        (ct_http.Address("/run/x.sock"), "keep --socket /run/x.sock", "IPAddressDeny=any"),
+        (ct_http.Address("", host="127.0.0.1", port=80), "keep --listen 127.0.0.1:80", "IPAddressAllow=localhost"),
+        (ct_http.Address("", host="::1", port=80), "keep --listen [::1]:80", "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6"),
+    ],
+)
+def test_the_unit_lets_it_listen(address: ct_http.Address, words: str, line: str) -> None:
+    lines_of_unit = ct_unit.Want("/usr/local", ct_service.Options(PATHS, address=address)).text.splitlines()
+    (start,) = (one for one in lines_of_unit if one.startswith("ExecStart="))
+    assert start.endswith(f"--on-stop {words}") and line in lines_of_unit and ("IPAddressAllow=localhost" in lines_of_unit) == bool(address.host)
+    told = ct_cli.parser().parse_args(start.split()[1:])
+    assert (None if told.no_http else ct_http.parse_address(told.socket, told.listen, told.group)) == address
 
 
 @pytest.mark.parametrize(
