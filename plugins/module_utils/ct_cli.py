@@ -263,7 +263,7 @@ def _put(piece: bytes) -> None:
 
 
 def _say(text: str) -> None:
-    _put(f"{text}\n".encode())
+    _put(f"{text}\n".encode(errors="replace"))  # names of the system need not be text
 
 
 def _say_json(value: object) -> None:
