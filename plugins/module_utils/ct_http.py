@@ -47,8 +47,6 @@ BODY_BYTES = 1 << 16
 _QUERY_FIELDS = 500
 #: Seconds that the end waits for connections to end.
 _END_SECONDS = 5.0
-#: How soon, in seconds, it notices that it is to end.
-_POLL_SECONDS = 0.1
 #: Seconds for which what a refused client still sends is taken in.
 _DRAIN_SECONDS = 1.0
 _JSON = "application/json"
@@ -205,14 +203,18 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def start(self) -> Server:
         """Serve in a thread of its own."""
-        self._thread = threading.Thread(target=self.serve_forever, args=(_POLL_SECONDS,), name="http", daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, args=(None,), name="http", daemon=True)  # it wakes for connections only
         self._thread.start()
         return self
 
     def close(self) -> None:
         """End: no new connections, those that are open are cut, and the socket goes."""
         if self._thread is not None:
-            self.shutdown()
+            end = threading.Thread(target=self.shutdown)
+            end.start()
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)  # which wakes it
+            end.join()
             self._thread.join()
         self.server_close()
         while self._turned_away:

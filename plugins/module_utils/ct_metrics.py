@@ -94,8 +94,8 @@ class Sweeps(t.Protocol):
     :ivar count: sweeps that were done.
     :ivar failures: those that could not be done.
     :ivar deleted: entries that they deleted.
-    :ivar seconds: that they took, all together.
-    :ivar last_seconds: that the last one took.
+    :ivar seconds: how long they took, all together.
+    :ivar last_seconds: how long the last one took.
     :ivar last_time: when it ended, in seconds since 1970; 0 before the first.
     """
 

@@ -63,6 +63,20 @@ system_packages() {
   log=$(as_root "${apt[@]}" install -y --no-install-recommends $missing </dev/null 2>&1) || die "apt-get install: $log"
 }
 
+# Prometheus and promtool into the venv $1: the programs alone, since their package starts a service.
+prometheus() {
+  [ -x "$1/bin/promtool" ] && [ -x "$1/bin/prometheus" ] && return
+  command -v apt-get >/dev/null || die "this system has no apt; put prometheus and promtool into $1/bin by hand"
+  local work log
+  work=$(mktemp -d)
+  printf 'setup: fetching prometheus into %s\n' "${1#"$root"/}"
+  log=$(cd "$work" && { apt-get -qq download prometheus || { as_root apt-get -qq update && apt-get -qq download prometheus; }; } </dev/null 2>&1) ||
+    die "apt-get download prometheus: $log"
+  dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar -x -C "$work" ./usr/bin/prometheus ./usr/bin/promtool
+  mv "$work"/usr/bin/prometheus "$work"/usr/bin/promtool "$1/bin/"
+  rm -rf "$work"
+}
+
 # Bring the venv $1 in line with the requirement files $2...; $venv_flags go to its creation.
 # The stamp inside holds a digest of all that goes in, and the path (a moved venv does not work).
 venv() {
@@ -112,6 +126,7 @@ case $profile in
   dev)
     system_packages dev
     venv_flags=--system-site-packages venv "$root/.venv" requirements-dev.txt requirements.txt constraints.txt
+    prometheus "$root/.venv"
     ;;
   picture)
     system_packages picture
