@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading the flow table: the collection's reader next to a bare batch read, to bpftool and to `conntrack -L`.
+"""Reading the flow table: the collection's reader and its command next to a bare batch read, to bpftool and to `conntrack -L`.
 
 The table is that of a loaded chain, filled with copies of a connection that went through it. nf_conntrack's is filled with as
 many connections in a namespace of its own; the host's nf_conntrack_max is raised for that long where it is too low, which is
@@ -20,19 +20,21 @@ import re
 import secrets
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import typing as t
 
 import harness
+import orjson
 import packet
 import tables
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, flow_filter, flow_output, flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, ct_archive, flow_filter, flow_output, flow_table
 from chain_under_test import Chain
 
 #: Highest ratio of the summary to the bare batch read, and of JSON lines to `conntrack -L`.
 GOAL_SUMMARY, GOAL_LINES = 1.5, 0.5
+#: Likewise of the command: of ``ct list -o json`` to a bare batch read and a fast JSON library, and to other tools; of its first line to all lines.
+GOAL_JSON, GOAL_AHEAD, GOAL_HEAD = 3.0, 1.0, 0.1
 #: Most MB that writing all flows may take, however many they are.
 GOAL_MEMORY = 64
 
@@ -99,23 +101,54 @@ def read(under_test: Chain, count: int, words: dict[str, object], form: str | No
     return took
 
 
-#: What a process of its own does to write all flows as JSON lines and tell the most memory that it took; the words are pin_root and the file.
-READER = """
-import sys
-from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_filter, flow_output, flow_table
-with flow_table.FlowTables(sys.argv[1]) as source, open(sys.argv[2], "wb") as out:
-    flow_table.read(source, flow_filter.parse_query({}), flow_output.writer("jsonl"), out.write, summary=False)
-with open("/proc/self/status") as status:
-    print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+def serialised(under_test: Chain, count: int) -> float:
+    """Time the least that ``ct list -o json`` can do: a batch read that looks at nothing, and for each entry a record that is there already, through orjson."""
+    with flow_table.FlowTables(under_test.pin_root) as source, tempfile.TemporaryFile() as out:
+        records = flow_table.read(source, flow_filter.parse_query({"limit": flow_table.BATCH}), summary=False).flows
+        seen = 0
+
+        def once() -> None:
+            nonlocal seen
+            for size, dummy, dummy in bpf.map_batches(under_test.table, chain.KEY4.size, chain.ENTRY.size, flow_table.BATCH):
+                for start in range(0, size, len(records)):
+                    out.write(orjson.dumps(records[: size - start]))
+                seen += size
+            out.flush()
+
+        took = harness.seconds(once)
+        harness.expect("entries read", seen, count)
+        expect_units("orjson", out, b"ESTABLISHED", count)
+    return took
+
+
+#: Runs a Python archive, given as the first word, and tells the most memory that the process took. (What wait4() tells includes the process that forked.)
+MEASURED = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    with open("/proc/self/status") as status:
+        sys.stderr.write(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
 """
 
 
-def megabytes(pin_root: str) -> harness.Sample:
-    """Return the most memory that a process takes which writes all flows."""
-    with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as script:
-        script.write(f"import sys\nsys.path[:0] = {sys.path!r}\n{READER}")
-        script.flush()
-        return harness.Sample((int(harness.command([sys.executable, script.name, pin_root, os.devnull])) / 1024,))
+def megabytes(interpreter: str, *words: str) -> harness.Sample:
+    """Return the most memory that a command takes which is an archive of Python."""
+    done = subprocess.run([interpreter, "-I", "-c", MEASURED, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
+    return harness.Sample((int(done.stderr) / 1024,))
+
+
+def first_line(words: c.Sequence[str]) -> float:
+    """Time a command until its first line is there; the reader goes away then, which is no error."""
+    start = time.perf_counter()
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        line = t.cast("t.IO[bytes]", process.stdout).readline()
+        took = time.perf_counter() - start
+        t.cast("t.IO[bytes]", process.stdout).close()
+    harness.expect("exit status of the command whose reader went away", process.returncode, 0)
+    harness.expect("begin of the first line", line[:5], b"PROTO")
+    return took
 
 
 @contextlib.contextmanager
@@ -167,12 +200,20 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             tables.clear(under_test.half_open)
             tables.fill(under_test.table, count, key, entry)
             pin = under_test.map_pin("ctt")
+            command = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "ct")
+            pathlib.Path(command).write_bytes(ct_archive.archive(under_test.pin_root))
+            ct = [ct_archive.interpreter(), "-I", command]
             cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
                 "bare": functools.partial(bare, under_test.table, count),
                 "summary": functools.partial(read, under_test, count, {}, None, True),
                 "none": functools.partial(read, under_test, count, {"dport": NO_PORT}, None, False),
                 "jsonl": functools.partial(read, under_test, count, {}, "jsonl", False),
                 "conntrack form": functools.partial(read, under_test, count, {}, "conntrack", False),
+                "orjson": functools.partial(serialised, under_test, count),
+                "ct list -o json": functools.partial(printed, [*ct, "list", "-o", "json"], b"ESTABLISHED", count),
+                "ct list": functools.partial(printed, [*ct, "list"], b"ESTABLISHED", count),
+                "ct list | head": functools.partial(first_line, [*ct, "list"]),
+                "ct summary": functools.partial(printed, [*ct, "summary"], b"ESTABLISHED %d" % count, 1),
                 "bpftool": functools.partial(printed, ["bpftool", "-j", "map", "dump", "pinned", pin], b'"key"', count),
             }
             kernel = stack.enter_context(room_for(count + SPARE))
@@ -180,7 +221,8 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
                 listing = ["ip", "netns", "exec", stack.enter_context(kernel_table(count)), "conntrack", "-L"]
                 cases["conntrack -L"] = functools.partial(printed, listing, b"ESTABLISHED", count)
             got = harness.interleave(cases, rounds)
-            memory = megabytes(under_test.pin_root)
+            memory, json_memory = (megabytes(ct_archive.interpreter(), command, "list", "-o", form) for form in ("jsonl", "json"))
+        goal = count >= 1_000_000  # in a small table the command's start is most of it
         flows = f"{count // 1000}k flows" if count < 1_000_000 else f"{count // 1_000_000}M flows"
         yield harness.Row("read", f"{flows}: summary", "s", got["summary"], "bare batch read", got["bare"], GOAL_SUMMARY)
         yield harness.Row("read", f"{flows}: filter that none passes", "s", got["none"], "bare batch read", got["bare"])
@@ -190,3 +232,11 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             yield harness.Row("read", f"{flows}: JSON lines", "s", got["jsonl"], "conntrack -L", got["conntrack -L"], GOAL_LINES)
             yield harness.Row("read", f"{flows}: conntrack form", "s", got["conntrack form"], "conntrack -L", got["conntrack -L"])
         yield harness.Row("read", f"{flows}: JSON lines, peak memory", "MB", memory, goal=GOAL_MEMORY, absolute=True)
+        whole = got["ct list -o json"]
+        yield harness.Row("read", f"{flows}: ct list -o json", "s", whole, "bare batch read and orjson", got["orjson"], GOAL_JSON if goal else None)
+        yield harness.Row("read", f"{flows}: ct list -o json", "s", whole, "bpftool -j map dump", got["bpftool"], GOAL_AHEAD)
+        if kernel:
+            yield harness.Row("read", f"{flows}: ct list -o json", "s", whole, "conntrack -L", got["conntrack -L"], GOAL_AHEAD)
+        yield harness.Row("read", f"{flows}: ct list -o json, peak memory", "MB", json_memory, goal=GOAL_MEMORY, absolute=True)
+        yield harness.Row("read", f"{flows}: ct summary", "s", got["ct summary"], "bare batch read", got["bare"], GOAL_SUMMARY if goal else None)
+        yield harness.Row("read", f"{flows}: first line of ct list", "s", got["ct list | head"], "all of ct list", got["ct list"], GOAL_HEAD if goal else None)
