@@ -20,10 +20,11 @@ import tempfile
 import time
 import typing as t
 
-#: Runs in a mount namespace of its own; arguments: the directory for the machine's files, its name, a directory with units.
+#: Runs in a mount namespace of its own; arguments: the directory for the machine's files, its name, a directory with units, options of systemd-nspawn.
 _SUPERVISOR = r"""
 set -eu
 dir=$1 name=$2 units=$3
+shift 3
 [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /run/systemd
 mount -t tmpfs -o mode=755 tmpfs /run/systemd
@@ -52,12 +53,13 @@ while :; do
   status=0
   sh -c 'echo $$ >"/sys/fs/cgroup/$1/cgroup.procs"; shift; exec "$@"' sh "$name/$boot" \
     unshare --net systemd-nspawn --quiet --directory="$dir/root" --machine="$name" --hostname=machine --register=no --keep-unit \
-    --link-journal=no --resolv-conf=off --timezone=off --capability=all --system-call-filter='bpf perf_event_open' --console=read-only --boot || status=$?
+    --link-journal=no --resolv-conf=off --timezone=off --capability=all --system-call-filter='bpf perf_event_open' --console=read-only --boot "$@" || status=$?
   find "/sys/fs/cgroup/$name/$boot" -depth -type d -exec rmdir {} + || :
   [ "$status" = 133 ] || break  # systemd-nspawn(1): the machine asked for a reboot
 done
 """
 _SECONDS = 180
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Machine:
@@ -81,19 +83,10 @@ class Machine:
             for name, text in self._units.items():
                 (directory / "units" / name).write_text(text, "utf-8")
             self._log = directory / "console.log"
-            argv = [
-                "unshare",
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                _SUPERVISOR,
-                "sh",
-                str(directory / "files"),
-                self.name,
-                str(directory / "units"),
-            ]
+            # the overlay has the files of one file system
+            more = [f"--bind={ROOT}"] if ROOT.stat().st_dev != pathlib.Path("/").stat().st_dev else []
+            words = [str(directory / "files"), self.name, str(directory / "units"), *more]
+            argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SUPERVISOR, "sh", *words]
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
             stack.callback(self._end)

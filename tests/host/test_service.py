@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections.abc as c
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -17,11 +16,10 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import sd_notify
-from ansible_collections.ebpf.conntrack.tests.host.machine import Machine
+from ansible_collections.ebpf.conntrack.tests.host.machine import ROOT, Machine
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 60
 GROUP = "adm"
 #: A veth from the machine into a namespace: what a network service makes when the machine starts.
