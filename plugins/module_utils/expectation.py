@@ -224,9 +224,10 @@ def resolved(line: Line, addresses: t.Mapping[str, t.Sequence[str]], where: str)
     """
     if line.kind == UNTRACKED:
         return line
+    known = f"give one of {', '.join(addresses)}" if addresses else "there are none"
     for name, place in (("from", line.source), ("to", line.target)):
         if place not in addresses:
-            raise bad_value(f"{line.field}.{name}", place, f"it is no namespace {where}: give one of {', '.join(addresses) or 'them, once there are some'}")
+            raise bad_value(f"{line.field}.{name}", place, f"it is no namespace {where}: {known}")
     if line.address and line.address not in addresses[line.target]:
         raise bad_value(f"{line.field}.address", line.address, f"{line.target} has {', '.join(addresses[line.target]) or 'no address'}")
     here = {family_of(one) for one in addresses[line.source]}

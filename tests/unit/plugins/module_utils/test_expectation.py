@@ -113,6 +113,12 @@ def test_the_topology_takes_them() -> None:
         topology.parse({"expect": [{"ping": {"from": "ns1", "to": "rt"}}]})
 
 
+def test_a_host_without_namespaces_is_told() -> None:
+    (line,) = expectation.parse([{"ping": {"from": "a", "to": "b"}}])
+    with pytest.raises(ConntrackError, match=r"'a' is not valid: it is no namespace on this host: there are none\."):
+        expectation.resolved(line, {}, "on this host")
+
+
 def test_what_belongs_to_no_flow_is_not_untracked() -> None:
     before = dict.fromkeys(("untracked_not_ip", "untracked_nd", "untracked_no_entry", "untracked_no_slot", "tracked"), 5)
     assert expectation.untracked(before, {**before, "untracked_not_ip": 9, "untracked_nd": 9, "tracked": 9}) == {}
