@@ -137,6 +137,16 @@ def test_its_group_reads_over_http(machine: Machine) -> None:
     assert machine.run(*as_user, "--regid=65534", "python3", "-c", script, check=False) == ""
 
 
+def test_what_it_tells_of_itself(machine: Machine) -> None:
+    """Confined as it is, it sees all that there is to see."""
+    curl = ["curl", "-sS", "--unix-socket", "/run/ebpf_conntrack/ct.sock"]
+    assert json.loads(machine.run(*curl, "http://ct/healthz"))["healthy"]
+    lines = machine.run(*curl, "http://ct/metrics").splitlines()
+    assert {f"ct_{name} 1.0" for name in ("up", "healthy", "sweeper")} <= set(lines)
+    assert sum(line.startswith("ct_attached{") and line.endswith("} 1.0") for line in lines) == len(BOTH)
+    assert [line for line in lines if line.startswith("ct_scrape_errors_total{") and not line.endswith(" 0.0")] == []
+
+
 def test_a_reboot(machine: Machine) -> None:
     before = json.loads(machine.run("ct", "status", "-o", "json"))
     machine.reboot()
