@@ -583,7 +583,8 @@ _PAGE = (
     '<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>'
     ":root{{color-scheme:light dark}}body{{margin:1rem;font:14px system-ui,'DejaVu Sans',sans-serif;background:#fff;color:#1f2328}}"
     "svg{{max-width:100%;height:auto;display:block;margin:0 auto}}table{{border-collapse:collapse;margin:1rem 0}}"
-    "caption{{text-align:left;font-weight:600;padding:.3rem 0}}th,td{{border:1px solid #8c959f;padding:.2rem .5rem;text-align:left;max-width:24rem;overflow-wrap:anywhere}}td.n{{text-align:right}}"
+    "caption{{text-align:left;font-weight:600;padding:.3rem 0}}th,td{{border:1px solid #8c959f;padding:.2rem .5rem;text-align:left}}"
+    "td{{max-width:24rem;overflow-wrap:anywhere}}td.n{{text-align:right}}"
     "@media(prefers-color-scheme:dark){{body{{background:#0d1117;color:#e6edf3}}}}"
     "</style>\n</head>\n<body>\n{svg}{tables}</body>\n</html>\n"
 )
