@@ -89,10 +89,15 @@ class Router:
         return taken
 
 
+def empty(under_test: Chain) -> None:
+    """Empty the chain's tables: flows that are answered for two seconds are assured."""
+    for table in (under_test.table, under_test.half_open):
+        tables.clear(table)
+
+
 def open_flows(under_test: Chain, clients: int) -> None:
     """Fill the chain's table with answered UDP flows of all clients."""
-    for table in (under_test.table, under_test.half_open):  # flows that are answered for two seconds are assured
-        tables.clear(table)
+    empty(under_test)
     for hook, frame in (
         ("ingress", frames.udp(CLIENT, SPORT, SERVER, DPORT, b"a benchmark frame.")),
         ("egress", frames.udp(SERVER, DPORT, CLIENT, SPORT, b"a benchmark frame.")),
@@ -112,7 +117,7 @@ def forwarded(under_test: Chain, router: Router, count: int, clients: int, first
 
 
 class New:
-    """Sends frames of clients that were never seen before."""
+    """Sends frames of clients that were never seen before; what is to track them has room for all, as nf_conntrack has, which refuses them when it is full."""
 
     def __init__(self, count: int) -> None:
         self._count, self._next = count, 0
@@ -156,12 +161,15 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
                 open_flows(variants[mode], clients)
             got[name] = compare(router, variants["off"], variants["established"], count, clients, rounds)
         fresh = {name: New(count // 2) for name in ("off", "all")}
+
+        def new_for_the_chain(name: str, send: c.Callable[[int, int, int], float]) -> float:
+            empty(variants[name])
+            return fresh[name](send)
+
+        pass_new = functools.partial(new_for_the_chain, "off", functools.partial(router.send, variants["off"].hooks["ingress"]))
+        forward_new = functools.partial(new_for_the_chain, "all", functools.partial(forwarded, variants["all"], router))
         got["new flows"] = harness.interleave(
-            {
-                "ip_forward": lambda: router.send(router.programs["pass"], count // 2, 1 << 23),
-                "chain, then ip_forward": lambda: fresh["off"](functools.partial(router.send, variants["off"].hooks["ingress"])),
-                "forward": lambda: fresh["all"](functools.partial(forwarded, variants["all"], router)),
-            },
+            {"ip_forward": lambda: router.send(router.programs["pass"], count // 2, 1 << 23), "chain, then ip_forward": pass_new, "forward": forward_new},
             rounds,
         )
         harness.command(["nft", "-f", "-"], text=RULES)
@@ -181,13 +189,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             flush()
             return stale(functools.partial(router.send, router.programs["pass"]))
 
-        got["new flows"] |= harness.interleave(
-            {
-                "nf_conntrack": new_for_the_kernel,
-                "forward": lambda: fresh["all"](functools.partial(forwarded, variants["all"], router)),
-            },
-            rounds,
-        )
+        got["new flows"] |= harness.interleave({"nf_conntrack": new_for_the_kernel, "forward": forward_new}, rounds)
     for name, samples in got.items():
         label = name if name != "many flows" else f"{many} flows"
         for peer in ("nf_conntrack", "ip_forward", "chain, then ip_forward", "route and redirect alone"):
