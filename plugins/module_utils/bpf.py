@@ -30,6 +30,8 @@ fault: t.Callable[[str], None] | None = None
 PROG_TYPE_XDP = 6
 ATTACH_XDP = 37
 LINK_TYPE_XDP = 6
+#: Free nodes of an LRU table that the kernel gives to a CPU at a time (kernel/bpf/bpf_lru_list.c, LOCAL_FREE_TARGET).
+LRU_BATCH = 128
 BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
 BPF_F_REPLACE = 4
 BPF_F_TEST_XDP_LIVE_FRAMES = 2
@@ -538,6 +540,11 @@ def link_ids() -> t.Iterator[int]:
 def possible_cpus() -> int:
     """Return how many values a per-CPU element has."""
     return _call("libbpf_num_possible_cpus")
+
+
+def lru_spare() -> int:
+    """Return how many entries an LRU table has to have beyond those that it is to hold for certain: what a CPU has taken is not given to others."""
+    return possible_cpus() * LRU_BATCH
 
 
 def enable_stats() -> int:

@@ -164,12 +164,14 @@ def tidy() -> None:
         os.rmdir(bpffs.RUN_DIR)
 
 
-def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT)) -> dict[str, int]:
+def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT), maps: dict[str, int] | None = None) -> dict[str, int]:
     """Compile the text and load every program of the chain and of its guests; return a file descriptor by name.
 
     :param text: rendered, with the real directory of the maps' pins, which hold the maps already.
     :param headers: the stub tree: file name below it -> contents.
     :param stages: names of the chain's own programs.
+    :param maps: for maps that are not pinned: where to put a file descriptor of each, by name. They are opened before bcc closes its own, since the kernel
+        empties a jump table that no process has open, some time after that (kernel/bpf/arraymap.c, prog_array_map_clear()).
     :raises ConntrackError: with the compiler's or the verifier's own words and the lines of C that they speak of; nothing stays loaded.
     """
     cflags = flags()
@@ -193,10 +195,15 @@ def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*c
                 for name in (*stages, *guests.programs_in(text)):
                     what = f"loading {name}"
                     loaded[name] = os.dup(module.load_func(name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd)
+            if maps is not None:
+                what = "opening the maps"
+                for number in sorted({one for fd in loaded.values() for one in bpf.prog_info(fd).map_ids}):
+                    fd = bpf.map_get_fd_by_id(number)
+                    maps[bpf.map_info(fd).name] = fd
         except ConntrackError:
             raise
         except Exception as exc:  # bcc raises bare Exception for everything
-            for fd in loaded.values():
+            for fd in (*loaded.values(), *(maps or {}).values()):
                 os.close(fd)
             output = _read(log)
             # a compiler tells all itself; of a failed load the exception has the errno's words

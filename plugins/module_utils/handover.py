@@ -246,8 +246,7 @@ def _stand_in(inherited: Inheritance, name: str) -> int:
     """Create the table that stands in for an old one, in the new form. :return: fd."""
     family = t.cast("schema.Description", inherited.old.description)["tables"][name][0]
     like = inherited.new.infos[schema.destination(t.cast("schema.Description", inherited.new.description), family, True)]
-    spare = bpf.possible_cpus() * 128  # free nodes of one CPU are not given to others
-    return bpf.map_create(like.kind, f"{name}_old", like.key_size, like.value_size, inherited.old.infos[name].max_entries + spare)
+    return bpf.map_create(like.kind, f"{name}_old", like.key_size, like.value_size, inherited.old.infos[name].max_entries + bpf.lru_spare())
 
 
 def _stand_in_entries(

@@ -16,8 +16,6 @@ from .errors import ConntrackError
 POLICIES = ("fail", "migrate", "drop")
 #: A table that will hold more than this share of what it has room for is worth a warning.
 _FULL = 0.9
-#: Free nodes that the kernel gives to a CPU at a time, which others do not get (kernel/bpf/bpf_lru_list.c, LOCAL_FREE_TARGET).
-_LRU_BATCH = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Inheritance:
     def room(self, table: str) -> int:
         """Return how many flows a new table surely holds: a full LRU table pushes some out while other CPUs still have free nodes."""
         entries, cpus = self.new.infos[table].max_entries, bpf.possible_cpus()
-        return entries - cpus * min(max(entries // cpus // 2, 1), _LRU_BATCH)
+        return entries - cpus * min(max(entries // cpus // 2, 1), bpf.LRU_BATCH)
 
     @property
     def counts(self) -> bool:

@@ -135,14 +135,10 @@ class Shadow:
         self._slots, counters = enum_of(text, "SLOT"), enum_of(text, "COUNT")
         self._names = sorted(counters, key=lambda name: counters[name])
         with contextlib.ExitStack() as made:
-            self._programs = build_bcc.build(shadow_text(text, frames + 1), headers, self._slots)
-            for fd in self._programs.values():
-                made.callback(bpf.close, fd)
             self._maps: dict[str, int] = {}
-            for number in sorted({one for fd in self._programs.values() for one in bpf.prog_info(fd).map_ids}):
-                fd = bpf.map_get_fd_by_id(number)
+            self._programs = build_bcc.build(shadow_text(text, frames + 1 + bpf.lru_spare()), headers, self._slots, self._maps)
+            for fd in (*self._programs.values(), *self._maps.values()):
                 made.callback(bpf.close, fd)
-                self._maps[bpf.map_info(fd).name] = fd
             if bpf.map_info(self._maps["settings"]).value_size != len(settings):
                 raise ConntrackError(f"the chain's settings have {len(settings)} bytes, its sources have {bpf.map_info(self._maps['settings']).value_size}")
             bpf.map_update(self._maps["settings"], _U32.pack(0), settings)
