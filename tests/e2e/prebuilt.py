@@ -35,8 +35,10 @@ _programs: dict[str, dict[str, Program]] = {}
 _compile = build_bcc.build
 
 
-def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT)) -> dict[str, int]:
+def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT), maps: dict[str, int] | None = None) -> dict[str, int]:
     """Do what build_bcc.build does; see there."""
+    if maps is not None:  # those that are not pinned are new each time
+        return _compile(text, headers, stages, maps)
     directories = {found[0] for found in _MAP_PIN.findall(text)}
     (directory,) = directories
     same = _SIZE.sub("", text.replace(directory, ""))  # the maps are there: what the text says of their sizes plays no part
