@@ -124,54 +124,6 @@ static __always_inline u32 adopt_counts(struct xdp_md *ctx, u32 items)
 	return 0;
 }
 
-#if EVENTS
-/* Delete one flow, and tell it; 1 where it is not there. */
-static __always_inline u32 erase_flow(union any_key *key, u32 now, const bool v6, bool assured)
-{
-	struct ct_entry *e = table_lookup(key, v6, assured);
-	struct event event;
-	u32 reason;
-	u64 ctl;
-
-	if (!e)
-		return 1;
-	if (!ctl_try_lock(&e->ctl, &ctl))
-		ctl &= ~CTL_LOCK;	/* a packet is at it: it is told as it stands */
-	reason = expired(e->expires, now) ? COUNT_DELETED_EXPIRED : COUNT_DELETED_FLUSHED;
-	event_take(&event, e, ctl, key, v6);
-	if (table_delete(key, v6, assured)) {
-		event_leave(&event);
-		return 1;
-	}
-	event_send(&event, EVENT_DESTROY, reason);	/* who asked counts it */
-	return 0;
-}
-
-static __always_inline u32 erase_flows(struct xdp_md *ctx, u32 items, u32 now, bool assured, const bool v6)
-{
-	const u32 size = v6 ? sizeof(struct ct_key6) : sizeof(struct ct_key);
-	u32 left = 0, i;
-	union any_key key;
-	void *item;
-
-#pragma clang loop unroll(disable)
-	for (i = 0; i < ADOPT_KEYS; i++) {
-		OPAQUE(i);
-		if (i >= items)
-			break;
-		item = payload_at(ctx, sizeof(struct adopt_request) + i * size, size);
-		if (!item)
-			break;
-		if (v6)
-			key.v6 = *(struct ct_key6 *)item;
-		else
-			key.v4 = *(struct ct_key *)item;
-		left += erase_flow(&key, now, v6, assured);
-	}
-	return left;
-}
-#endif
-
 PROG(adopt)
 {
 	struct adopt_request *request = frame_at(ctx, 0, sizeof(*request));
@@ -188,9 +140,9 @@ PROG(adopt)
 		return adopt_counts(ctx, items);
 #if EVENTS
 	if (what == ADOPT_ERASE_IPV4)
-		return erase_flows(ctx, items, now, request->assured, false);
+		return erase_flows(ctx, sizeof(*request), items, now, request->assured, false);
 	if (what == ADOPT_ERASE_IPV6)
-		return erase_flows(ctx, items, now, request->assured, true);
+		return erase_flows(ctx, sizeof(*request), items, now, request->assured, true);
 #endif
 #pragma clang loop unroll(disable)
 	for (i = 0; i < ADOPT_KEYS; i++) {

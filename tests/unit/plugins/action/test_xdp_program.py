@@ -19,7 +19,7 @@ pytest.importorskip("jinja2")
 
 SOURCES = pathlib.Path(xdp_program.SOURCES)
 #: What a pipe holds, less what else a module that starts itself again writes into it.
-PIPE_BYTES = 64 * 1024 - 16 * 1024
+PIPE_BYTES = 64 * 1024 - 12 * 1024
 
 
 def sent(args: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -42,8 +42,16 @@ def test_the_rendered_chain_goes_along(args: dict[str, t.Any]) -> None:
 
 
 def test_it_fits_the_pipe_of_a_module_that_starts_itself_again() -> None:
-    for args in ({}, {"fused": True, "checksum": "strict"}):
+    for args in ({}, {"fused": True, "checksum": "strict"}, {"fused": True, "forward": "all", "events": True}):
         assert len(sent(args)["rendered"]) < PIPE_BYTES
+
+
+@pytest.mark.parametrize("name", ["fused", "events"])
+def test_switches_are_compiled_in(name: str) -> None:
+    for given, meant in ((True, True), ("yes", True), ("no", False), (None, False)):
+        assert render.unpack(sent({name: given})["rendered"])[0] == render.render(str(SOURCES), render.Settings(**{name: meant}))
+    with pytest.raises(ConntrackError, match=f"{name}: 'some' is not valid: give true or false"):
+        xdp_program.settings_of({name: "some"})
 
 
 def test_absent_renders_nothing() -> None:

@@ -79,6 +79,7 @@ def test_what_can_not_be_loaded(paths: bpffs.Paths) -> None:
         ("settings.tcp_max_retrans=300", "settings.tcp_max_retrans: 300 is not valid: give 1 to 255"),
         ("table_size=1", "table_size: 1 is not valid: give 16 to"),
         ("checksum=md5", "checksum: 'md5' is not valid: give one of off"),
+        ("events=2", "events: 2 is not valid: give true or false"),
         ("fused=3", "fused: 3 is not valid: give true or false"),
     ],
 )
