@@ -121,7 +121,6 @@ def conntrack_events(wire: Wire, out: pathlib.Path) -> c.Iterator[None]:
     try:
         until(lambda: any(str(process.pid) in line.split() for line in wire.run("router", "cat", "/proc/net/netlink").splitlines()), "it listens")
         yield
-        time.sleep(0.3)
     finally:
         process.terminate()
         process.wait(SECONDS)
@@ -169,7 +168,8 @@ def test_the_story_of_each_connection_is_conntracks(
         told.run("router", "conntrack", "-D", "-p", "udp")
         told.run("router", "conntrack", "-D", "-p", "icmp")
         assert ct("flush", "--proto", "udp,icmp", "--yes") == "2 flows deleted\n"
-        until(lambda: sum("[DESTROY]" in line for line in mine.lines()) == 3, mine.out.read_text("utf-8"))
+        for told_by in (mine.out, theirs):
+            until(lambda path=told_by: path.read_text("utf-8").count("[DESTROY]") == 3, told_by.read_text("utf-8"))  # type: ignore[misc]
     mine.end()
     expected = stories(theirs.read_text("utf-8").splitlines())
     assert stories(mine.lines()) == expected and len(expected) == 4
@@ -258,6 +258,7 @@ def test_it_goes_on_with_the_next_generation(running: Chain, installed: str, wat
     assert have.faults == () and have.maps["events"].id
     running.send(udp_frame(30002))
     until(lambda: "generation 3 took over from generation 2, and goes on with the same buffer" in one.notes(), one.notes())
+    until(lambda: len(one.records()) == 2, "it goes on")
     ports = [(record["seq"], record["orig"]["sport"]) for record in one.records()]
     assert ports == [(0, 30001), (1, 30002)]
     running.ensure(with_events(), keep=1)
