@@ -49,7 +49,8 @@ def test_it_fits_the_pipe_of_a_module_that_starts_itself_again() -> None:
 @pytest.mark.parametrize("name", ["fused", "events"])
 def test_switches_are_compiled_in(name: str) -> None:
     for given, meant in ((True, True), ("yes", True), ("no", False), (None, False)):
-        assert render.unpack(sent({name: given})["rendered"])[0] == render.render(str(SOURCES), render.Settings(**{name: meant}))
+        compiled: dict[str, t.Any] = {name: meant}
+        assert render.unpack(sent({name: given})["rendered"])[0] == render.render(str(SOURCES), render.Settings(**compiled))
     with pytest.raises(ConntrackError, match=f"{name}: 'some' is not valid: give true or false"):
         xdp_program.settings_of({name: "some"})
 
