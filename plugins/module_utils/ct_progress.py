@@ -61,11 +61,11 @@ def _draw(what: str, unit: str, done: t.Sequence[int], ended: threading.Event, f
     tqdm.monitor_interval = 0  # it would start another thread
     form = "{desc}: {n_fmt}{unit}, {elapsed}, {rate_fmt}" if unit else "{desc}, {elapsed}"
     with contextlib.suppress(OSError):  # the terminal is gone
-        with tqdm(desc=what, initial=done[0], unit=f" {unit}", unit_scale=True, bar_format=form, file=file, leave=False, dynamic_ncols=True) as bar:
-            bar.initial, bar.start_t = 0, begun
+        with tqdm(desc=what, initial=done[0], unit=f" {unit}", unit_scale=True, bar_format=form, file=file, leave=False, dynamic_ncols=True) as shown:
+            shown.initial, shown.start_t = 0, begun
             while not ended.wait(_REDRAW_SECONDS):
-                bar.n = done[0]
-                bar.refresh()
+                shown.n = done[0]
+                shown.refresh()
 
 
 class Watched:
