@@ -83,8 +83,9 @@ class Machine:
             for name, text in self._units.items():
                 (directory / "units" / name).write_text(text, "utf-8")
             self._log = directory / "console.log"
-            # the overlay has the files of one file system
-            more = [f"--bind={ROOT}"] if ROOT.stat().st_dev != pathlib.Path("/").stat().st_dev else []
+            # the overlay has the files of one file system, and the machine has its own /tmp and /run
+            elsewhere = ROOT.stat().st_dev != pathlib.Path("/").stat().st_dev or ROOT.parts[1] in ("tmp", "run")
+            more = [f"--bind={ROOT}"] if elsewhere else []
             words = [str(directory / "files"), self.name, str(directory / "units"), *more]
             argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _SUPERVISOR, "sh", *words]
             with self._log.open("wb") as log:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pathlib
 
+BPFFS = "/sys/fs/bpf"
 Snapshot = dict[str, str]
 
 SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/conf/*/forwarding", "net/ipv4/conf/*/rp_filter", "net/ipv6/conf/*/forwarding", "net/ipv6/conf/*/disable_ipv6")
@@ -21,7 +22,7 @@ def snapshot() -> Snapshot:
         path = pathlib.Path(directory)
         if path.is_dir():
             seen.update((f"{kind} {entry.name}", "") for entry in path.iterdir())
-    for path in pathlib.Path("/sys/fs/bpf").rglob("*"):
+    for path in pathlib.Path(BPFFS).rglob("*"):
         seen[f"pin {path}"] = ""
     for line in pathlib.Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
         dummy, where, kind = line.split()[:3]

@@ -35,7 +35,6 @@ HOME = ROOT / ".ansible/home"
 # Directories whose files are run as they stand and import each other by their bare names.
 SCRIPTS = ("tests/bench", "tests/tools")
 PR_SET_CHILD_SUBREAPER = 36
-BPFFS = "/sys/fs/bpf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +134,14 @@ def importer() -> Tally:
     )
 
 
-def pytest(name: str, minutes: float) -> Tally:
-    """Run one suite of tests/ with pytest, in the tree itself; count what its report holds."""
+def pytest(name: str, minutes: float, *arguments: str, start: Argv = (sys.executable, "-m", "pytest")) -> Tally:
+    """Run one suite of tests/ with pytest, in the tree itself; count what its report holds.
+
+    :param arguments: what to run, when it is not all of the suite.
+    """
     report = BUILD / f"junit-{name}.xml"
     report.unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "pytest", f"tests/{name}", f"--junitxml={report}"]
+    argv = [*start, *(arguments or (f"tests/{name}",)), f"--junitxml={report}"]
     status, dummy = run(argv, ROOT, environment(), minutes, quiet=False)
     tally = Tally()
     if report.exists():
@@ -177,6 +179,17 @@ def integration() -> Tally:
     )
 
 
+def e2e_here() -> Tally:
+    """Run what e2e_apart() does not."""
+    return pytest("e2e", 20, "tests/e2e", *(f"--ignore={path}" for path in APART))
+
+
+def e2e_apart() -> Tally:
+    """Run the tests of tests/e2e that can do with a network, pins and directories of their own."""
+    unshare = ("unshare", "--net", "--mount", "--propagation", "private", sys.executable, "tests/tools/apart.py")
+    return pytest("e2e-apart", 25, *APART, start=unshare)
+
+
 SUITES: dict[str, c.Callable[[], Tally]] = {
     "lint": lint,
     "unit": unit,
@@ -193,21 +206,29 @@ ON_DEMAND: dict[str, c.Callable[[], Tally]] = {"picture": lambda: pytest("pictur
 
 #: Suites that pin things, in directories of their own.
 KERNEL_SUITES = {"integration", "oracle", "e2e", "picture"}
-#: Suites that make nothing but files below build/ run beside the one that keeps a single CPU busy and starts no others.
-ASIDE, BESIDE = ("lint", "unit"), "oracle"
+#: Tests that touch nothing of the machine's but through namespaces.
+_APART = ("ct", "ct_graph", "ct_load", "ct_top", "floods", "forward", "guests", "health", "http", "metrics", "migration", "replay", "swap", "watch")
+APART = [f"tests/e2e/test_{name}.py" for name in _APART]
+#: When everything is run, a second process runs these one after the other, so that two CPUs have something to do.
+ASIDE: dict[str, c.Callable[[], Tally]] = {"lint": lint, "unit": unit, "e2e, apart": e2e_apart}
+HERE: dict[str, c.Callable[[], Tally]] = {**{name: run for name, run in SUITES.items() if name not in ASIDE}, "e2e": e2e_here}
 
 
 @contextlib.contextmanager
 def bpf_file_system(wanted: bool) -> c.Iterator[None]:
     """Have a BPF file system where distributions mount it; one that was missing goes again. That the collection mounts it itself is tested elsewhere."""
-    missing = wanted and os.geteuid() == 0 and not any(line.split()[1] == BPFFS for line in pathlib.Path("/proc/self/mounts").read_text("utf-8").splitlines())
+    missing = (
+        wanted
+        and os.geteuid() == 0
+        and not any(line.split()[1] == leftovers.BPFFS for line in pathlib.Path("/proc/self/mounts").read_text("utf-8").splitlines())
+    )
     if missing:
-        subprocess.run(["mount", "-t", "bpf", "bpf", BPFFS], check=True)
+        subprocess.run(["mount", "-t", "bpf", "bpf", leftovers.BPFFS], check=True)
     try:
         yield
     finally:
         if missing:
-            subprocess.run(["umount", BPFFS], check=True)
+            subprocess.run(["umount", leftovers.BPFFS], check=True)
 
 
 def orphans() -> list[str]:
@@ -237,8 +258,8 @@ def left_behind(before: leftovers.Snapshot) -> Tally:
 
 def main(names: list[str]) -> int:
     """Check the names and run the suites; the last line tells the sum."""
-    if names[:1] == ["--aside"]:
-        return aside(names[1:])
+    if names == ["--aside"]:
+        return aside()
     unknown = set(names) - set(SUITES) - set(ON_DEMAND) - {"all"}
     if unknown or not names:
         print(f"usage: run.py all | {' '.join([*SUITES, *ON_DEMAND])}" + (f"; not known: {', '.join(sorted(unknown))}" if unknown else ""), file=sys.stderr)
@@ -250,18 +271,16 @@ def main(names: list[str]) -> int:
 
 
 def run_suites(names: list[str], everything: bool) -> int:
-    """Run the suites one after the other, and look for what is left behind when it is everything; return the exit status."""
+    """Run the suites one after the other, or in two processes when it is everything, and then look for what is left behind; return the exit status."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = leftovers.snapshot()
     BUILD.mkdir(exist_ok=True)
     copy_tree()
     results: dict[str, Tally] = {}
-    others = [name for name in ASIDE if name in names] if BESIDE in names else []
-    with bpf_file_system(bool(KERNEL_SUITES & set(names))):
-        for name in [BESIDE, *names] if others else names:
-            if name not in results and name not in others:
-                with beside(others if name == BESIDE else [], results):
-                    results[name] = timed(name)
+    known = {**SUITES, **ON_DEMAND}
+    with bpf_file_system(bool(KERNEL_SUITES & set(names))), beside(ASIDE if everything else {}, results):
+        for name, suite in HERE.items() if everything else [(name, known[name]) for name in names]:
+            results[name] = timed(name, suite)
     if everything:
         results["clean"] = left_behind(before)
     total = sum(results.values(), Tally())
@@ -270,25 +289,25 @@ def run_suites(names: list[str], everything: bool) -> int:
     return 1 if total.failed else 0
 
 
-def timed(name: str) -> Tally:
+def timed(name: str, suite: c.Callable[[], Tally]) -> Tally:
     """Run one suite between two lines that name it."""
     print(f"\n=== {name}", flush=True)
     start = time.monotonic()
-    tally = {**SUITES, **ON_DEMAND}[name]()
+    tally = suite()
     print(f"--- {name}: {tally} in {time.monotonic() - start:.0f} s", flush=True)
     return tally
 
 
 @contextlib.contextmanager
-def beside(names: list[str], results: dict[str, Tally]) -> c.Iterator[None]:
-    """Run suites in a process of their own meanwhile; show what they printed when both are done."""
-    if not names:
+def beside(suites: c.Collection[str], results: dict[str, Tally]) -> c.Iterator[None]:
+    """Run suites of ASIDE in a process of their own meanwhile; show what they printed when both are done."""
+    if not suites:
         yield
         return
     told, printed = BUILD / "aside.json", BUILD / "aside.log"
     told.unlink(missing_ok=True)
     with printed.open("wb") as log:
-        process = subprocess.Popen([sys.executable, __file__, "--aside", *names], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, __file__, "--aside"], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
             yield
             process.wait()
@@ -297,12 +316,12 @@ def beside(names: list[str], results: dict[str, Tally]) -> c.Iterator[None]:
             process.wait()
     print(printed.read_text(encoding="utf-8", errors="replace"), flush=True)
     found = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
-    results.update((name, Tally(*found[name]) if name in found else Tally(failed=1)) for name in names)
+    results.update((name, Tally(*found[name]) if name in found else Tally(failed=1)) for name in suites)
 
 
-def aside(names: list[str]) -> int:
-    """Run suites for beside(): what they counted goes to a file."""
-    (BUILD / "aside.json").write_text(json.dumps({name: dataclasses.astuple(timed(name)) for name in names}), encoding="utf-8")
+def aside() -> int:
+    """Run the suites of ASIDE for beside(); what they counted goes to a file."""
+    (BUILD / "aside.json").write_text(json.dumps({name: dataclasses.astuple(timed(name, suite)) for name, suite in ASIDE.items()}), encoding="utf-8")
     return 0
 
 
