@@ -220,6 +220,8 @@ def test_a_shadows_jump_table_is_never_without_a_user(monkeypatch: pytest.Monkey
     cleanup = bcc.BPF.cleanup
 
     def watched(self: t.Any) -> None:
+        if programs:  # once more when Python ends
+            return
         programs.append(os.dup(self.load_func(b"prs_end", bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd))
         bpf.map_update(maps["jt"], bytes(4), programs[0].to_bytes(4, "little"))
         cleanup(self)

