@@ -191,6 +191,30 @@ def test_its_death_costs_no_packet(machine: Machine) -> None:
     assert property_of(machine, "ct", "NRestarts") == "1" and attached(machine) == BOTH
 
 
+def test_a_service_that_hangs_is_started_again(machine: Machine) -> None:
+    """No packet goes untracked meanwhile. The time until systemd gives it up is shortened here."""
+
+    def main_pid() -> str:
+        return machine.run("systemctl", "show", "-P", "MainPID", "ct").strip()
+
+    machine.run("mkdir", "-p", "/run/systemd/system/ct.service.d")
+    machine.run("tee", "/run/systemd/system/ct.service.d/watchdog.conf", stdin="[Service]\nWatchdogSec=3\n")
+    try:
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", "ct")
+        pid = main_pid()
+        assert not within(5, lambda: main_pid() != pid), "one that answers is left alone"
+        machine.run("kill", "-STOP", pid)
+        all_is_tracked(machine)
+        assert within(SECONDS, lambda: main_pid() not in (pid, "0") and machine.run("systemctl", "is-active", "ct", check=False).strip() == "active")
+        assert "Watchdog timeout" in machine.run("journalctl", "-b", "-u", "ct", "--no-pager")
+        assert attached(machine) == BOTH
+    finally:
+        machine.run("rm", "-r", "/run/systemd/system/ct.service.d")
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", "ct")
+
+
 def test_stop_keeps_or_removes(machine: Machine) -> None:
     machine.run("systemctl", "stop", "ct")
     assert attached(machine) == BOTH
