@@ -38,11 +38,9 @@ def load(request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: py
 
 
 def assert_seen(result: swap.Result) -> None:
-    """Each frame that came in was seen, and counted in its flow. On a busy machine the sender's ring can be full: such frames never came in."""
-    refused = result.sent - result.received
-    assert result.unseen == 0 and 0 <= refused < result.sent // 100
-    assert (result.lost_flows, result.wrong_flows if not refused else 0) == (0, 0)
-    assert result.missing == refused
+    """Each frame that came in was seen. On a busy machine the interface's queue can be full: such frames it never had, and it counts them."""
+    assert result.unseen == 0
+    assert result.sent - result.received == result.dropped < result.sent // 100
 
 
 def told(result: swap.Result, figure: c.Callable[[str, object], None], what: str) -> None:
@@ -62,6 +60,8 @@ def test_no_frame_goes_unseen(load: swap.Load, swaps: int, figure: c.Callable[[s
     assert result.sent > 1000 * swaps
     assert_seen(result)
     assert result.counted == {"tracked": result.received, **{name: swaps * number for name, number in swap.PROOF.items()}}
+    assert (result.lost_flows, result.missing) == (0, result.dropped)
+    assert result.dropped or result.wrong_flows == 0
     assert result.flows == FLOWS * len({way.family for way in load.ways})
 
 
@@ -78,11 +78,10 @@ def test_no_frame_goes_unseen_while_tables_are_copied(load: swap.Load, figure: c
     result = load.run(swaps, turn)
     told(result, figure, "generations under load, every second with tables of another size")
     assert resized == swaps // 2
-    refused = result.sent - result.received  # by the sender's ring, see assert_seen()
-    assert result.unseen == 0 and 0 <= refused < result.sent // 100
+    assert_seen(result)
     assert result.counted == {"tracked": result.received, **{name: swaps * number for name, number in swap.PROOF.items()}}
     assert result.lost_flows == 0
-    assert 0 <= result.missing - refused <= MISSED * result.flows * resized
+    assert 0 <= result.missing - result.dropped <= MISSED * result.flows * resized
 
 
 @pytest.mark.parametrize("load", [ONE], indirect=True)
@@ -90,4 +89,4 @@ def test_what_the_others_would_see_if_it_were_not_so(load: swap.Load, figure: c.
     """An interface that is detached and attached again, as without links, has frames that nobody sees."""
     result = load.run(3, lambda dummy: load.attach_anew())
     figure("detached and attached 3 times under load instead: packets unseen", result.unseen)
-    assert result.unseen > 0 and result.missing == result.unseen + result.sent - result.received
+    assert result.unseen > 0 and result.sent - result.received == result.dropped and result.missing == result.unseen + result.dropped
