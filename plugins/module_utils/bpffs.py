@@ -206,6 +206,11 @@ def _below_standard(path: str) -> bool:
     return path == STANDARD or path.startswith(STANDARD + "/")
 
 
+def can_be_mounted(pin_root: str) -> bool:
+    """Tell whether ensure_mounted() can make pin_root usable."""
+    return mounted(pin_root) or (_below_standard(pin_root) and not _below_standard(_mount_of(pin_root)[0]) and os.path.isdir(STANDARD))
+
+
 def ensure_mounted(pin_root: str) -> bool:
     """Make pin_root usable: mount the bpffs where it is missing (recorded, for release()), make the directory.
 
@@ -262,34 +267,44 @@ def _system_call(number: int, *args: int | bytes | None) -> int:
 
 
 def _rmdir(directory: str) -> None:
-    with contextlib.suppress(OSError):  # others keep something there, too
+    with contextlib.suppress(OSError):  # not there, others keep something in it, or a mount point
         os.rmdir(directory)
 
 
-def release(pin_root: str) -> bool:
-    """Undo ensure_mounted() where nothing uses it any more: drop the directories that are empty, unmount the bpffs if it is our mount and empty.
+def _rmdir_alone(directory: str, *inside: str) -> None:
+    """Remove a directory, and those inside, where they are empty and no run has the lock of it: one that begins has it before it puts anything there."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, lock.Busy), lock.held(directory, 0):
+        for path in (*inside, directory):
+            _rmdir(path)
 
-    :return: whether anything was changed.
-    """
-    changed = False
-    for path in (Paths(pin_root).base, *([pin_root] if pin_root != STANDARD and _below_standard(pin_root) else [])):
-        with contextlib.suppress(OSError):  # not there, in use, or a mount point
-            os.rmdir(path)
-            changed = True
-    try:
-        with open(_record(), encoding="ascii") as lines:
-            device = int(lines.read() or 0)
-    except (OSError, ValueError):
-        return changed
-    if os.path.isdir(STANDARD) and os.stat(STANDARD).st_dev == device:
+
+def tidy_run_dir() -> None:
+    """Remove RUN_DIR where nothing is in it."""
+    _rmdir_alone(RUN_DIR)
+
+
+def release(pin_root: str) -> None:
+    """Undo ensure_mounted() where nothing uses it any more: drop the directories that are empty, unmount the bpffs if it is our mount and empty."""
+    paths = Paths(pin_root)
+    _rmdir_alone(paths.base, paths.gen, paths.link_dir)
+    if pin_root != STANDARD and _below_standard(pin_root):
+        _rmdir(pin_root)
+    if os.path.exists(_record()):
+        with contextlib.suppress(FileNotFoundError), lock.held(RUN_DIR):
+            _unmount()
+
+
+def _unmount() -> None:
+    """Take our mount and its record away where nothing is in it. A record that a killed run left half written tells of no mount that was made."""
+    with open(_record(), encoding="ascii") as lines:
+        device = lines.read().strip()
+    if os.path.isdir(STANDARD) and str(os.stat(STANDARD).st_dev) == device:
         if set(os.listdir(STANDARD)) - _PRELOADED:
-            return changed
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(STANDARD.encode(), 0) != 0:
-            return changed  # somebody stands in it; the record stays for the next time
+            return
+        if ctypes.CDLL(None, use_errno=True).umount2(STANDARD.encode(), 0) != 0:
+            return  # somebody stands in it; the record stays for the next time
     os.unlink(_record())
     _rmdir(RUN_DIR)
-    return True
 
 
 # ---------------------------------------------------------------- symlinks

@@ -144,8 +144,7 @@ def _scratch() -> t.Iterator[str]:
             yield _SCRATCH
         finally:
             _remove(_SCRATCH)
-            with contextlib.suppress(OSError):  # others keep something there, too
-                os.rmdir(bpffs.RUN_DIR)
+            bpffs.tidy_run_dir()
 
 
 def _remove(path: str) -> None:
@@ -160,8 +159,7 @@ def tidy() -> None:
     with contextlib.suppress(FileNotFoundError), contextlib.suppress(ConntrackError):  # nothing, or a build that goes on
         with lock.held(_SCRATCH, 0):
             _remove(_SCRATCH)
-    with contextlib.suppress(OSError):
-        os.rmdir(bpffs.RUN_DIR)
+    bpffs.tidy_run_dir()
 
 
 def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT), maps: dict[str, int] | None = None) -> dict[str, int]:

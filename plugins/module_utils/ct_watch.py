@@ -254,7 +254,7 @@ def _alone(pin_root: str) -> t.Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
-                os.rmdir(bpffs.RUN_DIR)
+            bpffs.tidy_run_dir()
 
 
 @contextlib.contextmanager

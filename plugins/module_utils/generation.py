@@ -245,12 +245,22 @@ def remove(paths: Paths, check_mode: bool = False, patience: float = lock.SECOND
         plan, have = _plan_removal(paths)
         if check_mode:
             return plan
-        if there:  # after a reboot there is no more than what was written down
-            remove_symlinks(paths)
-        state.activate(paths, None)
-        apply(plan, paths, have, Want("", {}, 1), b"")
+        if there:
+            _take_away(paths, plan, have)
+    if not there and (plan or have.state != State()):
+        # After a reboot there is no more than what was written down; or another run has just begun, whose work is not to be taken from under it.
+        with _at_home(paths, patience) if bpffs.can_be_mounted(paths.pin_root) else contextlib.nullcontext():
+            plan, have = _plan_removal(paths)
+            _take_away(paths, plan, have)
     _tidy(paths)
     return plan
+
+
+def _take_away(paths: Paths, plan: Plan, have: Have) -> None:
+    if os.path.isdir(paths.base):
+        remove_symlinks(paths)
+    state.activate(paths, None)
+    apply(plan, paths, have, Want("", {}, 1), b"")
 
 
 def _plan_removal(paths: Paths) -> tuple[Plan, Have]:
@@ -264,9 +274,6 @@ def _plan_removal(paths: Paths) -> tuple[Plan, Have]:
 def _tidy(paths: Paths) -> None:
     """Take away the directories that are empty, and what a killed run left of its build."""
     build_bcc.tidy()
-    for directory in (paths.gen, paths.link_dir):
-        with contextlib.suppress(OSError):
-            os.rmdir(directory)
     bpffs.release(paths.pin_root)
 
 

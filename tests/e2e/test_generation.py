@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import typing as t
 
 import pytest
@@ -38,6 +39,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     lock,
     netns,
     render,
+    state,
     verify,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
@@ -982,7 +984,10 @@ def test_two_runs_at_once(made: Chain) -> None:
             try:
                 made.ensure()
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(status)
         children.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0]
@@ -998,12 +1003,50 @@ def test_runs_and_removals_at_once(made: Chain) -> None:
             try:
                 made.ensure() if number % 2 else generation.remove(made.paths)
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(status)
         children.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0, 0, 0]
     made.ensure()
     made.assert_whole(t.cast("int", made.observe().generation))
+
+
+def test_a_run_that_begins_keeps_its_directory(made: Chain) -> None:
+    """A run that ends beside it takes away the directories that nobody uses; the one that has the lock does."""
+    with lock.held(made.paths.base, make=0o700):
+        bpffs.release(made.paths.pin_root)
+        assert os.path.isdir(made.paths.base)
+    bpffs.release(made.paths.pin_root)
+    assert not os.path.exists(made.paths.pin_root)
+    os.mkdir(made.paths.pin_root)
+
+
+def test_what_was_written_down_before_a_reboot_is_removed_alone(made: Chain) -> None:
+    """Nothing is pinned any more, and there is no directory to lock: the removal makes it, or another run would write there meanwhile."""
+    made.ensure()
+    generation.remove_tree(made.paths.base)
+    generation.remove_symlinks(made.paths)
+    assert made.written()
+    seen: list[bool] = []
+    forget = state.forget
+
+    def watched(paths: bpffs.Paths, name: str) -> None:
+        try:
+            with lock.held(paths.base, 0):
+                seen.append(False)
+        except lock.Busy:
+            seen.append(True)
+        forget(paths, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "forget", watched)
+        generation.remove(made.paths)
+    assert seen and all(seen)
+    assert made.tree() == {} and not os.path.exists(made.paths.base)
+    os.makedirs(made.paths.pin_root, exist_ok=True)
 
 
 def test_another_run_that_does_not_end_is_named(loaded: Chain, veth: None) -> None:
