@@ -247,7 +247,7 @@ def remove(paths: Paths, check_mode: bool = False, patience: float = lock.SECOND
             return plan
         if there:
             _take_away(paths, plan, have)
-    if not there and (plan or have.state != State()):
+    if not there and (plan or have.state != State() or state.leaves_a_directory(paths)):
         # After a reboot there is no more than what was written down; or another run has just begun, whose work is not to be taken from under it.
         with _at_home(paths, patience) if bpffs.can_be_mounted(paths.pin_root) else contextlib.nullcontext():
             plan, have = _plan_removal(paths)

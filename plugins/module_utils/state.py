@@ -239,6 +239,13 @@ def _unlink(path: str) -> None:
         os.unlink(path)
 
 
+def leaves_a_directory(paths: Paths) -> bool:
+    """Tell whether there is a directory that _tidy() has still to remove, after a run that could not for instance."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.path.isdir(_directory(paths)) or not os.listdir(paths.state_dir)
+    return False
+
+
 def _tidy(paths: Paths) -> None:
     for directory in (_directory(paths), paths.state_dir):
         with contextlib.suppress(OSError):  # not there, or in use
