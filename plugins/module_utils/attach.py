@@ -20,7 +20,7 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, health, lock, netns, plan, ports, verify
+from . import bpf, bpffs, health, interface_select, lock, netlink, netns, plan, ports, verify
 from . import state as statedir
 from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
@@ -51,6 +51,7 @@ class Want:
     :ivar field: where it stands in the input, for errors.
     :ivar hook: ``ingress`` or ``egress``; "" when the interface shall be free.
     :ivar mode: one of MODES.
+    :ivar chosen_by: what it was chosen by, see interface_select.label(); "" where it was named.
     """
 
     field: str
@@ -58,6 +59,7 @@ class Want:
     netns: str | None
     hook: str
     mode: str
+    chosen_by: str = ""
 
     @property
     def label(self) -> str:
@@ -66,21 +68,26 @@ class Want:
 
 
 def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) -> list[Want]:
-    """Check the module's ``interfaces`` and return them.
+    """Check the module's ``interfaces`` and return those that are named.
 
+    :param interfaces: as the module has them, or as interface_select.resolve() returns them.
     :raises ConntrackError: for the first bad value.
     """
     wants: list[Want] = []
     for number, item in enumerate(interfaces):
-        field = f"interfaces[{number}]"
-        name, namespace = item["name"], item.get("netns")
-        _check_name(f"{field}.name", name, 15, "an interface's name")
+        field = item.get("field") or f"interfaces[{number}]"
+        name, namespace = item.get("name"), item.get("netns")
+        interface_select.check(field, item)
+        if name is not None:
+            _check_name(f"{field}.name", name, 15, "an interface's name")
         if namespace is not None:
             _check_name(f"{field}.netns", namespace, 255, "a namespace's name")
         hook = item.get("program") or ""
         if state == "present" and not hook:
             raise ConntrackError(f"{field}.program: is missing: give {' or '.join(HOOKS)}.")
-        want = Want(field, name, namespace, hook if state == "present" else "", item.get("mode") or mode)
+        if name is None:  # chosen when it is known what there is
+            continue
+        want = Want(field, name, namespace, hook if state == "present" else "", item.get("mode") or mode, item.get("chosen_by") or "")
         for other in wants:
             if (other.netns, other.name) == (namespace, name):
                 raise bad_value(f"{field}.name", name, f"the interface is already in {other.field}; name each once")
@@ -677,7 +684,31 @@ def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
         shown.update(step.after or {})
     elif have.attached is not None:
         shown.update(have.attached.shown())
-    return {"name": want.name, "netns": want.netns, "ifindex": have.ifindex or None, **shown}
+    return {"name": want.name, "netns": want.netns, "ifindex": have.ifindex or None, **shown, "chosen_by": want.chosen_by or None}
+
+
+def choose(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, check_mode: bool) -> tuple[list[Want], plan.Plan, list[str]]:
+    """Return what is wanted of which interfaces, where some are chosen by what they are.
+
+    :return: (what is wanted; the steps, in check mode, for entries that nothing fits yet; warnings about those).
+    :raises ConntrackError: nothing fits, and it is no check run.
+    """
+    items, missing = interface_select.resolve(interfaces, _candidates)
+    steps: plan.Plan = []
+    if state == "present":
+        if missing and not check_mode:
+            raise ConntrackError(missing[0].message)
+        for one in missing:
+            after = {"program": one.item.get("program"), "program_id": None, "tag": None, "mode": one.item.get("mode") or mode}
+            steps.append(plan.Step("attach", "xdp", one.label, "no interface that fits exists yet", None, after))
+    return parse(state, items, mode), steps, [one.message for one in missing] if state == "present" else []
+
+
+def _candidates(namespace: str | None) -> list[interface_select.Candidate]:
+    if namespace is not None and not netns.exists(namespace):
+        there = ", ".join(netns.names()[0]) or "none"
+        raise ConntrackError(f"netns: there is no namespace {namespace!r}; there are: {there}.")
+    return netlink.candidates(namespace)
 
 
 def _rmdir(directory: str) -> None:
@@ -705,7 +736,7 @@ def converge(
     :raises ConntrackError: for everything a user can mend.
     """
     paths = bpffs.Paths(pin_root, state_dir)
-    wants = parse(state, interfaces or (), mode)
+    parse(state, interfaces or (), mode)  # before anything is looked at
     if os.geteuid() != 0:
         raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
     bpffs.check(pin_root)
@@ -715,6 +746,7 @@ def converge(
             if not check_mode:
                 statedir.end_write_interfaces(paths)
                 stack.callback(_rmdir, paths.link_dir)  # when the last link is gone: by this run, or by one that was killed then
+        wants, to_come, warnings = choose(state, interfaces or (), mode, check_mode)
         if state == "absent" and interfaces is None:
             names = [bpffs.interface_of(os.path.basename(path)) for path in held(paths)]
             wants = parse(state, [{"name": name, "netns": namespace} for namespace, name in names], mode)
@@ -731,7 +763,7 @@ def converge(
                 haves, faults = observe(paths, wants), health.examine(paths)
         todo = {step.args.want: step for step in steps} if check_mode else {}
         # what changes on an interface is written down without a word; that it had not been is told
-        steps = (steps or record) + converge_ports(paths, wants, haves, check_mode)
+        steps = (steps or record) + to_come + converge_ports(paths, wants, haves, check_mode)
         result = {
             "changed": bool(steps),
             "plan": plan.as_dicts(steps),
@@ -740,4 +772,4 @@ def converge(
             "faults": [fault.as_dict() for fault in faults],
             "mended": health.mended(found, faults),
         }
-        return result, applier.warnings
+        return result, warnings + applier.warnings

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import errno
+import fcntl
 import importlib
 import importlib.util
 import json
@@ -32,6 +34,7 @@ import typing as t
 from . import lock, netns, topology, topology_plan
 from . import plan as plans
 from .errors import ConntrackError, bad_value
+from .interface_select import Candidate
 from .plan import Plan, Step
 from .topology import Address, End, Have, HaveAddress, HaveLink, HaveRoute, Key, Recorded, Route, Sysctl, SysctlKey, Topology
 
@@ -56,9 +59,11 @@ _WITHOUT_STATS = struct.pack("=HHI", 8, 29, 8)  # the attribute IFLA_EXT_MASK wi
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_PROTO = 1, 2, 4, 8, 11
 _IFA_F_SECONDARY, _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_PERMANENT = 0x01, 0x02, 0x08, 0x80
 _IFAPROT_KERNEL_LL = 3
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH = 1, 4, 5, 6, 9
+_RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, weight, index
 _TABLE_MAIN, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 254, 0, 253, 1
 _RTM_F_CLONED = 0x200
+_SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_DRVINFO_SIZE = 0x8946, 0x3, 196  # linux/sockios.h, linux/ethtool.h: struct ethtool_drvinfo
 
 _FILES = 8192  # open files to ask for: two a namespace, a socket and the namespace itself, save opening both again for each kind of step
 _VANISH_SECONDS = 5.0  # how long the links of a deleted namespace may take to vanish before they are deleted one by one
@@ -351,6 +356,65 @@ def interfaces(name: str | None) -> list[HaveLink]:
     finally:
         channel.close()
     return [dataclasses.replace(link, addresses=tuple(addresses.get(link.ifindex, ()))) for link in links]
+
+
+def default_route_indexes(name: str | None) -> set[int]:
+    """Return the ifindexes out of which the default routes of a namespace go: for IPv4 and IPv6 each that with the lowest metric, all its next hops.
+
+    :raises ConntrackError: there is no such namespace.
+    """
+    with netns.entered(name):
+        channel = Channel()
+    try:
+        routes = channel.dump(_GETROUTE, _RTMSG.pack(0, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0))
+    finally:
+        channel.close()
+    best: dict[int, tuple[int, set[int]]] = {}
+    for data, start, end in routes:
+        family, prefix, dummy, dummy, table, dummy, dummy, kind, flags = _RTMSG.unpack_from(data, start)
+        if family not in (socket.AF_INET, socket.AF_INET6) or prefix or table != _TABLE_MAIN or kind != _UNICAST or flags & _RTM_F_CLONED:
+            continue
+        found = _attributes(data, start + _RTMSG.size, end)
+        metric, indexes = _u32(found, _RTA_PRIORITY), _next_hops(found)
+        if family not in best or metric < best[family][0]:
+            best[family] = (metric, set())
+        if metric == best[family][0]:  # of IPv6, each next hop may be a route of its own
+            best[family][1].update(indexes)
+    return {index for dummy, indexes in best.values() for index in indexes}
+
+
+def _next_hops(attributes: t.Mapping[int, bytes]) -> t.Iterator[int]:
+    """Yield the ifindexes that a route goes out of."""
+    if _RTA_OIF in attributes:
+        yield _u32(attributes, _RTA_OIF)
+    hops, at = attributes.get(_RTA_MULTIPATH, b""), 0
+    while at + _RTNEXTHOP.size <= len(hops):
+        length, dummy, dummy, index = _RTNEXTHOP.unpack_from(hops, at)
+        yield index
+        at += max(length + 3 & ~3, _RTNEXTHOP.size)
+
+
+def driver(interface: str) -> str:
+    """Return the driver of an interface of the calling thread's namespace, as C(ethtool -i) has it; "" where it has none that it tells."""
+    answer = ctypes.create_string_buffer(struct.pack("=I", _ETHTOOL_GDRVINFO), _ETHTOOL_DRVINFO_SIZE)
+    request = struct.pack("16sQ16x", interface.encode(), ctypes.addressof(answer))  # struct ifreq
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            fcntl.ioctl(sock, _SIOCETHTOOL, request)
+        except OSError:  # lo, and whatever else has no driver
+            return ""
+    return answer.raw[4:36].split(b"\0")[0].decode("utf-8", "replace")
+
+
+def candidates(name: str | None) -> list[Candidate]:
+    """Return the interfaces of a namespace that can be chosen by what they are; lo is never one.
+
+    :raises ConntrackError: there is no such namespace.
+    """
+    routed = default_route_indexes(name)
+    there = [link for link in interfaces(name) if link.ifindex != 1]
+    with netns.entered(name):
+        return [Candidate(link.key[1], driver(link.key[1]) or link.kind or "", link.ifindex in routed) for link in there]
 
 
 def unicast_addresses(name: str | None) -> list[str]:

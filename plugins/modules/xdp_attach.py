@@ -33,7 +33,11 @@ options:
     default: present
   interfaces:
     description:
-      - The interfaces, each once.
+      - The interfaces, each once. An entry names one, or chooses those that are all of O(interfaces[].pattern), O(interfaces[].driver) and
+        O(interfaces[].default_route) that it gives.
+      - An interface belongs to one entry, to that which names it, else to the first that fits. So an entry with O(interfaces[].default_route=true) and
+        after it one with O(interfaces[].pattern=*) are the uplink and everything else.
+      - When nothing fits an entry, that is an error with O(state=present), which says what there is.
       - Required with O(state=present). When it is not given with O(state=absent), it stands for every interface that this collection holds.
     type: list
     elements: dict
@@ -41,7 +45,20 @@ options:
       name:
         description: Name of the interface.
         type: str
-        required: true
+      pattern:
+        description:
+          - Choose the interfaces whose names fit the pattern, in which C(*), C(?) and C([...]) mean what they mean in a shell. C(lo) is never chosen.
+        type: str
+      driver:
+        description:
+          - Choose the interfaces of this driver, as C(ethtool -i) has it, V(virtio_net) or V(veth) for instance.
+        type: str
+      default_route:
+        description:
+          - Choose the interface out of which the default route goes. It is that with the lowest metric in the main table. Where IPv4 and IPv6 have
+            theirs on different interfaces, or one has several next hops, it is each of them.
+        type: bool
+        default: false
       netns:
         description:
           - Name of the network namespace that the interface is in, as C(ip netns list) shows it.
@@ -79,7 +96,7 @@ options:
     description:
       - The directory in which M(ebpf.conntrack.xdp_program) writes down what the chain is made of, as it was given there.
       - What is attached is written down there as well, with its O(mode), so that it can be attached again after a reboot.
-        Where nothing is written down of a chain, nothing is of interfaces.
+        Where nothing is written down of a chain, nothing is of interfaces. Interfaces that were chosen are written down by their names.
     type: path
     default: /var/lib/ebpf_conntrack
 notes:
@@ -109,6 +126,15 @@ EXAMPLES = r"""
       - name: eth0
         program: ingress
     mode: native
+
+- name: Track on whatever the default route goes out of, and on all other cards
+  ebpf.conntrack.xdp_attach:
+    interfaces:
+      - default_route: true
+        program: egress
+      - pattern: "en*"
+        driver: virtio_net
+        program: ingress
 
 - name: Replace whatever XDP program an interface in a namespace has
   ebpf.conntrack.xdp_attach:
@@ -237,7 +263,10 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "options": {
-                    "name": {"type": "str", "required": True},
+                    "name": {"type": "str"},
+                    "pattern": {"type": "str"},
+                    "driver": {"type": "str"},
+                    "default_route": {"type": "bool", "default": False},
                     "netns": {"type": "str"},
                     "program": {"type": "str", "choices": list(HOOKS)},
                     "mode": {"type": "str", "choices": list(attach.MODES)},

@@ -16,7 +16,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, netlink, netns
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
@@ -475,3 +475,44 @@ def test_what_is_foreign_among_the_pins_is_refused(lab: Lab) -> None:
     os.unlink(lab.paths.link(None, lab.near))
     with pytest.raises(ConntrackError, match="is no XDP program"):
         lab.run()
+
+
+# ---------------------------------------------------------------- interfaces by what they are
+def test_interfaces_are_chosen_by_what_they_are(lab: Lab) -> None:
+    for argv in (["link", "add", "br0", "type", "bridge"], ["link", "set", "br0", "up"], ["link", "set", lab.far, "up"], ["link", "set", "lo", "up"]):
+        ip("-n", lab.ns, *argv)
+    ip("-n", lab.ns, "address", "add", "192.0.2.1/24", "dev", lab.far)
+    ip("-n", lab.ns, "route", "add", "default", "via", "192.0.2.2")
+    ip("-n", lab.ns, "route", "add", "default", "dev", "br0", "metric", "7")
+    uplink, other = ({"default_route": True, "netns": lab.ns, "program": "egress"}, {"pattern": "*", "netns": lab.ns, "program": "ingress", "mode": "generic"})
+
+    would = lab.run([uplink, other], check_mode=True)
+    assert would["changed"] and lab.state() == (BARE, BARE)
+    done = lab.run([uplink, other])
+    assert [(one["name"], one["program"], one["chosen_by"]) for one in done["interfaces"]] == [
+        (lab.far, "egress", "default route"),
+        ("br0", "ingress", "pattern *"),
+    ]
+    assert (lab.seen(lab.far, lab.ns), lab.seen("br0", lab.ns)) == (EGRESS, ("ingress", "generic"))
+    assert not lab.run([uplink, other])["changed"]
+
+    ip("-n", lab.ns, "route", "replace", "default", "nexthop", "via", "192.0.2.2", "dev", lab.far, "nexthop", "dev", "br0")
+    assert {one.name: one.default_route for one in netlink.candidates(lab.ns)} == {lab.far: True, "br0": True}
+    ip("-n", lab.ns, "route", "del", "default")
+    assert {one.name: (one.driver, one.default_route) for one in netlink.candidates(lab.ns)} == {lab.far: ("veth", False), "br0": ("bridge", True)}
+
+    assert [one["name"] for one in lab.run([{"driver": "bridge", "netns": lab.ns}], state="absent")["interfaces"]] == ["br0"]
+    assert (lab.seen(lab.far, lab.ns), lab.seen("br0", lab.ns)) == (EGRESS, BARE)
+
+
+def test_nothing_that_fits_is_an_error_that_says_what_there_is(lab: Lab) -> None:
+    nothing = {"driver": "virtio_net", "netns": lab.ns, "program": "ingress"}
+    with pytest.raises(
+        ConntrackError, match=rf"interfaces\[0\]: driver virtio_net: no interface in namespace {lab.ns} fits; there are: {lab.far} \(driver veth\)\."
+    ):
+        lab.run([nothing])
+    would = lab.run([nothing], check_mode=True)  # an earlier task may make it
+    assert [(step["action"], step["name"]) for step in would["plan"]] == [("attach", "driver virtio_net")] and "there are: " in would["warnings"][0]
+    assert not lab.run([nothing], state="absent")["changed"]
+    with pytest.raises(ConntrackError, match=r"interfaces\[0\]\.netns: there is no namespace 'gone'"):
+        lab.run([{**nothing, "netns": "gone"}])

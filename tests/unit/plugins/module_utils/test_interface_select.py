@@ -1,0 +1,96 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which interfaces an entry means; pure, what there is is written down."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, interface_select
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.interface_select import Candidate
+
+THERE = [Candidate("ens4", "virtio_net"), Candidate("ens3", "virtio_net", True), Candidate("ens5", "e1000"), Candidate("br0", "bridge")]
+
+
+def look(netns: str | None) -> list[Candidate]:
+    if netns == "gone":
+        raise ConntrackError("netns: there is no namespace 'gone'; there are: none.")
+    return THERE if netns is None else [Candidate("ens3", "veth")]
+
+
+def chosen(*items: dict[str, t.Any]) -> list[tuple[str | None, str, str, str | None]]:
+    found, missing = interface_select.resolve(items, look)
+    assert missing == []
+    return [(one.get("netns"), one["name"], one["field"], one.get("chosen_by")) for one in found]
+
+
+def why(*items: dict[str, t.Any]) -> str:
+    (one,) = interface_select.resolve(items, look)[1]
+    return one.message
+
+
+@pytest.mark.parametrize(
+    ("item", "names"),
+    [
+        ({"pattern": "ens*"}, ["ens3", "ens4", "ens5"]),
+        ({"pattern": "ens[45]"}, ["ens4", "ens5"]),
+        ({"pattern": "*"}, ["br0", "ens3", "ens4", "ens5"]),
+        ({"driver": "virtio_net"}, ["ens3", "ens4"]),
+        ({"default_route": True}, ["ens3"]),
+        ({"driver": "virtio_net", "pattern": "*4"}, ["ens4"]),
+        ({"driver": "virtio_net", "default_route": True}, ["ens3"]),
+        ({"driver": "virtio_net", "default_route": False}, ["ens3", "ens4"]),
+        ({"name": "whatever"}, ["whatever"]),
+    ],
+)
+def test_what_fits(item: dict[str, t.Any], names: list[str]) -> None:
+    assert [name for dummy, name, dummy2, dummy3 in chosen(item)] == names
+
+
+def test_an_interface_belongs_to_the_entry_that_names_it_else_to_the_first_that_fits() -> None:
+    assert chosen({"default_route": True}, {"pattern": "ens*"}, {"name": "ens5"}) == [
+        (None, "ens3", "interfaces[0]", "default route"),
+        (None, "ens4", "interfaces[1]", "pattern ens*"),
+        (None, "ens5", "interfaces[2]", None),
+    ]
+    assert chosen({"pattern": "ens3"}, {"pattern": "ens3", "netns": "ns1"}) == [
+        (None, "ens3", "interfaces[0]", "pattern ens3"),
+        ("ns1", "ens3", "interfaces[1]", "pattern ens3"),
+    ]
+
+
+def test_what_was_chosen_keeps_the_rest_of_its_entry() -> None:
+    found, dummy = interface_select.resolve([{"pattern": "br*", "driver": None, "default_route": False, "program": "ingress", "mode": "generic"}], look)
+    (want,) = attach.parse("present", found, "auto")
+    assert want == attach.Want("interfaces[0]", "br0", None, "ingress", "generic", "pattern br*")
+
+
+def test_nothing_fits() -> None:
+    assert why({"name": "ens3"}, {"pattern": "eth*", "driver": "veth"}) == (
+        "interfaces[1]: pattern eth*, driver veth: no interface in the host's namespace fits; there are: br0 (driver bridge), "
+        "ens3 (driver virtio_net, default route), ens4 (driver virtio_net), ens5 (driver e1000). Correct the entry, or make the interface first."
+    )
+    assert "namespace ns1 fits; there are: ens3 (driver veth)." in why({"default_route": True, "netns": "ns1"})
+    assert "every interface in the host's namespace that fits belongs to another entry: ens3 to interfaces[1]." in why(
+        {"default_route": True}, {"name": "ens3"}
+    )
+    assert why({"pattern": "*", "netns": "gone"}).startswith("interfaces[0].netns: there is no namespace 'gone'")
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({}, r"interfaces\[0\]: it says no interface: give its name, or pattern, driver or default_route: true"),
+        ({"default_route": False}, "it says no interface"),
+        ({"name": "ens3", "driver": "veth"}, r"interfaces\[0\]\.driver: 'veth' is not valid: the entry names the interface 'ens3' already"),
+        ({"pattern": ""}, r"interfaces\[0\]\.pattern: '' is not valid"),
+        ({"pattern": "*", "program": None}, r"interfaces\[0\]\.program: is missing"),
+        ({"pattern": "*", "netns": "a/b"}, r"interfaces\[0\]\.netns"),
+    ],
+)
+def test_bad_entries_are_refused_before_anything_is_looked_at(item: dict[str, t.Any], message: str) -> None:
+    with pytest.raises(ConntrackError, match=message):
+        attach.parse("present", [{"program": "ingress", **item}], "auto")
