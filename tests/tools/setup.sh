@@ -6,11 +6,12 @@
 # Install what is missing, and nothing else.
 #   setup.sh run        what the playbooks need: system packages, .venv, the path on which Ansible finds the collection
 #   setup.sh dev        the same and what tests and gates need
+#   setup.sh fleet      what the tests' fleet needs, and no venv
 #   setup.sh importer   the Galaxy importer in a venv of its own
 #   setup.sh picture    what dev installs, and a browser, graphviz and mermaid for the tests of pictures
 # PYTHON names the interpreter of the venv; it must be the system's, since the BPF bindings are its packages.
 set -euo pipefail
-profile=${1:?usage: setup.sh run|dev|importer|picture}
+profile=${1:?usage: setup.sh run|dev|fleet|importer|picture}
 PYTHON=${PYTHON:-/usr/bin/python3}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 cd "$root"
@@ -105,6 +106,33 @@ venv() {
   printf '%s\n' "$want" >"$stamp"
 }
 
+# OpenSSH's server into $1, for the hosts of the tests' fleet: files alone, since its package starts a service.
+sshd() {
+  [ -e "$1/.complete" ] && return
+  local work log apt package directory
+  rm -rf "$1"
+  mkdir -p "$1"
+  if [ ! -x /usr/sbin/sshd ]; then
+    command -v apt-get >/dev/null || die "this system has no apt; install OpenSSH's server by hand"
+    printf 'setup: fetching openssh-server into %s\n' "${1#"$root"/}"
+    work=$(mktemp -d)
+    mkdir "$work/partial" "$work/files"
+    apt=(apt-get -qq -y -o DPkg::Lock::Timeout=300 -o APT::Sandbox::User=root -o Dir::Cache::archives="$work")
+    apt+=(install --download-only --no-install-recommends openssh-server)
+    log=$({ as_root "${apt[@]}" || { as_root apt-get -qq update && as_root "${apt[@]}"; }; } </dev/null 2>&1) || die "apt-get install --download-only openssh-server: $log"
+    for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/files"; done
+    # on the hosts /lib and the like are symbolic links into /usr
+    for directory in bin lib lib64 sbin; do
+      [ -d "$work/files/$directory" ] || continue
+      mkdir -p "$work/files/usr/$directory"
+      cp -a "$work/files/$directory/." "$work/files/usr/$directory/"
+    done
+    cp -a "$work/files/usr" "$work/files/etc" "$1/"
+    as_root rm -rf "$work"
+  fi
+  touch "$1/.complete"
+}
+
 # mermaid's parser, in a directory of its own below .venv; the version is that of the grammar that the tests mean.
 mermaid() {
   local version=11.12.0
@@ -127,6 +155,11 @@ case $profile in
     system_packages dev
     venv_flags=--system-site-packages venv "$root/.venv" requirements-dev.txt requirements.txt constraints.txt
     prometheus "$root/.venv"
+    sshd "$root/.ansible/fleet/sshd"
+    ;;
+  fleet)
+    system_packages dev
+    sshd "$root/.ansible/fleet/sshd"
     ;;
   picture)
     system_packages picture
