@@ -174,7 +174,7 @@ class ConntrackWriter(Writer):
         return conntrack_line(item[0], item[1], self._extended) + "\n"
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     """Return a value as people and spreadsheets read it."""
     if value is None:
         return ""
@@ -198,7 +198,7 @@ class CsvWriter(Writer):
 
     def line(self, item: flow.Flow) -> str:
         """Return the line of one flow."""
-        return self._text([_cell(column(item[0], item[1])) for column in self._columns])
+        return self._text([cell(column(item[0], item[1])) for column in self._columns])
 
     @staticmethod
     def _text(cells: t.Sequence[str]) -> str:
@@ -225,7 +225,7 @@ def _note(shape: flow.Shape, v: flow.Values) -> str:
     if shape.gre and any(shape.gre):
         notes.append(f"call {shape.gre[1]}")
     if shape.vlan:
-        notes.append(f"vlan {_cell(shape.vlan)}")
+        notes.append(f"vlan {cell(shape.vlan)}")
     return ", ".join(notes)
 
 
@@ -248,7 +248,7 @@ _TABLE: tuple[tuple[str, bool, t.Callable[[flow.Shape, flow.Values], str]], ...]
 
 
 def _column_text(name: str) -> t.Callable[[flow.Shape, flow.Values], str]:
-    return lambda shape, v: _cell(flow.ALL_COLUMNS[name](shape, v))
+    return lambda shape, v: cell(flow.ALL_COLUMNS[name](shape, v))
 
 
 #: Flows by which the columns of a table are measured.

@@ -18,6 +18,8 @@ import re
 import typing as t
 
 Graph = dict[str, t.Any]
+#: A table of the page: title, heads, rows.
+Table = tuple[str, t.Sequence[str], t.Sequence[t.Sequence[object]]]
 
 
 # ---------------------------------------------------------------- what it looks like
@@ -131,11 +133,16 @@ def _story(edge: Graph, names: t.Mapping[str, str]) -> str:
     for pair in edge["pairs"]:
         lines.append(f"{pair['proto']} {pair['src']} → {pair['dst']}: {pair['flows']}, {size(pair['bytes'])}")
     told = sum(pair["flows"] for pair in edge["pairs"])
-    return "\n".join(lines + ([f"… and {flows - told} more"] if flows > told else []))
+    return "\n".join(lines + ([f"… and {flows - told} more"] if flows > told > 0 else []))
 
 
 def _about(place: Graph) -> str:
-    kind = {"host": "the host's own namespace", "netns": "network namespace", "outside": "outside of the drawn namespaces"}[place["kind"]]
+    kind = {
+        "host": "the host's own namespace",
+        "netns": "network namespace",
+        "machine": "a host of the fleet",
+        "outside": "outside of what is drawn",
+    }[place["kind"]]
     lines = [f"{place['name']}: {kind}"]
     return "\n".join(lines + [_about_interface(one) for one in place["interfaces"]])
 
@@ -552,8 +559,9 @@ def _legend(graph: Graph, top: float, wide: float, most: int) -> tuple[str, floa
         items.append(
             (f'<path fill="var(--dim)" d="M0 -3.2l30 -3v{width(most, most) / 2 + 2:.1f}l-30 -3z"/>', f"wider: more bytes, {size(least)} to {size(most)}")
         )
-    items.append(('<circle class="port hook" cx="15" cy="-4" r="4"/>', "interface on which the chain runs: its hook, and the mode"))
-    items.append(('<path class="link" d="M0 -4h30"/>', "veth link"))
+    if any(place["kind"] != "machine" for place in graph["places"] if place["kind"] != "outside"):  # of a fleet's hosts only the flows are known
+        items.append(('<circle class="port hook" cx="15" cy="-4" r="4"/>', "interface on which the chain runs: its hook, and the mode"))
+        items.append(('<path class="link" d="M0 -4h30"/>', "veth link"))
     parts, x, y = [], 0.0, top
     for sample, text in items:
         long = 38 + 6.2 * len(text) + 24
@@ -602,9 +610,16 @@ def html(graph: Graph) -> str:
         for place in graph["places"]
         for one in place["interfaces"]
     ]
-    tables = _table("Flows", ("from", "to", "state", "protocols", "flows", "packets", "bytes"), flows)
-    tables += _table("Interfaces", ("namespace", "interface", "addresses", "MAC", "MTU", "state", "XDP"), interfaces)
-    return _PAGE.format(title=_x(graph["title"]), svg=svg(graph), tables=tables)
+    tables: list[Table] = [
+        ("Flows", ("from", "to", "state", "protocols", "flows", "packets", "bytes"), flows),
+        ("Interfaces", ("namespace", "interface", "addresses", "MAC", "MTU", "state", "XDP"), interfaces),
+    ]
+    return page(graph, tables)
+
+
+def page(graph: Graph, tables: t.Iterable[Table]) -> str:
+    """Return a page with the picture and these tables."""
+    return _PAGE.format(title=_x(graph["title"]), svg=svg(graph), tables="".join(_table(*one) for one in tables))
 
 
 _NUMBER = ' class="n"'
