@@ -64,12 +64,12 @@ FEATURES: tuple[tuple[str, str, t.Callable[[], None]], ...] = (
 )
 
 
-def check() -> None:
-    """Prove every feature that the chain needs.
+def missing() -> list[str]:
+    """Try every feature that the chain needs; return those that are missing, each with the release that brought it and the kernel's own words.
 
-    :raises ConntrackError: naming each that is missing, the release that brought it and the kernel's own words.
+    :raises ConntrackError: where the user is not let.
     """
-    missing = []
+    found = []
     for name, since, probe in FEATURES:
         try:
             probe()
@@ -78,6 +78,15 @@ def check() -> None:
                 raise ConntrackError(
                     "the kernel refuses BPF to this user: run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON."
                 ) from exc
-            missing.append(f"{name} (since Linux {since}; {exc})")
-    if missing:
-        raise ConntrackError(f"this kernel lacks what the chain needs: {'; '.join(missing)}.", missing_features=missing)
+            found.append(f"{name} (since Linux {since}; {exc})")
+    return found
+
+
+def check() -> None:
+    """Prove every feature that the chain needs.
+
+    :raises ConntrackError: naming each that is missing, the release that brought it and the kernel's own words.
+    """
+    lacking = missing()
+    if lacking:
+        raise ConntrackError(f"this kernel lacks what the chain needs: {'; '.join(lacking)}.", missing_features=lacking)

@@ -19,7 +19,7 @@ import struct
 import time
 import typing as t
 
-from . import bpf, bpffs, chain, clock, netns
+from . import bpf, bpffs, chain, clock, netns, xdp_modes
 from .bpffs import Paths
 from .errors import ConntrackError
 
@@ -556,13 +556,35 @@ def stands_still(counted: t.Callable[[], int], received: t.Callable[[], int], wa
     return 0
 
 
+def tracking(paths: Paths) -> list[str]:
+    """Return the pins of the links whose interfaces' frames are to be counted."""
+    return [key for key, link in look_links(paths).items() if link.info is not None and link.here and _tracks(link.info)]
+
+
+def received(keys: t.Iterable[str]) -> int:
+    """Return how many frames the interfaces that pins are named for received; one that is gone has none."""
+    return sum(facts.received for facts in map(_facts, keys) if facts is not None)
+
+
+def lateness(keys: t.Iterable[str], seconds: float) -> float:
+    """Return ``seconds`` where the driver of one of these interfaces may count frames late, else 0."""
+    for key in keys:
+        namespace, name = bpffs.interface_of(key)
+        if namespace is not None and not netns.exists(namespace):
+            continue
+        with netns.entered(namespace):
+            if xdp_modes.driver(name).counts_late:
+                return seconds
+    return 0.0
+
+
 def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fault, ...]:
     """Return whether the interfaces that the chain is attached to receive frames that it does not count.
 
     :param prove: sends a frame of proof through an entry program and raises ConntrackError where it is not passed and counted; called only
         when nothing is counted, with the entry's and the counters' file descriptors, and whether there are guests.
     """
-    keys = [key for key, link in look_links(paths).items() if link.info is not None and link.here and _tracks(link.info)]
+    keys = tracking(paths)
     number = active(paths)
     if not keys or number is None:
         return ()
@@ -571,7 +593,7 @@ def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fau
         entries = [stack.enter_context(open_pin(os.path.join(paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[hook]}"))) for hook in chain.TRACKING_HOOKS]
         if kind != "map" or any(kind != "prog" for kind, dummy in entries):
             return ()  # which look() tells
-        frames = stands_still(lambda: _counted(stats), lambda: sum(facts.received for facts in map(_facts, keys) if facts is not None))
+        frames = stands_still(lambda: _counted(stats), lambda: received(keys))
         if not frames:
             return ()
         where = ", ".join(map(interface, keys))

@@ -38,18 +38,19 @@ _UNFINISHED = ".new"
 
 
 # ---------------------------------------------------------------- reading
-def _directory(paths: Paths) -> str:
+def directory(paths: Paths) -> str:
+    """Return the directory of one ``pin_root``."""
     return os.path.join(paths.state_dir, bpffs.encode(paths.pin_root.lstrip("/")))
 
 
 def manifest(paths: Paths, number: int) -> str:
     """Return the path of one generation's manifest."""
-    return os.path.join(_directory(paths), f"{number}{_SUFFIX}")
+    return os.path.join(directory(paths), f"{number}{_SUFFIX}")
 
 
 def active_link(paths: Paths) -> str:
     """Return the path of the symlink to the manifest of the generation in use."""
-    return os.path.join(_directory(paths), _ACTIVE)
+    return os.path.join(directory(paths), _ACTIVE)
 
 
 def _number(name: str) -> int | None:
@@ -98,7 +99,7 @@ def look(paths: Paths) -> State:
     :raises OSError: where it may not be read.
     """
     try:
-        names = sorted(os.listdir(_directory(paths)))
+        names = sorted(os.listdir(directory(paths)))
     except (FileNotFoundError, NotADirectoryError):
         return State()
     number = active(paths)
@@ -114,7 +115,7 @@ def interfaces(paths: Paths) -> list[dict[str, t.Any]]:
     :raises OSError: where it is there and may not be read.
     """
     try:
-        with open(os.path.join(_directory(paths), _INTERFACES), encoding="utf-8") as file:
+        with open(os.path.join(directory(paths), _INTERFACES), encoding="utf-8") as file:
             return [{name: item[name] for name in ("name", "netns", "program", "mode")} for item in json.load(file)["interfaces"]]
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return []
@@ -123,7 +124,7 @@ def interfaces(paths: Paths) -> list[dict[str, t.Any]]:
 def interfaces_stamp(paths: Paths) -> tuple[int, int] | None:
     """Return what changes whenever interfaces() does; None where nothing is written down."""
     try:
-        found = os.stat(os.path.join(_directory(paths), _INTERFACES))
+        found = os.stat(os.path.join(directory(paths), _INTERFACES))
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
@@ -138,7 +139,7 @@ def check(paths: Paths) -> None:
     where = paths.state_dir
     if not os.path.isabs(where) or os.path.normpath(where) != where:
         raise bad_value("state_dir", where, f"give the absolute path of a directory, as {bpffs.STATE_DIR}")
-    nearest = _directory(paths)
+    nearest = directory(paths)
     while not os.path.lexists(nearest):
         nearest = os.path.dirname(nearest)
     if not os.path.isdir(nearest):
@@ -179,7 +180,7 @@ def write_interfaces(paths: Paths, items: t.Sequence[t.Mapping[str, t.Any]]) -> 
 
     :raises ConntrackError: naming the path, where the file system refuses.
     """
-    path = os.path.join(_directory(paths), _INTERFACES)
+    path = os.path.join(directory(paths), _INTERFACES)
     with _named(path, "which interfaces are attached"):
         if items:
             _replace(paths, path, {"pin_root": paths.pin_root, "interfaces": list(items)})
@@ -225,7 +226,7 @@ def activate(paths: Paths, number: int | None) -> None:
 
 def forget(paths: Paths, name: str) -> None:
     """Remove one file, and the directories that are empty then."""
-    _unlink(os.path.join(_directory(paths), name))
+    _unlink(os.path.join(directory(paths), name))
     _tidy(paths)
 
 
@@ -242,18 +243,18 @@ def _unlink(path: str) -> None:
 def leaves_a_directory(paths: Paths) -> bool:
     """Tell whether there is a directory that _tidy() has still to remove, after a run that could not for instance."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return os.path.isdir(_directory(paths)) or not os.listdir(paths.state_dir)
+        return os.path.isdir(directory(paths)) or not os.listdir(paths.state_dir)
     return False
 
 
 def _tidy(paths: Paths) -> None:
-    for directory in (_directory(paths), paths.state_dir):
+    for one in (directory(paths), paths.state_dir):
         with contextlib.suppress(OSError):  # not there, or in use
-            os.rmdir(directory)
+            os.rmdir(one)
 
 
-def _sync(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(where: str) -> None:
+    fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:

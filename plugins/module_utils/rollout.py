@@ -1,0 +1,209 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a roll-out makes of its hosts' results: who can take the chain, who is in trouble, and the tables of that. Nothing here asks a host."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from . import ct_text
+
+Vars = t.Mapping[str, t.Any]
+
+#: Results of the role xdp_ct that can have changed a host, in the order of its tasks.
+STEPS = ("xdp_ct_missing", "xdp_ct_did_install", "xdp_ct_did_load", "xdp_ct_did_attach", "xdp_ct_did_command", "xdp_ct_did_service")
+#: The variables of a host that are looked at.
+NAMES = (*STEPS, "xdp_ct_preflight", "rollout_refused", "rollout_batch", "rollout_ended", "rollout_failed", "rollout_soaked", "rollout_put_back")
+
+
+def table(rows: t.Sequence[t.Mapping[str, t.Any]], columns: t.Mapping[str, str], form: str = "table") -> str:
+    """Return rows as a table with aligned columns, or as one of Markdown.
+
+    :param columns: the columns' keys in the rows, each with its title. Columns that hold nothing but numbers stand at the right.
+    :param form: ``table`` or ``markdown``.
+    """
+    cells = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
+    if form == "markdown":
+        lines = [list(columns.values()), ["---"] * len(columns), *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells)]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    numbers = [at for at, name in enumerate(columns) if rows and all(row.get(name) is None or isinstance(row[name], (int, float)) for row in rows)]
+    return ct_text.columns([list(columns.values()), *cells], numbers)
+
+
+# ---------------------------------------------------------------- who can take the chain
+FITNESS = {
+    "host": "HOST",
+    "verdict": "VERDICT",
+    "kernel": "KERNEL",
+    "chain": "CHAIN",
+    "flows": "FLOWS",
+    "interfaces": "INTERFACES",
+    "memory": "NEEDS",
+    "available": "HAS",
+    "why": "WHY",
+}
+
+
+def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
+    """Return the row of one host; its ``verdict`` is ``ready``, ``unfit`` or ``unreachable``."""
+    looked = found.get("xdp_ct_preflight") or {}
+    if looked.get("unreachable"):
+        return {"host": host, "verdict": "unreachable", "why": _line(looked.get("msg", ""))}
+    if "ok" not in looked:
+        return {"host": host, "verdict": "unfit", "why": _line(found.get("rollout_refused") or looked.get("msg") or "it was not looked at")}
+    chain, memory = looked["chain"], looked["memory"]
+    why = [f"{one['field']}: {one['problem']} {one['mend']}".strip() for one in looked["problems"]]
+    if looked["would_install"]:
+        why.append(f"would install {', '.join(looked['would_install'])}")
+    return {
+        "host": host,
+        "verdict": "ready" if looked["ok"] else "unfit",
+        "kernel": looked["kernel"]["release"],
+        "chain": None if chain is None else "none" if chain["generation"] is None else f"{chain['generation']}{'' if chain['healthy'] else ', NOT GOOD'}",
+        "flows": looked["flows"],
+        "interfaces": " ".join(f"{one['name']}:{'/'.join(one['modes']) or 'missing'}" for one in looked["interfaces"]),
+        "memory": None if memory is None else f"{memory['needed'] >> 20} MiB",
+        "available": None if memory is None else f"{memory['available'] >> 20} MiB",
+        "why": "; ".join(why),
+    }
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def fitness(found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: bool) -> dict[str, t.Any]:
+    """Return who is ``ready``, all ``hosts``, the ``table``, and why nothing may be changed (``stop``), "" where it may.
+
+    :param found: the variables of NAMES by host.
+    """
+    rows = [fitness_of(host, one) for host, one in found.items()]
+    by = {verdict: [row["host"] for row in rows if row["verdict"] == verdict] for verdict in ("ready", "unfit", "unreachable")}
+    reasons = []
+    if by["unfit"] and not skip_unfit:
+        whys = "; ".join(f"{row['host']}: {row['why']}" for row in rows if row["verdict"] == "unfit")
+        reasons.append(f"{_hosts(by['unfit'])} can not take the chain ({whys}). Mend that, or give rollout_skip_unfit: true to leave such hosts out.")
+    if by["unreachable"] and not skip_unreachable:
+        reasons.append(f"{_hosts(by['unreachable'])} can not be reached. Mend that, or give rollout_skip_unreachable: true to leave such hosts out.")
+    if not by["ready"] and not reasons:
+        reasons.append("no host can take the chain.")
+    stop = " ".join(reasons)
+    return {"ready": by["ready"], "hosts": list(found), "table": table(rows, FITNESS), "stop": f"Nothing was changed: {stop}" if stop else ""}
+
+
+def _hosts(names: t.Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+# ---------------------------------------------------------------- what became of hosts
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one host.
+
+    :ivar batch: the number of its batch, None where that did not begin.
+    :ivar lost: whether it was lost in its batch, with what was said then.
+    :ivar failed: what went wrong on it, "" where nothing did.
+    :ivar changed: whether anything was changed on it.
+    """
+
+    host: str
+    batch: int | None = None
+    lost: str = ""
+    failed: str = ""
+    changed: bool = False
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, "" where all is well."""
+        return f"{self.host}: it was lost ({self.lost})" if self.lost else f"{self.host}: {self.failed}" if self.failed else ""
+
+
+def outcome_of(host: str, found: Vars) -> Outcome:
+    """Return what became of one host, by its variables of NAMES."""
+    results = [found.get(name) or {} for name in (*STEPS, "rollout_soaked")]
+    lost = next((_line(one.get("msg") or "unreachable") for one in results if one.get("unreachable")), "")
+    batch = (found.get("rollout_batch") or {}).get("number")
+    return Outcome(host, batch, lost, _line(found.get("rollout_failed") or ""), any(one.get("changed") for one in results))
+
+
+def outcome(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
+    """Return what became of a batch: whether anything ``changed``, and all ``trouble``."""
+    outcomes = [outcome_of(host, one) for host, one in found.items()]
+    return {"changed": any(one.changed for one in outcomes), "trouble": [one.trouble for one in outcomes if one.trouble]}
+
+
+SUMMARY = {
+    "host": "HOST",
+    "batch": "BATCH",
+    "before": "FROM",
+    "after": "TO",
+    "seconds": "SECONDS",
+    "unseen": "UNSEEN",
+    "flows_before": "FLOWS BEFORE",
+    "flows_after": "AFTER",
+    "result": "RESULT",
+}
+
+
+def summary_of(host: str, found: Vars) -> dict[str, t.Any]:
+    """Return the row of one host."""
+    one = outcome_of(host, found)
+    looked, soaked, back = (found.get(name) or {} for name in ("xdp_ct_preflight", "rollout_soaked", "rollout_put_back"))
+    before, figures = (looked.get("chain") or {}).get("generation"), soaked.get("figures") or {}
+    row: dict[str, t.Any] = {
+        "host": host,
+        "batch": one.batch,
+        "before": "none" if looked.get("chain") and before is None else before,
+        "flows_before": looked.get("flows"),
+    }
+    if one.batch is None:
+        fit = fitness_of(host, found)
+        return {**row, "result": "not touched" if fit["verdict"] == "ready" else f"left out, {fit['verdict']}"}
+    now = back if back.get("chain") else found.get("xdp_ct_did_load") or {}
+    after = (now.get("chain") or {}).get("generation")
+    row.update(
+        after="none" if now.get("chain") and after is None else after,
+        seconds=figures.get("seconds"),
+        unseen=figures.get("unseen"),
+        flows_after=figures.get("flows"),
+    )
+    return {**row, "result": _result(one, back)}
+
+
+def _result(one: Outcome, back: Vars) -> str:
+    if back.get("failed") or back.get("unreachable"):
+        return f"NOT PUT BACK: {_line(back.get('msg', ''))}"
+    if one.lost:
+        return "lost"
+    what = "failed" if one.failed else "changed" if one.changed else "unchanged"
+    return f"{what}, put back" if back.get("changed") else f"{what}, nothing to put back" if "changed" in back and not back.get("skipped") else what
+
+
+def summary(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
+    """Return the ``table`` of all hosts, and a ``message`` that says what is wrong and who was put back."""
+    rows = [summary_of(host, one) for host, one in found.items()]
+    rows.sort(key=lambda row: (row["batch"] is None, row["batch"] or 0))
+    outcomes = [outcome_of(host, one) for host, one in found.items()]
+    troubles = [one.trouble.rstrip(".") for one in outcomes if one.trouble]
+    back = [row["host"] for row in rows if row["result"].endswith("put back")]
+    stuck = [row["host"] for row in rows if row["result"].startswith("NOT PUT BACK")]
+    rest = sum(row["result"] == "not touched" for row in rows)
+    batch = max((one.batch for one in outcomes if one.batch is not None and one.trouble), default=0)
+    message = f"Batch {batch} is not well: {'; '.join(troubles)}."
+    message += f" Put back: {', '.join(back) or 'none'}."
+    if stuck:
+        message += f" Not put back: {', '.join(stuck)}."
+    if rest:
+        message += f" {rest} {'host of later batches was' if rest == 1 else 'hosts of later batches were'} not touched."
+    return {"table": table(rows, SUMMARY), "message": message}
+
+
+def batch(found: t.Mapping[str, Vars], hosts: t.Sequence[str]) -> dict[str, t.Any]:
+    """Return the next batch: its ``number``, from 1, and its ``hosts``.
+
+    :param found: the variables of NAMES of all hosts.
+    """
+    numbers = [(one.get("rollout_batch") or {}).get("number", 0) for one in found.values()]
+    return {"number": max(numbers, default=0) + 1, "hosts": list(hosts)}

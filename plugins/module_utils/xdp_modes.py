@@ -1,0 +1,99 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an interface's driver is, and whether it runs XDP programs itself: asked of the kernel, and nothing is attached for it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import socket
+import struct
+import typing as t
+
+# ---------------------------------------------------------------- the driver (include/uapi/linux/ethtool.h)
+_SIOCETHTOOL, _ETHTOOL_GDRVINFO = 0x8946, 3
+_DRVINFO = struct.Struct("=I32s32s32s32s32s12sIIIII")
+
+
+class Driver(t.NamedTuple):
+    """An interface's driver.
+
+    :ivar name: as C(ethtool -i) shows it, "" where it has none.
+    :ivar bus: where the card is plugged in, "" for what is no card.
+    """
+
+    name: str
+    bus: str
+
+    @property
+    def counts_late(self) -> bool:
+        """Whether its counts of frames may lag behind: many cards are asked for theirs once a second."""
+        return bool(self.bus) and self.name != "virtio_net"
+
+
+def driver(interface: str) -> Driver:
+    """Return the driver of an interface of the current namespace."""
+    info = ctypes.create_string_buffer(_DRVINFO.pack(_ETHTOOL_GDRVINFO, *(b"",) * 6, *(0,) * 5), _DRVINFO.size)
+    request = struct.pack("16sP16x", interface.encode(), ctypes.addressof(info))  # struct ifreq
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            fcntl.ioctl(sock, _SIOCETHTOOL, request)
+        except OSError:  # loopback has no such thing; a missing interface is told elsewhere
+            return Driver("", "")
+    fields = _DRVINFO.unpack(info.raw)
+    name, bus = (fields[at].split(b"\0", 1)[0].decode(errors="replace") for at in (1, 4))
+    return Driver(name, bus)
+
+
+# ---------------------------------------------------------------- what XDP the driver can do (Documentation/netlink/specs/netdev.yaml, Linux 6.3)
+_NETLINK_GENERIC, _CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 16, 3, 1, 2
+_DEV_GET, _DEV_IFINDEX, _DEV_XDP_FEATURES = 1, 1, 3
+_NLMSG_ERROR, _NLM_F_REQUEST = 2, 1
+_HEADER = struct.Struct("=IHHII")
+_GENERIC = struct.Struct("=BBH")
+#: enum netdev_xdp_act
+_BASIC = 1
+
+
+def _attribute(kind: int, payload: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+
+
+def attributes(payload: bytes) -> dict[int, bytes]:
+    """Return the attributes of a netlink message by their number."""
+    found, at = {}, 0
+    while at + 4 <= len(payload):
+        length, kind = struct.unpack_from("=HH", payload, at)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = payload[at + 4 : at + length]
+        at += (length + 3) & ~3
+    return found
+
+
+def _ask(sock: socket.socket, family: int, command: int, payload: bytes) -> dict[int, bytes]:
+    """:raises OSError: with the kernel's number where it refuses."""
+    body = _GENERIC.pack(command, 1, 0) + payload
+    sock.send(_HEADER.pack(_HEADER.size + len(body), family, _NLM_F_REQUEST, 1, 0) + body)
+    answer = sock.recv(1 << 16)
+    length, kind, dummy, dummy, dummy = _HEADER.unpack_from(answer)
+    if kind == _NLMSG_ERROR:
+        (number,) = struct.unpack_from("=i", answer, _HEADER.size)
+        raise OSError(-number, "netlink refuses it")
+    return attributes(answer[_HEADER.size + _GENERIC.size : length])
+
+
+def native(ifindex: int) -> bool | None:
+    """Return whether the driver of an interface of the current namespace runs XDP programs itself; None where this kernel does not tell."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC) as sock:
+        try:
+            family = _ask(sock, _CTRL, _CTRL_GETFAMILY, _attribute(_CTRL_FAMILY_NAME, b"netdev\0"))[_CTRL_FAMILY_ID]
+            found = _ask(sock, struct.unpack("=H", family)[0], _DEV_GET, _attribute(_DEV_IFINDEX, struct.pack("=I", ifindex)))
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):  # older kernels have no such family
+                return None
+            raise
+    features = found.get(_DEV_XDP_FEATURES)
+    return None if features is None else bool(int.from_bytes(features[:8], "little" if struct.pack("=H", 1)[0] else "big") & _BASIC)

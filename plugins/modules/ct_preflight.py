@@ -1,0 +1,276 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Look whether a host can take the chain."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ct_preflight
+short_description: Look whether a host can take the connection tracker
+version_added: "0.1.0"
+description:
+  - Looks whether a host can take the chain as it is wanted, and how it is before. Nothing is changed, nothing is attached for it.
+  - What the kernel can do is tried, with small programs and maps that are thrown away, and not concluded from its release.
+  - Whatever is wrong is in RV(problems), each with how to mend it, and RV(ok) is V(false); the task does not fail for it.
+author:
+  - The ebpf.conntrack authors (@ebpf-conntrack)
+extends_documentation_fragment:
+  - ebpf.conntrack.attributes
+  - ebpf.conntrack.pin_root
+attributes:
+  diff_mode:
+    support: none
+    details:
+      - Nothing is ever changed.
+options:
+  interfaces:
+    description:
+      - The interfaces that the chain is to be attached to, as M(ebpf.conntrack.xdp_attach) takes them.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the interface.
+        type: str
+      pattern:
+        description: Choose the interfaces whose names fit, see O(ebpf.conntrack.xdp_attach#module:interfaces).
+        type: str
+      driver:
+        description: Choose the interfaces of this driver.
+        type: str
+      default_route:
+        description: Choose the interface out of which the default route goes.
+        type: bool
+        default: false
+      netns:
+        description: Name of the network namespace that it is in. When not given, the host's.
+        type: str
+      program:
+        description: The hook.
+        type: str
+        choices: [ingress, egress, pass]
+      mode:
+        description: The mode for this interface. When not given, O(mode) holds.
+        type: str
+        choices: [auto, native, generic]
+  mode:
+    description:
+      - Where the programs are to run. With V(native) a driver that runs none is a problem.
+    type: str
+    choices: [auto, native, generic]
+    default: auto
+  takeover:
+    description: Whether an XDP program of somebody else may be replaced. Without it, one is a problem.
+    type: bool
+    default: false
+  table_size:
+    description: Entries of the table of assured IPv4 flows, see O(ebpf.conntrack.xdp_program#module:table_size).
+    type: int
+    default: 65536
+  table_size6:
+    description: Entries of the table of assured IPv6 flows.
+    type: int
+    default: 65536
+  half_open_size:
+    description: Entries of the table of all other IPv4 flows.
+    type: int
+    default: 65536
+  half_open_size6:
+    description: Entries of the table of all other IPv6 flows.
+    type: int
+    default: 65536
+  events:
+    description: Whether the chain tells what becomes of flows.
+    type: bool
+    default: false
+  build:
+    description:
+      - How the chain is built. Only V(bcc) needs a compiler on the host.
+    type: str
+    choices: [bcc, clang, object]
+    default: bcc
+  install:
+    description:
+      - Whether what is missing will be installed, so that it is no problem where the host has C(dpkg) or C(rpm).
+    type: bool
+    default: true
+  prefix:
+    description: The directory that M(ebpf.conntrack.ct_command) is given.
+    type: path
+    default: /usr/local
+  state_dir:
+    description: The directory that M(ebpf.conntrack.xdp_program) is given.
+    type: path
+    default: /var/lib/ebpf_conntrack
+requirements:
+  - root
+seealso:
+  - module: ebpf.conntrack.ct_soak
+  - module: ebpf.conntrack.ct_put_back
+  - module: ebpf.conntrack.xdp_program
+"""
+
+EXAMPLES = r"""
+- name: Can this host take it?
+  ebpf.conntrack.ct_preflight:
+    interfaces:
+      - name: eth0
+        program: ingress
+    mode: native
+    table_size: 1048576
+  register: preflight
+
+- name: Go no further where it can not
+  ansible.builtin.assert:
+    that: preflight.ok
+    fail_msg: "{{ preflight.problems | map(attribute='problem') | join(' ') }}"
+"""
+
+RETURN = r"""
+ok:
+  description: Whether nothing is wrong.
+  returned: success
+  type: bool
+problems:
+  description: What keeps the chain off this host.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    field:
+      description: The option that it is about, or what of the host.
+      type: str
+    value:
+      description: What is there.
+      type: str
+    problem:
+      description: What is wrong with it.
+      type: str
+    mend:
+      description: What to do about it.
+      type: str
+  sample:
+    - field: table_size
+      value: 512 MiB
+      problem: the new tables and what loads them take 1201 MiB of memory, available are 512 MiB.
+      mend: Give smaller tables (table_size, table_size6, half_open_size, half_open_size6), or free memory.
+kernel:
+  description: C(release), C(machine) and C(missing_features), which is V(null) where libbpf is missing, so that nothing could be tried.
+  returned: success
+  type: dict
+  sample: {release: 6.12.41, machine: x86_64, missing_features: []}
+libraries:
+  description: Each with its C(name), the version C(found), V(null) where it is missing, the one C(wanted), whether it is C(needed) and C(good).
+  returned: success
+  type: list
+  elements: dict
+would_install:
+  description: The packages that are missing and would be installed.
+  returned: success
+  type: list
+  elements: str
+python:
+  description: The version of the Python that the module ran on.
+  returned: success
+  type: str
+interfaces:
+  description:
+    - The wanted interfaces. C(native) tells whether the driver runs XDP programs itself, by the kernel's own answer (since Linux 6.3), V(null) where it
+      does not tell, and C(modes) which modes can be had. C(program) and C(mode) are what is attached now, C(foreign) whether that is somebody else's.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - name: eth0
+      netns: null
+      ifindex: 2
+      driver: virtio_net
+      native: true
+      why_not_native: ""
+      modes: [native, generic]
+      program: null
+      mode: null
+      foreign: false
+memory:
+  description:
+    - Bytes. C(needed) is what the tables take that are not handed on, and the compiler; C(held) what the tables of now take; C(available) what the machine
+      or the control group has left; C(memlock) the limit that kernels before 5.11 hold BPF to.
+  returned: when libbpf is there
+  type: dict
+  sample: {needed: 221249536, held: 0, available: 8321499136, memlock: null}
+disk:
+  description: The state directory's C(path), how many bytes are free there (C(free_bytes)), and what is written down in it.
+  returned: success
+  type: dict
+chain:
+  description: The chain of now, as M(ebpf.conntrack.xdp_program) has it, without its programs and maps.
+  returned: when libbpf is there
+  type: dict
+flows:
+  description: How many flows there are, V(null) where no chain is loaded.
+  returned: success
+  type: int
+figures:
+  description: What the chain has counted so far, as M(ebpf.conntrack.ct_soak) takes it for its O(ebpf.conntrack.ct_soak#module:before).
+  returned: success
+  type: dict
+before:
+  description: What M(ebpf.conntrack.ct_put_back) needs to put the host back to how it is now.
+  returned: when libbpf is there
+  type: dict
+found:
+  description: All that there is of this collection on the host, pins, files, directories and programs on the interfaces of the host's namespace.
+  returned: when libbpf is there
+  type: list
+  elements: str
+  sample: []
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpffs, chain, ct_archive, preflight, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "interfaces": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str"},
+                    "pattern": {"type": "str"},
+                    "driver": {"type": "str"},
+                    "default_route": {"type": "bool", "default": False},
+                    "netns": {"type": "str"},
+                    "program": {"type": "str", "choices": list(chain.HOOKS)},
+                    "mode": {"type": "str", "choices": list(attach.MODES)},
+                },
+            },
+            "mode": {"type": "str", "choices": list(attach.MODES), "default": "auto"},
+            "takeover": {"type": "bool", "default": False},
+            **{name: {"type": "int", "default": chain.TABLE_SIZE} for name in render.SIZES},
+            "events": {"type": "bool", "default": False},
+            "build": {"type": "str", "choices": list(preflight.BUILDS), "default": "bcc"},
+            "install": {"type": "bool", "default": True},
+            "prefix": {"type": "path", "default": ct_archive.PREFIX},
+            "pin_root": {"type": "path", "default": bpffs.STANDARD},
+            "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    names = ("interfaces", "mode", "takeover", "events", "build", "install", "prefix")
+    need = preflight.Need(sizes={name: params[name] for name in render.SIZES}, **{name: params[name] for name in names})
+    with told_by(module):
+        result = preflight.look(bpffs.Paths(params["pin_root"], params["state_dir"]), need)
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()

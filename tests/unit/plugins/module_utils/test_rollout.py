@@ -1,0 +1,138 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a roll-out says of its hosts, made from what their tasks returned."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.ebpf.conntrack.plugins.filter import fleet
+from ansible_collections.ebpf.conntrack.plugins.module_utils import rollout
+
+
+def looked(ok: bool = True, generation: int | None = 3, **more: t.Any) -> dict[str, t.Any]:
+    """What ct_preflight returns."""
+    problems = [] if ok else [{"field": "state_dir", "value": "/var", "problem": "0 KiB are free.", "mend": "Make room."}]
+    return {
+        "ok": ok,
+        "problems": problems,
+        "kernel": {"release": "6.12.1"},
+        "chain": {"generation": generation, "healthy": True},
+        "flows": None if generation is None else 7,
+        "interfaces": [{"name": "eth0", "modes": ["native", "generic"]}],
+        "memory": {"needed": 64 << 20, "available": 512 << 20},
+        "would_install": [],
+        **more,
+    }
+
+
+UNREACHABLE = {"unreachable": True, "msg": "Failed to connect\nto the host", "changed": False}
+
+
+def test_a_table_lines_up_and_puts_numbers_at_the_right() -> None:
+    rows: list[dict[str, t.Any]] = [{"host": "a", "flows": 5}, {"host": "long", "flows": 1200}, {"host": "c"}]
+    assert rollout.table(rows, {"host": "HOST", "flows": "FLOWS"}) == "HOST  FLOWS\na         5\nlong   1200\nc\n"
+
+
+def test_a_table_of_markdown_escapes_what_would_end_a_cell() -> None:
+    assert rollout.table([{"what": "a|b\nc"}], {"what": "What"}, "markdown") == "| What |\n| --- |\n| a\\|b c |\n"
+
+
+def test_the_filter_takes_columns_by_name_by_title_and_none() -> None:
+    rows = [{"host": "a", "kernel_release": "6"}]
+    assert fleet.ct_table(rows) == "HOST  KERNEL RELEASE\na     6\n"
+    assert fleet.ct_table(rows, ["host"]) == "HOST\na\n"
+    assert fleet.ct_table(rows, {"host": "Name"}) == "Name\na\n"
+    with pytest.raises(AnsibleFilterError, match="list of dictionaries"):
+        fleet.ct_table("text")
+    with pytest.raises(AnsibleFilterError, match="'html' is not valid: give table or markdown"):
+        fleet.ct_table(rows, None, "html")
+
+
+def test_all_hosts_are_fit() -> None:
+    found = rollout.fitness({"a": {"xdp_ct_preflight": looked()}, "b": {"xdp_ct_preflight": looked(generation=None, would_install=["libbpf1"])}}, False, False)
+    assert (found["ready"], found["stop"]) == (["a", "b"], "")
+    assert "eth0:native/generic" in found["table"] and "would install libbpf1" in found["table"] and "none" in found["table"]
+
+
+@pytest.mark.parametrize(
+    ("skip", "stop"),
+    [((False, False), "b can not take the chain (b: state_dir: 0 KiB are free. Make room.)"), ((True, False), "c can not be reached"), ((True, True), "")],
+)
+def test_who_is_unfit_or_unreachable_stops_it_unless_left_out(skip: tuple[bool, bool], stop: str) -> None:
+    hosts = {"a": {"xdp_ct_preflight": looked()}, "b": {"xdp_ct_preflight": looked(ok=False)}, "c": {"xdp_ct_preflight": UNREACHABLE}}
+    found = rollout.fitness(hosts, *skip)
+    assert found["ready"] == ["a"] and found["hosts"] == ["a", "b", "c"]
+    assert (stop in found["stop"] and found["stop"].startswith("Nothing was changed")) if stop else found["stop"] == ""
+
+
+def test_a_host_whose_variables_are_refused_is_unfit_with_the_reason() -> None:
+    found = rollout.fitness({"a": {"rollout_refused": "Validation of arguments failed"}}, True, True)
+    assert found["stop"] == "Nothing was changed: no host can take the chain." and "Validation of arguments failed" in found["table"]
+
+
+def of(batch: int | None, **results: t.Any) -> dict[str, t.Any]:
+    return {"xdp_ct_preflight": looked(), **({"rollout_batch": {"number": batch, "hosts": []}} if batch else {}), **results}
+
+
+CHANGED = {"xdp_ct_did_load": {"changed": True, "chain": {"generation": 4}}}
+FIGURES = {"seconds": 10.0, "unseen": 0, "flows": 9}
+
+
+def test_a_batch_in_which_nothing_changed() -> None:
+    assert rollout.outcome({"a": of(1, xdp_ct_did_load={"changed": False}), "b": of(1)}) == {"changed": False, "trouble": []}
+
+
+def test_trouble_names_the_host_and_what_was_said() -> None:
+    found = rollout.outcome(
+        {
+            "a": of(1, **CHANGED, rollout_failed="unseen: 12 of 20 received frames were not counted, 0 may be."),
+            "b": of(1, xdp_ct_missing=UNREACHABLE),
+            "c": of(1, **CHANGED),
+        }
+    )
+    assert found["changed"]
+    assert found["trouble"] == ["a: unseen: 12 of 20 received frames were not counted, 0 may be.", "b: it was lost (Failed to connect to the host)"]
+
+
+def test_the_summary_of_a_roll_out_that_went_well() -> None:
+    found = rollout.summary(
+        {"b": of(2, xdp_ct_did_load={"changed": False, "chain": {"generation": 3}}), "a": of(1, **CHANGED, rollout_soaked={"figures": FIGURES})}
+    )
+    lines = [line.split() for line in found["table"].splitlines()]
+    assert lines[1] == ["a", "1", "3", "4", "10.0", "0", "7", "9", "changed"]
+    assert lines[2] == ["b", "2", "3", "3", "7", "unchanged"]
+
+
+def test_the_summary_of_a_batch_that_was_put_back() -> None:
+    back = {"changed": True, "chain": {"generation": 3}}
+    found = rollout.summary(
+        {
+            "a": of(1, **CHANGED),
+            "b": of(2, **CHANGED, rollout_failed="probe: it ended with 1.", rollout_put_back=back),
+            "c": of(2, **CHANGED, rollout_put_back={"failed": True, "msg": "generation 3 is not pinned"}),
+            "d": of(2, xdp_ct_did_load=UNREACHABLE),
+            "e": of(2, rollout_put_back={"skipped": True, "changed": False}),
+            "f": of(None),
+            "g": {"xdp_ct_preflight": looked(ok=False)},
+        }
+    )
+    said = {line.split()[0]: line for line in found["table"].splitlines()}
+    assert said["a"].endswith("changed") and said["b"].endswith("failed, put back") and said["c"].endswith("NOT PUT BACK: generation 3 is not pinned")
+    assert said["d"].endswith("lost") and said["e"].endswith("unchanged") and said["f"].endswith("not touched") and said["g"].endswith("left out, unfit")
+    assert found["message"] == (
+        "Batch 2 is not well: b: probe: it ended with 1; d: it was lost (Failed to connect to the host). Put back: b. Not put back: c. "
+        "1 host of later batches was not touched."
+    )
+
+
+def test_batches_are_counted() -> None:
+    assert rollout.batch({"a": of(None)}, ["a"]) == {"number": 1, "hosts": ["a"]}
+    assert rollout.batch({"a": of(1), "b": of(2), "c": of(None)}, ["c"])["number"] == 3
+
+
+def test_of_hosts_only_what_is_looked_at_is_taken() -> None:
+    assert fleet.collect({"a": {"rollout_failed": "x", "secret": "y"}, "b": {}}, ["a"]) == {"a": {"rollout_failed": "x"}}
