@@ -26,9 +26,12 @@ from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
 PREFIX = "/usr/local"
+_SYSTEM = (PREFIX, "/usr", "/")
 COMMAND, MANUAL, COMPLETION = "bin/ct", "share/man/man8/ct.8", "share/bash-completion/completions/ct"
 #: The directories that go when they are empty.
 _OWN_DIRECTORIES = ("share/man/man8", "share/bash-completion/completions", "share/bash-completion")
+#: Those that go besides, the last of them the prefix itself, where it is not a system's.
+_PREFIX_DIRECTORIES = ("share/man", "share", "bin", ".")
 _PACKAGE = "ebpf_conntrack"
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 #: A compiled module whose source is not looked at again (PEP 552).
@@ -151,9 +154,9 @@ def converge(
                 for step in plan:
                     _apply(step)
                 if state == "absent":
-                    for name in _OWN_DIRECTORIES:
+                    for name in _OWN_DIRECTORIES + (() if prefix in _SYSTEM else _PREFIX_DIRECTORIES):
                         with contextlib.suppress(OSError):  # not there, or in use
-                            os.rmdir(os.path.join(prefix, name))
+                            os.rmdir(os.path.normpath(os.path.join(prefix, name)))
     except OSError as exc:
         if isinstance(exc, ConntrackError):
             raise

@@ -207,7 +207,23 @@ ON_DEMAND: dict[str, c.Callable[[], Tally]] = {"picture": lambda: pytest("pictur
 #: Suites that pin things, in directories of their own.
 KERNEL_SUITES = {"integration", "oracle", "e2e", "picture"}
 #: Tests that touch nothing of the machine's but through namespaces.
-_APART = ("ct", "ct_graph", "ct_load", "ct_top", "floods", "forward", "guests", "health", "http", "metrics", "migration", "replay", "swap", "watch")
+_APART = (
+    "ct",
+    "ct_graph",
+    "ct_load",
+    "ct_top",
+    "floods",
+    "forward",
+    "guests",
+    "health",
+    "http",
+    "inventory",
+    "metrics",
+    "migration",
+    "replay",
+    "swap",
+    "watch",
+)
 APART = [f"tests/e2e/test_{name}.py" for name in _APART]
 #: When everything is run, a second process runs these one after the other, so that two CPUs have something to do.
 ASIDE: dict[str, c.Callable[[], Tally]] = {"lint": lint, "unit": unit, "e2e, apart": e2e_apart}

@@ -40,9 +40,11 @@ def test_every_metric_is_explained(name: str, metric: ct_metrics.Metric) -> None
     assert f"\n| `{name}` |{labels} | {metric.help} |\n" in (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_names_every_module_and_role() -> None:
+def test_the_readme_names_every_module_role_playbook_and_plugin() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     modules = [path.stem for path in (ROOT / "plugins/modules").glob("*.py")]
     roles = [path.name for path in (ROOT / "roles").iterdir()]
     playbooks = [path.stem for path in (ROOT / "playbooks").glob("*.yml")]
+    plugins = [f"| `{path.stem}` ({kind}) |" for kind in ("connection", "inventory") for path in (ROOT / "plugins" / kind).glob("*.py")]
     assert [name for name in modules + roles + playbooks if f"`{name}`" not in readme] == []
+    assert [row for row in plugins if row not in readme] == []
