@@ -1,7 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's part of xdp_program: read the sources, render them, send the text along, and the frames that are to be replayed."""
+"""The controller's part of xdp_program: read the sources, render them, send the text along, and the frames that are to be replayed.
+
+Where the chain is not compiled on the target, the module is asked first whether it needs an object, and for which machine: a run that changes nothing neither
+compiles nor sends one.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ import typing as t
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
-from ansible_collections.ebpf.conntrack.plugins.module_utils import capture, guests, replay
+from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, capture, guests, object_file, object_signature, replay
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
-from ansible_collections.ebpf.conntrack.plugins.module_utils.render import SIZES, Settings, pack, read_headers, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.object_file import Built, Target
+from ansible_collections.ebpf.conntrack.plugins.module_utils.render import SIZES, Settings, pack, read_headers, render, unpack
 
 _FILES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files")
 #: The chain that comes with the collection.
@@ -25,7 +30,13 @@ CAPTURE = os.path.join(_FILES, "replay.pcap")
 #: The module's options that only this action fills in, with what they are filled in from.
 RENDERED = "rendered"
 FRAMES = "replay_frames"
-FILLED_IN = {RENDERED: "src", FRAMES: "replay.frames"}
+OBJECT = "object_file"
+MANIFEST = "object_manifest"
+FILLED_IN = {RENDERED: "src", FRAMES: "replay.frames", OBJECT: "build", MANIFEST: "build"}
+#: Where a chain is compiled, besides bcc on the target; and which options belong to each alone.
+BUILDS = {"bcc": (), "clang": ("compiler", "object_cache"), "object": ("objects", "signers")}
+#: What the module returns where it needs an object.
+WANTED = "object_wanted"
 
 
 def whole_number(field: str, value: t.Any) -> int:
@@ -110,6 +121,81 @@ def frames(args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> bytes |
         raise bad_value("replay.frames", path, f"give a readable capture: {exc.strerror}") from exc
 
 
+# ---------------------------------------------------------------- the object
+def build_of(args: t.Mapping[str, t.Any]) -> str:
+    """Return where the chain is compiled, a key of BUILDS.
+
+    :raises ConntrackError: where it is none, or an option is given that belongs to another.
+    """
+    build = str(args.get("build") or "bcc")
+    if build not in BUILDS:
+        raise bad_value("build", build, f"give one of {', '.join(BUILDS)}")
+    for other, names in BUILDS.items():
+        given = [name for name in names if args.get(name) and other != build]
+        if given:
+            raise bad_value(given[0], args[given[0]], f"it belongs to build: {other}, and this is build: {build}")
+    if build == "object" and not args.get("objects"):
+        raise ConntrackError("objects: it is missing: build: object takes the object from that directory on the controller.")
+    return build
+
+
+def prelude_of(source: str) -> str:
+    """Return the header that clang reads in front of the chain.
+
+    :param source: the directory of the chain's sources; where it has none, the collection's is taken.
+    :raises ConntrackError: where it can not be read.
+    """
+    there = os.path.join(source, build_clang.PRELUDE)
+    path = there if os.path.exists(there) else os.path.join(SOURCES, build_clang.PRELUDE)
+    try:
+        with open(path, encoding="utf-8") as header:
+            return header.read()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConntrackError(f"src: {path} can not be read: {exc}.") from exc
+
+
+def object_for(args: t.Mapping[str, t.Any], packed: str, target: Target, find: t.Callable[[str], str]) -> Built:
+    """Return the object of a task's chain: compiled now, or before, or taken from where it was prepared.
+
+    :param packed: the rendered chain, as it is sent.
+    :param find: makes a path of the controller absolute.
+    :raises ConntrackError: where it can not be compiled, is not there, or is not good.
+    """
+    text, headers = unpack(packed)
+    prelude = prelude_of(find(str(args["src"])) if args.get("src") else SOURCES)
+    settings = settings_of(args)
+    name = build_clang.wanted(text, headers, prelude, target)
+    if build_of(args) == "clang":
+        compiler = str(args.get("compiler") or build_clang.COMPILER)
+        compiler = find(compiler) if os.path.dirname(compiler) else compiler
+        cache = os.path.expanduser(str(args.get("object_cache") or build_clang.CACHE))
+        return build_clang.cached(find(cache), name, compiler, lambda: build_clang.build(text, headers, prelude, settings, target, compiler))[0]
+    directory = find(os.path.expanduser(str(args["objects"])))
+    return prepared(
+        directory, name, object_file.described(object_file.settings_of(settings, text), target), target, object_file.sources_digest(text, headers), args, find
+    )
+
+
+def prepared(directory: str, name: str, what: str, target: Target, sources: str, args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> Built:
+    """Return an object that lies in a directory, once all is right about it.
+
+    :param name: what it is called, and ``what`` it is, for people.
+    :raises ConntrackError: where it is not there or not good; it says what is wanted, what there is, and how to make it.
+    """
+    built = object_file.read(directory, name)
+    if built is None:
+        there = "; ".join(f"{one.digest} ({one.shown})" for one in object_file.listed(directory)) or "no object at all"
+        raise ConntrackError(
+            f"objects: {directory} has not the object that is wanted, {name} ({what}). It has {there}. "
+            f"Make it with ebpf.conntrack.xdp_object and the same options, or the playbook build.yml, with dest: {directory}."
+        )
+    path, manifest = object_file.paths(directory, name)
+    object_file.check(built, target, sources, path)
+    if args.get("signers"):
+        object_signature.check(manifest, find(os.path.expanduser(str(args["signers"]))))
+    return built
+
+
 class ActionModule(ActionBase):
     """Render on the controller, load on the target."""
 
@@ -119,24 +205,34 @@ class ActionModule(ActionBase):
         """Run the module with the rendered text in place of the source's path."""
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         try:
+            build_of(self._task.args)
             args = rendered(self._task.args, self._loader.path_dwim)
             sent = frames(self._task.args, self._loader.path_dwim)
         except ConntrackError as exc:
             return {**result, "failed": True, "msg": exc.message, **exc.facts}
         if sent is not None:
-            args[FRAMES] = self._send(sent)
-        result.update(self._execute_module(module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars))
+            args[FRAMES] = self._send(FRAMES, sent)
+        answer = self._execute_module(module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars)
+        wanted = answer.pop(WANTED, None)
+        if wanted:
+            try:
+                built = object_for(self._task.args, args[RENDERED], Target(**wanted), self._loader.path_dwim)
+            except ConntrackError as exc:
+                return {**result, "failed": True, "msg": exc.message, **exc.facts}
+            args.update({OBJECT: self._send(OBJECT, built.data), MANIFEST: built.manifest.as_text()})
+            answer = self._execute_module(module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars)
+        result.update(answer)
         for name in FILLED_IN:
             result.get("invocation", {}).get("module_args", {}).pop(name, None)  # nobody wants to read that
         return result
 
-    def _send(self, data: bytes) -> str:
+    def _send(self, name: str, data: bytes) -> str:
         """Put a file into the task's directory on the target, which goes with the task; return its path.
 
-        A capture is too long for the module's arguments, see render.pack().
+        A capture, and an object, are too long for the module's arguments, see render.pack().
         """
         directory = self._connection._shell.tmpdir or self._make_tmp_path()
-        path: str = self._connection._shell.join_path(directory, FRAMES)
+        path: str = self._connection._shell.join_path(directory, name)
         self._transfer_data(path, data)
         self._fixup_perms2((directory, path))
         return path

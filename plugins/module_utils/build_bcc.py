@@ -15,13 +15,14 @@ import os
 import platform
 import re
 import shutil
+import sys
 import typing as t
 
-from . import bpf, bpffs, chain, guests, lock
+from . import bpf, bpffs, chain, deps, guests, lock
 from .errors import ConntrackError
 
 #: Machines on which a CPU's stores become visible in their order, so that releasing a lock needs no barrier.
-_STORES_IN_ORDER = {"x86_64", "i686", "s390x"}
+STORES_IN_ORDER = {"x86_64", "i686", "s390x"}
 _UAPI = "/usr/include"
 #: Where the headers lie while they are compiled with.
 _SCRATCH = os.path.join(bpffs.RUN_DIR, "build")
@@ -35,25 +36,34 @@ _FUNCTION = re.compile(r"[A-Za-z_].*\([^;]*$")
 _PROGRAM = re.compile(r"(PROG|STAGE|GUEST)\(|int \w+\(struct xdp_md \*")
 
 
-def flags() -> list[str]:
-    """Return the compiler flags for this machine.
+def include_flags(machine: str) -> list[str]:
+    """Return the compiler flags by which the UAPI headers are found.
 
-    :raises ConntrackError: where the UAPI headers are missing.
+    :param machine: for which is compiled; where its own headers are not here those of this machine do, which differ in nothing that the chain uses.
+    :raises ConntrackError: where the headers are missing.
     """
     if not os.path.exists(os.path.join(_UAPI, "linux", "bpf.h")):
         raise ConntrackError(
             f"{_UAPI}/linux/bpf.h is missing: install the kernel's user-space headers, "
             "the package linux-libc-dev (Debian, Ubuntu) or kernel-headers (Fedora, RHEL)."
         )
-    directories = [_UAPI, *sorted(os.path.dirname(path) for path in glob.glob(f"{_UAPI}/{platform.machine()}-*/asm"))]
-    result = ["-Werror=implicit-function-declaration", *(word for directory in directories for word in ("-idirafter", directory))]
-    if platform.machine() in _STORES_IN_ORDER:
+    own = (sorted(os.path.dirname(path) for path in glob.glob(f"{_UAPI}/{one}-*/asm")) for one in (machine, platform.machine()))
+    return [word for directory in (_UAPI, *next(filter(None, own), [])) for word in ("-idirafter", directory)]
+
+
+def flags() -> list[str]:
+    """Return the compiler flags for this machine.
+
+    :raises ConntrackError: where the UAPI headers are missing.
+    """
+    result = ["-Werror=implicit-function-declaration", *include_flags(platform.machine())]
+    if platform.machine() in STORES_IN_ORDER:
         result.append("-DCT_STORES_IN_ORDER")
     return result
 
 
 @contextlib.contextmanager
-def _stderr_to(path: str) -> t.Iterator[None]:
+def stderr_to(path: str) -> t.Iterator[None]:
     """Send what C++ writes to file descriptor 2 into a file."""
     saved = os.dup(2)
     try:
@@ -65,7 +75,7 @@ def _stderr_to(path: str) -> t.Iterator[None]:
         os.close(saved)
 
 
-def _read(path: str) -> str:
+def read_log(path: str) -> str:
     """Return a file's end: a verifier's log can be larger than what is good for a message."""
     with open(path, "rb") as source:
         source.seek(max(0, os.path.getsize(path) - _SHOWN_BYTES))
@@ -94,8 +104,11 @@ def line_before_bcc(lines: t.Sequence[str], number: int) -> int:
     return number - added
 
 
-def explain(text: str, output: str) -> str:
-    """Return the part of a compiler's or verifier's output that tells the fault, with the lines of C it speaks of."""
+def explain(text: str, output: str, line_of: t.Callable[[t.Sequence[str], int], int] = line_before_bcc) -> str:
+    """Return the part of a compiler's or verifier's output that tells the fault, with the lines of C it speaks of.
+
+    :param line_of: returns the line of a file, whose lines it is given, for one that the verifier names.
+    """
     lines = [line for line in output.splitlines() if line.strip()]
     faults = [number for number, line in enumerate(lines) if re.search(r"\berror: ", line)]
     if faults:
@@ -106,7 +119,7 @@ def explain(text: str, output: str) -> str:
     told = [line for line in lines if not _VERIFIER_TRACE.match(line.strip())][-3:]
     name, number = places[-1]
     source = source_lines(text, name)
-    at = line_before_bcc(source, int(number))
+    at = line_of(source, int(number))
     return "\n".join([*told, f"{name}:{at}: {source[at - 1].strip() if 0 < at <= len(source) else '(line not found)'}"])
 
 
@@ -119,23 +132,13 @@ def _check_shapes(module: t.Any, names: t.Iterable[str]) -> None:
 
     for name in names:
         table = lib.bpf_table_id(module.module, name.encode())
-        found = bpf.map_info(lib.bpf_table_fd_id(module.module, table))
-        wanted = {
-            "type": (found.kind, lib.bpf_table_type_id(module.module, table)),
-            "key_size": (found.key_size, lib.bpf_table_key_size_id(module.module, table)),
-            "value_size": (found.value_size, lib.bpf_table_leaf_size_id(module.module, table)),
-            "max_entries": (found.max_entries, lib.bpf_table_max_entries_id(module.module, table)),
-            "flags": (found.flags, lib.bpf_table_flags_id(module.module, table)),
-        }
-        other = [f"{what} {there}, now {here}" for what, (there, here) in wanted.items() if there != here]
-        if other:
-            raise ConntrackError(
-                f"guests: the map {name} has another shape in the running generation: {', '.join(other)}. Give it another name; it begins empty then."
-            )
+        numbers = ("type", "key_size", "leaf_size", "max_entries", "flags")
+        wanted = (getattr(lib, f"bpf_table_{what}_id")(module.module, table) for what in numbers)
+        guests.check_shape(name, bpf.map_info(lib.bpf_table_fd_id(module.module, table)), *wanted)
 
 
 @contextlib.contextmanager
-def _scratch() -> t.Iterator[str]:
+def scratch() -> t.Iterator[str]:
     """Give a ``with`` block an empty directory, which goes afterwards. It is always the same, so that the next build takes away what a killed one left."""
     with lock.held(_SCRATCH, make=0o700):
         try:
@@ -173,21 +176,24 @@ def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*c
     :raises ConntrackError: with the compiler's or the verifier's own words and the lines of C that they speak of; nothing stays loaded.
     """
     cflags = flags()
-    with _scratch() as directory:
+    with scratch() as directory:
         for name, content in headers.items():
             path = os.path.join(directory, name)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "w", encoding="utf-8") as header:
                 header.write(content)
         os.environ["BCC_KERNEL_SOURCE"] = directory
-        import bcc  # guarded by the caller, and only when something is built
+        try:
+            import bcc  # only when something is built
+        except ImportError as exc:
+            raise ConntrackError(deps.describe(deps.Problem(deps.LIBRARIES["bcc"]), [sys.executable])) from exc
 
         log = os.path.join(directory, "log")
         what = "compiling the chain"
         loaded: dict[str, int] = {}
         module = None
         try:
-            with _stderr_to(log):
+            with stderr_to(log):
                 module = bcc.BPF(text=text.encode(), cflags=cflags)
                 _check_shapes(module, guests.maps_in(text))
                 for name in (*stages, *guests.programs_in(text)):
@@ -203,7 +209,7 @@ def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*c
         except Exception as exc:  # bcc raises bare Exception for everything
             for fd in (*loaded.values(), *(maps or {}).values()):
                 os.close(fd)
-            output = _read(log)
+            output = read_log(log)
             # a compiler tells all itself; of a failed load the exception has the errno's words
             why = "" if module is None and output else f": {str(exc).partition(chr(10))[0].rpartition(': ')[2]}"
             raise ConntrackError(f"{what} failed{why}\n{explain(text, output)}", compiler_output=output) from exc

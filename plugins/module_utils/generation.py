@@ -22,16 +22,18 @@ from . import bpffs, build_bcc, chain, clock, handover, health, lock, state, ver
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_apply import apply, remove_symlinks, remove_tree
-from .generation_model import Generation, Have, Policy, State, Want, check
+from .generation_model import BCC, OBJECT, Generation, Have, Policy, State, Want, check
 from .generation_observe import observe as _observe
-from .generation_plan import next_number, outlook, plan_absent, plan_finish, plan_present, plan_rolled_back, target_of, why_new
+from .generation_plan import needs_object, next_number, outlook, plan_absent, plan_finish, plan_present, plan_rolled_back, target_of, why_new
 from .health import read_meta
 from .inheritance import Legacy, wanted
 from .plan import Plan, applied
 
 __all__ = [
+    "BCC",
     "Generation",
     "Have",
+    "OBJECT",
     "Policy",
     "State",
     "Want",
@@ -39,6 +41,7 @@ __all__ = [
     "ensure",
     "facts",
     "listen",
+    "needs_object",
     "observe",
     "outlook",
     "plan_absent",

@@ -12,10 +12,10 @@ import struct
 import time
 import typing as t
 
-from . import bpf, bpffs, build_bcc, chain, guests, handover, schema, state, verify
+from . import bpf, bpffs, build_bcc, chain, guests, handover, load_object, schema, state, verify
 from .bpffs import Paths
 from .errors import ConntrackError
-from .generation_model import Have, Want
+from .generation_model import BCC, Have, Want
 from .inheritance import Inheritance, Legacy, Maps
 from .plan import Plan, Step, irrevocable
 from .plan import apply as apply_steps
@@ -95,7 +95,7 @@ class _Builder:
                 fds[spec.name] = self._map(spec, map_dir, number, inherited, fds)
             if self.have.generation is not None:
                 guests.hand_maps_on(self.want.text, os.path.join(self.paths.gen_dir(self.have.generation), "map"), map_dir)
-            programs = {name: self._keep(fd) for name, fd in build_bcc.build(self.want.text.replace(MAP_DIR, map_dir), self.want.headers).items()}
+            programs = {name: self._keep(fd) for name, fd in self._build(map_dir).items()}
             slots = {slot: programs[name] for name, slot in self.want.compiled.items()}
             slots.update({guest.slot: self._keep(guests.open_pinned(guest)) for guest in self.want.pinned})
             for slot, fd in slots.items():
@@ -120,6 +120,15 @@ class _Builder:
             state.forget_generation(self.paths, number)
 
         return undo
+
+    def _build(self, map_dir: str) -> dict[str, int]:
+        """Load every program; return a file descriptor by name."""
+        want = self.want
+        if want.build == BCC:
+            return build_bcc.build(want.text.replace(MAP_DIR, map_dir), want.headers)
+        if want.object is None:
+            raise ConntrackError("what is there changed meanwhile, so that an object is needed, which was not asked for. Run it again.")
+        return load_object.load(want.object.data, want.text, map_dir)
 
     def _map(self, spec: chain.MapSpec, map_dir: str, generation: int, inherited: Inheritance | None, fds: t.Mapping[str, int]) -> int:
         """Hand a map on or make it; return its file descriptor."""

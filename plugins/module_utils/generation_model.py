@@ -10,7 +10,7 @@ import hashlib
 import json
 import typing as t
 
-from . import bpf, chain, guests
+from . import bpf, chain, guests, object_file
 from .errors import bad_value
 from .health import Fault
 from .plan import Plan
@@ -27,6 +27,8 @@ _KNOB_RANGES = {
 }
 
 
+#: How a chain is built: from its text by bcc, or from an object file that clang made of it.
+BCC, OBJECT = "bcc", "object"
 #: Stands in the rendered text of a chain with events.
 EVENTS_ON = "#define EVENTS 1\n"
 
@@ -44,6 +46,8 @@ class Want:
     :ivar timeouts: seconds by name of chain.TIMEOUTS; what is missing has the kernel's default.
     :ivar knobs: values by name of chain.KNOBS; likewise.
     :ivar pinned: the guests that are no part of the text.
+    :ivar build: BCC or OBJECT. It makes no other generation: what runs is the same, and what is written down of it says how to build it again.
+    :ivar object: the object file, with OBJECT; None where it was not asked for yet, see generation_plan.needs_object().
     """
 
     text: str
@@ -55,6 +59,8 @@ class Want:
     pinned: tuple[guests.Pinned, ...] = ()
     half_open_size: int = chain.TABLE_SIZE
     half_open_size6: int = chain.TABLE_SIZE
+    build: str = BCC
+    object: object_file.Built | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def maps(self) -> tuple[chain.MapSpec, ...]:
@@ -84,7 +90,8 @@ class Want:
     @property
     def made_of(self) -> dict[str, t.Any]:
         """What a manifest says of it beside the text, in JSON's types: all other fields, and the digest for what is compiled."""
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("text", "headers")}
+        left_out = {"text", "headers", "object", *(["build"] if self.build == BCC else [])}  # manifests of releases that had bcc only do not say so
+        fields = {name: value for name, value in dataclasses.asdict(dataclasses.replace(self, object=None)).items() if name not in left_out}
         return t.cast("dict[str, t.Any]", json.loads(json.dumps({"digest": self.digest, **fields})))
 
     @classmethod
@@ -148,6 +155,7 @@ class State:
     :ivar numbers: the generations that have a manifest.
     :ivar strays: names of the files that a run which did not end left there.
     :ivar interfaces: whether it is written down which interfaces are attached.
+    :ivar object: whether the object file that the active generation is made of is there, and whole.
     """
 
     active: int | None = None
@@ -155,6 +163,7 @@ class State:
     numbers: tuple[int, ...] = ()
     strays: tuple[str, ...] = ()
     interfaces: bool = False
+    object: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,13 @@ import typing as t
 
 from . import bpf, chain, guests, health
 from .errors import ConntrackError
-from .generation_model import Generation, Have, Policy, Want
+from .generation_model import BCC, OBJECT, Generation, Have, Policy, Want
 from .health import interface
 from .inheritance import Legacy, Maps
 from .plan import Plan, Step
+
+#: How a chain is built, for people.
+_HOW = {BCC: "by bcc", OBJECT: "from its object"}
 
 
 def _broken(one: Generation | Have) -> list[str]:
@@ -157,8 +160,22 @@ def _plan_in_place(have: Have, want: Want, settings: bytes) -> Plan:
         damage = "; ".join(fault.detail for fault in have.faults if fault.fault == "settings_damaged")
         return [Step("change", "map", "settings", damage or "timeouts or switches differ", _settings_shown(have.settings), _settings_shown(settings))]
     if (have.state.active, have.state.made_of) != (have.generation, want.made_of):
+        known = {name: value for name, value in (have.state.made_of or {}).items() if name != "build"}
+        if (have.state.active, {**known, "build": want.build}) == (have.generation, {"build": BCC, **want.made_of}):
+            return [_plan_manifest(have, f"it is to be built {_HOW[want.build]}, after a reboot for instance", want)]
         return [_plan_manifest(have, "the state directory does not say what the active generation is made of", want)]
+    if want.build == OBJECT and not have.state.object:
+        return [_plan_manifest(have, "the state directory has not the object that the active generation is made of", want)]
     return []
+
+
+def needs_object(plan: Plan, have: Have, want: Want) -> bool:
+    """Return whether a plan can only be applied with the object file that the wanted chain is built from: to load it, or to keep it."""
+    if want.build != OBJECT:
+        return False
+    kept = have.state.object and (have.state.made_of or {}).get("build") == OBJECT
+    written = any(step.action == "change" and (step.kind == "manifest" or step.name == "settings") for step in plan)
+    return any(step.action == "load" for step in plan) or (written and not kept)
 
 
 def _plan_manifest(have: Have, reason: str, want: Want | None = None) -> Step:

@@ -230,6 +230,25 @@ def _fits(fd: int) -> None:
                 bpf.map_update(table, _U32.pack(index), _U32.pack(program))
 
 
+def check_shape(name: str, found: bpf.MapInfo, kind: int, key_size: int, value_size: int, max_entries: int, flags: int) -> None:
+    """Compare a map that was pinned before with what the text says of it.
+
+    :raises ConntrackError: where it has another shape.
+    """
+    wanted = {
+        "type": (found.kind, kind),
+        "key_size": (found.key_size, key_size),
+        "value_size": (found.value_size, value_size),
+        "max_entries": (found.max_entries, max_entries),
+        "flags": (found.flags, flags),
+    }
+    other = [f"{what} {there}, now {here}" for what, (there, here) in wanted.items() if there != here]
+    if other:
+        raise ConntrackError(
+            f"guests: the map {name} has another shape in the running generation: {', '.join(other)}. Give it another name; it begins empty then."
+        )
+
+
 def hand_maps_on(text: str, before: str, after: str) -> None:
     """Pin those maps of the guests in a rendered text that the generation before has, for the next one; the others are made by what compiles it.
 

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Load the chain on the host itself: again as the state directory has it, with other settings, or from a directory of sources.
 
-Building takes bcc, and a directory of sources Jinja2 as well. What was loaded before needs no templates: its text is in the state directory, and the sizes of
-its tables are numbers in that text.
+Building takes bcc, unless what was loaded came from an object file: that is kept, too. A directory of sources takes Jinja2 and bcc. What was loaded before
+needs no templates: its text is in the state directory, and the sizes of its tables are numbers in that text.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ def load(
     if check_mode:
         return plan, have
     if any(step.action == "load" for step in plan):
-        _need("bcc")
+        if want.build == generation.BCC:
+            _need("bcc")
         features.check()
     return generation.ensure(paths, want, False, policy, heard, patience)

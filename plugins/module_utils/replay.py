@@ -270,7 +270,8 @@ class Proof:
 
     def _shadow(self, sources: Want, settings: bytes, here: bytes) -> Shadow:
         """:param here: the settings that are wanted, which tell the host's jiffies a second."""
-        return Shadow(sources.text, sources.headers, settings, chain.settings_of(here)[0], len(self._frames), os.path.join(self._paths.active, "map"))
+        maps, built = os.path.join(self._paths.active, "map"), sources.object.data if sources.object is not None else None
+        return Shadow(sources.text, sources.headers, settings, chain.settings_of(here)[0], len(self._frames), maps, built)
 
     @property
     def warning(self) -> str:

@@ -16,7 +16,8 @@ import re
 import struct
 import typing as t
 
-from . import bpf, build_bcc, chain, flow, guests
+from . import bpf, build_bcc, chain, flow, guests, load_object
+from .bpf_object import Map
 from .clock import Clock
 from .errors import ConntrackError
 
@@ -65,6 +66,19 @@ def shadow_text(text: str, entries: int) -> str:
         return f'BPF_TABLE_PINNED("{_KINDS.get(kind, kind)}", {what}, {entries if kind.endswith("hash") else size}, '
 
     return _HEAD + _TABLE.sub(alone, text).replace(_RING, '"maps/ringbuf"')
+
+
+def private(text: str, entries: int) -> t.Callable[[Map], Map]:
+    """Return what makes of the maps of an object what shadow_text() makes of those of a text."""
+    kinds = {what.rpartition(" ")[2]: kind for kind, what, dummy in _TABLE.findall(text)}
+
+    def alone(spec: Map) -> Map:
+        kind = kinds.get(spec.name[: -len(load_object.MAP_SUFFIX)], "")
+        if kind in _KINDS:
+            spec = spec._replace(kind=chain.MAP_TYPES[_KINDS[kind]])
+        return spec._replace(max_entries=entries) if kind.endswith("hash") else spec
+
+    return alone
 
 
 def enum_of(text: str, prefix: str) -> dict[str, int]:
@@ -120,7 +134,7 @@ class Shadow:
     :ivar layout: see layout_of().
     """
 
-    def __init__(self, text: str, headers: t.Mapping[str, str], settings: bytes, hz: int, frames: int, maps: str = "") -> None:
+    def __init__(self, text: str, headers: t.Mapping[str, str], settings: bytes, hz: int, frames: int, maps: str = "", built: bytes | None = None) -> None:
         """Compile and load it.
 
         :param text: the chain as it was rendered.
@@ -128,7 +142,8 @@ class Shadow:
         :param hz: jiffies a second, as the settings have them.
         :param frames: so many will be sent at most: each can make one entry.
         :param maps: directory of the pinned maps that the guests' own begin as copies of; it may be missing.
-        :raises ConntrackError: see build_bcc.build(); also where the settings are not of the text's layout.
+        :param built: the object file that was made of the text; None to have bcc compile it.
+        :raises ConntrackError: see build_bcc.build() and load_object.load(); also where the settings are not of the text's layout.
         """
         self.layout = layout_of(text)
         self._hz, self._now = hz, 0
@@ -136,7 +151,11 @@ class Shadow:
         self._names = sorted(counters, key=lambda name: counters[name])
         with contextlib.ExitStack() as made:
             self._maps: dict[str, int] = {}
-            self._programs = build_bcc.build(shadow_text(text, frames + 1 + bpf.lru_spare()), headers, self._slots, self._maps)
+            entries = frames + 1 + bpf.lru_spare()
+            if built is None:
+                self._programs = build_bcc.build(shadow_text(text, entries), headers, self._slots, self._maps)
+            else:
+                self._programs = load_object.load(built, text, None, self._slots, self._maps, private(text, entries))
             for fd in (*self._programs.values(), *self._maps.values()):
                 made.callback(bpf.close, fd)
             if bpf.map_info(self._maps["settings"]).value_size != len(settings):

@@ -6,6 +6,7 @@
 Layout, for one ``pin_root``::
 
     <state_dir>/<pin_root, encoded>/<N>.json           the manifest of generation N, as long as that is pinned
+    <state_dir>/<pin_root, encoded>/<N>.o              likewise the object file that it is built from, where it is not built by bcc
     <state_dir>/<pin_root, encoded>/active -> <N>.json the generation in use
     <state_dir>/<pin_root, encoded>/interfaces.json    what xdp_attach was told to attach, and has not been told to detach since
 
@@ -21,17 +22,21 @@ What others need is read(), which gives a generation_model.Want that can be buil
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import time
 import typing as t
 
-from . import bpffs, clock, render
+from . import bpffs, clock, object_file, render
 from .bpffs import Paths
 from .errors import ConntrackError, bad_value
-from .generation_model import State, Want
+from .generation_model import OBJECT, State, Want
+from .object_file import Built
 
 _SUFFIX = ".json"
+_OBJECT = ".o"
 _ACTIVE = "active"
 _INTERFACES = "interfaces.json"
 _UNFINISHED = ".new"
@@ -46,6 +51,11 @@ def directory(paths: Paths) -> str:
 def manifest(paths: Paths, number: int) -> str:
     """Return the path of one generation's manifest."""
     return os.path.join(directory(paths), f"{number}{_SUFFIX}")
+
+
+def object_path(paths: Paths, number: int) -> str:
+    """Return the path of the object file that a generation is built from."""
+    return os.path.join(directory(paths), f"{number}{_OBJECT}")
 
 
 def active_link(paths: Paths) -> str:
@@ -81,7 +91,26 @@ def read(paths: Paths, number: int | None) -> Want | None:
         want = Want.of(*render.unpack(found["rendered"]), found["made_of"])
     except (ConntrackError, KeyError, TypeError):
         return None
-    return want if want.digest == found["made_of"].get("digest") else None
+    if want.digest != found["made_of"].get("digest"):
+        return None
+    if want.build == OBJECT:
+        built = _built(paths, number, found)
+        return None if built is None else dataclasses.replace(want, object=built)
+    return want
+
+
+def _built(paths: Paths, number: int | None, found: t.Mapping[str, t.Any]) -> Built | None:
+    """Return the object file that a manifest speaks of; None where it is not there, or not whole."""
+    if number is None:
+        return None
+    path = object_path(paths, number)
+    try:
+        manifest = object_file.parse(json.dumps(found["object"]), path)
+        with open(path, "rb") as file:
+            data = file.read()
+    except (ConntrackError, FileNotFoundError, KeyError):
+        return None
+    return Built(manifest, data) if hashlib.sha256(data).hexdigest() == manifest.sha256 else None
 
 
 def active(paths: Paths) -> int | None:
@@ -105,8 +134,10 @@ def look(paths: Paths) -> State:
     number = active(paths)
     found = None if number is None else _load(paths, number)
     numbers = (one for one in map(_number, names) if one is not None)
-    strays = tuple(name for name in names if name not in (_ACTIVE, _INTERFACES) and _number(name) is None)
-    return State(number, found["made_of"] if found else None, tuple(sorted(numbers)), strays, _INTERFACES in names)
+    known = {_ACTIVE, _INTERFACES, *(f"{name[: -len(_SUFFIX)]}{_OBJECT}" for name in names if _number(name) is not None)}
+    strays = tuple(name for name in names if name not in known and _number(name) is None)
+    kept = found is not None and _built(paths, number, found) is not None
+    return State(number, found["made_of"] if found else None, tuple(sorted(numbers)), strays, _INTERFACES in names, kept)
 
 
 def interfaces(paths: Paths) -> list[dict[str, t.Any]]:
@@ -160,10 +191,15 @@ def _named(path: str, what: str = "the manifest of the generation") -> t.Iterato
 def write(paths: Paths, number: int, want: Want) -> None:
     """Write a generation's manifest: as a whole or not at all, and on the disk when this returns.
 
+    The object file that it is built from comes first; where none is given, the one that is there stays.
+
     :raises ConntrackError: naming the path, where the file system refuses.
     """
     path = manifest(paths, number)
-    content = {
+    built = want.object
+    if want.build == OBJECT and built is None:
+        built = _built(paths, number, _load(paths, number) or {})
+    content: dict[str, t.Any] = {
         "generation": number,
         "pin_root": paths.pin_root,
         "made_of": want.made_of,
@@ -172,7 +208,13 @@ def write(paths: Paths, number: int, want: Want) -> None:
         "written": clock.utc(time.time()),
     }
     with _named(path):
+        if want.build == OBJECT and built is not None:
+            content["object"] = built.manifest.as_dict()
+            if want.object is not None:
+                _replace(paths, object_path(paths, number), want.object.data)
         _replace(paths, path, content)
+        if want.build != OBJECT:
+            _unlink(object_path(paths, number))
 
 
 def write_interfaces(paths: Paths, items: t.Sequence[t.Mapping[str, t.Any]]) -> None:
@@ -193,12 +235,12 @@ def end_write_interfaces(paths: Paths) -> None:
     forget(paths, _INTERFACES + _UNFINISHED)
 
 
-def _replace(paths: Paths, path: str, content: t.Mapping[str, t.Any]) -> None:
+def _replace(paths: Paths, path: str, content: t.Mapping[str, t.Any] | bytes) -> None:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    data = content if isinstance(content, bytes) else (json.dumps(content, indent=1) + "\n").encode()
     try:
-        with open(path + _UNFINISHED, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+        with open(path + _UNFINISHED, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.rename(path + _UNFINISHED, path)
@@ -225,8 +267,11 @@ def activate(paths: Paths, number: int | None) -> None:
 
 
 def forget(paths: Paths, name: str) -> None:
-    """Remove one file, and the directories that are empty then."""
+    """Remove one file, a manifest with its object, and the directories that are empty then."""
     _unlink(os.path.join(directory(paths), name))
+    number = _number(name)
+    if number is not None:
+        _unlink(object_path(paths, number))
     _tidy(paths)
 
 

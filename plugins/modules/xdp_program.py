@@ -11,7 +11,7 @@ short_description: Compile, load and pin the connection tracker
 version_added: 0.1.0
 description:
   - Renders the chain's sources into one text on the controller, compiles and loads it with BCC on the target, fills the jump table,
-    and pins programs and maps as a generation below O(pin_root).
+    and pins programs and maps as a generation below O(pin_root). With O(build) targets need no compiler.
   - A new generation is built beside the running one, takes over its flow table, has to pass a frame unchanged, and then
     takes over every interface that M(ebpf.conntrack.xdp_attach) holds, without a gap. When a step fails, everything goes back to the old generation.
   - When neither the sources nor the settings changed and the running generation is whole, nothing is compiled and nothing is written.
@@ -42,6 +42,41 @@ options:
     description:
       - A directory on the controller with the chain's sources.
       - When not given, those of the collection.
+    type: path
+  build:
+    description:
+      - Where the chain is compiled, and by what. What comes of it does the same.
+      - With V(bcc) the target compiles it, by BCC.
+      - With V(clang) the controller compiles it, by O(compiler), and the target loads the object file with libbpf. It needs no compiler and no headers.
+        Objects are kept in O(object_cache), so what was compiled once is not compiled again, for no host.
+      - With V(object) nobody compiles anything. The object that M(ebpf.conntrack.xdp_object) has prepared is taken from O(objects).
+      - When only this changes, no new generation is loaded, since what runs stays the same; but what is written down in O(state_dir) changes, for the
+        next time it is loaded, as after a reboot. So a host that was set up with V(bcc) can do without it from then on.
+      - The file C(docs/building.md) tells more.
+    type: str
+    choices: [bcc, clang, object]
+    default: bcc
+  compiler:
+    description:
+      - With O(build=clang), the name or path of clang on the controller, 12 or later.
+      - When not given, V(clang).
+    type: str
+  object_cache:
+    description:
+      - With O(build=clang), a directory on the controller for what was compiled.
+      - When not given, C(~/.cache/ebpf_conntrack/objects).
+    type: path
+  objects:
+    description:
+      - With O(build=object), a directory on the controller with objects and their manifests, of as many settings and machines as you like.
+        The one that fits the sources, the settings and the target's machine is taken. The sizes of tables make no difference.
+      - An object that is not what its manifest says, or was made of other sources or for another machine, is refused before anything is sent.
+    type: path
+  signers:
+    description:
+      - With O(build=object), a file of allowed signers on the controller, as C(ssh-keygen) describes it.
+      - When given, the object's manifest has to have the signature of one of them, for the namespace C(ebpf-conntrack), in a file beside it
+        whose name ends in C(.sig).
     type: path
   table_size:
     description:
@@ -338,9 +373,17 @@ options:
     description:
       - The rendered chain, packed. It is filled in from O(src) and can not be given.
     type: str
+  object_file:
+    description:
+      - The object file on the target. It is filled in with O(build) and can not be given.
+    type: path
+  object_manifest:
+    description:
+      - Its manifest. It is filled in with O(build) and can not be given.
+    type: str
 requirements:
-  - bcc 0.26 or later for Python (package python3-bpfcc on Debian and Ubuntu, python3-bcc on Fedora and RHEL), when something is compiled
-  - the kernel's user-space headers (package linux-libc-dev or kernel-headers), when something is compiled
+  - bcc 0.26 or later for Python (package python3-bpfcc on Debian and Ubuntu, python3-bcc on Fedora and RHEL), when something is compiled on the target
+  - the kernel's user-space headers (package linux-libc-dev or kernel-headers) where something is compiled
   - libbpf 0.8 or later (package libbpf1 on Debian and Ubuntu, libbpf on Fedora and RHEL)
   - jinja2 on the controller
   - Linux 5.12 or later
@@ -348,6 +391,7 @@ requirements:
 seealso:
   - module: ebpf.conntrack.xdp_attach
   - module: ebpf.conntrack.ct_flows
+  - module: ebpf.conntrack.xdp_object
 """
 
 EXAMPLES = r"""
@@ -378,6 +422,12 @@ EXAMPLES = r"""
     replay:
       frames: captures/yesterday.pcap
       on_difference: fail
+
+- name: Load it on a host that has no compiler, from an object that was prepared and signed
+  ebpf.conntrack.xdp_program:
+    build: object
+    objects: objects
+    signers: allowed_signers
 
 - name: Go back to the generation before
   ebpf.conntrack.xdp_program:
@@ -582,6 +632,7 @@ import dataclasses
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     bpffs,
+    build_clang,
     capture,
     chain,
     features,
@@ -590,6 +641,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     health,
     inheritance,
     lock,
+    object_file,
     render,
     replay,
 )
@@ -602,6 +654,11 @@ def argument_spec() -> dict[str, object]:
     return {
         "state": {"type": "str", "choices": ["present", "absent", "rolled_back"], "default": "present"},
         "src": {"type": "path"},
+        "build": {"type": "str", "choices": ["bcc", "clang", "object"], "default": "bcc"},
+        "compiler": {"type": "str"},
+        "object_cache": {"type": "path"},
+        "objects": {"type": "path"},
+        "signers": {"type": "path"},
         **{name: {"type": "int", "default": chain.TABLE_SIZE} for name in render.SIZES},
         "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
         "fused": {"type": "bool", "default": False},
@@ -636,6 +693,8 @@ def argument_spec() -> dict[str, object]:
         },
         "replay_frames": {"type": "path"},
         "rendered": {"type": "str"},
+        "object_file": {"type": "path"},
+        "object_manifest": {"type": "str"},
         **lock.OPTION,
         "pin_root": {"type": "path", "default": bpffs.STANDARD},
     }
@@ -654,6 +713,20 @@ def proof_of(module: AnsibleModule, paths: bpffs.Paths) -> replay.Proof | None:
     return replay.Proof(packets, options["hook"], options["on_difference"], paths)
 
 
+def object_of(module: AnsibleModule, text: str, headers: dict[str, str]) -> object_file.Built | None:
+    """Return the object that was sent, None where there is none yet.
+
+    :raises ConntrackError: where it is not whole, or not one of this chain.
+    """
+    path, said = module.params["object_file"], module.params["object_manifest"]
+    if not path or not said:
+        return None
+    with open(path, "rb") as file:
+        built = object_file.Built(object_file.parse(said, "object_manifest"), file.read())
+    object_file.check(built, build_clang.here(), object_file.sources_digest(text, headers), "the object that was sent")
+    return built
+
+
 def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | None) -> tuple[plans.Plan, generation.Have, list[dict[str, str]]]:
     params = module.params
     if not params["rendered"]:
@@ -666,14 +739,19 @@ def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | Non
         knobs={name: int(value) for name, value in params["settings"].items() if value is not None},
         **{name: params[name] for name in render.SIZES},
         pinned=guests.pinned_here(guests.parse(params["guests"])),
+        build=generation.BCC if params["build"] == "bcc" else generation.OBJECT,
+        object=object_of(module, text, headers),
     )
     policy = generation.Policy(keep=params["keep"], on_schema_change=params["on_schema_change"])
     generation.check(want, policy)
     heard = generation.listen(paths)
     plan, before = generation.ensure(paths, want, True, policy, heard, params["lock_timeout"])
     if any(step.action == "load" for step in plan):
-        require(module, "bcc")
+        if want.build == generation.BCC:
+            require(module, "bcc")
         features.check()
+    if want.object is None and generation.needs_object(plan, before, want):
+        module.exit_json(changed=False, object_wanted=build_clang.here()._asdict())  # the action part has it made, and comes again
     plan, have = generation.ensure(paths, want, module.check_mode, dataclasses.replace(policy, proof=proof), heard, params["lock_timeout"])
     return plan, have, health.mended(before.faults, have.faults)
 
