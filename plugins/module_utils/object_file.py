@@ -81,7 +81,7 @@ class Manifest:
 
     def as_text(self) -> str:
         """Return it as the file has it."""
-        return json.dumps(self.as_dict(), indent=1, sort_keys=True) + "\n"
+        return json.dumps(self.as_dict(), indent=1) + "\n"
 
     @property
     def shown(self) -> str:

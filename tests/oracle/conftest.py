@@ -23,6 +23,8 @@ Chains = dict[str, ChainRig]
 
 #: The forms of the chain that are compared: each stage a program, the entry programs that do the common packets themselves, and those that forward them.
 FORMS: dict[str, dict[str, t.Any]] = {"chain": {}, "fused": {"fused": True}, "forward": {"fused": True, "forward": "all"}}
+#: The same by the other compiler, which see every case with them: the chain as both front ends build it has to do the same.
+BY_CLANG: dict[str, dict[str, t.Any]] = {f"{name}, by clang": {**FORMS[name], "build": "clang"} for name in ("chain", "fused")}
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +38,7 @@ def kernel() -> t.Iterator[NfRig]:
 def chains() -> t.Iterator[Chains]:
     """The chain in all its forms."""
     with contextlib.ExitStack() as rigs:
-        yield {name: rigs.enter_context(ChainRig(checksum="strict", **form)) for name, form in FORMS.items()}
+        yield {name: rigs.enter_context(ChainRig(checksum="strict", **form)) for name, form in {**FORMS, **BY_CLANG}.items()}
 
 
 @pytest.fixture(params=FORMS)

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import struct
 import types
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, clock, flow, flow_table, generation, guests, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, build_clang, chain, clock, flow, flow_table, generation, guests, render
 
 from . import view
 
@@ -45,12 +46,13 @@ class ChainRig:
         forward: str = "off",
         asked: t.Sequence[t.Mapping[str, t.Any]] = (),
         events: bool = False,
+        build: str = "bcc",
     ) -> None:
         """Compile and load.
 
         :raises ConntrackError: see ``generation.ensure``.
         """
-        self.checksum = checksum
+        self.checksum, self.build = checksum, build
         self.compiled = render.Settings(checksum=checksum, fused=fused, forward=forward, events=events, **dict.fromkeys(render.SIZES, table_size))
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
@@ -75,7 +77,8 @@ class ChainRig:
         headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
         parsed = guests.parse(asked)
         text = render.render(str(SOURCES), self.compiled, guests.read(parsed, os.path.abspath, os.listdir(SOURCES)))
-        return generation.Want(text, headers, pinned=guests.pinned_here(parsed), **{name: getattr(self.compiled, name) for name in render.SIZES})
+        want = generation.Want(text, headers, pinned=guests.pinned_here(parsed), **{name: getattr(self.compiled, name) for name in render.SIZES})
+        return want if self.build == "bcc" else built_by_clang(want, self.compiled)
 
     def __enter__(self) -> ChainRig:
         return self
@@ -171,6 +174,13 @@ class ChainRig:
         """Send one frame in at ``side`` and return what the chain made of it."""
         detail = self.run(side, frame)
         return view.Seen(detail.partition("_")[0], self.flows(), detail)
+
+
+def built_by_clang(want: generation.Want, compiled: render.Settings) -> generation.Want:
+    """Return the same chain as an object that clang made of it."""
+    prelude = (SOURCES / build_clang.PRELUDE).read_text(encoding="utf-8")
+    built = build_clang.build(want.text, want.headers, prelude, compiled, build_clang.here())
+    return dataclasses.replace(want, build=generation.OBJECT, object=built)
 
 
 OUTCOMES = frozenset(name for name, dummy in chain.OUTCOMES)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pathlib
 import shutil
@@ -12,8 +13,9 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.action import xdp_program
-from ansible_collections.ebpf.conntrack.plugins.module_utils import capture, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, capture, chain, object_file, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.object_file import Target
 
 pytest.importorskip("jinja2")
 
@@ -191,3 +193,127 @@ def test_the_module_is_run_by_its_full_name(run: t.Callable[[dict[str, t.Any]], 
 
 def test_what_is_wrong_fails_before_the_module_is_run(run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]]) -> None:
     assert run({"table_size": 3}) == {"failed": True, "msg": "table_size: 3 is not valid: give 16 to 67108864 entries."}
+
+
+# ---------------------------------------------------------------- objects
+TARGET = Target("x86_64", "little")
+DATA = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x01\x00\xf7\x00" + bytes(40)
+
+
+def put(directory: pathlib.Path, args: dict[str, t.Any], **changes: t.Any) -> str:
+    """Put an object for a task's chain into a directory; return what it is called."""
+    text, headers = render.unpack(sent(args)["rendered"])
+    settings = xdp_program.settings_of(args)
+    digest = build_clang.wanted(text, headers, xdp_program.prelude_of(str(SOURCES)), TARGET)
+    made_of = {
+        "digest": digest,
+        "sources": object_file.sources_digest(text, headers),
+        "settings": object_file.settings_of(settings, text),
+        "compiler": {"name": "clang", "version": "14.0.6"},
+        "target": TARGET._asdict(),
+        "layout": chain.LAYOUT_VERSION,
+        "sha256": hashlib.sha256(DATA).hexdigest(),
+        "bytes": len(DATA),
+        "kernel": [],
+        **changes,
+    }
+    object_file.write(str(directory), object_file.Built(object_file.Manifest(**made_of), DATA))
+    return digest
+
+
+def taken(args: dict[str, t.Any], target: Target = TARGET) -> object_file.Built:
+    return xdp_program.object_for(args, sent(args)["rendered"], target, str)
+
+
+def test_the_object_that_fits_is_taken(tmp_path: pathlib.Path) -> None:
+    plain: dict[str, t.Any] = {"build": "object", "objects": str(tmp_path)}
+    other = {**plain, "fused": True, "guests": [{"slot": "acl", "src": "acl.c"}]}
+    digests = [put(tmp_path, plain), put(tmp_path, other)]
+    assert [taken(args).manifest.digest for args in (plain, {**plain, "table_size": 1024}, other)] == [digests[0], *digests]
+    with pytest.raises(ConntrackError) as raised:
+        taken({**plain, "checksum": "strict"})
+    message = raised.value.message
+    assert message.startswith(f"objects: {tmp_path} has not the object that is wanted, ")
+    assert "(checksum strict, fused false, forward off, events false, guests none; x86_64, little endian)" in message
+    assert f"{digests[1]} (checksum offload, fused true, forward off, events false, guests acl in slot 4; x86_64, little endian)" in message
+    assert f"Make it with ebpf.conntrack.xdp_object and the same options, or the playbook build.yml, with dest: {tmp_path}." in message
+    with pytest.raises(ConntrackError, match="aarch64, little endian.. It has "):
+        taken(plain, Target("aarch64", "little"))
+
+
+def test_an_empty_directory_says_so(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConntrackError, match="It has no object at all. Make it with"):
+        taken({"build": "object", "objects": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sha256": "0" * 64}, "its sha256 is "),
+        ({"sources": "0" * 32}, "it was made of other sources, "),
+        ({"layout": chain.LAYOUT_VERSION + 1}, "its maps have layout "),
+        ({"target": {"machine": "s390x", "byteorder": "big"}}, "it was made for s390x, big endian; the target is x86_64, little endian"),
+    ],
+)
+def test_what_does_not_fit_is_not_sent(changes: dict[str, t.Any], words: str, tmp_path: pathlib.Path) -> None:
+    args = {"build": "object", "objects": str(tmp_path)}
+    put(tmp_path, args, **changes)
+    with pytest.raises(ConntrackError, match=words):
+        taken(args)
+
+
+def test_what_is_not_signed_is_not_sent(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "signers").write_text("ops ssh-ed25519 AAAA\n", encoding="utf-8")
+    args = {"build": "object", "objects": str(tmp_path), "signers": str(tmp_path / "signers")}
+    put(tmp_path, args)
+    with pytest.raises(ConntrackError, match="it is not signed, "):
+        taken(args)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"build": "gcc"}, "build: 'gcc' is not valid: give one of bcc, clang, object."),
+        ({"build": "object"}, "objects: it is missing: build: object takes the object from that directory on the controller."),
+        ({"build": "clang", "objects": "x"}, "objects: 'x' is not valid: it belongs to build: object, and this is build: clang."),
+        ({"compiler": "clang-16"}, "compiler: 'clang-16' is not valid: it belongs to build: clang, and this is build: bcc."),
+        ({"object_file": "/x"}, "object_file: it is filled in from build and can not be given."),
+    ],
+)
+def test_builds_that_make_no_sense(run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]], args: dict[str, t.Any], message: str) -> None:
+    assert run(args) == {"failed": True, "msg": message}
+
+
+def test_an_object_goes_along_when_the_module_asks_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """And not before: a run that changes nothing takes one call, and sends nothing."""
+    calls: list[dict[str, t.Any]] = []
+    files: dict[str, bytes] = {}
+
+    def execute(dummy: t.Any, module_name: str, module_args: dict[str, t.Any], task_vars: t.Any) -> dict[str, t.Any]:
+        calls.append(dict(module_args))
+        if len(calls) == 1 and asks:
+            return {"changed": False, "object_wanted": TARGET._asdict()}
+        return {"changed": bool(asks), "invocation": {"module_args": module_args}}
+
+    def send(dummy: t.Any, name: str, data: bytes) -> str:
+        files[name] = data
+        return f"/tmp/{name}"
+
+    monkeypatch.setattr(xdp_program.ActionBase, "run", lambda *dummy: {})
+    monkeypatch.setattr(xdp_program.ActionModule, "_execute_module", execute)
+    monkeypatch.setattr(xdp_program.ActionModule, "_send", send)
+    monkeypatch.setattr(Loader, "path_dwim", lambda dummy, path: path)
+    args: dict[str, t.Any] = {"build": "object", "objects": str(tmp_path)}
+    action = object.__new__(xdp_program.ActionModule)
+    action._task, action._loader = Task(args), Loader()
+    asks = False
+    assert action.run(None, {})["changed"] is False and len(calls) == 1 and files == {}
+    asks = True
+    calls.clear()
+    assert "has not the object that is wanted" in action.run(None, {})["msg"] and len(calls) == 1 and files == {}
+    put(tmp_path, args)
+    calls.clear()
+    result = action.run(None, {})
+    assert result["changed"] and "object_wanted" not in result and files == {"object_file": DATA}
+    assert (calls[1]["object_file"], object_file.parse(calls[1]["object_manifest"], "").layout) == ("/tmp/object_file", chain.LAYOUT_VERSION)
+    assert result["invocation"]["module_args"] == args, "what nobody wants to read is not shown"
