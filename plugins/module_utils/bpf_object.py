@@ -69,6 +69,10 @@ def _call(name: str, *args: t.Any, about: str = "") -> t.Any:
     return result
 
 
+#: What libbpf tells of a map, in the order of Map's fields.
+_NUMBERS = ("type", "key_size", "value_size", "max_entries", "map_flags")
+
+
 class Map(t.NamedTuple):
     """A map of an object file, before it is loaded.
 
@@ -124,11 +128,12 @@ class Object:
 
     def maps(self) -> list[Map]:
         """Return its maps."""
-        numbers = ("type", "key_size", "value_size", "max_entries", "map_flags", "is_internal")
-        return [
-            Map(_call("bpf_map__name", handle).decode(), *(_call(f"bpf_map__{name}", handle) for name in numbers), handle)
-            for handle in self._handles("bpf_object__next_map")
-        ]
+
+        def told(handle: int) -> Map:
+            kind, key_size, value_size, max_entries, flags = (_call(f"bpf_map__{name}", handle) for name in _NUMBERS)
+            return Map(_call("bpf_map__name", handle).decode(), kind, key_size, value_size, max_entries, flags, _call("bpf_map__is_internal", handle), handle)
+
+        return [told(handle) for handle in self._handles("bpf_object__next_map")]
 
     def load(self, names: t.Iterable[str], attach_type: int) -> dict[str, int]:
         """Load these of its programs; return a file descriptor of each, by name, which the caller closes.

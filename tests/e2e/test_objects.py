@@ -41,7 +41,7 @@ FLOWS = 30
 #: Longer than any test takes on a busy machine.
 TIMEOUTS = {"udp": 3000}
 GUEST = """\
-GUEST_MAP(syns, "percpu_array", int, u64, {entries}, 0);
+GUEST_MAP(seen_syns, "percpu_array", int, u64, {entries}, 0);
 BPF_HASH(mine, u32, u64, 16);
 
 GUEST(syns)
@@ -50,7 +50,7 @@ GUEST(syns)
 	int i = 0;
 	u64 *n, one = 1;
 
-	n = syns.lookup(&i);
+	n = seen_syns.lookup(&i);
 	if (n)
 		(*n)++;
 	n = mine.lookup_or_try_init(&key, &one);
@@ -209,7 +209,7 @@ def test_what_the_running_one_was_made_of_by_bcc_can_not_be_told_without_it(made
 # ---------------------------------------------------------------- guests, and what is refused
 def test_guests(made: Chain, cache: str, tmp_path: pathlib.Path, no_bcc: None) -> None:
     def seen() -> int:
-        with bpf.closing(bpf.obj_get(made.paths.map("syns"))) as fd:
+        with bpf.closing(bpf.obj_get(made.paths.map("seen_syns"))) as fd:
             return sum(int.from_bytes(value, "little") for value in bpf.percpu_value(fd, 0, 8))
 
     made.ensure(built(made.want(guest(tmp_path)), cache))
@@ -218,7 +218,7 @@ def test_guests(made: Chain, cache: str, tmp_path: pathlib.Path, no_bcc: None) -
     made.ensure(built(made.want(guest(tmp_path, "/* changed */")), cache))
     made.send(udp_frame(4002))
     assert seen() == 3, "the next generation has the guest's map"
-    with pytest.raises(ConntrackError, match="guests: the map syns has another shape in the running generation: max_entries 1, now 2"):
+    with pytest.raises(ConntrackError, match="guests: the map seen_syns has another shape in the running generation: max_entries 1, now 2"):
         made.ensure(built(made.want(guest(tmp_path, entries=2)), cache))
     assert made.observe().generation == 2 and made.observe().faults == ()
 
@@ -236,7 +236,7 @@ def test_the_verifiers_words_are_told(made: Chain, cache: str, tmp_path: pathlib
 def test_the_compilers_words_are_told(made: Chain, tmp_path: pathlib.Path, cache: str) -> None:
     with pytest.raises(ConntrackError) as raised:
         built(made.want(guest(tmp_path, "return nothing;")), cache)
-    assert raised.value.message.startswith("compiling the chain failed\nsyns.c:17:9: error: use of undeclared identifier 'nothing'"), raised.value.message
+    assert raised.value.message.startswith("compiling the chain failed\nsyns.c:16:9: error: use of undeclared identifier 'nothing'"), raised.value.message
 
 
 def test_what_is_no_chain(made: Chain, cache: str, tmp_path: pathlib.Path) -> None:
