@@ -36,12 +36,16 @@ class Playbooks:
         return [f"{tree.VENV}/ansible-playbook", str(tree.ROOT / "playbooks" / f"{name}.yml"), "-e", f"@{self.variables}", *argv]
 
     def at_once(self, *names: str) -> list[tuple[int, str]]:
-        """Run several at the same moment, each with files of its own; return how each ended, and what it printed."""
+        """Run several at the same moment, each with files of its own; return how each ended, and what it printed.
+
+        One waits for the other; on a machine with much else to do that takes longer than the minute after which it would say so and end.
+        """
         started = []
         for number, name in enumerate(names):
             env = tree.environment(ANSIBLE_LOCAL_TEMP=str(self.variables.parent / f"local{number}"))
             with (self.variables.parent / f"output{number}").open("w+b") as out:
-                started.append(subprocess.Popen(self.command(name), cwd=tree.ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
+                command = self.command(name, "-e", "xdp_ct_lock_timeout=300")
+                started.append(subprocess.Popen(command, cwd=tree.ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
         ended = [process.wait() for process in started]
         return [(code, (self.variables.parent / f"output{number}").read_text("utf-8")) for number, code in enumerate(ended)]
 
