@@ -179,6 +179,9 @@ def integration() -> Tally:
     )
 
 
+IN_PLACES_OF_ITS_OWN = ("unshare", "--net", "--mount", "--propagation", "private", sys.executable, "tests/tools/apart.py")
+
+
 def e2e_here() -> Tally:
     """Run what e2e_apart() does not."""
     return pytest("e2e", 20, "tests/e2e", *(f"--ignore={path}" for path in APART))
@@ -186,8 +189,12 @@ def e2e_here() -> Tally:
 
 def e2e_apart() -> Tally:
     """Run the tests of tests/e2e that can do with a network, pins and directories of their own."""
-    unshare = ("unshare", "--net", "--mount", "--propagation", "private", sys.executable, "tests/tools/apart.py")
-    return pytest("e2e-apart", 25, *APART, start=unshare)
+    return pytest("e2e-apart", 25, *APART, start=IN_PLACES_OF_ITS_OWN)
+
+
+def oracle_apart() -> Tally:
+    """Run the differential suite beside other tests."""
+    return pytest("oracle", 20, "tests/oracle", start=IN_PLACES_OF_ITS_OWN)
 
 
 SUITES: dict[str, c.Callable[[], Tally]] = {
@@ -226,9 +233,9 @@ _APART = (
 )
 APART = [f"tests/e2e/test_{name}.py" for name in _APART]
 #: When everything is run, a second process runs these one after the other, so that two CPUs have something to do.
-ASIDE: dict[str, c.Callable[[], Tally]] = {"lint": lint, "unit": unit, "e2e, apart": e2e_apart}
+ASIDE: dict[str, c.Callable[[], Tally]] = {"lint": lint, "unit": unit, "oracle": oracle_apart, "e2e, apart": e2e_apart}
 #: Meanwhile these are run. ansible-lint takes what the integration tests leave for a moment for ours, so those come late.
-HERE: dict[str, c.Callable[[], Tally]] = {"oracle": SUITES["oracle"], "e2e": e2e_here, **{name: SUITES[name] for name in ("integration", "host", "install")}}
+HERE: dict[str, c.Callable[[], Tally]] = {"e2e": e2e_here, **{name: SUITES[name] for name in ("integration", "host", "install")}}
 
 
 @contextlib.contextmanager
