@@ -183,6 +183,23 @@ def _flush_words(command: Parser) -> None:
     _filters(command)
 
 
+def _export_words(command: Parser) -> None:
+    _filters(command)
+
+
+def _import_words(command: Parser) -> None:
+    command.add_argument("file", nargs="?", default="-", metavar="FILE", help="what ct export wrote; standard input when not given, or -")
+    command.add_argument(
+        "--on-conflict",
+        choices=("keep", "newer", "replace"),
+        default="keep",
+        metavar="POLICY",
+        help="what becomes of a flow that is live here as well: keep it, let the one win that had the later packet (newer), or replace it; keep when not given",
+    )
+    _form(command, ("text", "json"))
+    _changing(command)
+
+
 def _graph_words(command: Parser) -> None:
     command.add_argument("-o", "--output", choices=GRAPHS, default=GRAPHS[0], help=f"what to draw it as: {', '.join(GRAPHS)}; {GRAPHS[0]} when not given")
     command.add_argument("--lab", metavar="NAME", help="draw only what belongs to this lab of netns_lab")
@@ -446,6 +463,38 @@ def _watch(args: Arguments) -> int:
     return DONE
 
 
+# ---------------------------------------------------------------- from host to host
+def _export(args: Arguments) -> int:
+    from . import flow_handoff
+
+    with _asked():
+        filters = flow_filter.parse_filters(_words(args, flow_filter.FILTER_WORDS))
+        if sys.stdout.isatty():
+            raise ConntrackError("output: it is not for people to read. Send it to a file, or through a pipe to ct import.")
+    with _tables(args) as tables, _watched(tables, "exporting") as watched:
+        flow_handoff.export(watched, filters, _put)
+    return DONE
+
+
+def _import(args: Arguments) -> int:
+    from . import flow_handoff, flow_table
+
+    bpffs.check(args.pin_root)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = sys.stdin.buffer if args.file == "-" else stack.enter_context(open(args.file, "rb"))
+        except OSError as exc:
+            raise bad_value("file", args.file, f"give a file that ct export wrote: {exc.strerror}") from None
+        reader = flow_handoff.Reader(file, "standard input" if args.file == "-" else args.file)
+        tables = stack.enter_context(_tables(args) if args.dry_run else flow_table.writing(args.pin_root, args.lock_timeout))
+        done = flow_handoff.take(tables, reader, args.on_conflict, args.dry_run)
+    if args.output == "json":
+        _say_json({**dataclasses.asdict(done), "host": reader.header.get("host")})
+    else:
+        _say(flow_handoff.told(done, reader.header, args.dry_run))
+    return FAILED if done.no_room else DONE
+
+
 # ---------------------------------------------------------------- deleting
 def _flush(args: Arguments) -> int:
     from . import flow_table
@@ -668,6 +717,21 @@ COMMANDS = {
         _watch,
         "Events come from a chain that was loaded with the option events. They are numbered, and those that were lost are counted; when it ends it says how "
         "many. Ctrl-C ends it. The events of a chain have one reader at a time. An entry that makes room for another one goes without an event.",
+    ),
+    "export": Command(
+        "write the live flows for another host",
+        _export_words,
+        _export,
+        "What is written goes to ct import, through a file or a pipe: ct export | ssh other ct import. It says what it is made of, and holds times as time "
+        "left. Nothing is changed here: drain the host, or delete the flows, when the other one has them.",
+    ),
+    "import": Command(
+        "take in the flows that ct export wrote on another host",
+        _import_words,
+        _import,
+        "They go on here with their states, counts and the time they had left; TCP windows begin anew. It refuses what is of another format, can not be "
+        "translated, or is damaged, and says what was imported until then. No flow that is here makes room. The exit status is 1 when there was not room for "
+        "all.",
     ),
     "flush": Command(
         "delete flows", _flush_words, _flush, "It says how many there are and asks, unless --yes is given. The next packet of a deleted flow begins a new one."

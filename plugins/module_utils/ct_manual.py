@@ -21,6 +21,7 @@ _EXAMPLES = (
     ("why a connection is in its state", "ct show tcp 10.0.0.1:40000 10.0.0.2:80"),
     ("a picture of the host", "ct graph > host.html"),
     ("keep what becomes of flows to one server", "ct watch --dst 10.0.0.2 --save events.jsonl"),
+    ("give the real flows to another router", "ct export --assured | ssh r2 ct import"),
     ("cut off one client", "ct flush --src 10.0.0.1 --yes"),
 )
 

@@ -161,6 +161,30 @@ class FlowTables:
                 deleted += len(some) - left
         return deleted
 
+    def create(self, opened: OpenTable, key: bytes, value: bytes) -> bool:
+        """Make an entry; False where there is one of this key."""
+        try:
+            bpf.map_update(opened.fd, key, value, bpf.BPF_NOEXIST)
+        except bpf.BpfError as exc:
+            if exc.errno != errno.EEXIST:
+                raise
+            return False
+        return True
+
+    def count_made(self, created: int, promoted: int) -> None:
+        """Count entries that create() made, ``promoted`` of them assured; see writing(). The chain does it, which counts meanwhile."""
+        numbers = [{"created": created, "promoted": promoted}.get(name, 0) for name in chain.COUNTERS]
+        if not any(numbers):
+            return
+        index = _INDEX.pack(chain.META["counted"])
+        with contextlib.ExitStack() as fds:
+            meta, adopt = self._open("meta", fds), fds.enter_context(bpf.closing(bpf.obj_get(os.path.join(self._paths.seed_prog, chain.ADOPT))))
+            before = _U64.pack(self._u64(meta, chain.META["counted"]))
+            bpf.map_update(meta, index, _U64.pack(0))  # the chain adds such numbers once; these are others than those of the generation before
+            request = chain.ADOPT_REQUEST.pack(chain.ADOPT_REQUESTS.index("counts"), len(numbers), 0)
+            bpf.prog_test_run(adopt, request + struct.pack(f"={len(numbers)}Q", *numbers))
+            bpf.map_update(meta, index, before)
+
     def count_deleted(self, numbers: t.Mapping[str, int]) -> None:
         """Add to the counters of chain.DELETIONS, which only user space writes; see writing()."""
         for name, number in numbers.items():

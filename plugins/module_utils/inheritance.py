@@ -88,9 +88,8 @@ class Inheritance:
         return tuple(name for name, (family, dummy) in new["tables"].items() if family in families and name not in self.shared)
 
     def room(self, table: str) -> int:
-        """Return how many flows a new table surely holds: a full LRU table pushes some out while other CPUs still have free nodes."""
-        entries, cpus = self.new.infos[table].max_entries, bpf.possible_cpus()
-        return entries - cpus * min(max(entries // cpus // 2, 1), bpf.LRU_BATCH)
+        """Return how many flows a new table surely holds."""
+        return room_of(self.new.infos[table].max_entries)
 
     @property
     def counts(self) -> bool:
@@ -131,6 +130,12 @@ class Legacy:
 
     inherited: Inheritance
     census: Census = dataclasses.field(default_factory=Census)
+
+
+def room_of(entries: int) -> int:
+    """Return how many flows a table of so many entries surely holds: a full LRU table pushes some out while other CPUs still have free nodes."""
+    cpus = bpf.possible_cpus()
+    return entries - cpus * min(max(entries // cpus // 2, 1), bpf.LRU_BATCH)
 
 
 def wanted(number: int, directory: str, specs: t.Iterable[chain.MapSpec]) -> Maps:

@@ -118,6 +118,14 @@ class FakeTables:
     def delete(self, opened: flow_table.OpenTable, keys: t.Sequence[bytes]) -> int:
         return sum(self.entries[opened.table.name].pop(key, None) is not None for key in keys)
 
+    def create(self, opened: flow_table.OpenTable, key: bytes, value: bytes) -> bool:
+        there = self.entries[opened.table.name]
+        return there.setdefault(key, value) is value
+
+    def count_made(self, created: int, promoted: int) -> None:
+        self.stats["created"] += created
+        self.stats["promoted"] += promoted
+
     def count_deleted(self, numbers: t.Mapping[str, int]) -> None:
         for name, number in numbers.items():
             self.stats[name] += number

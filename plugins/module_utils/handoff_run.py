@@ -1,0 +1,65 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the module ct_handoff does, from its parameters to its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from . import bpffs, flow_file, flow_filter, flow_handoff, flow_report, flow_table, lock
+from .errors import bad_value
+
+OPTIONS: dict[str, dict[str, t.Any]] = {
+    **flow_report.PIN_ROOT_OPTION,
+    **lock.OPTION,
+    **flow_report.FILTER_OPTIONS,
+    "state": {"type": "str", "choices": ["exported", "imported"], "required": True},
+    "path": {"type": "path", "required": True},
+    "on_conflict": {"type": "str", "choices": list(flow_handoff.CONFLICTS), "default": flow_handoff.CONFLICTS[0]},
+    "mode": {"type": "str", "default": "0600"},
+}
+
+
+def run(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
+    """Export or import flows.
+
+    :param params: the options of OPTIONS.
+    :return: the module's result.
+    :raises ConntrackError: for a bad option, a missing chain, a file that can not be written, or is no good.
+    """
+    words = {word: params[word] for word in flow_filter.FILTER_WORDS if params.get(word) is not None}
+    filters = flow_filter.parse_filters(words)
+    bpffs.check(params["pin_root"])
+    if params["state"] == "exported":
+        return _export(params, filters, check_mode)
+    if words:
+        name, value = next(iter(words.items()))
+        raise bad_value(name, value, "flows are chosen when they are exported; leave it out")
+    return _import(params, check_mode)
+
+
+def _export(params: t.Mapping[str, t.Any], filters: flow_filter.Filters, check_mode: bool) -> dict[str, t.Any]:
+    mode = flow_file.file_mode(params["mode"])
+    flow_file.check_dest(params["path"])
+    with flow_table.FlowTables(params["pin_root"]) as tables, flow_file.replacing(params["path"], mode, dry=check_mode) as file:
+        count = flow_handoff.export(tables, filters, file.write)
+    return {"changed": True, "count": count, "path": params["path"]}
+
+
+def _import(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
+    try:
+        file = open(params["path"], "rb")  # noqa: SIM115  it is closed below
+    except OSError as exc:
+        raise bad_value("path", params["path"], f"give a file that was exported: {exc.strerror}") from None
+    with file:
+        reader = flow_handoff.Reader(file, params["path"])
+        opened = flow_table.FlowTables(params["pin_root"]) if check_mode else flow_table.writing(params["pin_root"], params["lock_timeout"])
+        with opened as tables:
+            done = flow_handoff.take(tables, reader, params["on_conflict"], dry=check_mode)
+    counts = dataclasses.asdict(done)
+    result = {"changed": bool(done.imported or done.replaced), "count": counts.pop("read"), **counts, "host": reader.header.get("host")}
+    if done.no_room:
+        result["warnings"] = [f"{done.no_room} flows were left out: the tables have no room for them. Raise table_size, or export fewer (assured: true)."]
+    return result
