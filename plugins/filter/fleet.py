@@ -9,7 +9,7 @@ import collections.abc as c
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.ebpf.conntrack.plugins.module_utils import rollout
+from ansible_collections.ebpf.conntrack.plugins.module_utils import drift, rollout
 
 Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
 
@@ -55,9 +55,21 @@ def ct_rollout_summary(hostvars: Hostvars, hosts: t.Sequence[str]) -> dict[str, 
     return rollout.summary(collect(hostvars, hosts))
 
 
+def ct_drift(hostvars: Hostvars, hosts: t.Sequence[str], form: str = "table") -> dict[str, t.Any]:
+    """Return where hosts drifted."""
+    if form not in drift.FORMS:
+        raise AnsibleFilterError(f"drift_format: {form!r} is not valid: give {', '.join(drift.FORMS)}.")
+    return drift.report(collect(hostvars, hosts), form)
+
+
+def ct_left(hostvars: Hostvars, hosts: t.Sequence[str]) -> str:
+    """Return as a table what is left of the collection on hosts."""
+    return drift.left(collect(hostvars, hosts))
+
+
 class FilterModule:
     """The filters by name."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return them."""
-        return {one.__name__: one for one in (ct_table, ct_fitness, ct_batch, ct_outcome, ct_rollout_summary)}
+        return {one.__name__: one for one in (ct_table, ct_fitness, ct_batch, ct_outcome, ct_rollout_summary, ct_drift, ct_left)}

@@ -15,7 +15,17 @@ Vars = t.Mapping[str, t.Any]
 #: Results of the role xdp_ct that can have changed a host, in the order of its tasks.
 STEPS = ("xdp_ct_missing", "xdp_ct_did_install", "xdp_ct_did_load", "xdp_ct_did_attach", "xdp_ct_did_command", "xdp_ct_did_service")
 #: The variables of a host that are looked at.
-NAMES = (*STEPS, "xdp_ct_preflight", "rollout_refused", "rollout_batch", "rollout_ended", "rollout_failed", "rollout_soaked", "rollout_put_back")
+NAMES = (
+    *STEPS,
+    "xdp_ct_preflight",
+    "rollout_back",
+    "rollout_refused",
+    "rollout_batch",
+    "rollout_ended",
+    "rollout_failed",
+    "rollout_soaked",
+    "rollout_put_back",
+)
 
 
 def table(rows: t.Sequence[t.Mapping[str, t.Any]], columns: t.Mapping[str, str], form: str = "table") -> str:
@@ -51,15 +61,16 @@ def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
     looked = found.get("xdp_ct_preflight") or {}
     if looked.get("unreachable"):
         return {"host": host, "verdict": "unreachable", "why": _line(looked.get("msg", ""))}
-    if "ok" not in looked:
+    if "ok" not in looked or found.get("rollout_refused"):
         return {"host": host, "verdict": "unfit", "why": _line(found.get("rollout_refused") or looked.get("msg") or "it was not looked at")}
     chain, memory = looked["chain"], looked["memory"]
-    why = [f"{one['field']}: {one['problem']} {one['mend']}".strip() for one in looked["problems"]]
-    if looked["would_install"]:
+    back = bool(found.get("rollout_back"))  # for which nothing is needed that the chain before did not need as well
+    why = [] if back else [f"{one['field']}: {one['problem']} {one['mend']}".strip() for one in looked["problems"]]
+    if looked["would_install"] and not back:
         why.append(f"would install {', '.join(looked['would_install'])}")
     return {
         "host": host,
-        "verdict": "ready" if looked["ok"] else "unfit",
+        "verdict": "ready" if looked["ok"] or back else "unfit",
         "kernel": looked["kernel"]["release"],
         "chain": None if chain is None else "none" if chain["generation"] is None else f"{chain['generation']}{'' if chain['healthy'] else ', NOT GOOD'}",
         "flows": looked["flows"],
@@ -81,14 +92,15 @@ def fitness(found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: boo
     """
     rows = [fitness_of(host, one) for host, one in found.items()]
     by = {verdict: [row["host"] for row in rows if row["verdict"] == verdict] for verdict in ("ready", "unfit", "unreachable")}
+    what = "go back" if any(one.get("rollout_back") for one in found.values()) else "take the chain"
     reasons = []
     if by["unfit"] and not skip_unfit:
         whys = "; ".join(f"{row['host']}: {row['why']}" for row in rows if row["verdict"] == "unfit")
-        reasons.append(f"{_hosts(by['unfit'])} can not take the chain ({whys}). Mend that, or give rollout_skip_unfit: true to leave such hosts out.")
+        reasons.append(f"{_hosts(by['unfit'])} can not {what} ({whys}). Mend that, or give rollout_skip_unfit: true to leave such hosts out.")
     if by["unreachable"] and not skip_unreachable:
         reasons.append(f"{_hosts(by['unreachable'])} can not be reached. Mend that, or give rollout_skip_unreachable: true to leave such hosts out.")
     if not by["ready"] and not reasons:
-        reasons.append("no host can take the chain.")
+        reasons.append(f"no host can {what}.")
     stop = " ".join(reasons)
     return {"ready": by["ready"], "hosts": list(found), "table": table(rows, FITNESS), "stop": f"Nothing was changed: {stop}" if stop else ""}
 

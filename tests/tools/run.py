@@ -219,6 +219,7 @@ _APART = (
     "ct_graph",
     "ct_load",
     "ct_top",
+    "fleet_modules",
     "floods",
     "forward",
     "guests",
