@@ -228,6 +228,7 @@ _APART = (
     "inventory",
     "metrics",
     "migration",
+    "objects",
     "replay",
     "swap",
     "watch",

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, generation, guests, state
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, generation, guests, object_file, state
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 WANT = generation.Want(
@@ -144,3 +145,55 @@ def test_check(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
         with pytest.raises(ConntrackError) as raised:
             state.check(dataclasses.replace(paths, state_dir=where))
         assert raised.value.message.startswith(f"state_dir: {where!r} is not valid: ") and words in raised.value.message
+
+
+# ---------------------------------------------------------------- object files
+def from_object(data: bytes = b"object") -> generation.Want:
+    manifest = object_file.Manifest(
+        digest="0" * 32,
+        sources="1" * 32,
+        settings={"checksum": "offload"},
+        compiler={"name": "clang", "version": "14.0.6"},
+        target={"machine": "x86_64", "byteorder": "little"},
+        layout=2,
+        sha256=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
+        kernel=[],
+    )
+    return dataclasses.replace(WANT, build=generation.OBJECT, object=object_file.Built(manifest, data))
+
+
+def test_an_object_is_kept_beside_the_manifest(paths: bpffs.Paths) -> None:
+    want = from_object()
+    state.write(paths, 3, want)
+    state.activate(paths, 3)
+    read = state.read(paths, 3)
+    assert read == want and read is not None and read.object == want.object
+    assert state.look(paths) == generation.State(3, want.made_of, (3,), object=True)
+    assert want.made_of == {**WANT.made_of, "build": "object"}, "what the object is is no part of what is wanted"
+    state.write(paths, 3, dataclasses.replace(want, object=None, timeouts={"udp": 9}))
+    read = state.read(paths, 3)
+    assert read is not None and (read.object, read.timeouts) == (want.object, {"udp": 9}), "without one the one that is there stays"
+    state.write(paths, 3, WANT)
+    assert state.read(paths, 3) == WANT and not os.path.exists(state.object_path(paths, 3))
+
+
+def test_an_object_that_is_not_whole_tells_nothing(paths: bpffs.Paths) -> None:
+    state.write(paths, 3, from_object())
+    state.activate(paths, 3)
+    path = pathlib.Path(state.object_path(paths, 3))
+    path.write_bytes(b"objec")
+    assert state.read(paths, 3) is None and not state.look(paths).object
+    path.unlink()
+    assert state.read(paths, 3) is None and not state.look(paths).object
+
+
+def test_an_object_goes_with_its_manifest(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "lib").mkdir()
+    state.write(paths, 3, from_object())
+    os.unlink(state.manifest(paths, 3))
+    assert state.look(paths).strays == ("3.o",), "as a run leaves it that was killed between the two"
+    state.write(paths, 3, from_object())
+    assert state.look(paths).strays == ()
+    state.forget_generation(paths, 3)
+    assert os.listdir(tmp_path / "lib") == []
