@@ -42,6 +42,20 @@ _SIGNATURES: dict[str, tuple[t.Any, tuple[t.Any, ...]]] = {
 _MAX_ERRNO = 4095
 
 
+#: int (*)(enum libbpf_print_level, const char *, va_list); where a va_list is passed by its address, as on all machines with 64 bits that BPF runs on.
+_PRINT = ctypes.CFUNCTYPE(_INT, _INT, _PTR, _PTR)
+_DEBUG = 2
+
+
+@_PRINT
+def _print(level: int, words: int, arguments: int) -> int:
+    return int(_libc().vdprintf(2, _PTR(words), _PTR(arguments))) if level < _DEBUG else 0
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 class _OpenOpts(ctypes.Structure):
     _fields_ = [("sz", ctypes.c_size_t), ("object_name", ctypes.c_char_p)]
 
@@ -108,6 +122,9 @@ class Object:
 
         :raises BpfError: where it is none that libbpf understands.
         """
+        library = bpf.library()
+        library.libbpf_set_print.argtypes, library.libbpf_set_print.restype = (_PTR,), _PTR
+        library.libbpf_set_print(ctypes.cast(_print, _PTR))  # bcc, which uses the same library, may have silenced it
         self._data = ctypes.create_string_buffer(data, len(data))  # libbpf reads from it until it is closed
         opts = _OpenOpts(sz=ctypes.sizeof(_OpenOpts), object_name=name.encode())
         self._object = _call("bpf_object__open_mem", self._data, len(data), ctypes.byref(opts), about=name)

@@ -29,8 +29,8 @@ from .errors import ConntrackError
 #: How the chain is built; only the first needs a compiler on the host.
 BUILDS = ("bcc", "clang", "object")
 LIBBPF_MINIMUM = "0.8"
-#: Room that has to be left in the state directory: a manifest has some 100 KiB, and is written beside the one before.
-DISK_BYTES = 1 << 20
+#: Room that has to be left in the state directory: a manifest has some 100 KiB, an object file up to 1.5 MiB, and each is written beside the one before.
+DISK_BYTES = 4 << 20
 #: What compiling takes for a moment beside the tables, most of it LLVM's.
 COMPILER_BYTES = 160 << 20
 #: What the kernel keeps of each entry beside key and value: struct htab_elem with its list, and its share of the buckets.

@@ -74,9 +74,9 @@ def test_libraries(one: preflight.Library, manager: str | None, install: bool, p
 
 
 def test_room_on_the_disk() -> None:
-    assert list(preflight.judge_disk("/var", 2 * MIB, True)) == []
-    assert [one.problem for one in preflight.judge_disk("/var", 4096, True)] == ["/var: 4 KiB are free, 1024 KiB are needed."]
-    assert [one.problem for one in preflight.judge_disk("/var", 2 * MIB, False)] == ["/var: its file system can hold no more files."]
+    assert list(preflight.judge_disk("/var", 8 * MIB, True)) == []
+    assert [one.problem for one in preflight.judge_disk("/var", 4096, True)] == ["/var: 4 KiB are free, 4096 KiB are needed."]
+    assert [one.problem for one in preflight.judge_disk("/var", 8 * MIB, False)] == ["/var: its file system can hold no more files."]
     assert preflight.disk_room("/nowhere/at/all")[0] > 0, "that of the nearest directory that is there"
 
 
