@@ -226,7 +226,7 @@ def test_guests(made: Chain, cache: str, tmp_path: pathlib.Path, no_bcc: None) -
 def test_the_verifiers_words_are_told(made: Chain, cache: str, tmp_path: pathlib.Path, no_bcc: None) -> None:
     with pytest.raises(ConntrackError) as raised:
         made.ensure(built(made.want(guest(tmp_path, "return ((u8 *)(long)ctx->data)[200];")), cache))
-    assert raised.value.message.startswith("load generation 1 failed: loading syns failed: Permission denied\n"), raised.value.message
+    assert raised.value.message.startswith("load generation 1: loading syns failed: Permission denied\n"), raised.value.message
     assert "invalid access to packet" in raised.value.message
     assert "R0=" in raised.value.facts["compiler_output"] or "R1=" in raised.value.facts["compiler_output"]
     assert "return ((u8 *)(long)ctx->data)[200];" in raised.value.facts["compiler_output"], "with the lines of C"
