@@ -29,17 +29,17 @@ def file_mode(text: str) -> int:
     return mode
 
 
-def check_dest(dest: str) -> None:
+def check_dest(dest: str, field: str = "dest") -> None:
     """Refuse a ``dest`` that can not become a file.
 
     :raises ConntrackError: when it is not absolute, is a directory, or its directory does not exist.
     """
     if not os.path.isabs(dest):
-        raise bad_value("dest", dest, "give an absolute path")
+        raise bad_value(field, dest, "give an absolute path")
     if os.path.isdir(dest):
-        raise bad_value("dest", dest, "it is a directory; give the path of a file")
+        raise bad_value(field, dest, "it is a directory; give the path of a file")
     if not os.path.isdir(os.path.dirname(dest)):
-        raise bad_value("dest", dest, f"the directory {os.path.dirname(dest)} does not exist; make it first")
+        raise bad_value(field, dest, f"the directory {os.path.dirname(dest)} does not exist; make it first")
 
 
 @contextlib.contextmanager

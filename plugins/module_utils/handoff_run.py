@@ -15,8 +15,8 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
     **flow_report.PIN_ROOT_OPTION,
     **lock.OPTION,
     **flow_report.FILTER_OPTIONS,
-    "state": {"type": "str", "choices": ["exported", "imported"], "required": True},
-    "path": {"type": "path", "required": True},
+    "export_to": {"type": "path"},
+    "import_from": {"type": "path"},
     "on_conflict": {"type": "str", "choices": list(flow_handoff.CONFLICTS), "default": flow_handoff.CONFLICTS[0]},
     "mode": {"type": "str", "default": "0600"},
 }
@@ -25,14 +25,14 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
 def run(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     """Export or import flows.
 
-    :param params: the options of OPTIONS.
+    :param params: the options of OPTIONS, one of ``export_to`` and ``import_from`` among them.
     :return: the module's result.
     :raises ConntrackError: for a bad option, a missing chain, a file that can not be written, or is no good.
     """
     words = {word: params[word] for word in flow_filter.FILTER_WORDS if params.get(word) is not None}
     filters = flow_filter.parse_filters(words)
     bpffs.check(params["pin_root"])
-    if params["state"] == "exported":
+    if params["export_to"]:
         return _export(params, filters, check_mode)
     if words:
         name, value = next(iter(words.items()))
@@ -42,19 +42,19 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
 
 def _export(params: t.Mapping[str, t.Any], filters: flow_filter.Filters, check_mode: bool) -> dict[str, t.Any]:
     mode = flow_file.file_mode(params["mode"])
-    flow_file.check_dest(params["path"])
-    with flow_table.FlowTables(params["pin_root"]) as tables, flow_file.replacing(params["path"], mode, dry=check_mode) as file:
+    flow_file.check_dest(params["export_to"], "export_to")
+    with flow_table.FlowTables(params["pin_root"]) as tables, flow_file.replacing(params["export_to"], mode, dry=check_mode) as file:
         count = flow_handoff.export(tables, filters, file.write)
-    return {"changed": True, "count": count, "path": params["path"]}
+    return {"changed": True, "count": count, "export_to": params["export_to"]}
 
 
 def _import(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     try:
-        file = open(params["path"], "rb")  # noqa: SIM115  it is closed below
+        file = open(params["import_from"], "rb")  # noqa: SIM115  it is closed below
     except OSError as exc:
-        raise bad_value("path", params["path"], f"give a file that was exported: {exc.strerror}") from None
+        raise bad_value("import_from", params["import_from"], f"give a file that was exported: {exc.strerror}") from None
     with file:
-        reader = flow_handoff.Reader(file, params["path"])
+        reader = flow_handoff.Reader(file, params["import_from"])
         opened = flow_table.FlowTables(params["pin_root"]) if check_mode else flow_table.writing(params["pin_root"], params["lock_timeout"])
         with opened as tables:
             done = flow_handoff.take(tables, reader, params["on_conflict"], dry=check_mode)

@@ -32,17 +32,15 @@ attributes:
     details:
       - Importing the same file again changes nothing, with O(on_conflict=keep) and O(on_conflict=newer). An exported file is another one each time.
 options:
-  state:
+  export_to:
     description:
-      - V(exported) writes the file at O(path), V(imported) reads it.
-    type: str
-    choices: [exported, imported]
-    required: true
-  path:
-    description:
-      - The file on the target. When exporting it changes as a whole or not at all.
+      - The file on the target to write. It changes as a whole or not at all.
+      - Either this or O(import_from) is needed.
     type: path
-    required: true
+  import_from:
+    description:
+      - The file on the target to read.
+    type: path
   on_conflict:
     description:
       - What becomes of a flow that is live on the importing host as well.
@@ -63,14 +61,12 @@ seealso:
 EXAMPLES = r"""
 - name: Write what r1 has
   ebpf.conntrack.ct_handoff:
-    state: exported
-    path: /var/tmp/flows
+    export_to: /var/tmp/flows
     assured: true
 
 - name: Go on with it on r2
   ebpf.conntrack.ct_handoff:
-    state: imported
-    path: /var/tmp/flows
+    import_from: /var/tmp/flows
 """
 
 RETURN = r"""
@@ -79,6 +75,11 @@ count:
   returned: success
   type: int
   sample: 12
+export_to:
+  description: The file.
+  returned: when exporting
+  type: str
+  sample: /var/tmp/flows
 imported:
   description: The flows that are here now and were not before.
   returned: when importing
@@ -118,7 +119,12 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=handoff_run.OPTIONS, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=handoff_run.OPTIONS,
+        required_one_of=[("export_to", "import_from")],
+        mutually_exclusive=[("export_to", "import_from")],
+        supports_check_mode=True,
+    )
     with told_by(module):
         result = handoff_run.run(module.params, module.check_mode)
     for warning in result.pop("warnings", []):
