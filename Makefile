@@ -7,6 +7,9 @@
 # make lint     the gates only
 # make test-unit, test-integration, test-oracle, test-e2e, test-host, test-install   one suite of it
 # make test-picture  the pictures of ct graph in a browser; it installs chromium and graphviz, so make test leaves it out
+# make test-versions  the unit tests and a lab with other versions of ansible-core, Python and pyroute2; not in make test, because it installs each of them
+# make test-molecule  the scenarios of extensions/molecule: both roles on a lab, by molecule; likewise
+# make docs     the modules', plugins' and roles' documentation as HTML, in build/docs/html
 # make fuzz     throw FRAMES (a million) mutated frames made from SEED at the chain; each must pass unchanged and be counted once
 # make bench    measure; prints tables, writes build/bench.json
 # make clean    take the lab down, leave nothing behind but the venv (distclean: nor that)
@@ -23,7 +26,7 @@ SUITES := unit integration oracle e2e host install
 FRAMES ?= 1000000
 SEED ?= 1
 
-.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) test-picture fuzz bench clean distclean
+.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) test-picture test-versions test-molecule docs fuzz bench clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,6 +53,17 @@ $(SUITES:%=test-%): test-%: setup-dev
 test-picture:
 	@$(SETUP) picture
 	@$(RUN) picture
+
+# VERSIONS names some of what "versions.py --list" shows.
+test-versions: setup-dev
+	@$(VENV)/python tests/tools/versions.py $(VERSIONS)
+
+test-molecule: setup-dev
+	@$(SETUP) molecule
+	@$(RUN) molecule
+
+docs: setup-dev
+	@$(VENV)/python tests/tools/docs.py
 
 fuzz: setup
 	@$(VENV)/python tests/oracle/fuzz.py --frames $(FRAMES) --seed $(SEED)

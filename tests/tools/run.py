@@ -208,11 +208,18 @@ SUITES: dict[str, c.Callable[[], Tally]] = {
 }
 
 
+def molecule() -> Tally:
+    """Run the scenarios of extensions/molecule in the copied tree."""
+    venv = ROOT / ".venv/molecule/bin"
+    env = {"ANSIBLE_COLLECTIONS_PATH": str(BUILD), "PATH": f"{venv}:{environment()['PATH']}", "NO_COLOR": "1", "HOME": str(HOME)}
+    return gate("molecule", [venv / "molecule", "test", "--all"], TREE / "extensions", minutes=15, **env)
+
+
 #: Suites that run only when they are named, for what they need takes long to install.
-ON_DEMAND: dict[str, c.Callable[[], Tally]] = {"picture": lambda: pytest("picture", 10)}
+ON_DEMAND: dict[str, c.Callable[[], Tally]] = {"picture": lambda: pytest("picture", 10), "molecule": molecule}
 
 #: Suites that pin things, in directories of their own.
-KERNEL_SUITES = {"integration", "oracle", "e2e", "picture"}
+KERNEL_SUITES = {"integration", "oracle", "e2e", "picture", "molecule"}
 #: Tests that touch nothing of the machine's but through namespaces.
 _APART = (
     "ct",

@@ -8,10 +8,11 @@
 #   setup.sh dev        the same and what tests and gates need
 #   setup.sh fleet      what the tests' fleet needs, and no venv
 #   setup.sh importer   the Galaxy importer in a venv of its own
+#   setup.sh molecule   molecule in a venv of its own
 #   setup.sh picture    what dev installs, and a browser, graphviz and mermaid for the tests of pictures
 # PYTHON names the interpreter of the venv; it must be the system's, since the BPF bindings are its packages.
 set -euo pipefail
-profile=${1:?usage: setup.sh run|dev|fleet|importer|picture}
+profile=${1:?usage: setup.sh run|dev|fleet|importer|molecule|picture}
 PYTHON=${PYTHON:-/usr/bin/python3}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 cd "$root"
@@ -168,6 +169,9 @@ case $profile in
     ;;
   importer)
     venv "$root/.venv/importer" requirements-importer.txt
+    ;;
+  molecule)
+    venv "$root/.venv/molecule" requirements-molecule.txt requirements.txt constraints.txt
     ;;
   *) die "unknown profile $profile" ;;
 esac
