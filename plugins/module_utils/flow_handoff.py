@@ -102,7 +102,7 @@ class Reader:
         try:
             self.header: Header = json.loads(file.readline(_MOST_LINE))
             description = self.header["description"]
-            damaged = f"{schema.digest(description):016x}" != self.header["schema"] or not int(self.header["hz"]) > 0
+            damaged = f"{schema.digest(description):016x}" != self.header["schema"] or int(self.header["hz"]) <= 0
         except (ValueError, LookupError, TypeError):
             damaged = True
         if damaged:

@@ -100,7 +100,7 @@ PICKED_UP = fakes.entry(ctl=chain.CTL_SEEN_REPLY | fakes.ESTABLISHED, orig=(1, 4
 def test_a_flow_that_is_live_in_both(on_conflict: str, idle: float, expected: str) -> None:
     target = tables(ctt_new=[PICKED_UP])
     done = imported(target, exported(tables(ctt=[fakes.entry(idle=idle)])), on_conflict=on_conflict)
-    (found,) = records(target).values()
+    (found,) = list(records(target).values())
     if expected == "here":
         assert (found["table"], found["orig"]["packets"], done.kept) == ("ctt_new", 1, 1)
         assert target.stats["created"] == 0
@@ -168,7 +168,7 @@ def test_another_layout_is_translated_by_name() -> None:
     pieces = data.split(b"\n", 2)
     frame = flow_handoff._frame(1, "ipv4", 1, fakes.NOW, TCP[0] + value) + flow_handoff._frame(2, "ipv4", 1, fakes.NOW, b"")
     assert imported(target, b"\n".join((*pieces[:2], frame))).imported == 1
-    (found,) = records(target).values()
+    (found,) = list(records(target).values())
     assert (found["state"], found["orig"]["packets"], found["timeout"]) == ("ESTABLISHED", 6, 1000)
 
 
