@@ -75,7 +75,7 @@ def test_present_twice_and_absent(tmp_path: pathlib.Path) -> None:
 
     assert len(ct_archive.converge("absent", prefix, check_mode=True)) == 3 and os.path.exists(os.path.join(prefix, ct_archive.COMMAND))
     assert [step.action for step in ct_archive.converge("absent", prefix)] == ["delete"] * 3
-    assert ct_archive.converge("absent", prefix) == [] and not [path for path in pathlib.Path(prefix).rglob("*") if path.is_file()]
+    assert ct_archive.converge("absent", prefix) == [] and not pathlib.Path(prefix).exists()
 
 
 @pytest.mark.parametrize("name", FILES)
