@@ -11,6 +11,7 @@ import json
 import pathlib
 import shutil
 import subprocess
+import sys
 import typing as t
 
 import pytest
@@ -173,6 +174,12 @@ def test_compilers_that_will_not_do(said: str, message: str, tmp_path: pathlib.P
 def test_no_compiler(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConntrackError, match="it can not be run .No such file or directory.; install the package clang"):
         build_clang.version(str(tmp_path / "none"))
+
+
+def test_headers_of_the_other_byte_order_will_not_do() -> None:
+    other = Target("s390x" if sys.byteorder == "little" else "x86_64", "big" if sys.byteorder == "little" else "little")
+    with pytest.raises(ConntrackError, match=f"the target is {other.byteorder} endian, and this host is not: prepare the object with xdp_object"):
+        build_clang.compile_text(TEXT, HEADERS, "", other)
 
 
 # ---------------------------------------------------------------- signatures
