@@ -46,18 +46,18 @@ BPF_HASH(mine, u32, u64, 16);
 
 GUEST(syns)
 {{
-	u32 key = f->proto;
-	int i = 0;
-	u64 *n, one = 1;
+    u32 key = f->proto;
+    int i = 0;
+    u64 *n, one = 1;
 
-	n = seen_syns.lookup(&i);
-	if (n)
-		(*n)++;
-	n = mine.lookup_or_try_init(&key, &one);
-	if (n)
-		(*n)++;
-	{more}
-	return guest_next(ctx);
+    n = seen_syns.lookup(&i);
+    if (n)
+        (*n)++;
+    n = mine.lookup_or_try_init(&key, &one);
+    if (n)
+        (*n)++;
+    {more}
+    return guest_next(ctx);
 }}
 """
 
