@@ -86,7 +86,7 @@ def compile_text(text: str, headers: t.Mapping[str, str], prelude: str, target: 
     """
     if target.byteorder != sys.byteorder:  # the headers of this host say how bit-fields lie here
         raise ConntrackError(
-            f"the target is {target.byteorder} endian, and this host is not: prepare the object with xdp_object on a host that is, and take it with build: object."
+            f"the target is {target.byteorder} endian, and this host is not: prepare the object with xdp_object on one that is, and take it with build: object."
         )
     flags = [*_FLAGS, *build_bcc.include_flags(target.machine), *chain_flags(target)]
     with tempfile.TemporaryDirectory(prefix="ebpf_conntrack.") as directory:

@@ -236,7 +236,7 @@ def test_the_verifiers_words_are_told(made: Chain, cache: str, tmp_path: pathlib
 def test_the_compilers_words_are_told(made: Chain, tmp_path: pathlib.Path, cache: str) -> None:
     with pytest.raises(ConntrackError) as raised:
         built(made.want(guest(tmp_path, "return nothing;")), cache)
-    assert raised.value.message.startswith("compiling the chain failed\nsyns.c:16:9: error: use of undeclared identifier 'nothing'"), raised.value.message
+    assert raised.value.message.startswith("compiling the chain failed\nsyns.c:16:12: error: use of undeclared identifier 'nothing'"), raised.value.message
 
 
 def test_what_is_no_chain(made: Chain, cache: str, tmp_path: pathlib.Path) -> None:
