@@ -15,6 +15,8 @@ from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire
 
 #: Where the figures go besides; the README's reliability table is made of them.
 REPORT = pathlib.Path(__file__).resolve().parents[2] / "build/reliability.json"
+#: Notes what a test measured: (what, value).
+Figure = c.Callable[[str, object], None]
 _FIGURES = pytest.StashKey[dict[str, str]]()
 
 
@@ -36,7 +38,7 @@ def wire(lab_on_the_wire: Wire) -> c.Iterator[Wire]:
 
 
 @pytest.fixture
-def figure(pytestconfig: pytest.Config) -> c.Callable[[str, object], None]:
+def figure(pytestconfig: pytest.Config) -> Figure:
     """Return a function that notes what a test measured, (what, value); the run prints all of them at its end."""
     noted = pytestconfig.stash.setdefault(_FIGURES, {})
 

@@ -4,6 +4,7 @@
 """A fleet of hosts on this machine, to try playbooks on: each is booted by a systemd of its own, and is reached by SSH only.
 
     python tests/fleet/fleet.py up 3            boot hosts h01 to h03 and wait until they answer
+    python tests/fleet/fleet.py up-vm           boot v01, a virtual machine with Debian's kernel, besides
     python tests/fleet/fleet.py run CMD...      run a command where the hosts can be reached, ansible-playbook for instance
     python tests/fleet/fleet.py inventory       write their inventory and print its path
     python tests/fleet/fleet.py ssh HOST CMD... run a command on a host
@@ -48,12 +49,14 @@ import typing as t
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / ".ansible/collections"))
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf
+from ansible_collections.ebpf.conntrack.tests.fleet import vm
 from ansible_collections.ebpf.conntrack.tests.host import container
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 #: OpenSSH's server and what it needs, as files: tests/tools/setup.sh lays them there.
 SSHD = ROOT / ".ansible/fleet/sshd"
 SECONDS = 120
+VM_SECONDS = 600
 SIZE = "192m"
 NET, DATA = "10.231.0", "10.232"
 DATA_NICS = 2
@@ -123,6 +126,8 @@ class Fleet:
         self.directory = directory
         self.name = f"ctf{hashlib.sha256(str(directory).encode()).hexdigest()[:6]}"
         self.key = directory / "key"
+        #: How long up() took.
+        self.seconds = 0.0
 
     # ------------------------------------------------------------ what there is
     def hosts(self) -> list[str]:
@@ -144,7 +149,7 @@ class Fleet:
 
         :param network: 0 is the management network, 1 and 2 are the data networks.
         """
-        number = 10 + int(name[1:])
+        number = (10 if name.startswith("h") else 200) + int(name[1:])
         return f"{DATA}.{network}.{number}" if network else f"{NET}.{number}"
 
     def _holder(self) -> int:
@@ -178,7 +183,8 @@ class Fleet:
         self._write_known_hosts()
         self.inventory()
         self.wait(*names)
-        return time.monotonic() - started
+        self.seconds = time.monotonic() - started
+        return self.seconds
 
     def _begin(self) -> None:
         (self.directory / "hosts").mkdir(parents=True)
@@ -214,6 +220,26 @@ class Fleet:
         while True:
             signal.pause()
 
+    def up_vm(self, name: str = "v01", seconds: float = VM_SECONDS) -> float:
+        """Boot a virtual machine with the distribution's kernel besides, which has the same files, and wait until it answers.
+
+        :return: the seconds that took.
+        :raises FleetError: with the console of one that does not answer.
+        """
+        self.up(0)
+        started = time.monotonic()
+        holder = self._holder()
+        if name not in self.hosts():
+            addresses = [self.address(name, number) for number in range(1 + DATA_NICS)]
+            spec = vm.spec(self._spec(name, holder, False, "1g"), self.directory, holder, addresses)
+            made = container.Container(self.directory / "hosts" / name, spec)
+            made.launch("nsenter", "-t", str(holder), "--mount", "--")
+            self._until(name, lambda host: host.boots() > 0)
+        self._write_known_hosts()
+        self.inventory()
+        self.wait(name, seconds=seconds)
+        return time.monotonic() - started
+
     def _spec(self, name: str, holder: int, bare: bool, size: str) -> container.Spec:
         key = self.directory / "keys" / name
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key], check=True)
@@ -226,6 +252,8 @@ class Fleet:
             "etc/systemd/journald.conf": "[Journal]\nStorage=persistent\nSystemMaxUse=32M\nRateLimitIntervalSec=0\n",
             "etc/passwd": with_sshd(pathlib.Path("/etc/passwd").read_text("utf-8")),
         }
+        # hier(7)
+        files.update((f"usr/local/{name}/.keep", "") for name in ("bin", "etc", "lib", "sbin", "share/man", "src"))
         if bare:
             files["var/lib/dpkg/status"] = without_compilers(pathlib.Path("/var/lib/dpkg/status").read_text("utf-8"))
         for number in range(1 + DATA_NICS):
@@ -347,7 +375,7 @@ class Fleet:
             """In a thread, for it alone changes its namespace."""
             if ctypes.CDLL(None, use_errno=True).setns(namespace, 0) != 0:
                 return
-            while left and time.monotonic() < deadline and all(container.members(f"{self.name}/{name}") for name in left):
+            while left and time.monotonic() < deadline and not any(self.host(name).off() for name in left):
                 left[:] = [name for name in left if not answers(self.address(name))]
                 time.sleep(0.05)
 
@@ -383,12 +411,13 @@ class Fleet:
         for name in names:
             self.ssh(name, "systemctl", "poweroff", check=False)
         for name in names:
-            self._until(name, lambda host: not container.members(f"{host.spec.group}/{host.boots()}"))
+            self._until(name, container.Container.off)
 
     def crash(self, *names: str) -> None:
         """Cut the power of hosts; they stay off."""
         for name in names:
             self.host(name).cut_power()
+            self._until(name, container.Container.off)
 
     def start(self, *names: str) -> None:
         """Boot hosts that are off, and wait until they answer."""
@@ -491,7 +520,7 @@ def main(words: list[str]) -> int:
     up.add_argument("count", type=int)
     up.add_argument("--bare", action="store_true")
     up.add_argument("--size", default=SIZE)
-    for name in ("down", "inventory", "status", "leaks", "hold"):
+    for name in ("up-vm", "down", "inventory", "status", "leaks", "hold"):
         verbs.add_parser(name)
     for name in ("reboot", "reset", "poweroff", "crash", "start"):
         verbs.add_parser(name).add_argument("names", nargs="+")
@@ -513,6 +542,8 @@ def _do(fleet: Fleet, chosen: argparse.Namespace) -> int:
     verb: str = chosen.verb
     if verb == "up":
         print(f"{chosen.count} hosts answer after {fleet.up(chosen.count, chosen.bare, chosen.size):.1f} s; inventory: {fleet.inventory()}")
+    elif verb == "up-vm":
+        print(f"v01 answers after {fleet.up_vm():.1f} s; inventory: {fleet.inventory()}")
     elif verb in ("reboot", "reset", "poweroff", "crash", "start"):
         getattr(fleet, verb)(*chosen.names)
     elif verb in ("partition", "heal", "fill", "empty"):

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import subprocess
@@ -27,10 +28,13 @@ import time
 CGROUP = pathlib.Path("/sys/fs/cgroup")
 #: systemd-nspawn(1): the machine asked for a reboot.
 REBOOT = 133
-#: What has no business in a container, or would take time at each boot.
-MASKED = (
+#: What would take time at each boot, or needs a bus.
+IDLE = (
     *(f"{name}.timer" for name in ("apt-daily", "apt-daily-upgrade", "e2scrub_all", "fstrim", "man-db", "dpkg-db-backup")),
     *("getty.target", "console-getty.service", "systemd-logind.service", "dbus.socket", "dbus.service", "systemd-journal-flush.service"),
+)
+#: What has no business in a container: this machine does it.
+KERNELS = (
     *("systemd-udevd.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket", "systemd-udev-trigger.service"),
     "systemd-modules-load.service",
 )
@@ -54,15 +58,16 @@ def end_group(group: str) -> None:
     subprocess.run([*PRIVATELY, "sh", "-c", _END, "sh", group], stdin=subprocess.DEVNULL, check=True)
 
 
-def members(group: str, first: bool = False) -> list[int]:
+def members(group: str, first: bool = False, below: bool = True) -> list[int]:
     """Return the processes in a control group and below it.
 
     :param first: only one that is PID 1 of a container.
+    :param below: whether those below it count.
     """
     found = []
     for directory in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, KeyError):
-            if f"/{group}/" in f"{(directory / 'cgroup').read_text('utf-8').strip()}/".replace("\n", "/\n"):
+            if re.search(f"/{group}{'(/|$)' if below else '$'}", (directory / "cgroup").read_text("utf-8"), re.MULTILINE):
                 status = dict(line.split(":", 1) for line in (directory / "status").read_text("utf-8").splitlines())
                 if status["State"].split()[0] != "Z" and (not first or status["NSpid"].split()[1:] == ["1"]):
                     found.append(int(directory.name))
@@ -81,10 +86,11 @@ class Spec:
     :ivar hidden: what is not there.
     :ivar layers: directories whose files lie over this machine's.
     :ivar size: how much the machine may write, as tmpfs(5) has it.
-    :ivar boot: a shell script that runs before each boot in the network namespace of that boot; $1 is the hostname.
+    :ivar boot: a shell script that runs before each boot in the network namespace of that boot; $1 is the hostname, @root@ the root directory.
     :ivar options: options of systemd-nspawn.
     :ivar writable: what systemd-nspawn takes as SYSTEMD_NSPAWN_API_VFS_WRITABLE.
     :ivar bpffs: whether each boot finds an empty BPF file system.
+    :ivar command: what runs the machine in systemd-nspawn's place, with @root@ for its root directory; one that ends well is started again.
     :ivar stays: whether a machine that is off is started again when a file ``start`` appears; else all ends.
     """
 
@@ -100,6 +106,7 @@ class Spec:
     options: list[str] = dataclasses.field(default_factory=list)
     writable: str = "yes"
     bpffs: bool = False
+    command: list[str] = dataclasses.field(default_factory=list)
     stays: bool = False
 
 
@@ -140,6 +147,10 @@ class Container:
             return int((self.directory / "boots").read_text("ascii") or 0)
         return 0
 
+    def off(self) -> bool:
+        """Whether it is off and stays so until start() is called."""
+        return (self.directory / "off").exists() and not (self.directory / "start").exists()
+
     def boot_id(self) -> str:
         """Return what PID 1 is known by: another one after each boot."""
         pid = self.pid1()
@@ -152,6 +163,15 @@ class Container:
     def start(self) -> None:
         """Boot a machine that is off, where its specification has it stay."""
         (self.directory / "start").touch()
+
+    def written(self) -> list[str]:
+        """Return what the machine wrote, and took away, since it was first booted; from its root on. Of directories only those that are new."""
+        supervisor = members(self.spec.group, below=False)[0]
+        seen = pathlib.Path(f"/proc/{supervisor}/root")
+        files = seen / str(self.directory / "files").lstrip("/")
+        lower = [files / "own", *(seen / layer.lstrip("/") for layer in self.spec.layers), seen]
+        paths = [path.relative_to(files / "upper") for path in (files / "upper").rglob("*")]
+        return sorted(str(path) for path in paths if not ((files / "upper" / path).is_dir() and any((layer / path).is_dir() for layer in lower)))
 
     # ------------------------------------------------------------ commands
     def argv(self, *words: str) -> list[str]:
@@ -199,7 +219,7 @@ def parents(layer: pathlib.Path, path: str) -> None:
 def _lay(layer: pathlib.Path, spec: Spec) -> None:
     """Write what the machine has of its own."""
     hide(layer, [*HIDDEN, *spec.hidden], [*EMPTIED, *spec.emptied])
-    masks = {f"etc/systemd/system/{unit}": "/dev/null" for unit in MASKED}
+    masks = {f"etc/systemd/system/{unit}": "/dev/null" for unit in (IDLE if spec.command else IDLE + KERNELS)}
     for path, target in {**masks, **spec.links}.items():
         parents(layer, path)
         (layer / path).symlink_to(target)
@@ -235,6 +255,14 @@ exec "$@"
 """
 
 
+def _nspawn(files: pathlib.Path, spec: Spec) -> list[str]:
+    """Return the command line that boots the machine as a container."""
+    argv = ["systemd-nspawn", "--quiet", f"--directory={files}/root", f"--machine={spec.hostname}", f"--hostname={spec.hostname}", "--register=no"]
+    argv += ["--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--capability=all", "--system-call-filter=bpf perf_event_open"]
+    argv += ["--console=read-only", "--boot", *spec.options]
+    return [*argv, f"--bind={files}/bpf:/sys/fs/bpf"] if spec.bpffs else argv
+
+
 def supervise(directory: pathlib.Path) -> None:
     """Boot the machine as its specification says; ends when it is off for good."""
     container = Container(directory)
@@ -250,11 +278,7 @@ def supervise(directory: pathlib.Path) -> None:
     _lay(files / "own", spec)
     lower = ":".join([str(files / "own"), *spec.layers, "/"])
     _mount("overlay", files / "root", f"lowerdir={lower},upperdir={files}/upper,workdir={files}/work")
-    nspawn = ["systemd-nspawn", "--quiet", f"--directory={files}/root", f"--machine={spec.hostname}", f"--hostname={spec.hostname}", "--register=no"]
-    nspawn += ["--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--capability=all", "--system-call-filter=bpf perf_event_open"]
-    nspawn += ["--console=read-only", "--boot", *spec.options]
-    if spec.bpffs:
-        nspawn.append(f"--bind={files}/bpf:/sys/fs/bpf")
+    command = [word.replace("@root@", f"{files}/root") for word in spec.command] or _nspawn(files, spec)
     env = {**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": spec.writable}
     boot = 0
     while True:
@@ -266,17 +290,21 @@ def supervise(directory: pathlib.Path) -> None:
         if spec.bpffs:
             _mount("bpf", files / "bpf", "mode=700")
         enter = ["sh", "-euc", 'echo 0 >"$0/cgroup.procs"; exec "$@"', str(group), "unshare", "--net"]
-        status = subprocess.run([*enter, "sh", "-c", _BOOT, "sh", spec.boot, spec.hostname, *nspawn], env=env, check=False).returncode
+        status = subprocess.run(
+            [*enter, "sh", "-c", _BOOT, "sh", spec.boot.replace("@root@", f"{files}/root"), spec.hostname, *command], env=env, check=False
+        ).returncode
         print(f"-- boot {boot} ended: {status}", flush=True)
         if spec.bpffs:
             subprocess.run(["umount", files / "bpf"], check=True)
         subprocess.run(["find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], stderr=subprocess.DEVNULL, check=False)
-        if status == REBOOT:
+        if status == (0 if spec.command else REBOOT):
             continue
         if not spec.stays:
             return
+        (directory / "off").touch()
         while not (directory / "start").exists():
             time.sleep(0.05)
+        (directory / "off").unlink()
         (directory / "start").unlink()
 
 

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the gates and the test suites by name, and say at the end how many checks passed and failed.
 
-    .venv/bin/python tests/tools/run.py lint unit integration oracle e2e install
+    .venv/bin/python tests/tools/run.py lint unit integration oracle e2e fleet install
 
 A gate is one check; a suite has as many as pytest or ansible-test counts in it. A suite that is missing, empty or
 breaks down counts as one failure. With ``all``, everything is run, and what the tests leave behind on the machine is a failure too.
@@ -187,6 +187,11 @@ def e2e_here() -> Tally:
     return pytest("e2e", 20, "tests/e2e", *(f"--ignore={path}" for path in APART))
 
 
+def fleet_here() -> Tally:
+    """Run the tests of a fleet that show most in little time."""
+    return pytest("fleet", 10, "tests/fleet/test_rollout.py")
+
+
 def e2e_apart() -> Tally:
     """Run the tests of tests/e2e that can do with a network, pins and directories of their own."""
     return pytest("e2e-apart", 25, *APART, start=IN_PLACES_OF_ITS_OWN)
@@ -204,6 +209,7 @@ SUITES: dict[str, c.Callable[[], Tally]] = {
     "oracle": lambda: pytest("oracle", 15),
     "e2e": lambda: pytest("e2e", 20),
     "host": lambda: pytest("host", 8),
+    "fleet": lambda: pytest("fleet", 60),
     "install": lambda: pytest("install", 10),
 }
 
@@ -216,7 +222,11 @@ def molecule() -> Tally:
 
 
 #: Suites that run only when they are named, for what they need takes long to install.
-ON_DEMAND: dict[str, c.Callable[[], Tally]] = {"picture": lambda: pytest("picture", 10), "molecule": molecule}
+ON_DEMAND: dict[str, c.Callable[[], Tally]] = {
+    "picture": lambda: pytest("picture", 10),
+    "vm": lambda: pytest("vm", 40, "tests/fleet/test_vm.py"),
+    "molecule": molecule,
+}
 
 #: Suites that pin things, in directories of their own.
 KERNEL_SUITES = {"integration", "oracle", "e2e", "picture", "molecule"}
@@ -244,7 +254,12 @@ APART = [f"tests/e2e/test_{name}.py" for name in _APART]
 #: When everything is run, a second process runs these one after the other, so that two CPUs have something to do.
 ASIDE: dict[str, c.Callable[[], Tally]] = {"lint": lint, "unit": unit, "oracle": oracle_apart, "e2e, apart": e2e_apart}
 #: Meanwhile these are run. ansible-lint takes what the integration tests leave for a moment for ours, so those come late.
-HERE: dict[str, c.Callable[[], Tally]] = {"e2e": e2e_here, **{name: SUITES[name] for name in ("integration", "host", "install")}}
+HERE: dict[str, c.Callable[[], Tally]] = {
+    "e2e": e2e_here,
+    **{name: SUITES[name] for name in ("integration", "host")},
+    "fleet": fleet_here,
+    "install": SUITES["install"],
+}
 
 
 @contextlib.contextmanager

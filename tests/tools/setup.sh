@@ -7,12 +7,13 @@
 #   setup.sh run        what the playbooks need: system packages, .venv, the path on which Ansible finds the collection
 #   setup.sh dev        the same and what tests and gates need
 #   setup.sh fleet      what the tests' fleet needs, and no venv
+#   setup.sh vm         what dev installs, and a virtual machine with Debian's kernel for the fleet
 #   setup.sh importer   the Galaxy importer in a venv of its own
 #   setup.sh molecule   molecule in a venv of its own
 #   setup.sh picture    what dev installs, and a browser, graphviz and mermaid for the tests of pictures
 # PYTHON names the interpreter of the venv; it must be the system's, since the BPF bindings are its packages.
 set -euo pipefail
-profile=${1:?usage: setup.sh run|dev|fleet|importer|molecule|picture}
+profile=${1:?usage: setup.sh run|dev|fleet|vm|importer|molecule|picture}
 PYTHON=${PYTHON:-/usr/bin/python3}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 cd "$root"
@@ -32,7 +33,7 @@ as_root() {
   fi
 }
 
-# Names in bindep.txt for platform $1 (dpkg or rpm); with $2 = dev those of the test profile too, with $2 = picture those of the profile picture besides.
+# Names in bindep.txt for platform $1 (dpkg or rpm); with $2 = dev those of the test profile too, with $2 = picture or vm those of that profile besides.
 packages() {
   awk -v platform="$1" -v profile="$2" '
     /^#/ || NF == 0 { next }
@@ -41,6 +42,7 @@ packages() {
       if (tags ~ /platform:/ && tags !~ "platform:" platform "( |$)") next
       if (tags ~ /(^| )test( |$)/ && profile == "run") next
       if (tags ~ /(^| )picture( |$)/ && profile != "picture") next
+      if (tags ~ /(^| )vm( |$)/ && profile != "vm") next
       print name
     }' bindep.txt
 }
@@ -134,6 +136,22 @@ sshd() {
   touch "$1/.complete"
 }
 
+# Debian's kernel into $1, to boot it in a virtual machine; nothing is installed on this machine.
+kernel() {
+  local work log package
+  compgen -G "$1/boot/vmlinuz-*" >/dev/null && return
+  command -v apt-get >/dev/null || die "this system has no apt; unpack a kernel into $1 by hand"
+  work=$(mktemp -d)
+  package=$(apt-cache depends linux-image-amd64 | awk '/Depends:/ {print $2; exit}')
+  printf 'setup: fetching %s into %s\n' "$package" "${1#"$root"/}"
+  log=$(cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package" </dev/null 2>&1) || die "apt-get download $package: $log"
+  rm -rf "$1"
+  mkdir -p "$1"
+  dpkg-deb -x "$work"/linux-image-*.deb "$1"
+  depmod -b "$1" "$(ls "$1/lib/modules")"
+  rm -rf "$work" "${1:?}/usr/share"
+}
+
 # mermaid's parser, in a directory of its own below .venv; the version is that of the grammar that the tests mean.
 mermaid() {
   local version=11.12.0
@@ -161,6 +179,12 @@ case $profile in
   fleet)
     system_packages dev
     sshd "$root/.ansible/fleet/sshd"
+    ;;
+  vm)
+    system_packages vm
+    venv_flags=--system-site-packages venv "$root/.venv" requirements-dev.txt requirements.txt constraints.txt
+    sshd "$root/.ansible/fleet/sshd"
+    kernel "$root/.ansible/fleet/kernel"
     ;;
   picture)
     system_packages picture

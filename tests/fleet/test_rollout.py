@@ -1,0 +1,149 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbooks for fleets, over SSH: from nothing to the chain, and what becomes of batches that fail, of lost hosts, of a run that is killed, and back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.tests.e2e.conftest import Figure
+from ansible_collections.ebpf.conntrack.tests.fleet.controller import Controller
+from ansible_collections.ebpf.conntrack.tests.fleet.fleet import Fleet
+from ansible_collections.ebpf.conntrack.tests.fleet.seen import CUT_SECONDS, FLOWS, INTERFACES, SIZES, Traffic, left_on, nobody, not_well, status, well, within
+
+pytestmark = pytest.mark.timeout(900)
+
+#: What the fleet is to be; tests of upgrades change it.
+WANTED: dict[str, t.Any] = {"xdp_ct_interfaces": INTERFACES, **SIZES, "rollout_soak": 1, "rollout_batches": [1, "100%"]}
+#: In make test only the others are run, for time is short there; make test-fleet runs all.
+only_in_test_fleet = pytest.mark.skipif("FLEET_HOSTS" not in os.environ, reason="make test-fleet runs it")
+ROLLOUT = "ebpf.conntrack.rollout"
+#: Tasks of a run that finds nothing to do which need the host.
+TASKS = 6
+
+
+def chains(fleet: Fleet) -> dict[str, tuple[int, str]]:
+    """Return the generation and the digest of each host's chain."""
+    found = {name: status(fleet, name) for name in fleet.hosts()}
+    return {name: (told["generation"], told["digest"]) for name, told in found.items()}
+
+
+def but_the_first(fleet: Fleet, found: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+    return {name: found[name] for name in fleet.hosts()[1:]}
+
+
+def converges(fleet: Fleet, controller: Controller) -> None:
+    """The next run brings all hosts to the same chain."""
+    controller.play(ROLLOUT, **WANTED).changed()
+    assert not_well(fleet) == [] and len({digest for dummy, digest in chains(fleet).values()}) == 1
+
+
+def test_from_nothing(fleet: Fleet, controller: Controller, before: dict[str, dict[str, str]], figure: Figure) -> None:
+    figure(f"fleet: {len(before)} hosts answer SSH after", f"{fleet.seconds:.1f} s")
+    played = controller.play(ROLLOUT, **WANTED)
+    assert min(played.changed().values()) > 0 and not_well(fleet) == []
+    figure(f"fleet: rollout to {len(before)} hosts in 2 batches", f"{played.seconds:.1f} s, {played.memory:.0f} MiB on the controller")
+
+
+def test_a_second_run_changes_nothing(fleet: Fleet, controller: Controller, figure: Figure) -> None:
+    again = controller.play(ROLLOUT, **WANTED)
+    assert again.changed() == nobody(fleet)
+    bare = controller.play([{"hosts": "fleet", "gather_facts": False, "tasks": [{"ansible.builtin.ping": None}] * TASKS}])
+    ratio = f"{again.seconds / bare.seconds:.2f} of {TASKS} pings"
+    figure(f"fleet: second rollout to {len(fleet.hosts())} hosts", f"{again.seconds:.1f} s, {ratio}, {again.memory:.0f} MiB on the controller")
+
+
+@only_in_test_fleet
+def test_an_upgrade_under_traffic(fleet: Fleet, controller: Controller, figure: Figure) -> None:
+    """Tables of another size: the flows move, no frame goes unseen on the host that gets them."""
+    WANTED.update(xdp_ct_table_size=8192, xdp_ct_half_open_size=8192)
+    generations = {name: number for name, (number, dummy) in chains(fleet).items()}
+    with Traffic(fleet, "h01", "h02") as traffic:
+        played = controller.play(ROLLOUT, **WANTED)
+        assert min(played.changed().values()) > 0, played.text
+    assert {name: number for name, (number, dummy) in chains(fleet).items()} == {name: number + 1 for name, number in generations.items()}
+    assert (traffic.lost, traffic.unseen, traffic.kept) == (0, 0, FLOWS)
+    figure(
+        f"fleet: upgrade of {len(generations)} hosts in 2 batches under traffic",
+        f"{played.seconds:.1f} s, {traffic.sent} packets sent, {traffic.lost} lost, {traffic.unseen} unseen, {traffic.kept} of {traffic.flows} flows kept",
+    )
+
+
+def test_a_canary_that_fails_its_probe(fleet: Fleet, controller: Controller, figure: Figure) -> None:
+    """It gets back what it had, with its flows, and no later batch is touched."""
+    old = chains(fleet)
+    with Traffic(fleet, "h02", "h01") as traffic:
+        played = controller.play(ROLLOUT, **{**WANTED, "xdp_ct_events": True, "rollout_probe": ["test", "-e", "/var/tmp/well"]})
+    assert played.status != 0 and "Put back: h01." in played.text, played.text
+    new = chains(fleet)
+    assert new["h01"][1] == old["h01"][1] and but_the_first(fleet, new) == but_the_first(fleet, old) and not_well(fleet) == []
+    assert (traffic.lost, traffic.unseen, traffic.kept) == (0, 0, FLOWS)
+    figure(
+        "fleet: a canary that fails its probe under traffic",
+        f"1 roll-back, {len(new) - 1} hosts not touched, {played.seconds:.1f} s, {traffic.sent} packets, {traffic.lost} lost, {traffic.unseen} unseen,"
+        f" {traffic.kept} of {traffic.flows} flows kept",
+    )
+
+
+@only_in_test_fleet
+def test_a_canary_that_is_lost(fleet: Fleet, controller: Controller, figure: Figure) -> None:
+    """It is cut off silently while it is watched: the others are not touched, and the next run converges."""
+    old = chains(fleet)
+    WANTED["xdp_ct_events"] = True
+    playing = controller.start(ROLLOUT, **{**WANTED, "rollout_soak": 2})
+    playing.until("TASK [ebpf.conntrack.rollout : Watch the chain")
+    fleet.partition("h01")
+    cut = time.monotonic()
+    try:
+        playing.until("UNREACHABLE!")
+        seconds = time.monotonic() - cut
+        played = playing.wait()
+    finally:
+        fleet.heal("h01")
+    assert played.status != 0 and "Batch 1 is not well: h01" in played.text, played.text
+    assert but_the_first(fleet, chains(fleet)) == but_the_first(fleet, old)
+    assert seconds < CUT_SECONDS
+    converges(fleet, controller)
+    figure("fleet: a canary that is cut off while it is watched is told after", f"{seconds:.1f} s")
+
+
+def test_a_controller_that_is_killed(fleet: Fleet, controller: Controller) -> None:
+    """While it changes the canary, which runs a chain whatever it had come to; the next run does the rest."""
+    WANTED["xdp_ct_events"] = False
+    playing = controller.start(ROLLOUT, **WANTED)
+    playing.until("TASK [ebpf.conntrack.xdp_ct : Load the chain]")
+    time.sleep(1)
+    os.killpg(playing.process.pid, signal.SIGKILL)
+    assert playing.wait().status == -signal.SIGKILL
+    assert not_well(fleet) == []
+    converges(fleet, controller)
+
+
+@only_in_test_fleet
+def test_drift_and_a_power_cut(fleet: Fleet, controller: Controller) -> None:
+    """A host that lost its power has its chain again, by itself; one that somebody changed is told, and nothing is done about it."""
+    fleet.reset("h02")
+    assert within(90, lambda: well(fleet, "h02"))
+    fleet.ssh("h01", "ct", "detach", "eth1")
+    told = controller.play("ebpf.conntrack.drift", **WANTED)
+    assert [line.split()[0] for line in told.text.splitlines() if "eth1" in line and "h02" not in line and "h01" in line], told.text
+    fleet.ssh("h01", "ct", "attach", "eth1", "--program", "ingress")
+    assert controller.play(ROLLOUT, **WANTED).changed() == nobody(fleet)
+
+
+@only_in_test_fleet
+def test_back(fleet: Fleet, controller: Controller) -> None:
+    old = chains(fleet)
+    played = controller.play("ebpf.conntrack.rollback", **WANTED)
+    assert min(played.changed().values()) > 0 and not_well(fleet) == [], played.text
+    assert not {digest for dummy, digest in chains(fleet).values()} & {digest for dummy, digest in old.values()}
+
+
+def test_nothing_is_left(fleet: Fleet, controller: Controller, before: dict[str, dict[str, str]]) -> None:
+    assert min(controller.play("ebpf.conntrack.uninstall", **WANTED).changed().values()) > 0
+    assert {name: left_on(fleet, name) for name in fleet.hosts()} == before
