@@ -110,7 +110,7 @@ def test_the_lab_by_name(user: Place) -> None:
         assert changes(user.run("ansible-playbook", "ebpf.conntrack.lab")) == 0
         assert "172.20.56.105" in user.run("ansible", "localhost", "-m", "ebpf.conntrack.ct_flows")
         assert "172.20.56.105" in user.run("ansible-playbook", "ebpf.conntrack.flows")
-        user.run("ansible-playbook", "ebpf.conntrack.picture")
+        user.run("ansible-playbook", "ebpf.conntrack.picture", "-e", f"picture_directory={user.path}")
         assert "172.20.56.105" in (user.path / "localhost.html").read_text("utf-8")
         assert "172.20.56.105/24" in user.run("ansible", "-i", "lab.yml", "ns1", "-m", "ansible.builtin.command", "-a", "ip address")
     finally:
