@@ -160,6 +160,7 @@ def test_what_is_returned(lab: Lab) -> None:
         "program_id": link["xdp"]["prog"]["id"],
         "tag": link["xdp"]["prog"]["tag"],
         "link_id": shown["id"],
+        "chosen_by": None,
     }
     assert (far["netns"], far["program"], far["program_id"]) == (lab.ns, "egress", lab.program_id(1))
 
