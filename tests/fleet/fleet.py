@@ -404,7 +404,7 @@ class Fleet:
             what(name)
         for name in names:
             self._until(name, lambda host: host.boots() > before[host.spec.hostname])
-        self.wait(*names)
+        self.wait(*names, seconds=VM_SECONDS if any(name.startswith("v") for name in names) else SECONDS)
 
     def poweroff(self, *names: str) -> None:
         """Let hosts end in order; they stay off."""
