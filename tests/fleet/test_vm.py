@@ -69,7 +69,7 @@ def test_install(fleet: Fleet, controller: Controller, figure: Figure) -> None:
 
 def test_an_upgrade_and_back(fleet: Fleet, controller: Controller) -> None:
     before = status(fleet, NAME)
-    assert controller.role(NAME, **{**WANTED, "xdp_ct_table_size": 8192}).changed() == {NAME: 1}
+    assert controller.role(NAME, **{**WANTED, "xdp_ct_events": True}).changed() == {NAME: 1}
     assert status(fleet, NAME)["digest"] != before["digest"]
     all_is_well(fleet)
     assert controller.role(NAME, xdp_ct_state="rolled_back").changed() == {NAME: 1}

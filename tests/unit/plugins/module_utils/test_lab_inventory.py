@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-import pytest
-from ansible_collections.ebpf.conntrack.plugins.inventory import netns_lab
 from ansible_collections.ebpf.conntrack.plugins.module_utils import lab_inventory, topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.topology import Have, HaveAddress, HaveLink, Recorded
 
 SMALL: dict[str, t.Any] = {
@@ -70,12 +67,3 @@ def test_a_lab_that_is_there() -> None:
     ]
     assert not client.forwards, "the record is of a namespace before this one"
     assert machine.forwards and [(one["name"], one["peer_netns"]) for one in machine.interfaces] == [("to-client", "client")]
-
-
-def test_descriptions_of_the_module_and_of_the_role() -> None:
-    assert netns_lab.description(None) == {} and netns_lab.description(SMALL) is SMALL
-    assert netns_lab.description({"netns_lab_name": "x", "netns_lab_router": None, "other": 1}) == {"name": "x"}
-    with pytest.raises(ConntrackError, match="topology: 'other' is not valid: the keys are name, router, "):
-        netns_lab.description({"other": 1})
-    with pytest.raises(ConntrackError, match="topology: 'x' is not valid"):
-        netns_lab.description("x")

@@ -8,8 +8,6 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.ebpf.conntrack.plugins.filter import fleet
 from ansible_collections.ebpf.conntrack.plugins.module_utils import rollout
 
 
@@ -39,17 +37,6 @@ def test_a_table_lines_up_and_puts_numbers_at_the_right() -> None:
 
 def test_a_table_of_markdown_escapes_what_would_end_a_cell() -> None:
     assert rollout.table([{"what": "a|b\nc"}], {"what": "What"}, "markdown") == "| What |\n| --- |\n| a\\|b c |\n"
-
-
-def test_the_filter_takes_columns_by_name_by_title_and_none() -> None:
-    rows = [{"host": "a", "kernel_release": "6"}]
-    assert fleet.ct_table(rows) == "HOST  KERNEL RELEASE\na     6\n"
-    assert fleet.ct_table(rows, ["host"]) == "HOST\na\n"
-    assert fleet.ct_table(rows, {"host": "Name"}) == "Name\na\n"
-    with pytest.raises(AnsibleFilterError, match="list of dictionaries"):
-        fleet.ct_table("text")
-    with pytest.raises(AnsibleFilterError, match="'html' is not valid: give table or markdown"):
-        fleet.ct_table(rows, None, "html")
 
 
 def test_all_hosts_are_fit() -> None:
@@ -132,7 +119,3 @@ def test_the_summary_of_a_batch_that_was_put_back() -> None:
 def test_batches_are_counted() -> None:
     assert rollout.batch({"a": of(None)}, ["a"]) == {"number": 1, "hosts": ["a"]}
     assert rollout.batch({"a": of(1), "b": of(2), "c": of(None)}, ["c"])["number"] == 3
-
-
-def test_of_hosts_only_what_is_looked_at_is_taken() -> None:
-    assert fleet.collect({"a": {"rollout_failed": "x", "secret": "y"}, "b": {}}, ["a"]) == {"a": {"rollout_failed": "x"}}

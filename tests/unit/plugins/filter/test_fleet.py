@@ -1,0 +1,25 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The filters, as Ansible calls them; what they do is in module_utils."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.ebpf.conntrack.plugins.filter import fleet
+
+
+def test_the_filter_takes_columns_by_name_by_title_and_none() -> None:
+    rows = [{"host": "a", "kernel_release": "6"}]
+    assert fleet.ct_table(rows) == "HOST  KERNEL RELEASE\na     6\n"
+    assert fleet.ct_table(rows, ["host"]) == "HOST\na\n"
+    assert fleet.ct_table(rows, {"host": "Name"}) == "Name\na\n"
+    with pytest.raises(AnsibleFilterError, match="list of dictionaries"):
+        fleet.ct_table("text")
+    with pytest.raises(AnsibleFilterError, match="'html' is not valid: give table or markdown"):
+        fleet.ct_table(rows, None, "html")
+
+
+def test_of_hosts_only_what_is_looked_at_is_taken() -> None:
+    assert fleet.collect({"a": {"rollout_failed": "x", "secret": "y"}, "b": {}}, ["a"]) == {"a": {"rollout_failed": "x"}}

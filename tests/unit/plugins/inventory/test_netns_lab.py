@@ -1,0 +1,23 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the inventory plugin takes for a lab's description."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.inventory import netns_lab
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+
+SMALL: dict[str, t.Any] = {"name": "small", "namespaces": [{"name": "client"}]}
+
+
+def test_descriptions_of_the_module_and_of_the_role() -> None:
+    assert netns_lab.description(None) == {} and netns_lab.description(SMALL) is SMALL
+    assert netns_lab.description({"netns_lab_name": "x", "netns_lab_router": None, "other": 1}) == {"name": "x"}
+    with pytest.raises(ConntrackError, match="topology: 'other' is not valid: the keys are name, router, "):
+        netns_lab.description({"other": 1})
+    with pytest.raises(ConntrackError, match="topology: 'x' is not valid"):
+        netns_lab.description("x")
