@@ -57,7 +57,7 @@ test-fleet: export FLEET_HOSTS = $(HOSTS)
 
 test-vm:
 	@$(SETUP) vm
-	@FLEET_VM=1 $(RUN) vm
+	@$(RUN) vm
 
 test-picture:
 	@$(SETUP) picture

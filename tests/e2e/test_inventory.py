@@ -27,6 +27,7 @@ SITE = """
   become: true
   gather_facts: false
   vars: &chain
+    xdp_ct_install: false
     xdp_ct_table_size: 1024
     xdp_ct_table_size6: 1024
     xdp_ct_half_open_size: 1024

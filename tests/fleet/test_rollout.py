@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(900)
 #: What the fleet is to be; tests of upgrades change it.
 WANTED: dict[str, t.Any] = {"xdp_ct_interfaces": INTERFACES, **SIZES, "rollout_soak": 1, "rollout_batches": [1, "100%"]}
 #: In make test only the others are run, for time is short there; make test-fleet runs all.
-only_in_test_fleet = pytest.mark.skipif("FLEET_HOSTS" not in os.environ, reason="make test-fleet runs it")
+only_in_test_fleet = pytest.mark.only_in_test_fleet
 ROLLOUT = "ebpf.conntrack.rollout"
 #: Tasks of a run that finds nothing to do which need the host.
 TASKS = 6

@@ -16,7 +16,7 @@ from ansible_collections.ebpf.conntrack.tests.fleet.controller import Controller
 from ansible_collections.ebpf.conntrack.tests.fleet.fleet import Fleet
 from ansible_collections.ebpf.conntrack.tests.fleet.seen import INTERFACES, SIZES, status, well, within
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.skipif("FLEET_VM" not in os.environ, reason="make test-vm runs it")]
+pytestmark = [pytest.mark.timeout(1800)]
 
 WANTED = {"xdp_ct_interfaces": INTERFACES, **SIZES}
 NAME, PEER = "v01", "h01"

@@ -189,7 +189,7 @@ def e2e_here() -> Tally:
 
 def fleet_here() -> Tally:
     """Run the tests of a fleet that show most in little time."""
-    return pytest("fleet", 10, "tests/fleet/test_rollout.py")
+    return pytest("fleet", 10, "tests/fleet/test_rollout.py", "-m", "not only_in_test_fleet")
 
 
 def e2e_apart() -> Tally:
@@ -209,7 +209,7 @@ SUITES: dict[str, c.Callable[[], Tally]] = {
     "oracle": lambda: pytest("oracle", 15),
     "e2e": lambda: pytest("e2e", 20),
     "host": lambda: pytest("host", 8),
-    "fleet": lambda: pytest("fleet", 60),
+    "fleet": lambda: pytest("fleet", 60, "tests/fleet", "--ignore=tests/fleet/test_vm.py"),
     "install": lambda: pytest("install", 10),
 }
 
