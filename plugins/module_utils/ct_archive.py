@@ -3,31 +3,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The command ``ct`` as files on a host: one archive that Python runs, its manual page and its completion.
 
-The archive holds the library's own modules, those that the command imports, compiled as well so that it starts at once. It is the same one as long as
-the sources are: the archive's comment carries their digest, since what is compiled may differ from run to run.
+The archive holds the library's own modules, those that the command imports, compiled as well so that it starts at once. Each file ends with a seal: the
+digest of the sources that it was made of, and the digest of itself. So a file that is current and whole is known without making it again, for which nothing
+of the command need be imported; and what is compiled may differ from run to run.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib.util
 import io
 import marshal
 import os
+import re
 import stat
 import sys
 import typing as t
 import zipfile
 
-from . import bpffs, ct_cli, ct_manual, flow_file, lock
+from . import bpffs, flow_file, lock
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
+#: What tells the files that the collection installs from those of others.
+MARK = "ebpf.conntrack"
 PREFIX = "/usr/local"
 _SYSTEM = (PREFIX, "/usr", "/")
 COMMAND, MANUAL, COMPLETION = "bin/ct", "share/man/man8/ct.8", "share/bash-completion/completions/ct"
+_MODES = {COMMAND: 0o755, MANUAL: 0o644, COMPLETION: 0o644}
 #: The directories that go when they are empty.
 _OWN_DIRECTORIES = ("share/man/man8", "share/bash-completion/completions", "share/bash-completion")
 #: Those that go besides, the last of them the prefix itself, where it is not a system's.
@@ -36,18 +40,20 @@ _PACKAGE = "ebpf_conntrack"
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 #: A compiled module whose source is not looked at again (PEP 552).
 _UNCHECKED = (1).to_bytes(4, "little")
+#: An import from this package. Parsing all sources for them would take ten times as long as all the rest of a run that changes nothing.
+_IMPORT = re.compile(r"^[ \t]*from \.(\w*) import (\([^)]*\)|[^#\n]*)", re.MULTILINE)
 
 
 # ---------------------------------------------------------------- the archive
 def sources() -> dict[str, str]:
     """Return the text of each module that the command needs, by name."""
     found: dict[str, str] = {}
-    wanted = [ct_cli.__name__.rpartition(".")[2]]
+    wanted = ["ct_cli"]
     while wanted:
         name = wanted.pop()
         if name not in found:
             found[name] = _source(name)
-            wanted += _imports(found[name])
+            wanted += imports(found[name])
     return dict(sorted(found.items()))
 
 
@@ -55,22 +61,26 @@ def _source(name: str) -> str:
     """Return a module's text, wherever this one was imported from: a directory, or the archive in which it came to the target."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(os.path.join(os.path.dirname(__file__), f"{name}.py"), encoding="utf-8") as file:
         return file.read()
-    whole = f"{__package__}.{name}"
-    spec = importlib.util.find_spec(whole)
-    text = spec.loader.get_source(whole) if spec is not None and spec.loader is not None and hasattr(spec.loader, "get_source") else None
+    text = None
+    # importlib's find_spec() would have each of them compiled, which is most of what a run takes
+    with contextlib.suppress(ImportError):
+        text = getattr(__spec__ and __spec__.loader, "get_source", lambda dummy: None)(f"{__package__}.{name}")
     if text is None:
-        raise ConntrackError(f"{whole}: its source can not be read. Install the collection again.")
+        raise ConntrackError(f"{__package__}.{name}: its source can not be read. Install the collection again.")
     return str(text)
 
 
-def _imports(text: str) -> list[str]:
-    """Return the modules of this package that a module imports.
+def imports(text: str) -> list[str]:
+    """Return the modules of this package that a module imports, at its top or later.
 
-    >>> _imports("from . import a, b\\nfrom .c import d\\nimport os")
-    ['a', 'b', 'c']
+    >>> imports("from . import a, b as c\nfrom .d import e\nimport os")
+    ['a', 'b', 'd']
     """
-    froms = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level == 1)
-    return [name for node in froms for name in ([node.module] if node.module else [alias.name for alias in node.names])]
+    return [
+        name
+        for module, names in _IMPORT.findall(text)
+        for name in ([module] if module else [one.split()[0] for one in names.strip("()").split(",") if one.strip()])
+    ]
 
 
 def interpreter() -> str:
@@ -84,18 +94,23 @@ def _files(pin_root: str, state_dir: str) -> dict[str, str]:
     return {"__main__.py": start, f"{_PACKAGE}/__init__.py": "", **{f"{_PACKAGE}/{name}.py": text for name, text in sources().items()}}
 
 
-def _comment(files: t.Mapping[str, str], body: bytes) -> bytes:
-    """Return what stands at the archive's end: what it was made of, and what all before must be."""
-    made_of = hashlib.sha256(repr((interpreter(), importlib.util.MAGIC_NUMBER, sorted(files.items()))).encode())
-    return f"{ct_manual.MARK} {made_of.hexdigest()} {hashlib.sha256(body).hexdigest()}".encode()
+def _made_of(files: t.Mapping[str, str]) -> str:
+    """Return the digest of everything that an installed file depends on."""
+    return hashlib.sha256(repr((interpreter(), importlib.util.MAGIC_NUMBER, _source("ct_manual"), sorted(files.items()))).encode()).hexdigest()
 
 
-def archive(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> bytes:
-    """Return the command as one file.
+def _seal(made_of: str, body: bytes) -> bytes:
+    """Return what stands at a file's end: what it was made of, and what all before must be."""
+    return f"{MARK} {made_of} {hashlib.sha256(body).hexdigest()}\n".encode()
 
-    :param pin_root: what holds where the command is not told otherwise; likewise the next one.
-    """
-    files = _files(pin_root, state_dir)
+
+def _holds(data: bytes, made_of: str) -> bool:
+    """Tell whether a file was made of these sources, and is whole."""
+    body = data[: -len(_seal(made_of, b""))]
+    return data == body + _seal(made_of, body)
+
+
+def _archive(files: t.Mapping[str, str], made_of: str) -> bytes:
     out = io.BytesIO()
     out.write(f"#!{interpreter()} -I\n".encode())
     with zipfile.ZipFile(out, "a", zipfile.ZIP_DEFLATED) as made:
@@ -105,16 +120,23 @@ def archive(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) ->
             code = marshal.dumps(compile(raw, name, "exec", dont_inherit=True))
             compiled = importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(raw) + code
             made.writestr(zipfile.ZipInfo(f"{name}c", _LONG_AGO), compiled, zipfile.ZIP_DEFLATED)
-        made.comment = _comment(files, b"")
+        made.comment = _seal(made_of, b"")
     body = out.getvalue()[: -len(made.comment)]
-    return body + _comment(files, body)
+    return body + _seal(made_of, body)
+
+
+def archive(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> bytes:
+    """Return the command as one file.
+
+    :param pin_root: what holds where the command is not told otherwise; likewise the next one.
+    """
+    files = _files(pin_root, state_dir)
+    return _archive(files, _made_of(files))
 
 
 def is_current(data: bytes, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> bool:
-    """Tell whether a file is the command of these sources, and whole."""
-    files = _files(pin_root, state_dir)
-    body = data[: -len(_comment(files, b""))]
-    return data == body + _comment(files, body)
+    """Tell whether a file is the command of these sources, its manual page or its completion, and whole."""
+    return _holds(data, _made_of(_files(pin_root, state_dir)))
 
 
 # ---------------------------------------------------------------- the files
@@ -166,26 +188,32 @@ def converge(
 
 def _refuse_foreign(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -> None:
     for name, found in there.items():
-        if found is not None and ct_manual.MARK.encode() not in found[0]:
+        if found is not None and MARK.encode() not in found[0]:
             raise ConntrackError(f"{os.path.join(prefix, name)} is not the collection's. Move it, or give another prefix.")
 
 
 def _plan_present(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None], pin_root: str, state_dir: str) -> Plan:
-    parser = ct_cli.parser(pin_root, state_dir)
-    old = there[COMMAND]
-    command = old[0] if old is not None and is_current(old[0], pin_root, state_dir) else archive(pin_root, state_dir)
-    wanted = {
-        COMMAND: (command, 0o755),
-        MANUAL: (ct_manual.man_page(parser).encode(), 0o644),
-        COMPLETION: (ct_manual.bash_completion(parser).encode(), 0o644),
-    }
+    files = _files(pin_root, state_dir)
+    made_of = _made_of(files)
     steps = []
-    for name, (data, mode) in wanted.items():
+    for name, mode in _MODES.items():
         found, path = there[name], os.path.join(prefix, name)
-        if found != (data, mode):
+        data = found[0] if found is not None and _holds(found[0], made_of) else None
+        if data is None or found != (data, mode):
+            if data is None:
+                data = _archive(files, made_of) if name == COMMAND else _described(name, made_of, pin_root, state_dir)
             action, reason = ("create", "it is missing") if found is None else ("change", "it is another release's, or was changed")
             steps.append(Step(action, "file", path, reason, found and shown(*found), shown(data, mode), (data, mode)))
     return steps
+
+
+def _described(name: str, made_of: str, pin_root: str, state_dir: str) -> bytes:
+    """Return the manual page or the completion."""
+    from . import ct_cli, ct_manual  # what the command is made of, which is much; only when a file is to be made
+
+    parser = ct_cli.parser(pin_root, state_dir)
+    text = f'{ct_manual.man_page(parser)}.\\" ' if name == MANUAL else f"{ct_manual.bash_completion(parser)}# "
+    return text.encode() + _seal(made_of, text.encode())
 
 
 def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -> Plan:

@@ -644,21 +644,21 @@ def _detach(args: Arguments) -> int:
 
 
 def _serve(args: Arguments) -> int:
-    from . import ct_http
+    from . import ct_http, service_options
 
     with _asked():
-        address = ct_http.parse_address(args.socket, args.listen, args.group)
+        address = service_options.parse_address(args.socket, args.listen, args.group)
     bpffs.check(args.pin_root)
     ct_http.serve(bpffs.Paths(args.pin_root, args.state_dir), address, _say)
     return DONE
 
 
 def _run(args: Arguments) -> int:
-    from . import ct_http, ct_service
+    from . import ct_service, service_options
 
     with _asked():
-        address = None if args.no_http else ct_http.parse_address(args.socket, args.listen, args.group)
-        service = ct_service.Service(ct_service.Options(bpffs.Paths(args.pin_root, args.state_dir), args.sweep_interval, args.on_stop, address))
+        address = None if args.no_http else service_options.parse_address(args.socket, args.listen, args.group)
+        service = ct_service.Service(service_options.Options(bpffs.Paths(args.pin_root, args.state_dir), args.sweep_interval, args.on_stop, address))
     if args.mount:
         ct_service.mount(args.pin_root)
         return DONE

@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import gc
-import grp
 import http.server
 import io
 import ipaddress
@@ -28,16 +27,14 @@ import time
 import typing as t
 import urllib.parse
 
-from . import bpffs, ct_status, flow, flow_filter, flow_output, flow_table, generation, lock
+from . import bpffs, ct_status, flow, flow_filter, flow_output, flow_table, generation, lock, service_options
 from .errors import ConntrackError, bad_value
+from .service_options import Address
 
 if t.TYPE_CHECKING:
     from . import ct_metrics
 
-SOCKET = os.path.join(bpffs.RUN_DIR, "ct.sock")
 SOCKET_MODE = 0o660
-#: sizeof(sun_path) in include/uapi/linux/un.h, less the byte that ends it.
-_SOCKET_PATH_BYTES = 107
 #: Connections at once; of those, requests that read flows; of those, ones that sort more than SORTED of them, which takes memory for each.
 CONNECTIONS, READERS, SORTERS = 32, 8, 1
 SORTED = 10_000
@@ -69,67 +66,12 @@ T = t.TypeVar("T")
 Put = t.Callable[[bytes], object]
 
 
-# ---------------------------------------------------------------- where to listen
-class Address(t.NamedTuple):
-    """Where to listen.
-
-    :ivar socket: path of a unix socket; "" for TCP.
-    :ivar group: name of the group that may read from the socket besides root; "" for root alone.
-    :ivar host: loopback address, for TCP.
-    :ivar port: 0 for any that is free.
-    """
-
-    socket: str = SOCKET
-    group: str = ""
-    host: str = ""
-    port: int = 0
-
-
-def parse_address(path: str | None = None, listen: str | None = None, group: str | None = None) -> Address:
-    """Return where to listen: on a unix socket where nothing else is said.
-
-    :param path: of the unix socket.
-    :param listen: ``ADDRESS:PORT`` in its place.
-    :param group: whose members may read from the socket.
-    :raises ConntrackError: naming the option and the mend.
-    """
-    if listen is None:
-        where = SOCKET if path is None else path
-        if not os.path.isabs(where) or os.path.normpath(where) != where or len(os.fsencode(where)) > _SOCKET_PATH_BYTES:
-            raise bad_value("socket", where, f"give the absolute path of a socket, of {_SOCKET_PATH_BYTES} bytes at most")
-        if group:
-            _group_id(group)
-        return Address(where, group or "")
-    if path is not None:
-        raise bad_value("socket", path, "it and listen exclude each other; give one of them")
-    if group:
-        raise bad_value("group", group, "only a socket has one: every user of this host can connect to a TCP port; leave one of the two out")
-    host, dummy, port = listen.rpartition(":")
-    host = "127.0.0.1" if host == "localhost" else host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise bad_value("listen", listen, "give a loopback address and a port, as 127.0.0.1:9477 or [::1]:9477; for other hosts, put a proxy in front of it")
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise bad_value("listen", listen, "give a port from 0 to 65535 behind the address")
-    return Address("", "", host, int(port))
-
-
-def _group_id(name: str) -> int:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise bad_value("group", name, f"there is no such group; make it: groupadd --system {name}") from None
-
-
 # ---------------------------------------------------------------- the server
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """Answers requests from its making on, once ``start()`` or ``serve_forever()`` was called. Use as a context manager or call ``close()``.
 
     :param paths: of the chain; it need not be loaded.
-    :param address: see parse_address().
+    :param address: see service_options.parse_address().
     :param sweeps: what the service that the server is a part of tells of its sweeps.
     :param log: takes a line about what went wrong and nobody is told.
     :ivar where: where it listens, for people.
@@ -186,7 +128,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         found = os.stat(path)
         self._own = found.st_dev, found.st_ino
         if self.address.group:
-            os.chown(path, -1, _group_id(self.address.group))
+            os.chown(path, -1, service_options.group_id(self.address.group))
         os.chmod(path, SOCKET_MODE)
 
     @property

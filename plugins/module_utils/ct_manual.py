@@ -9,9 +9,8 @@ import argparse
 import typing as t
 
 from . import ct_cli
+from .ct_archive import MARK
 
-#: What tells the files that the collection installs from those of others.
-MARK = "ebpf.conntrack"
 _EXAMPLES = (
     ("the ten busiest web connections", "ct list --proto tcp --dport 80,443 --sort=-bytes --limit 10"),
     ("everything, for a program", "ct list -o json > flows.json"),

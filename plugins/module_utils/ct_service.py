@@ -21,12 +21,10 @@ import traceback
 import types
 import typing as t
 
-from . import bpffs, ct_http, flow_table, link_events, lock, sd_notify, state
-from .errors import ConntrackError, bad_value
+from . import bpffs, ct_http, flow_table, link_events, lock, sd_notify, service_options, state
+from .errors import ConntrackError
+from .service_options import UNIT, Options
 
-UNIT = "ct.service"
-ON_STOP = ("keep", "remove")
-SWEEP_SECONDS = (1, 86400)
 #: How often to look whether what is written down changed, and whether namespaces came.
 _LOOK_SECONDS = 1.0
 #: How soon to look at a namespace whose name was just made, and to ask again for a lock that another run has.
@@ -37,31 +35,6 @@ _CHECK_SECONDS = 60.0
 _SLICE = 50_000
 _FAILED, _NOTHING = 1, 3
 _CLONE_NEWNS = 0x20000
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the service is to do.
-
-    :ivar paths: where the chain is pinned and written down.
-    :ivar sweep_interval: seconds from the end of one sweep to the next.
-    :ivar on_stop: one of ON_STOP: what becomes of the chain when the service is told to stop.
-    :ivar address: where it answers over HTTP; None where it does not.
-    """
-
-    paths: bpffs.Paths
-    sweep_interval: int = 30
-    on_stop: str = "keep"
-    address: ct_http.Address | None = ct_http.Address()
-
-
-def check(options: Options) -> None:
-    """:raises ConntrackError: naming the option that is out of range."""
-    low, high = SWEEP_SECONDS
-    if not low <= options.sweep_interval <= high:
-        raise bad_value("sweep_interval", options.sweep_interval, f"give {low} to {high} seconds")
-    if options.on_stop not in ON_STOP:
-        raise bad_value("on_stop", options.on_stop, f"give one of {', '.join(ON_STOP)}")
 
 
 @dataclasses.dataclass
@@ -100,7 +73,7 @@ class Part(t.Protocol):
 class _Http:
     """What answers over HTTP, from its start on."""
 
-    def __init__(self, service: Service, address: ct_http.Address) -> None:
+    def __init__(self, service: Service, address: service_options.Address) -> None:
         self._service, self._address = service, address
         self._server: ct_http.Server | None = None
 
@@ -129,7 +102,7 @@ class Service:
     """
 
     def __init__(self, options: Options) -> None:
-        check(options)
+        service_options.check(options)
         self.options = options
         self.sweeps = Sweeps()
         self.parts = served(self)

@@ -12,11 +12,11 @@ import subprocess
 import time
 import typing as t
 
-from . import bpffs, ct_archive, ct_http, ct_manual, ct_service, flow_file, lock
+from . import bpffs, ct_archive, flow_file, lock, service_options
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
-NAME = ct_service.UNIT
+NAME = service_options.UNIT
 DIRECTORY = "/etc/systemd/system"
 #: What is there where systemd runs the machine: sd_booted(3).
 _BOOTED = "/run/systemd/system"
@@ -91,7 +91,7 @@ class Want:
     """
 
     prefix: str
-    options: ct_service.Options
+    options: service_options.Options
 
     @property
     def command(self) -> str:
@@ -104,7 +104,7 @@ class Want:
         options, address = self.options, self.options.address
         tcp = address is not None and bool(address.host)
         return _TEXT.format(
-            mark=ct_manual.MARK,
+            mark=ct_archive.MARK,
             command=self.command,
             pin_root=options.paths.pin_root,
             state_dir=options.paths.state_dir,
@@ -124,7 +124,8 @@ class Want:
             return [*words, "--no-http"]
         if address.host:
             return [*words, "--listen", f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"]
-        return [*words, *(["--socket", address.socket] if address.socket != ct_http.SOCKET else []), *(["--group", address.group] if address.group else [])]
+        socket = ["--socket", address.socket] if address.socket != service_options.SOCKET else []
+        return [*words, *socket, *(["--group", address.group] if address.group else [])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ def observe(want: Want, directory: str = DIRECTORY) -> Have:
     text = None
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
         text = file.read()
-    if text is not None and ct_manual.MARK not in text:
+    if text is not None and ct_archive.MARK not in text:
         raise ConntrackError(f"{path} is not the collection's. Move it, or give the role xdp_ct_service: false.")
     shown = dict(line.split("=", 1) for line in _systemctl("show", NAME, f"--property={','.join(_SHOWN)}").splitlines() if "=" in line)
     started = int(shown.get("ExecMainStartTimestampMonotonic") or 0) / 1e6 + time.time() - time.monotonic()
@@ -238,9 +239,9 @@ def converge(state: str, want: Want, check_mode: bool = False, patience: float =
     :param patience: how long to wait for another run, in seconds.
     :raises ConntrackError: for a bad option, a unit of somebody else, and what systemd refuses.
     """
-    ct_service.check(want.options)
-    paths, address = want.options.paths, want.options.address or ct_http.Address()
-    named = {"prefix": want.prefix, "pin_root": paths.pin_root, "state_dir": paths.state_dir, "socket": address.socket or ct_http.SOCKET}
+    service_options.check(want.options)
+    paths, address = want.options.paths, want.options.address or service_options.Address()
+    named = {"prefix": want.prefix, "pin_root": paths.pin_root, "state_dir": paths.state_dir, "socket": address.socket or service_options.SOCKET}
     for field, value in named.items():
         if not os.path.isabs(value) or os.path.normpath(value) != value or any(sign.isspace() or sign in "%\"'\\$" for sign in value):
             raise bad_value(field, value, "give an absolute path without white space, quotes, '%', '$' and '\\'")

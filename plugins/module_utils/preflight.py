@@ -23,7 +23,7 @@ import subprocess
 import sys
 import typing as t
 
-from . import attach, bpf, bpffs, chain, ct_archive, ct_manual, ct_status, ct_unit, deps, features, generation, health, netns, soak, state, xdp_modes
+from . import attach, bpf, bpffs, chain, ct_archive, ct_status, ct_unit, deps, features, generation, health, netns, soak, state, xdp_modes
 from .errors import ConntrackError
 
 #: How the chain is built; only the first needs a compiler on the host.
@@ -352,7 +352,7 @@ def is_ours(path: str) -> bool:
     """Tell whether a file is one that the collection has made."""
     try:
         with open(path, "rb") as file:
-            return ct_manual.MARK.encode() in file.read()
+            return ct_archive.MARK.encode() in file.read()
     except OSError:
         return False
 

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import typing as t
 
-from . import attach, bpffs, chain, ct_archive, ct_service, ct_unit, generation, preflight, state
+from . import attach, bpffs, chain, ct_archive, ct_unit, generation, preflight, service_options, state
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
@@ -66,7 +66,7 @@ def put_back(paths: bpffs.Paths, before: t.Mapping[str, t.Any], prefix: str, che
 def _without_service(paths: bpffs.Paths, prefix: str, check_mode: bool, patience: float) -> Plan:
     if not ct_unit.booted() or not preflight.is_ours(os.path.join(ct_unit.DIRECTORY, ct_unit.NAME)):
         return []
-    return ct_unit.converge("absent", ct_unit.Want(prefix, ct_service.Options(paths)), check_mode, patience)
+    return ct_unit.converge("absent", ct_unit.Want(prefix, service_options.Options(paths)), check_mode, patience)
 
 
 def _converge(paths: bpffs.Paths, what: str, interfaces: t.Any, check_mode: bool, patience: float) -> tuple[Plan, list[str]]:

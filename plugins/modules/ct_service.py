@@ -119,7 +119,7 @@ diff:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, ct_http, ct_service, ct_unit, lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, ct_unit, lock, service_options
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
 
@@ -129,8 +129,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "sweep_interval": {"type": "int", "default": ct_service.Options.sweep_interval},
-            "on_stop": {"type": "str", "choices": list(ct_service.ON_STOP), "default": ct_service.Options.on_stop},
+            "sweep_interval": {"type": "int", "default": service_options.Options.sweep_interval},
+            "on_stop": {"type": "str", "choices": list(service_options.ON_STOP), "default": service_options.Options.on_stop},
             "http": {"type": "bool", "default": True},
             "socket": {"type": "path"},
             "group": {"type": "str"},
@@ -147,8 +147,8 @@ def main() -> None:
     with told_by(module):
         if ct_unit.booted():
             wanted = params["http"] and params["state"] == "present"
-            address = ct_http.parse_address(params["socket"], params["listen"], params["group"]) if wanted else None
-            options = ct_service.Options(bpffs.Paths(params["pin_root"], params["state_dir"]), params["sweep_interval"], params["on_stop"], address)
+            address = service_options.parse_address(params["socket"], params["listen"], params["group"]) if wanted else None
+            options = service_options.Options(bpffs.Paths(params["pin_root"], params["state_dir"]), params["sweep_interval"], params["on_stop"], address)
             plan = ct_unit.converge(params["state"], ct_unit.Want(params["prefix"], options), module.check_mode, params["lock_timeout"])
         elif params["state"] == "present":
             module.warn("systemd does not run this machine, so there is no ct.service: nothing brings the chain back after a reboot.")

@@ -25,7 +25,7 @@ import typing as t
 import urllib.parse
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, ct_http, flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, ct_http, flow_table, service_options
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import NOBODY, Ct, ct, installed, lines_of, still
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
@@ -142,7 +142,7 @@ class Here:
 @contextlib.contextmanager
 def here(paths: t.Any, place: str) -> c.Iterator[Here]:
     log: list[str] = []
-    with ct_http.Server(paths, ct_http.parse_address(place), log=log.append) as server:
+    with ct_http.Server(paths, service_options.parse_address(place), log=log.append) as server:
         server.start()
         yield Here(place, log)
     assert not os.path.exists(place)
@@ -264,7 +264,7 @@ def idle() -> c.Iterator[str]:
     """A server without a chain."""
     with tempfile.TemporaryDirectory() as directory:
         place = os.path.join(directory, "sub/ct.sock")
-        with ct_http.Server(ct_http.bpffs.Paths("/sys/fs/bpf/nothing_here"), ct_http.parse_address(place)) as server:
+        with ct_http.Server(ct_http.bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)) as server:
             server.start()
             yield place
         assert os.listdir(directory) == []

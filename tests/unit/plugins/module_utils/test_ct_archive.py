@@ -30,6 +30,15 @@ def test_it_is_made_of_the_library_and_of_nothing_else() -> None:
         assert not [node for node in tops if isinstance(node, ast.ImportFrom) and not node.level and str(node.module).startswith("ansible")], name
 
 
+def test_every_import_is_found() -> None:
+    directory = pathlib.Path(str(ct_archive.__file__)).parent
+    for path in directory.glob("*.py"):
+        text = path.read_text("utf-8")
+        nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level == 1]
+        names = sorted(name for node in nodes for name in ([node.module] if node.module else [alias.name for alias in node.names]))
+        assert sorted(ct_archive.imports(text)) == names, path
+
+
 def test_two_of_them_are_the_same() -> None:
     one, other = ct_archive.archive(), ct_archive.archive()
     assert ct_archive.is_current(one) and ct_archive.is_current(other)
@@ -67,11 +76,18 @@ def test_present_twice_and_absent(tmp_path: pathlib.Path) -> None:
     stamps = {name: os.stat(os.path.join(prefix, name)) for name in FILES}
     assert [stat.st_mode & 0o7777 for stat in stamps.values()] == [0o755, 0o644, 0o644]
     assert ct_archive.converge("present", prefix) == []
+    for name in FILES:
+        damaged = pathlib.Path(prefix, name)
+        whole = damaged.read_bytes()
+        damaged.write_bytes(whole.replace(b"ct", b"tc", 1))
+        assert [step.name for step in ct_archive.converge("present", prefix, check_mode=True)] == [str(damaged)]
+        damaged.write_bytes(whole)
+        os.utime(damaged, ns=(stamps[name].st_atime_ns, stamps[name].st_mtime_ns))
     assert {name: os.stat(os.path.join(prefix, name)).st_mtime_ns for name in FILES} == {name: stat.st_mtime_ns for name, stat in stamps.items()}
 
     os.chmod(os.path.join(prefix, ct_archive.COMMAND), 0o600)
     assert [step.name for step in ct_archive.converge("present", prefix)] == [os.path.join(prefix, ct_archive.COMMAND)]
-    assert [step.action for step in ct_archive.converge("present", prefix, pin_root="/sys/fs/bpf/other")] == ["change"] * 2, "the manual names the default"
+    assert [step.action for step in ct_archive.converge("present", prefix, pin_root="/sys/fs/bpf/other")] == ["change"] * 3, "they are made of the defaults too"
 
     assert len(ct_archive.converge("absent", prefix, check_mode=True)) == 3 and os.path.exists(os.path.join(prefix, ct_archive.COMMAND))
     assert [step.action for step in ct_archive.converge("absent", prefix)] == ["delete"] * 3

@@ -11,7 +11,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import ct_http, flow, flow_filter
+from ansible_collections.ebpf.conntrack.plugins.module_utils import ct_http, flow, flow_filter, service_options
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
@@ -21,7 +21,7 @@ from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
     [("127.0.0.1:9477", "127.0.0.1", 9477), ("127.8.8.8:0", "127.8.8.8", 0), ("[::1]:80", "::1", 80), ("localhost:1", "127.0.0.1", 1)],
 )
 def test_loopback_addresses(listen: str, host: str, port: int) -> None:
-    assert ct_http.parse_address(listen=listen) == ct_http.Address("", "", host, port)
+    assert service_options.parse_address(listen=listen) == service_options.Address("", "", host, port)
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_loopback_addresses(listen: str, host: str, port: int) -> None:
 )
 def test_no_other_addresses(listen: str) -> None:
     with pytest.raises(ConntrackError, match="^listen: .* is not valid: give a"):
-        ct_http.parse_address(listen=listen)
+        service_options.parse_address(listen=listen)
 
 
 def test_a_socket_or_an_address() -> None:
-    assert ct_http.parse_address() == ct_http.Address("/run/ebpf_conntrack/ct.sock", "", "", 0)
-    assert ct_http.parse_address("/run/a", group="root") == ct_http.Address("/run/a", "root", "", 0)
+    assert service_options.parse_address() == service_options.Address("/run/ebpf_conntrack/ct.sock", "", "", 0)
+    assert service_options.parse_address("/run/a", group="root") == service_options.Address("/run/a", "root", "", 0)
     for words, said in (
         ({"path": "ct.sock"}, "socket: 'ct.sock' is not valid: give the absolute path"),
         ({"path": "/run/../ct.sock"}, "give the absolute path"),
@@ -48,7 +48,7 @@ def test_a_socket_or_an_address() -> None:
         ({"group": "no_such_group"}, "there is no such group; make it: groupadd --system no_such_group"),
     ):
         with pytest.raises(ConntrackError) as caught:
-            ct_http.parse_address(**words)
+            service_options.parse_address(**words)
         assert said in caught.value.message
 
 

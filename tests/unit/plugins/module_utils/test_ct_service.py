@@ -11,11 +11,11 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_cli, ct_http, ct_service, ct_unit, link_events, sd_notify
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_cli, ct_unit, link_events, sd_notify, service_options
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 PATHS = bpffs.Paths("/sys/fs/bpf")
-WANT = ct_unit.Want("/usr/local", ct_service.Options(PATHS))
+WANT = ct_unit.Want("/usr/local", service_options.Options(PATHS))
 FILE = f"{ct_unit.DIRECTORY}/ct.service"
 GOOD = {"ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
 
@@ -53,7 +53,7 @@ def test_what_leads_to_none() -> None:
 
 
 def test_the_unit_has_the_settings() -> None:
-    text = ct_unit.Want("/opt/ct", ct_service.Options(bpffs.Paths("/sys/fs/bpf/a", "/srv/state"), 5, "remove", None)).text
+    text = ct_unit.Want("/opt/ct", service_options.Options(bpffs.Paths("/sys/fs/bpf/a", "/srv/state"), 5, "remove", None)).text
     assert "ExecStart=/opt/ct/bin/ct run --sweep-interval 5 --on-stop remove --no-http\n" in text and "ReadWritePaths=/sys/fs/bpf/a -/srv/state\n" in text
     assert "{" not in text
 
@@ -61,28 +61,28 @@ def test_the_unit_has_the_settings() -> None:
 @pytest.mark.parametrize(
     ("address", "words", "line"),
     [
-        (ct_http.Address(), "keep", "RestrictAddressFamilies=AF_UNIX AF_NETLINK"),
-        (ct_http.Address(group="adm"), "keep --group adm", "SupplementaryGroups=adm"),
-        (ct_http.Address("/run/x.sock"), "keep --socket /run/x.sock", "IPAddressDeny=any"),
-        (ct_http.Address("", host="127.0.0.1", port=80), "keep --listen 127.0.0.1:80", "IPAddressAllow=localhost"),
-        (ct_http.Address("", host="::1", port=80), "keep --listen [::1]:80", "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6"),
+        (service_options.Address(), "keep", "RestrictAddressFamilies=AF_UNIX AF_NETLINK"),
+        (service_options.Address(group="adm"), "keep --group adm", "SupplementaryGroups=adm"),
+        (service_options.Address("/run/x.sock"), "keep --socket /run/x.sock", "IPAddressDeny=any"),
+        (service_options.Address("", host="127.0.0.1", port=80), "keep --listen 127.0.0.1:80", "IPAddressAllow=localhost"),
+        (service_options.Address("", host="::1", port=80), "keep --listen [::1]:80", "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6"),
     ],
 )
-def test_the_unit_lets_it_listen(address: ct_http.Address, words: str, line: str) -> None:
-    lines_of_unit = ct_unit.Want("/usr/local", ct_service.Options(PATHS, address=address)).text.splitlines()
+def test_the_unit_lets_it_listen(address: service_options.Address, words: str, line: str) -> None:
+    lines_of_unit = ct_unit.Want("/usr/local", service_options.Options(PATHS, address=address)).text.splitlines()
     (start,) = (one for one in lines_of_unit if one.startswith("ExecStart="))
     assert start.endswith(f"--on-stop {words}") and line in lines_of_unit and ("IPAddressAllow=localhost" in lines_of_unit) == bool(address.host)
     told = ct_cli.parser().parse_args(start.split()[1:])
-    assert (None if told.no_http else ct_http.parse_address(told.socket, told.listen, told.group)) == address
+    assert (None if told.no_http else service_options.parse_address(told.socket, told.listen, told.group)) == address
 
 
 @pytest.mark.parametrize(
     ("want", "words"),
     [
-        (ct_unit.Want("/usr/local", ct_service.Options(PATHS, 0)), "sweep_interval: 0 is not valid: give 1 to 86400 seconds."),
-        (ct_unit.Want("/usr/local", ct_service.Options(PATHS, 1, "burn")), "on_stop: 'burn' is not valid: give one of keep, remove."),
-        (ct_unit.Want("/usr/my local", ct_service.Options(PATHS)), "prefix: '/usr/my local' is not valid: give an absolute path without"),
-        (ct_unit.Want("/usr", ct_service.Options(bpffs.Paths("/sys/%n"))), "pin_root: '/sys/%n' is not valid"),
+        (ct_unit.Want("/usr/local", service_options.Options(PATHS, 0)), "sweep_interval: 0 is not valid: give 1 to 86400 seconds."),
+        (ct_unit.Want("/usr/local", service_options.Options(PATHS, 1, "burn")), "on_stop: 'burn' is not valid: give one of keep, remove."),
+        (ct_unit.Want("/usr/my local", service_options.Options(PATHS)), "prefix: '/usr/my local' is not valid: give an absolute path without"),
+        (ct_unit.Want("/usr", service_options.Options(bpffs.Paths("/sys/%n"))), "pin_root: '/sys/%n' is not valid"),
     ],
 )
 def test_what_is_refused(want: ct_unit.Want, words: str, tmp_path: pathlib.Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pathlib
 import re
 import shutil
+import sys
 import typing as t
 
 import pytest
@@ -125,7 +126,7 @@ def test_headers_are_the_stub_tree(sources: pathlib.Path) -> None:
 
 
 def test_without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     assert "jinja2 is missing" in failure(SOURCES) and "python3-jinja2" in failure(SOURCES)
 
 
