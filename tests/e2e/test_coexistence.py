@@ -24,6 +24,8 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, 
 
 __all__ = ["foreign", "lab", "made", "rendered"]  # fixtures
 
+#: include/uapi/linux/if_packet.h and socket.h, which Python does not name.
+SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 #: A program that libxdp brings along, to be loaded by its own tool.
@@ -134,8 +136,9 @@ def counted(lab: Lab) -> c.Iterator[c.Callable[[], int]]:
 
 
 def send(lab: Lab, frames: int = 20) -> None:
-    """Send frames from the far end."""
+    """Send frames from the far end: past its queue, which takes frames only some time after the end has come up, when the kernel has got round to it."""
     with netns.entered(lab.ns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
         sender.bind((lab.far, 0))
         for dummy in range(frames):
             sender.send(b"\xff" * 6 + b"\x02" + b"\0" * 5 + b"\x88\xb5" + b"\0" * 50)

@@ -95,21 +95,22 @@ class Controller:
         done = subprocess.run(argv, cwd=self.home, env=self._environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(self, what: str | list[dict[str, t.Any]], limit: str = "fleet", **variables: t.Any) -> Playing:
+    def start(self, what: str | list[dict[str, t.Any]], limit: str | None = "fleet", **variables: t.Any) -> Playing:
         """Let a playbook run.
 
         :param what: the name of an installed one, or plays.
-        :param limit: the hosts.
+        :param limit: the hosts; None for those that the playbook names.
         """
         self._plays += 1
         if not isinstance(what, str):
             path = self.home / f"play{self._plays}.yml"
             path.write_text(json.dumps(what), "utf-8")
             what = str(path)
-        argv = [str(tree.VENV / "ansible-playbook"), "-i", str(self.fleet.inventory()), what, "--limit", limit, "-e", json.dumps(variables)]
+        limited = ["--limit", limit] if limit else []
+        argv = [str(tree.VENV / "ansible-playbook"), "-i", str(self.fleet.inventory()), what, *limited, "-e", json.dumps(variables)]
         return Playing(self.fleet.argv(*argv), self.home, self._environment(), self.home / f"play{self._plays}.log")
 
-    def play(self, what: str | list[dict[str, t.Any]], limit: str = "fleet", **variables: t.Any) -> Played:
+    def play(self, what: str | list[dict[str, t.Any]], limit: str | None = "fleet", **variables: t.Any) -> Played:
         """Run a playbook to its end."""
         return self.start(what, limit, **variables).wait()
 

@@ -20,7 +20,8 @@
 
 A host has a network namespace with the interface eth0 to the management network, and eth1 and eth2, which are like wires (no offloads), to two data networks.
 The networks are bridges in a network namespace of the fleet; this machine has no address in them. A host's files are this machine's at first, without the
-project, home directories and /usr/local; what it writes is in memory, and outlives reboots. The kernel is this machine's. BCC is there where this machine
+project, home directories and /usr/local; what it writes is in memory, and outlives reboots. One can log in
+as root, and as ops, who may become root with sudo. The kernel is this machine's. BCC is there where this machine
 has it; with ``up --bare`` compilers, kernel headers and BCC are not.
 """
 
@@ -53,8 +54,10 @@ from ansible_collections.ebpf.conntrack.tests.fleet import vm
 from ansible_collections.ebpf.conntrack.tests.host import container
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-#: OpenSSH's server and what it needs, as files: tests/tools/setup.sh lays them there.
-SSHD = ROOT / ".ansible/fleet/sshd"
+#: OpenSSH's server and sudo, and what they need, as files: tests/tools/setup.sh lays them there.
+SERVERS = ROOT / ".ansible/fleet/servers"
+#: Somebody on the hosts besides root, who may become root.
+USER, USER_ID = "ops", 1000
 SECONDS = 120
 VM_SECONDS = 600
 SIZE = "192m"
@@ -98,8 +101,10 @@ table bridge fleet {
 }
 E
 """
-#: What a host finds plugged in when it boots; @switch@ and @pass@ are filled in. A veth takes what XDP sends back only where its far end has a program itself.
+#: What a host finds plugged in when it boots; @switch@, @pass@, @user@ and @name@ are filled in.
+#: A veth takes what XDP sends back only where its far end has a program itself.
 WIRES = """
+chown -R @user@:@user@ @root@/home/@name@
 switch="nsenter --net=/proc/@switch@/ns/net"
 for number in 0 1 2; do
   port="$1_$number" bridge="data$number"
@@ -201,8 +206,8 @@ class Fleet:
 
     def hold(self) -> None:
         """Keep the fleet's network and what its hosts share, in namespaces of this process; never returns."""
-        if not SSHD.exists():
-            sys.exit(f"{SSHD} is missing: run tests/tools/setup.sh fleet")
+        if not SERVERS.exists():
+            sys.exit(f"{SERVERS} is missing: run tests/tools/setup.sh fleet")
         container.mount_cgroups()
         container.join(f"{self.name}/control")
         container.join(f"{self.name}/hold")
@@ -211,9 +216,8 @@ class Fleet:
             subprocess.run(["mount", "-t", kind, kind, self.directory / where], check=True)
         with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "fleet_pass")) as program:
             bpf.obj_pin(program, str(self.directory / "bpf/pass"))
-        shutil.copytree(
-            SSHD, self.directory / "shared/sshd", symlinks=True, ignore=lambda *dummy: [".complete"]
-        )  # an overlay takes no layer that lies in another one
+        # an overlay takes no layer that lies in another one
+        shutil.copytree(SERVERS, self.directory / "shared/servers", symlinks=True, ignore=lambda *dummy: [".complete"])
         (self.directory / "shared/bare").mkdir()
         container.hide(self.directory / "shared/bare", compilers())
         (self.directory / "ready").touch()
@@ -248,9 +252,10 @@ class Fleet:
             "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n",
             "etc/ssh/sshd_config": SSHD_CONFIG,
             "etc/ssh/ssh_host_ed25519_key": key.read_text("utf-8"),
-            "root/.ssh/authorized_keys": self.key.with_suffix(".pub").read_text("utf-8"),
+            **{f"{home}/.ssh/authorized_keys": self.key.with_suffix(".pub").read_text("utf-8") for home in ("root", f"home/{USER}")},
+            f"etc/sudoers.d/{USER}": f"{USER} ALL=(ALL) NOPASSWD: ALL\n",
             "etc/systemd/journald.conf": "[Journal]\nStorage=persistent\nSystemMaxUse=32M\nRateLimitIntervalSec=0\n",
-            "etc/passwd": with_sshd(pathlib.Path("/etc/passwd").read_text("utf-8")),
+            "etc/passwd": with_users(pathlib.Path("/etc/passwd").read_text("utf-8")),
         }
         # hier(7)
         files.update((f"usr/local/{name}/.keep", "") for name in ("bin", "etc", "lib", "sbin", "share/man", "src"))
@@ -261,6 +266,9 @@ class Fleet:
             text = f"[Match]\nName=eth{number}\n[Link]\n{required}[Network]\nAddress={self.address(name, number)}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
             files[f"etc/systemd/network/10-eth{number}.network"] = text
         wanted = {"multi-user.target": ["ssh.service", "systemd-networkd.service"], "network-online.target": ["systemd-networkd-wait-online.service"]}
+        wires = WIRES
+        for word, value in {"switch": holder, "pass": self.directory / "bpf/pass", "user": USER_ID, "name": USER}.items():
+            wires = wires.replace(f"@{word}@", str(value))
         return container.Spec(
             group=f"{self.name}/{name}",
             hostname=name,
@@ -268,9 +276,9 @@ class Fleet:
             links={f"etc/systemd/system/{target}.wants/{unit}": f"/lib/systemd/system/{unit}" for target, units in wanted.items() for unit in units},
             emptied=["root", "home", "usr/local", "var/tmp", "etc/ssh", "etc/systemd/network"],
             hidden=[] if ROOT.parts[1] in ("root", "home", "tmp", "run") else [str(ROOT).lstrip("/")],
-            layers=[str(self.directory / "shared" / layer) for layer in (["bare", "sshd"] if bare else ["sshd"])],
+            layers=[str(self.directory / "shared" / layer) for layer in (["bare", "servers"] if bare else ["servers"])],
             size=size,
-            boot=WIRES.replace("@switch@", str(holder)).replace("@pass@", str(self.directory / "bpf/pass")),
+            boot=wires,
             writable="network",
             bpffs=True,
             stays=True,
@@ -480,13 +488,14 @@ def answers(address: str) -> bool:
     return False
 
 
-def with_sshd(passwd: str) -> str:
-    """Return the users of a machine with that of OpenSSH's server among them."""
-    if any(line.startswith("sshd:") for line in passwd.splitlines()):
-        return passwd
-    used = {int(line.split(":")[2]) for line in passwd.splitlines() if line.count(":") == 6}
-    free = next(number for number in range(100, 1000) if number not in used)
-    return f"{passwd}sshd:x:{free}:65534::/run/sshd:/usr/sbin/nologin\n"
+def with_users(passwd: str) -> str:
+    """Return the users of a machine, and USER and that of OpenSSH's server among them."""
+    kept = [line for line in passwd.splitlines() if line.split(":")[0] != USER and line.split(":")[2:3] != [str(USER_ID)]]
+    used = {int(line.split(":")[2]) for line in kept if line.count(":") == 6}
+    if not any(line.startswith("sshd:") for line in kept):
+        free = next(number for number in range(100, 1000) if number not in used)
+        kept.append(f"sshd:x:{free}:65534::/run/sshd:/usr/sbin/nologin")
+    return "\n".join([*kept, f"{USER}:*:{USER_ID}:{USER_ID}::/home/{USER}:/bin/sh", ""])
 
 
 def _is_compiler(package: str) -> bool:

@@ -23,6 +23,7 @@ NOT_OURS = (
     "var/log/",
     "var/lib/systemd/",
     "root/.ansible",
+    "home/ops/",
     "var/lib/private",
     "etc/.pwd.lock",
     "etc/.updated",

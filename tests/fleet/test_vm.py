@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections.abc as c
 import os
 import pathlib
+import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.tests.e2e.conftest import Figure
@@ -18,7 +19,8 @@ from ansible_collections.ebpf.conntrack.tests.fleet.seen import INTERFACES, SIZE
 
 pytestmark = [pytest.mark.timeout(1800)]
 
-WANTED = {"xdp_ct_interfaces": INTERFACES, **SIZES}
+#: What the host is to be; tests of upgrades change it.
+WANTED: dict[str, t.Any] = {"xdp_ct_interfaces": INTERFACES, **SIZES}
 NAME, PEER = "v01", "h01"
 
 
@@ -77,8 +79,18 @@ def test_an_upgrade_and_back(fleet: Fleet, controller: Controller) -> None:
     all_is_well(fleet)
 
 
+def test_the_other_compiler(fleet: Fleet, controller: Controller) -> None:
+    """The controller's: what it compiled is loaded by this kernel too, in its largest form."""
+    WANTED.update(xdp_ct_build="clang", xdp_ct_fused=True)
+    before = status(fleet, NAME)
+    assert controller.role(NAME, **WANTED).changed() == {NAME: 1}
+    assert status(fleet, NAME)["digest"] != before["digest"]
+    all_is_well(fleet)
+    assert controller.role(NAME, **WANTED).changed() == {NAME: 0}
+
+
 def test_a_reboot(fleet: Fleet) -> None:
-    """Of a kernel: all that it had is gone, and comes back."""
+    """Of a kernel: all that it had is gone, and comes back, from the object that is kept."""
     before = fleet.ssh(NAME, "cat", "/proc/sys/kernel/random/boot_id"), status(fleet, NAME)["digest"]
     fleet.reboot(NAME)
     assert fleet.ssh(NAME, "cat", "/proc/sys/kernel/random/boot_id") != before[0]

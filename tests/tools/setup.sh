@@ -109,20 +109,22 @@ venv() {
   printf '%s\n' "$want" >"$stamp"
 }
 
-# OpenSSH's server into $1, for the hosts of the tests' fleet: files alone, since its package starts a service.
-sshd() {
+# OpenSSH's server and sudo into $1, for the hosts of the tests' fleet: files alone, since the first one's package starts a service.
+servers() {
   [ -e "$1/.complete" ] && return
-  local work log apt package directory
+  local work log apt package directory wanted=()
+  [ -x /usr/sbin/sshd ] || wanted+=(openssh-server)
+  command -v sudo >/dev/null || wanted+=(sudo)
   rm -rf "$1"
   mkdir -p "$1"
-  if [ ! -x /usr/sbin/sshd ]; then
-    command -v apt-get >/dev/null || die "this system has no apt; install OpenSSH's server by hand"
-    printf 'setup: fetching openssh-server into %s\n' "${1#"$root"/}"
+  if [ "${#wanted[@]}" -gt 0 ]; then
+    command -v apt-get >/dev/null || die "this system has no apt; install ${wanted[*]} by hand"
+    printf 'setup: fetching %s into %s\n' "${wanted[*]}" "${1#"$root"/}"
     work=$(mktemp -d)
     mkdir "$work/partial" "$work/files"
     apt=(apt-get -qq -y -o DPkg::Lock::Timeout=300 -o APT::Sandbox::User=root -o Dir::Cache::archives="$work")
-    apt+=(install --download-only --no-install-recommends openssh-server)
-    log=$({ as_root "${apt[@]}" || { as_root apt-get -qq update && as_root "${apt[@]}"; }; } </dev/null 2>&1) || die "apt-get install --download-only openssh-server: $log"
+    apt+=(install --download-only --no-install-recommends "${wanted[@]}")
+    log=$({ as_root "${apt[@]}" || { as_root apt-get -qq update && as_root "${apt[@]}"; }; } </dev/null 2>&1) || die "apt-get install --download-only ${wanted[*]}: $log"
     for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/files"; done
     # on the hosts /lib and the like are symbolic links into /usr
     for directory in bin lib lib64 sbin; do
@@ -174,16 +176,16 @@ case $profile in
     system_packages dev
     venv_flags=--system-site-packages venv "$root/.venv" requirements-dev.txt requirements.txt constraints.txt
     prometheus "$root/.venv"
-    sshd "$root/.ansible/fleet/sshd"
+    servers "$root/.ansible/fleet/servers"
     ;;
   fleet)
     system_packages dev
-    sshd "$root/.ansible/fleet/sshd"
+    servers "$root/.ansible/fleet/servers"
     ;;
   vm)
     system_packages vm
     venv_flags=--system-site-packages venv "$root/.venv" requirements-dev.txt requirements.txt constraints.txt
-    sshd "$root/.ansible/fleet/sshd"
+    servers "$root/.ansible/fleet/servers"
     kernel "$root/.ansible/fleet/kernel"
     ;;
   picture)
