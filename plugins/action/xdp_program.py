@@ -18,6 +18,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang,
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
 from ansible_collections.ebpf.conntrack.plugins.module_utils.object_file import Built, Target
 from ansible_collections.ebpf.conntrack.plugins.module_utils.render import SIZES, Settings, pack, read_headers, render, unpack
+from ansible_collections.ebpf.conntrack.plugins.plugin_utils import transfer
 
 _FILES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files")
 #: The chain that comes with the collection.
@@ -211,7 +212,7 @@ class ActionModule(ActionBase):
         except ConntrackError as exc:
             return {**result, "failed": True, "msg": exc.message, **exc.facts}
         if sent is not None:
-            args[FRAMES] = self._send(FRAMES, sent)
+            args[FRAMES] = transfer.send(self, FRAMES, sent)
         answer = self._execute_module(module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars)
         wanted = answer.pop(WANTED, None)
         if wanted:
@@ -219,20 +220,9 @@ class ActionModule(ActionBase):
                 built = object_for(self._task.args, args[RENDERED], Target(**wanted), self._loader.path_dwim)
             except ConntrackError as exc:
                 return {**result, "failed": True, "msg": exc.message, **exc.facts}
-            args.update({OBJECT: self._send(OBJECT, built.data), MANIFEST: built.manifest.as_text()})
+            args.update({OBJECT: transfer.send(self, OBJECT, built.data), MANIFEST: built.manifest.as_text()})
             answer = self._execute_module(module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars)
         result.update(answer)
         for name in FILLED_IN:
             result.get("invocation", {}).get("module_args", {}).pop(name, None)  # nobody wants to read that
         return result
-
-    def _send(self, name: str, data: bytes) -> str:
-        """Put a file into the task's directory on the target, which goes with the task; return its path.
-
-        A capture, and an object, are too long for the module's arguments, see render.pack().
-        """
-        directory = self._connection._shell.tmpdir or self._make_tmp_path()
-        path: str = self._connection._shell.join_path(directory, name)
-        self._transfer_data(path, data)
-        self._fixup_perms2((directory, path))
-        return path

@@ -3,26 +3,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The command ``ct`` as files on a host: one archive that Python runs, its manual page and its completion.
 
-The archive holds the library's own modules, those that the command imports, compiled as well so that it starts at once. Each file ends with a seal: the
-digest of the sources that it was made of, and the digest of itself. So a file that is current and whole is known without making it again, for which nothing
-of the command need be imported; and what is compiled may differ from run to run.
+What they are made of comes from the controller (ct_content), and only when it is needed: each file ends with a seal, the digest of what it was made of and the
+digest of itself, so a file that is current and whole is known by that. What is compiled may differ from run to run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import io
+import json
 import marshal
 import os
-import re
 import stat
 import sys
 import typing as t
 import zipfile
+import zlib
 
-from . import bpffs, flow_file, lock
+from . import flow_file, lock
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
@@ -36,67 +37,69 @@ _MODES = {COMMAND: 0o755, MANUAL: 0o644, COMPLETION: 0o644}
 _OWN_DIRECTORIES = ("share/man/man8", "share/bash-completion/completions", "share/bash-completion")
 #: Those that go besides, the last of them the prefix itself, where it is not a system's.
 _PREFIX_DIRECTORIES = ("share/man", "share", "bin", ".")
-_PACKAGE = "ebpf_conntrack"
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 #: A compiled module whose source is not looked at again (PEP 552).
 _UNCHECKED = (1).to_bytes(4, "little")
-#: An import from this package. Parsing all sources for them would take ten times as long as all the rest of a run that changes nothing.
-_IMPORT = re.compile(r"^[ \t]*from \.(\w*) import (\([^)]*\)|[^#\n]*)", re.MULTILINE)
+
+
+# ---------------------------------------------------------------- what they are made of
+class Content(t.NamedTuple):
+    """What the files are made of.
+
+    :ivar modules: the text of each file of the archive, by its path there.
+    :ivar manual: the manual page.
+    :ivar completion: the completion.
+    """
+
+    modules: dict[str, str]
+    manual: str
+    completion: str
+
+    @property
+    def digest(self) -> str:
+        """Return what is the same for the same content."""
+        return hashlib.sha256(json.dumps(self, sort_keys=True).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Want:
+    """What the files are to be made of.
+
+    :ivar digest: of the content.
+    :ivar content: gives it; called when a file is to be made.
+    """
+
+    digest: str
+    content: t.Callable[[], Content]
+
+
+def pack(content: Content) -> bytes:
+    """Return the content in the form in which it travels to a target."""
+    return zlib.compress(json.dumps(content).encode(), 9)
+
+
+def unpack(packed: bytes) -> Content:
+    """Return what pack() was given.
+
+    :raises ConntrackError: where it is not of its making.
+    """
+    try:
+        modules, manual, completion = json.loads(zlib.decompress(packed))
+        return Content(dict(modules), str(manual), str(completion))
+    except (ValueError, TypeError, zlib.error) as exc:
+        raise ConntrackError("content: it is filled in and can not be given.") from exc
 
 
 # ---------------------------------------------------------------- the archive
-def sources() -> dict[str, str]:
-    """Return the text of each module that the command needs, by name."""
-    found: dict[str, str] = {}
-    wanted = ["ct_cli"]
-    while wanted:
-        name = wanted.pop()
-        if name not in found:
-            found[name] = _source(name)
-            wanted += imports(found[name])
-    return dict(sorted(found.items()))
-
-
-def _source(name: str) -> str:
-    """Return a module's text, wherever this one was imported from: a directory, or the archive in which it came to the target."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(os.path.join(os.path.dirname(__file__), f"{name}.py"), encoding="utf-8") as file:
-        return file.read()
-    text = None
-    # importlib's find_spec() would have each of them compiled, which is most of what a run takes
-    with contextlib.suppress(ImportError):
-        text = getattr(__spec__ and __spec__.loader, "get_source", lambda dummy: None)(f"{__package__}.{name}")
-    if text is None:
-        raise ConntrackError(f"{__package__}.{name}: its source can not be read. Install the collection again.")
-    return str(text)
-
-
-def imports(text: str) -> list[str]:
-    """Return the modules of this package that a module imports, at its top or later.
-
-    >>> imports("from . import a, b as c\nfrom .d import e\nimport os")
-    ['a', 'b', 'd']
-    """
-    return [
-        name
-        for module, names in _IMPORT.findall(text)
-        for name in ([module] if module else [one.split()[0] for one in names.strip("()").split(",") if one.strip()])
-    ]
-
-
 def interpreter() -> str:
     """Return the Python that is to run the command: the system's one of the version that runs now, not that of a virtual environment."""
     system = os.path.join(sys.base_prefix, "bin", "python3")
     return system if os.path.exists(system) else sys.executable
 
 
-def _files(pin_root: str, state_dir: str) -> dict[str, str]:
-    start = f"import sys\nfrom {_PACKAGE}.ct_cli import main\nsys.exit(main(pin_root={pin_root!r}, state_dir={state_dir!r}))\n"
-    return {"__main__.py": start, f"{_PACKAGE}/__init__.py": "", **{f"{_PACKAGE}/{name}.py": text for name, text in sources().items()}}
-
-
-def _made_of(files: t.Mapping[str, str]) -> str:
-    """Return the digest of everything that an installed file depends on."""
-    return hashlib.sha256(repr((interpreter(), importlib.util.MAGIC_NUMBER, _source("ct_manual"), sorted(files.items()))).encode()).hexdigest()
+def _made_of(digest: str) -> str:
+    """Return the digest of all that an installed file depends on."""
+    return hashlib.sha256(repr((interpreter(), importlib.util.MAGIC_NUMBER, digest)).encode()).hexdigest()
 
 
 def _seal(made_of: str, body: bytes) -> bytes:
@@ -104,17 +107,13 @@ def _seal(made_of: str, body: bytes) -> bytes:
     return f"{MARK} {made_of} {hashlib.sha256(body).hexdigest()}\n".encode()
 
 
-def _holds(data: bytes, made_of: str) -> bool:
-    """Tell whether a file was made of these sources, and is whole."""
-    body = data[: -len(_seal(made_of, b""))]
-    return data == body + _seal(made_of, body)
-
-
-def _archive(files: t.Mapping[str, str], made_of: str) -> bytes:
+def archive(content: Content) -> bytes:
+    """Return the command as one file."""
+    made_of = _made_of(content.digest)
     out = io.BytesIO()
     out.write(f"#!{interpreter()} -I\n".encode())
     with zipfile.ZipFile(out, "a", zipfile.ZIP_DEFLATED) as made:
-        for name, text in files.items():
+        for name, text in content.modules.items():
             raw = text.encode()
             made.writestr(zipfile.ZipInfo(name, _LONG_AGO), raw, zipfile.ZIP_DEFLATED)
             code = marshal.dumps(compile(raw, name, "exec", dont_inherit=True))
@@ -125,18 +124,11 @@ def _archive(files: t.Mapping[str, str], made_of: str) -> bytes:
     return body + _seal(made_of, body)
 
 
-def archive(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> bytes:
-    """Return the command as one file.
-
-    :param pin_root: what holds where the command is not told otherwise; likewise the next one.
-    """
-    files = _files(pin_root, state_dir)
-    return _archive(files, _made_of(files))
-
-
-def is_current(data: bytes, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> bool:
-    """Tell whether a file is the command of these sources, its manual page or its completion, and whole."""
-    return _holds(data, _made_of(_files(pin_root, state_dir)))
+def is_current(data: bytes, digest: str) -> bool:
+    """Tell whether a file was made of the content of this digest, and is whole."""
+    made_of = _made_of(digest)
+    body = data[: -len(_seal(made_of, b""))]
+    return data == body + _seal(made_of, body)
 
 
 # ---------------------------------------------------------------- the files
@@ -149,17 +141,11 @@ def _read(path: str) -> tuple[bytes, int] | None:
         return None
 
 
-def converge(
-    state: str,
-    prefix: str,
-    pin_root: str = bpffs.STANDARD,
-    state_dir: str = bpffs.STATE_DIR,
-    check_mode: bool = False,
-    patience: float = lock.SECONDS,
-) -> Plan:
+def converge(state: str, prefix: str, want: Want | None = None, check_mode: bool = False, patience: float = lock.SECONDS) -> Plan:
     """Install the command, or take it away: the plan that was needed.
 
     :param state: ``present`` or ``absent``.
+    :param want: what the files are to be made of; not used for ``absent``.
     :param patience: how long to wait for another run, in seconds.
     :raises ConntrackError: for a file of somebody else, and what the file system refuses.
     """
@@ -171,7 +157,7 @@ def converge(
                 stack.enter_context(lock.held(prefix, patience, make=None if check_mode or state == "absent" else 0o755))
             there = {name: _read(os.path.join(prefix, name)) for name in (COMMAND, MANUAL, COMPLETION)}
             _refuse_foreign(prefix, there)
-            plan = _plan_present(prefix, there, pin_root, state_dir) if state == "present" else _plan_absent(prefix, there)
+            plan = _plan_absent(prefix, there) if want is None or state == "absent" else _plan_present(prefix, there, want)
             if not check_mode:
                 for step in plan:
                     _apply(step)
@@ -192,28 +178,24 @@ def _refuse_foreign(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]
             raise ConntrackError(f"{os.path.join(prefix, name)} is not the collection's. Move it, or give another prefix.")
 
 
-def _plan_present(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None], pin_root: str, state_dir: str) -> Plan:
-    files = _files(pin_root, state_dir)
-    made_of = _made_of(files)
+def _plan_present(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None], want: Want) -> Plan:
     steps = []
     for name, mode in _MODES.items():
         found, path = there[name], os.path.join(prefix, name)
-        data = found[0] if found is not None and _holds(found[0], made_of) else None
+        data = found[0] if found is not None and is_current(found[0], want.digest) else None
         if data is None or found != (data, mode):
-            if data is None:
-                data = _archive(files, made_of) if name == COMMAND else _described(name, made_of, pin_root, state_dir)
+            data = data or _made(name, want.content())
             action, reason = ("create", "it is missing") if found is None else ("change", "it is another release's, or was changed")
             steps.append(Step(action, "file", path, reason, found and shown(*found), shown(data, mode), (data, mode)))
     return steps
 
 
-def _described(name: str, made_of: str, pin_root: str, state_dir: str) -> bytes:
-    """Return the manual page or the completion."""
-    from . import ct_cli, ct_manual  # what the command is made of, which is much; only when a file is to be made
-
-    parser = ct_cli.parser(pin_root, state_dir)
-    text = f'{ct_manual.man_page(parser)}.\\" ' if name == MANUAL else f"{ct_manual.bash_completion(parser)}# "
-    return text.encode() + _seal(made_of, text.encode())
+def _made(name: str, content: Content) -> bytes:
+    """Return a file."""
+    if name == COMMAND:
+        return archive(content)
+    text = f'{content.manual}.\\" ' if name == MANUAL else f"{content.completion}# "
+    return text.encode() + _seal(_made_of(content.digest), text.encode())
 
 
 def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -> Plan:

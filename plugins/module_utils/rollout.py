@@ -14,6 +14,8 @@ Vars = t.Mapping[str, t.Any]
 
 #: Results of the role xdp_ct that can have changed a host, in the order of its tasks.
 STEPS = ("xdp_ct_missing", "xdp_ct_did_install", "xdp_ct_did_load", "xdp_ct_did_attach", "xdp_ct_did_command", "xdp_ct_did_service")
+#: What each of them is about, for people; the packages are seen by the first, and installed by the second.
+_ABOUT = dict(zip(STEPS, ("packages", "packages", "chain", "interfaces", "command", "service")))
 #: The variables of a host that are looked at.
 NAMES = (
     *STEPS,
@@ -52,15 +54,17 @@ FITNESS = {
     "interfaces": "INTERFACES",
     "memory": "NEEDS",
     "available": "HAS",
+    "todo": "TO DO",
     "why": "WHY",
 }
 
 
 def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
-    """Return the row of one host; its ``verdict`` is ``ready``, ``unfit`` or ``unreachable``."""
+    """Return the row of one host; its ``verdict`` is ``ready``, ``as wanted`` where nothing is to be done, ``unfit`` or ``unreachable``."""
     looked = found.get("xdp_ct_preflight") or {}
-    if looked.get("unreachable"):
-        return {"host": host, "verdict": "unreachable", "why": _line(looked.get("msg", ""))}
+    lost = _lost([looked, *(found.get(name) or {} for name in STEPS)])
+    if lost:
+        return {"host": host, "verdict": "unreachable", "why": lost}
     if "ok" not in looked or found.get("rollout_refused"):
         return {"host": host, "verdict": "unfit", "why": _line(found.get("rollout_refused") or looked.get("msg") or "it was not looked at")}
     chain, memory = looked["chain"], looked["memory"]
@@ -68,17 +72,30 @@ def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
     why = [] if back else [f"{one['field']}: {one['problem']} {one['mend']}".strip() for one in looked["problems"]]
     if looked["would_install"] and not back:
         why.append(f"would install {', '.join(looked['would_install'])}")
+    todo = to_do(found)
     return {
         "host": host,
-        "verdict": "ready" if looked["ok"] or back else "unfit",
+        "verdict": "unfit" if not (looked["ok"] or back) else "ready" if todo or "xdp_ct_did_load" not in found else "as wanted",
         "kernel": looked["kernel"]["release"],
         "chain": None if chain is None else "none" if chain["generation"] is None else f"{chain['generation']}{'' if chain['healthy'] else ', NOT GOOD'}",
         "flows": looked["flows"],
         "interfaces": " ".join(f"{one['name']}:{'/'.join(one['modes']) or 'missing'}" for one in looked["interfaces"]),
         "memory": None if memory is None else f"{memory['needed'] >> 20} MiB",
         "available": None if memory is None else f"{memory['available'] >> 20} MiB",
+        "todo": ", ".join(todo),
         "why": "; ".join(why),
     }
+
+
+def to_do(found: Vars) -> list[str]:
+    """Return what a run in check mode would have changed on a host, in the order of the role's tasks."""
+    changes = [name for name in STEPS if (found.get(name) or {}).get("changed") or (name == "xdp_ct_missing" and (found.get(name) or {}).get("stdout_lines"))]
+    return list(dict.fromkeys(_ABOUT[name] for name in changes))
+
+
+def _lost(results: t.Sequence[Vars]) -> str:
+    """Return what was said when a host could not be reached, "" where it could."""
+    return next((_line(one.get("msg") or "unreachable") for one in results if one.get("unreachable")), "")
 
 
 def _line(text: object) -> str:
@@ -86,12 +103,12 @@ def _line(text: object) -> str:
 
 
 def fitness(found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: bool) -> dict[str, t.Any]:
-    """Return who is ``ready``, all ``hosts``, the ``table``, and why nothing may be changed (``stop``), "" where it may.
+    """Return who is ``ready`` and needs it, all ``hosts``, the ``table``, and why nothing may be changed (``stop``), "" where it may.
 
     :param found: the variables of NAMES by host.
     """
     rows = [fitness_of(host, one) for host, one in found.items()]
-    by = {verdict: [row["host"] for row in rows if row["verdict"] == verdict] for verdict in ("ready", "unfit", "unreachable")}
+    by = {verdict: [row["host"] for row in rows if row["verdict"] == verdict] for verdict in ("ready", "as wanted", "unfit", "unreachable")}
     what = "go back" if any(one.get("rollout_back") for one in found.values()) else "take the chain"
     reasons = []
     if by["unfit"] and not skip_unfit:
@@ -99,7 +116,7 @@ def fitness(found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: boo
         reasons.append(f"{_hosts(by['unfit'])} can not {what} ({whys}). Mend that, or give rollout_skip_unfit: true to leave such hosts out.")
     if by["unreachable"] and not skip_unreachable:
         reasons.append(f"{_hosts(by['unreachable'])} can not be reached. Mend that, or give rollout_skip_unreachable: true to leave such hosts out.")
-    if not by["ready"] and not reasons:
+    if not by["ready"] and not by["as wanted"] and not reasons:
         reasons.append(f"no host can {what}.")
     stop = " ".join(reasons)
     return {"ready": by["ready"], "hosts": list(found), "table": table(rows, FITNESS), "stop": f"Nothing was changed: {stop}" if stop else ""}
@@ -134,10 +151,11 @@ class Outcome:
 
 def outcome_of(host: str, found: Vars) -> Outcome:
     """Return what became of one host, by its variables of NAMES."""
-    results = [found.get(name) or {} for name in (*STEPS, "rollout_soaked")]
-    lost = next((_line(one.get("msg") or "unreachable") for one in results if one.get("unreachable")), "")
     batch = (found.get("rollout_batch") or {}).get("number")
-    return Outcome(host, batch, lost, _line(found.get("rollout_failed") or ""), any(one.get("changed") for one in results))
+    if batch is None:
+        return Outcome(host)  # its results are those of the look before
+    results = [found.get(name) or {} for name in (*STEPS, "rollout_soaked")]
+    return Outcome(host, batch, _lost(results), _line(found.get("rollout_failed") or ""), any(one.get("changed") for one in results))
 
 
 def outcome(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
@@ -172,7 +190,8 @@ def summary_of(host: str, found: Vars) -> dict[str, t.Any]:
     }
     if one.batch is None:
         fit = fitness_of(host, found)
-        return {**row, "result": "not touched" if fit["verdict"] == "ready" else f"left out, {fit['verdict']}"}
+        verdict = fit["verdict"]
+        return {**row, "result": {"ready": "not touched", "as wanted": "unchanged"}.get(verdict, f"left out, {verdict}")}
     now = back if back.get("chain") else found.get("xdp_ct_did_load") or {}
     after = (now.get("chain") or {}).get("generation")
     row.update(

@@ -39,6 +39,14 @@ options:
       - The directory that M(ebpf.conntrack.xdp_program) was given. The command takes this one and O(pin_root) where it is not told otherwise.
     type: path
     default: /var/lib/ebpf_conntrack
+  digest:
+    description:
+      - The digest of what the files are made of. It is filled in and can not be given.
+    type: str
+  content:
+    description:
+      - What the files are made of, on the target. It is filled in and can not be given.
+    type: path
 seealso:
   - module: ebpf.conntrack.xdp_program
   - module: ebpf.conntrack.ct_flows
@@ -79,7 +87,7 @@ diff:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
 
 
 def main() -> None:
@@ -90,13 +98,25 @@ def main() -> None:
             "prefix": {"type": "path", "default": ct_archive.PREFIX},
             "pin_root": {"type": "path", "default": bpffs.STANDARD},
             "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
+            "digest": {"type": "str"},
+            "content": {"type": "path"},
             **lock.OPTION,
         },
         supports_check_mode=True,
     )
     params = module.params
+
+    def content() -> ct_archive.Content:
+        if not params["content"]:
+            module.exit_json(changed=False, content_wanted={name: params[name] for name in ("pin_root", "state_dir")})  # the action part comes again with it
+        with open(params["content"], "rb") as file:
+            return ct_archive.unpack(file.read())
+
     with told_by(module):
-        plan = ct_archive.converge(params["state"], params["prefix"], params["pin_root"], params["state_dir"], module.check_mode, params["lock_timeout"])
+        if params["state"] == "present" and not params["digest"]:
+            raise ConntrackError("digest: it is empty: the module has to be run as ebpf.conntrack.ct_command, whose action part fills it in.")
+        want = ct_archive.Want(params["digest"], content) if params["state"] == "present" else None
+        plan = ct_archive.converge(params["state"], params["prefix"], want, module.check_mode, params["lock_timeout"])
     module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))
 
 

@@ -28,7 +28,7 @@ import harness
 import orjson
 import packet
 import tables
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, ct_archive, flow_filter, flow_output, flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, ct_archive, ct_content, flow_filter, flow_output, flow_table
 from chain_under_test import Chain
 
 #: Highest ratio of the summary to the bare batch read, and of JSON lines to `conntrack -L`.
@@ -201,7 +201,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             tables.fill(under_test.table, count, key, entry)
             pin = under_test.map_pin("ctt")
             command = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "ct")
-            pathlib.Path(command).write_bytes(ct_archive.archive(under_test.pin_root))
+            pathlib.Path(command).write_bytes(ct_archive.archive(ct_content.content(under_test.pin_root)))
             ct = [ct_archive.interpreter(), "-I", command]
             cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
                 "bare": functools.partial(bare, under_test.table, count),

@@ -21,7 +21,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, ct_archive, flow_report, generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, ct_archive, ct_content, flow_report, generation
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
 from ansible_collections.ebpf.conntrack.tests.e2e.test_health import FLOWS, empty_one_slot, running
@@ -83,7 +83,7 @@ def installed() -> c.Iterator[str]:
     prefix = tempfile.mkdtemp(prefix="ct_")
     os.chmod(prefix, 0o755)
     try:
-        assert len(ct_archive.converge("present", prefix)) == 3
+        assert len(ct_archive.converge("present", prefix, ct_content.want())) == 3
         yield os.path.join(prefix, ct_archive.COMMAND)
     finally:
         shutil.rmtree(prefix)

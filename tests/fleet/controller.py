@@ -59,10 +59,10 @@ class Playing:
         """Return what it has printed by now."""
         return self._output.read_text("utf-8", "replace")
 
-    def until(self, words: str, seconds: float = 120) -> None:
-        """Wait until it has printed something."""
+    def until(self, words: str, seconds: float = 120, after: str = "") -> None:
+        """Wait until it has printed something, after something else."""
         deadline = time.monotonic() + seconds
-        while words not in self.text():
+        while words not in self.text()[self.text().find(after) :]:
             assert self.process.poll() is None and time.monotonic() < deadline, self.text()
             time.sleep(0.02)
 

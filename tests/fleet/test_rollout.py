@@ -116,7 +116,8 @@ def test_a_controller_that_is_killed(fleet: Fleet, controller: Controller) -> No
     """While it changes the canary, which runs a chain whatever it had come to; the next run does the rest."""
     WANTED["xdp_ct_events"] = False
     playing = controller.start(ROLLOUT, **WANTED)
-    playing.until("TASK [ebpf.conntrack.xdp_ct : Load the chain]")
+    playing.until("TASK [ebpf.conntrack.rollout : Begin the batch]")
+    playing.until("TASK [ebpf.conntrack.xdp_ct : Load the chain]", after="TASK [ebpf.conntrack.rollout : Begin the batch]")
     time.sleep(1)
     os.killpg(playing.process.pid, signal.SIGKILL)
     assert playing.wait().status == -signal.SIGKILL

@@ -301,7 +301,7 @@ def test_an_object_goes_along_when_the_module_asks_for_one(monkeypatch: pytest.M
 
     monkeypatch.setattr(xdp_program.ActionBase, "run", lambda *dummy: {})
     monkeypatch.setattr(xdp_program.ActionModule, "_execute_module", execute)
-    monkeypatch.setattr(xdp_program.ActionModule, "_send", send)
+    monkeypatch.setattr(xdp_program.transfer, "send", send)
     monkeypatch.setattr(Loader, "path_dwim", lambda dummy, path: path)
     args: dict[str, t.Any] = {"build": "object", "objects": str(tmp_path)}
     action = object.__new__(xdp_program.ActionModule)

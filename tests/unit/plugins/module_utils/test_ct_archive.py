@@ -14,15 +14,16 @@ import sys
 import zipfile
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import ct_archive
+from ansible_collections.ebpf.conntrack.plugins.module_utils import ct_archive, ct_content
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
+WANT = ct_content.want()
 FILES = (ct_archive.COMMAND, ct_archive.MANUAL, ct_archive.COMPLETION)
 
 
 def test_it_is_made_of_the_library_and_of_nothing_else() -> None:
-    directory = pathlib.Path(str(ct_archive.__file__)).parent
-    sources = ct_archive.sources()
+    directory = pathlib.Path(str(ct_content.__file__)).parent
+    sources = ct_content.sources()
     assert {"ct_cli", "flow_table", "generation", "attach", "saved_flows"} <= set(sources) and "expectation_run" not in sources
     for name, text in sources.items():
         assert text == (directory / f"{name}.py").read_text("utf-8")
@@ -31,33 +32,35 @@ def test_it_is_made_of_the_library_and_of_nothing_else() -> None:
 
 
 def test_every_import_is_found() -> None:
-    directory = pathlib.Path(str(ct_archive.__file__)).parent
+    directory = pathlib.Path(str(ct_content.__file__)).parent
     for path in directory.glob("*.py"):
         text = path.read_text("utf-8")
         nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level == 1]
         names = sorted(name for node in nodes for name in ([node.module] if node.module else [alias.name for alias in node.names]))
-        assert sorted(ct_archive.imports(text)) == names, path
+        assert sorted(ct_content.imports(text)) == names, path
 
 
 def test_two_of_them_are_the_same() -> None:
-    one, other = ct_archive.archive(), ct_archive.archive()
-    assert ct_archive.is_current(one) and ct_archive.is_current(other)
-    assert not ct_archive.is_current(one, "/sys/fs/bpf/other") and not ct_archive.is_current(one, state_dir="/elsewhere")
+    content = ct_content.content()
+    one, other = ct_archive.archive(content), ct_archive.archive(ct_archive.unpack(ct_archive.pack(content)))
+    assert ct_archive.is_current(one, content.digest) and ct_archive.is_current(other, content.digest)
+    for another in (ct_content.content("/sys/fs/bpf/other"), ct_content.content(state_dir="/elsewhere")):
+        assert not ct_archive.is_current(one, another.digest)
     with zipfile.ZipFile(io.BytesIO(one)) as a, zipfile.ZipFile(io.BytesIO(other)) as b:
         assert a.namelist() == b.namelist() and all(a.read(name) == b.read(name) for name in a.namelist() if name.endswith(".py"))
 
 
 @pytest.mark.parametrize("at", [5, 2000, -2000])
 def test_a_damaged_one_is_not_current(at: int) -> None:
-    data = bytearray(ct_archive.archive())
+    data = bytearray(ct_archive.archive(WANT.content()))
     data[at] ^= 0xFF
-    assert not ct_archive.is_current(bytes(data))
+    assert not ct_archive.is_current(bytes(data), WANT.digest)
 
 
 def test_it_runs_without_any_package(tmp_path: pathlib.Path) -> None:
     """Under the interpreter of the tests, without site-packages: from the compiled modules, and from the sources where those are of another version."""
     path = tmp_path / "ct"
-    path.write_bytes(ct_archive.archive())
+    path.write_bytes(ct_archive.archive(WANT.content()))
     stripped = tmp_path / "stripped"
     with zipfile.ZipFile(path) as whole, zipfile.ZipFile(stripped, "w") as made:
         for name in whole.namelist():
@@ -70,24 +73,25 @@ def test_it_runs_without_any_package(tmp_path: pathlib.Path) -> None:
 
 def test_present_twice_and_absent(tmp_path: pathlib.Path) -> None:
     prefix = str(tmp_path / "local")
-    foretold = ct_archive.converge("present", prefix, check_mode=True)
+    foretold = ct_archive.converge("present", prefix, WANT, check_mode=True)
     assert not os.path.exists(prefix) and [step.action for step in foretold] == ["create"] * 3
-    assert len(ct_archive.converge("present", prefix)) == 3
+    assert len(ct_archive.converge("present", prefix, WANT)) == 3
     stamps = {name: os.stat(os.path.join(prefix, name)) for name in FILES}
     assert [stat.st_mode & 0o7777 for stat in stamps.values()] == [0o755, 0o644, 0o644]
-    assert ct_archive.converge("present", prefix) == []
+    assert ct_archive.converge("present", prefix, WANT) == []
     for name in FILES:
         damaged = pathlib.Path(prefix, name)
         whole = damaged.read_bytes()
         damaged.write_bytes(whole.replace(b"ct", b"tc", 1))
-        assert [step.name for step in ct_archive.converge("present", prefix, check_mode=True)] == [str(damaged)]
+        assert [step.name for step in ct_archive.converge("present", prefix, WANT, check_mode=True)] == [str(damaged)]
         damaged.write_bytes(whole)
         os.utime(damaged, ns=(stamps[name].st_atime_ns, stamps[name].st_mtime_ns))
     assert {name: os.stat(os.path.join(prefix, name)).st_mtime_ns for name in FILES} == {name: stat.st_mtime_ns for name, stat in stamps.items()}
 
     os.chmod(os.path.join(prefix, ct_archive.COMMAND), 0o600)
-    assert [step.name for step in ct_archive.converge("present", prefix)] == [os.path.join(prefix, ct_archive.COMMAND)]
-    assert [step.action for step in ct_archive.converge("present", prefix, pin_root="/sys/fs/bpf/other")] == ["change"] * 3, "they are made of the defaults too"
+    assert [step.name for step in ct_archive.converge("present", prefix, WANT)] == [os.path.join(prefix, ct_archive.COMMAND)]
+    others = ct_content.want("/sys/fs/bpf/other")
+    assert [step.action for step in ct_archive.converge("present", prefix, others)] == ["change"] * 3, "they are made of the defaults too"
 
     assert len(ct_archive.converge("absent", prefix, check_mode=True)) == 3 and os.path.exists(os.path.join(prefix, ct_archive.COMMAND))
     assert [step.action for step in ct_archive.converge("absent", prefix)] == ["delete"] * 3
@@ -101,11 +105,27 @@ def test_a_file_of_somebody_else_stays(tmp_path: pathlib.Path, name: str, state:
     path.parent.mkdir(parents=True)
     path.write_text("#!/bin/sh\n", "utf-8")
     with pytest.raises(ConntrackError, match=f"^{path} is not the collection's. Move it"):
-        ct_archive.converge(state, str(tmp_path))
+        ct_archive.converge(state, str(tmp_path), WANT)
     assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path] and path.read_text("utf-8") == "#!/bin/sh\n"
 
 
 @pytest.mark.parametrize("prefix", ["usr", "/usr/../usr/local", "/dev/null"])
 def test_a_bad_prefix(prefix: str) -> None:
     with pytest.raises(ConntrackError, match="^prefix: "):
-        ct_archive.converge("present", prefix)
+        ct_archive.converge("present", prefix, WANT)
+
+
+def test_content_that_is_none() -> None:
+    for data in (b"", b"{}", ct_archive.zlib.compress(b"[1]")):
+        with pytest.raises(ConntrackError, match="^content: it is filled in"):
+            ct_archive.unpack(data)
+
+
+def test_nothing_is_made_where_all_is_current(tmp_path: pathlib.Path) -> None:
+    """For then the content is not sent at all."""
+
+    def content() -> ct_archive.Content:
+        raise AssertionError("it was asked for")
+
+    ct_archive.converge("present", str(tmp_path), WANT)
+    assert ct_archive.converge("present", str(tmp_path), ct_archive.Want(WANT.digest, content)) == []

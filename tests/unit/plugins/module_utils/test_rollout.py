@@ -56,6 +56,24 @@ def test_who_is_unfit_or_unreachable_stops_it_unless_left_out(skip: tuple[bool, 
     assert (stop in found["stop"] and found["stop"].startswith("Nothing was changed")) if stop else found["stop"] == ""
 
 
+def test_who_needs_nothing_is_in_no_batch() -> None:
+    nothing = {name: {"changed": False} for name in rollout.STEPS}
+    hosts = {
+        "a": {"xdp_ct_preflight": looked(), **nothing},
+        "b": {"xdp_ct_preflight": looked(), **nothing, "xdp_ct_did_load": {"changed": True}, "xdp_ct_did_service": {"changed": True}},
+        "c": {"xdp_ct_preflight": looked(), **nothing, "xdp_ct_missing": {"changed": False, "stdout_lines": ["libbpf1"]}},
+        "d": {"xdp_ct_preflight": looked(), **nothing, "xdp_ct_did_load": UNREACHABLE},
+    }
+    found = rollout.fitness(hosts, False, True)
+    said = {line.split()[0]: line for line in found["table"].splitlines()}
+    assert (found["ready"], found["stop"]) == (["b", "c"], "")
+    assert "as wanted" in said["a"] and said["b"].endswith("chain, service") and said["c"].endswith("packages") and "unreachable" in said["d"]
+    assert rollout.fitness({"a": hosts["a"]}, False, False)["stop"] == ""
+    told = rollout.summary({**hosts, "b": of(1, **CHANGED)})
+    assert [line.split()[-1] for line in told["table"].splitlines()[1:]] == ["changed", "unchanged", "touched", "unreachable"]
+    assert rollout.outcome({"d": hosts["d"]})["trouble"] == [], "what was found before is no trouble of a batch"
+
+
 def test_a_host_whose_variables_are_refused_is_unfit_with_the_reason() -> None:
     found = rollout.fitness({"a": {"rollout_refused": "Validation of arguments failed"}}, True, True)
     assert found["stop"] == "Nothing was changed: no host can take the chain." and "Validation of arguments failed" in found["table"]
