@@ -4,7 +4,7 @@
 """The controller's part of xdp_program: read the sources, render them, send the text along, and the frames that are to be replayed.
 
 Where the chain is not compiled on the target, the module is asked first whether it needs an object, and for which machine: a run that changes nothing neither
-compiles nor sends one.
+compiles nor sends one. In check mode it is made, or looked for, and not sent.
 """
 
 from __future__ import annotations
@@ -220,8 +220,14 @@ class ActionModule(ActionBase):
                 built = object_for(self._task.args, args[RENDERED], Target(**wanted), self._loader.path_dwim)
             except ConntrackError as exc:
                 return {**result, "failed": True, "msg": exc.message, **exc.facts}
+            if "plan" in answer:
+                return self._told(result, answer)  # in check mode the object has only to be there
             args.update({OBJECT: transfer.send(self, OBJECT, built.data), MANIFEST: built.manifest.as_text()})
             answer = self._execute_module(module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars)
+        return self._told(result, answer)
+
+    @staticmethod
+    def _told(result: dict[str, t.Any], answer: dict[str, t.Any]) -> dict[str, t.Any]:
         result.update(answer)
         for name in FILLED_IN:
             result.get("invocation", {}).get("module_args", {}).pop(name, None)  # nobody wants to read that

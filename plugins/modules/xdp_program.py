@@ -727,7 +727,7 @@ def object_of(module: AnsibleModule, text: str, headers: dict[str, str]) -> obje
     return built
 
 
-def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | None) -> tuple[plans.Plan, generation.Have, list[dict[str, str]]]:
+def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | None) -> tuple[plans.Plan, generation.Have, dict[str, object]]:
     params = module.params
     if not params["rendered"]:
         raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources.")
@@ -750,16 +750,19 @@ def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | Non
         if want.build == generation.BCC:
             require(module, "bcc")
         features.check()
+    wanted: dict[str, object] = {}
     if want.object is None and generation.needs_object(plan, before, want):
-        module.exit_json(changed=False, object_wanted=build_clang.here()._asdict())  # the action part has it made, and comes again
+        wanted["object_wanted"] = build_clang.here()._asdict()  # the action part has it made
+        if proof or not module.check_mode:
+            module.exit_json(changed=False, **wanted)  # and comes again; a plan alone does not need the object here
     plan, have = generation.ensure(paths, want, module.check_mode, dataclasses.replace(policy, proof=proof), heard, params["lock_timeout"])
-    return plan, have, health.mended(before.faults, have.faults)
+    return plan, have, {"mended": health.mended(before.faults, have.faults), **wanted}
 
 
 def main() -> None:
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     paths = bpffs.Paths(module.params["pin_root"], module.params["state_dir"])
-    mended: list[dict[str, str]] = []
+    more: dict[str, object] = {"mended": []}
     proof = None
     with told_by(module):
         if module.params["generation"] is not None and module.params["state"] != "rolled_back":
@@ -767,21 +770,21 @@ def main() -> None:
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
             proof = proof_of(module, paths)
-            plan, have, mended = present(module, paths, proof)
+            plan, have, more = present(module, paths, proof)
         elif module.params["state"] == "rolled_back":
             plan, have = generation.roll_back(paths, module.params["generation"], module.check_mode, module.params["lock_timeout"])
         else:
             plan = generation.remove(paths, module.check_mode, module.params["lock_timeout"])
             have = generation.observe(paths)
     dropped, warnings = generation.outlook(plan)
-    more: dict[str, object] = {"dropped": dropped}
+    more["dropped"] = dropped
     for warning in warnings:
         module.warn(warning)
     if proof:
         more["replay"] = proof.report.as_dict()
         if proof.warning:
             module.warn(proof.warning)
-    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths), mended=mended, **more)
+    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths), **more)
 
 
 if __name__ == "__main__":

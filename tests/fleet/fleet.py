@@ -459,6 +459,11 @@ class Fleet:
         """Give a host its room back."""
         self.ssh(name, "rm", "-f", "/var/tmp/fill")
 
+    def work(self, name: str) -> float:
+        """Return how much processor time a host has taken since it was first booted, in seconds."""
+        stat = pathlib.Path(f"/proc/{self._holder()}/root/sys/fs/cgroup/{self.name}/{name}/cpu.stat").read_text("ascii")
+        return int(dict(line.split() for line in stat.splitlines())["usage_usec"]) / 1e6
+
     def status(self) -> list[str]:
         """Return a line for each host."""
         return [f"{name} {self.address(name)} {'on' if self.host(name).pid1() else 'off'}, boot {self.host(name).boots()}" for name in self.hosts()]

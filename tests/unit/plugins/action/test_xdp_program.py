@@ -292,7 +292,7 @@ def test_an_object_goes_along_when_the_module_asks_for_one(monkeypatch: pytest.M
     def execute(dummy: t.Any, module_name: str, module_args: dict[str, t.Any], task_vars: t.Any) -> dict[str, t.Any]:
         calls.append(dict(module_args))
         if len(calls) == 1 and asks:
-            return {"changed": False, "object_wanted": TARGET._asdict()}
+            return {"changed": False, "object_wanted": TARGET._asdict(), **({"plan": ["load"]} if foretells else {})}
         return {"changed": bool(asks), "invocation": {"module_args": module_args}}
 
     def send(dummy: t.Any, name: str, data: bytes) -> str:
@@ -306,7 +306,7 @@ def test_an_object_goes_along_when_the_module_asks_for_one(monkeypatch: pytest.M
     args: dict[str, t.Any] = {"build": "object", "objects": str(tmp_path)}
     action = object.__new__(xdp_program.ActionModule)
     action._task, action._loader = Task(args), Loader()
-    asks = False
+    asks = foretells = False
     assert action.run(None, {})["changed"] is False and len(calls) == 1 and files == {}
     asks = True
     calls.clear()
@@ -316,4 +316,8 @@ def test_an_object_goes_along_when_the_module_asks_for_one(monkeypatch: pytest.M
     result = action.run(None, {})
     assert result["changed"] and "object_wanted" not in result and files == {"object_file": DATA}
     assert (calls[1]["object_file"], object_file.parse(calls[1]["object_manifest"], "").layout) == ("/tmp/object_file", chain.LAYOUT_VERSION)
+    calls.clear()
+    files.clear()
+    foretells = True
+    assert action.run(None, {})["plan"] == ["load"] and len(calls) == 1 and files == {}, "it is there, and a plan needs no more"
     assert result["invocation"]["module_args"] == args, "what nobody wants to read is not shown"
