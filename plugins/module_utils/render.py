@@ -34,6 +34,19 @@ CHECKSUMS = ("off", "offload", "strict")
 
 #: Names of the map types in bcc's BPF_TABLE.
 _BCC_TYPES = {"array": "array", "array_of_maps": "array_of_maps", "hash": "hash", "lru_hash": "lru_hash", "percpu_array": "percpu_array", "prog_array": "prog"}
+#: The options of modules that say what is compiled in, besides sizes; the documentation fragment chain_form tells what they are.
+OPTIONS: dict[str, dict[str, t.Any]] = {
+    "checksum": {"type": "str", "choices": list(CHECKSUMS), "default": "offload"},
+    "fused": {"type": "bool", "default": False},
+    "forward": {"type": "str", "choices": list(chain.FORWARDS), "default": "off"},
+    "events": {"type": "bool", "default": False},
+    "guests": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {"slot": {"type": "str", "required": True}, "src": {"type": "path"}, "pinned": {"type": "path"}},
+    },
+}
 _INCLUDE = re.compile(r'^#line 1 "([^"]+)"$', re.MULTILINE)
 
 

@@ -15,8 +15,10 @@ description:
   - M(ebpf.conntrack.xdp_program) with O(ebpf.conntrack.xdp_program#module:build=object) loads it on hosts that have no compiler.
   - An object is called by a digest of its sources, of what is compiled into them and of the machine that it is for. So objects of many settings and
     machines can lie in one directory, and where the one that is wanted is there already nothing is compiled and nothing is written.
-  - The sizes of tables and the pinned guests are no part of it.
+  - The sizes of tables are no part of it, nor are pinned guests, but their slots are. The options from O(checksum) to O(guests) have to be what they are
+    for M(ebpf.conntrack.xdp_program).
 extends_documentation_fragment:
+  - ebpf.conntrack.chain_form
   - ebpf.conntrack.attributes
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
@@ -31,47 +33,6 @@ options:
       - A directory on the controller with the chain's sources.
       - When not given, those of the collection.
     type: path
-  checksum:
-    description:
-      - As for M(ebpf.conntrack.xdp_program), and the same for the next ones.
-    type: str
-    choices: ["off", offload, strict]
-    default: offload
-  fused:
-    description:
-      - Whether the entry programs do the common packets themselves.
-    type: bool
-    default: false
-  forward:
-    description:
-      - What is forwarded past the stack.
-    type: str
-    choices: ["off", established, all]
-    default: "off"
-  events:
-    description:
-      - Whether the chain tells what becomes of flows.
-    type: bool
-    default: false
-  guests:
-    description:
-      - Programs of your own in the chain. What they are in O(ebpf.conntrack.xdp_program#module:guests) they have to be here.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      slot:
-        description: Its slot in the jump table, V(acl), V(nat), or the number of a free one from V(21) to V(29).
-        type: str
-        required: true
-      src:
-        description:
-          - A C file on the controller.
-        type: path
-      pinned:
-        description:
-          - The path of a program that is pinned where the chain is loaded.
-        type: path
   machine:
     description:
       - The machine that the object is for, as C(uname -m) prints it, with the byte order of the build host.
@@ -156,7 +117,7 @@ compiler_output:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, chain, object_file, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, object_file, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
 
@@ -165,16 +126,7 @@ def argument_spec() -> dict[str, object]:
     return {
         "dest": {"type": "path", "required": True},
         "src": {"type": "path"},
-        "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
-        "fused": {"type": "bool", "default": False},
-        "forward": {"type": "str", "choices": list(chain.FORWARDS), "default": "off"},
-        "events": {"type": "bool", "default": False},
-        "guests": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {"slot": {"type": "str", "required": True}, "src": {"type": "path"}, "pinned": {"type": "path"}},
-        },
+        **render.OPTIONS,
         "machine": {"type": "str"},
         "compiler": {"type": "str", "default": build_clang.COMPILER},
         "rendered": {"type": "str"},

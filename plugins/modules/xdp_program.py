@@ -17,6 +17,7 @@ description:
   - When neither the sources nor the settings changed and the running generation is whole, nothing is compiled and nothing is written.
   - Kernel headers are not needed.
 extends_documentation_fragment:
+  - ebpf.conntrack.chain_form
   - ebpf.conntrack.attributes
   - ebpf.conntrack.lock
   - ebpf.conntrack.pin_root
@@ -105,38 +106,6 @@ options:
       - Entries of the table of all other IPv6 flows, likewise. An entry takes 216 bytes.
     type: int
     default: 65536
-  checksum:
-    description:
-      - Which packets of TCP, UDP, SCTP and ICMP have a right checksum; others are invalid and do not count in a flow.
-      - With V(strict) only those whose checksum is right. With V(offload) also those that hold the sum of the pseudo header alone,
-        or for SCTP a 0, which is how packets of a local sender come over a veth before a card has completed them. With V(off) all.
-      - XDP cannot see what a card has verified, so except with V(off) each byte of a packet is read once more.
-    type: str
-    choices: ["off", offload, strict]
-    default: offload
-  fused:
-    description:
-      - Whether the entry programs track TCP and UDP packets that are not fragmented themselves, without tail calls and without metadata.
-      - It is faster by about a fifth. All other packets go through the chain, which is the same.
-    type: bool
-    default: false
-  forward:
-    description:
-      - What is forwarded past the stack, once it is tracked. With V(established) these are the packets of established TCP connections, as long as neither
-        side closes, and of UDP and ICMP flows that were answered. With V(all) they are all packets of TCP, UDP and ICMP that are counted in a flow.
-      - Packets are routed by the kernel's own tables, and only between interfaces to which M(ebpf.conntrack.xdp_attach) attached the chain. All that is
-        unusual goes to the stack, as before, and so do ICMP errors, packets whose TTL is used up, that are too long, or whose next hop is not known yet.
-      - What is forwarded here meets no netfilter rule, no traffic control and no packet socket. See C(docs/forwarding.md).
-    type: str
-    choices: ["off", established, all]
-    default: "off"
-  events:
-    description:
-      - Whether the chain tells what becomes of flows (they begin, change their state, end) through a ring buffer of 4 MiB, for C(ct watch).
-      - Without it the chain has no instruction more for it. With it a packet that changes nothing of a flow costs the same as well, and as long as nobody
-        watches, the others little more.
-    type: bool
-    default: false
   timeouts:
     description:
       - Seconds after which an idle flow is over, by kind. They can change while the chain runs.
@@ -276,28 +245,6 @@ options:
           - A packet beyond it passes, makes no entry, and is counted as C(untracked.rate). Flows that are there are never concerned.
         type: int
         default: 0
-  guests:
-    description:
-      - Programs of your own that run in the chain, behind what tracks a packet, whatever it made of it, and in front of what takes its metadata away.
-        They run in the order of their slots. The file C(docs/guests.md) says what they are made of.
-      - When a guest changes, or is taken off the list, a new generation is loaded.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      slot:
-        description: Its slot in the jump table, V(acl), V(nat), or the number of a free one from V(21) to V(29).
-        type: str
-        required: true
-      src:
-        description:
-          - A C file on the controller with one C(GUEST(name\)). It is compiled together with the chain.
-          - Where a relative path is not there, a guest of that name that comes with the collection is taken; there is V(acl.c).
-        type: path
-      pinned:
-        description:
-          - The path of an XDP program that is pinned on the target. It is taken as it is, and held by the generation.
-        type: path
   on_schema_change:
     description:
       - What to do with the tables of the running generation when what they hold is described otherwise than in this release. It is looked at before
@@ -660,21 +607,12 @@ def argument_spec() -> dict[str, object]:
         "objects": {"type": "path"},
         "signers": {"type": "path"},
         **{name: {"type": "int", "default": chain.TABLE_SIZE} for name in render.SIZES},
-        "checksum": {"type": "str", "choices": list(render.CHECKSUMS), "default": "offload"},
-        "fused": {"type": "bool", "default": False},
-        "forward": {"type": "str", "choices": list(chain.FORWARDS), "default": "off"},
-        "events": {"type": "bool", "default": False},
+        **render.OPTIONS,
         "timeouts": {"type": "dict", "default": {}, "options": {name: {"type": "int", "default": seconds} for name, seconds in chain.TIMEOUTS.items()}},
         "settings": {
             "type": "dict",
             "default": {},
             "options": {name: {"type": type(default).__name__, "default": default} for name, default in chain.KNOBS.items()},
-        },
-        "guests": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {"slot": {"type": "str", "required": True}, "src": {"type": "path"}, "pinned": {"type": "path"}},
         },
         "generation": {"type": "int"},
         "on_schema_change": {"type": "str", "choices": list(inheritance.POLICIES), "default": generation.Policy.on_schema_change},

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections.abc as c
+import hashlib
 import os
 import re
 import socket
@@ -19,12 +20,14 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     bpf,
     bpffs,
     build_bcc,
+    build_clang,
     chain,
     clock,
     deps,
     generation_apply,
     health,
     netns,
+    object_file,
     render,
     verify,
 )
@@ -250,11 +253,43 @@ def without_bpffs() -> None:
     shell("while mountpoint -q /sys/fs/bpf; do umount /sys/fs/bpf; done")
 
 
+#: What stands in for an object file on the target: nothing but the head of an ELF file for BPF.
+OBJECT, OBJECT_DATA = "/run/object", b"\x7fELF\2\1" + bytes(12) + (247).to_bytes(2, sys.byteorder)
+
+
+def with_object(call: Call) -> Call:
+    """Return the same run with an object of its sources in place of the compiler."""
+    manifest = object_file.Manifest(
+        digest="0" * 32,
+        sources=object_file.sources_digest(*render.unpack(call.arguments["rendered"])),
+        settings={"checksum": "offload", "fused": False, "forward": "off", "events": False, "guests": []},
+        compiler={"name": "clang", "version": "14.0.6"},
+        target=build_clang.here()._asdict(),
+        layout=chain.LAYOUT_VERSION,
+        sha256=hashlib.sha256(OBJECT_DATA).hexdigest(),
+        bytes=len(OBJECT_DATA),
+        kernel=[],
+    )
+    return call.but(build="object", object_file=OBJECT, object_manifest=manifest.as_text())
+
+
+SAME_CHAIN, NEXT_OBJECT = with_object(CHAIN), with_object(NEXT_CHAIN)
+
+
+def lab_with_object() -> None:
+    lab_with_quick_chain()
+    generation_apply.load_object.load = lambda data, text, map_dir: build(text.replace(render.MAP_DIR, map_dir), {})  # type: ignore[assignment]
+    with open(OBJECT, "wb") as file:
+        file.write(OBJECT_DATA)
+
+
 PROGRAM_SCENARIOS = {
     "first": Scenario(lambda: None, CHAIN, (Ending(CHAIN, lambda: None), removed(NO_CHAIN)), AWAY, lab_with_quick_chain),
     "upgrade": Scenario(in_use, NEXT_CHAIN, (Ending(NEXT_CHAIN, goes_on), Ending(CHAIN, goes_on)), AWAY, lab_with_quick_chain),
     "roll back": Scenario(upgraded, BACK, (Ending(BACK, goes_on), Ending(NEXT_CHAIN, goes_on)), AWAY, lab_with_quick_chain),
     "resize": Scenario(in_use, BIGGER, (Ending(BIGGER, goes_on),), AWAY, lab_with_quick_chain),
+    "object": Scenario(in_use, NEXT_OBJECT, (Ending(NEXT_OBJECT, goes_on),), AWAY, lab_with_object),
+    "compiler": Scenario(in_use, SAME_CHAIN, (Ending(SAME_CHAIN, goes_on), Ending(CHAIN, goes_on)), AWAY, lab_with_object),
     "settings": Scenario(in_use, SETTINGS, (Ending(SETTINGS, goes_on),), AWAY, lab_with_quick_chain),
     "mount": Scenario(lambda: None, CHAIN, (Ending(CHAIN, lambda: None), removed(NO_CHAIN)), AWAY, without_bpffs),
     "remove": Scenario(detached, NO_CHAIN, (removed(NO_CHAIN), Ending(CHAIN, lambda: None)), AWAY, lab_with_quick_chain),
