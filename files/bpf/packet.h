@@ -4,10 +4,20 @@
 /* Largest offset of a header that is looked at: tells the verifier a bound. */
 #define MAX_HEADER_OFF	0x3ff
 
+/*
+ * Return off, at most mask, wherever it was compared before: the verifier may
+ * have lost that, as of what lay on the stack meanwhile.
+ */
+static __always_inline u32 at_most(u32 off, u32 mask)
+{
+	OPAQUE(off);
+	return off & mask;
+}
+
 /* Return len bytes at off, at most MAX_HEADER_OFF, of the frame; NULL where it is shorter. */
 static __always_inline void *frame_at(struct xdp_md *ctx, u32 off, u32 len)
 {
-	void *p = (void *)(long)ctx->data + (off & MAX_HEADER_OFF);
+	void *p = (void *)(long)ctx->data + at_most(off, MAX_HEADER_OFF);
 
 	return p + len <= (void *)(long)ctx->data_end ? p : NULL;
 }
@@ -18,7 +28,7 @@ static __always_inline void *frame_at(struct xdp_md *ctx, u32 off, u32 len)
 /* The same for what may lie deep in the frame. */
 static __always_inline void *payload_at(struct xdp_md *ctx, u32 off, u32 len)
 {
-	void *p = (void *)(long)ctx->data + (off & MAX_PAYLOAD_OFF);
+	void *p = (void *)(long)ctx->data + at_most(off, MAX_PAYLOAD_OFF);
 
 	return p + len <= (void *)(long)ctx->data_end ? p : NULL;
 }

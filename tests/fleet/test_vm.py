@@ -50,6 +50,7 @@ def tracked(fleet: Fleet) -> int:
 def all_is_well(fleet: Fleet) -> None:
     """It runs the chain, and that sees what comes in."""
     assert within(120, lambda: well(fleet, NAME)), status(fleet, NAME)
+    fleet.ssh(NAME, "ct", "flush", "--all", "--yes")
     fleet.ssh(PEER, "ping", "-qc3", "-i0.2", "-W5", fleet.address(NAME, 1))
     assert tracked(fleet) == 1
 
