@@ -5,8 +5,8 @@
 # make lab      set up what is missing, build the lab, compile and attach the chain, print the flow table
 # make test     set up what is missing, run every gate and every test
 # make lint     the gates only
-# make test-unit, test-integration, test-oracle, test-e2e, test-host, test-fleet, test-install   one suite of it
-# make test-fleet HOSTS=20   the same tests on a fleet of so many hosts (3 in make test)
+# make test-unit, test-integration, test-oracle, test-e2e, test-host, test-install   one suite of it
+# make test-fleet HOSTS=20   all tests of fleets, on so many hosts (3 when not given), and test-vm; make test has time for a part of them
 # make test-vm  the role on a host with another kernel, in a virtual machine; it installs qemu and fetches Debian's kernel
 # make test-picture  the pictures of ct graph in a browser; it installs chromium and graphviz, so make test leaves it out
 # make test-versions  the unit tests and a lab with other versions of ansible-core, Python and pyroute2; not in make test, because it installs each of them
@@ -23,13 +23,13 @@ SETUP := bash tests/tools/setup.sh
 VENV := $(CURDIR)/.venv/bin
 
 RUN := $(VENV)/python tests/tools/run.py
-SUITES := unit integration oracle e2e host fleet install
+SUITES := unit integration oracle e2e host install
 
 HOSTS ?= 3
 FRAMES ?= 1000000
 SEED ?= 1
 
-.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) test-vm test-picture test-versions test-molecule docs fuzz bench clean distclean
+.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) test-fleet test-vm test-picture test-versions test-molecule docs fuzz bench clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +54,9 @@ $(SUITES:%=test-%): test-%: setup-dev
 	@$(RUN) $*
 
 test-fleet: export FLEET_HOSTS = $(HOSTS)
+test-fleet:
+	@$(SETUP) vm
+	@$(RUN) fleet vm
 
 test-vm:
 	@$(SETUP) vm
