@@ -67,7 +67,8 @@ def test_a_second_run_changes_nothing(fleet: Fleet, controller: Controller, figu
     ratio = f"{again.seconds / bare.seconds:.2f} of {TASKS} pings"
     figure(f"fleet: second rollout to {len(fleet.hosts())} hosts", f"{again.seconds:.1f} s, {ratio}, {again.memory:.0f} MiB on the controller")
     figure("fleet: second rollout, processor time on a host", f"{work:.2f} s, {of_pings:.2f} s for the pings")
-    assert again.seconds < 3 * bare.seconds, ratio
+    # what is done once a run, such as making the modules' archives, shows the more the fewer hosts there are
+    assert again.seconds < (2 if len(fleet.hosts()) >= 20 else 4) * bare.seconds, ratio
 
 
 @only_in_test_fleet
