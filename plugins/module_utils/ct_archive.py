@@ -141,11 +141,10 @@ def _read(path: str) -> tuple[bytes, int] | None:
         return None
 
 
-def converge(state: str, prefix: str, want: Want | None = None, check_mode: bool = False, patience: float = lock.SECONDS) -> Plan:
+def converge(prefix: str, want: Want | None, check_mode: bool = False, patience: float = lock.SECONDS) -> Plan:
     """Install the command, or take it away: the plan that was needed.
 
-    :param state: ``present`` or ``absent``.
-    :param want: what the files are to be made of; not used for ``absent``.
+    :param want: what the files are to be made of; None where they are to be absent.
     :param patience: how long to wait for another run, in seconds.
     :raises ConntrackError: for a file of somebody else, and what the file system refuses.
     """
@@ -154,14 +153,14 @@ def converge(state: str, prefix: str, want: Want | None = None, check_mode: bool
     try:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError):  # then there is nothing that another run could be at
-                stack.enter_context(lock.held(prefix, patience, make=None if check_mode or state == "absent" else 0o755))
+                stack.enter_context(lock.held(prefix, patience, make=None if check_mode or want is None else 0o755))
             there = {name: _read(os.path.join(prefix, name)) for name in (COMMAND, MANUAL, COMPLETION)}
             _refuse_foreign(prefix, there)
-            plan = _plan_absent(prefix, there) if want is None or state == "absent" else _plan_present(prefix, there, want)
+            plan = _plan_absent(prefix, there) if want is None else _plan_present(prefix, there, want)
             if not check_mode:
                 for step in plan:
                     _apply(step)
-                if state == "absent":
+                if want is None:
                     for name in _OWN_DIRECTORIES + (() if prefix in _SYSTEM else _PREFIX_DIRECTORIES):
                         with contextlib.suppress(OSError):  # not there, or in use
                             os.rmdir(os.path.normpath(os.path.join(prefix, name)))

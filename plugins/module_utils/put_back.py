@@ -59,7 +59,7 @@ def put_back(paths: bpffs.Paths, before: t.Mapping[str, t.Any], prefix: str, che
         more, warnings = _interfaces(paths, before, check_mode, patience)
         plan += more
     if not before["command"]:
-        plan += ct_archive.converge("absent", prefix, None, check_mode, patience)
+        plan += ct_archive.converge(prefix, None, check_mode, patience)
     return plan, warnings, generation.facts(generation.observe(paths), paths)
 
 

@@ -88,9 +88,9 @@ def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
 
 
 def to_do(found: Vars) -> list[str]:
-    """Return what a run in check mode would have changed on a host, in the order of the role's tasks."""
-    changes = [name for name in STEPS if (found.get(name) or {}).get("changed") or (name == "xdp_ct_missing" and (found.get(name) or {}).get("stdout_lines"))]
-    return list(dict.fromkeys(_ABOUT[name] for name in changes))
+    """Return what the look before found to be done on a host, in the order of the role's tasks: packages that are missing, and plans that are not empty."""
+    results = {name: found.get(name) or {} for name in STEPS}
+    return list(dict.fromkeys(_ABOUT[name] for name, one in results.items() if one.get("stdout_lines") or one.get("plan")))
 
 
 def _lost(results: t.Sequence[Vars]) -> str:

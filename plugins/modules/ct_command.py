@@ -116,7 +116,7 @@ def main() -> None:
         if params["state"] == "present" and not params["digest"]:
             raise ConntrackError("digest: it is empty: the module has to be run as ebpf.conntrack.ct_command, whose action part fills it in.")
         want = ct_archive.Want(params["digest"], content) if params["state"] == "present" else None
-        plan = ct_archive.converge(params["state"], params["prefix"], want, module.check_mode, params["lock_timeout"])
+        plan = ct_archive.converge(params["prefix"], want, module.check_mode, params["lock_timeout"])
     module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))
 
 

@@ -83,7 +83,7 @@ def installed() -> c.Iterator[str]:
     prefix = tempfile.mkdtemp(prefix="ct_")
     os.chmod(prefix, 0o755)
     try:
-        assert len(ct_archive.converge("present", prefix, ct_content.want())) == 3
+        assert len(ct_archive.converge(prefix, ct_content.want())) == 3
         yield os.path.join(prefix, ct_archive.COMMAND)
     finally:
         shutil.rmtree(prefix)

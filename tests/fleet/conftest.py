@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections.abc as c
+import contextlib
 import os
 import pathlib
 
@@ -15,19 +16,22 @@ from ansible_collections.ebpf.conntrack.tests.fleet.controller import Controller
 from ansible_collections.ebpf.conntrack.tests.fleet.fleet import Fleet
 from ansible_collections.ebpf.conntrack.tests.fleet.seen import left_on, status
 
-__all__ = ["before", "controller", "figure", "fleet", "pytest_terminal_summary"]
+__all__ = ["before", "booted", "controller", "figure", "fleet", "pytest_terminal_summary"]
 
 HOSTS = int(os.environ.get("FLEET_HOSTS", "3"))
 
 
-@pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> c.Iterator[Fleet]:
-    """Return the fleet; nothing of it is left behind, whatever the tests do."""
+@contextlib.contextmanager
+def booted(tmp_path_factory: pytest.TempPathFactory, up: c.Callable[[Fleet], object]) -> c.Iterator[Fleet]:
+    """A fleet of which nothing is left behind, whatever the tests do.
+
+    :param up: boots its hosts.
+    """
     if os.geteuid() != 0:
         pytest.skip("needs root")
     made = Fleet(tmp_path_factory.mktemp("fleet") / "fleet")
     try:
-        made.up(HOSTS)
+        up(made)
         yield made
     finally:
         made.down()
@@ -35,6 +39,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> c.Iterator[Fleet]:
 
 
 @pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> c.Iterator[Fleet]:
+    """Return the fleet."""
+    with booted(tmp_path_factory, lambda made: made.up(HOSTS)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def controller(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Controller:
     """Return somebody who has installed the collection."""
     home: pathlib.Path = tmp_path_factory.mktemp("home")

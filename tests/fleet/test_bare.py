@@ -13,6 +13,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.tests.e2e.conftest import Figure
+from ansible_collections.ebpf.conntrack.tests.fleet.conftest import booted
 from ansible_collections.ebpf.conntrack.tests.fleet.controller import Controller
 from ansible_collections.ebpf.conntrack.tests.fleet.fleet import USER, Fleet
 from ansible_collections.ebpf.conntrack.tests.fleet.seen import FLOWS, INTERFACES, PORT, SIZES, Traffic, left_on, nobody, not_well, status, well, within
@@ -30,19 +31,8 @@ ABSENT = (["python3", "-c", "import bcc"], ["clang", "--version"], ["gcc", "--ve
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> c.Iterator[Fleet]:
     """Return three bare hosts."""
-    made = Fleet(tmp_path_factory.mktemp("bare") / "fleet")
-    try:
-        made.up(3, bare=True)
+    with booted(tmp_path_factory, lambda made: made.up(3, bare=True)) as made:
         yield made
-    finally:
-        made.down()
-    assert made.leaks() == []
-
-
-@pytest.fixture(scope="module")
-def controller(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Controller:
-    home: pathlib.Path = tmp_path_factory.mktemp("home")
-    return Controller(fleet, home)
 
 
 def digests(fleet: Fleet) -> dict[str, str]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import collections.abc as c
 import os
-import pathlib
 import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.tests.e2e.conftest import Figure
 from ansible_collections.ebpf.conntrack.tests.fleet import vm
+from ansible_collections.ebpf.conntrack.tests.fleet.conftest import booted
 from ansible_collections.ebpf.conntrack.tests.fleet.controller import Controller
 from ansible_collections.ebpf.conntrack.tests.fleet.fleet import Fleet
 from ansible_collections.ebpf.conntrack.tests.fleet.seen import INTERFACES, SIZES, status, well, within
@@ -25,22 +25,15 @@ NAME, PEER = "v01", "h01"
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> c.Iterator[Fleet]:
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> c.Iterator[Fleet]:
     """Return a fleet of a virtual machine and a host that sends it something."""
-    made = Fleet(tmp_path_factory.mktemp("vm") / "fleet")
-    try:
+
+    def up(made: Fleet) -> None:
         made.up(1)
         made.seconds = made.up_vm(NAME)
+
+    with booted(tmp_path_factory, up) as made:
         yield made
-    finally:
-        made.down()
-    assert made.leaks() == []
-
-
-@pytest.fixture(scope="module")
-def controller(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Controller:
-    home: pathlib.Path = tmp_path_factory.mktemp("home")
-    return Controller(fleet, home)
 
 
 def tracked(fleet: Fleet) -> int:

@@ -73,46 +73,46 @@ def test_it_runs_without_any_package(tmp_path: pathlib.Path) -> None:
 
 def test_present_twice_and_absent(tmp_path: pathlib.Path) -> None:
     prefix = str(tmp_path / "local")
-    foretold = ct_archive.converge("present", prefix, WANT, check_mode=True)
+    foretold = ct_archive.converge(prefix, WANT, check_mode=True)
     assert not os.path.exists(prefix) and [step.action for step in foretold] == ["create"] * 3
-    assert len(ct_archive.converge("present", prefix, WANT)) == 3
+    assert len(ct_archive.converge(prefix, WANT)) == 3
     stamps = {name: os.stat(os.path.join(prefix, name)) for name in FILES}
     assert [stat.st_mode & 0o7777 for stat in stamps.values()] == [0o755, 0o644, 0o644]
-    assert ct_archive.converge("present", prefix, WANT) == []
+    assert ct_archive.converge(prefix, WANT) == []
     for name in FILES:
         damaged = pathlib.Path(prefix, name)
         whole = damaged.read_bytes()
         damaged.write_bytes(whole.replace(b"ct", b"tc", 1))
-        assert [step.name for step in ct_archive.converge("present", prefix, WANT, check_mode=True)] == [str(damaged)]
+        assert [step.name for step in ct_archive.converge(prefix, WANT, check_mode=True)] == [str(damaged)]
         damaged.write_bytes(whole)
         os.utime(damaged, ns=(stamps[name].st_atime_ns, stamps[name].st_mtime_ns))
     assert {name: os.stat(os.path.join(prefix, name)).st_mtime_ns for name in FILES} == {name: stat.st_mtime_ns for name, stat in stamps.items()}
 
     os.chmod(os.path.join(prefix, ct_archive.COMMAND), 0o600)
-    assert [step.name for step in ct_archive.converge("present", prefix, WANT)] == [os.path.join(prefix, ct_archive.COMMAND)]
+    assert [step.name for step in ct_archive.converge(prefix, WANT)] == [os.path.join(prefix, ct_archive.COMMAND)]
     others = ct_content.want("/sys/fs/bpf/other")
-    assert [step.action for step in ct_archive.converge("present", prefix, others)] == ["change"] * 3, "they are made of the defaults too"
+    assert [step.action for step in ct_archive.converge(prefix, others)] == ["change"] * 3, "they are made of the defaults too"
 
-    assert len(ct_archive.converge("absent", prefix, check_mode=True)) == 3 and os.path.exists(os.path.join(prefix, ct_archive.COMMAND))
-    assert [step.action for step in ct_archive.converge("absent", prefix)] == ["delete"] * 3
-    assert ct_archive.converge("absent", prefix) == [] and not pathlib.Path(prefix).exists()
+    assert len(ct_archive.converge(prefix, None, check_mode=True)) == 3 and os.path.exists(os.path.join(prefix, ct_archive.COMMAND))
+    assert [step.action for step in ct_archive.converge(prefix, None)] == ["delete"] * 3
+    assert ct_archive.converge(prefix, None) == [] and not pathlib.Path(prefix).exists()
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("state", ["present", "absent"])
-def test_a_file_of_somebody_else_stays(tmp_path: pathlib.Path, name: str, state: str) -> None:
+@pytest.mark.parametrize("want", [WANT, None], ids=["present", "absent"])
+def test_a_file_of_somebody_else_stays(tmp_path: pathlib.Path, name: str, want: ct_archive.Want | None) -> None:
     path = tmp_path / name
     path.parent.mkdir(parents=True)
     path.write_text("#!/bin/sh\n", "utf-8")
     with pytest.raises(ConntrackError, match=f"^{path} is not the collection's. Move it"):
-        ct_archive.converge(state, str(tmp_path), WANT)
+        ct_archive.converge(str(tmp_path), want)
     assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path] and path.read_text("utf-8") == "#!/bin/sh\n"
 
 
 @pytest.mark.parametrize("prefix", ["usr", "/usr/../usr/local", "/dev/null"])
 def test_a_bad_prefix(prefix: str) -> None:
     with pytest.raises(ConntrackError, match="^prefix: "):
-        ct_archive.converge("present", prefix, WANT)
+        ct_archive.converge(prefix, WANT)
 
 
 def test_content_that_is_none() -> None:
@@ -127,5 +127,5 @@ def test_nothing_is_made_where_all_is_current(tmp_path: pathlib.Path) -> None:
     def content() -> ct_archive.Content:
         raise AssertionError("it was asked for")
 
-    ct_archive.converge("present", str(tmp_path), WANT)
-    assert ct_archive.converge("present", str(tmp_path), ct_archive.Want(WANT.digest, content)) == []
+    ct_archive.converge(str(tmp_path), WANT)
+    assert ct_archive.converge(str(tmp_path), ct_archive.Want(WANT.digest, content)) == []

@@ -60,7 +60,7 @@ def test_who_needs_nothing_is_in_no_batch() -> None:
     nothing = {name: {"changed": False} for name in rollout.STEPS}
     hosts = {
         "a": {"xdp_ct_preflight": looked(), **nothing},
-        "b": {"xdp_ct_preflight": looked(), **nothing, "xdp_ct_did_load": {"changed": True}, "xdp_ct_did_service": {"changed": True}},
+        "b": {"xdp_ct_preflight": looked(), **nothing, "xdp_ct_did_load": {"plan": [{}]}, "xdp_ct_did_service": {"plan": [{}]}},
         "c": {"xdp_ct_preflight": looked(), **nothing, "xdp_ct_missing": {"changed": False, "stdout_lines": ["libbpf1"]}},
         "d": {"xdp_ct_preflight": looked(), **nothing, "xdp_ct_did_load": UNREACHABLE},
     }
