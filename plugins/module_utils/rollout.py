@@ -218,7 +218,7 @@ def summary(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
     rows.sort(key=lambda row: (row["batch"] is None, row["batch"] or 0))
     outcomes = [outcome_of(host, one) for host, one in found.items()]
     troubles = [one.trouble.rstrip(".") for one in outcomes if one.trouble]
-    back = [row["host"] for row in rows if row["result"].endswith("put back")]
+    back = [row["host"] for row in rows if row["result"].endswith(", put back")]
     stuck = [row["host"] for row in rows if row["result"].startswith("NOT PUT BACK")]
     rest = sum(row["result"] == "not touched" for row in rows)
     batch = max((one.batch for one in outcomes if one.batch is not None and one.trouble), default=0)

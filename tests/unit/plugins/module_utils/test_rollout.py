@@ -134,6 +134,11 @@ def test_the_summary_of_a_batch_that_was_put_back() -> None:
     )
 
 
+def test_who_had_nothing_to_be_put_back_is_not_told_as_put_back() -> None:
+    found = rollout.summary({"a": of(1, rollout_failed="Install them: no route", rollout_put_back={"changed": False, "chain": {"generation": None}})})
+    assert "failed, nothing to put back" in found["table"] and found["message"].endswith("Put back: none.")
+
+
 def test_batches_are_counted() -> None:
     assert rollout.batch({"a": of(None)}, ["a"]) == {"number": 1, "hosts": ["a"]}
     assert rollout.batch({"a": of(1), "b": of(2), "c": of(None)}, ["c"])["number"] == 3
