@@ -203,13 +203,19 @@ def summary_of(host: str, found: Vars) -> dict[str, t.Any]:
     return {**row, "result": _result(one, back)}
 
 
+def _stuck(back: Vars) -> bool:
+    """Return whether a host was to be put back and could not be."""
+    return bool(back.get("failed") or back.get("unreachable"))
+
+
 def _result(one: Outcome, back: Vars) -> str:
-    if back.get("failed") or back.get("unreachable"):
-        return f"NOT PUT BACK: {_line(back.get('msg', ''))}"
-    if one.lost:
-        return "lost"
-    what = "failed" if one.failed else "changed" if one.changed else "unchanged"
-    return f"{what}, put back" if back.get("changed") else f"{what}, nothing to put back" if "changed" in back and not back.get("skipped") else what
+    """Return in words how a host of a batch ended, and whether it was put back."""
+    what = "lost" if one.lost else "failed" if one.failed else "changed" if one.changed else "unchanged"
+    if _stuck(back):
+        return f"{what}, NOT PUT BACK: {_line(back.get('msg', ''))}"
+    if back.get("changed"):
+        return f"{what}, put back"
+    return f"{what}, nothing to put back" if "changed" in back and not back.get("skipped") else what
 
 
 def summary(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
@@ -218,8 +224,9 @@ def summary(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
     rows.sort(key=lambda row: (row["batch"] is None, row["batch"] or 0))
     outcomes = [outcome_of(host, one) for host, one in found.items()]
     troubles = [one.trouble.rstrip(".") for one in outcomes if one.trouble]
-    back = [row["host"] for row in rows if row["result"].endswith(", put back")]
-    stuck = [row["host"] for row in rows if row["result"].startswith("NOT PUT BACK")]
+    tried = {row["host"]: found[row["host"]].get("rollout_put_back") or {} for row in rows if row["batch"] is not None}
+    stuck = [host for host, one in tried.items() if _stuck(one)]
+    back = [host for host, one in tried.items() if one.get("changed") and host not in stuck]
     rest = sum(row["result"] == "not touched" for row in rows)
     batch = max((one.batch for one in outcomes if one.batch is not None and one.trouble), default=0)
     message = f"Batch {batch} is not well: {'; '.join(troubles)}."

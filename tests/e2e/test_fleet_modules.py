@@ -11,7 +11,7 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, build_bcc, generation, preflight, put_back, soak
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, build_bcc, ct_archive, ct_content, generation, preflight, put_back, soak
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
@@ -134,6 +134,30 @@ def test_a_host_gets_back_what_it_had(running: Chain, tmp_path: pathlib.Path) ->
     assert back(running, before, prefix)[0] == foretold[0] == "prove generation 1"
     after = look(running, prefix=prefix)["before"]
     assert after == before and running.flows() and back(running, before, prefix) == []
+
+
+def test_the_mode_and_the_kept_generations_come_back(running: Chain, tmp_path: pathlib.Path) -> None:
+    running.ensure(running.changed(), keep=2)
+    before = look(running, prefix=str(tmp_path))["before"]
+    assert (before["generation"], before["interfaces"][0]["mode"]) == (2, "native")
+    running.ensure(running.want(timeouts={"udp": 7}), keep=2)
+    attach.converge("present", [{**LEFT, "mode": "generic"}], "auto", False, running.paths.pin_root, False, state_dir=running.paths.state_dir)
+    assert [one["mode"] for one in preflight.attached(running.paths)] == ["generic"]
+    back(running, before, str(tmp_path))
+    have = running.observe()
+    assert look(running, prefix=str(tmp_path))["before"] == before and have.generation == 2
+    assert {1} <= {one.number for one in have.kept}, "nothing that was kept went"
+
+
+def test_a_command_that_was_there_stays_and_one_that_was_not_goes(running: Chain, tmp_path: pathlib.Path) -> None:
+    prefix = str(tmp_path)
+    without = look(running, prefix=prefix)["before"]
+    ct_archive.converge(prefix, ct_content.want(), False, 5)
+    command = tmp_path / "bin/ct"
+    there = look(running, prefix=prefix)["before"]
+    assert (without["command"], there["command"], command.exists()) == (False, True, True)
+    assert back(running, there, prefix) == [] and command.exists()
+    assert back(running, without, prefix) != [] and not command.exists()
 
 
 def test_a_host_that_had_nothing_has_nothing_again(made: Chain, veth: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

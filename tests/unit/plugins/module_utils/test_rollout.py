@@ -126,7 +126,7 @@ def test_the_summary_of_a_batch_that_was_put_back() -> None:
         }
     )
     said = {line.split()[0]: line for line in found["table"].splitlines()}
-    assert said["a"].endswith("changed") and said["b"].endswith("failed, put back") and said["c"].endswith("NOT PUT BACK: generation 3 is not pinned")
+    assert said["a"].endswith("changed") and said["b"].endswith("failed, put back") and said["c"].endswith("changed, NOT PUT BACK: generation 3 is not pinned")
     assert said["d"].endswith("lost") and said["e"].endswith("unchanged") and said["f"].endswith("not touched") and said["g"].endswith("left out, unfit")
     assert found["message"] == (
         "Batch 2 is not well: b: probe: it ended with 1; d: it was lost (Failed to connect to the host). Put back: b. Not put back: c. "
@@ -142,3 +142,44 @@ def test_who_had_nothing_to_be_put_back_is_not_told_as_put_back() -> None:
 def test_batches_are_counted() -> None:
     assert rollout.batch({"a": of(None)}, ["a"]) == {"number": 1, "hosts": ["a"]}
     assert rollout.batch({"a": of(1), "b": of(2), "c": of(None)}, ["c"])["number"] == 3
+    assert rollout.batch({"a": of(1), "b": of(1), "c": of(1), "d": of(None)}, ["d"])["number"] == 2, "batches, not hosts"
+
+
+SOAK_LOST = {**CHANGED, "rollout_soaked": UNREACHABLE}
+BACK = {"changed": True, "chain": {"generation": 3}}
+
+
+@pytest.mark.parametrize(
+    ("results", "result", "back", "stuck"),
+    [
+        ({}, "lost", "none", ""),
+        ({"rollout_put_back": UNREACHABLE}, "lost, NOT PUT BACK: Failed to connect to the host", "none", " Not put back: a."),
+        ({"rollout_put_back": BACK}, "lost, put back", "a", ""),
+        ({"rollout_put_back": {**BACK, "changed": False}}, "lost, nothing to put back", "none", ""),
+        ({"rollout_put_back": {"skipped": True, "changed": False}}, "lost", "none", ""),
+    ],
+)
+def test_a_host_that_is_lost_while_it_soaks(results: dict[str, t.Any], result: str, back: str, stuck: str) -> None:
+    found = rollout.summary({"a": of(1, **SOAK_LOST, **results)})
+    assert found["table"].splitlines()[1].endswith(f" {result}")
+    assert found["message"] == f"Batch 1 is not well: a: it was lost (Failed to connect to the host). Put back: {back}.{stuck}"
+
+
+def test_a_host_that_failed_and_is_unreachable_when_it_is_put_back() -> None:
+    found = rollout.summary({"a": of(1, **CHANGED, rollout_failed="probe: 1", rollout_put_back=UNREACHABLE), "b": of(None), "c": of(None)})
+    assert "failed, NOT PUT BACK: Failed to connect to the host" in found["table"]
+    assert found["message"] == "Batch 1 is not well: a: probe: 1. Put back: none. Not put back: a. 2 hosts of later batches were not touched."
+
+
+def test_the_message_names_the_last_batch_with_trouble() -> None:
+    found = rollout.summary({"a": of(1, **CHANGED, rollout_failed="x"), "b": of(2, **CHANGED, rollout_failed="y"), "c": of(3, **CHANGED)})
+    assert found["message"].startswith("Batch 2 is not well: a: x; b: y.")
+    assert [line.split()[0] for line in found["table"].splitlines()[1:]] == ["a", "b", "c"]
+
+
+def test_nobody_left_to_take_it_stops_in_the_words_of_going_back() -> None:
+    hosts = {"a": {"xdp_ct_preflight": looked(ok=False), "rollout_back": True, "rollout_refused": "generation 2 is not pinned"}}
+    assert "a can not go back (a: generation 2 is not pinned)" in rollout.fitness(hosts, False, False)["stop"]
+    assert rollout.fitness(hosts, True, False)["stop"] == "Nothing was changed: no host can go back."
+    del hosts["a"]["rollout_refused"]
+    assert rollout.fitness(hosts, False, False)["ready"] == ["a"], "what it had before it needs nothing more for"
