@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections.abc as c
+import dataclasses
 import os
 import pathlib
 import typing as t
@@ -140,7 +141,8 @@ def test_the_mode_and_the_kept_generations_come_back(running: Chain, tmp_path: p
     running.ensure(running.changed(), keep=2)
     before = look(running, prefix=str(tmp_path))["before"]
     assert (before["generation"], before["interfaces"][0]["mode"]) == (2, "native")
-    running.ensure(running.want(timeouts={"udp": 7}), keep=2)
+    running.ensure(dataclasses.replace(running.changed(), timeouts={"udp": 7}), keep=2)
+    assert running.observe().generation == 2, "other settings, and no new generation"
     attach.converge("present", [{**LEFT, "mode": "generic"}], "auto", False, running.paths.pin_root, False, state_dir=running.paths.state_dir)
     assert [one["mode"] for one in preflight.attached(running.paths)] == ["generic"]
     back(running, before, str(tmp_path))

@@ -247,6 +247,7 @@ _APART = (
     "migration",
     "objects",
     "replay",
+    "rollout_role",
     "swap",
     "watch",
 )

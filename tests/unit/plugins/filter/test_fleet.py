@@ -26,7 +26,7 @@ def test_of_hosts_only_what_is_looked_at_is_taken() -> None:
 
 
 def test_who_is_left_out_is_said_by_its_own_switch() -> None:
-    hosts = {"unfit": {"rollout_refused": "no"}, "cut": {"xdp_ct_preflight": {"unreachable": True, "msg": "no route"}}}
+    hosts: fleet.Hostvars = {"unfit": {"rollout_refused": "no"}, "cut": {"xdp_ct_preflight": {"unreachable": True, "msg": "no route"}}}
     for skips, stops in (((True, False), "cut can not be reached"), ((False, True), "unfit can not take the chain")):
         assert fleet.ct_fitness(hosts, list(hosts), *skips)["stop"].startswith(f"Nothing was changed: {stops}")
 
@@ -37,6 +37,9 @@ def test_a_batch_is_numbered_among_everyone() -> None:
 
 
 def test_an_outcome_is_that_of_the_hosts_that_are_named() -> None:
-    hosts = {"a": {"rollout_batch": {"number": 1}, "xdp_ct_did_load": {"changed": True}}, "b": {"rollout_batch": {"number": 1}, "rollout_failed": "x"}}
+    hosts: fleet.Hostvars = {
+        "a": {"rollout_batch": {"number": 1}, "xdp_ct_did_load": {"changed": True}},
+        "b": {"rollout_batch": {"number": 1}, "rollout_failed": "x"},
+    }
     assert fleet.ct_outcome(hosts, ["a"]) == {"changed": True, "trouble": []}
     assert fleet.ct_outcome(hosts, ["b"]) == {"changed": False, "trouble": ["b: x"]}

@@ -39,6 +39,11 @@ def test_what_was_there_before_has_to_be_whole(name: str) -> None:
         put_back.check({key: value for key, value in BEFORE.items() if key != name})
 
 
+def test_nothing_is_done_by_half_a_description() -> None:
+    with pytest.raises(ConntrackError, match="before: .*generation and timeouts"):
+        put_back.put_back(bpffs.Paths(bpffs.STANDARD), {}, "/opt", False, 5)
+
+
 class Host:
     """What put_back() would do to a host with a chain, with all that it calls written down."""
 

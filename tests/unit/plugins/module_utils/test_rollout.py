@@ -183,3 +183,18 @@ def test_nobody_left_to_take_it_stops_in_the_words_of_going_back() -> None:
     assert rollout.fitness(hosts, True, False)["stop"] == "Nothing was changed: no host can go back."
     del hosts["a"]["rollout_refused"]
     assert rollout.fitness(hosts, False, False)["ready"] == ["a"], "what it had before it needs nothing more for"
+
+
+def test_what_a_host_has_is_said_as_it_is() -> None:
+    row = rollout.fitness_of("a", {"xdp_ct_preflight": looked()})
+    assert (row["chain"], row["memory"], row["available"]) == ("3", "64 MiB", "512 MiB")
+    sick = looked(chain={"generation": 3, "healthy": False}, memory=None)
+    row = rollout.fitness_of("a", {"xdp_ct_preflight": sick})
+    assert (row["chain"], row["memory"], row["available"]) == ("3, NOT GOOD", None, None)
+    assert rollout.fitness_of("a", {"xdp_ct_preflight": looked(generation=None)})["chain"] == "none"
+    assert rollout.fitness_of("a", {"xdp_ct_preflight": looked(chain=None)})["chain"] is None
+
+
+def test_batches_stand_in_the_summary_in_their_order_and_the_rest_last() -> None:
+    found = rollout.summary({"z": of(None), "b": of(2, **CHANGED, rollout_failed="x"), "a": of(1, **CHANGED)})
+    assert [line.split()[0] for line in found["table"].splitlines()[1:]] == ["a", "b", "z"]
