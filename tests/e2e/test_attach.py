@@ -19,6 +19,7 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, netlink, netns
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -229,11 +230,16 @@ def test_no_frame_is_missed_while_programs_are_replaced(lab: Lab) -> None:
             assert [step["action"] for step in lab.run(lab.both[:1])["plan"]] == ["replace"]
         stop.set()
         thread.join()
-        time.sleep(0.1)
-        runs = [bpf.prog_info(fd).run_cnt for fd in fds]
-    (link,) = ip("-n", lab.ns, "-s", "link", "show", lab.far)
-    assert min(runs) > 0 and sent > 1000
-    assert sum(runs) - before + link["stats64"]["tx"]["dropped"] == sent
+
+        def runs() -> list[int]:
+            return [bpf.prog_info(fd).run_cnt for fd in fds]
+
+        def seen() -> int:
+            (link,) = ip("-n", lab.ns, "-s", "link", "show", lab.far)
+            return sum(runs()) - before + int(link["stats64"]["tx"]["dropped"])
+
+        assert within(lambda: seen() == sent), (seen(), sent)
+    assert min(runs()) > 0 and sent > 1000
     for fd in fds:
         bpf.close(fd)
 

@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import subprocess
-import time
 import typing as t
 
 import pytest
@@ -21,6 +20,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import Connt
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import BARE, EGRESS, INGRESS, Lab, foreign, ip, lab, make_veth
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered
+from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 __all__ = ["foreign", "lab", "made", "rendered"]  # fixtures
 
@@ -142,7 +142,6 @@ def send(lab: Lab, frames: int = 20) -> None:
         sender.bind((lab.far, 0))
         for dummy in range(frames):
             sender.send(b"\xff" * 6 + b"\x02" + b"\0" * 5 + b"\x88\xb5" + b"\0" * 50)
-    time.sleep(0.02)
 
 
 def faults(lab: Lab) -> list[str]:
@@ -179,7 +178,7 @@ def test_an_interface_that_was_renamed_keeps_its_link(lab: Lab, activate: int) -
         foretold = lab.run([{"name": new, "program": "ingress"}], check_mode=True)
         done = lab.run([{"name": new, "program": "ingress"}])
         send(lab)
-        assert runs() == 20
+        assert within(lambda: runs() == 20), runs()
     assert done["plan"] == foretold["plan"] and [step["action"] for step in done["plan"]] == ["replace"]
     assert "renamed or moved" in done["plan"][0]["reason"] and "link_moved" in [fault["fault"] for fault in done["mended"]]
     assert lab.pins() == [new] and link_id(lab, new) == number, "the same link"
@@ -194,7 +193,7 @@ def test_an_interface_that_was_moved_is_named_and_taken_up_where_it_is(lab: Lab,
     ip("-n", elsewhere, "link", "set", lab.near, "up")
     with counted(lab) as runs:
         send(lab)
-        assert runs() == 20, "the kernel leaves the program on it"
+        assert within(lambda: runs() == 20), "the kernel leaves the program on it"
     assert faults(lab) == ["link_moved"]
     with pytest.raises(
         ConntrackError, match=rf"no interface '{lab.near}'.* its link {number} went with the interface.*another namespace: name it as it is now"
@@ -256,7 +255,7 @@ def test_an_interface_in_a_bridge(lab: Lab, mode: str) -> None:
             assert lab.seen(lab.near) == ("ingress", mode)
             with counted(lab) as runs:
                 send(lab)
-                assert runs() == 20
+                assert within(lambda: runs() == 20), runs()
             assert not lab.run(lab.both[:1], mode=mode)["changed"]
             lab.run(lab.both[:1], state="absent")
             ip("link", "set", lab.near, "nomaster")
@@ -279,7 +278,7 @@ def test_an_mtu_that_changes_under_a_program(lab: Lab) -> None:
         assert not lab.run(lab.both[:1], mode=mode)["changed"]
     with counted(lab) as runs:
         send(lab)
-        assert runs() == 20
+        assert within(lambda: runs() == 20), runs()
     with pytest.raises(ConntrackError, match="9000"):
         lab.run(lab.both[:1], mode="native")
     assert lab.seen(lab.near) == ("ingress", "generic")

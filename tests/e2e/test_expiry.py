@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import time
-
 from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_table
+from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import PORT, SERVER, Wire
 
 
@@ -18,16 +17,15 @@ def test_an_idle_flow_is_over_with_no_packet_to_tell_it(wire: Wire) -> None:
     server.recv(10)
     (record,) = wire.records("udp")
     assert record["timeout"] <= 1 and record["idle"] == 0
-    time.sleep(1.2)
-    assert wire.records("udp") == []
+    assert within(lambda: wire.records("udp") == [])
 
 
 def test_an_expired_flow_that_gets_a_packet_is_a_new_one(wire: Wire) -> None:
     wire.chain.settings({"udp": 1})
     client, server = wire.udp("client"), wire.udp("server", PORT)
     before = wire.counters()
-    for pause in (0, 1.2):
-        time.sleep(pause)
+    for dummy in range(2):
+        assert within(lambda: wire.records("udp") == []), "the flow before has expired"
         client.sendto(b"x", (SERVER, PORT))
         server.recv(10)
     (record,) = wire.records("udp")
@@ -41,7 +39,7 @@ def test_a_sweep_takes_what_is_over_and_leaves_the_rest(wire: Wire) -> None:
     client, server = wire.udp("client"), wire.udp("server", PORT)
     client.sendto(b"x", (SERVER, PORT))
     server.recv(10)
-    time.sleep(1.2)
+    assert within(lambda: wire.records("udp") == [])
     wire.connect().exchange()
     assert flow_table.sweep(wire.chain.tables) == 1
     wire.only("tcp", state="ESTABLISHED")

@@ -13,6 +13,7 @@ import threading
 import time
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, netns
+from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire, read
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
@@ -46,11 +47,17 @@ def test_frames_come_out_as_they_went_in(wire: Wire) -> None:
     client.sendto(b"odd", (SERVER, PORT))
     server.recv(10)
     wire.connect().close()
-    time.sleep(0.1)
     for capture in (into, out):
         capture.setblocking(False)
-    sent, received = seen(into, PACKET_OUTGOING), seen(out, PACKET_HOST)
-    assert len(sent) >= 3 + 1 + 4
+    sent: list[bytes] = []
+    received: list[bytes] = []
+
+    def all_came_out() -> bool:
+        sent.extend(seen(into, PACKET_OUTGOING))
+        received.extend(seen(out, PACKET_HOST))
+        return len(sent) >= 3 + 1 + 4 and len(received) >= len(sent)
+
+    assert within(all_came_out), (len(sent), len(received))
     assert received == sent
 
 

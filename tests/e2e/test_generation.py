@@ -43,6 +43,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     verify,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -401,15 +402,14 @@ def test_interfaces_are_handed_over_without_an_unseen_frame(loaded: Chain, veth:
         finally:
             stop.set()
             thread.join()
-        time.sleep(0.1)
+    assert within(lambda: loaded.stats()["tracked"] - before["tracked"] == sent - dropped())
     after = loaded.stats()
     (entry,) = loaded.flows().values()
     packets, octets = struct.unpack_from("=QQ", entry)
-    dropped = int(pathlib.Path("/proc/net/dev").read_text(encoding="utf-8").split("right:")[1].split()[11])
     assert sent > 1000
-    assert after["tracked"] - before["tracked"] == sent - dropped, "every frame was tracked, by one generation or the other"
+    assert after["tracked"] - before["tracked"] == sent - dropped(), "every frame was tracked, by one generation or the other"
     assert after["created"] - before["created"] == 1 and after["untracked_no_slot"] == 0
-    assert packets == sent - dropped, "and counted in the flow"
+    assert packets == sent - dropped(), "and counted in the flow"
     assert octets == packets * (len(frame) - 14)
     loaded.assert_whole(5)
     (link,) = loaded.observe().links.values()
@@ -608,6 +608,11 @@ def test_a_chain_that_stopped_passing_frames_is_found_before_it_takes_over(loade
     loaded.assert_whole(2)
 
 
+def dropped() -> int:
+    """Frames that the veth did not take from ``right``."""
+    return int(pathlib.Path("/proc/net/dev").read_text(encoding="utf-8").split("right:")[1].split()[11])
+
+
 class Traffic:
     """Frames of one flow into the interface ``left`` until the block ends.
 
@@ -629,6 +634,7 @@ class Traffic:
 
     def __enter__(self) -> Traffic:
         self._socket.bind(("right", 0))
+        self._before = bpf.link_facts("left").received
         self._thread.start()
         return self
 
@@ -636,8 +642,8 @@ class Traffic:
         self._stop.set()
         self._thread.join()
         self._socket.close()
-        time.sleep(0.1)
-        self.sent -= int(pathlib.Path("/proc/net/dev").read_text(encoding="utf-8").split("right:")[1].split()[11])  # dropped by the veth
+        assert within(lambda: bpf.link_facts("left").received - self._before == self.sent - dropped())
+        self.sent -= dropped()
 
 
 def test_rolled_back_to_another_table_size_while_traffic_flows(loaded: Chain, veth: None, figure: c.Callable[[str, object], None]) -> None:

@@ -20,6 +20,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf,
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import U32, U64, Chain, made, rendered, udp_frame, veth
+from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 __all__ = ["made", "rendered", "veth"]  # fixtures
 
@@ -305,8 +306,11 @@ def test_an_interface_counts_what_it_receives_in_each_mode(running: Chain, mode:
         sender.bind(("right", 0))
         for dummy in range(100):
             sender.send(udp_frame(4000))
-    time.sleep(0.05)
-    assert bpf.link_facts("left").received - before == running.stats()["tracked"] - counted == 100
+
+    def counts() -> tuple[int, int]:
+        return bpf.link_facts("left").received - before, running.stats()["tracked"] - counted
+
+    assert within(lambda: counts() == (100, 100)), counts()
 
 
 @pytest.mark.parametrize("mode", ["native", "generic"])

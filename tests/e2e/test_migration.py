@@ -38,6 +38,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -202,10 +203,14 @@ class Traffic:
             end.bind((peer, 0))
             self._ends.append(end)
         self._thread = threading.Thread(target=self._run)
+        self._before, self._sent = received(), 0
+        self._sending = threading.Lock()
 
     def send(self, what: list[tuple[bool, bytes]]) -> None:
         for side, frame in what:
             self._ends[side].send(frame)
+        with self._sending:
+            self._sent += len(what)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -227,7 +232,12 @@ class Traffic:
         self._thread.join()
         for end in self._ends:
             end.close()
-        time.sleep(0.1)
+        assert within(lambda: received() - self._before == self._sent - dropped()), (received() - self._before, self._sent, dropped())
+
+
+def received() -> int:
+    """Packets that came in at the chain's ends."""
+    return sum(bpf.link_facts(name).received for name, dummy, dummy_hook in SIDES)
 
 
 def dropped() -> int:
@@ -694,7 +704,6 @@ def test_another_layout_is_taken_over_under_traffic(made: Chain, wires: None, fi
             bpf.fault = None
             assert lost == {} and warnings == [] and "move" in [step["action"] for step in done]
             traffic.send([packet for talk in ahead for dummy in range(3) for packet in talk.round()])
-            time.sleep(0.2)
     finally:
         old.close()
     flows, counters = made.flows(), made.counters()
