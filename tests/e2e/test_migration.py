@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections.abc as c
+import contextlib
 import dataclasses
 import json
 import os
@@ -114,18 +115,26 @@ def headers() -> dict[str, str]:
     return render.read_headers(str(SOURCES))
 
 
+@contextlib.contextmanager
+def chain_below(headers: dict[str, str], directory: pathlib.Path) -> c.Iterator[Chain]:
+    """A chain of which nothing is loaded yet; what was loaded goes at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_bcc, "build", prebuilt.build)
+        mounted = bpffs.ensure_mounted(bpffs.STANDARD)
+        root = f"{bpffs.STANDARD}/migrate{random.randrange(1 << 32):08x}"
+        os.mkdir(root)
+        yield Chain(bpffs.Paths(root, str(directory / "state")), headers)
+        bpf.fault = None
+        generation.remove_tree(root)
+        if mounted:
+            bpffs.release(bpffs.STANDARD)
+
+
 @pytest.fixture
-def made(headers: dict[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> c.Iterator[Chain]:
+def made(headers: dict[str, str], tmp_path: pathlib.Path) -> c.Iterator[Chain]:
     """Nothing loaded yet."""
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
-    mounted = bpffs.ensure_mounted(bpffs.STANDARD)
-    root = f"{bpffs.STANDARD}/migrate{random.randrange(1 << 32):08x}"
-    os.mkdir(root)
-    yield Chain(bpffs.Paths(root, str(tmp_path / "state")), headers)
-    bpf.fault = None
-    generation.remove_tree(root)
-    if mounted:
-        bpffs.release(bpffs.STANDARD)
+    with chain_below(headers, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

@@ -245,6 +245,7 @@ _APART = (
     "inventory",
     "metrics",
     "migration",
+    "migration_merge",
     "objects",
     "replay",
     "rollout_role",
