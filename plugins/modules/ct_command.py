@@ -85,7 +85,7 @@ diff:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, lock, safe_path
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
 
@@ -109,8 +109,10 @@ def main() -> None:
     def content() -> ct_archive.Content:
         if not params["content"]:
             module.exit_json(changed=False, content_wanted={name: params[name] for name in ("pin_root", "state_dir")})  # the action part comes again with it
-        with open(params["content"], "rb") as file:
-            return ct_archive.unpack(file.read())
+        found = ct_archive.unpack(safe_path.read(params["content"]))
+        if found.digest != params["digest"]:  # the file lies in a directory of the user who logs in
+            raise ConntrackError("content: it is another than the one that was sent. Run it again.")
+        return found
 
     with told_by(module):
         if params["state"] == "present" and not params["digest"]:
