@@ -29,7 +29,7 @@ from .errors import ConntrackError, bad_value
 #: The one place where a bpffs is mounted when it is missing; every distribution that mounts it does it there.
 STANDARD = "/sys/fs/bpf"
 #: Facts about this boot, for clean-up; a tmpfs.
-RUN_DIR = "/run/ebpf_conntrack"
+RUN_DIR = lock.RUN_DIR
 #: Where it is kept what each generation is made of; see state.py.
 STATE_DIR = "/var/lib/ebpf_conntrack"
 _MOUNT_RECORD = "bpffs"
@@ -280,7 +280,7 @@ def _rmdir_alone(directory: str, *inside: str) -> None:
 
 def tidy_run_dir() -> None:
     """Remove RUN_DIR where nothing is in it."""
-    _rmdir_alone(RUN_DIR)
+    lock.tidy()
 
 
 def release(pin_root: str) -> None:

@@ -721,9 +721,9 @@ def _end_write(lab: str) -> None:
 
 
 def _unfinished(lab: str) -> bool:
-    """Tell whether a killed run left half a record, or the directory without one."""
+    """Tell whether a killed run left half a record, or the directory without one, but for its lock."""
     try:
-        return os.listdir(topology.RECORD_DIR) == [] or os.path.exists(topology.record_path(lab) + _UNFINISHED)
+        return all(name.endswith(lock.SUFFIX) for name in os.listdir(topology.RECORD_DIR)) or os.path.exists(topology.record_path(lab) + _UNFINISHED)
     except FileNotFoundError:
         return False
 
