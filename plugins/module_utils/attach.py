@@ -20,7 +20,7 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, health, interface_select, lock, netlink, netns, plan, ports, verify
+from . import bpf, bpffs, health, interface_select, lock, netlink, netns, plan, ports, safe_path, verify
 from . import state as statedir
 from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
@@ -608,7 +608,7 @@ class Applier:
 
     def _pin(self, link: int, path: str) -> None:
         try:
-            os.makedirs(self.paths.link_dir, mode=0o700, exist_ok=True)
+            safe_path.make_dirs(self.paths.link_dir, 0o700)
             bpf.obj_pin(link, path)
         except Exception:
             bpf.link_detach(link)
@@ -739,6 +739,7 @@ def converge(
     parse(state, interfaces or (), mode)  # before anything is looked at
     if os.geteuid() != 0:
         raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
+    bpffs.check_text(paths)
     bpffs.check(pin_root)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(FileNotFoundError):  # nothing is loaded, which is said below

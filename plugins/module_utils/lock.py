@@ -73,7 +73,7 @@ def held(directory: str, seconds: float = SECONDS, make: int | None = None) -> t
         raise bad_value("lock_timeout", seconds, "give the seconds to wait for another run, or 0")
     patience = _Patience(directory, seconds, time.monotonic() + seconds)
     while True:
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as stack:
             try:
                 if make is not None:
                     safe_path.make_dirs(directory, make)
@@ -88,6 +88,7 @@ def held(directory: str, seconds: float = SECONDS, make: int | None = None) -> t
             if found.st_uid == os.geteuid() and not found.st_mode & 0o044:  # nobody else can open it
                 _wait(fd, patience)
             else:
+                afterwards.callback(tidy)
                 stack.enter_context(_file_held(_file_of(directory), patience))
                 _wait_for_old(fd, patience)
             if _is_at(fd, directory):
@@ -159,7 +160,6 @@ def _file_held(path: str, patience: _Patience) -> t.Iterator[None]:
                         os.unlink(path)
         finally:
             os.close(fd)
-            tidy()
 
 
 def _open(path: str) -> int | None:

@@ -18,6 +18,7 @@ import errno
 import os
 import typing as t
 
+from . import safe_path
 from .errors import ConntrackError
 
 RUN_DIR = "/run/netns"
@@ -162,7 +163,7 @@ def anonymous() -> t.Iterator[None]:
 
 def prepare_run_dir() -> None:
     """Make /run/netns a shared mount, as C(ip netns add) does, so that every mount namespace sees what is mounted there."""
-    os.makedirs(RUN_DIR, mode=0o755, exist_ok=True)
+    safe_path.make_dirs(RUN_DIR, 0o755)
     where = RUN_DIR.encode()
     try:
         _call("mount", b"none", where, b"none", _MS_SHARED | _MS_REC, None)

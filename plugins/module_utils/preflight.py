@@ -441,7 +441,12 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
     problems += judge_disk(paths.state_dir, free, files)
     result["disk"] = {"path": paths.state_dir, "free_bytes": free}
     if libraries[0].found is not None:  # without it nothing can be asked of BPF; it is a problem, or will be installed
-        problems += _look_bpf(paths, need, result)
+        try:
+            problems += _look_bpf(paths, need, result)
+        except ConntrackError as exc:  # what is wrong with pin_root can keep all else from being looked at
+            problem = told("pin_root", paths.pin_root, exc)
+            if problem not in problems:
+                raise
     result["problems"] = [problem.as_dict() for problem in problems]
     result["ok"] = not problems
     return result

@@ -48,7 +48,7 @@ def check_text(field: str, value: str, mend: str) -> None:
     if not os.path.isabs(value) or os.path.normpath(value) != value or value.startswith("//"):
         raise bad_value(field, value, mend)
     if not all(sign.isalnum() or sign in SIGNS for sign in value):
-        raise bad_value(field, value, f"give a path of letters, digits and {SIGNS}: no white space, quotes, '%', '$', ';' or '\\'")
+        raise bad_value(field, value, f"give an absolute path without white space, quotes, '%', '$', ';' and '\\': letters, digits and {SIGNS} are fine")
     if len(os.fsencode(value)) > PATH_BYTES or any(len(os.fsencode(name)) > NAME_BYTES for name in value.split("/")):
         raise bad_value(field, value, f"it is too long; give at most {PATH_BYTES} bytes, and {NAME_BYTES} for each name")
 
@@ -65,9 +65,10 @@ def foreign(found: os.stat_result, sticky: bool = False) -> str:
         return ""
     if found.st_mode & stat.S_IWOTH:
         return "every user may write to it"
-    if found.st_mode & stat.S_IWGRP:
+    if found.st_mode & stat.S_IWGRP and found.st_gid != 0:
         group = _name_of(lambda: grp.getgrgid(found.st_gid).gr_name, found.st_gid)
-        return "" if found.st_gid == 0 or group in _ADMINS else f"the group {group} may write to it"
+        own = _name_of(lambda: pwd.getpwuid(found.st_uid).pw_name, found.st_uid)  # a group of one, as many systems give each user
+        return "" if group in (*_ADMINS, own) else f"the group {group} may write to it"
     return ""
 
 
@@ -88,7 +89,7 @@ def refuse_foreign(path: str, found: os.stat_result | None = None, sticky: bool 
     if found is None:
         try:
             found = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # who may not look may not open either
             return
     why = foreign(found, sticky)
     if why:

@@ -705,6 +705,7 @@ def main() -> None:
     with told_by(module):
         if module.params["generation"] is not None and module.params["state"] != "rolled_back":
             raise bad_value("generation", module.params["generation"], "it belongs to state: rolled_back")
+        bpffs.check_text(paths)
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
             proof = proof_of(module, paths)

@@ -201,6 +201,17 @@ def test_the_lock_is_a_file_that_only_its_user_can_open(shared: pathlib.Path, um
     assert lock_files(shared) == [] and not (shared.parent / "facts").exists()
 
 
+def test_the_directory_of_the_lock_files_can_be_locked_too(shared: pathlib.Path) -> None:
+    facts = shared.parent / "facts"
+    with lock.held(str(facts), 0, make=0o755):
+        (facts / "mine").touch()
+        with pytest.raises(lock.Busy):
+            with lock.held(str(facts), 0):
+                pass
+        (facts / "mine").unlink()
+    assert not facts.exists()
+
+
 def test_what_a_killed_run_left_goes_with_the_next_lock(shared: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "facts").mkdir(mode=0o755)
     (tmp_path / "facts/other-0123456789abcdef.lock").touch()
