@@ -305,7 +305,7 @@ def _is_loose() -> bool:
     """Tell whether our mount lets in more than root: releases before this one mounted it so that every user could make a name there."""
     if not _is_ours():
         return False
-    return stat.S_IMODE(os.stat(STANDARD).st_mode) != _MODE or os.statvfs(STANDARD).f_flag & _ATTRIBUTES != _ATTRIBUTES
+    return os.stat(STANDARD).st_mode & 0o777 != _MODE or os.statvfs(STANDARD).f_flag & _ATTRIBUTES != _ATTRIBUTES
 
 
 def _tighten() -> None:

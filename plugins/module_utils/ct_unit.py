@@ -156,8 +156,8 @@ def quoted(word: str, command: bool = False) -> str:
 
     What gets here was checked where it entered. This is for what was not thought of there: a word never becomes two, a line or an expansion.
 
-    >>> quoted("/opt/ct"), quoted("a b%\\n")
-    ('/opt/ct', '"a b%%\\\\n"')
+    >>> quoted("/opt/ct"), quoted("a b%")
+    ('/opt/ct', '"a b%%"')
     """
     word = word.replace("%", "%%").replace("$", "$$") if command else word.replace("%", "%%")
     if word and all(sign.isalnum() or sign in f"{safe_path.SIGNS}[]%$" for sign in word):

@@ -45,8 +45,8 @@ def _fill(jt: int, slots: t.Mapping[int, int]) -> None:
 def c_string(text: str) -> str:
     """Return what stands between the quotes of a C string for a text, whatever is in it: C11, 6.4.5; ``?`` begins a trigraph.
 
-    >>> c_string('/sys/fs/bpf/a"b')
-    '/sys/fs/bpf/a\\042b'
+    >>> print(c_string('/sys/fs/bpf/a"b'))
+    /sys/fs/bpf/a\\042b
     """
     return "".join(sign if sign.isascii() and (sign.isalnum() or sign in safe_path.SIGNS) else "".join(f"\\{byte:03o}" for byte in os.fsencode(sign)) for sign in text)
 
