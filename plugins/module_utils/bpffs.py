@@ -213,7 +213,9 @@ def check(pin_root: str) -> bool:
 def _check_pin_root(pin_root: str) -> None:
     safe_path.check_text("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
     if len(os.fsencode(encode(pin_root))) > _ENCODED_BYTES:
-        raise bad_value("pin_root", pin_root, f"it is too long: {_ENCODED_BYTES} bytes have to be enough for it, with 3 for each '/' and '.'; give a shorter one")
+        raise bad_value(
+            "pin_root", pin_root, f"it is too long: {_ENCODED_BYTES} bytes have to be enough for it, with 3 for each '/' and '.'; give a shorter one"
+        )
 
 
 def check_text(paths: Paths) -> None:

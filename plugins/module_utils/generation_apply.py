@@ -48,7 +48,9 @@ def c_string(text: str) -> str:
     >>> print(c_string('/sys/fs/bpf/a"b'))
     /sys/fs/bpf/a\\042b
     """
-    return "".join(sign if sign.isascii() and (sign.isalnum() or sign in safe_path.SIGNS) else "".join(f"\\{byte:03o}" for byte in os.fsencode(sign)) for sign in text)
+    return "".join(
+        sign if sign.isascii() and (sign.isalnum() or sign in safe_path.SIGNS) else "".join(f"\\{byte:03o}" for byte in os.fsencode(sign)) for sign in text
+    )
 
 
 def remove_tree(directory: str) -> None:

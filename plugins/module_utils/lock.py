@@ -54,9 +54,7 @@ class _Patience(t.NamedTuple):
     def busy(self, who: str) -> Busy:
         """Return the error that names who has it."""
         waited = f"after {self.seconds:g} s {who} still holds it" if self.seconds else f"{who} holds it"
-        return Busy(
-            f"{self.directory}: another run has the lock: {waited}. Wait for it or end it, then try again; lock_timeout says how long to wait."
-        )
+        return Busy(f"{self.directory}: another run has the lock: {waited}. Wait for it or end it, then try again; lock_timeout says how long to wait.")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import os
 import typing as t
 
 from . import safe_path
-from .errors import ConntrackError
+from .errors import ConntrackError, bad_value
 
 RUN_DIR = "/run/netns"
 
@@ -39,7 +39,12 @@ def _call(name: str, *args: t.Any) -> None:
 
 
 def path(name: str) -> str:
-    """Return the path under which C(ip netns) knows the namespace."""
+    """Return the path under which C(ip netns) knows the namespace.
+
+    :raises ConntrackError: it is no name: the path would lead somewhere else.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise bad_value("netns", name, "give the name of a namespace, as ip netns list has it")
     return f"{RUN_DIR}/{name}"
 
 

@@ -31,7 +31,7 @@ options:
   prefix:
     description:
       - The directory below which the files are, C(bin/ct), C(share/man/man8/ct.8) and C(share/bash-completion/completions/ct).
-      - Directories that are missing are made.
+      - Directories that are missing are made. One that is another user's than root, or that others may write to, is refused, since root runs the command.
     type: path
     default: /usr/local
   state_dir:
@@ -117,6 +117,7 @@ def main() -> None:
     with told_by(module):
         if params["state"] == "present" and not params["digest"]:
             raise ConntrackError("digest: it is empty: the module has to be run as ebpf.conntrack.ct_command, whose action part fills it in.")
+        bpffs.check_text(bpffs.Paths(params["pin_root"], params["state_dir"]))  # they get into the command, its manual page and its completion
         want = ct_archive.Want(params["digest"], content) if params["state"] == "present" else None
         plan = ct_archive.converge(params["prefix"], want, module.check_mode, params["lock_timeout"])
     module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections.abc as c
 import contextlib
+import functools
 import grp
 import os
 import pathlib
@@ -113,7 +114,9 @@ def test_an_address_is_nothing_but_an_address(listen: str) -> None:
 
 @pytest.mark.parametrize("group", ["root\nExecStartPre=/bin/sh", "root adm", "%u", "a;b", 'a"b'])
 def test_a_group_is_nothing_but_a_name(group: str) -> None:
-    assert refusal(lambda: service_options.parse_address(group=group)) == f"group: {group!r} is not valid: give the name of a group, of letters, digits and _.-@$."
+    assert (
+        refusal(lambda: service_options.parse_address(group=group)) == f"group: {group!r} is not valid: give the name of a group, of letters, digits and _.-@$."
+    )
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -186,7 +189,12 @@ def test_pins_of_another_user_are_refused(base: pathlib.Path, inside: str) -> No
     paths = bpffs.Paths(str(base.parent))
     path = os.path.normpath(base / inside)
     os.chown(path, 65534, 65534, follow_symlinks=False)
-    message = refusal(lambda: (bpffs.refuse_foreign(paths), bpffs.check_places(paths)))
+
+    def look() -> None:
+        bpffs.refuse_foreign(paths)
+        bpffs.check_places(paths)
+
+    message = refusal(look)
     assert message == f"{path}: it belongs to the user nobody, and root trusts what is there. Look at what it holds, then make it root's, or remove it."
 
 
@@ -196,13 +204,13 @@ def test_a_way_that_others_may_change_is_refused(tmp_path: pathlib.Path) -> None
     (tmp_path / "link").symlink_to(tmp_path / "open/own")
     (tmp_path / "open").chmod(0o777)
     for path in (tmp_path / "open/own", tmp_path / "link", tmp_path / "link/more"):
-        assert refusal(lambda path=path: safe_path.refuse_foreign_way(str(path))).startswith(f"{tmp_path}/open: every user may write to it")
+        assert refusal(functools.partial(safe_path.refuse_foreign_way, str(path))).startswith(f"{tmp_path}/open: every user may write to it")
     (tmp_path / "open").chmod(0o1777)  # nobody can rename what is another's there
     safe_path.refuse_foreign_way(str(tmp_path / "link/more"))
     if os.geteuid() == 0:
         os.chown(tmp_path / "link", 65534, 65534, follow_symlinks=False)
         for path in (tmp_path / "link", tmp_path / "link/more"):
-            assert refusal(lambda path=path: safe_path.refuse_foreign_way(str(path))).startswith(f"{tmp_path}/link: it belongs to the user nobody")
+            assert refusal(functools.partial(safe_path.refuse_foreign_way, str(path))).startswith(f"{tmp_path}/link: it belongs to the user nobody")
 
 
 def test_directories_of_groups(tmp_path: pathlib.Path) -> None:
@@ -250,7 +258,7 @@ def test_what_is_made_has_its_permissions_whatever_the_umask_is(tmp_path: pathli
         safe_path.make_dirs(str(tmp_path / "wide/er"), 0o755)
         safe_path.create(str(tmp_path / "file"), 0o644).close()
         state.write_interfaces(paths, [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}])
-        netlink.write_record("lab", {("", "net/ipv4/ip_forward"): netlink.Recorded("1", None, {})})
+        netlink.write_record("lab", {("", "net/ipv4/ip_forward"): netlink.Recorded("1", 1, {})})
         saved = ct_watch.saving(str(tmp_path / "events"))
         with saved:
             pass
