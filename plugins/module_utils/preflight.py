@@ -23,7 +23,7 @@ import subprocess
 import sys
 import typing as t
 
-from . import attach, bpf, bpffs, chain, ct_archive, ct_status, ct_unit, deps, features, generation, health, netns, soak, state, xdp_modes
+from . import attach, bpf, bpffs, chain, ct_archive, ct_status, ct_unit, deps, features, generation, health, netns, safe_path, soak, state, xdp_modes
 from .errors import ConntrackError
 
 #: How the chain is built; only the first needs a compiler on the host.
@@ -351,9 +351,8 @@ def _uses_jump_table(info: bpf.ProgInfo) -> bool:
 def is_ours(path: str) -> bool:
     """Tell whether a file is one that the collection has made."""
     try:
-        with open(path, "rb") as file:
-            return ct_archive.MARK.encode() in file.read()
-    except OSError:
+        return ct_archive.MARK.encode() in safe_path.read(path)
+    except (OSError, ConntrackError):
         return False
 
 
