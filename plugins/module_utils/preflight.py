@@ -431,20 +431,26 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
         "memory": None,
         "python": sys.version.partition(" ")[0],
     }
-    for check in (lambda: bpffs.check(paths.pin_root), lambda: bpffs.check_places(paths), lambda: state.check(paths)):
+    checks: tuple[tuple[str, str, t.Callable[[], object]], ...] = (
+        ("pin_root", paths.pin_root, lambda: bpffs.check(paths.pin_root)),
+        ("pin_root", paths.pin_root, lambda: bpffs.check_places(paths)),
+        ("state_dir", paths.state_dir, lambda: state.check(paths)),
+    )
+    for field, value, check in checks:
         try:
             check()
         except ConntrackError as exc:
-            problems.append(told("state_dir" if "state_dir" in exc.message else "pin_root", paths.pin_root, exc))
+            problem = told(field, value, exc)
+            if not any(one.problem == problem.problem for one in problems):
+                problems.append(problem)
     free, files = disk_room(state.directory(paths))
     problems += judge_disk(paths.state_dir, free, files)
     result["disk"] = {"path": paths.state_dir, "free_bytes": free}
     if libraries[0].found is not None:  # without it nothing can be asked of BPF; it is a problem, or will be installed
         try:
             problems += _look_bpf(paths, need, result)
-        except ConntrackError as exc:  # what is wrong with pin_root can keep all else from being looked at
-            problem = told("pin_root", paths.pin_root, exc)
-            if problem not in problems:
+        except ConntrackError:
+            if not {"pin_root", "state_dir"} & {problem.field for problem in problems}:  # which keep all else from being looked at
                 raise
     result["problems"] = [problem.as_dict() for problem in problems]
     result["ok"] = not problems
