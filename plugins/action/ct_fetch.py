@@ -14,7 +14,7 @@ import struct
 import typing as t
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_path
+from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_path, safe_path
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flow_report import FILTER_OPTIONS, PIN_ROOT_OPTION
 
@@ -106,8 +106,10 @@ class ActionModule(ActionBase):
         """
         beside = f"{dest}.part"
         try:
-            os.makedirs(os.path.dirname(dest), exist_ok=True)
+            safe_path.make_dirs(os.path.dirname(dest), 0o755)
+            safe_path.create(beside).close()  # who talked to whom is nobody else's business
             self._connection.fetch_file(there, beside)
+            os.chmod(beside, 0o600)
             os.replace(beside, dest)
         except OSError as exc:
             raise bad_value("dest", dest, f"give the path of a file on the controller: {exc.strerror}") from exc

@@ -183,17 +183,18 @@ def prepared(directory: str, name: str, what: str, target: Target, sources: str,
     :param name: what it is called, and ``what`` it is, for people.
     :raises ConntrackError: where it is not there or not good; it says what is wanted, what there is, and how to make it.
     """
-    built = object_file.read(directory, name)
-    if built is None:
+    found = object_file.load(directory, name)
+    if found is None:
         there = "; ".join(f"{one.digest} ({one.shown})" for one in object_file.listed(directory)) or "no object at all"
         raise ConntrackError(
             f"objects: {directory} has not the object that is wanted, {name} ({what}). It has {there}. "
             f"Make it with ebpf.conntrack.xdp_object and the same options, or the playbook build.yml, with dest: {directory}."
         )
+    built, said = found
     path, manifest = object_file.paths(directory, name)
-    object_file.check(built, target, sources, path)
     if args.get("signers"):
-        object_signature.check(manifest, find(os.path.expanduser(str(args["signers"]))))
+        object_signature.check(manifest, said, find(os.path.expanduser(str(args["signers"]))))
+    object_file.check(built, target, sources, path)
     return built
 
 

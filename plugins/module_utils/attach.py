@@ -20,7 +20,7 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, health, interface_select, lock, netlink, netns, plan, ports, verify
+from . import bpf, bpffs, health, interface_select, lock, netlink, netns, plan, ports, safe_path, verify
 from . import state as statedir
 from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
@@ -82,6 +82,8 @@ def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) 
             _check_name(f"{field}.name", name, 15, "an interface's name")
         if namespace is not None:
             _check_name(f"{field}.netns", namespace, 255, "a namespace's name")
+        if name is not None and len(os.fsencode(bpffs.interface_key(namespace, name))) > safe_path.NAME_BYTES:
+            raise bad_value(f"{field}.netns", namespace, f"it is too long: the name of the pin is made of it and of {name}")
         hook = item.get("program") or ""
         if state == "present" and not hook:
             raise ConntrackError(f"{field}.program: is missing: give {' or '.join(HOOKS)}.")
@@ -97,8 +99,9 @@ def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) 
 
 def _check_name(field: str, value: str, limit: int, what: str) -> None:
     """Refuse a name that the kernel refuses (net/core/dev.c, dev_valid_name; a namespace's name is a file's)."""
-    if not value or value in (".", "..") or len(value.encode()) > limit or any(c in "/" or c.isspace() or c == "\0" for c in value):
-        raise bad_value(field, value, f"{what} has 1 to {limit} bytes, no '/' and no white space")
+    signs = value and value not in (".", "..") and value.isprintable() and not any(c == "/" or c.isspace() for c in value)
+    if not signs or len(value.encode()) > limit:
+        raise bad_value(field, value, f"{what} has 1 to {limit} bytes, no '/', no white space and nothing that cannot be printed")
     if limit == 15 and ":" in value:
         raise bad_value(field, value, f"{what} has no ':'")
 
@@ -608,7 +611,7 @@ class Applier:
 
     def _pin(self, link: int, path: str) -> None:
         try:
-            os.makedirs(self.paths.link_dir, mode=0o700, exist_ok=True)
+            safe_path.make_dirs(self.paths.link_dir, 0o700)
             bpf.obj_pin(link, path)
         except Exception:
             bpf.link_detach(link)
@@ -739,6 +742,7 @@ def converge(
     parse(state, interfaces or (), mode)  # before anything is looked at
     if os.geteuid() != 0:
         raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
+    bpffs.check_text(paths)
     bpffs.check(pin_root)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(FileNotFoundError):  # nothing is loaded, which is said below

@@ -23,24 +23,32 @@ import os
 import re
 import stat
 
-from . import lock
+from . import lock, safe_path
 from .errors import ConntrackError, bad_value
 
 #: The one place where a bpffs is mounted when it is missing; every distribution that mounts it does it there.
 STANDARD = "/sys/fs/bpf"
 #: Facts about this boot, for clean-up; a tmpfs.
-RUN_DIR = "/run/ebpf_conntrack"
+RUN_DIR = lock.RUN_DIR
 #: Where it is kept what each generation is made of; see state.py.
 STATE_DIR = "/var/lib/ebpf_conntrack"
 _MOUNT_RECORD = "bpffs"
 
 #: System calls that mount (Linux 5.2), with the same numbers on all machines that share asm-generic/unistd.h; include/uapi/linux/mount.h.
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
-_CLOEXEC, _FSCONFIG_CREATE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 6, 4, -100
+_CLOEXEC, _FSCONFIG_SET_STRING, _FSCONFIG_CREATE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 1, 6, 4, -100
+#: MOUNT_ATTR_* and MS_* are the same for these, and ST_* of statvfs(3) too: nosuid, nodev, noexec.
+_ATTRIBUTES = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
+#: mount(2): MS_REMOUNT | MS_BIND changes the attributes of one mount.
+_REMOUNT = 0x20 | 0x1000
+#: As bpftool, iproute2 and systemd mount it: others have no business there, and could be first at any name.
+_MODE = 0o700
 
 _OURS = "ebpf_conntrack"
 _SWAPPED_IN = "%new"  # a symlink on its way to its place; no name that encode() made ends so
 _LINK, _DIRECTORY = "a symbolic link", "a directory"
+#: As long as a name of a file that is made of a pin_root can be, with something before or behind it.
+_ENCODED_BYTES = safe_path.NAME_BYTES - 32
 #: What the kernel itself puts into a fresh bpffs.
 _PRELOADED = {"maps.debug", "progs.debug"}
 
@@ -179,8 +187,7 @@ def check(pin_root: str) -> bool:
     :return: whether it can be used as it is; False when ensure_mounted() has something to do.
     :raises ConntrackError: when it can not become one: not an absolute path, no bpffs, read-only, no directory.
     """
-    if not os.path.isabs(pin_root) or os.path.normpath(pin_root) != pin_root:
-        raise bad_value("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
+    _check_pin_root(pin_root)
     if _kind(os.path.realpath(pin_root)) not in (None, _DIRECTORY):
         raise bad_value("pin_root", pin_root, "it is not a directory; give a directory on a bpffs")
     point, kind = _mount_of(pin_root)
@@ -199,7 +206,25 @@ def check(pin_root: str) -> bool:
         nearest = os.path.dirname(nearest)
     if os.statvfs(nearest).f_flag & os.ST_RDONLY:
         raise bad_value("pin_root", pin_root, f"the BPF file system at {point} is mounted read-only; remount it: mount -o remount,rw {point}")
-    return nearest == pin_root
+    refuse_foreign(Paths(pin_root))
+    return nearest == pin_root and not (_below_standard(point) and _is_loose())
+
+
+def _check_pin_root(pin_root: str) -> None:
+    safe_path.check_text("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
+    if len(os.fsencode(encode(pin_root))) > _ENCODED_BYTES:
+        raise bad_value(
+            "pin_root", pin_root, f"it is too long: {_ENCODED_BYTES} bytes have to be enough for it, with 3 for each '/' and '.'; give a shorter one"
+        )
+
+
+def check_text(paths: Paths) -> None:
+    """Check what pin_root and the state directory are called; nothing is looked at.
+
+    :raises ConntrackError: naming the option and the mend.
+    """
+    _check_pin_root(paths.pin_root)
+    safe_path.check_text("state_dir", paths.state_dir, f"give the absolute path of a directory, as {STATE_DIR}")
 
 
 def _below_standard(path: str) -> bool:
@@ -221,7 +246,9 @@ def ensure_mounted(pin_root: str) -> bool:
         return False
     if not mounted(pin_root):
         _mount()
-    os.makedirs(pin_root, mode=0o700, exist_ok=True)
+    elif _is_loose():
+        _tighten()
+    safe_path.make_dirs(pin_root, 0o700)
     return True
 
 
@@ -240,12 +267,13 @@ def _mount() -> None:
             return
         context = _system_call(_FSOPEN, b"bpf", _CLOEXEC)
         stack.callback(os.close, context)
+        _system_call(_FSCONFIG, context, _FSCONFIG_SET_STRING, b"mode", f"{_MODE:o}".encode(), 0)
         _system_call(_FSCONFIG, context, _FSCONFIG_CREATE, None, None, 0)
-        mount = _system_call(_FSMOUNT, context, _CLOEXEC, 0)
+        mount = _system_call(_FSMOUNT, context, _CLOEXEC, _ATTRIBUTES)
         stack.callback(os.close, mount)
         try:
-            with open(_record(), "w", encoding="ascii") as record:
-                record.write(f"{os.fstat(mount).st_dev}\n")
+            with safe_path.create(_record()) as record:
+                record.write(f"{os.fstat(mount).st_dev}\n".encode())
             _system_call(_MOVE_MOUNT, mount, b"", _AT_FDCWD, STANDARD.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -266,6 +294,30 @@ def _system_call(number: int, *args: int | bytes | None) -> int:
     return result
 
 
+def _is_ours() -> bool:
+    """Tell whether what is mounted is what _mount() mounted; a record that a killed run left half written tells of no mount."""
+    try:
+        with open(_record(), encoding="ascii") as lines:
+            return lines.read().strip() == str(os.stat(STANDARD).st_dev)
+    except FileNotFoundError:
+        return False
+
+
+def _is_loose() -> bool:
+    """Tell whether our mount lets in more than root: releases before this one mounted it so that every user could make a name there."""
+    if not _is_ours():
+        return False
+    return os.stat(STANDARD).st_mode & 0o777 != _MODE or os.statvfs(STANDARD).f_flag & _ATTRIBUTES != _ATTRIBUTES
+
+
+def _tighten() -> None:
+    """Give our mount the permissions and attributes that a new one gets. Mounts of others stay as they are."""
+    os.chmod(STANDARD, _MODE)
+    if ctypes.CDLL(None, use_errno=True).mount(None, STANDARD.encode(), None, ctypes.c_ulong(_REMOUNT | _ATTRIBUTES), None) != 0:
+        code = ctypes.get_errno()
+        raise ConntrackError(f"mount -o remount,bind,nosuid,nodev,noexec {STANDARD}: {os.strerror(code)} ({errno.errorcode.get(code, code)}).")
+
+
 def _rmdir(directory: str) -> None:
     with contextlib.suppress(OSError):  # not there, others keep something in it, or a mount point
         os.rmdir(directory)
@@ -280,7 +332,7 @@ def _rmdir_alone(directory: str, *inside: str) -> None:
 
 def tidy_run_dir() -> None:
     """Remove RUN_DIR where nothing is in it."""
-    _rmdir_alone(RUN_DIR)
+    lock.tidy()
 
 
 def release(pin_root: str) -> None:
@@ -295,10 +347,8 @@ def release(pin_root: str) -> None:
 
 
 def _unmount() -> None:
-    """Take our mount and its record away where nothing is in it. A record that a killed run left half written tells of no mount that was made."""
-    with open(_record(), encoding="ascii") as lines:
-        device = lines.read().strip()
-    if os.path.isdir(STANDARD) and str(os.stat(STANDARD).st_dev) == device:
+    """Take our mount and its record away where nothing is in it."""
+    if _is_ours():
         if set(os.listdir(STANDARD)) - _PRELOADED:
             return
         if ctypes.CDLL(None, use_errno=True).umount2(STANDARD.encode(), 0) != 0:
@@ -319,6 +369,7 @@ def check_symlink(path: str, target_prefix: str) -> None:
         return
     if kind != _LINK:
         raise ConntrackError(f"{path} is {kind} of somebody else. Move it away, or give another pin_root.")
+    safe_path.refuse_foreign(path)
     with contextlib.suppress(FileNotFoundError):  # another run has just taken it away
         target = os.readlink(path)
         if not target.startswith(target_prefix):
@@ -348,6 +399,29 @@ def check_places(paths: Paths) -> None:
         kind = _kind(path)
         if kind not in (None, _DIRECTORY):
             raise ConntrackError(f"{path} is {kind} of somebody else. Move it away, or give another pin_root.")
+
+
+def refuse_foreign(paths: Paths) -> None:
+    """Refuse a pin_root where somebody else than root could change what is pinned: its directory, those above it, our directories and all pins in them.
+
+    In a BPF file system that every user may write to, anybody can be the first to make ``ebpf_conntrack``, and owns it then.
+
+    :raises ConntrackError: naming the path, and who could change it.
+    """
+    safe_path.refuse_foreign_way(paths.base)
+    safe_path.refuse_foreign(paths.base)
+    for where, directories, files in os.walk(paths.base):
+        for name in (*directories, *files):
+            safe_path.refuse_foreign(os.path.join(where, name))
+
+
+def refuse_foreign_names(paths: Paths) -> None:
+    """Refuse only what lies in pin_root itself, below which others can then change nothing: a reader looks each time, since it could be another by now.
+
+    :raises ConntrackError: see refuse_foreign().
+    """
+    for path in (paths.base, *paths.seed_links()):
+        safe_path.refuse_foreign(path)
 
 
 def swap_symlink(target: str, path: str) -> None:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import typing as t
 
-from . import build_bcc, chain, features, lock, object_file
+from . import build_bcc, chain, features, lock, object_file, safe_path
 from .errors import ConntrackError, bad_value
 from .object_file import Built, Manifest, Target
 
@@ -137,6 +137,7 @@ def cached(directory: str, name: str, compiler: str, make: t.Callable[[], Built]
     :param name: what it is called.
     :raises ConntrackError: see version() and build().
     """
+    safe_path.refuse_foreign_way(os.path.join(directory, name))  # what lies there is loaded by root
     there = object_file.read(directory, name) if os.path.isdir(directory) else None
     if _fits(there, compiler):
         return t.cast("Built", there), False

@@ -23,7 +23,7 @@ import typing as t
 import zipfile
 import zlib
 
-from . import flow_file, lock
+from . import flow_file, lock, safe_path
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
@@ -133,12 +133,12 @@ def is_current(data: bytes, digest: str) -> bool:
 
 # ---------------------------------------------------------------- the files
 def _read(path: str) -> tuple[bytes, int] | None:
-    """Return a file's content and permissions; None where there is none."""
+    """Return a file's content and permissions; None where there is none. One that is another user's is not current, whatever it holds."""
     try:
-        with open(path, "rb") as file:
-            return file.read(), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        found, data = os.stat(path), safe_path.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return data, -1 if found.st_uid not in (0, os.geteuid()) else stat.S_IMODE(found.st_mode)
 
 
 def converge(prefix: str, want: Want | None, check_mode: bool = False, patience: float = lock.SECONDS) -> Plan:
@@ -146,10 +146,9 @@ def converge(prefix: str, want: Want | None, check_mode: bool = False, patience:
 
     :param want: what the files are to be made of; None where they are to be absent.
     :param patience: how long to wait for another run, in seconds.
-    :raises ConntrackError: for a file of somebody else, and what the file system refuses.
+    :raises ConntrackError: for a file of somebody else, directories that others may write to, and what the file system refuses.
     """
-    if not os.path.isabs(prefix) or os.path.normpath(prefix) != prefix:
-        raise bad_value("prefix", prefix, f"give the absolute path of a directory, as {PREFIX}")
+    check_prefix(prefix)
     try:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError):  # then there is nothing that another run could be at
@@ -169,6 +168,18 @@ def converge(prefix: str, want: Want | None, check_mode: bool = False, patience:
             raise
         raise bad_value("prefix", prefix, f"{exc.filename}: {exc.strerror}; run as root, or give another directory") from exc
     return plan
+
+
+def check_prefix(prefix: str) -> None:
+    """Check where the command is, or is to be: root runs it, so nobody else may put another one there.
+
+    :raises ConntrackError: naming the prefix, or the directory that others may write to.
+    """
+    safe_path.check_text("prefix", prefix, f"give the absolute path of a directory, as {PREFIX}")
+    if os.path.lexists(prefix) and not os.path.isdir(prefix):
+        raise bad_value("prefix", prefix, f"it is not a directory; give one, as {PREFIX}")
+    for name in (COMMAND, MANUAL, COMPLETION):
+        safe_path.refuse_foreign_way(os.path.join(prefix, name))
 
 
 def _refuse_foreign(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -> None:
@@ -202,7 +213,7 @@ def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -
 
 
 def shown(data: bytes, mode: int) -> str:
-    return f"mode {mode:04o}, sha256 {hashlib.sha256(data).hexdigest()[:16]}"
+    return f"{'of another user' if mode < 0 else f'mode {mode:04o}'}, sha256 {hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def _apply(step: Step) -> None:
@@ -210,6 +221,6 @@ def _apply(step: Step) -> None:
         os.unlink(step.name)
         return
     data, mode = step.args
-    os.makedirs(os.path.dirname(step.name), mode=0o755, exist_ok=True)
+    safe_path.make_dirs(os.path.dirname(step.name), 0o755)
     with flow_file.replacing(step.name, mode, dry=False) as file:
         file.write(data)

@@ -800,6 +800,7 @@ def main(argv: t.Sequence[str] | None = None, pin_root: str = bpffs.STANDARD, st
     args = parser(pin_root, state_dir).parse_args(argv)
     who = f"ct {args.command}"
     try:
+        bpffs.check_text(bpffs.Paths(args.pin_root, args.state_dir))
         return int(args.run(args))
     except Misused as exc:
         _complain(who, exc.message)

@@ -206,8 +206,12 @@ class Service:
         """Follow what is written down, and the namespaces in it; return the seconds until the next look."""
         stamp = state.interfaces_stamp(self._paths)
         if stamp != self._recorded:
-            self._recorded, self._wanted = stamp, state.interfaces(self._paths)
+            self._recorded, self._wanted = stamp, []
             self._refused.clear()
+            try:
+                self._wanted = state.interfaces(self._paths)
+            except (ConntrackError, OSError) as exc:  # somebody else may have changed it: it is named, and nothing is attached by it
+                self._complain("", str(exc))
             self._due["attach"] = 0.0
         if events.look({item["netns"] for item in self._wanted}):
             self._due["attach"] = 0.0

@@ -12,7 +12,7 @@ import subprocess
 import time
 import typing as t
 
-from . import bpffs, ct_archive, flow_file, lock, service_options
+from . import bpffs, ct_archive, flow_file, lock, safe_path, service_options
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
@@ -36,7 +36,7 @@ After=local-fs.target
 Wants=network-pre.target
 Before=network-pre.target shutdown.target
 Conflicts=shutdown.target
-RequiresMountsFor={state_dir} {command}
+RequiresMountsFor={state_dir} {needed}
 StartLimitIntervalSec=0
 
 [Service]
@@ -54,7 +54,7 @@ RuntimeDirectoryPreserve=yes
 CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN
 NoNewPrivileges=yes
 ProtectSystem=strict
-ReadWritePaths={pin_root} -{state_dir}
+ReadWritePaths={pin_root} {optional_state_dir}
 ReadOnlyPaths=/sys /proc/sys -/proc/sysrq-trigger -/proc/irq -/proc/bus -/proc/fs
 ProtectHome=yes
 PrivateTmp=yes
@@ -105,12 +105,14 @@ class Want:
         tcp = address is not None and bool(address.host)
         return _TEXT.format(
             mark=ct_archive.MARK,
-            command=self.command,
-            pin_root=options.paths.pin_root,
-            state_dir=options.paths.state_dir,
+            command=quoted(self.command, True),
+            needed=quoted(self.command),
+            pin_root=quoted(options.paths.pin_root),
+            optional_state_dir=quoted(f"-{options.paths.state_dir}"),
+            state_dir=quoted(options.paths.state_dir),
             runtime=os.path.basename(bpffs.RUN_DIR),
-            words=" ".join(self.words),
-            group=f"SupplementaryGroups={address.group}\n" if address is not None and address.group else "",
+            words=" ".join(quoted(word, True) for word in self.words),
+            group=f"SupplementaryGroups={quoted(address.group)}\n" if address is not None and address.group else "",
             families=" AF_INET AF_INET6" if tcp else "",
             allowed="IPAddressAllow=localhost\n" if tcp else "",
         )
@@ -135,16 +137,33 @@ class Have:
     :ivar text: of its file, None where there is none.
     :ivar shown: what systemctl shows of it, by property.
     :ivar older: whether it was started before its file or the command was last changed.
+    :ivar loose: whether others than root could have changed its file.
     """
 
     text: str | None
     shown: t.Mapping[str, str]
     older: bool = False
+    loose: bool = False
 
     @property
     def runs(self) -> bool:
         """Whether it runs."""
         return self.shown.get("ActiveState") in ("active", "reloading")
+
+
+def quoted(word: str, command: bool = False) -> str:
+    """Return a word as a unit has it: systemd.syntax(7), quoting; specifiers of systemd.unit(5); and ``$`` in commands, systemd.service(5).
+
+    What gets here was checked where it entered. This is for what was not thought of there: a word never becomes two, a line or an expansion.
+
+    >>> quoted("/opt/ct"), quoted("a b%")
+    ('/opt/ct', '"a b%%"')
+    """
+    word = word.replace("%", "%%").replace("$", "$$") if command else word.replace("%", "%%")
+    if word and all(sign.isalnum() or sign in f"{safe_path.SIGNS}[]%$" for sign in word):
+        return word
+    escaped = "".join(f"\\x{ord(sign):02x}" if ord(sign) < 0x20 or ord(sign) == 0x7F else f"\\{sign}" if sign in '\\"' else sign for sign in word)
+    return f'"{escaped}"'
 
 
 def booted() -> bool:
@@ -174,21 +193,22 @@ def observe(want: Want, directory: str = DIRECTORY) -> Have:
     :raises ConntrackError: for a unit of somebody else.
     """
     path = os.path.join(directory, NAME)
-    text = None
-    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
-        text = file.read()
+    text, loose = None, False
+    with contextlib.suppress(FileNotFoundError):
+        loose = bool(safe_path.foreign(os.stat(path)))
+        text = None if os.path.islink(path) and os.path.realpath(path) == os.devnull else safe_path.read(path).decode(errors="replace")
     if text is not None and ct_archive.MARK not in text:
         raise ConntrackError(f"{path} is not the collection's. Move it, or give the role xdp_ct_service: false.")
     shown = dict(line.split("=", 1) for line in _systemctl("show", NAME, f"--property={','.join(_SHOWN)}").splitlines() if "=" in line)
     started = int(shown.get("ExecMainStartTimestampMonotonic") or 0) / 1e6 + time.time() - time.monotonic()
-    return Have(text, shown, any(os.path.exists(one) and os.stat(one).st_mtime > started for one in (path, want.command)))
+    return Have(text, shown, any(os.path.exists(one) and os.stat(one).st_mtime > started for one in (path, want.command)), loose)
 
 
 def plan_present(have: Have, want: Want, directory: str = DIRECTORY) -> Plan:
     """Return the steps to a service that runs and will after a reboot. Pure."""
     path, steps = os.path.join(directory, NAME), []
-    if have.text != want.text:
-        reason = "there is none" if have.text is None else "it has other settings, or is of another version"
+    if have.text != want.text or have.loose:
+        reason = "there is none" if have.text is None else "others may write to it" if have.loose else "it has other settings, or is of another version"
         steps.append(Step("create" if have.text is None else "change", "file", path, reason, _digest(have.text), _digest(want.text), want.text))
     if steps or have.shown.get("NeedDaemonReload") == "yes":
         steps.append(Step("reload", "systemd", "units", "the unit changed"))
@@ -240,11 +260,7 @@ def converge(state: str, want: Want, check_mode: bool = False, patience: float =
     :raises ConntrackError: for a bad option, a unit of somebody else, and what systemd refuses.
     """
     service_options.check(want.options)
-    paths, address = want.options.paths, want.options.address or service_options.Address()
-    named = {"prefix": want.prefix, "pin_root": paths.pin_root, "state_dir": paths.state_dir, "socket": address.socket or service_options.SOCKET}
-    for field, value in named.items():
-        if not os.path.isabs(value) or os.path.normpath(value) != value or any(sign.isspace() or sign in "%\"'\\$" for sign in value):
-            raise bad_value(field, value, "give an absolute path without white space, quotes, '%', '$' and '\\'")
+    ct_archive.check_prefix(want.prefix)
     with lock.held(directory, patience):
         have = observe(want, directory)
         plan = plan_present(have, want, directory) if state == "present" else plan_absent(have, directory)

@@ -288,7 +288,7 @@ def saving(path: str | None) -> t.ContextManager[t.BinaryIO | None]:
     :raises ConntrackError: where it can not be written.
     """
     try:
-        return contextlib.nullcontext(None) if path is None else open(path, "wb")
+        return contextlib.nullcontext(None) if path is None else os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
     except OSError as exc:
         raise bad_value("save", path, f"{exc.strerror}; give the path of a file that can be written") from exc
 

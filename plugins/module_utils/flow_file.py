@@ -106,6 +106,20 @@ def _remove(name: str, directory: int) -> None:
         os.unlink(name, dir_fd=directory)
 
 
+def _regular(path: str) -> t.BinaryIO | None:
+    """Open a file; None where there is none, or something else, as a named pipe that somebody put there, for which a run would wait."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # ENXIO: a socket
+            return None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return None
+    return os.fdopen(fd, "rb")
+
+
 class _Replacement:
     """The new content of a file, compared with the old one as it is written.
 
@@ -114,9 +128,7 @@ class _Replacement:
 
     def __init__(self, out: t.BinaryIO, dest: str, mode: int) -> None:
         self._out = out
-        self._old: t.BinaryIO | None = None
-        with contextlib.suppress(FileNotFoundError):
-            self._old = open(dest, "rb")  # noqa: SIM115
+        self._old = _regular(dest)
         self.changed = self._old is None or stat.S_IMODE(os.fstat(self._old.fileno()).st_mode) != mode
 
     def write(self, piece: bytes) -> None:

@@ -57,6 +57,7 @@ class FlowTables:
 
     def __init__(self, pin_root: str) -> None:
         self._paths = bpffs.Paths(pin_root)
+        bpffs.refuse_foreign_names(self._paths)
         with contextlib.ExitStack() as fds:
             self._stats = self._open("stats", fds)
             self._deletions = self._open("deletions", fds)

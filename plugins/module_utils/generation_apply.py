@@ -12,7 +12,7 @@ import struct
 import time
 import typing as t
 
-from . import bpf, bpffs, build_bcc, chain, guests, handover, load_object, schema, state, verify
+from . import bpf, bpffs, build_bcc, chain, guests, handover, load_object, safe_path, schema, state, verify
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_model import BCC, Have, Want
@@ -40,6 +40,17 @@ def _fill(jt: int, slots: t.Mapping[int, int]) -> None:
         bpf.map_update(jt, _U32.pack(slot), _U32.pack(fd))
         if bpf.map_lookup(jt, _U32.pack(slot), _U32.size) != _U32.pack(bpf.prog_info(fd).id):
             raise ConntrackError(f"slot {slot} of the jump table does not hold the program that was put there. Nothing was attached.")
+
+
+def c_string(text: str) -> str:
+    """Return what stands between the quotes of a C string for a text, whatever is in it: C11, 6.4.5; ``?`` begins a trigraph.
+
+    >>> print(c_string('/sys/fs/bpf/a"b'))
+    /sys/fs/bpf/a\\042b
+    """
+    return "".join(
+        sign if sign.isascii() and (sign.isalnum() or sign in safe_path.SIGNS) else "".join(f"\\{byte:03o}" for byte in os.fsencode(sign)) for sign in text
+    )
 
 
 def remove_tree(directory: str) -> None:
@@ -86,7 +97,7 @@ class _Builder:
         remove_tree(building)
         try:
             for name in ("prog", "map"):
-                os.makedirs(os.path.join(building, name), mode=0o700)
+                safe_path.make_dirs(os.path.join(building, name), 0o700)
             map_dir = os.path.join(building, "map")
             state.write(self.paths, number, self.want)
             inherited = step.args.inherited if isinstance(step.args, Legacy) else None
@@ -125,7 +136,7 @@ class _Builder:
         """Load every program; return a file descriptor by name."""
         want = self.want
         if want.build == BCC:
-            return build_bcc.build(want.text.replace(MAP_DIR, map_dir), want.headers)
+            return build_bcc.build(want.text.replace(MAP_DIR, c_string(map_dir)), want.headers)
         if want.object is None:
             raise ConntrackError("what is there changed meanwhile, so that an object is needed, which was not asked for. Run it again.")
         return load_object.load(want.object.data, want.text, map_dir)
@@ -182,7 +193,9 @@ class _Builder:
         with contextlib.ExitStack() as undo:
             # each is undone also where it fails itself, for then it can be on the disk without being safe there
             if step.args is not None:
-                before = state.read(self.paths, number)
+                before = None
+                with contextlib.suppress(ConntrackError):  # what somebody else may have changed does not come back
+                    before = state.read(self.paths, number)
                 undo.callback(state.forget_generation, self.paths, number) if before is None else undo.callback(state.write, self.paths, number, before)
                 state.write(self.paths, number, step.args)
             if self.have.state.active != number:

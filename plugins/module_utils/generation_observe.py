@@ -58,6 +58,7 @@ def observe(paths: Paths) -> Have:
     :raises ConntrackError: for a user that may not.
     """
     have = Have(no_paths=tuple(path for path in paths.seed_links() if not os.path.lexists(path)), state=state.look(paths))
+    bpffs.refuse_foreign_names(paths)
     if not bpffs.mounted(paths.pin_root):
         return have
     number, links = health.active(paths), health.look_links(paths)

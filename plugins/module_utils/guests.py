@@ -15,7 +15,7 @@ import re
 import struct
 import typing as t
 
-from . import bpf, chain
+from . import bpf, chain, safe_path
 from .errors import ConntrackError, bad_value
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -186,6 +186,9 @@ def pinned_here(guests: t.Sequence[Guest]) -> tuple[Pinned, ...]:
 
 def _pinned_here(guest: Guest, path: str) -> Pinned:
     field = f"{guest.field}.pinned"
+    safe_path.check_text(field, path, "give the absolute path of a program that is pinned on the target")
+    safe_path.refuse_foreign_way(path)
+    safe_path.refuse_foreign(path)
     try:
         fd = bpf.obj_get(path)
     except bpf.BpfError as exc:

@@ -31,7 +31,7 @@ import time
 import types
 import typing as t
 
-from . import lock, netns, topology, topology_plan
+from . import lock, netns, safe_path, topology, topology_plan
 from . import plan as plans
 from .errors import ConntrackError, bad_value
 from .interface_select import Candidate
@@ -705,9 +705,8 @@ def write_record(lab: str, record: t.Mapping[SysctlKey, Recorded]) -> None:
         return
     entries = [{"netns": name, "path": sysctl, "wanted": r.wanted, "inode": r.inode, "previous": dict(r.previous)} for (name, sysctl), r in record.items()]
     try:
-        with open(path + _UNFINISHED, "w", encoding="utf-8") as file:
-            json.dump({"lab": lab, "sysctls": entries}, file, indent=1)
-            file.write("\n")
+        with safe_path.create(path + _UNFINISHED) as file:
+            file.write((json.dumps({"lab": lab, "sysctls": entries}, indent=1) + "\n").encode())
         os.replace(path + _UNFINISHED, path)
     except BaseException:
         _end_write(lab)
@@ -721,9 +720,9 @@ def _end_write(lab: str) -> None:
 
 
 def _unfinished(lab: str) -> bool:
-    """Tell whether a killed run left half a record, or the directory without one."""
+    """Tell whether a killed run left half a record, or the directory without one, but for its lock."""
     try:
-        return os.listdir(topology.RECORD_DIR) == [] or os.path.exists(topology.record_path(lab) + _UNFINISHED)
+        return all(name.endswith(lock.SUFFIX) for name in os.listdir(topology.RECORD_DIR)) or os.path.exists(topology.record_path(lab) + _UNFINISHED)
     except FileNotFoundError:
         return False
 

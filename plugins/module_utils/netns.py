@@ -18,7 +18,8 @@ import errno
 import os
 import typing as t
 
-from .errors import ConntrackError
+from . import safe_path
+from .errors import ConntrackError, bad_value
 
 RUN_DIR = "/run/netns"
 
@@ -38,7 +39,12 @@ def _call(name: str, *args: t.Any) -> None:
 
 
 def path(name: str) -> str:
-    """Return the path under which C(ip netns) knows the namespace."""
+    """Return the path under which C(ip netns) knows the namespace.
+
+    :raises ConntrackError: it is no name: the path would lead somewhere else.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise bad_value("netns", name, "give the name of a namespace, as ip netns list has it")
     return f"{RUN_DIR}/{name}"
 
 
@@ -162,7 +168,7 @@ def anonymous() -> t.Iterator[None]:
 
 def prepare_run_dir() -> None:
     """Make /run/netns a shared mount, as C(ip netns add) does, so that every mount namespace sees what is mounted there."""
-    os.makedirs(RUN_DIR, mode=0o755, exist_ok=True)
+    safe_path.make_dirs(RUN_DIR, 0o755)
     where = RUN_DIR.encode()
     try:
         _call("mount", b"none", where, b"none", _MS_SHARED | _MS_REC, None)

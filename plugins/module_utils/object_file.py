@@ -17,7 +17,7 @@ import os
 import re
 import typing as t
 
-from . import chain, guests
+from . import chain, guests, safe_path
 from .errors import ConntrackError
 
 #: Of the manifest.
@@ -118,7 +118,7 @@ def parse(text: str, where: str) -> Manifest:
         manifest.shown  # noqa: B018  raises for what has not its type
         if not isinstance(manifest.layout, int) or not _DIGEST.fullmatch(manifest.digest):
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ConntrackError(f"{where}: this is no manifest of format {FORMAT}. Make the object again with xdp_object.") from None
     return manifest
 
@@ -161,21 +161,31 @@ def paths(directory: str, digest: str) -> tuple[str, str]:
 def read(directory: str, digest: str) -> Built | None:
     """Return an object; None where there is none of that name. What it is worth says check().
 
-    :raises ConntrackError: where it can not be read, or only one of its two files is there.
+    :raises ConntrackError: see load().
+    """
+    found = load(directory, digest)
+    return None if found is None else found[0]
+
+
+def load(directory: str, digest: str) -> tuple[Built, bytes] | None:
+    """Return an object, and its manifest as the file has it, which is what was signed; None where there is none of that name.
+
+    Each file is read once. Who checks what was read must check these bytes, and not the file again.
+
+    :raises ConntrackError: where it cannot be read, is no regular file, or only one of its two files is there.
     """
     path, manifest = paths(directory, digest)
     if not os.path.lexists(path) and not os.path.lexists(manifest):
         return None
     try:
-        with open(manifest, encoding="utf-8") as file:
-            said = parse(file.read(), manifest)
-        with open(path, "rb") as file:
-            data = file.read()
+        text = safe_path.read(manifest)
+        said = parse(text.decode(), manifest)
+        data = safe_path.read(path)
     except (OSError, UnicodeDecodeError) as exc:
         raise ConntrackError(f"{getattr(exc, 'filename', None) or manifest}: it can not be read: {getattr(exc, 'strerror', None) or exc}.") from exc
     if said.digest != digest:
         raise ConntrackError(f"{manifest}: it is the manifest of {said.digest}. Files of objects must not be renamed.")
-    return Built(said, data)
+    return Built(said, data), text
 
 
 def listed(directory: str) -> list[Manifest]:
@@ -185,8 +195,8 @@ def listed(directory: str) -> list[Manifest]:
         for name in sorted(os.listdir(directory)):
             stem, dummy, suffix = name.rpartition(".")
             if suffix == "json" and _DIGEST.fullmatch(stem):
-                with contextlib.suppress(ConntrackError, OSError, UnicodeDecodeError), open(os.path.join(directory, name), encoding="utf-8") as file:
-                    found.append(parse(file.read(), name))
+                with contextlib.suppress(ConntrackError, OSError, UnicodeDecodeError):
+                    found.append(parse(safe_path.read(os.path.join(directory, name)).decode(), name))
     return found
 
 
@@ -199,8 +209,8 @@ def write(directory: str, built: Built) -> None:
     for name, data in ((path, built.data), (manifest, built.manifest.as_text().encode())):
         unfinished = f"{name}.{os.getpid()}.new"
         try:
-            os.makedirs(directory, exist_ok=True)
-            with open(unfinished, "wb") as file:
+            safe_path.make_dirs(directory, 0o755)
+            with safe_path.create(unfinished, 0o644) as file:
                 file.write(data)
             os.rename(unfinished, name)
         except OSError as exc:

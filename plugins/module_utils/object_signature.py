@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import typing as t
 
+from . import safe_path
 from .errors import ConntrackError, bad_value
 
 NAMESPACE = "ebpf-conntrack"
@@ -27,10 +29,13 @@ def _ssh_keygen(*arguments: str, data: bytes = b"") -> tuple[bool, str]:
     return done.returncode == 0, (done.stdout if not done.returncode else done.stderr + done.stdout).decode(errors="replace").strip()
 
 
-def check(manifest: str, signers: str) -> str:
+def check(manifest: str, data: bytes, signers: str) -> str:
     """Check the signature of a manifest; return who signed it.
 
+    Neither the manifest nor its signature is opened by anybody else: what lies there may be another one by then.
+
     :param manifest: its path; the signature lies beside it.
+    :param data: what was read there, the very bytes that are acted on.
     :param signers: a file of allowed signers, as ssh-keygen(1) describes it.
     :raises ConntrackError: where it is not signed, or not by one of them.
     """
@@ -38,14 +43,20 @@ def check(manifest: str, signers: str) -> str:
     how = f"Sign it with: ssh-keygen -Y sign -f KEY -n {NAMESPACE} {manifest}"
     if not os.access(signers, os.R_OK) or not os.path.isfile(signers):
         raise bad_value("signers", signers, "give a readable file of allowed signers, see ssh-keygen(1)")
-    if not os.path.exists(signature):
-        raise ConntrackError(f"{manifest}: it is not signed, {signature} is missing, and signers asks for a signature. {how}")
-    with open(manifest, "rb") as file:
-        data = file.read()
-    known, words = _ssh_keygen("find-principals", "-f", signers, "-s", signature)
-    said = words
-    for who in t.cast("list[str]", words.splitlines() if known else []):
-        fine, said = _ssh_keygen("verify", "-f", signers, "-I", who, "-n", NAMESPACE, "-s", signature, data=data)
-        if fine:
-            return who
+    try:
+        signed = safe_path.read(signature)
+    except FileNotFoundError:
+        raise ConntrackError(f"{manifest}: it is not signed, {signature} is missing, and signers asks for a signature. {how}") from None
+    except OSError as exc:
+        raise ConntrackError(f"{signature}: it cannot be read: {exc.strerror}.") from exc
+    with tempfile.TemporaryDirectory(prefix="ebpf_conntrack.") as directory:
+        own = os.path.join(directory, "signature")
+        with safe_path.create(own) as file:
+            file.write(signed)
+        known, words = _ssh_keygen("find-principals", "-f", signers, "-s", own)
+        said = words
+        for who in t.cast("list[str]", words.splitlines() if known else []):
+            fine, said = _ssh_keygen("verify", "-f", signers, "-I", who, "-n", NAMESPACE, "-s", own, data=data)
+            if fine:
+                return who
     raise ConntrackError(f"{manifest}: its signature is not good, or not of one of {signers}: {said or 'nobody of them signed it'}. {how}")

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import typing as t
 
-from . import attach, bpf, bpffs, chain, ct_archive, ct_status, ct_unit, deps, features, generation, health, netns, soak, state, xdp_modes
+from . import attach, bpf, bpffs, chain, ct_archive, ct_status, ct_unit, deps, features, generation, health, netns, safe_path, soak, state, xdp_modes
 from .errors import ConntrackError
 
 #: How the chain is built; only the first needs a compiler on the host.
@@ -351,9 +351,8 @@ def _uses_jump_table(info: bpf.ProgInfo) -> bool:
 def is_ours(path: str) -> bool:
     """Tell whether a file is one that the collection has made."""
     try:
-        with open(path, "rb") as file:
-            return ct_archive.MARK.encode() in file.read()
-    except OSError:
+        return ct_archive.MARK.encode() in safe_path.read(path)
+    except (OSError, ConntrackError):
         return False
 
 
@@ -432,16 +431,27 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
         "memory": None,
         "python": sys.version.partition(" ")[0],
     }
-    for check in (lambda: bpffs.check(paths.pin_root), lambda: bpffs.check_places(paths), lambda: state.check(paths)):
+    checks: tuple[tuple[str, str, t.Callable[[], object]], ...] = (
+        ("pin_root", paths.pin_root, lambda: bpffs.check(paths.pin_root)),
+        ("pin_root", paths.pin_root, lambda: bpffs.check_places(paths)),
+        ("state_dir", paths.state_dir, lambda: state.check(paths)),
+    )
+    for field, value, check in checks:
         try:
             check()
         except ConntrackError as exc:
-            problems.append(told("state_dir" if "state_dir" in exc.message else "pin_root", paths.pin_root, exc))
+            problem = told(field, value, exc)
+            if not any(one.problem == problem.problem for one in problems):
+                problems.append(problem)
     free, files = disk_room(state.directory(paths))
     problems += judge_disk(paths.state_dir, free, files)
     result["disk"] = {"path": paths.state_dir, "free_bytes": free}
     if libraries[0].found is not None:  # without it nothing can be asked of BPF; it is a problem, or will be installed
-        problems += _look_bpf(paths, need, result)
+        try:
+            problems += _look_bpf(paths, need, result)
+        except ConntrackError:
+            if not {"pin_root", "state_dir"} & {problem.field for problem in problems}:  # which keep all else from being looked at
+                raise
     result["problems"] = [problem.as_dict() for problem in problems]
     result["ok"] = not problems
     return result

@@ -47,6 +47,7 @@ def put_back(paths: bpffs.Paths, before: t.Mapping[str, t.Any], prefix: str, che
     :raises ConntrackError: where it can not be done, the generation being gone for one.
     """
     check(before)
+    bpffs.check_text(paths)
     bpffs.check(paths.pin_root)
     plan: Plan = []
     warnings: list[str] = []

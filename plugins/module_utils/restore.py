@@ -36,6 +36,7 @@ def load(paths: bpffs.Paths, check_mode: bool = False, patience: float = lock.SE
     :raises NothingKept: where none is loaded, and none was before the reboot.
     :raises ConntrackError: where it can not be told what it is made of, and see reload.load().
     """
+    bpffs.check_text(paths)
     bpffs.check(paths.pin_root)
     have = generation.observe(paths)
     broken = [fault for mend in _MENDED for fault in health.mended_by(have.faults, mend)]

@@ -14,7 +14,7 @@ import ipaddress
 import os
 import typing as t
 
-from . import bpffs
+from . import bpffs, safe_path
 from .errors import bad_value
 
 UNIT = "ct.service"
@@ -50,8 +50,10 @@ def parse_address(path: str | None = None, listen: str | None = None, group: str
     """
     if listen is None:
         where = SOCKET if path is None else path
-        if not os.path.isabs(where) or os.path.normpath(where) != where or len(os.fsencode(where)) > _SOCKET_PATH_BYTES:
-            raise bad_value("socket", where, f"give the absolute path of a socket, of {_SOCKET_PATH_BYTES} bytes at most")
+        mend = f"give the absolute path of a socket, of {_SOCKET_PATH_BYTES} bytes at most"
+        safe_path.check_text("socket", where, mend)
+        if len(os.fsencode(where)) > _SOCKET_PATH_BYTES:
+            raise bad_value("socket", where, mend)
         if group:
             group_id(group)
         return Address(where, group or "")
@@ -65,7 +67,7 @@ def parse_address(path: str | None = None, listen: str | None = None, group: str
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = False
-    if not loopback:
+    if not loopback or "%" in host:  # a scope, of which anything may be part
         raise bad_value("listen", listen, "give a loopback address and a port, as 127.0.0.1:9477 or [::1]:9477; for other hosts, put a proxy in front of it")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise bad_value("listen", listen, "give a port from 0 to 65535 behind the address")
@@ -77,6 +79,8 @@ def group_id(name: str) -> int:
 
     :raises ConntrackError: there is none of that name.
     """
+    if not all(sign.isalnum() or sign in "_.-@$" for sign in name):
+        raise bad_value("group", name, "give the name of a group, of letters, digits and _.-@$")
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
@@ -100,7 +104,10 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """:raises ConntrackError: naming the option that is out of range."""
+    """:raises ConntrackError: naming the option that is out of range, or a path that is none."""
+    bpffs.check_text(options.paths)
+    if options.address is not None and options.address.socket:
+        safe_path.check_text("socket", options.address.socket, "give the absolute path of a socket")
     low, high = SWEEP_SECONDS
     if not low <= options.sweep_interval <= high:
         raise bad_value("sweep_interval", options.sweep_interval, f"give {low} to {high} seconds")

@@ -10,6 +10,8 @@ Layout, for one ``pin_root``::
     <state_dir>/<pin_root, encoded>/active -> <N>.json the generation in use
     <state_dir>/<pin_root, encoded>/interfaces.json    what xdp_attach was told to attach, and has not been told to detach since
 
+All of it is root's, and nobody else's to change: root loads and attaches what it says. Directories have mode 0700 and files 0600.
+
 A manifest is written before its generation is active and goes with it. The pins are what counts: where the two disagree, the next run
 mends the directory. The interfaces are written down before they are attached or detached, so a run that is killed in between is finished by a reboot.
 
@@ -29,7 +31,7 @@ import os
 import time
 import typing as t
 
-from . import bpffs, clock, object_file, render
+from . import bpffs, clock, object_file, render, safe_path
 from .bpffs import Paths
 from .errors import ConntrackError, bad_value
 from .generation_model import OBJECT, State, Want
@@ -69,13 +71,26 @@ def _number(name: str) -> int | None:
     return int(stem) if f".{suffix}" == _SUFFIX and stem.isdigit() else None
 
 
+def _content(path: str) -> bytes:
+    """Return what a file of ours holds.
+
+    :raises OSError: where it is not there, or may not be read.
+    :raises ConntrackError: where somebody else than root may change it, or let another one take its place.
+    """
+    data = safe_path.read(path, trusted=True)
+    safe_path.refuse_foreign_way(path)
+    return data
+
+
 def _load(paths: Paths, number: int) -> dict[str, t.Any] | None:
-    """Return a manifest; None where there is none that can be read."""
+    """Return a manifest; None where there is none that can be read.
+
+    :raises ConntrackError: see _content().
+    """
     try:
-        with open(manifest(paths, number), encoding="utf-8") as file:
-            found = json.load(file)
+        found = json.loads(_content(manifest(paths, number)))
         return found if isinstance(found, dict) and isinstance(found["made_of"], dict) else None
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, RecursionError):
         return None
 
 
@@ -83,6 +98,7 @@ def read(paths: Paths, number: int | None) -> Want | None:
     """Return what a generation is made of; None where no manifest tells, or not the whole of it.
 
     :raises OSError: where the manifest is there and may not be read.
+    :raises ConntrackError: where somebody else than root may change it; it names the file.
     """
     found = None if number is None else _load(paths, number)
     if found is None:
@@ -100,15 +116,20 @@ def read(paths: Paths, number: int | None) -> Want | None:
 
 
 def _built(paths: Paths, number: int | None, found: t.Mapping[str, t.Any]) -> Built | None:
-    """Return the object file that a manifest speaks of; None where it is not there, or not whole."""
+    """Return the object file that a manifest speaks of; None where it is not there, or not whole.
+
+    :raises ConntrackError: see _content().
+    """
     if number is None:
         return None
     path = object_path(paths, number)
     try:
         manifest = object_file.parse(json.dumps(found["object"]), path)
-        with open(path, "rb") as file:
-            data = file.read()
-    except (ConntrackError, FileNotFoundError, KeyError):
+    except (ConntrackError, KeyError):
+        return None
+    try:
+        data = _content(path)
+    except FileNotFoundError:
         return None
     return Built(manifest, data) if hashlib.sha256(data).hexdigest() == manifest.sha256 else None
 
@@ -132,11 +153,13 @@ def look(paths: Paths) -> State:
     except (FileNotFoundError, NotADirectoryError):
         return State()
     number = active(paths)
-    found = None if number is None else _load(paths, number)
+    found, kept = None, False
+    with contextlib.suppress(ConntrackError):  # what somebody else may have changed tells nothing, and is written again
+        found = None if number is None else _load(paths, number)
+        kept = found is not None and _built(paths, number, found) is not None
     numbers = (one for one in map(_number, names) if one is not None)
     known = {_ACTIVE, _INTERFACES, *(f"{name[: -len(_SUFFIX)]}{_OBJECT}" for name in names if _number(name) is not None)}
     strays = tuple(name for name in names if name not in known and _number(name) is None)
-    kept = found is not None and _built(paths, number, found) is not None
     return State(number, found["made_of"] if found else None, tuple(sorted(numbers)), strays, _INTERFACES in names, kept)
 
 
@@ -144,11 +167,12 @@ def interfaces(paths: Paths) -> list[dict[str, t.Any]]:
     """Return the interfaces that are to be attached, as xdp_attach takes them; none where it is not written down, or can not be read.
 
     :raises OSError: where it is there and may not be read.
+    :raises ConntrackError: where somebody else than root may change it; it names the file.
     """
     try:
-        with open(os.path.join(directory(paths), _INTERFACES), encoding="utf-8") as file:
-            return [{name: item[name] for name in ("name", "netns", "program", "mode")} for item in json.load(file)["interfaces"]]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        found = json.loads(_content(os.path.join(directory(paths), _INTERFACES)))["interfaces"]
+        return [{name: item[name] for name in ("name", "netns", "program", "mode")} for item in found]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -168,8 +192,7 @@ def check(paths: Paths) -> None:
     :raises ConntrackError: naming the path that is in the way.
     """
     where = paths.state_dir
-    if not os.path.isabs(where) or os.path.normpath(where) != where:
-        raise bad_value("state_dir", where, f"give the absolute path of a directory, as {bpffs.STATE_DIR}")
+    bpffs.check_text(paths)
     nearest = directory(paths)
     while not os.path.lexists(nearest):
         nearest = os.path.dirname(nearest)
@@ -177,6 +200,9 @@ def check(paths: Paths) -> None:
         raise bad_value("state_dir", where, f"{nearest} is not a directory; give another")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise bad_value("state_dir", where, f"{nearest} can not be written to; run as root, mount it writable, or give another directory")
+    for path in (where, directory(paths)):
+        safe_path.refuse_foreign_way(path)
+        safe_path.refuse_foreign(path)
 
 
 @contextlib.contextmanager
@@ -198,7 +224,8 @@ def write(paths: Paths, number: int, want: Want) -> None:
     path = manifest(paths, number)
     built = want.object
     if want.build == OBJECT and built is None:
-        built = _built(paths, number, _load(paths, number) or {})
+        with contextlib.suppress(ConntrackError):  # an object that others may have changed is not kept
+            built = _built(paths, number, _load(paths, number) or {})
     content: dict[str, t.Any] = {
         "generation": number,
         "pin_root": paths.pin_root,
@@ -236,10 +263,10 @@ def end_write_interfaces(paths: Paths) -> None:
 
 
 def _replace(paths: Paths, path: str, content: t.Mapping[str, t.Any] | bytes) -> None:
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    safe_path.make_dirs(os.path.dirname(path), 0o700)
     data = content if isinstance(content, bytes) else (json.dumps(content, indent=1) + "\n").encode()
     try:
-        with open(path + _UNFINISHED, "wb") as file:
+        with safe_path.create(path + _UNFINISHED) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -31,7 +31,7 @@ options:
   prefix:
     description:
       - The directory below which the files are, C(bin/ct), C(share/man/man8/ct.8) and C(share/bash-completion/completions/ct).
-      - Directories that are missing are made.
+      - Directories that are missing are made. One that is another user's than root, or that others may write to, is refused, since root runs the command.
     type: path
     default: /usr/local
   state_dir:
@@ -85,7 +85,7 @@ diff:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, lock, safe_path
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
 
@@ -109,12 +109,15 @@ def main() -> None:
     def content() -> ct_archive.Content:
         if not params["content"]:
             module.exit_json(changed=False, content_wanted={name: params[name] for name in ("pin_root", "state_dir")})  # the action part comes again with it
-        with open(params["content"], "rb") as file:
-            return ct_archive.unpack(file.read())
+        found = ct_archive.unpack(safe_path.read(params["content"]))
+        if found.digest != params["digest"]:  # the file lies in a directory of the user who logs in
+            raise ConntrackError("content: it is another than the one that was sent. Run it again.")
+        return found
 
     with told_by(module):
         if params["state"] == "present" and not params["digest"]:
             raise ConntrackError("digest: it is empty: the module has to be run as ebpf.conntrack.ct_command, whose action part fills it in.")
+        bpffs.check_text(bpffs.Paths(params["pin_root"], params["state_dir"]))  # they get into the command, its manual page and its completion
         want = ct_archive.Want(params["digest"], content) if params["state"] == "present" else None
         plan = ct_archive.converge(params["prefix"], want, module.check_mode, params["lock_timeout"])
     module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))

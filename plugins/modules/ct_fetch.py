@@ -40,6 +40,7 @@ options:
   dest:
     description:
       - The file on the controller, a record on each line. Its directory is made where it is missing.
+      - It has mode V(0600).
     type: path
     required: true
   zone:

@@ -117,7 +117,7 @@ compiler_output:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, object_file, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, object_file, render, safe_path
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
 
@@ -157,6 +157,7 @@ def prepare(module: AnsibleModule) -> tuple[plans.Plan, str, object_file.Built |
     settings = render.Settings(**{name: params[name] for name in ("checksum", "fused", "forward", "events")})
     name = build_clang.wanted(text, headers, prelude, target)
     path, dummy = object_file.paths(params["dest"], name)
+    safe_path.refuse_foreign_way(path)  # what lies there is taken as it is, and is loaded by root
     built, why = why_not(params["dest"], name, target, object_file.sources_digest(text, headers))
     if built is not None:
         return [], path, built

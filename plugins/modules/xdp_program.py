@@ -66,6 +66,7 @@ options:
     description:
       - With O(build=clang), a directory on the controller for what was compiled.
       - When not given, C(~/.cache/ebpf_conntrack/objects).
+      - It is refused where others than its user and root may write to it, since root loads what is found there.
     type: path
   objects:
     description:
@@ -78,6 +79,7 @@ options:
       - With O(build=object), a file of allowed signers on the controller, as C(ssh-keygen) describes it.
       - When given, the object's manifest has to have the signature of one of them, for the namespace C(ebpf-conntrack), in a file beside it
         whose name ends in C(.sig).
+      - Without it, whoever may write to O(objects) decides what root loads.
     type: path
   table_size:
     description:
@@ -705,6 +707,7 @@ def main() -> None:
     with told_by(module):
         if module.params["generation"] is not None and module.params["state"] != "rolled_back":
             raise bad_value("generation", module.params["generation"], "it belongs to state: rolled_back")
+        bpffs.check_text(paths)
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
             proof = proof_of(module, paths)

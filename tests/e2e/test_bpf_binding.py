@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -310,12 +311,26 @@ import os, subprocess, sys
 sys.path[:0] = {[path for path in __import__("sys").path if path]!r}
 from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs
 bpffs.RUN_DIR = {f"/run/test{random.randrange(1 << 32):08x}"!r}
+OURS = (0o700, ["nodev", "noexec", "nosuid"])
+
+
+def options():  # what findmnt(8) and stat(2) say of the mount
+    said = subprocess.run(["findmnt", "-no", "VFS-OPTIONS", bpffs.STANDARD], check=True, capture_output=True, text=True).stdout
+    return os.stat(bpffs.STANDARD).st_mode & 0o777, sorted({{"nosuid", "nodev", "noexec"}} & set(said.strip().split(",")))
+
+
+os.umask(0)
 while bpffs.mounted(bpffs.STANDARD):
     subprocess.run(["umount", bpffs.STANDARD], check=True)
 assert bpffs.check(bpffs.STANDARD + "/deep") is False
 assert bpffs.ensure_mounted(bpffs.STANDARD + "/deep") is True
 assert bpffs.ensure_mounted(bpffs.STANDARD + "/deep") is False
 assert bpffs.mounted(bpffs.STANDARD)
+assert options() == OURS, options()
+subprocess.run(["mount", "-o", "remount,bind,suid,dev,exec", bpffs.STANDARD], check=True)
+os.chmod(bpffs.STANDARD, 0o1777)  # as releases before mounted it
+assert bpffs.check(bpffs.STANDARD) is False and bpffs.ensure_mounted(bpffs.STANDARD) is True
+assert options() == OURS and bpffs.check(bpffs.STANDARD) is True and bpffs.ensure_mounted(bpffs.STANDARD) is False
 os.mkdir(bpffs.STANDARD + "/somebodys")
 bpffs.release(bpffs.STANDARD)
 assert bpffs.mounted(bpffs.STANDARD), "not while somebody uses it"
@@ -325,6 +340,7 @@ assert not bpffs.mounted(bpffs.STANDARD) and not os.path.exists(bpffs.RUN_DIR)
 subprocess.run(["mount", "-t", "bpf", "bpf", bpffs.STANDARD], check=True)
 bpffs.release(bpffs.STANDARD)
 assert bpffs.mounted(bpffs.STANDARD), "not ours"
+assert bpffs.check(bpffs.STANDARD) is True and bpffs.ensure_mounted(bpffs.STANDARD) is False and options()[0] == 0o777, "so it stays as it is"
 subprocess.run(["mount", "-o", "remount,ro", bpffs.STANDARD], check=True)
 try:
     bpffs.check(bpffs.STANDARD)
@@ -334,3 +350,59 @@ except bpffs.ConntrackError as exc:
     done = subprocess.run(["unshare", "--mount", "/usr/bin/python3", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "mounted read-only" in done.stdout and "remount" in done.stdout
+
+
+def test_what_another_user_made_first_is_not_used() -> None:
+    """In a BPF file system that every user may write to; each command and module that reads or writes names it, and changes nothing."""
+    script = f"""
+import contextlib, io, os, subprocess, sys
+sys.path[:0] = {[path for path in __import__("sys").path if path]!r}
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, ct_cli, flow_table, generation
+subprocess.run(["mount", "-t", "bpf", "bpf", bpffs.STANDARD], check=True)
+paths = bpffs.Paths(bpffs.STANDARD)
+child = os.fork()
+if not child:
+    os.setresuid(65534, 65534, 65534)
+    os.makedirs(paths.base + "/gen/1/map")
+    os.symlink("gen/1", paths.active)
+    os.symlink("ebpf_conntrack/active/map", paths.seed_map)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+fd = bpf.map_create(2, "settings", 4, 8, 1)
+bpf.obj_pin(fd, paths.base + "/gen/1/map/settings")
+
+
+def tree():
+    return sorted((where, *names, *files) for where, names, files in os.walk(bpffs.STANDARD))
+
+
+before, expected = tree(), f"{{paths.base}}: it belongs to the user nobody, and root trusts what is there."
+reading = (["list"], ["count"], ["stats"], ["summary"], ["status"], ["verify"], ["graph"], ["watch"], ["export"])
+changing = (["flush", "--all", "--yes"], ["gc"], ["load"], ["rollback"], ["attach", "lo", "--program", "ingress"], ["detach", "lo"])
+for words in (*reading, *changing):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert ct_cli.main(words) == 1, words
+    assert expected in said.getvalue(), (words, said.getvalue())
+for call in (
+    lambda: generation.remove(paths),
+    lambda: generation.observe(paths),
+    lambda: attach.converge("absent", None, "auto", False, paths.pin_root, False),
+    lambda: flow_table.FlowTables(paths.pin_root),
+):
+    try:
+        call()
+        raise AssertionError(call)
+    except bpffs.ConntrackError as exc:
+        assert exc.message.startswith(expected), exc.message
+assert tree() == before
+os.chown(paths.base, 0, 0)
+os.chmod(paths.base, 0o700)
+try:
+    bpffs.check(bpffs.STANDARD)
+except bpffs.ConntrackError as exc:
+    print(exc.message)
+"""
+    done = subprocess.run(["unshare", "--mount", "--net", "/usr/bin/python3", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.match(rf"{bpffs.STANDARD}/ebpf_conntrack/(gen|active): it belongs to the user nobody", done.stdout), done.stdout

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pathlib
 import shutil
+import subprocess
 import typing as t
 
 import pytest
@@ -267,6 +269,36 @@ def test_what_is_not_signed_is_not_sent(tmp_path: pathlib.Path) -> None:
     args = {"build": "object", "objects": str(tmp_path), "signers": str(tmp_path / "signers")}
     put(tmp_path, args)
     with pytest.raises(ConntrackError, match="it is not signed, "):
+        taken(args)
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")
+def test_what_is_verified_is_what_is_sent(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write to the directory has the signed manifest, an unsigned one with another object, and the time in between."""
+    objects = tmp_path / "objects"
+    args = {"build": "object", "objects": str(objects), "signers": str(tmp_path / "signers")}
+    digest = put(objects, args)
+    manifest = objects / f"{digest}.json"
+    for words in (("-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"), ("-Y", "sign", "-f", tmp_path / "key", "-n", "ebpf-conntrack", manifest)):
+        subprocess.run(["ssh-keygen", *map(str, words)], check=True, capture_output=True)
+    (tmp_path / "signers").write_text(f"ops {(tmp_path / 'key.pub').read_text(encoding='utf-8')}", encoding="utf-8")
+    signed = manifest.read_text(encoding="utf-8")
+    assert taken(args).manifest.as_text() == signed
+    evil = taken({name: value for name, value in args.items() if name != "signers"}).data + b"evil"
+    (objects / f"{digest}.o").write_bytes(evil)
+    found = {**json.loads(signed), "sha256": hashlib.sha256(evil).hexdigest(), "bytes": len(evil)}
+    manifest.write_text(json.dumps(found), encoding="utf-8")
+    parse = object_file.parse
+
+    def swapped(text: str, where: str) -> object_file.Manifest:
+        """Put the signed manifest back once the other one is read."""
+        made = parse(text, where)
+        if where == str(manifest):
+            manifest.write_text(signed, encoding="utf-8")
+        return made
+
+    monkeypatch.setattr(object_file, "parse", swapped)
+    with pytest.raises(ConntrackError, match="its signature is not good"):
         taken(args)
 
 

@@ -8,11 +8,20 @@ from __future__ import annotations
 import pwd
 import shlex
 
+import pytest
 from ansible_collections.ebpf.conntrack.plugins.connection import netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 
 def test_root_enters_at_once() -> None:
     assert shlex.split(netns.wrapped("echo 'a b'", "ns1", False, "sudo -n", None)) == ["nsenter", "--net=/run/netns/ns1", "--", "/bin/sh", "-c", "echo 'a b'"]
+
+
+@pytest.mark.parametrize("name", ["../../proc/1/ns/net", "/proc/1/ns/net", "..", "", "a\0b"])
+def test_a_namespace_has_a_name_and_no_path(name: str) -> None:
+    with pytest.raises(ConntrackError) as raised:
+        netns.wrapped("id", name, False, "sudo -n", None)
+    assert raised.value.message == f"netns: {name!r} is not valid: give the name of a namespace, as ip netns list has it."
 
 
 def test_somebody_else_enters_with_sudo_and_is_themselves_inside() -> None:

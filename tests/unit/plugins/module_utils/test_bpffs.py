@@ -78,6 +78,12 @@ def test_seed_links_refuse_what_is_foreign(tmp_path: pathlib.Path) -> None:
         ("/etc/passwd", "not a directory"),
         ("/", "not on a BPF file system"),
         ("/nowhere/at/all", "mount -t bpf bpf /nowhere/at/all"),
+        ("//sys/fs/bpf", "absolute path"),
+        ('/sys/fs/bpf/a", 0)', "without white space, quotes"),
+        ("/sys/fs/bpf/a\nExecStartPre=/bin/sh", "without white space, quotes"),
+        ("/sys/fs/bpf/%n", "without white space, quotes"),
+        ("/sys/fs/bpf/" + "a" * 256, "too long"),
+        ("/sys/fs/bpf" + "/a" * 100, "too long"),
     ],
 )
 def test_bad_pin_roots(pin_root: str, word: str) -> None:

@@ -45,6 +45,9 @@ def test_a_socket_or_an_address() -> None:
         ({"path": f"/{'x' * 107}"}, "of 107 bytes at most"),
         ({"path": "/run/a", "listen": "127.0.0.1:1"}, "exclude each other"),
         ({"listen": "127.0.0.1:1", "group": "root"}, "only a socket has one"),
+        ({"listen": "[::1%\nExecStartPre=/bin/sh]:80"}, "give a loopback address and a port"),
+        ({"path": "/run/a\nb"}, "without white space"),
+        ({"path": "//run/a"}, "give the absolute path"),
         ({"group": "no_such_group"}, "there is no such group; make it: groupadd --system no_such_group"),
     ):
         with pytest.raises(ConntrackError) as caught:

@@ -37,6 +37,19 @@ def test_write_again_change(tmp_path: pathlib.Path) -> None:
     assert os.listdir(tmp_path) == ["flows"]
 
 
+def test_what_is_no_file_is_replaced_and_neither_waited_for_nor_written_into(tmp_path: pathlib.Path) -> None:
+    """Somebody else may have put it there, in a directory as /tmp."""
+    target, dest = tmp_path / "target", tmp_path / "flows"
+    target.write_bytes(b"abc")
+    target.chmod(0o640)
+    os.mkfifo(dest)
+    assert put(dest, b"abc") and dest.is_file()
+    dest.unlink()
+    dest.symlink_to(target)
+    assert put(dest, b"abc") and not dest.is_symlink() and dest.read_bytes() == target.read_bytes() == b"abc"
+    assert not put(dest, b"abc")
+
+
 def test_the_mode_is_part_of_it(tmp_path: pathlib.Path) -> None:
     dest = tmp_path / "flows"
     put(dest, b"a")

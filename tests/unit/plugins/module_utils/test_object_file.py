@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -194,7 +195,7 @@ def test_signatures(tmp_path: pathlib.Path) -> None:
 
     def why() -> str:
         with pytest.raises(ConntrackError) as raised:
-            object_signature.check(str(said), str(signers))
+            object_signature.check(str(said), said.read_bytes(), str(signers))
         return raised.value.message
 
     said, signers = tmp_path / "m.json", tmp_path / "signers"
@@ -205,7 +206,7 @@ def test_signatures(tmp_path: pathlib.Path) -> None:
     signers.write_text(f"ops@site {(tmp_path / 'ours.pub').read_text(encoding='utf-8')}", encoding="utf-8")
     assert why().startswith(f"{said}: it is not signed, {said}.sig is missing, and signers asks for a signature. Sign it with: ssh-keygen -Y sign")
     sign("ours")
-    assert object_signature.check(str(said), str(signers)) == "ops@site"
+    assert object_signature.check(str(said), said.read_bytes(), str(signers)) == "ops@site"
     said.write_text(manifest(layout=7).as_text(), encoding="utf-8")
     assert "its signature is not good, or not of one of" in why(), "what was changed afterwards"
     sign("others")
@@ -214,3 +215,39 @@ def test_signatures(tmp_path: pathlib.Path) -> None:
     assert "its signature is not good, or not of one of" in why(), "a signature for something else"
     (tmp_path / "m.json.sig").write_text("nonsense", encoding="utf-8")
     assert "its signature is not good, or not of one of" in why()
+    sign("ours")
+    with pytest.raises(ConntrackError, match="its signature is not good, or not of one of"):
+        object_signature.check(str(said), said.read_bytes() + b" ", str(signers))  # what lies at the path is signed, what was read is not
+    (tmp_path / "m.json.sig").unlink()
+    os.mkfifo(tmp_path / "m.json.sig")
+    assert why() == f"{said}.sig: it is a named pipe, and a regular file is needed. Put the file itself there."
+
+
+@pytest.mark.parametrize("which", ["json", "o"])
+@pytest.mark.parametrize("kind", ["a named pipe", "a character device", "a directory"])
+def test_only_regular_files_are_read(tmp_path: pathlib.Path, which: str, kind: str) -> None:
+    """What is no file could hand out something else each time; a run must not wait for it either."""
+    object_file.write(str(tmp_path), Built(manifest(), DATA))
+    path = tmp_path / f"{DIGEST}.{which}"
+    path.unlink()
+    if kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a directory":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ConntrackError) as raised:
+        object_file.read(str(tmp_path), DIGEST)
+    assert raised.value.message == f"{path}: it is {kind}, and a regular file is needed. Put the file itself there."
+    assert [one.digest for one in object_file.listed(str(tmp_path))] == ([DIGEST] if which == "o" else [])
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_files_of_objects_have_their_permissions_whatever_the_umask_is(tmp_path: pathlib.Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        object_file.write(str(tmp_path / "deep/er"), Built(manifest(), DATA))
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "deep", tmp_path / "deep/er")] == [0o755, 0o755]
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "deep/er").iterdir()} == {f"{DIGEST}.o": 0o644, f"{DIGEST}.json": 0o644}

@@ -147,6 +147,45 @@ def test_check(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
         assert raised.value.message.startswith(f"state_dir: {where!r} is not valid: ") and words in raised.value.message
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_what_is_written_is_for_root_alone(paths: bpffs.Paths, tmp_path: pathlib.Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        state.write(paths, 3, from_object())
+        state.activate(paths, 3)
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "lib").rglob("*") if not path.is_symlink()}
+    assert found == {"state": 0o700, "sys%2Ffs%2Fbpf%2Flab": 0o700, "3.json": 0o600, "3.o": 0o600}
+    assert (tmp_path / "lib").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("which", ["manifest", "object", "directory", "state_dir", "interfaces"])
+def test_what_others_may_have_changed_is_not_acted_on(paths: bpffs.Paths, which: str) -> None:
+    """Root would load and attach what it says. It is named where it is asked for; the next run writes it again, but for directories, which it leaves alone."""
+    state.write(paths, 3, from_object())
+    state.activate(paths, 3)
+    items = [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]
+    state.write_interfaces(paths, items)
+    directory = pathlib.Path(state.directory(paths))
+    places = {"manifest": directory / "3.json", "object": directory / "3.o", "directory": directory, "state_dir": directory.parent}
+    path = places.get(which, directory / "interfaces.json")
+    path.chmod(0o777)
+    with pytest.raises(ConntrackError) as raised:
+        state.interfaces(paths) if which == "interfaces" else state.read(paths, 3)
+    assert raised.value.message.startswith(f"{path}: every user may write to it, and root trusts what is there.")
+    if path.is_dir():
+        with pytest.raises(ConntrackError, match=f"{path}: every user may write to it"):
+            state.check(paths)
+        path.chmod(0o700)
+    else:
+        assert state.look(paths).object == (which == "interfaces")
+        state.write(paths, 3, from_object())
+        state.write_interfaces(paths, items)
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert state.read(paths, 3) == from_object() and state.interfaces(paths) == items and state.look(paths).object
+
+
 # ---------------------------------------------------------------- object files
 def from_object(data: bytes = b"object") -> generation.Want:
     manifest = object_file.Manifest(

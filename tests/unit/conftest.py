@@ -1,0 +1,19 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What holds for all unit tests: they change nothing of the machine that they run on."""
+
+from __future__ import annotations
+
+import collections.abc as c
+
+import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import lock
+
+
+@pytest.fixture(autouse=True, scope="session")
+def locks_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> c.Iterator[None]:
+    """Lock files lie in a directory of the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock, "RUN_DIR", str(tmp_path_factory.mktemp("facts") / "run"), raising=False)
+        yield
