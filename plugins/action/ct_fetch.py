@@ -35,7 +35,7 @@ def attached(text: str) -> list[str]:
     """
     found: list[flow_path.Network] = []
     for words in (line.split() for line in text.splitlines()):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, struct.error):  # whatever a host says there
             if len(words) >= 8 and words[1] != "Destination" and not int(words[3], 16) & _GATEWAY and words[0] != _LOOPBACK:
                 # the kernel prints numbers of network order as the host reads them; which order that is shows in the mask
                 destination, mask = (struct.pack("<I", int(words[at], 16)) for at in (1, 7))
