@@ -24,6 +24,8 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
   - ebpf.conntrack.flow_filters
 attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root]
   diff_mode:
     support: none
     details:

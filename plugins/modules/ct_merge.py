@@ -23,6 +23,10 @@ author:
 extends_documentation_fragment:
   - ebpf.conntrack.attributes
 attributes:
+  action_group:
+    support: none
+    details:
+      - It shares no option with other modules.
   diff_mode:
     support: none
     details:

@@ -22,6 +22,13 @@ extends_documentation_fragment:
   - ebpf.conntrack.attributes
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
+attributes:
+  action_group:
+    membership: [ebpf.conntrack.chain_form]
+  async:
+    support: none
+    details:
+      - Part of it runs on the controller, so a task with C(async) is refused before anything is done.
 options:
   dest:
     description:
