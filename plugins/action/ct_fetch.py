@@ -71,6 +71,8 @@ class ActionModule(ActionBase):
         if not args.get("dest"):
             raise ConntrackError("dest: it is missing. Give the path of a file on the controller.")
         dest = self._loader.path_dwim(str(args["dest"]))
+        if str(args["dest"]).endswith("/") or os.path.isdir(dest):
+            raise bad_value("dest", str(args["dest"]), "it is a directory; give the path of a file on the controller")
         networks = args.get("networks")
         flow_path.parse_networks("networks", networks or ())
         wanted = {name: args[name] for name in _HANDED_ON if name in args}

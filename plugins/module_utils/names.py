@@ -9,7 +9,7 @@ import re
 import typing as t
 
 #: How near a name is to be one that was meant (difflib's ratio): to be proposed, and to be taken for a misspelling where others may have such names, too.
-_NEAR, _SURELY = 0.6, 0.8
+_NEAR, _SURELY = 0.6, 0.75
 
 
 def nearest(name: str, known: t.Iterable[str], least: float = _NEAR) -> str | None:
