@@ -5,7 +5,7 @@
 
 The stream: a line that names the format, a line of JSON (:data:`Header`), frames of entries as the tables have them, and a last frame with their number. Each
 frame has the clock at which it was read and a checksum. So a reader knows clock, jiffies a second and layout of the host that wrote it. It reads all of the
-stream before it does anything: what is cut off, damaged or can not be is refused as a whole, and neither side holds more than a frame in memory. What an
+stream before it does anything: what is cut off, damaged or can not be is refused as a whole. Neither side holds more than a few megabytes in memory. What an
 entry becomes in the other layout is schema.Translator's to say, as in an upgrade: by name, and TCP windows begin again with the next segment of each side,
 for what passes meanwhile is not in them.
 """
@@ -195,7 +195,7 @@ class Reader:
                 raise self._refuse(f"it is damaged after {done} flows. Export it again")
             if done + count > _MOST_ENTRIES:
                 raise self._refuse(f"it has more than {_MOST_ENTRIES} flows, which no tables hold")
-            pieces = []
+            pieces: list[bytes] = []
             for at, (key, value) in enumerate(struct.iter_unpack(f"{sizes[0]}s{sizes[1]}s", data), done + 1):
                 here = self._translator.key(family, key), self._translator.entry(family, key, value)
                 why = impossible(family, *here)
