@@ -32,7 +32,7 @@ def events(path: str) -> t.Iterator[Event]:
                     one = flow_record.checked_event(flow_record.loads(line))
                 except ConntrackError as exc:
                     why = exc.message.rstrip(".")
-                    raise ConntrackError(f"input: {path}:{number}: {why}; {flow_record.shown(line.strip())} is no event: {mend}.") from None
+                    raise ConntrackError(f"input: {path}:{number}: {flow_record.shown(line.strip())} is no event: {mend} ({why}).") from None
                 table, key, value = saved_flows.pack(one)
                 yield Event(one["event"], one.get("reason", ""), one["seq"], one["time"], table, clock, key, value)
     except (OSError, UnicodeDecodeError) as exc:

@@ -300,7 +300,7 @@ def _read(number: int, source: Source) -> t.Iterator[tuple[str, int, str]]:
                     record = flow_record.checked(flow_record.loads(line))
                 except ConntrackError as exc:
                     why = exc.message.rstrip(".")
-                    raise ConntrackError(f"{source.path}:{at}: {why}; that is no whole flow, as ct list -o jsonl writes it.") from None
+                    raise ConntrackError(f"{source.path}:{at}: that is no whole flow, as ct list -o jsonl writes it ({why}).") from None
                 yield connection_of(record, source.zone), number, flow_output.dumps(record)
     except (OSError, UnicodeDecodeError) as exc:
         said = exc.strerror if isinstance(exc, OSError) else "it is no text"

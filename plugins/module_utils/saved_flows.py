@@ -184,8 +184,8 @@ def _packed(path: str, file: t.TextIO) -> t.Iterator[Packed]:
         except ConntrackError as exc:
             why = exc.message.rstrip(".")
             raise ConntrackError(
-                f"input: {path}:{number}: {why}; {flow_record.shown(text)} is no whole flow: "
-                "give a file that ct list -o json or -o jsonl wrote, without --fields."
+                f"input: {path}:{number}: {flow_record.shown(text)} is no whole flow: "
+                f"give a file that ct list -o json or -o jsonl wrote, without --fields ({why})."
             ) from None
     if ending is not None:
         yield from ending.flows()
