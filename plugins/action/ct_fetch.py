@@ -35,7 +35,7 @@ def attached(text: str) -> list[str]:
     """
     found: list[flow_path.Network] = []
     for words in (line.split() for line in text.splitlines()):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, struct.error):  # whatever a host says there
             if len(words) >= 8 and words[1] != "Destination" and not int(words[3], 16) & _GATEWAY and words[0] != _LOOPBACK:
                 # the kernel prints numbers of network order as the host reads them; which order that is shows in the mask
                 destination, mask = (struct.pack("<I", int(words[at], 16)) for at in (1, 7))
@@ -71,6 +71,8 @@ class ActionModule(ActionBase):
         if not args.get("dest"):
             raise ConntrackError("dest: it is missing. Give the path of a file on the controller.")
         dest = self._loader.path_dwim(str(args["dest"]))
+        if str(args["dest"]).endswith("/") or os.path.isdir(dest):
+            raise bad_value("dest", str(args["dest"]), "it is a directory; give the path of a file on the controller")
         networks = args.get("networks")
         flow_path.parse_networks("networks", networks or ())
         wanted = {name: args[name] for name in _HANDED_ON if name in args}

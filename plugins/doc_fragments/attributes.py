@@ -14,10 +14,15 @@ options: {}
 attributes:
   action_group:
     description:
-      - Use C(group/ebpf.conntrack.all) in C(module_defaults) to set defaults for this module and the collection's others.
+      - Each group is called by the option that all of its modules have. In C(module_defaults), C(group/ebpf.conntrack.pin_root) sets O(ignore:pin_root) for all
+        of them, and so on.
+      - C(ebpf.conntrack.chain_form) has the options from O(ignore:checksum) to O(ignore:guests). C(ebpf.conntrack.all) is the same as
+        C(ebpf.conntrack.pin_root).
     support: full
-    membership:
-      - ebpf.conntrack.all
+  async:
+    description:
+      - Supports being used with the C(async) keyword.
+    support: full
   check_mode:
     description:
       - Can run in C(check_mode) and return the changes it would make, without making them.

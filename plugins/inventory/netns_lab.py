@@ -85,7 +85,7 @@ import typing as t
 
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
-from ansible_collections.ebpf.conntrack.plugins.module_utils import lab_inventory, netlink, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils import lab_inventory, names, netlink, topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
 
 GROUP = "netns_lab"
@@ -93,6 +93,8 @@ ROUTERS = "routers"
 ENDPOINTS = "endpoints"
 _ROLE = "netns_lab_"
 _OPTIONS = ("name", "router", "namespaces", "links", "sysctls", "routes", "expect")
+#: Variables of the role that are no part of a lab's description; a file of variables may have them, too.
+_NOT_DESCRIBING = ("state", "install")
 
 
 def description(found: t.Any) -> dict[str, t.Any]:
@@ -105,11 +107,18 @@ def description(found: t.Any) -> dict[str, t.Any]:
     if not isinstance(found, dict):
         raise bad_value("topology", found, "give the options of ebpf.conntrack.netns_lab, or a file that holds them")
     if any(str(key).startswith(_ROLE) for key in found):
+        _refuse_unknown("topology", [key for key in found if str(key).startswith(_ROLE)], [_ROLE + name for name in (*_OPTIONS, *_NOT_DESCRIBING)])
         return {name: found[_ROLE + name] for name in _OPTIONS if found.get(_ROLE + name) is not None}
-    unknown = sorted(str(key) for key in found if key not in _OPTIONS)
-    if unknown:
-        raise bad_value("topology", unknown[0], f"the keys are {', '.join(_OPTIONS)}, or those with {_ROLE} before them")
+    _refuse_unknown("topology", found, _OPTIONS, f", or those with {_ROLE} before them")
     return found
+
+
+def _refuse_unknown(field: str, keys: t.Iterable[t.Any], known: t.Collection[str], more: str = "") -> None:
+    """:raises ConntrackError: for a key that is none of the known ones; it proposes the one that was probably meant."""
+    for key in keys:
+        if key not in known:
+            error = bad_value(field, str(key), f"the keys are {', '.join(known)}{more}")
+            raise ConntrackError(error.message + names.did_you_mean(str(key), known))
 
 
 def there(lab: str) -> list[lab_inventory.Node]:
@@ -145,8 +154,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         :raises AnsibleParserError: the file, or the lab, is no good.
         """
         super().parse(inventory, loader, path, cache)
-        self._read_config_data(path)
+        given = self._read_config_data(path)
         try:
+            _refuse_unknown("file", given or (), sorted(self.get_options()))
             nodes = self._nodes(path)
         except ConntrackError as exc:
             raise AnsibleParserError(f"{path}: {exc.message}") from None

@@ -19,12 +19,14 @@ import typing as t
 from . import bpffs, flow, flow_filter, flow_output, lock
 from .chain import HOOKS
 from .errors import ConntrackError, bad_value
+from .printable import printable
 
 if t.TYPE_CHECKING:
     from . import flow_table
     from .plan import Plan
 
 VERSION = "0.1.0"
+_LINES = "\t\n"
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 EXIT_STATUS = {
     DONE: "All is done, and all is well.",
@@ -48,7 +50,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _complain(who: str, message: str) -> None:
-    sys.stderr.write(f"{who}: {' '.join(message.split()).rstrip('.')}.\n")
+    text = printable(" ".join(message.split()).rstrip("."))  # it may quote what came from elsewhere
+    sys.stderr.write(f"{who}: {text}.\n")
 
 
 # ---------------------------------------------------------------- the words
@@ -280,7 +283,7 @@ def _put(piece: bytes) -> None:
 
 
 def _say(text: str) -> None:
-    _put(f"{text}\n".encode(errors="replace"))  # names of the system need not be text
+    _put(f"{printable(text, keep=_LINES)}\n".encode())  # names of the system need not be text, nor fit for a terminal
 
 
 def _say_json(value: object) -> None:
@@ -485,11 +488,13 @@ def _import(args: Arguments) -> int:
             file = sys.stdin.buffer if args.file == "-" else stack.enter_context(open(args.file, "rb"))
         except OSError as exc:
             raise bad_value("file", args.file, f"give a file that ct export wrote: {exc.strerror}") from None
-        reader = flow_handoff.Reader(file, "standard input" if args.file == "-" else args.file)
+        with _tables(args):  # whoever has no chain is told so before the stream is waited for
+            pass
+        reader = stack.enter_context(flow_handoff.Reader(file, "standard input" if args.file == "-" else args.file))
         tables = stack.enter_context(_tables(args) if args.dry_run else flow_table.writing(args.pin_root, args.lock_timeout))
         done = flow_handoff.take(tables, reader, args.on_conflict, args.dry_run)
     if args.output == "json":
-        _say_json({**dataclasses.asdict(done), "host": reader.header.get("host")})
+        _say_json({**dataclasses.asdict(done), "host": reader.header["host"]})
     else:
         _say(flow_handoff.told(done, reader.header, args.dry_run))
     return FAILED if done.no_room else DONE
@@ -729,8 +734,8 @@ COMMANDS = {
         "take in the flows that ct export wrote on another host",
         _import_words,
         _import,
-        "They go on here with their states, counts and the time they had left; TCP windows begin anew. It refuses what is of another format, can not be "
-        "translated, or is damaged, and says what was imported until then. No flow that is here makes room. The exit status is 1 when there was not room for "
+        "They go on here with their states, counts and the time they had left; TCP windows begin anew. What is of another format, can not be "
+        "translated, or is damaged is refused before anything is done. No flow that is here makes room. The exit status is 1 when there was not room for "
         "all.",
     ),
     "flush": Command(

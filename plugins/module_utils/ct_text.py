@@ -9,6 +9,7 @@ import typing as t
 
 from . import chain, flow
 from .flow_table import title
+from .printable import printable
 
 #: The programs that decide what becomes of a frame, in their order, and what they count it as.
 STAGES: dict[str, tuple[str, ...]] = {
@@ -61,7 +62,11 @@ STATES_WHY = {"tcp": _TCP_WHY, "sctp": {**_PLAIN_WHY, **_SCTP_WHY}}
 
 
 def columns(rows: t.Sequence[t.Sequence[str]], numbers: t.Collection[int] = ()) -> str:
-    """Return rows as lines with aligned columns; those with these positions are numbers."""
+    """Return rows as lines with aligned columns; those with these positions are numbers.
+
+    Cells may come from elsewhere: names of interfaces and namespaces, and what hosts answer. None of them makes a line of its own.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*rows)]
     lines = ("  ".join(cell.rjust(width) if at in numbers else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, widths))) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)

@@ -9,6 +9,7 @@ import json
 import typing as t
 
 from . import rollout
+from .printable import printable
 
 Vars = t.Mapping[str, t.Any]
 Record = dict[str, t.Any]
@@ -40,8 +41,12 @@ def records_of(host: str, found: Vars) -> list[Record]:
     return records
 
 
+def _not_understood(host: str, why: str) -> list[Record]:
+    return [_record(host, "host", "an answer", None, None, [why])]
+
+
 def _line(text: object) -> str:
-    return " ".join(str(text or "").split())
+    return printable(" ".join(str(text or "").split()))
 
 
 def _steps(found: Vars, name: str) -> list[Vars]:
@@ -110,7 +115,7 @@ def _others(host: str, found: Vars) -> t.Iterator[Record]:
 
 def report(found: t.Mapping[str, Vars], form: str) -> dict[str, t.Any]:
     """Return the ``records`` of all hosts, the ``hosts`` that drifted, and the ``text`` in a form of FORMS."""
-    records = [record for host, one in found.items() for record in records_of(host, one)]
+    records = [record for host, one in found.items() for record in rollout.understood(records_of, host, one, _not_understood)]
     drifted = list(dict.fromkeys(record["host"] for record in records if record["drift"]))
     if form == "json":
         text = json.dumps({"hosts": drifted, "records": records}, indent=1) + "\n"
@@ -125,8 +130,10 @@ LEFT = {"host": "HOST", "left": "LEFT"}
 
 def left(found: t.Mapping[str, Vars]) -> str:
     """Return as a table what is left of the collection on each host."""
-    rows = []
-    for host, one in found.items():
-        there = (one.get("xdp_ct_preflight") or {}).get("found")
-        rows.append({"host": host, "left": "unknown" if there is None else ", ".join(there) or "nothing"})
+    rows = [{"host": host, "left": rollout.understood(_left_on, host, one, lambda dummy, why: why)} for host, one in found.items()]
     return rollout.table(rows, LEFT)
+
+
+def _left_on(dummy_host: str, found: Vars) -> str:
+    there = (found.get("xdp_ct_preflight") or {}).get("found")
+    return "unknown" if there is None else ", ".join(there) or "nothing"

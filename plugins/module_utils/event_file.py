@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
-import struct
 import sys
 import typing as t
 
-from . import chain, saved_flows
+from . import flow_record, saved_flows
 from .errors import ConntrackError
 from .events import Event
 
@@ -27,19 +25,16 @@ def events(path: str) -> t.Iterator[Event]:
     mend = "give a file that ct watch --save or -o jsonl wrote"
     try:
         with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in flow_record.lines(path, lines):
                 if not line.strip():
                     continue
                 try:
-                    one = json.loads(line)
-                    kind, seq, time = one["event"], int(one["seq"]), str(one["time"])
-                    datetime.datetime.fromisoformat(time)
-                    chain.EVENT_KINDS.index(kind)
-                    table, key, value = saved_flows.pack(one)
-                except (LookupError, ValueError, TypeError, AttributeError, struct.error):
-                    shown = line.strip() if len(line) <= 60 else f"{line[:57]}..."
-                    raise ConntrackError(f"input: {path}:{number}: {shown!r} is no event: {mend}.") from None
-                yield Event(kind, str(one.get("reason", "")), seq, time, table, clock, key, value)
+                    one = flow_record.checked_event(flow_record.loads(line))
+                except ConntrackError as exc:
+                    why = exc.message.rstrip(".")
+                    raise ConntrackError(f"input: {path}:{number}: {flow_record.shown(line.strip())} is no event: {mend} ({why}).") from None
+                table, key, value = saved_flows.pack(one)
+                yield Event(one["event"], one.get("reason", ""), one["seq"], one["time"], table, clock, key, value)
     except (OSError, UnicodeDecodeError) as exc:
         if isinstance(exc, ConntrackError):
             raise
@@ -55,12 +50,8 @@ class Ending:
         self._now = 0.0
 
     def add(self, record: dict[str, t.Any]) -> None:
-        """Take the next event.
-
-        :raises LookupError, ValueError, TypeError, struct.error: for what is none.
-        """
+        """Take the next event, one that flow_record.checked_event() has seen."""
         kind, when = record["event"], datetime.datetime.fromisoformat(record["time"]).timestamp()
-        chain.EVENT_KINDS.index(kind)
         table, key, dummy = saved_flows.pack(record)
         self._now = max(self._now, when)
         if kind == "destroy":
@@ -73,4 +64,5 @@ class Ending:
         for when, one in self._flows.values():
             gone = int(self._now - when)
             if one["timeout"] > gone:
-                yield saved_flows.pack({**one, "timeout": one["timeout"] - gone, "age": one["age"] + gone, "idle": one["idle"] + gone})
+                grown = {name: min(one[name] + gone, flow_record.MOST_SECONDS) for name in ("age", "idle")}
+                yield saved_flows.pack({**one, **grown, "timeout": one["timeout"] - gone})

@@ -4,9 +4,10 @@
 """Carry live flows from one host's tables to another's, as a stream of bytes that says what it is made of.
 
 The stream: a line that names the format, a line of JSON (:data:`Header`), frames of entries as the tables have them, and a last frame with their number. Each
-frame has the clock at which it was read and a checksum. So a reader knows clock, jiffies a second and layout of the host that wrote it, what is cut off or
-damaged is seen, and neither side holds more than a frame. What an entry becomes in the other layout is schema.Translator's to say, as in an upgrade: by
-name, and TCP windows begin anew with the next segment of each side, for what passes meanwhile is not in them.
+frame has the clock at which it was read and a checksum. So a reader knows clock, jiffies a second and layout of the host that wrote it. It reads all of the
+stream before it does anything: what is cut off, damaged or can not be is refused as a whole. Neither side holds more than a few megabytes in memory. What an
+entry becomes in the other layout is schema.Translator's to say, as in an upgrade: by name, and TCP windows begin again with the next segment of each side,
+for what passes meanwhile is not in them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import json
 import socket
 import struct
 import sys
+import tempfile
 import time
 import typing as t
 import zlib
 
-from . import chain, flow, flow_filter, flow_table, inheritance, schema
+from . import chain, flow, flow_filter, flow_record, flow_table, inheritance, schema
 from .clock import Clock, utc
 from .errors import ConntrackError, bad_value
+from .printable import printable
 
 MAGIC = "ebpf.conntrack flows"
 FORMAT = 1
@@ -40,8 +43,18 @@ _MOST_BYTES = 1 << 24
 _MOST_LINE = 1 << 16
 _MASK32 = 0xFFFFFFFF
 _AT = {name: number for number, (name, dummy) in enumerate(chain.ENTRY_FIELDS)}
+_SCTP = 132
 #: Protocols in whose entries ``last_end`` is no clock.
-_NO_CLOCK = (flow.TCP, 132)
+_NO_CLOCK = (flow.TCP, _SCTP)
+#: Protocols whose flows live longer once they were answered, by the name of their timeout.
+_STREAMS = {17: "udp", 136: "udp", flow.GRE: "gre"}
+#: After so many seconds two-way traffic is a stream (entry_begin() in files/bpf/track.h).
+_STREAM_SECONDS = 2
+_KEYS = {"ipv4": chain.KEY4, "ipv6": chain.KEY6}
+_ICMP = {table.family: table.icmp for table in flow.TABLES}
+#: The window scale (RFC 7323, 2.3), differences of jiffies, jiffies a second (include/asm-generic/param.h; 1200 on alpha is the most), seconds since 1970 to
+#: the year 10000, letters of a host's name (RFC 1035), and entries of all tables together.
+_MOST_SCALE, _MOST_JIFFIES, _MOST_HZ, _MOST_TIME, _MOST_HOST, _MOST_ENTRIES = 14, 0x7FFFFFFF, 10_000, 253_402_300_800, 255, 4 << 26
 
 
 # ---------------------------------------------------------------- writing
@@ -77,83 +90,181 @@ def _frame(kind: int, family: str, count: int, jiffies: int, data: bytes) -> byt
 
 
 # ---------------------------------------------------------------- reading
-class Frame(t.NamedTuple):
-    """Entries of one family, as the tables of whoever wrote them had them at ``jiffies``: ``data`` has keys and values in turn."""
-
-    family: str
-    jiffies: int
-    data: bytes
-
-
 class Reader:
-    """What export() wrote, from an open file.
+    """What export() wrote, read to its end and checked: every entry is one that the tracker could have made. Nothing is taken of what is not whole.
 
-    :ivar header: what it says of itself.
-    :raises ConntrackError: for what is none, is of a later release, or can not be read on this machine.
+    It lies in a file without a name meanwhile, in this release's layout, where it is more than a few megabytes. A context manager, which lets go of that.
+
+    :ivar header: what it says of itself; of it ``host`` is fit to be printed, and ``time`` and ``hz`` are numbers.
+    :raises ConntrackError: for what is none, is of a later release, can not be read on this machine, is cut off, damaged or not possible.
     """
 
     def __init__(self, file: t.BinaryIO, name: str) -> None:
-        self._file, self._name = file, name
+        self._file, self._name = file, printable(name)
         first = file.readline(_MOST_LINE).decode("ascii", "replace").split()
         if " ".join(first[:-1]) != MAGIC:
             raise self._refuse("it is not what ct export wrote")
         if first[-1] != str(FORMAT):
-            raise self._refuse(f"it has format {first[-1]}, this release reads format {FORMAT}: use the release that wrote it on both hosts")
+            raise self._refuse(f"it has format {printable(first[-1][:20])}, this release reads format {FORMAT}: use the release that wrote it on both hosts")
+        self.header = self._header(file.readline(_MOST_LINE))
+        description = self.header["description"]
         try:
-            self.header: Header = json.loads(file.readline(_MOST_LINE))
-            description = self.header["description"]
-            damaged = f"{schema.digest(description):016x}" != self.header["schema"] or int(self.header["hz"]) <= 0
-        except (ValueError, LookupError, TypeError):
-            damaged = True
-        if damaged:
-            raise self._refuse("its header is damaged")
-        if self.header["byteorder"] != sys.byteorder:
-            raise self._refuse(f"it comes from a {self.header['byteorder']}-endian machine, and this one is {sys.byteorder}-endian")
-        try:
-            self.translator = schema.Translator(description, schema.describe())
+            self._translator = schema.Translator(description, schema.describe())
         except (ConntrackError, LookupError, TypeError, ValueError, AttributeError, struct.error) as exc:
             why = exc.message.rstrip(".") if isinstance(exc, ConntrackError) else "its tables are of a kind that is not known here"
             raise self._refuse(f"it was written with layout {self.header['layout']}, this release has layout {chain.LAYOUT_VERSION}: {why}") from None
         entry_size = chain.codec(description["entry"]).size
         self._sizes = {family: (chain.codec(fields).size, entry_size) for family, fields in description["keys"].items() if family in _FAMILIES}
+        self._frames: list[tuple[str, int, int]] = []
+        self._kept = t.cast("t.BinaryIO", tempfile.SpooledTemporaryFile(_MOST_BYTES))  # noqa: SIM115  close() closes it
+        try:
+            self._keep()
+        except ConntrackError:
+            self.close()
+            raise
+        except OSError as exc:
+            self.close()
+            raise ConntrackError(
+                f"input: {self._name}: it can not be read, or kept in {tempfile.gettempdir()}: {exc.strerror}. Give the variable TMPDIR a directory with room."
+            ) from exc
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what was kept."""
+        self._kept.close()
 
     def _refuse(self, why: str) -> ConntrackError:
         return ConntrackError(f"input: {self._name}: {why}. Nothing was imported.")
 
-    def _cut(self, why: str, done: int) -> ConntrackError:
-        return ConntrackError(f"input: {self._name}: {why}; {done} entries were read before. Export and import again.", read=done)
+    def _header(self, line: bytes) -> Header:
+        """Return the header, each field of it checked."""
+        try:
+            found = flow_record.loads(line.decode("utf-8"))
+        except (ConntrackError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict):
+            raise self._refuse("its header is damaged")
+        checks: dict[str, bool] = {
+            "byteorder": found.get("byteorder") in ("little", "big"),
+            "hz": type(found.get("hz")) is int and 0 < found["hz"] <= _MOST_HZ,
+            "layout": type(found.get("layout")) is int and 0 < found["layout"] < 1 << 32,
+            "time": type(found.get("time")) in (int, float) and 0 <= found["time"] < _MOST_TIME,
+            "host": isinstance(found.get("host"), str) and len(found["host"]) <= _MOST_HOST,
+            "description": schema.whole(found.get("description")),
+        }
+        for name, good in checks.items():
+            if not good:
+                raise self._refuse(f"its header is damaged: {name}: {flow_record.shown(found.get(name))}")
+        try:
+            digest = f"{schema.digest(found['description']):016x}"
+        except RecursionError:
+            digest = ""
+        if digest != found.get("schema"):
+            raise self._refuse("its header is damaged: schema: it is not the digest of the description")
+        if found["byteorder"] != sys.byteorder:
+            raise self._refuse(f"it comes from a {found['byteorder']}-endian machine, and this one is {sys.byteorder}-endian")
+        return {**found, "host": printable(found["host"])}
 
-    def frames(self) -> t.Iterator[Frame]:
-        """Return the frames.
-
-        :raises ConntrackError: where the stream is cut off or damaged.
-        """
+    def _keep(self) -> None:
+        """Read the frames, check and translate their entries, and keep them."""
         done = 0
         while True:
             raw = self._file.read(_FRAME.size)
             if len(raw) < _FRAME.size:
-                raise self._cut("it ends too early", done)
+                raise self._refuse(f"it ends too early, after {done} flows. Export it again")
             kind, number, count, jiffies, size, check = _FRAME.unpack(raw)
             if kind not in (_ENTRIES, _END) or number >= len(_FAMILIES) or size > _MOST_BYTES:
-                raise self._cut("it is damaged", done)
+                raise self._refuse(f"it is damaged after {done} flows. Export it again")
             data = self._file.read(size)
             if len(data) < size:
-                raise self._cut("it ends too early", done)
+                raise self._refuse(f"it ends too early, after {done} flows. Export it again")
             if kind == _END:
-                if count != done:
-                    raise self._cut(f"it is damaged: {count} entries were written", done)
+                if count != done or size or check != zlib.crc32(b""):
+                    raise self._refuse(f"it is damaged: {count} flows were written, and {done} are there. Export it again")
+                if self._file.read(1):
+                    raise self._refuse("something follows its end. Give one stream at a time")
                 return
             family = _FAMILIES[number]
-            if zlib.crc32(data) != check or size != count * sum(self._sizes.get(family, (0, 0))):
-                raise self._cut("it is damaged", done)
-            yield Frame(family, jiffies, data)
+            sizes = self._sizes.get(family, (0, 0))
+            if zlib.crc32(data) != check or not size or size != count * sum(sizes):
+                raise self._refuse(f"it is damaged after {done} flows. Export it again")
+            if done + count > _MOST_ENTRIES:
+                raise self._refuse(f"it has more than {_MOST_ENTRIES} flows, which no tables hold")
+            pieces: list[bytes] = []
+            for at, (key, value) in enumerate(struct.iter_unpack(f"{sizes[0]}s{sizes[1]}s", data), done + 1):
+                here = self._translator.key(family, key), self._translator.entry(family, key, value)
+                why = impossible(family, *here)
+                if why:
+                    raise self._refuse(f"flow {at} can not be: {why}")
+                pieces.extend(here)
+            self._kept.write(b"".join(pieces))
+            self._frames.append((family, jiffies, count))
             done += count
 
-    def entries(self, frame: Frame) -> t.Iterator[tuple[bytes, bytes]]:
-        """Return key and entry of each flow, in this release's layout, with the other host's clock."""
-        key_size, value_size = self._sizes[frame.family]
-        for key, value in struct.iter_unpack(f"{key_size}s{value_size}s", frame.data):
-            yield self.translator.key(frame.family, key), self.translator.entry(frame.family, key, value)
+    def entries(self) -> t.Iterator[tuple[str, int, t.Iterator[tuple[bytes, bytes]]]]:
+        """Return of each frame the family, the jiffies at which the other host read it, and its keys and entries, in this release's layout."""
+        self._kept.seek(0)
+        for family, jiffies, count in self._frames:
+            sizes = _KEYS[family].size, chain.ENTRY.size
+            yield family, jiffies, struct.iter_unpack(f"{sizes[0]}s{sizes[1]}s", self._kept.read(count * sum(sizes)))
+
+
+# ---------------------------------------------------------------- what an entry can be
+def _ends(family: str, key: bytes) -> tuple[tuple[bytes, int], tuple[bytes, int], int, int, int]:
+    """Return the two sides of a key as (address, port), protocol, role and zone."""
+    lo, hi, lo_port, hi_port, proto, role, zone = _KEYS[family].unpack(key)
+    return (lo, socket.ntohs(lo_port)), (hi, socket.ntohs(hi_port)), proto, role, zone
+
+
+def impossible(family: str, key: bytes, value: bytes) -> str:
+    """Return why the tracker can not have made an entry, "" where it can. No packet would find such an entry, or programs would read it as something else.
+
+    :param key: in this release's layout, as ``value``. The rules are those of ct_key_of() in files/bpf/entry.h.
+    """
+    low, high, proto, role, zone = _ends(family, key)
+    fields = chain.ENTRY.unpack(value)
+    ctl = fields[_AT["ctl"]]
+    turned, query = bool(ctl & chain.CTL_ORIG_HI), proto == _ICMP[family]
+    if low > high:
+        return "the sides of its key are not in order"
+    if zone or role != (query and turned):
+        return f"its key has role {role} and zone {zone}"
+    if query:
+        kind = (low if turned else high)[1] >> 8
+        if kind not in flow.ICMP_ANSWERS[proto]:
+            return f"ICMP type {kind} asks for nothing"
+    elif proto not in flow.PORTED and proto != flow.GRE and (low[1] or high[1]):
+        return f"protocol {proto} has no ports"
+    state, names = ctl & chain.CTL_STATE, flow.STATES.get(proto, ())
+    if state >= max(len(names), 1):
+        return f"protocol {proto} has no state {state}"
+    if ctl >> chain.CTL_VLANS_SHIFT & 3 > 2:
+        return "it has more than two VLAN tags"
+    scale = fields[_AT["scale"]]
+    if proto == flow.TCP and max(scale & 0xF, scale >> 4) > _MOST_SCALE:
+        return f"its window scale is above {_MOST_SCALE} (RFC 7323)"
+    return ""
+
+
+def longest(family: str, proto: int, ctl: int, timeouts: t.Mapping[str, int]) -> int:
+    """Return the most seconds that a flow can have left in its state, as the chain sets them after a packet (files/bpf/track.h).
+
+    :param timeouts: those in force, by the names of chain.TIMEOUTS.
+    """
+    state = ctl & chain.CTL_STATE
+    if proto in flow.STATES and state:
+        names = [f"{flow.PROTOCOLS[proto]}_{flow.STATES[proto][state].lower()}"]
+    elif proto in _STREAMS:
+        name = _STREAMS[proto]
+        names = [name, f"{name}_stream"] if ctl & (chain.CTL_SEEN_REPLY | chain.CTL_ASSURED) else [name]
+    else:
+        names = [flow.PROTOCOLS[proto] if proto == _ICMP[family] else "sctp_closed" if proto == _SCTP else "generic"]
+    return max(timeouts.get(name) or chain.TIMEOUTS[name] for name in names)
 
 
 def _signed(number: int) -> int:
@@ -161,22 +272,29 @@ def _signed(number: int) -> int:
     return ((number + 0x80000000) & _MASK32) - 0x80000000
 
 
-def rebased(key: bytes, value: bytes, jiffies: int, rate: int, here: Clock) -> tuple[bytes, int]:
+def rebased(key: bytes, value: bytes, jiffies: int, rate: int, here: Clock, timeouts: t.Mapping[str, int] = chain.TIMEOUTS) -> tuple[bytes, int]:
     """Return an entry in this host's time, and the jiffies that it has left.
 
+    No time is one that can not be: none has more left than its state has here, was seen or began later than now, or becomes a stream later than a new flow.
+
     :param jiffies: the other host's clock when it was read, with ``rate`` jiffies a second.
+    :param timeouts: those in force here, in seconds.
     """
     fields = list(chain.ENTRY.unpack(value))
+    family = "ipv4" if len(key) == chain.KEY4.size else "ipv6"
+    proto = _KEYS[family].unpack(key)[4]
 
-    def moved(at: int) -> int:
-        return here.jiffies + _signed(fields[at] - jiffies) * here.hz // rate
+    def moved(at: str, most: int) -> int:
+        """Return the jiffies from now to one of the entry's clocks."""
+        return min(max(_signed(fields[_AT[at]] - jiffies) * here.hz // rate, -_MOST_JIFFIES), most)
 
-    left = moved(_AT["expires"]) - here.jiffies
+    left = moved("expires", min(longest(family, proto, fields[_AT["ctl"]], timeouts) * here.hz, _MOST_JIFFIES))
+    ends = {"expires": left, "last_seen": moved("last_seen", 0)}
+    if proto not in _NO_CLOCK:
+        ends["last_end"] = moved("last_end", _STREAM_SECONDS * here.hz)
+    for name, away in ends.items():
+        fields[_AT[name]] = (here.jiffies + away) & _MASK32
     age = max(jiffies // rate - fields[_AT["created"]], 0)
-    for name in ("expires", "last_seen"):
-        fields[_AT[name]] = moved(_AT[name]) & _MASK32
-    if (chain.KEY4 if len(key) == chain.KEY4.size else chain.KEY6).unpack(key)[4] not in _NO_CLOCK:
-        fields[_AT["last_end"]] = moved(_AT["last_end"]) & _MASK32
     fields[_AT["created"]] = max(here.jiffies // here.hz - age, 0) & _MASK32
     return chain.ENTRY.pack(*fields), left
 
@@ -282,19 +400,16 @@ def take(tables: Target, reader: Reader, on_conflict: str = "keep", dry: bool = 
 
     :param tables: open for writing, see flow_table.writing(), unless ``dry``.
     :param on_conflict: ``keep`` leaves a flow that is live here as it is, ``newer`` lets the one win that had the later packet, ``replace`` the stream's.
-    :raises ConntrackError: where the stream is cut off or damaged; what came before is imported, and its ``facts`` say how much that is.
+    :raises ConntrackError: for a policy that is none.
     """
     check_conflict(on_conflict)
-    rate = int(reader.header["hz"])
+    rate, timeouts = int(reader.header["hz"]), tables.settings()[0]
     work = _Take(tables, on_conflict, dry)
     try:
-        for frame in reader.frames():
+        for family, jiffies, entries in reader.entries():
             here = tables.clock()
-            for key, value in reader.entries(frame):
-                work.entry(frame.family, key, *rebased(key, value, frame.jiffies, rate, here), here)
-    except ConntrackError as exc:
-        exc.facts.update(dataclasses.asdict(work.done))
-        raise
+            for key, value in entries:
+                work.entry(family, key, *rebased(key, value, jiffies, rate, here, timeouts), here)
     finally:
         if not dry:
             tables.count_deleted(work.deleted)
@@ -307,4 +422,4 @@ def told(done: Imported, header: Header, dry: bool = False) -> str:
     parts = [f"{done.imported} {'would be ' if dry else ''}imported"]
     more = (("replaced", "in the place of flows that were here"), ("kept", "stayed as they were here"), ("expired", "over"), ("no_room", "without room"))
     parts += [f"{getattr(done, name)} {what}" for name, what in more if getattr(done, name)]
-    return f"{done.read} flows of {header.get('host')}, {utc(float(header.get('time') or 0))}: {', '.join(parts)}"
+    return f"{done.read} flows of {header['host']}, {utc(header['time'])}: {', '.join(parts)}"

@@ -19,9 +19,10 @@ import sqlite3
 import tempfile
 import typing as t
 
-from . import flow_path
+from . import flow_output, flow_path, flow_record
 from .errors import ConntrackError, bad_value
 from .flow import Record
+from .printable import printable
 
 #: Lines of the top lists, unless it is told otherwise.
 LIMIT = 10
@@ -35,8 +36,16 @@ PRAGMA synchronous = OFF;
 PRAGMA temp_store = FILE;
 PRAGMA cache_size = -%d;
 CREATE TABLE seen (connection TEXT, host INTEGER, line TEXT);
-CREATE TABLE talk (src TEXT, dst TEXT, proto TEXT, port INTEGER, state TEXT, path TEXT, ordered INTEGER, packets INTEGER, bytes INTEGER);
+CREATE TABLE talk (
+    src TEXT, dst TEXT, proto TEXT, port INTEGER, state TEXT, path TEXT, ordered INTEGER,
+    packets INTEGER, packets_high INTEGER, bytes INTEGER, bytes_high INTEGER
+);
 """
+#: sqlite has no unsigned numbers of 64 bits, and a sum that goes beyond its signed ones is an error. So a count is held in two parts, as many bits the lower
+#: one; no number of connections that fits on a disk brings a sum of either part over.
+_LOW_BITS = 32
+_SUMS = "SUM(packets), SUM(packets_high), SUM(bytes), SUM(bytes_high)"
+_MOST_BYTES_FIRST = f"SUM(bytes_high) * {float(1 << _LOW_BITS)} + SUM(bytes) DESC"
 #: The top lists: what their lines are about. A connection counts once in them, whichever hosts saw it.
 TOPS = {"src": ("src",), "dst": ("dst",), "service": ("dst", "proto", "port"), "pair": ("src", "dst")}
 
@@ -223,45 +232,37 @@ class Store:
 
     def count(self, connections: t.Iterable[Connection]) -> None:
         """Add connections to what the lists are made of."""
-        self._db.executemany("INSERT INTO talk VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_talk, connections))
+        self._db.executemany("INSERT INTO talk VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_talk, connections))
 
     def tops(self, limit: int) -> dict[str, list[dict[str, t.Any]]]:
         """Return the lines of each of TOPS."""
         found = {}
         for name, columns in TOPS.items():
             listed = ", ".join(columns)
-            rows = self._db.execute(
-                f"SELECT {listed}, COUNT(*), SUM(packets), SUM(bytes) AS b FROM talk GROUP BY {listed} ORDER BY b DESC, {listed} LIMIT {limit}"
-            )
+            rows = self._db.execute(f"SELECT {listed}, COUNT(*), {_SUMS} FROM talk GROUP BY {listed} ORDER BY {_MOST_BYTES_FIRST}, {listed} LIMIT {limit}")
             heads = (*columns, "connections", "packets", "bytes")
-            found[name] = [{head: value for head, value in zip(heads, row) if value is not None} for row in rows]
+            found[name] = [{head: value for head, value in zip(heads, (*row[:-4], *_summed(row))) if value is not None} for row in rows]
         return found
 
     def paths(self, limit: int) -> tuple[list[dict[str, t.Any]], int]:
         """Return the paths with the most bytes, and how many there are."""
-        rows = self._db.execute(
-            f"SELECT path, ordered, COUNT(*), SUM(packets), SUM(bytes) AS b FROM talk GROUP BY path, ordered ORDER BY b DESC, path LIMIT {limit}"
-        )
-        found = [
-            {"path": json.loads(path), "ordered": bool(ordered), "connections": count, "packets": packets, "bytes": octets}
-            for path, ordered, count, packets, octets in rows
-        ]
+        rows = self._db.execute(f"SELECT path, ordered, COUNT(*), {_SUMS} FROM talk GROUP BY path, ordered ORDER BY {_MOST_BYTES_FIRST}, path LIMIT {limit}")
+        found = [{"path": json.loads(row[0]), "ordered": bool(row[1]), "connections": row[2], **dict(zip(("packets", "bytes"), _summed(row)))} for row in rows]
         return found, int(self._one("SELECT COUNT(*) FROM (SELECT DISTINCT path, ordered FROM talk)")[0])
 
     def addresses(self, most: int) -> list[str]:
         """Return the addresses with the most bytes."""
-        both = "SELECT src AS a, bytes FROM talk UNION ALL SELECT dst, bytes FROM talk"
-        return [row[0] for row in self._db.execute(f"SELECT a, SUM(bytes) AS b FROM ({both}) GROUP BY a ORDER BY b DESC, a LIMIT {most}")]
+        both = "SELECT src AS a, bytes, bytes_high FROM talk UNION ALL SELECT dst, bytes, bytes_high FROM talk"
+        return [row[0] for row in self._db.execute(f"SELECT a FROM ({both}) GROUP BY a ORDER BY {_MOST_BYTES_FIRST}, a LIMIT {most}")]
 
     def between(self, addresses: t.Collection[str]) -> t.Iterator[tuple[str, str, tuple[str, ...], bool, str, str, int, int, int]]:
         """Return what went between these addresses, "" standing for any other: src, dst, path, ordered, state, proto, connections, packets, bytes."""
         marks = ", ".join("?" * len(addresses))
         ends = ", ".join(f"CASE WHEN {end} IN ({marks}) THEN {end} ELSE '' END" for end in ("src", "dst"))
-        rows = self._db.execute(
-            f"SELECT {ends}, path, ordered, state, proto, COUNT(*), SUM(packets), SUM(bytes) FROM talk GROUP BY 1, 2, 3, 4, 5, 6", (*addresses, *addresses)
-        )
-        for src, dst, path, ordered, state, proto, count, packets, octets in rows:
-            yield src, dst, tuple(json.loads(path)), bool(ordered), state, proto, count, packets, octets
+        rows = self._db.execute(f"SELECT {ends}, path, ordered, state, proto, COUNT(*), {_SUMS} FROM talk GROUP BY 1, 2, 3, 4, 5, 6", (*addresses, *addresses))
+        for row in rows:
+            src, dst, path, ordered, state, proto, count = row[:7]
+            yield src, dst, tuple(json.loads(path)), bool(ordered), state, proto, count, *_summed(row)
 
     def _one(self, query: str, *words: t.Any) -> tuple[t.Any, ...]:
         return t.cast("tuple[t.Any, ...]", self._db.execute(query, words).fetchone())
@@ -275,27 +276,32 @@ def _dumped(path: tuple[str, ...]) -> str:
 def _talk(connection: Connection) -> tuple[t.Any, ...]:
     record = connection.whole
     orig = record["orig"]
-    # sqlite has no unsigned 64-bit numbers
-    counts = (min(total(record, what), (1 << 63) - 1 >> 16) for what in ("packets", "bytes"))
+    packets, octets = total(record, "packets"), total(record, "bytes")
+    low = (1 << _LOW_BITS) - 1
+    counts = packets & low, packets >> _LOW_BITS, octets & low, octets >> _LOW_BITS
     return orig["src"], orig["dst"], record["proto"], orig.get("dport"), record["state"], _dumped(connection.path), connection.ordered, *counts
 
 
-def _read(number: int, source: Source) -> t.Iterator[tuple[str, int, str]]:
-    """Return the rows of a host's flows.
+def _summed(row: t.Sequence[t.Any]) -> tuple[int, int]:
+    """Return packets and bytes of a row that ends with _SUMS."""
+    packets, packets_high, octets, octets_high = row[-4:]
+    return packets + (packets_high << _LOW_BITS), octets + (octets_high << _LOW_BITS)
 
-    :raises ConntrackError: naming the line that is no record.
+
+def _read(number: int, source: Source) -> t.Iterator[tuple[str, int, str]]:
+    """Return the rows of a host's flows. What is kept of a line is what its record was read as, and not its text.
+
+    :raises ConntrackError: naming the line that is no record, and the field.
     """
     try:
         with open(source.path, encoding="utf-8") as lines:
-            for at, line in enumerate(lines, 1):
+            for at, line in flow_record.lines(source.path, lines):
                 try:
-                    record = json.loads(line)
-                    connection = connection_of(record, source.zone)
-                    total(record, "packets"), total(record, "bytes")
-                    record["age"], record["state"]
-                except (LookupError, ValueError, TypeError, AttributeError):
-                    raise ConntrackError(f"{source.path}:{at}: that is no whole flow, as ct list -o jsonl writes it.") from None
-                yield connection, number, line.rstrip("\n")
+                    record = flow_record.checked(flow_record.loads(line))
+                except ConntrackError as exc:
+                    why = exc.message.rstrip(".")
+                    raise ConntrackError(f"{source.path}:{at}: that is no whole flow, as ct list -o jsonl writes it ({why}).") from None
+                yield connection_of(record, source.zone), number, flow_output.dumps(record)
     except (OSError, UnicodeDecodeError) as exc:
         said = exc.strerror if isinstance(exc, OSError) else "it is no text"
         raise ConntrackError(f"{source.path} can not be read: {said}.") from exc
@@ -324,7 +330,7 @@ def merge(
     for name in names:
         if names.count(name) > 1:
             raise bad_value("sources", name, "it is there twice; give each host once")
-    merged = Merged(unread=dict(unread or {}))
+    merged = Merged(unread={printable(host): printable(why) for host, why in (unread or {}).items()})
     put = put or (lambda dummy: None)
     try:
         with Store(directory) as store:
@@ -367,7 +373,11 @@ def _count(merged: Merged, connections: t.Iterable[Connection]) -> None:
 def parse_source(number: int, given: t.Mapping[str, t.Any]) -> Source:
     """Return a source as the module ct_merge gets it.
 
-    :raises ConntrackError: for a network that is none.
+    :raises ConntrackError: for a network that is none, and a name that may not be printed.
     """
+    for name in ("host", "zone"):
+        text = str(given.get(name) or "")
+        if printable(text) != text:
+            raise bad_value(f"sources[{number}].{name}", text, "give a name without control characters")
     networks = flow_path.parse_networks(f"sources[{number}].networks", given.get("networks") or ())
     return Source(str(given["host"]), str(given["path"]), str(given.get("zone") or ""), networks)

@@ -8,9 +8,7 @@ There are two views: ``flows`` has a record for each host that saw a connection,
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import typing as t
 
 from . import flow, flow_merge, flow_output, graph_draw
@@ -140,9 +138,7 @@ class Csv:
 
     @staticmethod
     def _text(rows: t.Iterable[t.Sequence[str]]) -> bytes:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        return text.getvalue().encode()
+        return flow_output.csv_text(rows).encode()
 
 
 # ---------------------------------------------------------------- the page

@@ -20,6 +20,7 @@ import typing as t
 
 from . import flow
 from .errors import bad_value
+from .printable import printable
 
 #: conntrack names this protocol and prints ports for it, although the kernel tracks it by number only.
 _DCCP = 33
@@ -41,9 +42,12 @@ def _compiled(text: str) -> _Template:
     return form.encode(), operator.itemgetter(*indexes) if indexes else lambda dummy: ()
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
 def dumps(value: object) -> str:
     """Return ``value`` as one line of JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    return _ENCODER.encode(value)
 
 
 # ---------------------------------------------------------------- conntrack -L
@@ -185,6 +189,25 @@ def cell(value: object) -> str:
     return str(value)
 
 
+#: What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian scripts, too (OWASP, CSV injection).
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+
+
+def csv_text(rows: t.Iterable[t.Sequence[str]]) -> str:
+    """Return lines of comma-separated values (RFC 4180, lines ended by a line feed).
+
+    A cell that a spreadsheet would calculate has an apostrophe in front, which makes it text there; control characters stand there as JSON escapes them.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[_csv_cell(one) for one in row] for row in rows])
+    return text.getvalue()
+
+
+def _csv_cell(value: str) -> str:
+    value = printable(value)
+    return f"'{value}" if value.lstrip().startswith(_FORMULA) else value
+
+
 class CsvWriter(Writer):
     """Comma-separated values (RFC 4180, lines ended by a line feed), with a line of column names."""
 
@@ -194,17 +217,11 @@ class CsvWriter(Writer):
 
     def begin(self) -> bytes:
         """Return the line of column names."""
-        return self._text(self.fields).encode()
+        return csv_text([self.fields]).encode()
 
     def line(self, item: flow.Flow) -> str:
         """Return the line of one flow."""
-        return self._text([cell(column(item[0], item[1])) for column in self._columns])
-
-    @staticmethod
-    def _text(cells: t.Sequence[str]) -> str:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue()
+        return csv_text([[cell(column(item[0], item[1])) for column in self._columns]])
 
 
 def expand(fields: t.Sequence[str]) -> tuple[str, ...]:

@@ -80,9 +80,11 @@ def report(params: Params, check_mode: bool) -> Result:
         empty: Result = {"changed": bool(dest), "flows": [], "count": 0, "truncated": False, "warnings": [f"{exc.message} In check mode: no flows."]}
         if form and not dest:
             empty["text"] = (writer.begin() + writer.end()).decode() if writer else ""
-        return _with_facts(empty)
+        return _once(empty, writer is not None, params["limit"] is not None)
     result: Result = {"changed": changed, "flows": reading.flows, "count": reading.count, "truncated": reading.truncated}
-    if reading.truncated:
+    if form and not dest and writer and query.limit is None:
+        result["truncated"] = reading.group_count > len(reading.groups)  # the text has every flow
+    if result["truncated"]:
         result["msg"] = _cut(reading, bool(dest))
     if reading.summary is not None:
         result["summary"] = reading.summary
@@ -92,7 +94,7 @@ def report(params: Params, check_mode: bool) -> Result:
         result["dest"] = dest
     elif form:
         result["text"] = b"".join(pieces).decode()
-    return _with_facts(result)
+    return _once(result, writer is not None, params["limit"] is not None)
 
 
 def _writer(params: Params, query: flow_filter.Query) -> flow_output.Writer | None:
@@ -119,9 +121,16 @@ def _read(
     return reading
 
 
-def _with_facts(result: Result) -> Result:
-    """Add the facts: what the result says about the table, under the module's name."""
-    facts = {name: result[name] for name in ("flows", "count", "truncated", "summary", "groups") if name in result}
+def _once(result: Result, as_text: bool, limited: bool) -> Result:
+    """Return the result with each flow in it once, and with the facts: what it says about the table, under the module's name.
+
+    Facts stay with the host for the rest of the play, so they hold flows only where ``limit`` says how many there may be.
+
+    :param as_text: whether the text of the result, where it has one, is that of the flows, which need not be listed then.
+    """
+    facts = {name: result[name] for name in ("flows", "count", "truncated", "summary", "groups") if name in result and (name != "flows" or limited)}
+    if as_text and "text" in result:
+        result = {name: value for name, value in result.items() if name != "flows"}
     return {**result, "ansible_facts": {"ct_flows": facts}}
 
 

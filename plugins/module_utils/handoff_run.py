@@ -53,13 +53,12 @@ def _import(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]
         file = open(params["import_from"], "rb")  # noqa: SIM115  it is closed below
     except OSError as exc:
         raise bad_value("import_from", params["import_from"], f"give a file that was exported: {exc.strerror}") from None
-    with file:
-        reader = flow_handoff.Reader(file, params["import_from"])
+    with file, flow_handoff.Reader(file, params["import_from"]) as reader:
         opened = flow_table.FlowTables(params["pin_root"]) if check_mode else flow_table.writing(params["pin_root"], params["lock_timeout"])
         with opened as tables:
             done = flow_handoff.take(tables, reader, params["on_conflict"], dry=check_mode)
     counts = dataclasses.asdict(done)
-    result = {"changed": bool(done.imported or done.replaced), "count": counts.pop("read"), **counts, "host": reader.header.get("host")}
+    result = {"changed": bool(done.imported or done.replaced), "count": counts.pop("read"), **counts, "host": reader.header["host"]}
     if done.no_room:
         result["warnings"] = [f"{done.no_room} flows were left out: the tables have no room for them. Raise table_size, or export fewer (assured: true)."]
     return result

@@ -18,13 +18,15 @@ import re
 import typing as t
 
 from . import chain, guests, safe_path
-from .errors import ConntrackError
+from .errors import ConntrackError, bad_value
 
 #: Of the manifest.
 FORMAT = 1
 #: include/uapi/linux/elf.h
 _ELF, _BPF_MACHINE = b"\x7fELF", 247
 _LITTLE = 1
+#: How the names of files end that somebody may take ``dest`` for.
+_OF_FILES = (".o", ".json", ".c", ".elf", ".bpf")
 _SIZE = re.compile(r'^(BPF_TABLE_PINNED\("lru_hash", [^,]+, [^,]+, ctt6?(?:_new)?, )\d+(?=, ")', re.MULTILINE)
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _HEX_DIGITS = 32
@@ -198,6 +200,23 @@ def listed(directory: str) -> list[Manifest]:
                 with contextlib.suppress(ConntrackError, OSError, UnicodeDecodeError):
                     found.append(parse(safe_path.read(os.path.join(directory, name)).decode(), name))
     return found
+
+
+def check_directory(field: str, directory: str) -> None:
+    """Refuse what is not meant for a directory of objects: a file, the name of one, and a path of which more than the last part is missing.
+
+    :raises ConntrackError: naming the field, the path and the mend.
+    """
+    path = os.path.normpath(directory)
+    parent, name = os.path.split(path)
+    if os.path.isdir(path):
+        return
+    if os.path.lexists(path):
+        raise bad_value(field, directory, "it is no directory; give the directory that the objects lie in")
+    if name.endswith(_OF_FILES):
+        raise bad_value(field, directory, f"objects are called by their digests; give the directory that they lie in, as {parent or '.'}")
+    if not os.path.isdir(parent or "."):
+        raise bad_value(field, directory, f"the directory {parent} does not exist; make it first")
 
 
 def write(directory: str, built: Built) -> None:

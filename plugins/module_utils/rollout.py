@@ -9,8 +9,24 @@ import dataclasses
 import typing as t
 
 from . import ct_text
+from .printable import printable
 
 Vars = t.Mapping[str, t.Any]
+T = t.TypeVar("T")
+#: What the functions below run into where a host answered what no module of the collection answers.
+_NONSENSE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
+
+def understood(make: t.Callable[[str, Vars], T], host: str, found: Vars, otherwise: t.Callable[[str, str], T]) -> T:
+    """Return what is made of a host's variables. One whose answers make no sense, as those of a host that was taken over, is told so and stops nobody else.
+
+    :param otherwise: makes it of the host's name and the words that say what is wrong.
+    """
+    try:
+        return make(host, found)
+    except _NONSENSE as exc:
+        return otherwise(host, _line(f"what it answered is not understood ({type(exc).__name__}: {str(exc)[:100]})"))
+
 
 #: Results of the role xdp_ct that can have changed a host, in the order of its tasks.
 STEPS = ("xdp_ct_missing", "xdp_ct_did_install", "xdp_ct_did_load", "xdp_ct_did_attach", "xdp_ct_did_command", "xdp_ct_did_service")
@@ -38,7 +54,7 @@ def table(rows: t.Sequence[t.Mapping[str, t.Any]], columns: t.Mapping[str, str],
     """
     cells = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
     if form == "markdown":
-        lines = [list(columns.values()), ["---"] * len(columns), *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells)]
+        lines = [list(columns.values()), ["---"] * len(columns), *([printable(cell.replace("|", "\\|").replace("\n", " ")) for cell in row] for row in cells)]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
     numbers = [at for at, name in enumerate(columns) if rows and all(row.get(name) is None or isinstance(row[name], (int, float)) for row in rows)]
     return ct_text.columns([list(columns.values()), *cells], numbers)
@@ -99,7 +115,11 @@ def _lost(results: t.Sequence[Vars]) -> str:
 
 
 def _line(text: object) -> str:
-    return " ".join(str(text).split())
+    return printable(" ".join(str(text).split()))
+
+
+def _not_fit(host: str, why: str) -> dict[str, t.Any]:
+    return {"host": host, "verdict": "unfit", "why": why}
 
 
 def fitness(found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: bool) -> dict[str, t.Any]:
@@ -107,7 +127,7 @@ def fitness(found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: boo
 
     :param found: the variables of NAMES by host.
     """
-    rows = [fitness_of(host, one) for host, one in found.items()]
+    rows = [understood(fitness_of, host, one, _not_fit) for host, one in found.items()]
     by = {verdict: [row["host"] for row in rows if row["verdict"] == verdict] for verdict in ("ready", "as wanted", "unfit", "unreachable")}
     what = "go back" if any(one.get("rollout_back") for one in found.values()) else "take the chain"
     reasons = []
@@ -118,7 +138,7 @@ def fitness(found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: boo
         reasons.append(f"{_hosts(by['unreachable'])} can not be reached. Mend that, or give rollout_skip_unreachable: true to leave such hosts out.")
     if not by["ready"] and not by["as wanted"] and not reasons:
         reasons.append(f"no host can {what}.")
-    stop = " ".join(reasons)
+    stop = printable(" ".join(reasons))
     return {"ready": by["ready"], "hosts": list(found), "table": table(rows, FITNESS), "stop": f"Nothing was changed: {stop}" if stop else ""}
 
 
@@ -151,9 +171,22 @@ class Outcome:
 
 def outcome_of(host: str, found: Vars) -> Outcome:
     """Return what became of one host, by its variables of NAMES."""
-    batch = (found.get("rollout_batch") or {}).get("number")
+    batch = _batch_of(found)
     if batch is None:
         return Outcome(host)  # its results are those of the look before
+    return understood(_outcome_in, host, found, lambda name, why: Outcome(name, batch, "", why, True))
+
+
+def _batch_of(found: Vars) -> int | None:
+    """Return the number of a host's batch, None where it was in none."""
+    batch = found.get("rollout_batch")
+    number = batch.get("number") if isinstance(batch, t.Mapping) else None
+    return number if isinstance(number, int) else None
+
+
+def _outcome_in(host: str, found: Vars) -> Outcome:
+    """Return what became of a host that is in a batch."""
+    batch = _batch_of(found)
     results = [found.get(name) or {} for name in (*STEPS, "rollout_soaked")]
     return Outcome(host, batch, _lost(results), _line(found.get("rollout_failed") or ""), any(one.get("changed") for one in results))
 
@@ -220,7 +253,7 @@ def _result(one: Outcome, back: Vars) -> str:
 
 def summary(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
     """Return the ``table`` of all hosts, and a ``message`` that says what is wrong and who was put back."""
-    rows = [summary_of(host, one) for host, one in found.items()]
+    rows = [understood(summary_of, host, one, lambda name, why: {"host": name, "batch": None, "result": why}) for host, one in found.items()]
     rows.sort(key=lambda row: (row["batch"] is None, row["batch"] or 0))
     outcomes = [outcome_of(host, one) for host, one in found.items()]
     troubles = [one.trouble.rstrip(".") for one in outcomes if one.trouble]
@@ -235,7 +268,7 @@ def summary(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
         message += f" Not put back: {', '.join(stuck)}."
     if rest:
         message += f" {rest} {'host of later batches was' if rest == 1 else 'hosts of later batches were'} not touched."
-    return {"table": table(rows, SUMMARY), "message": message}
+    return {"table": table(rows, SUMMARY), "message": printable(message)}
 
 
 def batch(found: t.Mapping[str, Vars], hosts: t.Sequence[str]) -> dict[str, t.Any]:
@@ -243,5 +276,5 @@ def batch(found: t.Mapping[str, Vars], hosts: t.Sequence[str]) -> dict[str, t.An
 
     :param found: the variables of NAMES of all hosts.
     """
-    numbers = [(one.get("rollout_batch") or {}).get("number", 0) for one in found.values()]
+    numbers = [_batch_of(one) or 0 for one in found.values()]
     return {"number": max(numbers, default=0) + 1, "hosts": list(hosts)}

@@ -8,12 +8,10 @@ from __future__ import annotations
 import collections.abc as c
 import contextlib
 import ipaddress
-import json
-import struct
 import sys
 import typing as t
 
-from . import chain, flow
+from . import chain, flow, flow_record
 from .clock import Clock
 from .errors import ConntrackError
 from .flow_table import BATCH, OpenTable
@@ -24,13 +22,15 @@ _NOW = 1 << 31
 _NUMBERS = {name: number for number, name in flow.PROTOCOLS.items()}
 #: One table a family holds its flows in the order of the file.
 _TABLES = {table.family: table for table in flow.TABLES if table.flow_class == "assured"}
+#: What ct_merge puts in front of a record.
+_ALSO = ("host", "path", "ordered")
 Packed = tuple[flow.Table, bytes, bytes]
 
 
 def pack(record: t.Mapping[str, t.Any]) -> Packed:
     """Return the entry that gives this record again.
 
-    :raises LookupError, ValueError, TypeError, struct.error: for what is no record.
+    :param record: one that flow_record.checked() has seen.
     """
     table = _TABLES[record["family"]]
     number = _NUMBERS.get(record["proto"])
@@ -143,26 +143,49 @@ class SavedFlows:
         """Count nothing: a file is only read."""
 
 
-def _packed(path: str, lines: t.Iterable[str]) -> t.Iterator[Packed]:
+def _texts(path: str, file: t.TextIO) -> t.Iterator[tuple[int, str]]:
+    """Return the records of a file with their lines: a record on each line, or a list of which each line has one.
+
+    :raises ConntrackError: for a list that does not end, which was cut off, and for what follows its end.
+    """
+    opened = closed = begun = False
+    for number, line in flow_record.lines(path, file):
+        text = line.strip()
+        if not text:
+            continue
+        if closed:
+            raise ConntrackError(f"input: {path}:{number}: something follows the end of the list. Give one file at a time.")
+        if not begun and text.startswith("["):
+            opened, text = True, text[1:]
+        begun = True
+        if text.endswith("]"):
+            closed, text = True, text[:-1]
+        text = text.strip().strip(",").strip()
+        if text:
+            yield number, text
+    if opened and not closed:
+        raise ConntrackError(f"input: {path}: it ends too early: the list is not closed. It was cut off: write it again.")
+
+
+def _packed(path: str, file: t.TextIO) -> t.Iterator[Packed]:
     """Return the flows of a file. Of events they are those that were there at the end."""
     ending = None
-    for number, line in enumerate(lines, 1):
-        text = line.strip().strip("[],").strip()
-        if text:
-            try:
-                record = json.loads(text)
-                if "event" not in record:
-                    yield pack(record)
-                    continue
-                if ending is None:
-                    from .event_file import Ending
+    for number, text in _texts(path, file):
+        try:
+            record = flow_record.loads(text)
+            if not isinstance(record, dict) or "event" not in record:
+                yield pack(flow_record.checked(record, _ALSO))
+                continue
+            if ending is None:
+                from .event_file import Ending
 
-                    ending = Ending()
-                ending.add(record)
-            except (LookupError, ValueError, TypeError, AttributeError, struct.error):
-                shown = text if len(text) <= 60 else f"{text[:57]}..."
-                raise ConntrackError(
-                    f"input: {path}:{number}: {shown!r} is no whole flow: give a file that ct list -o json or -o jsonl wrote, without --fields."
-                ) from None
+                ending = Ending()
+            ending.add(flow_record.checked_event(record))
+        except ConntrackError as exc:
+            why = exc.message.rstrip(".")
+            raise ConntrackError(
+                f"input: {path}:{number}: {flow_record.shown(text)} is no whole flow: "
+                f"give a file that ct list -o json or -o jsonl wrote, without --fields ({why})."
+            ) from None
     if ending is not None:
         yield from ending.flows()

@@ -72,6 +72,62 @@ def parse(raw: bytes) -> Description | None:
     return found if isinstance(found, dict) and set(describe()) <= set(found) else None
 
 
+#: The codes that fields of keys and entries may have, and bounds that no release's description comes near.
+_KEY_CODES, _ENTRY_CODES = frozenset(("4s", "16s", "B", "H", "I")), frozenset("BHIQ")
+_MOST_FIELDS, _MOST_NAME = 256, 64
+
+
+def whole(found: object) -> bool:
+    """Tell whether what another host says of its tables has the form of a description, all of it: what is made of it is then bounded, whoever wrote it."""
+    return isinstance(found, dict) and set(describe()) <= set(found) and all(_PARTS[part](found[part]) for part in _PARTS)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _MOST_NAME and value.isascii() and value.isprintable()
+
+
+def _are_fields(value: object, codes: t.Collection[str], needed: t.Collection[str]) -> bool:
+    """Tell whether these are fields of a struct, each with a name of its own."""
+    if not isinstance(value, list) or len(value) > _MOST_FIELDS or any(not isinstance(one, list) or len(one) != 2 for one in value):
+        return False
+    names = [one[0] for one in value]
+    if not all(map(_is_name, names)) or not all(isinstance(one[1], str) and one[1] in codes for one in value):
+        return False
+    return len(set(names)) == len(names) and set(needed) <= set(names)
+
+
+def _are_masks(value: object) -> bool:
+    """Tell whether these are parts of a control word: each has bits in a row, and no two have the same."""
+    if not isinstance(value, dict) or "state" not in value or not all(map(_is_name, value)):
+        return False
+    taken = 0
+    for mask in value.values():
+        if type(mask) is not int or not 0 < mask < 1 << 64 or mask & taken or (mask >> _shift(mask)) & ((mask >> _shift(mask)) + 1):
+            return False
+        taken |= mask
+    return value["state"] >> _shift(value["state"]) <= 0xFF
+
+
+def _are_names(value: object) -> bool:
+    """Tell whether these are lists of names by name."""
+    return isinstance(value, dict) and all(
+        _is_name(name) and isinstance(names, list) and len(names) <= _MOST_FIELDS and all(map(_is_name, names)) and len(set(names)) == len(names)
+        for name, names in value.items()
+    )
+
+
+#: What each part of a description has to be. Tables, maps and counters are not looked at where flows come from another host.
+_PARTS: dict[str, t.Callable[[t.Any], bool]] = {
+    "layout": lambda value: type(value) is int and 0 < value < 1 << 32,
+    "keys": lambda value: (
+        isinstance(value, dict) and bool(value) and all(_is_name(name) and _are_fields(one, _KEY_CODES, ("proto",)) for name, one in value.items())
+    ),
+    "entry": lambda value: _are_fields(value, _ENTRY_CODES, ("ctl", "expires", "last_seen", "created")),
+    "ctl": _are_masks,
+    "states": _are_names,
+}
+
+
 def differences(old: Description, new: Description) -> list[str]:
     """Return what differs between what entries are made of, for people, the counters left out."""
     found = []

@@ -10,6 +10,8 @@ import os
 import socket
 import sys
 
+from .printable import printable
+
 ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
 
 
@@ -37,5 +39,5 @@ def watchdog_seconds() -> float | None:
 def log(priority: int, text: str) -> None:
     """Write one line to standard error, for the journal with its priority."""
     prefix = f"<{priority}>" if "JOURNAL_STREAM" in os.environ else ""
-    sys.stderr.write(f"{prefix}{' '.join(text.split())}\n")
+    sys.stderr.write(f"{prefix}{printable(' '.join(text.split()))}\n")
     sys.stderr.flush()

@@ -19,8 +19,8 @@ import socket
 import typing as t
 import zlib
 
-from . import expectation
-from .errors import bad_value
+from . import expectation, names
+from .errors import ConntrackError, bad_value
 
 Key = tuple[t.Optional[str], str]
 Address = tuple[bytes, int]
@@ -330,7 +330,8 @@ def _check_fields(kind: str, field: str, item: t.Any) -> None:
         raise bad_value(field, item, "give a dictionary")
     unknown = sorted(str(key) for key in item if key not in _FIELDS[kind])
     if unknown:
-        raise bad_value(field, unknown[0], f"the keys are {', '.join(sorted(_FIELDS[kind]))}")
+        error = bad_value(field, unknown[0], f"the keys are {', '.join(sorted(_FIELDS[kind]))}")
+        raise ConntrackError(error.message + names.did_you_mean(unknown[0], _FIELDS[kind]))
 
 
 def _list_of_dicts(field: str, value: t.Any) -> list[t.Any]:

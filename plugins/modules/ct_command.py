@@ -21,6 +21,13 @@ extends_documentation_fragment:
   - ebpf.conntrack.attributes
   - ebpf.conntrack.lock
   - ebpf.conntrack.pin_root
+attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
+  async:
+    support: none
+    details:
+      - Part of it runs on the controller, so a task with C(async) is refused before anything is done.
 options:
   state:
     description:

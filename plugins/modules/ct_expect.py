@@ -24,6 +24,8 @@ extends_documentation_fragment:
   - ebpf.conntrack.expect
   - ebpf.conntrack.pin_root
 attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root]
   check_mode:
     details:
       - Nothing is looked at and no traffic is made; the result says what would be checked.

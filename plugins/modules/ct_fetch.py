@@ -22,6 +22,12 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
   - ebpf.conntrack.flow_filters
 attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root]
+  async:
+    support: none
+    details:
+      - Part of it runs on the controller, so a task with C(async) is refused before anything is done.
   action:
     description:
       - Has an action plugin of the same name that runs some parts on the controller.

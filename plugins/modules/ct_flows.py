@@ -24,6 +24,8 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
   - ebpf.conntrack.flow_filters
 attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root]
   diff_mode:
     support: none
     details:
@@ -45,8 +47,9 @@ options:
   limit:
     description:
       - At most so many flows, and at most so many groups.
-      - Without it, the result lists 100, and the file at O(dest) holds all.
+      - Without it, the result lists 100, and the file at O(dest), or RV(text), holds all.
       - V(0) lists none.
+      - Facts stay with the host for the rest of the play. So they hold flows only where it is given, and at most so many.
     type: int
   fields:
     description:
@@ -73,7 +76,7 @@ options:
   format:
     description:
       - The form of the file at O(dest); there the default is V(json).
-      - Without O(dest), have the flows in this form in RV(text), too.
+      - Without O(dest), have the flows in this form in RV(text), in place of RV(flows).
       - V(jsonl) is a JSON record on each line. V(conntrack) has the lines of C(conntrack -L).
       - V(stats) shows no flows but the counters, as C(conntrack -S) does, a line for each CPU. There C(found) are the frames that met an entry,
         C(insert) the entries made, C(drop) the frames that guests dropped, C(early_drop) the entries evicted (all in the first line, since nobody knows
@@ -149,9 +152,9 @@ EXAMPLES = r"""
 RETURN = r"""
 flows:
   description:
-    - The flows, each a record, as O(fields) wants it; at most O(limit).
+    - The flows, each a record, as O(fields) wants it; at most O(limit). Each flow is in the result once, here or in RV(text).
     - RV(flows[].timeout), RV(flows[].age) and RV(flows[].idle) are whole seconds, bytes are counted from the IP header on.
-  returned: success
+  returned: success, but not where the flows are in RV(text)
   type: list
   elements: dict
   contains:
@@ -290,7 +293,9 @@ ansible_facts:
   type: dict
   contains:
     ct_flows:
-      description: RV(flows), RV(count), RV(truncated), RV(summary) and RV(groups) as above.
+      description:
+        - RV(count), RV(truncated), RV(summary) and RV(groups) as above.
+        - RV(flows) where O(limit) is given.
       type: dict
 """
 

@@ -26,6 +26,8 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
   - ebpf.conntrack.flow_filters
 attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout]
   idempotent:
     details:
       - As long as no traffic makes new flows that match.

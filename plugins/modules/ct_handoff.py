@@ -13,6 +13,7 @@ version_added: "0.1.0"
 description:
   - On the one host it writes the live flows to a file, on the other it takes them in, where they go on with their states, counts and the time they had left.
   - The file says what it is made of, so that hosts with other clocks, other jiffies a second and other releases can read it, or refuse it with the reason.
+  - It is read and checked to its end before anything is written. No flow has more time left than its state has on the host that takes it in.
   - TCP windows begin anew with the next segment of each side, as in an upgrade.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
@@ -25,6 +26,8 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
   - ebpf.conntrack.flow_filters
 attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout]
   diff_mode:
     support: none
   idempotent:

@@ -23,6 +23,10 @@ author:
 extends_documentation_fragment:
   - ebpf.conntrack.attributes
 attributes:
+  action_group:
+    support: none
+    details:
+      - It shares no option with other modules.
   diff_mode:
     support: none
     details:
@@ -35,7 +39,7 @@ options:
   sources:
     description:
       - The hosts and their files.
-      - A file that can not be read, or is damaged, makes its host one of RV(unread).
+      - A file that can not be read, is damaged, or holds a line that is no whole record makes its host one of RV(unread), and nothing of it is taken.
     type: list
     elements: dict
     required: true

@@ -20,6 +20,8 @@ extends_documentation_fragment:
   - ebpf.conntrack.attributes
   - ebpf.conntrack.pin_root
 attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
   diff_mode:
     support: none
     details:

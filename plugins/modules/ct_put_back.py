@@ -22,6 +22,9 @@ extends_documentation_fragment:
   - ebpf.conntrack.attributes
   - ebpf.conntrack.lock
   - ebpf.conntrack.pin_root
+attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
 options:
   before:
     description:

@@ -22,6 +22,8 @@ extends_documentation_fragment:
   - ebpf.conntrack.attributes
   - ebpf.conntrack.pin_root
 attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root]
   diff_mode:
     support: none
     details:

@@ -29,6 +29,9 @@ extends_documentation_fragment:
   - ebpf.conntrack.attributes
   - ebpf.conntrack.expect
   - ebpf.conntrack.lock
+attributes:
+  action_group:
+    membership: [ebpf.conntrack.lock_timeout]
 options:
   name:
     description:

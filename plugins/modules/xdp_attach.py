@@ -22,6 +22,9 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
+attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir]
 options:
   state:
     description:

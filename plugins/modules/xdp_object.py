@@ -22,10 +22,18 @@ extends_documentation_fragment:
   - ebpf.conntrack.attributes
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
+attributes:
+  action_group:
+    membership: [ebpf.conntrack.chain_form]
+  async:
+    support: none
+    details:
+      - Part of it runs on the controller, so a task with C(async) is refused before anything is done.
 options:
   dest:
     description:
-      - The directory on the target. It is made when it is missing.
+      - The directory on the target. It is made when it is missing, in a directory that is there. The objects in it are called by their digests, so the
+        name of a file is refused.
     type: path
     required: true
   src:
@@ -148,6 +156,7 @@ def why_not(directory: str, name: str, target: object_file.Target, sources: str)
 def prepare(module: AnsibleModule) -> tuple[plans.Plan, str, object_file.Built | None]:
     """Bring the object into place: the plan that was needed, its path, and what is there now."""
     params = module.params
+    object_file.check_directory("dest", params["dest"])
     if not params["rendered"]:
         raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_object, whose action part renders the sources.")
     text, headers = render.unpack(params["rendered"])

@@ -23,6 +23,13 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
+attributes:
+  action_group:
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir, ebpf.conntrack.chain_form]
+  async:
+    support: none
+    details:
+      - Part of it runs on the controller, so a task with C(async) is refused before anything is done.
 options:
   state:
     description:

@@ -106,7 +106,7 @@ def test_prometheus_finds_what_it_is_to_scrape(tmp_path: pathlib.Path) -> None:
     config = tmp_path / "prometheus.yml"
     config.write_text(f'scrape_configs: [{{job_name: ct, file_sd_configs: [{{files: ["{targets}"]}}]}}]\n', "utf-8")
     found = json.loads(promtool("check", "service-discovery", "--timeout=2s", str(config), "ct"))
-    assert [(one["labels"]["instance"], one["labels"]["host"], one["labels"].get("site")) for one in found] == [
+    assert sorted((one["labels"]["instance"], one["labels"]["host"], one["labels"].get("site")) for one in found) == [
         ("192.0.2.1:9477", "r1", None),
         ("proxy.example.net:443", "r2", "north"),
     ]

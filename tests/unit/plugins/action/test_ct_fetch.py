@@ -31,6 +31,20 @@ def test_the_networks_that_a_host_is_attached_to() -> None:
     assert ct_fetch.attached("") == [] and ct_fetch.attached("what is this now\n1 2 3 4 5 6 7 8\n") == []
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eth0 FFFFFFFFFF 00000000 0001 0 0 0 00FFFFFF 0 0 0",
+        "eth0 0001A8C0 00000000 0001 0 0 0 -1 0 0 0",
+        "eth0 0001A8C0 00000000 0001 0 0 0 00FF00FF 0 0 0",
+        "20010db8000000010000000000000001 02 FFFF 00 80 eth1",
+        "\x1b[2J " * 8,
+    ],
+)
+def test_a_host_that_was_taken_over_says_what_it_likes_of_its_networks(line: str) -> None:
+    assert ct_fetch.attached(f"{ROUTES}{line}\n") == ct_fetch.attached(ROUTES)
+
+
 class Action(ct_fetch.ActionModule):
     """The action, with a target that is a directory."""
 
@@ -96,9 +110,12 @@ def test_check_mode_writes_nothing(tmp_path: pathlib.Path) -> None:
         ({}, "dest: it is missing"),
         ({"dest": "x", "sort": "age"}, "option: 'sort' is not valid: ct_fetch takes pin_root, family"),
         ({"dest": "x", "networks": ["eth0"]}, "networks: 'eth0' is not valid"),
+        ({"dest": "x.jsonl/"}, "dest: 'x.jsonl/' is not valid: it is a directory; give the path of a file on the controller"),
+        ({"dest": "."}, "dest: '.' is not valid: it is a directory"),
     ],
 )
 def test_bad_options_are_refused(tmp_path: pathlib.Path, args: dict[str, t.Any], said: str) -> None:
     with pytest.raises(ct_fetch.ConntrackError) as caught:
         Action(tmp_path, args, ANSWER).fetch()
+    assert list(tmp_path.iterdir()) == []
     assert caught.value.message.startswith(said)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 import shlex
 
@@ -128,3 +129,25 @@ def test_the_first_flows_are_printed_before_the_others_are_read(form: str, monke
     monkeypatch.setattr(ct_cli, "_put", lambda piece: read_by_then.append(source.batches_read) if len(piece) > 1 else None)
     assert ct_cli.main(["list", "-o", form]) == ct_cli.DONE
     assert min(number for number in read_by_then if number) == 1 and source.batches_read == 10 and len(read_by_then) >= 10
+
+
+# ---------------------------------------------------------------- what came from elsewhere reaches no terminal
+EVIL = "\x1b[2J\x9b31m\u202e"
+
+
+def test_errors_quote_without_what_a_terminal_obeys(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / f"flows{EVIL}"
+    path.write_text(f"{EVIL}\n", "utf-8")
+    for command in ("list", "count"):
+        assert run(f"{command} --input {shlex.quote(str(path))} {NOWHERE}") == ct_cli.FAILED
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.rstrip("\n").isprintable() and "flows\\u001b[2J\\u009b31m\\u202e:1: '" in said.err, said.err
+
+
+def test_what_is_said_keeps_its_lines_and_no_escape_code(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    ct_cli._say(f"r1{EVIL}\ndone\ud800")
+    ct_cli._say_json({"host": f"r1{EVIL}"})
+    out = capfdbinary.readouterr().out.decode("utf-8")
+    first, rest = out.split("\n", 2)[:2], out.split("\n", 2)[2]
+    assert first == ["r1\\u001b[2J\\u009b31m\\u202e", "done\\ud800"]
+    assert json.loads(rest) == {"host": f"r1{EVIL}"} and rest.replace("\n", "").isprintable()

@@ -197,17 +197,180 @@ def test_what_is_none_is_refused_before_anything_is_done(data: bytes, said: str)
     assert caught.value.message == f"input: pipe: {said}. Nothing was imported." or said == "its header is damaged" and said in caught.value.message
 
 
-def test_what_is_cut_off_or_damaged_says_how_much_was_imported() -> None:
+def test_of_what_is_cut_off_or_damaged_nothing_is_imported() -> None:
     data = exported()
     target = tables(OTHER)
-    with pytest.raises(ConntrackError, match=r"^input: pipe: it ends too early; 4 entries were read before\. Export and import again\.$") as caught:
+    with pytest.raises(ConntrackError, match=r"^input: pipe: it ends too early, after 4 flows\. Export it again\. Nothing was imported\.$"):
         imported(target, data[:-1])
-    assert caught.value.facts["imported"] == 4 and target.stats["created"] == 4, "what came is counted"
     with pytest.raises(ConntrackError, match="it is damaged"):
-        imported(tables(OTHER), data[:-60] + b"\xff" + data[-59:])
+        imported(target, data[:-60] + b"\xff" + data[-59:])
     for at in range(len(data) - 700, len(data), 7):
         with pytest.raises(ConntrackError):
-            imported(tables(OTHER), data[:at])
+            imported(target, data[:at])
+    with pytest.raises(ConntrackError, match=r"^input: pipe: something follows its end\. Give one stream at a time\. Nothing was imported\.$"):
+        imported(target, data + b"\0")
+    with pytest.raises(ConntrackError, match="something follows its end"):
+        imported(target, data + data)
+    assert not any(target.entries.values()) and not any(target.stats.values()), "what came before it is not there either"
+
+
+# ---------------------------------------------------------------- a stream that somebody made up
+def framed(*entries: tuple[bytes, bytes], family: str = "ipv4", jiffies: int = fakes.NOW, **header: t.Any) -> bytes:
+    """Return a stream that is whole, with these entries."""
+    head = changed_header(exported(tables()), **header).split(b"\n", 2)[:2]
+    data = b"".join(key + value for key, value in entries)
+    frames = flow_handoff._frame(1, family, len(entries), jiffies, data) + flow_handoff._frame(2, "ipv4", len(entries), jiffies, b"")
+    return b"\n".join((*head, frames))
+
+
+def with_fields(entry: tuple[bytes, bytes], **changes: int) -> tuple[bytes, bytes]:
+    """Return an entry with other fields; names with "_" for "."."""
+    fields = dict(zip([name.replace(".", "_") for name, dummy in chain.ENTRY_FIELDS], chain.ENTRY.unpack(entry[1])))
+    return entry[0], chain.ENTRY.pack(*{**fields, **changes}.values())
+
+
+def with_key(entry: tuple[bytes, bytes], **changes: t.Any) -> tuple[bytes, bytes]:
+    fields = dict(zip([name for name, dummy in chain.KEY_FIELDS["ipv4"]], chain.KEY4.unpack(entry[0])))
+    return chain.KEY4.pack(*{**fields, **changes}.values()), entry[1]
+
+
+PING = fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=chain.CTL_SEEN_REPLY, left=20)
+LOW, HIGH = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        (fakes.entry(ctl=12), "protocol 6 has no state 12"),
+        (fakes.entry(proto=132, ctl=9), "protocol 132 has no state 9"),
+        (fakes.entry(proto=17, ctl=3), "protocol 17 has no state 3"),
+        (with_key(TCP, lo_ip=HIGH, hi_ip=LOW), "the sides of its key are not in order"),
+        (with_key(TCP, lo_ip=LOW, hi_ip=LOW, lo_port=0xFFFF, hi_port=1), "the sides of its key are not in order"),
+        (with_key(TCP, role=1), "its key has role 1 and zone 0"),
+        (with_key(TCP, zone=7), "its key has role 0 and zone 7"),
+        (with_key(PING, role=1), "its key has role 1 and zone 0"),
+        (fakes.entry(sport=77, dport=3 << 8, proto=1, ctl=0), "ICMP type 3 asks for nothing"),
+        (fakes.entry(sport=5, dport=0, proto=50, ctl=0), "protocol 50 has no ports"),
+        (fakes.entry(vlans=(1, 2, 3)), "it has more than two VLAN tags"),
+        (with_fields(TCP, scale=0xF0), "its window scale is above 14 (RFC 7323)"),
+    ],
+)
+def test_an_entry_that_the_tracker_can_not_have_made(entry: tuple[bytes, bytes], why: str) -> None:
+    target = tables(OTHER)
+    with pytest.raises(ConntrackError) as caught:
+        imported(target, framed(TCP, UDP, PING, entry))
+    assert caught.value.message == f"input: pipe: flow 4 can not be: {why}. Nothing was imported."
+    assert not any(target.entries.values())
+    assert imported(target, framed(TCP, UDP, PING)).imported == 3
+
+
+@pytest.mark.parametrize(
+    ("entry", "most"),
+    [
+        (fakes.entry(left=4_000_000), 432000),
+        (fakes.entry(ctl=fakes.REAL | chain.TCP_STATES.index("TIME_WAIT"), left=4_000_000), 120),
+        (fakes.entry(proto=17, ctl=0, left=90), 30),
+        (fakes.entry(proto=17, ctl=chain.CTL_SEEN_REPLY, left=119), 119),
+        (fakes.entry(proto=17, left=9999, ctl=fakes.REAL), 120),
+        (fakes.entry(proto=132, ctl=fakes.REAL | chain.SCTP_STATES.index("ESTABLISHED"), left=4_000_000), 210),
+        (fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=0, left=4_000_000), 30),
+        (fakes.entry(sport=0, dport=0, proto=47, ctl=fakes.REAL, left=4_000_000), 180),
+        (fakes.entry(sport=0, dport=0, proto=50, ctl=0, left=4_000_000), 600),
+    ],
+)
+def test_no_flow_has_more_time_left_than_its_state_has_here(entry: tuple[bytes, bytes], most: int) -> None:
+    target = tables(OTHER)
+    assert imported(target, framed(entry)).imported == 1
+    assert [one["timeout"] for one in records(target).values()] == [most]
+
+
+def test_the_timeouts_in_force_here_are_the_bound() -> None:
+    target = tables(OTHER)
+    target.in_force = ({**chain.TIMEOUTS, "tcp_established": 3600}, dict(chain.KNOBS))
+    assert imported(target, framed(fakes.entry(left=400_000))).imported == 1
+    assert [one["timeout"] for one in records(target).values()] == [3600]
+
+
+def test_times_that_have_not_come_yet_are_now() -> None:
+    entry = with_fields(fakes.entry(proto=17, ctl=0, left=20, idle=-500, age=-5000), last_end=(fakes.NOW + 500_000) & 0xFFFFFFFF)
+    target = tables(OTHER)
+    assert imported(target, framed(entry)).imported == 1
+    (found,) = target.entries["ctt_new"].values()
+    after = dict(zip([name for name, dummy in chain.ENTRY_FIELDS], chain.ENTRY.unpack(found)))
+    assert (after["last_seen"], after["created"]) == (OTHER.jiffies & 0xFFFFFFFF, OTHER.jiffies // OTHER.hz)
+    assert after["last_end"] == (OTHER.jiffies + 2 * OTHER.hz) & 0xFFFFFFFF, "as that of a flow that begins"
+    # and a clock that no host can have had moves nothing beyond what fits
+    for jiffies, rate in ((0, 1), ((1 << 64) - 1, 1), (1 << 63, 10_000)):
+        target = tables(OTHER)
+        imported(target, framed(fakes.entry(idle=3), jiffies=jiffies, hz=rate))
+        assert all(one["timeout"] <= 432000 and one["idle"] * OTHER.hz < 1 << 31 for one in records(target).values())
+
+
+DEEP = b"[" * 60_000 + b"]" * 60_000
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "said"),
+    [
+        ("hz", b"Infinity", ""),
+        ("hz", b'"250"', "hz: '250'"),
+        ("hz", b"1e300", "hz: 1e+300"),
+        ("hz", b"true", "hz: True"),
+        ("hz", b"99999999999999999999999999", "hz: 99999999999999999999999999"),
+        ("time", b"NaN", ""),
+        ("time", b"1e300", "time: 1e+300"),
+        ("time", b'"now"', "time: 'now'"),
+        ("time", b"-1", "time: -1"),
+        ("time", b"null", "time: None"),
+        ("host", b'["r1"]', "host: a list"),
+        ("host", b'"' + b"r" * 300 + b'"', "host: 'rrr"),
+        ("layout", b'"\\u001b[2J"', "layout: '\\x1b[2J'"),
+        ("description", DEEP[:30_000], ""),
+        ("description", b"[" * 9000 + b"]" * 9000, ""),
+        ("description", b'{"layout": 2}', "description: an object"),
+    ],
+)
+def test_a_header_of_which_nothing_is_believed(field: str, text: bytes, said: str) -> None:
+    magic, header, rest = exported().split(b"\n", 2)
+    whole = json.loads(header)
+    whole[field] = "MARK"
+    target = tables(OTHER)
+    with pytest.raises(ConntrackError) as caught:
+        imported(target, b"\n".join((magic, json.dumps(whole).encode().replace(b'"MARK"', text), rest)))
+    assert caught.value.message.startswith("input: pipe: its header is damaged") and said in caught.value.message
+    assert caught.value.message.isprintable() and not any(target.entries.values())
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("entry", [["ctl", "Q"], ["expires", "1000000000s"]]),
+        ("entry", [["ctl", "Q"], ["ctl", "Q"]]),
+        ("entry", [["ctl", "Q"]]),
+        ("keys", {"ipv4": [["proto", "999999999B"]]}),
+        ("ctl", {"state": 0}),
+        ("ctl", {"state": 15, "seen_reply": 3}),
+        ("ctl", {"state": 5}),
+        ("states", {"tcp": "NONE"}),
+        ("states", {"tcp": ["\x1b[2J"]}),
+        ("states", {"tcp": ["NONE"] * 100_00}),
+        ("layout", True),
+    ],
+)
+def test_a_description_that_is_none(part: str, value: t.Any) -> None:
+    description = {**json.loads(schema.text()), part: value}
+    with pytest.raises(ConntrackError, match="its header is damaged|was written with layout"):
+        flow_handoff.Reader(io.BytesIO(changed_header(exported(), description=description)), "pipe")
+
+
+def test_what_a_host_calls_itself_does_not_reach_the_terminal() -> None:
+    data = changed_header(exported(), host="r1\x1b[2J\x9b31m\u202e\ud800")
+    with flow_handoff.Reader(io.BytesIO(data), "pipe") as reader:
+        told = flow_handoff.told(flow_handoff.take(tables(OTHER), reader), reader.header)
+    assert told.startswith("4 flows of r1\\u001b[2J\\u009b31m\\u202e\\ud800, 20")
+    with pytest.raises(ConntrackError) as caught:
+        flow_handoff.Reader(io.BytesIO(b"ebpf.conntrack flows \x1b[2J\n"), "a\x1bb")
+    assert caught.value.message.isprintable()
 
 
 def test_policies_have_names() -> None:

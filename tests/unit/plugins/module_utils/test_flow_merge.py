@@ -116,7 +116,8 @@ def test_hosts_that_can_not_be_read_are_named(merged: t.Callable[..., Record], t
     del cut["reply"]
     result = merged({"r1": [record()], "r2": [record(), cut]}, unread={"r3": "it was unreachable"})
     assert result["hosts"] == {"r1": 1}
-    assert result["unread"] == {"r3": "it was unreachable", "r2": f"{tmp_path}/r2.in:2: that is no whole flow, as ct list -o jsonl writes it."}
+    why = f"{tmp_path}/r2.in:2: that is no whole flow, as ct list -o jsonl writes it (reply: it is missing)."
+    assert result["unread"] == {"r3": "it was unreachable", "r2": why}
     assert [one["host"] for one in lines(result)] == ["r1"], "nothing is taken of a damaged file"
     with pytest.raises(ConntrackError, match=r"^sources: none of the hosts could be read: r9: it is off; r2: .*r2\.in:1: that is no whole flow"):
         merged({"r2": [cut]}, unread={"r9": "it is off."})

@@ -10,7 +10,7 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, flow_filter, flow_report, flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, chain, flow_filter, flow_output, flow_report, flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
@@ -59,8 +59,37 @@ def test_result_and_facts() -> None:
     result = flows()
     assert (result["changed"], result["count"], len(result["flows"]), result["truncated"]) == (False, 6, 6, False)
     assert result["summary"]["by_proto"] == {"tcp": 5, "udp": 1}
-    assert result["ansible_facts"]["ct_flows"] == {name: result[name] for name in ("flows", "count", "truncated", "summary")}
+    assert result["ansible_facts"]["ct_flows"] == {name: result[name] for name in ("count", "truncated", "summary")}
     assert "msg" not in result and "text" not in result
+
+
+def test_facts_hold_as_many_flows_as_they_were_asked_to(source: fakes.FakeTables) -> None:
+    for limit, number in ((0, 0), (2, 2), (50, 6)):
+        result = flows(limit=limit)
+        assert result["ansible_facts"]["ct_flows"]["flows"] == result["flows"] and len(result["flows"]) == number
+    source.entries["ctt"].update(fakes.entry(sport=at) for at in range(100, 400))
+    result = flows()
+    assert len(result["flows"]) == 100 and result["truncated"] and "flows" not in result["ansible_facts"]["ct_flows"]
+
+
+@pytest.mark.parametrize("form", flow_output.FORMATS)
+def test_each_flow_is_returned_once(form: str, source: fakes.FakeTables) -> None:
+    """The port is in no other number of the result."""
+    source.entries["ctt"].update([fakes.entry(src="10.99.88.77")])
+    for words, times in (({}, 1), ({"format": form}, 1), ({"format": form, "limit": 50}, 2)):
+        result = flows(**words)
+        assert ("text" in result) is not ("flows" in result)
+        lines = [one for one in (result.get("flows"), result["ansible_facts"]["ct_flows"].get("flows")) if one is not None]
+        lines += [result["text"].splitlines()] if "text" in result else []
+        assert sum("10.99.88.77" in str(line) for some in lines for line in (some if isinstance(some, list) else [some])) == times, "facts hold limit"
+
+
+def test_text_has_all_and_says_so(source: fakes.FakeTables) -> None:
+    source.entries["ctt"].update(fakes.entry(sport=at) for at in range(100, 400))
+    result = flows(format="jsonl")
+    assert (len(result["text"].splitlines()), result["count"], result["truncated"], "msg" in result) == (306, 306, False, False)
+    result = flows(format="jsonl", limit=9)
+    assert (len(result["text"].splitlines()), result["truncated"]) == (9, True) and result["msg"].startswith("The result lists 9 of 306 flows:")
 
 
 def test_a_cut_is_said() -> None:

@@ -251,3 +251,32 @@ def test_files_of_objects_have_their_permissions_whatever_the_umask_is(tmp_path:
         os.umask(before)
     assert [path.stat().st_mode & 0o777 for path in (tmp_path / "deep", tmp_path / "deep/er")] == [0o755, 0o755]
     assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "deep/er").iterdir()} == {f"{DIGEST}.o": 0o644, f"{DIGEST}.json": 0o644}
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("x.o", "objects are called by their digests; give the directory that they lie in, as "),
+        ("objects/chain.o", "objects are called by their digests"),
+        ("objects/manifest.json/", "objects are called by their digests"),
+        ("objcts/amd64", "the directory .*/objcts does not exist; make it first"),
+        ("file", "it is no directory; give the directory that the objects lie in"),
+        ("broken", "it is no directory"),
+    ],
+)
+def test_what_is_no_directory_of_objects(tmp_path: pathlib.Path, path: str, said: str) -> None:
+    """Nothing is made of it: a misspelt path would be found by nobody."""
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "broken").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConntrackError, match=f"^dest: '{tmp_path}/{path}' is not valid: {said}"):
+        object_file.check_directory("dest", f"{tmp_path}/{path}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_may_be_a_directory_of_objects(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "made.o").mkdir()
+    for path in ("made.o", "new", "new/", ".", "v1.2"):
+        object_file.check_directory("dest", str(tmp_path / path))
+    object_file.check_directory("dest", "objects")

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import rollout
+from ansible_collections.ebpf.conntrack.plugins.module_utils import drift, rollout
 
 
 def looked(ok: bool = True, generation: int | None = 3, **more: t.Any) -> dict[str, t.Any]:
@@ -198,3 +199,45 @@ def test_what_a_host_has_is_said_as_it_is() -> None:
 def test_batches_stand_in_the_summary_in_their_order_and_the_rest_last() -> None:
     found = rollout.summary({"z": of(None), "b": of(2, **CHANGED, rollout_failed="x"), "a": of(1, **CHANGED)})
     assert [line.split()[0] for line in found["table"].splitlines()[1:]] == ["a", "b", "z"]
+
+
+# ---------------------------------------------------------------- a host that was taken over
+NONSENSE: tuple[t.Any, ...] = (
+    "text",
+    7,
+    ["a"],
+    {"ok": True},
+    {**looked(), "chain": []},
+    {**looked(), "chain": {"generation": 1}},
+    {**looked(), "memory": {"needed": "x", "available": None}},
+    {**looked(), "interfaces": [{"name": "eth0"}]},
+    {**looked(), "interfaces": 5},
+    {**looked(), "problems": [None]},
+    {**looked(), "kernel": None},
+    {**looked(), "would_install": [7]},
+)
+
+
+@pytest.mark.parametrize("answer", NONSENSE)
+def test_an_answer_without_sense_stops_its_host_alone(answer: t.Any) -> None:
+    hosts = {"good": {"xdp_ct_preflight": looked()}, "bad": {"xdp_ct_preflight": answer}}
+    found = rollout.fitness(hosts, skip_unfit=True, skip_unreachable=False)
+    assert (found["ready"], found["stop"]) == (["good"], "")
+    assert re.search(r"bad +unfit .* not understood \([A-Za-z]+Error: ", found["table"])
+    for step in ("xdp_ct_did_load", "rollout_soaked"):
+        batch = {name: {**one, "rollout_batch": {"number": 1}, step: answer if name == "bad" else {"changed": True}} for name, one in hosts.items()}
+        outcome = rollout.outcome(batch)
+        assert outcome["changed"] and all(one.startswith("bad: ") for one in outcome["trouble"])
+        assert "good" in rollout.summary(batch)["table"]
+    for report in (drift.report(hosts, "table")["text"], drift.left(hosts)):
+        assert "good" in report and "bad" in report
+
+
+def test_nothing_that_a_host_says_makes_a_line_or_reaches_the_terminal() -> None:
+    said = "no\n  good2  ready\x1b[2J\x9b31m"
+    hosts = {"bad": {"xdp_ct_preflight": {"msg": said}, "rollout_refused": said, "rollout_batch": {"number": 1}, "rollout_failed": said}}
+    fit = rollout.fitness(hosts, False, False)
+    texts = [fit["table"], fit["stop"], *rollout.outcome(hosts)["trouble"], *rollout.summary(hosts).values()]
+    texts += [drift.report(hosts, form)["text"] for form in drift.FORMS]
+    for text in texts:
+        assert text.replace("\n", "").isprintable() and not any(line.strip().startswith("good2") for line in text.splitlines()), text
