@@ -173,14 +173,19 @@ def mounted(path: str) -> bool:
     return _mount_of(path)[1] == "bpf"
 
 
+def check_path(pin_root: str) -> None:
+    """:raises ConntrackError: when no file system whatever could have it: not absolute, or not plain."""
+    if not os.path.isabs(pin_root) or os.path.normpath(pin_root) != pin_root:
+        raise bad_value("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
+
+
 def check(pin_root: str) -> bool:
     """Check a pin_root without changing anything.
 
     :return: whether it can be used as it is; False when ensure_mounted() has something to do.
     :raises ConntrackError: when it can not become one: not an absolute path, no bpffs, read-only, no directory.
     """
-    if not os.path.isabs(pin_root) or os.path.normpath(pin_root) != pin_root:
-        raise bad_value("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
+    check_path(pin_root)
     if _kind(os.path.realpath(pin_root)) not in (None, _DIRECTORY):
         raise bad_value("pin_root", pin_root, "it is not a directory; give a directory on a bpffs")
     point, kind = _mount_of(pin_root)
