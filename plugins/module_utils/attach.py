@@ -20,7 +20,7 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, health, interface_select, lock, netlink, netns, plan, ports, safe_path, verify
+from . import bpf, bpffs, health, interface_select, lock, netlink, netns, plan, ports, safe_path, verify, xdp_refusals
 from . import state as statedir
 from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
@@ -714,6 +714,22 @@ def _candidates(namespace: str | None) -> list[interface_select.Candidate]:
     return netlink.candidates(namespace)
 
 
+def check_typed(paths: bpffs.Paths, state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) -> None:
+    """Refuse interfaces that are not there, where no earlier task could have made them: somebody typed their names.
+
+    One that is gone, and of which there is still a link or a note, can be detached.
+
+    :raises ConntrackError: naming the first that is missing, and what there is; and a program that is not loaded.
+    """
+    wants = choose(state, interfaces, mode, False)[0]
+    open_hooks(paths, wants, False)
+    noted = {bpffs.interface_key(one["netns"], one["name"]) for one in statedir.interfaces(paths)}
+    for want, have in zip(wants, observe(paths, wants)):
+        traces = have.pinned is not None or bpffs.interface_key(want.netns, want.name) in noted
+        if have.missing and (want.hook or not traces):
+            raise ConntrackError(have.missing)
+
+
 def _rmdir(directory: str) -> None:
     """Remove a directory that is empty."""
     with contextlib.suppress(OSError):
@@ -759,6 +775,8 @@ def converge(
         found = faults = health.examine(paths) + heard
         haves = observe(paths, wants)
         steps = make_plan(wants, haves, hooks, takeover, check_mode)
+        for step in steps if check_mode else ():
+            xdp_refusals.check(step)
         record = _plan_record(paths, wants, state == "absent" and interfaces is None)
         applier = stack.enter_context(Applier(paths))
         if not check_mode and (steps or record):

@@ -181,13 +181,25 @@ def mounted(path: str) -> bool:
     return _mount_of(path)[1] == "bpf"
 
 
+def check_path(pin_root: str) -> None:
+    """Check what a pin root is called; nothing is looked at.
+
+    :raises ConntrackError: when no file system whatever could have it, naming the mend.
+    """
+    safe_path.check_text("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
+    if len(os.fsencode(encode(pin_root))) > _ENCODED_BYTES:
+        raise bad_value(
+            "pin_root", pin_root, f"it is too long: {_ENCODED_BYTES} bytes have to be enough for it, with 3 for each '/' and '.'; give a shorter one"
+        )
+
+
 def check(pin_root: str) -> bool:
     """Check a pin_root without changing anything.
 
     :return: whether it can be used as it is; False when ensure_mounted() has something to do.
     :raises ConntrackError: when it can not become one: not an absolute path, no bpffs, read-only, no directory.
     """
-    _check_pin_root(pin_root)
+    check_path(pin_root)
     if _kind(os.path.realpath(pin_root)) not in (None, _DIRECTORY):
         raise bad_value("pin_root", pin_root, "it is not a directory; give a directory on a bpffs")
     point, kind = _mount_of(pin_root)
@@ -210,20 +222,12 @@ def check(pin_root: str) -> bool:
     return nearest == pin_root and not (_below_standard(point) and _is_loose())
 
 
-def _check_pin_root(pin_root: str) -> None:
-    safe_path.check_text("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
-    if len(os.fsencode(encode(pin_root))) > _ENCODED_BYTES:
-        raise bad_value(
-            "pin_root", pin_root, f"it is too long: {_ENCODED_BYTES} bytes have to be enough for it, with 3 for each '/' and '.'; give a shorter one"
-        )
-
-
 def check_text(paths: Paths) -> None:
     """Check what pin_root and the state directory are called; nothing is looked at.
 
     :raises ConntrackError: naming the option and the mend.
     """
-    _check_pin_root(paths.pin_root)
+    check_path(paths.pin_root)
     safe_path.check_text("state_dir", paths.state_dir, f"give the absolute path of a directory, as {STATE_DIR}")
 
 

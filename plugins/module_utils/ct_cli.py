@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
 import typing as t
 
-from . import bpffs, flow, flow_filter, flow_output, lock
+from . import bpffs, ct_words, flow, flow_filter, flow_output, lock
 from .chain import HOOKS
-from .errors import ConntrackError, bad_value
+from .errors import ConntrackError, bad_value, did_you_mean
 from .printable import printable
 
 if t.TYPE_CHECKING:
@@ -45,13 +46,37 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> t.NoReturn:
         """End the process with that line."""
-        _complain(self.prog, f"{message}. See {self.prog} --help")
+        _complain(self.prog, f"{_sentence(message)} See {self.prog} --help")
         raise SystemExit(USAGE)
+
+    def _check_value(self, action: argparse.Action, value: t.Any) -> None:
+        """Refuse what is none of the choices; of many only the nearest is worth reading."""
+        if action.choices is not None and value not in action.choices:
+            names = [str(name) for name in action.choices]
+            near = did_you_mean(value, names) or f" Give one of {', '.join(names)}."
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}.{near}")
+
+    def _print_message(self, message: str, file: t.Any = None) -> None:
+        """Print help, or the version."""
+        _put(message.encode(errors="replace"))
+
+
+def _sentence(text: str) -> str:
+    """Return text with the mark that ends a sentence.
+
+    >>> _sentence("It is closed"), _sentence("Did you mean tcp?")
+    ('It is closed.', 'Did you mean tcp?')
+    """
+    text = " ".join(text.split())
+    return text if text.endswith("?") else f"{text.rstrip('.')}."
 
 
 def _complain(who: str, message: str) -> None:
-    text = printable(" ".join(message.split()).rstrip("."))  # it may quote what came from elsewhere
-    sys.stderr.write(f"{who}: {text}.\n")
+    try:  # it may quote what came from elsewhere
+        sys.stderr.write(f"{who}: {printable(_sentence(ct_words.spoken(message, _dests())))}\n")
+        sys.stderr.flush()
+    except OSError:  # there is nobody to say it to; the exit status still does
+        _drop(sys.stderr)
 
 
 # ---------------------------------------------------------------- the words
@@ -116,7 +141,7 @@ def _input(command: Parser) -> None:
 
 
 def _flows(command: Parser) -> None:
-    command.add_argument("--sort", metavar="FIELD", help="sort by a field; write --sort=-FIELD for the largest first")
+    command.add_argument("--sort", metavar="FIELD", help="sort by a field, or by -FIELD for the largest first")
     command.add_argument("--limit", metavar="N", help="at most so many flows")
     command.add_argument("--fields", action="append", metavar="FIELDS", help="what to show of each flow, separated by commas, as proto,src,dport,reply.bytes")
     _form(command, ("table", "json", "jsonl", "csv", "conntrack"))
@@ -175,7 +200,7 @@ def _watch_words(command: Parser) -> None:
 def _changing(command: Parser) -> None:
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     command.add_argument(
-        "--lock-timeout", type=int, default=lock.SECONDS, metavar="SECONDS", help=f"how long to wait for another run; {lock.SECONDS} when not given"
+        "--lock-timeout", type=_at_least(0), default=lock.SECONDS, metavar="SECONDS", help=f"how long to wait for another run; {lock.SECONDS} when not given"
     )
 
 
@@ -214,7 +239,7 @@ def _status_words(command: Parser) -> None:
 
 
 def _rollback_words(command: Parser) -> None:
-    command.add_argument("--generation", type=int, metavar="N", help="the generation to go to; the last good one when not given")
+    command.add_argument("--generation", type=_at_least(1), metavar="N", help="the generation to go to; the last good one when not given")
     _changing(command)
 
 
@@ -231,7 +256,7 @@ def _attach_words(command: Parser) -> None:
     command.add_argument("interface", nargs="+", metavar="INTERFACE", help="NAME, or NAME@NETNS in a named network namespace")
     command.add_argument("--program", choices=HOOKS, required=True, help="ingress on the side of the initiators, egress on the other")
     command.add_argument("--mode", choices=("auto", "native", "generic"), default="auto", help="where the program runs; auto tries native first")
-    command.add_argument("--takeover", action="store_true", help="replace the XDP program of somebody else")
+    command.add_argument("--takeover", action="store_true", help="replace a foreign XDP program")
     _changing(command)
 
 
@@ -255,9 +280,45 @@ def _run_words(command: Parser) -> None:
     command.add_argument("--mount", action="store_true", help="only mount the BPF file system where it is missing, and end")
 
 
-def _split(values: t.Sequence[str] | None) -> list[str] | None:
-    """Return what stands between commas."""
-    return None if values is None else [word for value in values for word in value.split(",") if word]
+def _help_words(command: Parser) -> None:
+    command.add_argument("about", nargs="?", choices=COMMANDS, metavar="COMMAND", help="the command")
+
+
+def _split(field: str, values: t.Sequence[str] | None) -> list[str] | None:
+    """Return what stands between commas.
+
+    :raises Misused: where nothing does. It was to be something: without it a filter takes more.
+    """
+    if values is None:
+        return None
+    words = [word for value in values for word in value.split(",")]
+    if not all(word.strip() for word in words):
+        raise Misused(bad_value(field, ",".join(values), "a value between commas is empty").message)
+    return words
+
+
+def _refuse_empty(args: Arguments) -> None:
+    """:raises Misused: for an option or argument that is empty, as that of an unset variable is."""
+    for name, value in vars(args).items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and not one.strip():
+                mend = "it is empty, as an unset variable is; give a value"
+                raise Misused(bad_value(name, one, mend).message)
+
+
+def _at_least(low: int) -> t.Callable[[str], int]:
+    """Return what makes a whole number of an option's value, and refuses those below ``low``."""
+
+    def whole(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
+        if number < low:
+            raise argparse.ArgumentTypeError(f"{number} is not valid: give {low} or more")
+        return number
+
+    return whole
 
 
 @contextlib.contextmanager
@@ -271,15 +332,36 @@ def _asked() -> t.Iterator[None]:
 
 def _words(args: Arguments, words: t.Iterable[str]) -> dict[str, t.Any]:
     given = ((word, getattr(args, word, None)) for word in words)
-    return {word: _split(value) if isinstance(value, list) else value for word, value in given if value is not None}
+    return {word: _split(word, value) if isinstance(value, list) else value for word, value in given if value is not None}
 
 
 # ---------------------------------------------------------------- printing
 def _put(piece: bytes) -> None:
-    """Write to standard output at once, so that the reader of a pipe starts with the first batch."""
-    if piece:
+    """Write to standard output at once, so that the reader of a pipe starts with the first batch.
+
+    :raises BrokenPipeError: the reader has enough.
+    :raises ConntrackError: it can not be written, as on a full disk.
+    """
+    if not piece:
+        return
+    try:
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        _drop(sys.stdout)
+        raise ConntrackError(_UNWRITABLE.format(exc.strerror)) from exc
+
+
+_UNWRITABLE = "standard output can not be written: {}. Some of it may be missing."
+
+
+def _drop(stream: t.TextIO) -> None:
+    """Let what a stream still holds go to nowhere, or the interpreter tries again when it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _say(text: str) -> None:
@@ -450,7 +532,7 @@ def _watch(args: Arguments) -> int:
 
     with _asked():
         query = flow_filter.parse_query(_words(args, (*flow_filter.FILTER_WORDS, "limit")))
-        kinds = ct_watch.parse_kinds(_split(args.event) or ())
+        kinds = ct_watch.parse_kinds(_split("event", args.event) or ())
         if args.save is not None and args.input is not None:
             raise bad_value("save", args.save, "it is for what happens now; with --input, send the output of -o jsonl to a file")
     bpffs.check(args.pin_root)
@@ -508,6 +590,8 @@ def _flush(args: Arguments) -> int:
         filters = flow_filter.parse_filters(_words(args, flow_filter.FILTER_WORDS))
         if bool(filters) == args.all:
             raise ConntrackError("filters: give a filter, or --all for every flow" + (", but not both." if args.all else "."))
+        if not (args.dry_run or args.yes or sys.stdin.isatty()):
+            raise ConntrackError("yes: it is not given, and there is no terminal to ask on. Give --yes, or --dry-run to see what would go.")
     choice = flow_table.EVERYTHING if args.all else flow_table.Choice("the flow matches the filters", filters)
     bpffs.check(args.pin_root)
     if args.dry_run or not args.yes:
@@ -516,23 +600,30 @@ def _flush(args: Arguments) -> int:
         if args.dry_run:
             for step in found.plan:
                 _say(f"would delete {step.name}")
-            _say(f"would delete {_number_of(found.count, 'flow')}")
+            _say(f"would delete {_live_and_expired(found.count, found.expired)}")
             return DONE
-        if not _agreed(f"Delete {_number_of(found.count, 'flow')}?"):
+        if not _agreed(f"Delete {_live_and_expired(found.count, found.expired)}?"):
             raise ConntrackError("nothing was deleted.")
     with flow_table.writing(args.pin_root, args.lock_timeout) as tables, _watched(tables, "deleting") as watched:
         done = flow_table.delete(watched, choice, limit=0)
-    _say(f"{_number_of(done.deleted, 'flow')} deleted")
+    _say(_live_and_expired(done.deleted, done.deleted_expired, " deleted"))
     return DONE
 
 
-def _agreed(question: str) -> bool:
-    """Ask the user.
+def _live_and_expired(count: int, expired: int, done: str = "") -> str:
+    """Return how many live flows there are among entries, and how many entries had only expired.
 
-    :raises Misused: where there is nobody to ask.
+    >>> _live_and_expired(3, 1, " deleted"), _live_and_expired(3, 0)
+    ('2 live flows deleted, and 1 entry that had only expired', '3 flows')
     """
-    if not sys.stdin.isatty():
-        raise Misused("yes: it is not given, and there is no terminal to ask on. Give --yes, or --dry-run to see what would go.")
+    if not expired:
+        return f"{_number_of(count, 'flow')}{done}"
+    live = f"{_number_of(count - expired, 'live flow')}{done}"
+    return f"{live}, and {_number_of(expired, 'entry')} that had only expired"
+
+
+def _agreed(question: str) -> bool:
+    """Ask the user, on a terminal."""
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -609,6 +700,7 @@ def _load(args: Arguments) -> int:
 
     with _asked():
         changes = reload.parse(args.set)
+        reload.check(changes, args.source)
         policy = generation.Policy() if args.keep is None else generation.Policy(keep=args.keep)
         generation.check(generation.Want("", {}, 1), policy)
     bpffs.check(args.pin_root)
@@ -620,9 +712,18 @@ def _load(args: Arguments) -> int:
 
 
 def _interfaces(names: t.Iterable[str], **more: str) -> list[dict[str, t.Any]]:
-    """Return interfaces, written as NAME or NAME@NETNS, as xdp_attach takes them."""
-    parts = (name.partition("@") for name in names)
-    return [{"name": name, "netns": namespace or None, **more} for name, dummy, namespace in parts]
+    """Return interfaces, written as NAME or NAME@NETNS, as xdp_attach takes them.
+
+    :raises Misused: where nothing follows the @, which is not the host's namespace.
+    """
+    found = []
+    for written in names:
+        name, at, namespace = written.partition("@")
+        if at and not namespace:
+            mend = "give the name of a namespace after the @, or leave both out"
+            raise Misused(bad_value("interface", written, mend).message)
+        found.append({"name": name, "netns": namespace or None, **more})
+    return found
 
 
 def _converge(args: Arguments, state: str, interfaces: list[dict[str, t.Any]] | None, mode: str = "auto", takeover: bool = False) -> int:
@@ -631,7 +732,10 @@ def _converge(args: Arguments, state: str, interfaces: list[dict[str, t.Any]] | 
 
     with _asked():
         attach.parse(state, interfaces or (), mode)
-    result, warnings = attach.converge(state, interfaces, mode, takeover, _loaded(args).pin_root, args.dry_run, args.lock_timeout, args.state_dir)
+    paths = _loaded(args)
+    if args.dry_run or state == "absent":  # a run that attaches sees it itself
+        attach.check_typed(paths, state, interfaces or (), mode)
+    result, warnings = attach.converge(state, interfaces, mode, takeover, paths.pin_root, args.dry_run, args.lock_timeout, args.state_dir)
     for warning in warnings:
         _complain(f"ct {args.command}", warning)
     _say_plan([Step(**step) for step in result["plan"]], args.dry_run)
@@ -668,6 +772,18 @@ def _run(args: Arguments) -> int:
         ct_service.mount(args.pin_root)
         return DONE
     return service.run()
+
+
+# ---------------------------------------------------------------- the command itself
+def _help(args: Arguments) -> int:
+    words = [] if args.about is None else [args.about]
+    args.parsers[0].parse_args([*words, "--help"])  # which ends in SystemExit
+    return DONE
+
+
+def _version(args: Arguments) -> int:
+    _say(f"ct {VERSION}")
+    return DONE
 
 
 # ---------------------------------------------------------------- the commands
@@ -779,6 +895,8 @@ COMMANDS = {
         "and answers over HTTP as ct serve does. It is what ct.service runs.",
     ),
     "detach": Command("detach the chain from interfaces", _detach_words, _detach, "An interface that does not run it is left as it is."),
+    "help": Command("show how a command is used", _help_words, _help, "Without a command it lists all of them."),
+    "version": Command("print the version", lambda command: None, _version, "It is that of the collection."),
 }
 
 
@@ -796,27 +914,117 @@ def parser(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> 
         command.words(made)
         made.add_argument("--pin-root", default=pin_root, metavar="DIR", help=f"where the chain is pinned; {pin_root} when not given")
         made.add_argument("--state-dir", default=state_dir, metavar="DIR", help=f"where it is written down what it is made of; {state_dir} when not given")
-        made.set_defaults(run=command.run)
+        made.set_defaults(run=command.run, parsers=(top, made))
     return top
+
+
+@functools.lru_cache(maxsize=1)
+def _dests() -> tuple[str, ...]:
+    """Return the names of all options, as modules have them."""
+    found: dict[str, None] = {"pin_root": None, "state_dir": None}
+    for command in COMMANDS.values():
+        made = Parser(add_help=False)
+        command.words(made)
+        found.update((action.dest, None) for action in made._actions if action.option_strings)
+    return tuple(found)
+
+
+def _typed(argv: t.Sequence[str]) -> list[str]:
+    """Return the words of a command line, with ``--sort -FIELD`` as one word.
+
+    argparse takes a word that begins with - for an option. That of a field is none here, and
+    conntrack's users and ls's write it so.
+
+    >>> _typed(["list", "--sort", "-bytes", "-o", "json"])
+    ['list', '--sort=-bytes', '-o', 'json']
+    """
+    found: list[str] = []
+    for word in argv:
+        is_field = word[:1] == "-" and word[1:] in flow.ALL_COLUMNS
+        if found and found[-1] == "--sort" and (is_field or (word[1:2].islower() and word[1:2] not in "oyh")):
+            found[-1] = f"--sort={word}"
+        else:
+            found.append(word)
+    return found
+
+
+def _parse(top: Parser, argv: t.Sequence[str]) -> Arguments:
+    """Return the arguments; what is wrong is said by the parser of the command that it is about."""
+    words = _typed(argv)
+    first = words[0] if words else ""
+    if first.startswith("-") and first not in top._option_string_actions:
+        top.error(f"unrecognized arguments: {first}. Options follow a command, as in ct list {first}")
+    args, extra = top.parse_known_args(words)
+    if extra:
+        command = args.parsers[1]
+        known = command._option_string_actions if extra[0].startswith("-") else ()
+        near = did_you_mean(extra[0].partition("=")[0], known)
+        command.error(f"unrecognized arguments: {' '.join(extra)}.{near}")
+    return args
+
+
+def _open_what_is_closed() -> bool:
+    """Open /dev/null in the place of a standard stream that is closed; return whether output is.
+
+    Else the next file that is opened, a map say, takes its number, and what is printed goes there.
+    """
+    lost = [number for number in range(3) if not _is_open(number)]
+    for number in lost:
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+        if number == 0:
+            sys.stdin = open(0, encoding="utf-8", closefd=False)
+        if number == 2:
+            sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+    return 1 in lost
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def main(argv: t.Sequence[str] | None = None, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> int:
     """Run the command; return its exit status."""
-    args = parser(pin_root, state_dir).parse_args(argv)
-    who = f"ct {args.command}"
+    words = list(sys.argv[1:] if argv is None else argv)
+    who = f"ct {words[0]}" if words and words[0] in COMMANDS else "ct"
+    if _open_what_is_closed():
+        _complain(who, "standard output is closed. Send it to a file, or to /dev/null")
+        return FAILED
     try:
-        bpffs.check_text(bpffs.Paths(args.pin_root, args.state_dir))
+        status = _run_line(who, words, parser(pin_root, state_dir))
+    except SystemExit as exc:  # of the parser: help, or a wrong use
+        status = int(exc.code or DONE)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop(sys.stdout)
+    except OSError as exc:
+        _drop(sys.stdout)
+        _complain(who, _UNWRITABLE.format(exc.strerror))
+        return status or FAILED
+    return status
+
+
+def _run_line(who: str, words: t.Sequence[str], top: Parser) -> int:
+    try:
+        args = _parse(top, words)
+        _refuse_empty(args)
+        with _asked():
+            bpffs.check_text(bpffs.Paths(args.pin_root, args.state_dir))
         return int(args.run(args))
     except Misused as exc:
         _complain(who, exc.message)
         return USAGE
     except BrokenPipeError:  # whoever read has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)
         return DONE
     except ConntrackError as exc:
         _complain(who, exc.message)
     except PermissionError as exc:
-        _complain(who, f"{exc.filename or args.pin_root} may not be used: {exc.strerror}. Run as root")
+        _complain(who, f"{exc.filename or 'something'} may not be used: {exc.strerror}. Run as root")
     except OSError as exc:
         _complain(who, f"the system refuses it: {exc}")
     except KeyboardInterrupt:

@@ -300,5 +300,6 @@ def parse_kinds(given: t.Sequence[str]) -> tuple[str, ...]:
     """
     for kind in given:
         if kind.lower() not in chain.EVENT_KINDS:
-            raise bad_value("event", kind, f"give some of {', '.join(chain.EVENT_KINDS)}")
+            mend = f"give some of {', '.join(chain.EVENT_KINDS)}"
+            raise bad_value("event", kind, mend, chain.EVENT_KINDS)
     return tuple(kind.lower() for kind in given)

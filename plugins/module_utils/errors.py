@@ -25,14 +25,29 @@ class ConntrackError(Exception):
         self.facts = facts
 
 
-def bad_value(field: str, value: object, mend: str) -> ConntrackError:
+def bad_value(field: str, value: object, mend: str, known: t.Iterable[str] = ()) -> ConntrackError:
     """Return the error for one bad input value, in the one wording used everywhere.
 
     >>> bad_value("links[0].mtu", 20, "give 68 to 65535").message
     'links[0].mtu: 20 is not valid: give 68 to 65535.'
+
+    :param known: the names that are valid, where it is to say which of them is nearest.
     """
     shown = value if isinstance(value, (int, float, bool)) else repr(value)
-    return ConntrackError(f"{field}: {shown} is not valid: {mend.rstrip('.')}.")
+    return ConntrackError(f"{field}: {shown} is not valid: {mend.rstrip('.')}.{did_you_mean(value, known)}")
+
+
+def did_you_mean(value: object, known: t.Iterable[str]) -> str:
+    """Return the question which of the known names was meant, "" where none is near.
+
+    >>> did_you_mean("tpc", ("icmp", "tcp", "udp")), did_you_mean("x", ("tcp",))
+    (' Did you mean tcp?', '')
+    """
+    import difflib  # only where something is wrong: imports are most of a module's run on a target
+
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(str(value).strip().lower(), list(names), n=1)
+    return f" Did you mean {names[near[0]]}?" if near else ""
 
 
 @contextlib.contextmanager

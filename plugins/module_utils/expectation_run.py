@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Holds the lines of ``expect`` against the kernel: makes their traffic with sockets in the namespaces, and looks what the tracker has of it.
+"""Checks the lines of ``expect``: makes their traffic with sockets in the namespaces, and looks what the tracker has of it.
 
 A made conversation has a server in the one namespace and a client in the other, both sockets of this process, and is kept as it is until the flow was
 seen in its state.
@@ -19,13 +19,14 @@ import struct
 import time
 import typing as t
 
-from . import bpffs, flow_filter, flow_table, netlink, netns
+from . import bpffs, flow, flow_filter, flow_table, netlink, netns
 from .errors import ConntrackError
 from .expectation import ECHO, PING, UNTRACKED, Line, resolved, untracked
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.25  # seconds between two looks at the table
 _ROUND = 0.5  # seconds to wait for an answer that may be lost
 _DATA = b"expected"
+_TOKEN_BYTES = 8
 _MOST = 10_000  # flows between two addresses to look through
 _ECHO_TYPES = {"icmp": (8, 0), "icmpv6": (128, 129)}  # request, answer
 _FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
@@ -102,7 +103,7 @@ def _words(line: Line, known: t.Mapping[str, t.Sequence[str]]) -> dict[str, t.An
 def _flow(line: Line, tables: flow_table.FlowTables, words: dict[str, t.Any]) -> Outcome:
     began = time.monotonic()
     deadline = began + line.within
-    trouble = ""
+    trouble, before = "", tables.counters()
     found: list[dict[str, t.Any]] = []
     try:
         with _talk(line, deadline) if line.make else contextlib.nullcontext(Talk()) as talk:
@@ -122,7 +123,20 @@ def _flow(line: Line, tables: flow_table.FlowTables, words: dict[str, t.Any]) ->
         trouble = _said(line, exc)
         found = _find(tables, words, None)
     seen = f"{_shown(found[0])}" if found else "no such flow in the table"
-    return Outcome(line, False, f"{seen} after {time.monotonic() - began:.2f} s{f'; {trouble}' if trouble else ''}")
+    more = [words for words in (trouble, _refused(before, tables.counters())) if words]
+    return Outcome(line, False, "; ".join([f"{seen} after {time.monotonic() - began:.2f} s", *more]))
+
+
+def _refused(before: t.Mapping[str, int], after: t.Mapping[str, int]) -> str:
+    """Return as what frames were counted meanwhile that belong to no flow; "" where none was.
+
+    >>> _refused({"invalid_checksum": 1}, {"invalid_checksum": 3})
+    'the chain counted meanwhile: invalid_checksum 2'
+    """
+    counts = {name: after[name] - before[name] for name in after if name.startswith("invalid_")}
+    counts.update((f"untracked_{name}", number) for name, number in untracked(before, after).items())
+    told = ", ".join(f"{name} {number}" for name, number in counts.items() if number > 0)
+    return f"the chain counted meanwhile: {told}" if told else ""
 
 
 def _find(tables: flow_table.FlowTables, words: t.Mapping[str, t.Any], ident: int | None) -> list[dict[str, t.Any]]:
@@ -138,6 +152,8 @@ def _shown(record: t.Mapping[str, t.Any]) -> str:
 
 def _said(line: Line, exc: OSError) -> str:
     """Return what went wrong with the traffic."""
+    if isinstance(exc, _Astray):
+        return str(exc)
     if isinstance(exc, socket.timeout):
         return f"no answer from {line.address} within {line.within:g} s"
     if exc.errno == errno.EADDRINUSE:
@@ -162,6 +178,10 @@ def _ping(line: Line) -> Outcome:
 
 
 # ---------------------------------------------------------------- traffic
+class _Astray(OSError):
+    """Traffic was answered, but not by the server that was to do it."""
+
+
 @dataclasses.dataclass
 class Talk:
     """A conversation that is going on.
@@ -207,6 +227,15 @@ def _server(stack: contextlib.ExitStack, line: Line, kind: int, deadline: float)
         time.sleep(_left(deadline, 0.05))
 
 
+def _translated(line: Line, peer: t.Sequence[t.Any], client: socket.socket) -> str:
+    """Return that the server saw other ends than the client has; "" where they are the same."""
+    own = client.getsockname()[:2]
+    if tuple(peer[:2]) == own:
+        return ""
+    saw, has = (flow.endpoint(str(end[0]), int(end[1])) for end in (peer, own))
+    return f"the server in {line.target} was reached, by {saw} and not by {has}: addresses are translated on the way (NAT)"
+
+
 def _ends(client: socket.socket) -> dict[str, t.Any]:
     address, port = client.getsockname()[:2]
     return {"src": address, "sport": port}
@@ -223,15 +252,10 @@ def _tcp(line: Line, deadline: float) -> t.Iterator[Talk]:
             one.settimeout(_left(deadline))
         client.connect((line.address, line.port))
         talk = Talk(_ends(client))
-        while True:
-            server, peer = listener.accept()
-            stack.enter_context(server)
-            if peer[:2] == client.getsockname()[:2]:
-                break
+        server = _accepted(stack, line, listener, client, deadline, talk)
         server.settimeout(_left(deadline))
-        for sender, receiver in ((client, server), (server, client)):
-            sender.sendall(_DATA)
-            receiver.recv(len(_DATA))
+        server.sendall(_DATA)
+        client.recv(len(_DATA))
         if line.state in ("CLOSE_WAIT", "TIME_WAIT"):
             client.shutdown(socket.SHUT_WR)
             server.recv(1)
@@ -244,6 +268,29 @@ def _tcp(line: Line, deadline: float) -> t.Iterator[Talk]:
         yield talk
 
 
+def _accepted(stack: contextlib.ExitStack, line: Line, listener: socket.socket, client: socket.socket, deadline: float, talk: Talk) -> socket.socket:
+    """Return the server's end of the client's connection. It is known by what the client sends: behind NAT its address is another one.
+
+    :raises _Astray: where it does not come, though the client has been answered.
+    """
+    token = os.urandom(_TOKEN_BYTES)
+    client.sendall(token)
+    while True:
+        listener.settimeout(_left(deadline))
+        try:
+            server, peer = listener.accept()
+            stack.enter_context(server)
+            server.settimeout(_left(deadline, _ROUND))
+            if server.recv(_TOKEN_BYTES, socket.MSG_WAITALL) == token:
+                talk.trouble = _translated(line, peer, client)
+                return server
+        except (socket.timeout, ConnectionError):  # of somebody who connects and says nothing
+            if time.monotonic() >= deadline:
+                raise _Astray(
+                    f"{line.address} port {line.port} answered, but the connection did not arrive in {line.target}: another one answers in its place"
+                ) from None
+
+
 @contextlib.contextmanager
 def _udp(line: Line, deadline: float) -> t.Iterator[Talk]:
     """Ask, and answer unless the state wants none, at each look anew: a stream becomes one in the course of time."""
@@ -251,23 +298,24 @@ def _udp(line: Line, deadline: float) -> t.Iterator[Talk]:
         server = _server(stack, line, socket.SOCK_DGRAM, deadline)
         client = _socket(stack, line.source, line.family, socket.SOCK_DGRAM)
         client.connect((line.address, line.port))
-        talk = Talk(_ends(client))
+        talk, token = Talk(_ends(client)), os.urandom(_TOKEN_BYTES)
 
         def push() -> None:
             for one in (server, client):
                 one.settimeout(_left(deadline, _ROUND))
             try:
-                client.send(_DATA)
+                client.send(token)
                 talk.trouble = f"nothing arrived in {line.target}"
                 while True:
-                    dummy, peer = server.recvfrom(64)
-                    if peer[:2] == client.getsockname()[:2]:
+                    data, peer = server.recvfrom(64)
+                    if data == token:  # behind NAT its sender is another one
                         break
+                translated = _translated(line, peer, client)
                 if line.state != "NEW":
-                    talk.trouble = f"the answer did not arrive in {line.source}"
+                    talk.trouble = f"the answer did not arrive in {line.source}{'; ' if translated else ''}{translated}"
                     server.sendto(_DATA, peer)
                     client.recv(64)
-                talk.trouble = ""
+                talk.trouble = translated
             except (socket.timeout, ConnectionRefusedError):
                 pass
 

@@ -15,7 +15,7 @@ import typing as t
 
 from . import chain, flow
 from .clock import Clock
-from .errors import ConntrackError, bad_value
+from .errors import ConntrackError, bad_value, did_you_mean
 
 Test = t.Callable[[flow.Row], bool]
 #: Returns the test of one filter for the rows of one table at one instant; None when no row of the table can match.
@@ -30,15 +30,15 @@ def _one_of(field: str, value: object, names: t.Sequence[str]) -> str:
     """Return the one of ``names`` that ``value`` spells, in whatever case."""
     found = {name.lower(): name for name in names}.get(str(value).strip().lower())
     if found is None:
-        raise bad_value(field, value, f"give one of {', '.join(names)}")
+        raise bad_value(field, value, f"give one of {', '.join(names)}", names)
     return found
 
 
-def _number(field: str, value: object, low: int, high: int | None, mend: str) -> int:
+def _number(field: str, value: object, low: int, high: int | None, mend: str, known: t.Iterable[str] = ()) -> int:
     """Return a whole number within its bounds; text of digits is taken too, a bool or a fraction is not."""
     text = str(value).strip()
     if isinstance(value, (bool, float)) or not text.isascii() or not text.isdigit() or len(text) > 20:
-        raise bad_value(field, value, mend)
+        raise bad_value(field, value, mend, known)
     number = int(text)
     if number < low or (high is not None and number > high):
         raise bad_value(field, value, mend)
@@ -51,7 +51,8 @@ def _family(field: str, value: object) -> str:
 
 def _proto(field: str, value: object) -> int:
     number = _NUMBERS.get(str(value).strip().lower())
-    return _number(field, value, 0, 255, f"give {', '.join(_NUMBERS)}, or a protocol number from 0 to 255") if number is None else number
+    mend = f"give {', '.join(_NUMBERS)}, or a protocol number from 0 to 255"
+    return _number(field, value, 0, 255, mend, _NUMBERS) if number is None else number
 
 
 def _state(field: str, value: object) -> str:
@@ -83,12 +84,27 @@ def flag(field: str, value: object) -> bool:
     return found
 
 
+def unmapped(
+    net: ipaddress.IPv4Network | ipaddress.IPv6Network,
+) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return the IPv4 network that an IPv4-mapped IPv6 one (RFC 4291, 2.5.5.2) stands for.
+
+    Sockets of both families show the addresses of IPv4 so (ss, logs of servers). On the wire there
+    are none: Linux drops packets from one (net/ipv6/ip6_input.c).
+
+    >>> unmapped(ipaddress.ip_network("::ffff:10.0.0.0/104"))
+    IPv4Network('10.0.0.0/8')
+    """
+    mapped = net.network_address.ipv4_mapped if net.version == 6 and net.prefixlen >= 96 else None
+    return net if mapped is None else ipaddress.IPv4Network((mapped, net.prefixlen - 96))
+
+
 def _network(field: str, value: object) -> tuple[str, bytes, bytes]:
     """Return (family, first packed address, last packed address) of an address or network."""
     try:
         if isinstance(value, (int, float)) or "%" in str(value):
             raise ValueError
-        net = ipaddress.ip_network(str(value).strip(), strict=False)
+        net = unmapped(ipaddress.ip_network(str(value).strip(), strict=False))
     except ValueError:
         raise bad_value(field, value, "give an IPv4 or IPv6 address, or a network as 10.0.0.0/8 or 2001:db8::/32") from None
     return f"ipv{net.version}", net.network_address.packed, net.broadcast_address.packed
@@ -274,11 +290,14 @@ def _listed(value: object) -> list[object]:
 def _refuse_unknown(words: t.Mapping[str, object], known: t.Collection[str], what: str) -> None:
     for word in words:
         if word not in known:
-            raise ConntrackError(f"{word} is no {what}. Give one of {', '.join(known)}.")
+            raise ConntrackError(f"{word} is no {what}. Give one of {', '.join(known)}.{did_you_mean(word, known)}")
 
 
 def parse_filters(words: t.Mapping[str, object]) -> Filters:
-    """Return the filters that the given words make; a word whose value is None, or an empty list, was not given.
+    """Return the filters that the given words make; a word whose value is None was not given.
+
+    An empty value is no filter that was left out: what it was to be made of is missing, and
+    without it a deletion would take more than it was told to.
 
     :param words: each value a scalar or a list.
     :raises ConntrackError: for a word or a value that is not valid.
@@ -286,10 +305,27 @@ def parse_filters(words: t.Mapping[str, object]) -> Filters:
     _refuse_unknown(words, FILTER_WORDS, "filter")
     parsed: dict[str, tuple[t.Any, ...]] = {}
     for word, value in words.items():
-        values = [] if value is None else _listed(value)
-        if values:
-            parsed[word] = tuple(_WORDS[word].parse(word if len(values) == 1 else f"{word}[{at}]", one) for at, one in enumerate(values))
+        if value is None:
+            continue
+        values = _listed(value)
+        if not values:
+            raise bad_value(word, "", "the list is empty; give a value")
+        parsed[word] = tuple(_WORDS[word].parse(word if len(values) == 1 else f"{word}[{at}]", one) for at, one in enumerate(values))
+    _refuse_two_families(words, parsed)
     return Filters(parsed)
+
+
+def _refuse_two_families(words: t.Mapping[str, object], parsed: t.Mapping[str, tuple[t.Any, ...]]) -> None:
+    """:raises ConntrackError: no flow can match, since each has addresses of one family."""
+    common, told = set(flow.FAMILIES), []
+    for word in [word for word in ("family", "src", "dst", "addr") if word in parsed]:
+        own = {one if word == "family" else one[0] for one in parsed[word]}
+        if not common & own:
+            mend = f"both ends of a flow are of one family, and {' and '.join(told)} leave"
+            mend += f"{'s' if len(told) == 1 else ''} only {', '.join(sorted(common))}"
+            raise bad_value(word, ",".join(map(str, _listed(words[word]))), mend)
+        common &= own
+        told.append(word)
 
 
 # ---------------------------------------------------------------- everything that a reader can ask for
@@ -320,7 +356,7 @@ def _columns(field: str, value: object, known: t.Collection[str]) -> tuple[str, 
     names = [] if value is None else [str(name).strip() for name in _listed(value)]
     for name in names:
         if name not in known:
-            raise bad_value(field, name, f"give some of {', '.join(known)}")
+            raise bad_value(field, name, f"give some of {', '.join(known)}", known)
     return tuple(dict.fromkeys(names))
 
 
@@ -335,7 +371,8 @@ def parse_query(words: t.Mapping[str, object]) -> Query:
     name = None if sort is None else sort[1:] if descending else sort
     sortable = [column for column in flow.ALL_COLUMNS if column != "vlan"]
     if name is not None and name not in sortable:
-        raise bad_value("sort", words["sort"], f"give one of {', '.join(sortable)}, with '-' before it for the largest first")
+        mend = f"give one of {', '.join(sortable)}, with '-' before it for the largest first"
+        raise bad_value("sort", words["sort"], mend, sortable)
     limit = words.get("limit")
     return Query(
         filters=parse_filters({word: words[word] for word in FILTER_WORDS if word in words}),

@@ -182,6 +182,8 @@ def flush(params: Params, check_mode: bool) -> Result:
         "changed": bool(done.count if check_mode else done.deleted),
         "count": done.count,
         "deleted": done.deleted,
+        "live": done.count - done.expired if check_mode else done.deleted - done.deleted_expired,
+        "expired": done.expired if check_mode else done.deleted_expired,
         "plan": plan.as_dicts(done.plan),
         "diff": plan.as_diff(done.plan),
         "truncated": done.count > len(done.plan),

@@ -519,11 +519,14 @@ class Deletion:
     :ivar plan: a step for each entry found, at most as many as the limit.
     :ivar count: how many entries were found.
     :ivar deleted: how many of them were deleted; those that a packet revived or that were gone before are not among them.
+    :ivar expired: how many of those found were no live flows, but had only expired; ``deleted_expired`` of those deleted.
     """
 
     plan: list[Step] = dataclasses.field(default_factory=list)
     count: int = 0
     deleted: int = 0
+    expired: int = 0
+    deleted_expired: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -599,6 +602,7 @@ def delete(
                     _step(flow.record(*item[:2]), choice) for item in decoder.flows((row for dummy, row in found[: limit - len(done.plan)]), over=True)
                 ]
                 done.count += len(found)
+                done.expired += sum(over for over, dummy in found)
                 if enough():
                     return done
                 if dry or not found:
@@ -608,6 +612,7 @@ def delete(
                     counted["deleted_expired" if over else "deleted_flushed"] += number
                     counted["assured_deleted"] += number if opened.table.flow_class == "assured" else 0
                     done.deleted += number
+                    done.deleted_expired += number if over else 0
                 if most is not None and done.deleted >= most:
                     return done
     except ConntrackError as exc:

@@ -61,6 +61,8 @@ def parse(text: str) -> Tuple:
         raise bad_value("tuple", text, "give PROTO SRC[:PORT] DST[:PORT], as tcp 10.0.0.1:40000 10.0.0.2:80")
     number = flow_filter.parse_filters({"proto": parts[0]}).values["proto"][0]
     one, other = (_end(part, number in flow.PORTED) for part in parts[1:])
+    if (":" in one.address) != (":" in other.address):
+        raise bad_value("tuple", text, "both ends of a flow are of one family, IPv4 or IPv6")
     return Tuple(number, (one, other))
 
 
@@ -72,7 +74,9 @@ def _end(text: str, ported: bool) -> End:
     elif text.count(":") == 1:
         address, dummy, port = text.partition(":")
     try:
-        found = str(ipaddress.ip_address(address))
+        if "%" in address or "/" in address:  # a zone (Python 3.9 takes it) is no part of a packet
+            raise ValueError
+        found = str(flow_filter.unmapped(ipaddress.ip_network(address)).network_address)
     except ValueError:
         raise bad_value("tuple", text, "give an address, with a port as 10.0.0.1:80 or [2001:db8::1]:80") from None
     if port is None:

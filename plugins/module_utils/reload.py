@@ -63,7 +63,8 @@ def parse(words: t.Iterable[str]) -> Changes:
         if not equals or not value:
             raise bad_value("set", word, "give NAME=VALUE, as timeouts.udp=60")
         if name not in NAMES:
-            raise bad_value("set", name, f"known are {', '.join((*render.SIZES, 'timeouts.NAME', 'settings.NAME', *_COMPILED))}, as xdp_program has them")
+            mend = f"known are {', '.join((*render.SIZES, 'timeouts.NAME', 'settings.NAME', *_COMPILED))}, as xdp_program has them"
+            raise bad_value("set", name, mend, NAMES)
         group, dummy, last = name.rpartition(".")
         found[group][last] = value if name in ("checksum", "forward") else _number(name, value)
     compiled = {name: found[""][name] for name in _COMPILED if name in found[""]}
@@ -74,6 +75,13 @@ def parse(words: t.Iterable[str]) -> Changes:
     render.check_settings(render.Settings(**changes.sizes, **changes.compiled))
     generation.check(generation.Want("", {}, chain.TABLE_SIZE, changes.timeouts, changes.knobs))
     return changes
+
+
+def check(changes: Changes, source: str | None) -> None:
+    """:raises ConntrackError: where a change needs a directory of sources, and none is given."""
+    if changes.compiled and source is None:
+        name = next(iter(changes.compiled))
+        raise bad_value("set", name, "it is compiled in; give the directory of the sources, too")
 
 
 def last(paths: Paths) -> generation.Want | None:
@@ -111,8 +119,7 @@ def wanted(paths: Paths, changes: Changes = Changes(), source: str | None = None
             raise ConntrackError(
                 f"state_dir: {paths.state_dir} does not tell what was loaded below {paths.pin_root}. Give a directory of sources, or run xdp_program."
             )
-        if changes.compiled:
-            raise bad_value("set", next(iter(changes.compiled)), "it is compiled in; give the directory of the sources, too")
+        check(changes, source)
         want = resized(before, changes.sizes)
     else:
         if before is not None and before.guest_slots:

@@ -108,7 +108,10 @@ class Sysctl:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A whole lab. Without namespaces, links, routes and sysctls it is a lab that shall be gone."""
+    """A whole lab. Without namespaces, links, routes and sysctls it is a lab that shall be gone.
+
+    :ivar replace: whether namespaces that the lab has, and this one has not, are taken away.
+    """
 
     lab: str
     router: str | None = None
@@ -117,6 +120,7 @@ class Topology:
     routes: tuple[Route, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     expect: tuple[expectation.Line, ...] = ()
+    replace: bool = True
 
     @property
     def mark(self) -> str:
@@ -223,7 +227,7 @@ _DEFAULT_EXPECT: list[dict[str, t.Any]] = [
 ]
 
 _FIELDS = {
-    "lab": frozenset({"name", "router", "namespaces", "links", "sysctls", "routes", "expect"}),
+    "lab": frozenset({"name", "router", "namespaces", "links", "sysctls", "routes", "expect", "replace"}),
     "namespace": frozenset({"name", "sysctls", "routes"}),
     "link": frozenset({"ends"}),
     "end": frozenset({"name", "netns", "addresses", "mtu", "mac"}),
@@ -239,8 +243,8 @@ def parse(description: t.Mapping[str, t.Any]) -> Topology:
     :raises ConntrackError: naming the field, the value and the mending.
     """
     _check_fields("lab", "description", description)
-    lab = check_name("name", description.get("name") or "lab", _LAB_NAME_MAX)
-    router = description.get("router") or None
+    name, router = description.get("name"), description.get("router")
+    lab = check_name("name", "lab" if name is None else name, _LAB_NAME_MAX)
     if router is not None:
         check_name("router", router, _NETNS_NAME_MAX)
     namespaces, links, expect = (description.get(name) for name in ("namespaces", "links", "expect"))
@@ -270,7 +274,8 @@ def parse(description: t.Mapping[str, t.Any]) -> Topology:
     for sysctl in _without_dad(parsed_links):
         sysctls.setdefault(sysctl.key, sysctl)
     lines = _parse_expect(expect, names, reach)
-    return Topology(lab, router, tuple(names), tuple(parsed_links), tuple(routes.values()), tuple(sysctls.values()), lines)
+    parts = (tuple(names), tuple(parsed_links), tuple(routes.values()), tuple(sysctls.values()))
+    return Topology(lab, router, *parts, lines, description.get("replace") is not False)
 
 
 def _parse_expect(expect: t.Any, names: t.Iterable[str], reach: t.Mapping[str | None, t.Mapping[str, tuple[Address, ...]]]) -> tuple[expectation.Line, ...]:
@@ -312,7 +317,7 @@ def absent(name: str | None) -> Topology:
 
     :raises ConntrackError: the name is no lab's name.
     """
-    return Topology(check_name("name", name or "lab", _LAB_NAME_MAX))
+    return Topology(check_name("name", "lab" if name is None else name, _LAB_NAME_MAX))
 
 
 def check_name(field: str, name: t.Any, longest: int) -> str:

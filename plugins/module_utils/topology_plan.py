@@ -46,11 +46,17 @@ from .topology import (
 def make(want: Topology, have: Have) -> Plan:
     """Return the steps that turn what is there into what is wanted, in an order in which each finds what it needs.
 
-    :raises ConntrackError: objects of wanted names belong to somebody else; ``foreign`` lists them.
+    :raises ConntrackError: objects of wanted names are foreign; ``foreign`` lists them. Or namespaces would go, and may not.
     """
     keep = _kept_links(want, have)
     refuse_foreign(want, have)
     gone = set(have.namespaces) - set(want.namespaces)
+    if gone and not want.replace:
+        raise ConntrackError(
+            f"name: lab {want.lab!r} is there with namespaces that this topology does not have: {', '.join(sorted(gone))}. They would be taken away, "
+            "with all that runs in them. Give the topology a name of its own (role: netns_lab_name), or replace: true (netns_lab_replace) "
+            "to have it take the place of that lab."
+        )
     deletes = _plan_deletes(want, have, keep, gone)
     early, late = split_sysctls(want)
     forgotten = [s for s in have.record if s not in {e.key for e in early}]

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an interface's driver is, and whether it runs XDP programs itself: asked of the kernel, and nothing is attached for it."""
+"""What an interface's driver is, whether it runs XDP programs itself, and what stands on top of it: asked of the kernel, and nothing is attached for it."""
 
 from __future__ import annotations
 
@@ -97,3 +97,37 @@ def native(ifindex: int) -> bool | None:
             raise
     features = found.get(_DEV_XDP_FEATURES)
     return None if features is None else bool(int.from_bytes(features[:8], "little" if struct.pack("=H", 1)[0] else "big") & _BASIC)
+
+
+# ---------------------------------------------------------------- what stands on an interface (rtnetlink(7), include/uapi/linux/if_link.h)
+_NETLINK_ROUTE, _RTM_GETLINK = 0, 18
+_IFINFO = struct.Struct("=BBHiII")
+_IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_LINK_NETNSID, _IFLA_INFO_KIND = 5, 10, 18, 37, 1
+
+
+def uppers(ifindex: int, others: t.Iterable[int]) -> list[int]:
+    """Return which of the interfaces of the current namespace stand on top of one: its bridge, bond or VRF, and its VLANs, macvlans and the like."""
+    found = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE) as sock:
+        own = _link(sock, ifindex)
+        for other in others:
+            link = _link(sock, other) if other != ifindex else {}
+            kind = attributes(link.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"").rstrip(b"\0")
+            # of a veth it is the other end, and with a number of a namespace it counts there
+            stands = kind != b"veth" and _IFLA_LINK_NETNSID not in link and _number(link, _IFLA_LINK) == ifindex
+            if stands or (link and other == _number(own, _IFLA_MASTER)):
+                found.append(other)
+    return found
+
+
+def _number(link: t.Mapping[int, bytes], name: int) -> int:
+    return int(struct.unpack("=I", link[name])[0]) if name in link else 0
+
+
+def _link(sock: socket.socket, ifindex: int) -> dict[int, bytes]:
+    """Return an interface's attributes; none where it is gone."""
+    body = _IFINFO.pack(0, 0, 0, ifindex, 0, 0)
+    sock.send(_HEADER.pack(_HEADER.size + len(body), _RTM_GETLINK, _NLM_F_REQUEST, 1, 0) + body)
+    answer = sock.recv(1 << 16)
+    length, kind, dummy, dummy, dummy = _HEADER.unpack_from(answer)
+    return {} if kind == _NLMSG_ERROR else attributes(answer[_HEADER.size + _IFINFO.size : length])

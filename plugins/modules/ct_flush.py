@@ -13,6 +13,7 @@ version_added: "0.1.0"
 description:
   - Deletes the flows that match the filters, or all, or those whose time is over. What was deleted is counted by reason.
   - Each flow is read again just before it goes. One that a packet changed meanwhile, so that it does not match any more, stays.
+  - An empty value of a filter is an error, an empty list as well. What it was to be made of is missing, and without it more would go.
   - A deleted flow can not be brought back. Its next packet begins a new one.
   - In check mode a chain that is not there yet counts as an empty table, with a warning.
 author:
@@ -82,6 +83,16 @@ deleted:
   returned: success
   type: int
   sample: 1
+live:
+  description: How many of those that were deleted, or in check mode would be, were live flows.
+  returned: success
+  type: int
+  sample: 1
+expired:
+  description: How many of them had only expired. Readers never show those. Filters find live flows only.
+  returned: success
+  type: int
+  sample: 0
 truncated:
   description: Whether there are more flows than the plan lists.
   returned: success

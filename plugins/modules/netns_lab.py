@@ -138,6 +138,12 @@ options:
       - What they were on the host is kept in C(/run/ebpf_conntrack) and comes back when the lab is removed, or no longer sets them.
         When another lab needs the same value, it comes back with the last of them.
     type: dict
+  replace:
+    description:
+      - Whether namespaces that a lab of this name has, and this topology does not have, are taken away with all that runs in them.
+      - With V(false) that is an error that names them, and nothing is changed. So a topology does not take the place of another by its name alone.
+    type: bool
+    default: true
   routes:
     description:
       - Routes of the router.
@@ -408,6 +414,7 @@ def argument_spec() -> dict[str, t.Any]:
             "options": {"ends": {"type": "list", "elements": "dict", "required": True, "options": ends}},
         },
         "sysctls": {"type": "dict"},
+        "replace": {"type": "bool", "default": True},
         "routes": routes,
         **expectation.OPTION,
         **lock.OPTION,

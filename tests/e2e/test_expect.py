@@ -108,6 +108,38 @@ def test_what_does_not_hold_is_told(both: Wire) -> None:
     assert not taken.passed and f"port {PORT} of {both.ns('server')} is taken by another program" in taken.seen
 
 
+@contextlib.contextmanager
+def translating(wire: Wire, chain_of_nat: str) -> c.Iterator[None]:
+    """The router translates addresses."""
+    wire.run("router", "nft", f"table ip nat {{ chain one {{ type nat hook {chain_of_nat}; }}; }}")
+    assert "type nat" in wire.run("router", "nft", "list", "table", "ip", "nat")
+    try:
+        yield
+    finally:
+        wire.run("router", "nft", "delete table ip nat")
+
+
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+def test_a_server_behind_nat_is_said_to_have_answered(wire: Wire, proto: str) -> None:
+    """The replies that the chain sees go to the router, so the flow never gets one; but the server was reached."""
+    state = {"tcp": "ESTABLISHED", "udp": "REPLIED"}[proto]
+    with translating(wire, "postrouting priority 100; oifname ns2-lan masquerade"):
+        (one,) = check(wire, flow(proto, state, within=0.5))
+    assert not one.passed and "no answer" not in one.seen and "nothing arrived" not in one.seen, one.seen
+    assert one.seen.startswith(("SYN_SENT with ", "NEW with ")) and f"the server in {wire.ns('server')} was reached, by 172.30.56.1:" in one.seen, one.seen
+    assert f"and not by {CLIENT}:" in one.seen and "NAT" in one.seen
+
+
+def test_one_that_answers_in_place_of_the_server_is_told(wire: Wire) -> None:
+    other = PORT + 7
+    redirect = f"prerouting priority -100; iifname ns1-lan tcp dport {PORT} redirect to :{other}"
+    with translating(wire, redirect), contextlib.closing(wire.open("router", socket.SOCK_STREAM)) as stranger:
+        stranger.bind(("0.0.0.0", other))
+        stranger.listen(1)
+        (one,) = check(wire, flow("tcp", "ESTABLISHED", within=0.5))
+    assert not one.passed and f"{SERVER} port {PORT} answered, but the connection did not arrive in {wire.ns('server')}" in one.seen, one.seen
+
+
 def test_frames_that_stay_untracked_are_told(both: Wire) -> None:
     """A slot is emptied, so that what comes to it is not tracked."""
     with (
@@ -120,6 +152,7 @@ def test_frames_that_stay_untracked_are_told(both: Wire) -> None:
         bpf.map_delete(jump, slot)
         first, udp, second = check(both, {"untracked": 0}, flow("udp", "REPLIED", within=0.2), {"untracked": 1000})
     assert not first.passed and first.seen.startswith(f"{first.seen.split()[0]} untracked: no_slot ") and not udp.passed and second.passed
+    assert "; the chain counted meanwhile: untracked_no_slot " in udp.seen, udp.seen
 
 
 def test_a_flow_that_others_make_is_waited_for(both: Wire) -> None:
