@@ -625,7 +625,7 @@ def _converge(args: Arguments, state: str, interfaces: list[dict[str, t.Any]] | 
     from .plan import Step
 
     with _asked():
-        attach.parse(state, interfaces or (), mode)
+        attach.check(state, interfaces or (), mode)
     result, warnings = attach.converge(state, interfaces, mode, takeover, _loaded(args).pin_root, args.dry_run, args.lock_timeout, args.state_dir)
     for warning in warnings:
         _complain(f"ct {args.command}", warning)

@@ -34,7 +34,6 @@ import typing as t
 from . import lock, netns, topology, topology_plan
 from . import plan as plans
 from .errors import ConntrackError, bad_value
-from .interface_select import Candidate
 from .plan import Plan, Step
 from .topology import Address, End, Have, HaveAddress, HaveLink, HaveRoute, Key, Recorded, Route, Sysctl, SysctlKey, Topology
 
@@ -404,17 +403,6 @@ def driver(interface: str) -> str:
         except OSError:  # lo, and whatever else has no driver
             return ""
     return answer.raw[4:36].split(b"\0")[0].decode("utf-8", "replace")
-
-
-def candidates(name: str | None) -> list[Candidate]:
-    """Return the interfaces of a namespace that can be chosen by what they are; lo is never one.
-
-    :raises ConntrackError: there is no such namespace.
-    """
-    routed = default_route_indexes(name)
-    there = [link for link in interfaces(name) if link.ifindex != 1]
-    with netns.entered(name):
-        return [Candidate(link.key[1], driver(link.key[1]) or link.kind or "", link.ifindex in routed) for link in there]
 
 
 def unicast_addresses(name: str | None) -> list[str]:

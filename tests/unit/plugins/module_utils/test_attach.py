@@ -178,6 +178,34 @@ def test_the_limit_for_small_pages() -> None:
     assert 4096 - attach.VETH_PAGE_OVERHEAD == 3506
 
 
+# ---------------------------------------------------------------- interfaces that are refused
+NO_HEADER = dataclasses.replace(BARE, unfit="its frames have no Ethernet header (hardware type 65534)")
+STACKED = dataclasses.replace(BARE, counted="all its frames that come by eth0 are counted there")
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize("mode", attach.MODES)
+@pytest.mark.parametrize(
+    ("have", "message"),
+    [
+        (NO_HEADER, r"interfaces\[0\]\.name: lan: the chain cannot track on this interface: its frames have no Ethernet header.* Name the Ethernet"),
+        (STACKED, r"interfaces\[0\]\.name: lan: each packet would be counted twice: .*eth0.* detach the other"),
+    ],
+)
+def test_an_interface_on_which_it_counts_nothing_or_twice_is_refused(have: Have, message: str, mode: str, check_mode: bool) -> None:
+    with pytest.raises(ConntrackError, match=message):
+        steps(dataclasses.replace(WANT, mode=mode), have, check_mode=check_mode)
+    held = dataclasses.replace(HELD, unfit=have.unfit, counted=have.counted)
+    with pytest.raises(ConntrackError, match=message):  # by an earlier release, or before it became a part of another
+        steps(dataclasses.replace(WANT, mode=mode), held, check_mode=check_mode)
+
+
+@pytest.mark.parametrize("have", [NO_HEADER, STACKED])
+def test_what_does_not_track_and_what_goes_is_not_refused(have: Have) -> None:
+    assert one(dataclasses.replace(WANT, hook="pass"), have, {"pass": Program(12, "pass", "cc", "pass")})[0].action == "attach"
+    assert one(FREE, dataclasses.replace(HELD, unfit=have.unfit, counted=have.counted))[0].action == "detach"
+
+
 # ---------------------------------------------------------------- what is not there yet
 def test_a_missing_interface_is_an_error_and_in_check_mode_a_step() -> None:
     with pytest.raises(ConntrackError, match="there is no interface 'lan'"):
@@ -254,3 +282,16 @@ def test_parse() -> None:
 def test_bad_input(bad: dict[str, t.Any], message: str) -> None:
     with pytest.raises(ConntrackError, match=message):
         attach.parse("present", [item(name="wan"), bad], "auto")
+
+
+@pytest.mark.parametrize("name", ["sixteen-bytes-xx", "a" * 127])
+def test_an_alternative_name_may_be_longer(name: str) -> None:
+    attach.check("present", [item(name=name)], "auto")
+    with pytest.raises(ConntrackError, match="1 to 127 bytes"):
+        attach.check("present", [item(name="a" * 128)], "auto")
+
+
+def test_two_names_of_one_interface_are_one_too_many() -> None:
+    again = item(netns="r1", given="alt0@alias")
+    with pytest.raises(ConntrackError, match=r"interfaces\[1\]\.name: 'alt0@alias' is not valid: it is lan@r1, which is already in interfaces\[0\]; name each"):
+        attach.parse("present", [item(netns="r1"), again], "auto")
