@@ -33,8 +33,9 @@ HOST_MODES = ("native", "generic")
 VETH_PAGE_OVERHEAD = 590
 VETH_MAX_MTU = os.sysconf("SC_PAGE_SIZE") - VETH_PAGE_OVERHEAD
 
-#: When native fails for one of these, generic would fail as well: they speak of rights or of who holds the interface.
-_NOT_ABOUT_THE_MODE = {errno.EPERM, errno.EACCES, errno.EBUSY, errno.EEXIST, errno.ENODEV, errno.ENXIO, errno.EBADF}
+#: When native fails for one of these, the driver has no XDP or cannot run it as the interface is set up: MTU, queues, features. All others would
+#: stop generic as well, or pass: rights (EPERM), who holds the interface (EBUSY, EEXIST), memory (ENOMEM), a link that went (ENODEV).
+_DRIVER_CANNOT = (errno.EOPNOTSUPP, 524, errno.EINVAL, errno.ERANGE, errno.ENOSPC)  # 524 is ENOTSUPP, which the kernel keeps to itself
 
 _MEND_NATIVE = {
     errno.ERANGE: f"Lower the MTU of the veth's other end to at most {VETH_MAX_MTU}, or give mode: generic or auto.",
@@ -688,8 +689,8 @@ class Applier:
                 break
             except bpf.BpfError as exc:
                 why = exc.words or exc.message
-                if exc.errno in _NOT_ABOUT_THE_MODE or number + 1 == len(change.modes):
-                    mend = f" {_MEND_NATIVE.get(exc.errno or 0, _MEND_NATIVE_ELSE)}" if mode == "native" and exc.errno not in _NOT_ABOUT_THE_MODE else ""
+                if exc.errno not in _DRIVER_CANNOT or number + 1 == len(change.modes):
+                    mend = f" {_MEND_NATIVE.get(exc.errno, _MEND_NATIVE_ELSE)}" if mode == "native" and exc.errno in _DRIVER_CANNOT else ""
                     raise ConntrackError(f"{want.field}: {want.label}: the kernel refuses {mode} XDP: {exc.message}.{mend}") from exc
         if mode == "generic" and want.mode == "auto":
             self.warnings.append(f"{want.label}: attached in generic mode, which is slower, because native was not possible: {why}.")

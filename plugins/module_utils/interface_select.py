@@ -17,6 +17,7 @@ import dataclasses
 import fnmatch
 import typing as t
 
+from . import bpffs
 from .chain import TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
 
@@ -183,3 +184,29 @@ def _why(field: str, item: Item, there: t.Sequence[Candidate], taken: t.Mapping[
         return f"{field}: {label(item)}: every interface in {where} that fits belongs to another entry: {owned}. Remove one of them, or let it ask for others."
     shown = ", ".join(str(one) for one in sorted(there, key=lambda one: one.name)) or "none"
     return f"{field}: {label(item)}: no interface in {where} fits; there are: {shown}. Correct the entry, or make the interface first."
+
+
+def chains(items: t.Sequence[Item], pin_root: str, per_netns: bool, every: bool = False) -> list[dict[str, t.Any]]:
+    """Return the chains that entries of ``interfaces`` need, each with ``pin_root``, its ``interfaces``, and whether it is the ``first``.
+
+    A chain's tables count a packet once for each namespace in which it is tracked, so each
+    namespace has a chain of its own, where there are several and that is wished for. What does not
+    track belongs to a chain of its namespace, or else to the first: it counts nothing.
+
+    :param per_netns: whether that is wished for.
+    :param every: also the chain at ``pin_root``, and those of namespaces in which nothing is tracked: what may be there from before.
+    """
+    tracked = dict.fromkeys(item.get("netns") for item in items if every or item.get("program") in TRACKING_HOOKS)
+    if every:
+        tracked = {None: None, **tracked}
+    if not per_netns or len(tracked) < 2:
+        return [{"pin_root": pin_root, "interfaces": list(items), "first": True}]
+    first = next(iter(tracked))
+    return [
+        {
+            "pin_root": bpffs.own_root(netns, pin_root) if netns else pin_root,
+            "interfaces": [item for item in items if (item.get("netns") if item.get("netns") in tracked else first) == netns],
+            "first": netns == first,
+        }
+        for netns in tracked
+    ]

@@ -611,7 +611,7 @@ class Kernel:
             message["attrs"].append(("IFA_BROADCAST", topology.show_ip(broadcast)))
         if present:
             return self._add(key[0], message, _NEWADDR)
-        return self._delete(key[0], message, _DELADDR, errno.EADDRNOTAVAIL)
+        return self._delete(key[0], message, _DELADDR, errno.EADDRNOTAVAIL, errno.ENODEV)
 
     def route(self, route: Route | HaveRoute, present: bool) -> bool:
         """Set a route, in place of one with the same destination and metric, or take it away; say whether there was none, or one, before."""
@@ -632,7 +632,7 @@ class Kernel:
         message["attrs"] = attributes
         if present:
             return self._add(route.netns, message, _NEWROUTE)
-        return self._delete(route.netns, message, _DELROUTE, errno.ESRCH)
+        return self._delete(route.netns, message, _DELROUTE, errno.ESRCH, errno.ENODEV)
 
     def _add(self, name: str | None, message: t.Any, kind: int) -> bool:
         """Add an object, or replace what is there; say whether nothing was."""
@@ -645,12 +645,15 @@ class Kernel:
             return False
         return True
 
-    def _delete(self, name: str | None, message: t.Any, kind: int, missing: int) -> bool:
-        """Delete an object; say whether it was there."""
+    def _delete(self, name: str | None, message: t.Any, kind: int, *missing: int) -> bool:
+        """Delete an object; say whether it was there.
+
+        :param missing: the kernel's numbers where it is not, or went with its link.
+        """
         try:
             self.channel(name).request(message, kind)
         except NetlinkError as exc:
-            if exc.errno != missing:
+            if exc.errno not in missing:
                 raise
             return False
         return True
@@ -830,12 +833,13 @@ class _Apply:
 
     def _set_route(self, args: tuple[Route, HaveRoute | None]) -> plans.Undo:
         route, before = args
-        if not self._kernel.route(route, present=True) and before is None:
-            return None
-        return lambda: _nothing(self._kernel.route(before or route, present=before is not None))
+        if self._kernel.route(route, present=True):  # also where the one before went since it was seen
+            return lambda: _nothing(self._kernel.route(route, present=False))
+        return None if before is None else lambda: _nothing(self._kernel.route(before, present=True))
 
     def _delete_route(self, route: HaveRoute) -> plans.Undo:
-        self._kernel.route(route, present=False)
+        if not self._kernel.route(route, present=False):  # it went since it was seen, and is not ours to bring back
+            return None
         return lambda: _nothing(self._kernel.route(route, present=True))
 
     def _set_sysctl(self, args: Sysctl | tuple[str | None, t.Mapping[str, str]]) -> plans.Undo:

@@ -16,7 +16,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, health, netns
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import HOOKS, SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
@@ -420,6 +420,69 @@ def test_a_namespace_made_anew(lab: Lab) -> None:
     make_veth(lab)
     lab.run()
     assert lab.state() == (INGRESS, EGRESS) and not lab.run()["changed"]
+
+
+def test_absent_with_a_process_in_a_namespace_that_lost_its_name(lab: Lab) -> None:
+    lab.run()
+    inside = netns.inode(lab.ns)
+    with subprocess.Popen(["ip", "netns", "exec", lab.ns, "sleep", "60"]) as sleeper:
+        try:
+            deadline = time.monotonic() + 20
+            while os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino != inside:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            ip("netns", "del", lab.ns)
+
+            def program() -> t.Any:
+                asked = ["nsenter", f"--net=/proc/{sleeper.pid}/ns/net", "ip", "-j", "link", "show", lab.far]
+                return json.loads(subprocess.run(asked, check=True, capture_output=True).stdout)[0].get("xdp")
+
+            assert program() is not None, "the process keeps the namespace alive, and the link its program"
+            assert lab.run(state="absent")["changed"] and lab.pins() == []
+            assert program() is None and lab.seen(lab.near) == BARE
+        finally:
+            sleeper.kill()
+    ip("netns", "add", lab.ns)
+
+
+def test_a_number_means_nothing_in_another_namespace(lab: Lab) -> None:
+    """The same name, number and program in two namespaces: each link is taken for what it is."""
+    lab.run([lab.both[1]])
+    (far,) = ip("-n", lab.ns, "link", "show", lab.far)
+    other = f"{lab.ns}b"
+    ip("netns", "add", other)
+    try:
+        ip("-n", other, "link", "add", lab.far, "index", str(far["ifindex"]), "type", "veth", "peer", "name", "peer", "index", "99")
+        twin = {**lab.both[1], "netns": other}
+        with netns.entered(other), bpf.closing(lab.prog(1)) as fd:
+            link = bpf.link_create(fd, far["ifindex"], flags=bpf.XDP_FLAGS["native"])
+        with bpf.closing(link):
+            for wanted in ("present", "absent"):
+                if wanted == "present":
+                    with pytest.raises(ConntrackError, match=f"{lab.far}@{other} has an XDP program that is not ours: .*held by bpf_link"):
+                        lab.run([twin])
+                else:
+                    assert not lab.run([twin], state=wanted)["changed"]
+                assert lab.seen(lab.far, other) == lab.seen(lab.far, lab.ns) == EGRESS and lab.pins() == [f"{lab.far}@{lab.ns}"]
+        assert lab.run([twin])["plan"][0]["action"] == "attach" and lab.seen(lab.far, other) == EGRESS
+        assert lab.run([twin], state="absent")["changed"]
+        assert (lab.seen(lab.far, other), lab.seen(lab.far, lab.ns)) == (BARE, EGRESS), "the other one's link is left alone"
+    finally:
+        ip("netns", "del", other)
+
+
+def test_another_interface_with_the_program_is_not_the_one_that_is_held(lab: Lab) -> None:
+    lab.run([lab.both[0]])
+    ip("link", "set", lab.near, "down")
+    ip("link", "set", lab.near, "name", f"{lab.near}2")
+    ip("link", "add", lab.near, "type", "veth", "peer", "name", f"{lab.near}3")
+    try:
+        with bpf.closing(lab.prog(0)) as fd:
+            bpf.xdp_set(lab.ifindex, fd, bpf.XDP_FLAGS["native"])
+        moved = [fault.fault for fault in health.judge_links(health.look_links(lab.paths), {}) if fault.fault != "link_program"]
+        assert moved == ["link_moved"], "it has the name and the program, and another number"
+    finally:
+        ip("link", "del", lab.near)
 
 
 def test_absent_after_the_interfaces_are_gone(lab: Lab) -> None:

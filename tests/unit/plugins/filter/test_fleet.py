@@ -23,3 +23,11 @@ def test_the_filter_takes_columns_by_name_by_title_and_none() -> None:
 
 def test_of_hosts_only_what_is_looked_at_is_taken() -> None:
     assert fleet.collect({"a": {"rollout_failed": "x", "secret": "y"}, "b": {}}, ["a"]) == {"a": {"rollout_failed": "x"}}
+
+
+def test_the_chains_of_interfaces() -> None:
+    routers = [{"name": "eth0", "netns": name, "program": "ingress"} for name in ("r1", "r2")]
+    assert [one["pin_root"] for one in fleet.ct_chains(routers, "/sys/fs/bpf")] == ["/sys/fs/bpf"]
+    assert [one["pin_root"] for one in fleet.ct_chains(routers, "/sys/fs/bpf", True)] == ["/sys/fs/bpf/r1", "/sys/fs/bpf/r2"]
+    with pytest.raises(AnsibleFilterError, match="list of dictionaries"):
+        fleet.ct_chains(["eth0"], "/sys/fs/bpf")

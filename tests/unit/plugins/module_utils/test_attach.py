@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, plan
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import Attached, Change, Have, Program, Want
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
@@ -218,6 +220,49 @@ def test_a_missing_program_in_check_mode() -> None:
     step, dummy = one(WANT, BARE, hooks={}, check_mode=True)
     assert step.reason == "nothing is attached, and the program is not loaded yet"
     assert step.after == {"program": "ingress", "program_id": None, "tag": None, "mode": "auto"}
+
+
+# ---------------------------------------------------------------- native or generic
+class Driver:
+    """A driver that refuses native XDP with a number, in place of the kernel; the link's fd is 50, its pin's path is noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        self.number, self.tried, self.pinned = number, [], []
+        for name, fake in (("link_create", self.create), ("obj_pin", lambda fd, path: self.pinned.append((fd, path))), ("obj_get", lambda path: 40)):
+            monkeypatch.setattr(bpf, name, fake)
+        monkeypatch.setattr(bpf, "close", lambda fd: None)
+        monkeypatch.setattr(os, "makedirs", lambda *dummy, **dummies: None)
+
+    def create(self, prog_fd: int, ifindex: int, flags: int) -> int:
+        self.tried += [mode for mode in attach.HOST_MODES if bpf.XDP_FLAGS[mode] == flags]
+        if self.tried[-1] == "native":
+            raise bpf.BpfError(self.number, "bpf_link_create(ifindex 7)", "so it says")
+        return 50
+
+    def attach(self, mode: str) -> list[str]:
+        with attach.Applier(bpffs.Paths("/nowhere")) as applier:
+            plan.apply(steps(dataclasses.replace(WANT, mode=mode), BARE), applier.do)
+        return applier.warnings
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, 524, errno.EINVAL, errno.ERANGE, errno.ENOSPC])
+def test_auto_is_generic_where_the_driver_cannot(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, number)
+    (warning,) = driver.attach("auto")
+    assert driver.tried == ["native", "generic"] and driver.pinned == [(50, PIN)] and "because native was not possible: so it says" in warning
+    with pytest.raises(ConntrackError, match="refuses native XDP: .*so it says.* mode: generic or auto"):
+        driver.attach("native")
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EBUSY, errno.EPERM, errno.EACCES, errno.ENOMEM, errno.EEXIST, errno.ENODEV, errno.ENXIO, errno.EAGAIN, errno.EINTR, errno.EIO, errno.EBADF]
+)
+@pytest.mark.parametrize("mode", ["auto", "native"])
+def test_auto_is_not_generic_for_what_has_nothing_to_do_with_the_driver(mode: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, number)
+    with pytest.raises(ConntrackError, match="refuses native XDP: .*so it says") as raised:
+        driver.attach(mode)
+    assert driver.tried == ["native"] and driver.pinned == [] and "mode: generic" not in raised.value.message
 
 
 # ---------------------------------------------------------------- absent

@@ -151,3 +151,33 @@ def test_a_name_and_an_earlier_entry_come_first() -> None:
 def test_what_does_not_track_is_not_in_the_way() -> None:
     assert names({"name": "br0", "program": "pass"}, {"pattern": "ens3"}) == [("br0", "interfaces[0]"), ("ens3", "interfaces[1]")]
     assert [name for name, dummy in names({"pattern": "*", "program": "pass"})] == ["br0", "ens3", "ens3.7", "ens4", "wg0"]
+
+
+# ---------------------------------------------------------------- a chain for each namespace
+def entry(netns: str | None, program: str = "ingress") -> dict[str, t.Any]:
+    return {"name": "eth0", "netns": netns, "program": program}
+
+
+def roots(*items: dict[str, t.Any], per_netns: bool = True, every: bool = False) -> dict[str, list[str | None]]:
+    found = interface_select.chains(items, "/sys/fs/bpf", per_netns, every)
+    assert [one["first"] for one in found] == [True] + [False] * (len(found) - 1)
+    assert every or sum(len(one["interfaces"]) for one in found) == len(items)
+    return {one["pin_root"]: [item["netns"] for item in one["interfaces"]] for one in found}
+
+
+def test_one_chain_where_one_namespace_is_tracked_or_no_more_is_wished_for() -> None:
+    assert roots() == {"/sys/fs/bpf": []}
+    assert roots(entry(None), entry(None)) == {"/sys/fs/bpf": [None, None]}
+    assert roots(entry("r1"), entry("r1"), entry("h", "pass")) == {"/sys/fs/bpf": ["r1", "r1", "h"]}
+    assert roots(entry("r1"), entry("r2"), per_netns=False) == {"/sys/fs/bpf": ["r1", "r2"]}
+
+
+def test_a_chain_for_each_namespace() -> None:
+    assert roots(entry("r1"), entry("r.2"), entry("r1", "egress")) == {"/sys/fs/bpf/r1": ["r1", "r1"], "/sys/fs/bpf/r%2E2": ["r.2"]}
+    assert roots(entry("r1"), entry(None)) == {"/sys/fs/bpf/r1": ["r1"], "/sys/fs/bpf": [None]}
+    assert roots(entry("h", "pass"), entry("r2"), entry("r1"), entry("r1", "pass")) == {"/sys/fs/bpf/r2": ["h", "r2"], "/sys/fs/bpf/r1": ["r1", "r1"]}
+
+
+def test_all_that_may_be_there() -> None:
+    assert list(roots(every=True)) == ["/sys/fs/bpf"]
+    assert list(roots({"name": "r1", "netns": "r1"}, entry("r2", "pass"), every=True)) == ["/sys/fs/bpf", "/sys/fs/bpf/r1", "/sys/fs/bpf/r2"]
