@@ -9,7 +9,7 @@ import collections.abc as c
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.ebpf.conntrack.plugins.module_utils import drift, rollout
+from ansible_collections.ebpf.conntrack.plugins.module_utils import drift, interface_select, rollout
 
 Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
 
@@ -67,9 +67,16 @@ def ct_left(hostvars: Hostvars, hosts: t.Sequence[str]) -> str:
     return drift.left(collect(hostvars, hosts))
 
 
+def ct_chains(interfaces: t.Any, pin_root: str, per_netns: bool = False, every: bool = False) -> list[dict[str, t.Any]]:
+    """Return the chains that interfaces need."""
+    if not isinstance(interfaces, c.Sequence) or isinstance(interfaces, str) or any(not isinstance(one, c.Mapping) for one in interfaces):
+        raise AnsibleFilterError("ct_chains: give a list of dictionaries, as xdp_ct_interfaces is")
+    return interface_select.chains(interfaces, pin_root, per_netns, every)
+
+
 class FilterModule:
     """The filters by name."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return them."""
-        return {one.__name__: one for one in (ct_table, ct_fitness, ct_batch, ct_outcome, ct_rollout_summary, ct_drift, ct_left)}
+        return {one.__name__: one for one in (ct_table, ct_fitness, ct_batch, ct_outcome, ct_rollout_summary, ct_drift, ct_left, ct_chains)}

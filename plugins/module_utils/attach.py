@@ -20,7 +20,7 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, health, interface_select, lock, netlink, netns, plan, ports, safe_path, verify, xdp_refusals
+from . import bpf, bpffs, health, interface_select, link_fitness, lock, netlink, netns, plan, ports, safe_path, verify, xdp_refusals
 from . import state as statedir
 from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
@@ -33,8 +33,9 @@ HOST_MODES = ("native", "generic")
 VETH_PAGE_OVERHEAD = 590
 VETH_MAX_MTU = os.sysconf("SC_PAGE_SIZE") - VETH_PAGE_OVERHEAD
 
-#: When native fails for one of these, generic would fail as well: they speak of rights or of who holds the interface.
-_NOT_ABOUT_THE_MODE = {errno.EPERM, errno.EACCES, errno.EBUSY, errno.EEXIST, errno.ENODEV, errno.ENXIO, errno.EBADF}
+#: When native fails for one of these, the driver has no XDP or cannot run it as the interface is set up: MTU, queues, features. All others would
+#: stop generic as well, or pass: rights (EPERM), who holds the interface (EBUSY, EEXIST), memory (ENOMEM), a link that went (ENODEV).
+_DRIVER_CANNOT = (errno.EOPNOTSUPP, 524, errno.EINVAL, errno.ERANGE, errno.ENOSPC)  # 524 is ENOTSUPP, which the kernel keeps to itself
 
 _MEND_NATIVE = {
     errno.ERANGE: f"Lower the MTU of the veth's other end to at most {VETH_MAX_MTU}, or give mode: generic or auto.",
@@ -67,10 +68,11 @@ class Want:
         return self.name if self.netns is None else f"{self.name}@{self.netns}"
 
 
-def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) -> list[Want]:
+def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, longest: int = bpf.IFNAMSIZ - 1) -> list[Want]:
     """Check the module's ``interfaces`` and return those that are named.
 
     :param interfaces: as the module has them, or as interface_select.resolve() returns them.
+    :param longest: the bytes that a name may have; alternative names, of which only looked() knows, have up to bpf.ALTIFNAMSIZ - 1.
     :raises ConntrackError: for the first bad value.
     """
     wants: list[Want] = []
@@ -79,7 +81,7 @@ def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) 
         name, namespace = item.get("name"), item.get("netns")
         interface_select.check(field, item)
         if name is not None:
-            _check_name(f"{field}.name", name, 15, "an interface's name")
+            _check_name(f"{field}.name", name, longest, "an interface's name")
         if namespace is not None:
             _check_name(f"{field}.netns", namespace, 255, "a namespace's name")
         if name is not None and len(os.fsencode(bpffs.interface_key(namespace, name))) > safe_path.NAME_BYTES:
@@ -92,9 +94,18 @@ def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) 
         want = Want(field, name, namespace, hook if state == "present" else "", item.get("mode") or mode, item.get("chosen_by") or "")
         for other in wants:
             if (other.netns, other.name) == (namespace, name):
-                raise bad_value(f"{field}.name", name, f"the interface is already in {other.field}; name each once")
+                which = f"it is {want.label}, which" if "given" in item else "the interface"
+                raise bad_value(f"{field}.name", item.get("given", name), f"{which} is already in {other.field}; name each once")
         wants.append(want)
     return wants
+
+
+def check(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) -> None:
+    """Check the module's ``interfaces`` before anything is looked at, so a name may still be an alternative one.
+
+    :raises ConntrackError: for the first bad value.
+    """
+    parse(state, interfaces, mode, bpf.ALTIFNAMSIZ - 1)
 
 
 def _check_name(field: str, value: str, limit: int, what: str) -> None:
@@ -102,8 +113,38 @@ def _check_name(field: str, value: str, limit: int, what: str) -> None:
     signs = value and value not in (".", "..") and value.isprintable() and not any(c == "/" or c.isspace() for c in value)
     if not signs or len(value.encode()) > limit:
         raise bad_value(field, value, f"{what} has 1 to {limit} bytes, no '/', no white space and nothing that cannot be printed")
-    if limit == 15 and ":" in value:
+    if limit < 255 and ":" in value:
         raise bad_value(field, value, f"{what} has no ':'")
+
+
+def looked(interfaces: t.Sequence[t.Mapping[str, t.Any]]) -> list[dict[str, t.Any]]:
+    """Return entries in which every interface and namespace that exists has the one name that the kernel lists it by.
+
+    An interface may have alternative names, and a namespace several names: all that comes after
+    compares names, so this comes first. An entry whose name was another one has it in ``given``.
+    """
+    found = []
+    namespaces = netns.canonical(item.get("netns") for item in interfaces)
+    for item in interfaces:
+        namespace, name = namespaces[item.get("netns")], item.get("name")
+        real = _real_name(namespace, name) if name is not None else None
+        found.append({**item, "netns": namespace})
+        if (real, namespace) != (name, item.get("netns")):
+            found[-1].update(name=real, given=name if item.get("netns") is None else f"{name}@{item['netns']}")
+        if real != name:
+            found[-1]["chosen_by"] = f"alternative name {name}"
+    return found
+
+
+def _real_name(namespace: str | None, name: str) -> str:
+    """Return the name that the kernel lists an interface by; ``name`` itself where there is none."""
+    try:
+        with netns.entered(namespace):
+            return bpf.link_facts(name).name
+    except ConntrackError as exc:
+        if isinstance(exc, bpf.BpfError) and exc.errno != errno.ENODEV:
+            raise
+        return name  # which observe() says, and what there is
 
 
 # ---------------------------------------------------------------- what is there
@@ -150,6 +191,8 @@ class Have:
     :ivar missing: why there is no such interface, "" when there is one.
     :ivar too_long: the MTU that keeps this veth from native XDP, None when nothing does.
     :ivar port: what the chain has to know to forward through it; None where its frames are not Ethernet.
+    :ivar unfit: why nothing could be tracked on it, see link_fitness.unfit().
+    :ivar counted: why packets would be counted twice if the chain tracked on it.
     """
 
     pin: str
@@ -159,6 +202,8 @@ class Have:
     attached: Attached | None = None
     too_long: int | None = None
     port: ports.Port | None = None
+    unfit: str = ""
+    counted: str = ""
 
 
 def _pinned_link(path: str) -> bpf.LinkInfo | None:
@@ -239,7 +284,42 @@ def observe(paths: bpffs.Paths, wants: t.Sequence[Want]) -> list[Have]:
     :raises ConntrackError: when something foreign stands at a pin's path.
     """
     pins, programs = held(paths), _generation_programs(paths)
-    return [_observe_one(paths.link(want.netns, want.name), want, pins, programs) for want in wants]
+    haves = [_observe_one(paths.link(want.netns, want.name), want, pins, programs) for want in wants]
+    for namespace in {want.netns for want in wants if want.hook in TRACKING_HOOKS}:
+        _observe_stacks(namespace, wants, haves, pins, programs)
+    return haves
+
+
+def _observe_stacks(
+    namespace: str | None, wants: t.Sequence[Want], haves: list[Have], pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]
+) -> None:
+    """Say in ``haves`` which interfaces of a namespace get frames that were counted below them, on wanted interfaces or on others that we hold."""
+    wanted = {have.ifindex: at for at, (want, have) in enumerate(zip(wants, haves)) if want.netns == namespace and want.hook in TRACKING_HOOKS and have.ifindex}
+    spoken_of = {have.ifindex for want, have in zip(wants, haves) if want.netns == namespace}
+    links = {(info.ifindex, info.prog_id) for where, info in _tracking(pins, programs) if where == namespace}
+    if len(wanted) + len(links) < 2:
+        return
+    with netns.entered(namespace):
+        there = {facts.ifindex: facts for facts in bpf.links()}
+    kept = {index for index, prog_id in links if index in there and index not in spoken_of and prog_id in there[index].xdp.values()}
+    below = link_fitness.below(there.values())
+    for index, at in wanted.items():
+        lower = sorted(below.get(index, set()) & (wanted.keys() | kept))
+        upper = sorted(one for one in kept if index in below[one])
+        if lower:
+            name = there[lower[0]].name
+            haves[at] = dataclasses.replace(haves[at], counted=f"all its frames that come by {name} are counted there, where the chain is wanted or attached")
+        elif upper:
+            name = there[upper[0]].name
+            haves[at] = dataclasses.replace(haves[at], counted=f"its frames that {name} gets are counted there, where the chain is attached")
+
+
+def _tracking(pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]) -> list[tuple[str | None, bpf.LinkInfo]]:
+    """Return the links of ours that track on an interface, each with the namespace that its pin names."""
+    found = {pin: info for pin, info in pins.items() if info.ifindex and programs.get(info.prog_id) in TRACKING_HOOKS}
+    named = {pin: bpffs.interface_of(os.path.basename(pin))[0] for pin in found}
+    namespaces = netns.canonical(named.values())
+    return [(namespaces[named[pin]], info) for pin, info in found.items()]
 
 
 def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]) -> Have:
@@ -259,7 +339,8 @@ def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], progr
         attached = _attached(facts, pin, pins, programs)
         mode = attached.mode if attached else None
         port = ports.Port(want.label, facts.ifindex, facts.mac, ports.transmits(facts, mode)) if ports.is_ethernet(facts) else None
-        return dataclasses.replace(have, ifindex=facts.ifindex, attached=attached, too_long=_too_long(facts), port=port)
+        unfit = link_fitness.unfit(facts)
+        return dataclasses.replace(have, ifindex=facts.ifindex, attached=attached, too_long=_too_long(facts), port=port, unfit=unfit)
 
 
 def _too_long(facts: bpf.LinkFacts) -> int | None:
@@ -385,6 +466,7 @@ def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: 
     if have.missing and not check_mode:
         where = _elsewhere(have)
         raise ConntrackError(have.missing + (f" But {where}: name it as it is now, or detach it (state: absent)." if where else ""))
+    _refuse_interface(want, have)
     program, attached = hooks.get(want.hook), have.attached
     modes, why_generic = _modes(want, have)
     after = {
@@ -425,6 +507,21 @@ def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: 
         reason = "it shall run another hook" if attached.program.hook != want.hook else "another generation is active"
         return step("replace", reason, update=attached, drop_pins=(), modes=())
     return None
+
+
+def _refuse_interface(want: Want, have: Have) -> None:
+    """:raises ConntrackError: when the chain would track nothing on the interface, or count packets twice."""
+    if want.hook not in TRACKING_HOOKS:
+        return
+    if have.unfit:
+        raise ConntrackError(
+            f"{want.field}.name: {want.label}: the chain cannot track on this interface: {have.unfit}. "
+            "Name the Ethernet interfaces by which the same traffic comes in instead."
+        )
+    if have.counted:
+        raise ConntrackError(
+            f"{want.field}.name: {want.label}: each packet would be counted twice: {have.counted}. Name one of the two, and detach the other (state: absent)."
+        )
 
 
 def _modes(want: Want, have: Have) -> tuple[tuple[str, ...], str]:
@@ -595,8 +692,8 @@ class Applier:
                 break
             except bpf.BpfError as exc:
                 why = exc.words or exc.message
-                if exc.errno in _NOT_ABOUT_THE_MODE or number + 1 == len(change.modes):
-                    mend = f" {_MEND_NATIVE.get(exc.errno or 0, _MEND_NATIVE_ELSE)}" if mode == "native" and exc.errno not in _NOT_ABOUT_THE_MODE else ""
+                if exc.errno not in _DRIVER_CANNOT or number + 1 == len(change.modes):
+                    mend = f" {_MEND_NATIVE.get(exc.errno, _MEND_NATIVE_ELSE)}" if mode == "native" and exc.errno in _DRIVER_CANNOT else ""
                     raise ConntrackError(f"{want.field}: {want.label}: the kernel refuses {mode} XDP: {exc.message}.{mend}") from exc
         if mode == "generic" and want.mode == "auto":
             self.warnings.append(f"{want.label}: attached in generic mode, which is slower, because native was not possible: {why}.")
@@ -656,7 +753,7 @@ def _plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> pl
     if statedir.active(paths) is None:
         return []
     before = statedir.interfaces(paths)
-    kept = {bpffs.interface_key(item["netns"], item["name"]): item for item in before}
+    kept = {bpffs.interface_key(item["netns"], item["name"]): item for item in recorded(paths)}
     for want in wants:
         kept.pop(bpffs.interface_key(want.netns, want.name), None)
         if want.hook:
@@ -669,6 +766,12 @@ def _plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> pl
         return ", ".join(f"{item['program']} on {health.interface(bpffs.interface_key(item['netns'], item['name']))}" for item in items) or None
 
     return [plan.Step("change", "manifest", "interfaces", "a reboot is to bring back what is attached", shown(before), shown(after), (before, after))]
+
+
+def recorded(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
+    """Return the interfaces that are written down, each once and by its one name; an earlier release wrote down what it was given."""
+    found = {(item["netns"], item["name"]): item for item in looked(statedir.interfaces(paths))}
+    return [{name: item[name] for name in ("name", "netns", "program", "mode")} for item in found.values()]
 
 
 def _do_record(paths: bpffs.Paths, step: plan.Step) -> plan.Undo:
@@ -690,13 +793,29 @@ def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
     return {"name": want.name, "netns": want.netns, "ifindex": have.ifindex or None, **shown, "chosen_by": want.chosen_by or None}
 
 
-def choose(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, check_mode: bool) -> tuple[list[Want], plan.Plan, list[str]]:
-    """Return what is wanted of which interfaces, where some are chosen by what they are.
+class Chosen(t.NamedTuple):
+    """What is wanted of which interfaces.
 
-    :return: (what is wanted; the steps, in check mode, for entries that nothing fits yet; warnings about those).
+    :ivar steps: in check mode, for the entries that nothing fits yet.
+    :ivar missing: why there is nothing for those.
+    :ivar left_out: why interfaces that fit were left out.
+    """
+
+    wants: list[Want]
+    steps: plan.Plan
+    missing: list[str]
+    left_out: list[str]
+
+
+def choose(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, check_mode: bool) -> Chosen:
+    """Find out which interfaces are meant, where some are chosen by what they are or called by another name.
+
     :raises ConntrackError: nothing fits, and it is no check run.
     """
-    items, missing = interface_select.resolve(interfaces, _candidates)
+    there = looked(interfaces)
+    if state == "absent":  # an interface is detached whatever it is
+        there = [{**item, "program": None} for item in there]
+    items, missing, left_out = interface_select.resolve(there, candidates)
     steps: plan.Plan = []
     if state == "present":
         if missing and not check_mode:
@@ -704,14 +823,65 @@ def choose(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str,
         for one in missing:
             after = {"program": one.item.get("program"), "program_id": None, "tag": None, "mode": one.item.get("mode") or mode}
             steps.append(plan.Step("attach", "xdp", one.label, "no interface that fits exists yet", None, after))
-    return parse(state, items, mode), steps, [one.message for one in missing] if state == "present" else []
+    return Chosen(parse(state, items, mode), steps, [one.message for one in missing] if state == "present" else [], left_out)
 
 
-def _candidates(namespace: str | None) -> list[interface_select.Candidate]:
+def candidates(namespace: str | None) -> list[interface_select.Candidate]:
+    """Return the interfaces of a namespace that can be chosen by what they are; lo is never one.
+
+    :raises ConntrackError: there is no such namespace.
+    """
     if namespace is not None and not netns.exists(namespace):
         there = ", ".join(netns.names()[0]) or "none"
         raise ConntrackError(f"netns: there is no namespace {namespace!r}; there are: {there}.")
-    return netlink.candidates(namespace)
+    routed = netlink.default_route_indexes(namespace)
+    with netns.entered(namespace):
+        links = {facts.ifindex: facts for facts in bpf.links()}
+        drivers = {index: netlink.driver(facts.name) for index, facts in links.items()}
+    below = link_fitness.below(links.values())
+    return [
+        interface_select.Candidate(
+            facts.name,
+            drivers[index] or facts.kind,
+            index in routed,
+            facts.altnames,
+            link_fitness.unfit(facts),
+            frozenset(links[one].name for one in below[index]),
+        )
+        for index, facts in links.items()
+        if index != 1
+    ]
+
+
+def _sharing(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have]) -> list[str]:
+    """Return a warning where the chain tracks in several namespaces at once: a packet is counted once in each that it goes through."""
+    wanted = [(want, have) for want, have in zip(wants, haves) if want.hook in TRACKING_HOOKS]
+    if not wanted:
+        return []
+    spoken_of = {pin for want, have in zip(wants, haves) for pin in (have.pin, *_pins(have))}
+    others = _tracking({pin: info for pin, info in held(paths).items() if pin not in spoken_of}, _generation_programs(paths))
+    namespaces = {want.netns for want, dummy in wanted} | {namespace for namespace, dummy in others}
+    if len(namespaces) < 2 or (len(wanted) == 2 and not others and _one_link(*wanted[0], *wanted[1])):
+        return []
+    where = [name or "the host's" for name in sorted(namespaces, key=lambda name: name or "")]
+    return [
+        f"The chain of pin_root {paths.pin_root} tracks in several namespaces ({', '.join(where)}), which share its tables: a packet that goes through "
+        f"more than one of them is counted in each, as of one flow. Give each namespace a pin_root of its own, as {bpffs.own_root(where[-1])} to {where[-1]}."
+    ]
+
+
+def _one_link(want: Want, have: Have, other: Want, other_have: Have) -> bool:
+    """Tell whether two interfaces are the two ends of a link: each sees one direction, so nothing is counted twice."""
+    try:
+        with netns.entered(other.netns):
+            far = bpf.link_facts(other.name)
+        with netns.entered(want.netns):
+            near = bpf.link_facts(want.name)
+            peer = bpf.link_facts(near.peer_ifindex, near.peer_nsid)
+    except ConntrackError:  # one is not there, or has no other end
+        return False
+    # numbers repeat between namespaces, and so may names: the address makes it certain
+    return near.kind == "veth" and (peer.ifindex, peer.name, peer.mac) == (far.ifindex, far.name, far.mac)
 
 
 def check_typed(paths: bpffs.Paths, state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) -> None:
@@ -755,7 +925,7 @@ def converge(
     :raises ConntrackError: for everything a user can mend.
     """
     paths = bpffs.Paths(pin_root, state_dir)
-    parse(state, interfaces or (), mode)  # before anything is looked at
+    check(state, interfaces or (), mode)  # before anything is looked at
     if os.geteuid() != 0:
         raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
     bpffs.check_text(paths)
@@ -766,7 +936,8 @@ def converge(
             if not check_mode:
                 statedir.end_write_interfaces(paths)
                 stack.callback(_rmdir, paths.link_dir)  # when the last link is gone: by this run, or by one that was killed then
-        wants, to_come, warnings = choose(state, interfaces or (), mode, check_mode)
+        wants, to_come, missing, left_out = choose(state, interfaces or (), mode, check_mode)
+        warnings = missing + left_out
         if state == "absent" and interfaces is None:
             names = [bpffs.interface_of(os.path.basename(path)) for path in held(paths)]
             wants = parse(state, [{"name": name, "netns": namespace} for namespace, name in names], mode)
@@ -777,6 +948,7 @@ def converge(
         steps = make_plan(wants, haves, hooks, takeover, check_mode)
         for step in steps if check_mode else ():
             xdp_refusals.check(step)
+        warnings += _sharing(paths, wants, haves)
         record = _plan_record(paths, wants, state == "absent" and interfaces is None)
         applier = stack.enter_context(Applier(paths))
         if not check_mode and (steps or record):

@@ -252,6 +252,9 @@ class LinkFacts(t.NamedTuple):
     :ivar xdp: the attached program's id by mode: ``native``, ``generic``, ``offload``.
     :ivar received: frames since the interface was made.
     :ivar mac: its hardware address, b"" where it has none.
+    :ivar type: ARPHRD_* of include/uapi/linux/if_arp.h, what its frames begin with; 1 is Ethernet.
+    :ivar master: the ifindex of the bridge, bond, team or VRF that it is part of; 0 where there is none.
+    :ivar altnames: its alternative names (ip link property, Linux 5.5).
     """
 
     ifindex: int
@@ -263,6 +266,9 @@ class LinkFacts(t.NamedTuple):
     xdp: dict[str, int]
     received: int
     mac: bytes = b""
+    type: int = 1
+    master: int = 0
+    altnames: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- calling libbpf
@@ -654,29 +660,35 @@ _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 18, 19
 _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLA_F_NESTED, _NLA_TYPE_MASK = 2, 1, 4, 0x200, 1 << 15, 0x3FFF
 _NLMSGERR_ATTR_MSG = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+_IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
 _IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 23, 37, 43, 46
 _IFLA_INFO_KIND = 1
 _IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = 1, 2, 3, 4, 8
 _XDP_MODES = {1: "native", 2: "generic", 3: "offload"}  # enum xdp_attached; 4 is "several", each with an attribute of its own
 _IFLA_XDP_PROG_IDS = {5: "native", 6: "generic", 7: "offload"}
 _HEADER = struct.Struct("=IHHII")
-_IFINFO = struct.Struct("=BBHiII")
+_IFINFO = struct.Struct("=BBHiII")  # family, padding, type, index, flags, change
+#: Bytes of a name and of an alternative name, with the zero that ends them (include/uapi/linux/if.h).
+IFNAMSIZ, ALTIFNAMSIZ = 16, 128
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
-def _attributes(payload: bytes) -> dict[int, bytes]:
-    found, at = {}, 0
+def _each_attribute(payload: bytes) -> t.Iterator[tuple[int, bytes]]:
+    at = 0
     while at + 4 <= len(payload):
         length, kind = struct.unpack_from("=HH", payload, at)
         if length < 4:
-            break
-        found[kind & _NLA_TYPE_MASK] = payload[at + 4 : at + length]
+            return
+        yield kind & _NLA_TYPE_MASK, payload[at + 4 : at + length]
         at += (length + 3) & ~3
-    return found
+
+
+def _attributes(payload: bytes) -> dict[int, bytes]:
+    return dict(_each_attribute(payload))
 
 
 def _text(raw: bytes) -> str:
@@ -710,15 +722,20 @@ def _rtnetlink(call: str, kind: int, flags: int, payload: bytes) -> bytes:
 
 
 def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
-    """Return what rtnetlink says about an interface, by ifindex or by name; ENODEV when there is none.
+    """Return what rtnetlink says about an interface, by ifindex or by any of its names; ENODEV when there is none.
 
     :param nsid: the current namespace's id for the interface's; None for the current namespace.
     """
-    index, wanted = (interface, b"") if isinstance(interface, int) else (0, _attribute(_IFLA_IFNAME, interface.encode() + b"\0"))
+    index, wanted = (interface, b"") if isinstance(interface, int) else (0, _named(interface))
     if nsid is not None:
         wanted += _attribute(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))
-    body = _rtnetlink(f"RTM_GETLINK({interface})", _RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, index, 0, 0) + wanted)
-    ifindex = _IFINFO.unpack_from(body)[3]
+    try:
+        body = _rtnetlink(f"RTM_GETLINK({interface})", _RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, index, 0, 0) + wanted)
+    except BpfError as exc:
+        if exc.errno == errnos.EINVAL and not index:  # kernels before 5.5 do not know long names
+            raise BpfError(errnos.ENODEV, exc.call, exc.words) from None
+        raise
+    dummy, dummy, arphrd, ifindex, dummy, dummy = _IFINFO.unpack_from(body)
     found = _attributes(body[_IFINFO.size :])
     xdp = _attributes(found.get(_IFLA_XDP, b""))
     programs = {mode: _u32(xdp[number]) for number, mode in _IFLA_XDP_PROG_IDS.items() if number in xdp}
@@ -736,7 +753,28 @@ def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
         xdp=programs,
         received=struct.unpack_from("=Q", found[_IFLA_STATS64])[0],  # struct rtnl_link_stats64 starts with rx_packets
         mac=found.get(_IFLA_ADDRESS, b""),
+        type=arphrd,
+        master=_u32(found.get(_IFLA_MASTER)),
+        altnames=tuple(_text(raw) for kind, raw in _each_attribute(found.get(_IFLA_PROP_LIST, b"")) if kind == _IFLA_ALT_IFNAME),
     )
+
+
+def _named(name: str) -> bytes:
+    """Return the attribute that asks for an interface by one of its names; only alternative ones are longer than IFNAMSIZ."""
+    raw = name.encode() + b"\0"
+    return _attribute(_IFLA_IFNAME if len(raw) <= IFNAMSIZ else _IFLA_ALT_IFNAME, raw)
+
+
+def links() -> list[LinkFacts]:
+    """Return what rtnetlink says about every interface of the current namespace."""
+    found = []
+    for index, dummy in socket.if_nameindex():
+        try:
+            found.append(link_facts(index))
+        except BpfError as exc:
+            if exc.errno != errnos.ENODEV:  # gone since
+                raise
+    return found
 
 
 def xdp_query(ifindex: int) -> dict[str, t.Any]:

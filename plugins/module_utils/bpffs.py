@@ -137,6 +137,15 @@ class Paths:
         return {self.seed_prog: f"{_OURS}/active/prog", self.seed_map: f"{_OURS}/active/map"}
 
 
+def own_root(netns: str, pin_root: str = STANDARD) -> str:
+    """Return the pin_root that a namespace's own chain has below another one's.
+
+    >>> own_root("r1"), own_root("r.2", "/sys/fs/bpf/lab")
+    ('/sys/fs/bpf/r1', '/sys/fs/bpf/lab/r%2E2')
+    """
+    return os.path.join(pin_root, encode(netns))
+
+
 def interface_key(netns: str | None, ifname: str) -> str:
     """Return the pin's name for an interface; an interface's name can hold '@' and '%', so both parts are encoded on their own.
 

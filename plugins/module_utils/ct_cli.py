@@ -731,7 +731,7 @@ def _converge(args: Arguments, state: str, interfaces: list[dict[str, t.Any]] | 
     from .plan import Step
 
     with _asked():
-        attach.parse(state, interfaces or (), mode)
+        attach.check(state, interfaces or (), mode)
     paths = _loaded(args)
     if args.dry_run or state == "absent":  # a run that attaches sees it itself
         attach.check_typed(paths, state, interfaces or (), mode)

@@ -9,6 +9,7 @@ seen in its state.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -49,21 +50,26 @@ class Outcome:
         return {"line": self.line.title, "passed": self.passed, "seen": self.seen, "expect": self.line.as_dict()}
 
 
-def check(lines: t.Sequence[Line], pin_root: str) -> list[Outcome]:
+#: The tables of the chains in which a flow may be.
+Tables = t.Sequence[flow_table.FlowTables]
+
+
+def check(lines: t.Sequence[Line], *pin_roots: str) -> list[Outcome]:
     """Check each line after the one before; what stayed untracked is told last.
 
+    :param pin_roots: of the chains. A flow has to be in the tables of one of them, and what stays untracked is added up.
     :raises ConntrackError: a line that can not be checked: no such namespace or address, no chain. No traffic was made then.
     """
     known = {name: addresses(name) for name in netns.names()[0]} if any(line.kind != UNTRACKED for line in lines) else {}
     lines = [resolved(line, known, "on this host") for line in lines]
     with contextlib.ExitStack() as stack:
-        tables = None
-        if any(line.kind != PING for line in lines):
+        tables = []
+        for pin_root in pin_roots if any(line.kind != PING for line in lines) else ():
             bpffs.check(pin_root)
-            tables = stack.enter_context(flow_table.FlowTables(pin_root))
-        before = tables.counters() if tables else {}
+            tables.append(stack.enter_context(flow_table.FlowTables(pin_root)))
+        before = _counters(tables)
         outcomes = [_check(line, tables, known) for line in lines]
-        after = tables.counters() if tables else {}
+        after = _counters(tables)
     return [_untracked(one.line, untracked(before, after)) if one.line.kind == UNTRACKED else one for one in outcomes]
 
 
@@ -79,16 +85,24 @@ def addresses(name: str) -> list[str]:
     return []
 
 
+def _counters(tables: Tables) -> dict[str, int]:
+    """Return the counters of all chains, added up."""
+    total: collections.Counter[str] = collections.Counter()
+    for one in tables:
+        total.update(one.counters())
+    return dict(total)
+
+
 def _untracked(line: Line, found: t.Mapping[str, int]) -> Outcome:
     total = sum(found.values())
     reasons = ", ".join(f"{name} {number}" for name, number in found.items())
     return Outcome(line, total <= line.most, f"{total} untracked{f': {reasons}' if reasons else ''}")
 
 
-def _check(line: Line, tables: flow_table.FlowTables | None, known: t.Mapping[str, t.Sequence[str]]) -> Outcome:
+def _check(line: Line, tables: Tables, known: t.Mapping[str, t.Sequence[str]]) -> Outcome:
     if line.kind == PING:
         return _ping(line)
-    if line.kind == UNTRACKED or tables is None:
+    if line.kind == UNTRACKED:
         return Outcome(line, None, "")
     return _flow(line, tables, _words(line, known))
 
@@ -100,7 +114,7 @@ def _words(line: Line, known: t.Mapping[str, t.Sequence[str]]) -> dict[str, t.An
     return {**words, "dst": line.address if line.make else [one for one in known[line.target] if (":" in one) == (":" in line.address)]}
 
 
-def _flow(line: Line, tables: flow_table.FlowTables, words: dict[str, t.Any]) -> Outcome:
+def _flow(line: Line, tables: Tables, words: dict[str, t.Any]) -> Outcome:
     began = time.monotonic()
     deadline = began + line.within
     trouble, before = "", tables.counters()
@@ -139,9 +153,9 @@ def _refused(before: t.Mapping[str, int], after: t.Mapping[str, int]) -> str:
     return f"the chain counted meanwhile: {told}" if told else ""
 
 
-def _find(tables: flow_table.FlowTables, words: t.Mapping[str, t.Any], ident: int | None) -> list[dict[str, t.Any]]:
+def _find(tables: Tables, words: t.Mapping[str, t.Any], ident: int | None) -> list[dict[str, t.Any]]:
     query = flow_filter.parse_query({**words, "limit": _MOST})
-    found = flow_table.read(tables, query, summary=False).flows
+    found = [record for one in tables for record in flow_table.read(one, query, summary=False).flows]
     return [record for record in found if ident is None or record.get("icmp", {}).get("id") == ident]
 
 

@@ -5,6 +5,10 @@
 
 An interface belongs to one entry. One that is named belongs to the entry that names it, wherever that stands; of the entries that choose, the first
 that fits has it. So C(default_route: true) and after it C(pattern: "*") is the uplink, and everything else.
+
+An entry that chooses leaves out what the chain cannot work on, and what would count a packet
+once more than an interface that is already taken. Within one entry the lower interface is taken:
+all frames come through it.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import dataclasses
 import fnmatch
 import typing as t
 
+from . import bpffs
+from .chain import TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
 
 #: What an entry can choose by, besides ``name``; all that are given have to fit.
@@ -27,17 +33,23 @@ class Candidate:
 
     :ivar driver: as C(ethtool -i) has it (``virtio_net``, ``veth``); "" where the kernel does not say.
     :ivar default_route: a default route goes out of it, of those of its family that with the lowest metric.
+    :ivar altnames: its alternative names; a pattern may fit any of its names.
+    :ivar unfit: why the chain cannot work on it, see link_fitness.unfit().
+    :ivar below: the names of the interfaces whose frames it gets once more, see link_fitness.below().
     """
 
     name: str
     driver: str = ""
     default_route: bool = False
+    altnames: tuple[str, ...] = ()
+    unfit: str = ""
+    below: frozenset[str] = frozenset()
 
     def fits(self, item: Item) -> bool:
         """Tell whether it is all that an entry asks for."""
         pattern, driver = item.get("pattern"), item.get("driver")
         return (
-            (not pattern or fnmatch.fnmatchcase(self.name, pattern))
+            (not pattern or any(fnmatch.fnmatchcase(name, pattern) for name in (self.name, *self.altnames)))
             and (not driver or self.driver == driver)
             and (not item.get("default_route") or self.default_route)
         )
@@ -86,43 +98,115 @@ def label(item: Item) -> str:
     return ", ".join(words + (["default route"] if item.get("default_route") else []))
 
 
-def resolve(items: t.Sequence[Item], look: t.Callable[[str | None], t.Sequence[Candidate]]) -> tuple[list[dict[str, t.Any]], list[Nothing]]:
+class Choice(t.NamedTuple):
+    """What the entries of ``interfaces`` come to.
+
+    :ivar found: entries that name their interface, each with ``field``, where it stands in the input, and ``chosen_by``, see label().
+    :ivar missing: the entries for which there is none.
+    :ivar left_out: why interfaces that fit an entry were left out, a sentence for each entry.
+    """
+
+    found: list[dict[str, t.Any]]
+    missing: list[Nothing]
+    left_out: list[str]
+
+
+def resolve(items: t.Sequence[Item], look: t.Callable[[str | None], t.Sequence[Candidate]]) -> Choice:
     """Return the entries with one for each interface that was chosen, and those for which there is none.
 
     :param items: checked entries of ``interfaces``.
     :param look: returns what there is in a namespace; it may raise ConntrackError where there is no such namespace.
-    :return: entries that name their interface, each with ``field``, where it stands in the input, and ``chosen_by``, see label(); and the others.
     """
     owners = {(item.get("netns"), item["name"]): f"interfaces[{number}]" for number, item in enumerate(items) if item.get("name") is not None}
+    tracked = {(item.get("netns"), item["name"]) for item in items if item.get("name") is not None and item.get("program") in TRACKING_HOOKS}
     seen: dict[str | None, t.Sequence[Candidate]] = {}
-    found: list[dict[str, t.Any]] = []
-    missing: list[Nothing] = []
+    choice = Choice([], [], [])
     for number, item in enumerate(items):
         field, netns = f"interfaces[{number}]", item.get("netns")
         if item.get("name") is not None:
-            found.append({**item, "field": field})
+            choice.found.append({"field": field, **item})
             continue
         try:
             if netns not in seen:
                 seen[netns] = look(netns)
         except ConntrackError as exc:
-            missing.append(Nothing(item, label(item), f"{field}.{exc.message}"))
+            choice.missing.append(Nothing(item, label(item), f"{field}.{exc.message}"))
             continue
-        fitting = sorted(one.name for one in seen[netns] if one.fits(item))
-        free = [name for name in fitting if (netns, name) not in owners]
-        if not free:
-            missing.append(Nothing(item, label(item), _why(field, item, seen[netns], {name: owners[netns, name] for name in fitting})))
-        for name in free:
-            owners[netns, name] = field
-            found.append({**dict.fromkeys(CRITERIA), **{key: item[key] for key in item if key not in CRITERIA}, "name": name})
-            found[-1].update(field=field, chosen_by=label(item))
-    return found, missing
+        fitting = sorted((one for one in seen[netns] if one.fits(item)), key=lambda one: (len(one.below), one.name))
+        reasons: dict[str, str] = {}
+        names = []
+        for one in fitting:
+            if (netns, one.name) in owners:
+                continue
+            if item.get("program") in TRACKING_HOOKS:
+                why = one.unfit or _counted(one, netns, seen[netns], tracked, owners)
+                if why:
+                    reasons[one.name] = why
+                    continue
+                tracked.add((netns, one.name))
+            owners[netns, one.name] = field
+            names.append(one.name)
+        if not names:
+            taken = {one.name: owners[netns, one.name] for one in fitting if (netns, one.name) in owners}
+            choice.missing.append(Nothing(item, label(item), _why(field, item, seen[netns], taken, reasons)))
+        elif reasons:
+            choice.left_out.append(f"{field}: {label(item)}: left out: {_listed(reasons)}.")
+        for name in sorted(names):
+            choice.found.append({**dict.fromkeys(CRITERIA), **{key: item[key] for key in item if key not in CRITERIA}, "name": name})
+            choice.found[-1].update(field=field, chosen_by=label(item))
+    return choice
 
 
-def _why(field: str, item: Item, there: t.Sequence[Candidate], taken: t.Mapping[str, str]) -> str:
+def _listed(reasons: t.Mapping[str, str]) -> str:
+    return "; ".join(f"{name} ({why})" for name, why in sorted(reasons.items()))
+
+
+def _counted(
+    one: Candidate,
+    netns: str | None,
+    there: t.Sequence[Candidate],
+    tracked: t.Collection[tuple[str | None, str]],
+    owners: t.Mapping[tuple[str | None, str], str],
+) -> str:
+    """Return why an interface would count packets that another one of this run counts; "" where it would not."""
+    for other in there:
+        if (netns, other.name) in tracked and (other.name in one.below or one.name in other.below):
+            return f"its packets are counted on {other.name} of {owners[netns, other.name]} already"
+    return ""
+
+
+def _why(field: str, item: Item, there: t.Sequence[Candidate], taken: t.Mapping[str, str], left_out: t.Mapping[str, str]) -> str:
     where = "the host's namespace" if item.get("netns") is None else f"namespace {item['netns']}"
+    if left_out:
+        return f"{field}: {label(item)}: no interface in {where} is left; left out: {_listed(left_out)}. Remove the entry, or let it ask for others."
     if taken:
         owned = ", ".join(f"{name} to {owner}" for name, owner in taken.items())
         return f"{field}: {label(item)}: every interface in {where} that fits belongs to another entry: {owned}. Remove one of them, or let it ask for others."
     shown = ", ".join(str(one) for one in sorted(there, key=lambda one: one.name)) or "none"
     return f"{field}: {label(item)}: no interface in {where} fits; there are: {shown}. Correct the entry, or make the interface first."
+
+
+def chains(items: t.Sequence[Item], pin_root: str, per_netns: bool, every: bool = False) -> list[dict[str, t.Any]]:
+    """Return the chains that entries of ``interfaces`` need, each with ``pin_root``, its ``interfaces``, and whether it is the ``first``.
+
+    A chain's tables count a packet once for each namespace in which it is tracked, so each
+    namespace has a chain of its own, where there are several and that is wished for. What does not
+    track belongs to a chain of its namespace, or else to the first: it counts nothing.
+
+    :param per_netns: whether that is wished for.
+    :param every: also the chain at ``pin_root``, and those of namespaces in which nothing is tracked: what may be there from before.
+    """
+    tracked = dict.fromkeys(item.get("netns") for item in items if every or item.get("program") in TRACKING_HOOKS)
+    if every:
+        tracked = {None: None, **tracked}
+    if not per_netns or len(tracked) < 2:
+        return [{"pin_root": pin_root, "interfaces": list(items), "first": True}]
+    first = next(iter(tracked))
+    return [
+        {
+            "pin_root": bpffs.own_root(netns, pin_root) if netns else pin_root,
+            "interfaces": [item for item in items if (item.get("netns") if item.get("netns") in tracked else first) == netns],
+            "first": netns == first,
+        }
+        for netns in tracked
+    ]

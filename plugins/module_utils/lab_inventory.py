@@ -45,7 +45,7 @@ class Node:
         if self.netns is not None:
             found["ansible_netns"] = self.netns
             # Namespaces of one machine share its pins and files: each chain gets a place of its own. What is kept of it lies apart by the pin root.
-            found["xdp_ct_pin_root"] = f"{bpffs.STANDARD}/{bpffs.encode(self.netns)}"
+            found["xdp_ct_pin_root"] = bpffs.own_root(self.netns)
             found["xdp_ct_prefix"] = PREFIX + self.netns
         return found
 

@@ -34,7 +34,6 @@ import typing as t
 from . import lock, netns, safe_path, topology, topology_plan
 from . import plan as plans
 from .errors import ConntrackError, bad_value
-from .interface_select import Candidate
 from .plan import Plan, Step
 from .topology import Address, End, Have, HaveAddress, HaveLink, HaveRoute, Key, Recorded, Route, Sysctl, SysctlKey, Topology
 
@@ -406,17 +405,6 @@ def driver(interface: str) -> str:
     return answer.raw[4:36].split(b"\0")[0].decode("utf-8", "replace")
 
 
-def candidates(name: str | None) -> list[Candidate]:
-    """Return the interfaces of a namespace that can be chosen by what they are; lo is never one.
-
-    :raises ConntrackError: there is no such namespace.
-    """
-    routed = default_route_indexes(name)
-    there = [link for link in interfaces(name) if link.ifindex != 1]
-    with netns.entered(name):
-        return [Candidate(link.key[1], driver(link.key[1]) or link.kind or "", link.ifindex in routed) for link in there]
-
-
 def unicast_addresses(name: str | None) -> list[str]:
     """Return the addresses under which others reach a namespace: those of its interfaces but lo, without link-local ones."""
     found = [address for link in interfaces(name) if link.ifindex != 1 and link.up for address in link.addresses]
@@ -623,7 +611,7 @@ class Kernel:
             message["attrs"].append(("IFA_BROADCAST", topology.show_ip(broadcast)))
         if present:
             return self._add(key[0], message, _NEWADDR)
-        return self._delete(key[0], message, _DELADDR, errno.EADDRNOTAVAIL)
+        return self._delete(key[0], message, _DELADDR, errno.EADDRNOTAVAIL, errno.ENODEV)
 
     def route(self, route: Route | HaveRoute, present: bool) -> bool:
         """Set a route, in place of one with the same destination and metric, or take it away; say whether there was none, or one, before."""
@@ -644,7 +632,7 @@ class Kernel:
         message["attrs"] = attributes
         if present:
             return self._add(route.netns, message, _NEWROUTE)
-        return self._delete(route.netns, message, _DELROUTE, errno.ESRCH)
+        return self._delete(route.netns, message, _DELROUTE, errno.ESRCH, errno.ENODEV)
 
     def _add(self, name: str | None, message: t.Any, kind: int) -> bool:
         """Add an object, or replace what is there; say whether nothing was."""
@@ -657,12 +645,15 @@ class Kernel:
             return False
         return True
 
-    def _delete(self, name: str | None, message: t.Any, kind: int, missing: int) -> bool:
-        """Delete an object; say whether it was there."""
+    def _delete(self, name: str | None, message: t.Any, kind: int, *missing: int) -> bool:
+        """Delete an object; say whether it was there.
+
+        :param missing: the kernel's numbers where it is not, or went with its link.
+        """
         try:
             self.channel(name).request(message, kind)
         except NetlinkError as exc:
-            if exc.errno != missing:
+            if exc.errno not in missing:
                 raise
             return False
         return True
@@ -841,12 +832,13 @@ class _Apply:
 
     def _set_route(self, args: tuple[Route, HaveRoute | None]) -> plans.Undo:
         route, before = args
-        if not self._kernel.route(route, present=True) and before is None:
-            return None
-        return lambda: _nothing(self._kernel.route(before or route, present=before is not None))
+        if self._kernel.route(route, present=True):  # also where the one before went since it was seen
+            return lambda: _nothing(self._kernel.route(route, present=False))
+        return None if before is None else lambda: _nothing(self._kernel.route(before, present=True))
 
     def _delete_route(self, route: HaveRoute) -> plans.Undo:
-        self._kernel.route(route, present=False)
+        if not self._kernel.route(route, present=False):  # it went since it was seen, and is not ours to bring back
+            return None
         return lambda: _nothing(self._kernel.route(route, present=True))
 
     def _set_sysctl(self, args: Sysctl | tuple[str | None, t.Mapping[str, str]]) -> plans.Undo:

@@ -90,6 +90,27 @@ def names() -> tuple[dict[str, int], list[str]]:
     return mounted, bare
 
 
+def canonical(wanted: t.Iterable[str | None]) -> dict[str | None, str | None]:
+    """Return, by each name, the one name that is used for a namespace: None for that which the thread is in, else the first of its names in order.
+
+    A name of no namespace stays as it is.
+    """
+    found: dict[str | None, str | None] = {name: name for name in wanted}
+    if not any(found):
+        return found
+    first: dict[int, str | None] = {}
+    for name, number in names()[0].items():
+        first.setdefault(number, name)
+    own = inode(None)
+    if own is not None:
+        first[own] = None
+    for name in filter(None, found):
+        number = inode(name)
+        if number is not None:
+            found[name] = first.get(number, name)
+    return found
+
+
 def fd(name: str) -> int:
     """Open the namespace; the caller closes the descriptor.
 

@@ -274,8 +274,8 @@ def look_interfaces(
 ) -> tuple[list[dict[str, t.Any]], list[Problem]]:
     """Return the wanted interfaces as they are, and what keeps the chain off them."""
     try:
-        attach.parse("present", interfaces, mode)
-        wants, dummy, nothing = attach.choose("present", interfaces, mode, True)
+        attach.check("present", interfaces, mode)
+        wants, dummy, nothing, dummy = attach.choose("present", interfaces, mode, True)
         haves = attach.observe(paths, wants)
     except ConntrackError as exc:
         return [], [told("interfaces", exc.message.partition(":")[0], exc)]

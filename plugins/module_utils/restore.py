@@ -79,7 +79,7 @@ def attach_again(paths: bpffs.Paths, check_mode: bool = False, patience: float =
             stack.enter_context(lock.held(paths.base, patience))
         except FileNotFoundError:
             raise ConntrackError(f"{paths.base}: no chain is loaded there, so there is nothing to attach.") from None
-        wants = attach.parse("present", state.interfaces(paths), "auto")
+        wants = attach.parse("present", attach.recorded(paths), "auto")
         haves = attach.observe(paths, wants)
         done.waiting = [want.label for want, have in zip(wants, haves) if have.missing]
         there = [(want, have) for want, have in zip(wants, haves) if not have.missing]

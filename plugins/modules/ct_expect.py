@@ -23,6 +23,13 @@ extends_documentation_fragment:
   - ebpf.conntrack.attributes
   - ebpf.conntrack.expect
   - ebpf.conntrack.pin_root
+options:
+  pin_roots:
+    description:
+      - The directories of several chains, in place of O(pin_root), where the path leads through routers with a chain each.
+        A flow has to be in the tables of one of them. What stays untracked is added up.
+    type: list
+    elements: path
 attributes:
   action_group:
     membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root]
@@ -93,12 +100,14 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flow_report import 
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec={**expectation.OPTION, **PIN_ROOT_OPTION}, supports_check_mode=True)
+    several = {"pin_roots": {"type": "list", "elements": "path"}}
+    module = AnsibleModule(argument_spec={**expectation.OPTION, **PIN_ROOT_OPTION, **several}, supports_check_mode=True)
     with told_by(module):
         if module.params["expect"] is None:
             raise ConntrackError("expect: is missing: give a list of lines.")
         lines = expectation.parse(module.params["expect"])
-        outcomes = expectation_run.foretell(lines) if module.check_mode else expectation_run.check(lines, module.params["pin_root"])
+        pin_roots = module.params["pin_roots"] or [module.params["pin_root"]]
+        outcomes = expectation_run.foretell(lines) if module.check_mode else expectation_run.check(lines, *pin_roots)
     result = {"changed": False, "expectations": [outcome.as_dict() for outcome in outcomes]}
     failed = expectation_run.failures(outcomes)
     if failed:

@@ -41,16 +41,22 @@ options:
       - An interface belongs to one entry, to that which names it, else to the first that fits. So an entry with O(interfaces[].default_route=true) and
         after it one with O(interfaces[].pattern=*) are the uplink and everything else.
       - When nothing fits an entry, that is an error with O(state=present), which says what there is.
+      - With O(state=present), an interface whose frames have no Ethernet header (tun, WireGuard, PPP, tunnels of layer 3) cannot run V(ingress) or V(egress),
+        nor can one that gets the frames of another one that runs them (a bridge and its port, a bond and its member, a VLAN or macvlan and what it is made on).
+        One that is named is refused, one that was chosen is left out, and a warning says so. Named interfaces and earlier entries come first, in one
+        entry the lower interface.
       - Required with O(state=present). When it is not given with O(state=absent), it stands for every interface that this collection holds.
     type: list
     elements: dict
     suboptions:
       name:
-        description: Name of the interface.
+        description:
+          - Name of the interface, or an alternative name of it. All results have the name that C(ip link) lists.
         type: str
       pattern:
         description:
-          - Choose the interfaces whose names fit the pattern, in which C(*), C(?) and C([...]) mean what they mean in a shell. C(lo) is never chosen.
+          - Choose the interfaces of which a name fits the pattern, alternative names included. C(*), C(?) and C([...]) mean what they mean in a shell.
+            C(lo) is never chosen.
         type: str
       driver:
         description:
@@ -66,6 +72,8 @@ options:
         description:
           - Name of the network namespace that the interface is in, as C(ip netns list) shows it.
           - When not given, the interface is in the namespace that the module runs in, which is the host's as a rule.
+          - Tables belong to O(pin_root). Where V(ingress) and V(egress) run in several namespaces under one, a packet that goes through more than one of them
+            is counted in each, and a warning says so. Give each namespace a O(pin_root) of its own.
         type: str
       program:
         description:
@@ -82,7 +90,8 @@ options:
   mode:
     description:
       - Where the program runs. V(native) is in the driver, V(generic) is in the network stack, slower, for every interface.
-      - With V(auto) native is tried first, and generic when the driver can not do native; then a warning says why.
+      - With V(auto) native is tried first, and generic when the driver can not do native, or not with this MTU or these queues; then a warning says why.
+        What has nothing to do with the driver is an error, such as too little memory.
         An interface that has the program already keeps its mode.
       - On a veth, V(native) needs the MTU of the other end to be at most 3506 (a page of 4096 bytes less what the kernel needs).
     type: str
@@ -223,8 +232,11 @@ interfaces:
     link_id:
       description: The kernel's id of the BPF link that holds it, V(null) when none does.
       type: int
+    chosen_by:
+      description: What it was chosen by, or the alternative name that it was called by; V(null) where it was named as it is.
+      type: str
   sample:
-    - {name: ns1-lan, netns: null, ifindex: 7, mode: native, program: ingress, program_id: 137, tag: 614b434cd8324ecc, link_id: 90}
+    - {name: ns1-lan, netns: null, ifindex: 7, mode: native, program: ingress, program_id: 137, tag: 614b434cd8324ecc, link_id: 90, chosen_by: null}
 faults:
   description:
     - What keeps the chain from working on any interface, as M(ebpf.conntrack.xdp_program) has it in C(chain.faults).

@@ -16,8 +16,8 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, netlink, netns
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, health, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import HOOKS, SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
@@ -106,7 +106,7 @@ def lab() -> t.Iterator[Lab]:
         bpffs.ensure_mounted(made.pin_root)
         for generation in (1, 2):
             os.makedirs(f"{made.paths.gen_dir(generation)}/prog")
-            for hook in ("ingress", "egress"):
+            for hook in HOOKS:
                 with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), hook)) as fd:
                     bpf.obj_pin(fd, f"{made.paths.gen_dir(generation)}/prog/xdp_{SLOTS[hook]}")
         made.activate(1)
@@ -428,6 +428,69 @@ def test_a_namespace_made_anew(lab: Lab) -> None:
     assert lab.state() == (INGRESS, EGRESS) and not lab.run()["changed"]
 
 
+def test_absent_with_a_process_in_a_namespace_that_lost_its_name(lab: Lab) -> None:
+    lab.run()
+    inside = netns.inode(lab.ns)
+    with subprocess.Popen(["ip", "netns", "exec", lab.ns, "sleep", "60"]) as sleeper:
+        try:
+            deadline = time.monotonic() + 20
+            while os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino != inside:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            ip("netns", "del", lab.ns)
+
+            def program() -> t.Any:
+                asked = ["nsenter", f"--net=/proc/{sleeper.pid}/ns/net", "ip", "-j", "link", "show", lab.far]
+                return json.loads(subprocess.run(asked, check=True, capture_output=True).stdout)[0].get("xdp")
+
+            assert program() is not None, "the process keeps the namespace alive, and the link its program"
+            assert lab.run(state="absent")["changed"] and lab.pins() == []
+            assert program() is None and lab.seen(lab.near) == BARE
+        finally:
+            sleeper.kill()
+    ip("netns", "add", lab.ns)
+
+
+def test_a_number_means_nothing_in_another_namespace(lab: Lab) -> None:
+    """The same name, number and program in two namespaces: each link is taken for what it is."""
+    lab.run([lab.both[1]])
+    (far,) = ip("-n", lab.ns, "link", "show", lab.far)
+    other = f"{lab.ns}b"
+    ip("netns", "add", other)
+    try:
+        ip("-n", other, "link", "add", lab.far, "index", str(far["ifindex"]), "type", "veth", "peer", "name", "peer", "index", "99")
+        twin = {**lab.both[1], "netns": other}
+        with netns.entered(other), bpf.closing(lab.prog(1)) as fd:
+            link = bpf.link_create(fd, far["ifindex"], flags=bpf.XDP_FLAGS["native"])
+        with bpf.closing(link):
+            for wanted in ("present", "absent"):
+                if wanted == "present":
+                    with pytest.raises(ConntrackError, match=f"{lab.far}@{other} has an XDP program that is not ours: .*held by bpf_link"):
+                        lab.run([twin])
+                else:
+                    assert not lab.run([twin], state=wanted)["changed"]
+                assert lab.seen(lab.far, other) == lab.seen(lab.far, lab.ns) == EGRESS and lab.pins() == [f"{lab.far}@{lab.ns}"]
+        assert lab.run([twin])["plan"][0]["action"] == "attach" and lab.seen(lab.far, other) == EGRESS
+        assert lab.run([twin], state="absent")["changed"]
+        assert (lab.seen(lab.far, other), lab.seen(lab.far, lab.ns)) == (BARE, EGRESS), "the other one's link is left alone"
+    finally:
+        ip("netns", "del", other)
+
+
+def test_another_interface_with_the_program_is_not_the_one_that_is_held(lab: Lab) -> None:
+    lab.run([lab.both[0]])
+    ip("link", "set", lab.near, "down")
+    ip("link", "set", lab.near, "name", f"{lab.near}2")
+    ip("link", "add", lab.near, "type", "veth", "peer", "name", f"{lab.near}3")
+    try:
+        with bpf.closing(lab.prog(0)) as fd:
+            bpf.xdp_set(lab.ifindex, fd, bpf.XDP_FLAGS["native"])
+        moved = [fault.fault for fault in health.judge_links(health.look_links(lab.paths), {}) if fault.fault != "link_program"]
+        assert moved == ["link_moved"], "it has the name and the program, and another number"
+    finally:
+        ip("link", "del", lab.near)
+
+
 def test_absent_after_the_interfaces_are_gone(lab: Lab) -> None:
     lab.run()
     ip("link", "del", lab.near)
@@ -504,9 +567,9 @@ def test_interfaces_are_chosen_by_what_they_are(lab: Lab) -> None:
     assert not lab.run([uplink, other])["changed"]
 
     ip("-n", lab.ns, "route", "replace", "default", "nexthop", "via", "192.0.2.2", "dev", lab.far, "nexthop", "dev", "br0")
-    assert {one.name: one.default_route for one in netlink.candidates(lab.ns)} == {lab.far: True, "br0": True}
+    assert {one.name: one.default_route for one in attach.candidates(lab.ns)} == {lab.far: True, "br0": True}
     ip("-n", lab.ns, "route", "del", "default")
-    assert {one.name: (one.driver, one.default_route) for one in netlink.candidates(lab.ns)} == {lab.far: ("veth", False), "br0": ("bridge", True)}
+    assert {one.name: (one.driver, one.default_route) for one in attach.candidates(lab.ns)} == {lab.far: ("veth", False), "br0": ("bridge", True)}
 
     assert [one["name"] for one in lab.run([{"driver": "bridge", "netns": lab.ns}], state="absent")["interfaces"]] == ["br0"]
     assert (lab.seen(lab.far, lab.ns), lab.seen("br0", lab.ns)) == (EGRESS, BARE)
@@ -523,3 +586,140 @@ def test_nothing_that_fits_is_an_error_that_says_what_there_is(lab: Lab) -> None
     assert not lab.run([nothing], state="absent")["changed"]
     with pytest.raises(ConntrackError, match=r"interfaces\[0\]\.netns: there is no namespace 'gone'"):
         lab.run([{**nothing, "netns": "gone"}])
+
+
+# ---------------------------------------------------------------- interfaces without Ethernet header, and on top of others
+def test_an_interface_without_ethernet_header_is_refused(lab: Lab) -> None:
+    for name, mode in (("tun0", "tun"), ("tap0", "tap")):
+        ip("-n", lab.ns, "tuntap", "add", name, "mode", mode)
+    tun, tap = ({"name": name, "netns": lab.ns, "program": "ingress"} for name in ("tun0", "tap0"))
+    for check_mode, mode in ((True, "auto"), (False, "auto"), (False, "native"), (False, "generic")):
+        with pytest.raises(ConntrackError, match=rf"interfaces\[1\]\.name: tun0@{lab.ns}: .*no Ethernet header \(hardware type 65534"):
+            lab.run([tap, tun], check_mode=check_mode, mode=mode)
+    assert (lab.seen("tun0", lab.ns), lab.seen("tap0", lab.ns)) == (BARE, BARE), "nothing is touched"
+
+    chosen = {"pattern": "t?[np]0", "netns": lab.ns, "program": "ingress"}
+    for check_mode in (True, False):
+        result = lab.run([chosen], check_mode=check_mode)
+        assert [one["name"] for one in result["interfaces"]] == ["tap0"]
+        assert any(line.startswith("interfaces[0]: pattern t?[np]0: left out: tun0 (its frames have no") for line in result["warnings"])
+    assert lab.seen("tap0", lab.ns)[0] == "ingress"
+    with pytest.raises(ConntrackError, match=r"interfaces\[0\]: pattern tun\*: no interface in namespace .* is left; left out: tun0"):
+        lab.run([{**chosen, "pattern": "tun*"}])
+
+    with netns.entered(lab.ns), bpf.closing(lab.prog(0)) as fd:  # as an earlier release attached it
+        link = bpf.link_create(fd, socket.if_nametoindex("tun0"), flags=bpf.XDP_FLAGS["generic"])
+        bpf.obj_pin(link, lab.paths.link(lab.ns, "tun0"))
+        bpf.close(link)
+    lab.run([{"pattern": "t*0", "netns": lab.ns}], state="absent")
+    assert (lab.seen("tun0", lab.ns), lab.seen("tap0", lab.ns)) == (BARE, BARE) and lab.pins() == [], "it is detached whatever it is"
+
+
+def stack(lab: Lab) -> None:
+    """Make far a port of br0, with mv0 on top of that; in lab's namespace."""
+    for argv in (
+        ("link", "add", "br0", "type", "bridge"),
+        ("link", "set", lab.far, "master", "br0"),
+        ("link", "add", "link", "br0", "name", "mv0", "type", "macvlan", "mode", "bridge"),
+        ("link", "set", "br0", "addrgenmode", "none", "up"),
+        ("link", "set", "mv0", "addrgenmode", "none", "up"),
+    ):
+        ip("-n", lab.ns, *argv)
+
+
+def test_a_frame_is_seen_on_each_of_a_stack(lab: Lab) -> None:
+    """What the refusal rests on: the kernel runs XDP for one frame on the port, on the bridge and on what is on top of it."""
+    stack(lab)
+    frame = b"\xff" * 6 + b"\2" + bytes(5) + b"\x88\xb5" + bytes(46)
+    with netns.entered(lab.ns):
+        indexes = [socket.if_nametoindex(name) for name in (lab.far, "br0", "mv0")]
+        programs = [bpf.prog_load(bpf.xdp_pass_insns(), "seen") for dummy in indexes]
+        links = [bpf.link_create(fd, index, flags=bpf.XDP_FLAGS["generic"]) for fd, index in zip(programs, indexes)]
+    with bpf.closing(bpf.enable_stats()), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind((lab.near, 0))
+        sender.send(frame)
+        deadline = time.monotonic() + 5
+        while (runs := [bpf.prog_info(fd).run_cnt for fd in programs]) != [1, 1, 1] and time.monotonic() < deadline:
+            time.sleep(0.01)
+    for fd in (*links, *programs):
+        bpf.close(fd)
+    assert runs == [1, 1, 1]
+
+
+def test_only_one_of_a_stack_carries_the_chain(lab: Lab) -> None:
+    stack(lab)
+    port, bridge, top = ({"name": name, "netns": lab.ns, "program": "ingress"} for name in (lab.far, "br0", "mv0"))
+    for check_mode in (True, False):
+        for both, upper, lower in (([port, bridge], "br0", lab.far), ([top, port], "mv0", lab.far), ([bridge, top], "mv0", "br0")):
+            with pytest.raises(ConntrackError, match=rf"\.name: {upper}@{lab.ns}: each packet would be counted twice: all its frames that come by {lower} are"):
+                lab.run(both, check_mode=check_mode)
+    assert lab.pins() == []
+    assert [one["name"] for one in lab.run([{**port, "name": None, "pattern": "*"}])["interfaces"]] == [lab.far]
+    with pytest.raises(ConntrackError, match=f"br0@{lab.ns}: each packet would be counted twice"):  # in another run
+        lab.run([bridge])
+    lab.run([port], state="absent")
+    lab.run([top])
+    with pytest.raises(ConntrackError, match=f"{lab.far}@{lab.ns}: each packet would be counted twice: its frames that mv0 gets are counted there"):
+        lab.run([port])
+    assert lab.run([{**port, "program": "pass"}], check_mode=True)["changed"], "what does not track is not in the way"
+
+
+# ---------------------------------------------------------------- other names
+def test_alternative_names_are_the_same_interface(lab: Lab) -> None:
+    long = f"alternative-name-of-{lab.near}"
+    for name in ("alt0", long):
+        ip("link", "property", "add", "dev", lab.near, "altname", name)
+    with pytest.raises(ConntrackError, match=rf"interfaces\[1\]\.name: 'alt0' is not valid: it is {lab.near}, which is already in interfaces\[0\]"):
+        lab.run([lab.both[0], {**lab.both[0], "name": "alt0"}])
+    assert lab.pins() == []
+    first = lab.run([{"name": long, "program": "ingress"}], check_mode=True)
+    assert [step["name"] for step in first["plan"]] == [lab.near] and lab.run([{"name": long, "program": "ingress"}])["plan"][0]["name"] == lab.near
+    for name in (lab.near, "alt0", long):
+        for again in ({"name": name}, {"pattern": name}):
+            assert not lab.run([{"program": "ingress", **again}])["changed"], again
+    assert lab.run([{"name": "alt0", "program": "ingress"}])["interfaces"][0]["name"] == lab.near and lab.pins() == [lab.near]
+    named = [{"name": "alt0", "program": "ingress"}, {"pattern": f"{lab.near[:-1]}*", "program": "egress"}]
+    with pytest.raises(ConntrackError, match=f"belongs to another entry: {lab.near} to interfaces\\[0\\]"):
+        lab.run(named)
+    assert lab.run([{"name": "alt0"}], state="absent")["changed"] and lab.pins() == []
+
+
+def test_a_pin_under_another_name_is_renamed_once(lab: Lab) -> None:
+    ip("link", "property", "add", "dev", lab.near, "altname", "alt0")
+    lab.run(lab.both[:1])
+    os.rename(lab.paths.link(None, lab.near), lab.paths.link(None, "alt0"))  # as an earlier release named it
+    assert lab.run([{"name": "alt0", "program": "ingress"}])["changed"] and lab.pins() == [lab.near]
+    assert not lab.run([{"name": "alt0", "program": "ingress"}])["changed"] and not lab.run(lab.both[:1])["changed"]
+
+
+def test_a_namespace_with_two_names_is_one(lab: Lab) -> None:
+    alias, own = f"a{lab.ns}", f"own{lab.ns}"
+    try:
+        for name, source in ((alias, netns.path(lab.ns)), (own, "/proc/self/ns/net")):
+            open(netns.path(name), "w", encoding="ascii").close()
+            subprocess.run(["mount", "--bind", source, netns.path(name)], check=True)
+        with pytest.raises(ConntrackError, match=rf"interfaces\[1\]\.name: '{lab.far}@{lab.ns}' is not valid: it is {lab.far}@{alias}, which is already in"):
+            lab.run([{**lab.both[1], "netns": alias}, lab.both[1]])
+        assert lab.run([{**lab.both[0], "netns": own}, lab.both[1]])["changed"]
+        assert not lab.run([lab.both[0], {**lab.both[1], "netns": alias}])["changed"] and lab.pins() == sorted([lab.near, f"{lab.far}@{alias}"])
+        assert lab.run([lab.both[0], lab.both[1]], state="absent")["changed"] and lab.pins() == []
+    finally:
+        for name in (alias, own):
+            netns.remove(name)
+
+
+# ---------------------------------------------------------------- several namespaces, one table
+def test_several_namespaces_under_one_pin_root_are_warned_of(lab: Lab) -> None:
+    def shared(result: dict[str, t.Any]) -> list[str]:
+        return [line for line in result["warnings"] if "share its tables" in line]
+
+    assert shared(lab.run()) == [], "the two ends of one link see one direction each"
+    ip("-n", lab.ns, "link", "add", "more", "type", "bridge")
+    more = {"name": "more", "netns": lab.ns, "program": "ingress"}
+    for check_mode in (True, False):
+        (line,) = shared(lab.run([*lab.both, more], check_mode=check_mode))
+        assert f"several namespaces (the host's, {lab.ns})" in line and f"a pin_root of its own, as /sys/fs/bpf/{lab.ns} to {lab.ns}" in line
+    assert shared(lab.run(lab.both[:1])), "what an earlier run attached counts as well"
+    lab.run([lab.both[1]], state="absent")
+    lab.run([{**more, "program": "pass"}])
+    assert shared(lab.run(lab.both[:1])) == [], "what does not track counts nothing"

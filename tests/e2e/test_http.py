@@ -303,6 +303,13 @@ def test_a_body_that_is_refused_does_not_cost_the_answer(served: str) -> None:
     assert ask(served, "/flows?limit=1", body=b"x").status == 200
 
 
+@pytest.mark.parametrize(("size", "status"), [(ct_http.BODY_BYTES - 1, 503), (ct_http.BODY_BYTES, 503), (ct_http.BODY_BYTES + 1, 413)])
+def test_a_body_of_64_kib_is_taken_and_no_more(idle: str, size: int, status: int) -> None:
+    assert ct_http.BODY_BYTES == 65536
+    answer = ask(idle, "/", "POST", b'{"action": "QueryForward"}'.ljust(size))
+    assert answer.status == status and ("Run xdp_program" if status == 503 else f"the body has {size} bytes: 65536 are taken at most") in answer.error
+
+
 # ---------------------------------------------------------------- who may ask
 ASK = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b'GET /flows HTTP/1.0\\r\\n\\r\\n'); print(s.makefile().read())"
 

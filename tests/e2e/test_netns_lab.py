@@ -16,6 +16,7 @@ import os
 import pathlib
 import secrets
 import subprocess
+import time
 import typing as t
 
 import pytest
@@ -249,12 +250,108 @@ def test_a_link_with_another_other_end_is_made_anew(p: str) -> None:
 def test_absent_while_a_process_lives_in_a_namespace(p: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netlink, "_VANISH_SECONDS", 0.3)
     run(description(p))
+    inside = netns.inode(f"{p}1")
     with subprocess.Popen(["ip", "netns", "exec", f"{p}1", "sleep", "60"]) as sleeper:
         try:
+            deadline = time.monotonic() + 20
+            while os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino != inside:  # or it would not live there yet
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
             run(topology.absent(p))
             assert_gone(p)
         finally:
             sleeper.kill()
+
+
+# ---------------------------------------------------------------- what goes between the plan and its steps
+def meanwhile(monkeypatch: pytest.MonkeyPatch, command: str, turn: int = 1, fail: bool = False) -> None:
+    """Run a command right before the ``turn``-th step of the next run; with ``fail`` the step after that one is refused."""
+    real, seen = netlink._Apply.__call__, [0]
+
+    def step(self: netlink._Apply, one: t.Any) -> t.Any:
+        seen[0] += 1
+        if seen[0] == turn:
+            sh(command)
+        if fail and seen[0] == turn + 1:
+            raise ConntrackError("as the test wants it")
+        return real(self, one)
+
+    monkeypatch.setattr(netlink._Apply, "__call__", step)
+
+
+#: What drifts, and what takes the object away before the step that is planned for it.
+VANISHED = {
+    "an address": ("ip address add 10.9.7.1/24 dev {p}l1", "ip address del 10.9.7.1/24 dev {p}l1"),
+    "an address of IPv6": ("ip address add 2001:db8:7::1/64 dev {p}l1 nodad", "ip address del 2001:db8:7::1/64 dev {p}l1"),
+    "a route": ("ip -n {p}1 route add 10.55.0.0/16 via 10.9.1.1", "ip -n {p}1 route del 10.55.0.0/16"),
+    "a route of IPv6": ("ip -n {p}1 route add 2001:db8:55::/48 via 2001:db8:1::1", "ip -n {p}1 route del 2001:db8:55::/48"),
+    "a link": ("ip link set {p}l1 down; ip link set {p}l1 name {p}q", "ip link del {p}q"),
+}
+
+
+@pytest.mark.parametrize(("drift", "goes"), VANISHED.values(), ids=list(VANISHED))
+def test_what_is_to_go_and_went_already(p: str, monkeypatch: pytest.MonkeyPatch, drift: str, goes: str) -> None:
+    run(description(p))
+    sh(drift.format(p=p))
+    plan = [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(topology.parse(description(p)), check=True).plan]
+    assert plan[0].startswith("delete ")
+    meanwhile(monkeypatch, goes.format(p=p))
+    assert run(description(p)) == plan
+    monkeypatch.undo()
+    assert run(description(p)) == []
+    assert_whole(p)
+
+
+def test_an_address_that_went_with_its_link(p: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(description(p))
+    sh(f"ip address add 10.9.7.1/24 dev {p}l1")
+    meanwhile(monkeypatch, f"ip link del {p}l1")
+    assert len(run(description(p))) == 1, "that was all that was to be done"
+    monkeypatch.undo()
+    assert any(step.startswith("create link ") for step in run(description(p)))
+    assert_whole(p)
+
+
+def routes_of(p: str) -> list[str]:
+    """Return the routes of the first namespace that are no link's own."""
+    shown = sh(f"ip -n {p}1 -4 route; ip -n {p}1 -6 route").splitlines()
+    return sorted(line.strip() for line in shown if " via " in line)
+
+
+def broken(p: str) -> None:
+    with pytest.raises(ConntrackError, match="as the test wants it"):
+        run(description(p))
+
+
+def test_a_route_that_was_there_before_comes_back(p: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(description(p))
+    for prefix, via in (("-4", "10.9.1.9"), ("-6", "2001:db8:1::9")):
+        sh(f"ip -n {p}1 {prefix} route replace default via {via}")
+    before = routes_of(p)
+    meanwhile(monkeypatch, ":", fail=True)
+    broken(p)
+    assert routes_of(p) == before, "the first was set, and put back"
+    monkeypatch.undo()
+    assert [step.partition(" route")[0] for step in run(description(p))] == ["change", "change"] and run(description(p)) == []
+
+
+@pytest.mark.parametrize("kind", ["delete", "change"])
+def test_a_route_that_went_by_itself_does_not_come_back(p: str, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    run(description(p))
+    whole = routes_of(p)
+    if kind == "delete":
+        for dst, via in (("10.55.0.0/16", "10.9.1.1"), ("10.56.0.0/16", "10.9.1.1")):
+            sh(f"ip -n {p}1 route add {dst} via {via}")
+        meanwhile(monkeypatch, f"ip -n {p}1 route del 10.55.0.0/16", fail=True)
+    else:
+        for prefix, via in (("-4", "10.9.1.9"), ("-6", "2001:db8:1::9")):
+            sh(f"ip -n {p}1 {prefix} route replace default via {via}")
+        meanwhile(monkeypatch, f"ip -n {p}1 -4 route del default", fail=True)
+    broken(p)
+    monkeypatch.undo()
+    left = routes_of(p)
+    assert not [line for line in left if "10.55.0.0" in line or "10.9.1.9" in line], left
+    assert run(description(p)) and routes_of(p) == whole
 
 
 FOREIGN = {

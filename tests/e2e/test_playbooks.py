@@ -16,6 +16,7 @@ import subprocess
 import typing as t
 
 import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_filter, flow_table
 from ansible_collections.ebpf.conntrack.tests.install.commands import changes
 from ansible_collections.ebpf.conntrack.tests.tools import leftovers, tree
 
@@ -157,6 +158,69 @@ def test_a_missing_bpf_file_system_is_mounted_and_taken_away_again(playbooks: Pl
     done = subprocess.run(command, cwd=tree.ROOT, env=tree.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("/sys/fs/bpf is not a mountpoint\n"), done.stdout
+
+
+# ---------------------------------------------------------------- several routers
+def two_routers(tag: str) -> dict[str, t.Any]:
+    """Return a lab in which each packet goes through two routers, each in a namespace of its own, and tracked."""
+    names = [f"{tag}{name}" for name in "cabs"]
+    client, one, two, server = names
+
+    def link(number: int, left: tuple[str, str], right: tuple[str, str]) -> dict[str, t.Any]:
+        ends = ((*left, f"10.66.{number}.1/24"), (*right, f"10.66.{number}.2/24"))
+        return {"ends": [{"netns": netns, "name": name, "addresses": [address]} for netns, name, address in ends]}
+
+    routes = {
+        client: [("default", "10.66.1.2")],
+        one: [("10.66.3.0/24", "10.66.2.2")],
+        two: [("10.66.1.0/24", "10.66.2.1")],
+        server: [("default", "10.66.3.1")],
+    }
+    hooks = ((one, "near", "ingress"), (one, "far", "egress"), (two, "near", "ingress"), (two, "far", "egress"))
+    return {
+        "netns_lab_name": tag,
+        "netns_lab_namespaces": [
+            {
+                "name": name,
+                "routes": [{"dst": dst, "via": via} for dst, via in routes[name]],
+                **({"sysctls": {"net.ipv4.ip_forward": "1"}} if name in (one, two) else {}),
+            }
+            for name in names
+        ],
+        "netns_lab_links": [
+            link(1, (client, "eth0"), (one, "near")),
+            link(2, (one, "far"), (two, "near")),
+            link(3, (two, "far"), (server, "eth0")),
+        ],
+        "netns_lab_expect": [{"flow": {"from": client, "to": server, "proto": "udp", "port": 53}}, {"untracked": 0}],
+        "xdp_ct_pin_root": f"/sys/fs/bpf/{tag}",
+        "xdp_ct_interfaces": [{"name": name, "netns": netns, "program": hook} for netns, name, hook in hooks],
+        "xdp_ct_command": False,
+        "lab_client": client,
+        "lab_server": server,
+        "lab_server_address": "10.66.3.2",
+    }
+
+
+def packets(pin_root: str) -> list[tuple[int, int]]:
+    """Return the packets of each direction of the UDP flow that traffic.py makes."""
+    with flow_table.FlowTables(pin_root) as tables:
+        flows = flow_table.read(tables, flow_filter.parse_query({"proto": "udp", "dport": 5353}), summary=False).flows
+    return [(one["orig"]["packets"], one["reply"]["packets"]) for one in flows]
+
+
+def test_each_router_in_a_namespace_has_a_table_of_its_own(playbooks: Playbooks) -> None:
+    whole = two_routers(playbooks.tag)
+    playbooks.variables.write_text(json.dumps(whole))
+    text = playbooks.run("lab")
+    assert "share its tables" not in text and "nothing stays untracked: 0 untracked" in text
+    roots = [f"{whole['xdp_ct_pin_root']}/{playbooks.tag}{name}" for name in "ab"]
+    assert [packets(root) for root in roots] == [[(3, 3)], [(3, 3)]], "each packet once a router"
+    assert not os.path.exists(f"{whole['xdp_ct_pin_root']}/ebpf_conntrack")
+    assert changes(playbooks.run("lab", "--check")) == 0
+
+    playbooks.variables.write_text(json.dumps({name: whole[name] for name in ("netns_lab_name", "xdp_ct_pin_root", "xdp_ct_command")}))
+    assert changes(playbooks.run("clean")) > 0 and playbooks.here() == set(), "the lab's name is enough"
 
 
 # ---------------------------------------------------------------- two at once

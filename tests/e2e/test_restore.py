@@ -131,6 +131,38 @@ def test_interfaces_on_their_own(used: Chain) -> None:
         ip("link", "del", "late")
 
 
+def test_an_interface_has_one_name(used: Chain) -> None:
+    """An earlier release wrote down the name that it was given."""
+    ip("link", "property", "add", "dev", "left", "altname", "uplink")
+    written = [{**LEFT, "name": "uplink"}, LEFT]
+    state.write_interfaces(used.paths, written)
+    assert restore.attach_again(used.paths) == restore.Attached(), "it is attached, and is not renamed to and fro"
+    assert converge(used, "present", LEFT, check_mode=True) == ["change manifest interfaces"] and state.interfaces(used.paths) == written
+    assert converge(used, "present", {**LEFT, "name": "uplink"}) == ["change manifest interfaces"] and state.interfaces(used.paths) == [LEFT]
+    assert converge(used, "present", LEFT) == [] and converge(used, "present", {**LEFT, "name": "uplink"}) == []
+    reboot(used)
+    state.write_interfaces(used.paths, written)
+    restore.load(used.paths)
+    assert [step.name for step in restore.attach_again(used.paths).steps] == ["left"] and os.listdir(used.paths.link_dir) == ["left"]
+    assert converge(used, "absent", {**LEFT, "name": "uplink"}) == ["detach xdp left"] and state.interfaces(used.paths) == []
+
+
+def test_what_cannot_carry_the_chain_is_refused_on_its_own(used: Chain) -> None:
+    ip("link", "add", "br0", "type", "bridge")
+    ip("tuntap", "add", "tun0", "mode", "tun")
+    try:
+        state.write_interfaces(used.paths, [LEFT, *({**LEFT, "name": name, "mode": "generic"} for name in ("br0", "tun0"))])
+        reboot(used)
+        ip("link", "set", "left", "master", "br0")
+        restore.load(used.paths)
+        done = restore.attach_again(used.paths)
+        assert [step.name for step in done.steps] == ["left"] and sorted(done.refused) == ["br0", "tun0"]
+        assert "counted twice" in done.refused["br0"] and "no Ethernet header" in done.refused["tun0"]
+    finally:
+        for name in ("br0", "tun0"):
+            ip("link", "del", name)
+
+
 def test_unload_and_load(used: Chain) -> None:
     written = used.written()
     assert restore.unload(used.paths) == ["left"] and program_on("left") is None and used.written() == written

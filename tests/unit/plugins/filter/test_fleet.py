@@ -43,3 +43,11 @@ def test_an_outcome_is_that_of_the_hosts_that_are_named() -> None:
     }
     assert fleet.ct_outcome(hosts, ["a"]) == {"changed": True, "trouble": []}
     assert fleet.ct_outcome(hosts, ["b"]) == {"changed": False, "trouble": ["b: x"]}
+
+
+def test_the_chains_of_interfaces() -> None:
+    routers = [{"name": "eth0", "netns": name, "program": "ingress"} for name in ("r1", "r2")]
+    assert [one["pin_root"] for one in fleet.ct_chains(routers, "/sys/fs/bpf")] == ["/sys/fs/bpf"]
+    assert [one["pin_root"] for one in fleet.ct_chains(routers, "/sys/fs/bpf", True)] == ["/sys/fs/bpf/r1", "/sys/fs/bpf/r2"]
+    with pytest.raises(AnsibleFilterError, match="list of dictionaries"):
+        fleet.ct_chains(["eth0"], "/sys/fs/bpf")

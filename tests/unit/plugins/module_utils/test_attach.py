@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, plan
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import Attached, Change, Have, Program, Want
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
@@ -178,6 +180,34 @@ def test_the_limit_for_small_pages() -> None:
     assert 4096 - attach.VETH_PAGE_OVERHEAD == 3506
 
 
+# ---------------------------------------------------------------- interfaces that are refused
+NO_HEADER = dataclasses.replace(BARE, unfit="its frames have no Ethernet header (hardware type 65534)")
+STACKED = dataclasses.replace(BARE, counted="all its frames that come by eth0 are counted there")
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize("mode", attach.MODES)
+@pytest.mark.parametrize(
+    ("have", "message"),
+    [
+        (NO_HEADER, r"interfaces\[0\]\.name: lan: the chain cannot track on this interface: its frames have no Ethernet header.* Name the Ethernet"),
+        (STACKED, r"interfaces\[0\]\.name: lan: each packet would be counted twice: .*eth0.* detach the other"),
+    ],
+)
+def test_an_interface_on_which_it_counts_nothing_or_twice_is_refused(have: Have, message: str, mode: str, check_mode: bool) -> None:
+    with pytest.raises(ConntrackError, match=message):
+        steps(dataclasses.replace(WANT, mode=mode), have, check_mode=check_mode)
+    held = dataclasses.replace(HELD, unfit=have.unfit, counted=have.counted)
+    with pytest.raises(ConntrackError, match=message):  # by an earlier release, or before it became a part of another
+        steps(dataclasses.replace(WANT, mode=mode), held, check_mode=check_mode)
+
+
+@pytest.mark.parametrize("have", [NO_HEADER, STACKED])
+def test_what_does_not_track_and_what_goes_is_not_refused(have: Have) -> None:
+    assert one(dataclasses.replace(WANT, hook="pass"), have, {"pass": Program(12, "pass", "cc", "pass")})[0].action == "attach"
+    assert one(FREE, dataclasses.replace(HELD, unfit=have.unfit, counted=have.counted))[0].action == "detach"
+
+
 # ---------------------------------------------------------------- what is not there yet
 def test_a_missing_interface_is_an_error_and_in_check_mode_a_step() -> None:
     with pytest.raises(ConntrackError, match="there is no interface 'lan'"):
@@ -190,6 +220,49 @@ def test_a_missing_program_in_check_mode() -> None:
     step, dummy = one(WANT, BARE, hooks={}, check_mode=True)
     assert step.reason == "nothing is attached, and the program is not loaded yet"
     assert step.after == {"program": "ingress", "program_id": None, "tag": None, "mode": "auto"}
+
+
+# ---------------------------------------------------------------- native or generic
+class Driver:
+    """A driver that refuses native XDP with a number, in place of the kernel; the link's fd is 50, its pin's path is noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        self.number, self.tried, self.pinned = number, [], []
+        for name, fake in (("link_create", self.create), ("obj_pin", lambda fd, path: self.pinned.append((fd, path))), ("obj_get", lambda path: 40)):
+            monkeypatch.setattr(bpf, name, fake)
+        monkeypatch.setattr(bpf, "close", lambda fd: None)
+        monkeypatch.setattr(os, "makedirs", lambda *dummy, **dummies: None)
+
+    def create(self, prog_fd: int, ifindex: int, flags: int) -> int:
+        self.tried += [mode for mode in attach.HOST_MODES if bpf.XDP_FLAGS[mode] == flags]
+        if self.tried[-1] == "native":
+            raise bpf.BpfError(self.number, "bpf_link_create(ifindex 7)", "so it says")
+        return 50
+
+    def attach(self, mode: str) -> list[str]:
+        with attach.Applier(bpffs.Paths("/nowhere")) as applier:
+            plan.apply(steps(dataclasses.replace(WANT, mode=mode), BARE), applier.do)
+        return applier.warnings
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, 524, errno.EINVAL, errno.ERANGE, errno.ENOSPC])
+def test_auto_is_generic_where_the_driver_cannot(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, number)
+    (warning,) = driver.attach("auto")
+    assert driver.tried == ["native", "generic"] and driver.pinned == [(50, PIN)] and "because native was not possible: so it says" in warning
+    with pytest.raises(ConntrackError, match="refuses native XDP: .*so it says.* mode: generic or auto"):
+        driver.attach("native")
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EBUSY, errno.EPERM, errno.EACCES, errno.ENOMEM, errno.EEXIST, errno.ENODEV, errno.ENXIO, errno.EAGAIN, errno.EINTR, errno.EIO, errno.EBADF]
+)
+@pytest.mark.parametrize("mode", ["auto", "native"])
+def test_auto_is_not_generic_for_what_has_nothing_to_do_with_the_driver(mode: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, number)
+    with pytest.raises(ConntrackError, match="refuses native XDP: .*so it says") as raised:
+        driver.attach(mode)
+    assert driver.tried == ["native"] and driver.pinned == [] and "mode: generic" not in raised.value.message
 
 
 # ---------------------------------------------------------------- absent
@@ -258,3 +331,16 @@ def test_parse() -> None:
 def test_bad_input(bad: dict[str, t.Any], message: str) -> None:
     with pytest.raises(ConntrackError, match=message):
         attach.parse("present", [item(name="wan"), bad], "auto")
+
+
+@pytest.mark.parametrize("name", ["sixteen-bytes-xx", "a" * 127])
+def test_an_alternative_name_may_be_longer(name: str) -> None:
+    attach.check("present", [item(name=name)], "auto")
+    with pytest.raises(ConntrackError, match="1 to 127 bytes"):
+        attach.check("present", [item(name="a" * 128)], "auto")
+
+
+def test_two_names_of_one_interface_are_one_too_many() -> None:
+    again = item(netns="r1", given="alt0@alias")
+    with pytest.raises(ConntrackError, match=r"interfaces\[1\]\.name: 'alt0@alias' is not valid: it is lan@r1, which is already in interfaces\[0\]; name each"):
+        attach.parse("present", [item(netns="r1"), again], "auto")

@@ -18,7 +18,13 @@ from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 @pytest.mark.parametrize(
     ("listen", "host", "port"),
-    [("127.0.0.1:9477", "127.0.0.1", 9477), ("127.8.8.8:0", "127.8.8.8", 0), ("[::1]:80", "::1", 80), ("localhost:1", "127.0.0.1", 1)],
+    [
+        ("127.0.0.1:9477", "127.0.0.1", 9477),
+        ("127.8.8.8:0", "127.8.8.8", 0),
+        ("[::1]:80", "::1", 80),
+        ("localhost:1", "127.0.0.1", 1),
+        ("[::1]:65535", "::1", 65535),
+    ],
 )
 def test_loopback_addresses(listen: str, host: str, port: int) -> None:
     assert service_options.parse_address(listen=listen) == service_options.Address("", "", host, port)

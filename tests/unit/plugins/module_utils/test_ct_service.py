@@ -131,4 +131,6 @@ def test_names_of_interfaces() -> None:
     assert link_events.names_in(data) == {"eth0", "wan1"}
     for end in range(len(data)):  # whatever is cut off
         assert link_events.names_in(data[:end]) <= {"eth0", "wan1", "eth", "et", "e", "wan", "wa", "w", ""}
+    altnames = b"".join(struct.pack("=HH", 4 + len(name), 53) + name + bytes(-len(name) % 4) for name in (b"alt0\0", b"a-long-alternative-name\0"))
+    assert link_events.names_in(message((3, b"eth0\0"), (52 | 1 << 15, altnames))) == {"eth0", "alt0", "a-long-alternative-name"}
     assert link_events.names_in(bytes(64)) == set() and link_events.names_in(struct.pack("=IHHII", 64, 16, 0, 0, 0) + bytes(48)) == set()

@@ -56,6 +56,8 @@ def test_what_is_returned_can_be_given_again(item: t.Any) -> None:
     ("item", "words"),
     [
         (flow(proto="udp"), "udp from a to b, port 80, is REPLIED within 5 s"),
+        (flow(port=1), "tcp from a to b, port 1, is ESTABLISHED within 5 s"),
+        (flow(port=65535), "tcp from a to b, port 65535, is ESTABLISHED within 5 s"),
         ({"flow": {"from": "a", "to": "c", "proto": "icmpv6", "within": 0.5}}, "icmpv6 from a to c, over IPv6, is REPLIED within 0.5 s"),
         ({"flow": {"from": "a", "to": "b", "proto": "sctp", "make": False}}, "sctp from a to b, is ESTABLISHED within 5 s by itself"),
         (flow(make=False, state="syn_sent"), "tcp from a to b, port 80, is SYN_SENT within 5 s by itself"),
@@ -77,6 +79,7 @@ def test_lines_in_words(item: t.Any, words: str) -> None:
         (flow(proto="sctp"), "expect[0].flow.proto: 'sctp'", "make: false"),
         (flow(port=None), "expect[0].flow.port: ''", "give the server's port"),
         (flow(port=0), "expect[0].flow.port: 0", "1 to 65535"),
+        (flow(port=65536), "expect[0].flow.port: 65536", "1 to 65535"),
         (flow(proto="icmp"), "expect[0].flow.port: 80", "leave it out"),
         (flow(state="REPLIED"), "expect[0].flow.state: 'REPLIED'", "the states of tcp are SYN_SENT, "),
         (flow(state="FIN_WAIT"), "expect[0].flow.state: 'FIN_WAIT'", "ends in ESTABLISHED, CLOSE_WAIT, TIME_WAIT, CLOSE"),

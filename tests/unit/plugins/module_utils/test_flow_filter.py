@@ -156,3 +156,38 @@ def test_fixed_filters_are_those_that_the_key_alone_answers(word: str) -> None:
     filters = flow_filter.parse_filters({word: sample})
     assert filters
     assert filters.fixed is (word in ("family", "proto", "addr", "port"))
+
+
+# ---------------------------------------------------------------- the last of each kind
+#: Flows whose ports and protocols are the first and the last that there are, and those beside them.
+EDGES = {(port, proto): fakes.entry(sport=port, dport=port ^ 1, proto=proto) for port in (0, 1, 65534, 65535) for proto in (0, 1, 6, 17, 254, 255)}
+
+
+def at_the_edges(**words: t.Any) -> set[tuple[int, int]]:
+    table = fakes.TABLES[0]
+    tests = flow_filter.parse_filters(words).tests(table, fakes.CLOCK)
+    rows = {where: (table.key.unpack(key), flow.VIEW.unpack(value)) for where, (key, value) in EDGES.items()}
+    return {where for where, row in rows.items() if tests is not None and list(flow_filter.choose([row], tests))}
+
+
+@pytest.mark.parametrize("port", [0, 65535])
+@pytest.mark.parametrize("form", [int, str])
+def test_the_first_and_the_last_port(form: t.Callable[[int], t.Any], port: int) -> None:
+    udp = {(number, 17) for number in (0, 1, 65534, 65535)}
+    assert at_the_edges(proto="udp", sport=form(port)) == {(port, 17)}
+    assert at_the_edges(proto="udp", dport=form(port)) == {(port ^ 1, 17)}
+    assert at_the_edges(proto="udp", port=[form(port), form(port ^ 1)]) == {(port, 17), (port ^ 1, 17)} < udp
+
+
+@pytest.mark.parametrize("number", [0, 254, 255])
+@pytest.mark.parametrize("form", [int, str])
+def test_the_first_and_the_last_protocol(form: t.Callable[[int], t.Any], number: int) -> None:
+    assert {proto for dummy, proto in at_the_edges(proto=form(number))} == {number}
+
+
+@pytest.mark.parametrize(
+    "words", [{"sport": 65536}, {"dport": "65536"}, {"port": [65535, 65536]}, {"proto": 256}, {"proto": "256"}, {"proto": -1}, {"port": -1}]
+)
+def test_beyond_the_last(words: dict[str, t.Any]) -> None:
+    with pytest.raises(ConntrackError, match="is not valid: give .*0 to (65535|255)"):
+        flow_filter.parse_filters(words)
