@@ -17,7 +17,6 @@ import io
 import ipaddress
 import json
 import os
-import signal
 import socket
 import socketserver
 import stat
@@ -27,7 +26,7 @@ import time
 import typing as t
 import urllib.parse
 
-from . import bpffs, ct_status, flow, flow_filter, flow_output, flow_table, generation, lock, service_options
+from . import bpffs, ct_status, flow, flow_filter, flow_output, flow_table, generation, lock, service_options, stop
 from .errors import ConntrackError, bad_value
 from .service_options import Address
 
@@ -678,10 +677,7 @@ def serve(paths: bpffs.Paths, address: Address, say: t.Callable[[str], object]) 
 
     :param say: takes a line once requests are answered.
     """
-    end = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *dummy: end.set())
-    with Server(paths, address) as server:
+    with stop.Stop() as ending, Server(paths, address) as server:
         server.start()
         say(f"listening on {server.where}")
-        end.wait()
+        ending.wait(None)
