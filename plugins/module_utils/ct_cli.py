@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 import os
+import signal
 import sys
 import typing as t
 
@@ -278,6 +279,7 @@ def _run_words(command: Parser) -> None:
     command.add_argument("--no-http", action="store_true", help="do not answer over HTTP")
     _serve_words(command)
     command.add_argument("--mount", action="store_true", help="only mount the BPF file system where it is missing, and end")
+    command.add_argument("--restore", action="store_true", help="only bring the chain back, and end; the exit status is 3 where none is written down")
 
 
 def _help_words(command: Parser) -> None:
@@ -508,8 +510,7 @@ def _top(args: Arguments) -> int:
         view = ct_top.parse(_words(args, (*flow_filter.FILTER_WORDS, "limit", "group_by")), args.sort, args.interval)
         if args.count is not None and args.count < 1:
             raise bad_value("count", args.count, "give 1 or more")
-    ct_top.run(lambda: _tables(args), view, _put, args.output, args.count)
-    return DONE
+    return ct_top.run(lambda: _tables(args), view, _put, args.output, args.count)
 
 
 def _graph(args: Arguments) -> int:
@@ -528,7 +529,7 @@ def _graph(args: Arguments) -> int:
 
 
 def _watch(args: Arguments) -> int:
-    from . import ct_watch, event_file, events
+    from . import ct_watch, event_file, events, stop
 
     with _asked():
         query = flow_filter.parse_query(_words(args, (*flow_filter.FILTER_WORDS, "limit")))
@@ -537,10 +538,13 @@ def _watch(args: Arguments) -> int:
             raise bad_value("save", args.save, "it is for what happens now; with --input, send the output of -o jsonl to a file")
     bpffs.check(args.pin_root)
     who = f"ct {args.command}"
-    with ct_watch.saving(args.save) as file:
-        sink = ct_watch.Sink(events.Matcher(query.filters, kinds), args.output, _put, query.limit, file)
-        if args.input is None:
-            ct_watch.watch(bpffs.Paths(args.pin_root, args.state_dir), sink, lambda message: _complain(who, message))
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(ct_watch.saving(args.save))
+        ending = stack.enter_context(stop.Stop()) if args.input is None else None
+        put = ending.guarded(_put, sys.stdout) if ending is not None else _put
+        sink = ct_watch.Sink(events.Matcher(query.filters, kinds), args.output, put, query.limit, file)
+        if ending is not None:
+            ct_watch.watch(bpffs.Paths(args.pin_root, args.state_dir), sink, lambda message: _complain(who, message), ending)
             return DONE
         missing = ct_watch.replay(event_file.events(args.input), sink)
     if missing:
@@ -771,6 +775,8 @@ def _run(args: Arguments) -> int:
     if args.mount:
         ct_service.mount(args.pin_root)
         return DONE
+    if args.restore:
+        return ct_service.load(bpffs.Paths(args.pin_root, args.state_dir))
     return service.run()
 
 
@@ -792,12 +798,14 @@ class Command(t.NamedTuple):
 
     :ivar does: what it does, for a list.
     :ivar more: what else there is to know; it makes up the manual page.
+    :ivar endless: whether it runs until it is told to end, and takes the signals for that itself.
     """
 
     does: str
     words: t.Callable[[Parser], None]
     run: t.Callable[[Arguments], int]
     more: str
+    endless: bool = False
 
 
 COMMANDS = {
@@ -824,6 +832,7 @@ COMMANDS = {
         _top,
         "On a terminal it draws again each interval: b, p, B, P and f choose the order, q ends it. Elsewhere, and with --count, --once or another format, it "
         "prints. Rates are what was counted since the read before, in a second; of groups, SHARE is what part of the entries in the tables their flows are.",
+        endless=True,
     ),
     "graph": Command(
         "draw namespaces, links, hooks and flows",
@@ -838,6 +847,7 @@ COMMANDS = {
         _watch,
         "Events come from a chain that was loaded with the option events. They are numbered, and those that were lost are counted; when it ends it says how "
         "many. Ctrl-C ends it. The events of a chain have one reader at a time. An entry that makes room for another one goes without an event.",
+        endless=True,
     ),
     "export": Command(
         "write the live flows for another host",
@@ -886,6 +896,7 @@ COMMANDS = {
         _serve_words,
         _serve,
         "On a unix socket, or on a TCP port that only this host can reach. It changes nothing. It ends with SIGTERM or SIGINT.",
+        endless=True,
     ),
     "run": Command(
         "look after the chain until told to end",
@@ -893,6 +904,7 @@ COMMANDS = {
         _run,
         "It brings the chain back as it was last in use, attaches it where interfaces come back, deletes the entries whose time is over, "
         "and answers over HTTP as ct serve does. It is what ct.service runs.",
+        endless=True,
     ),
     "detach": Command("detach the chain from interfaces", _detach_words, _detach, "An interface that does not run it is left as it is."),
     "help": Command("show how a command is used", _help_words, _help, "Without a command it lists all of them."),
@@ -986,6 +998,23 @@ def _is_open(number: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _interrupts(endless: bool) -> t.Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt where work has to be undone.
+
+    The archive starts with the kernel's own handling, since an exception is dropped where it comes up in
+    the import system. What runs until it is told to end keeps that until its stop.Stop takes over.
+    """
+    if endless or signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def main(argv: t.Sequence[str] | None = None, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> int:
     """Run the command; return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -1014,7 +1043,8 @@ def _run_line(who: str, words: t.Sequence[str], top: Parser) -> int:
         _refuse_empty(args)
         with _asked():
             bpffs.check_text(bpffs.Paths(args.pin_root, args.state_dir))
-        return int(args.run(args))
+        with _interrupts(COMMANDS[args.command].endless):
+            return int(args.run(args))
     except Misused as exc:
         _complain(who, exc.message)
         return USAGE

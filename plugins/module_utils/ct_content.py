@@ -15,6 +15,8 @@ from . import bpffs, ct_archive, ct_cli, ct_manual
 from .errors import ConntrackError
 
 _PACKAGE = "ebpf_conntrack"
+#: The first lines of the archive: until the command takes Ctrl-C itself the kernel ends it, for an exception in the middle of an import may be dropped.
+_BEGIN = "import signal\nif signal.getsignal(signal.SIGINT) is signal.default_int_handler:\n    signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
 #: An import from this package. Parsing the sources for them would take ten times as long as all the rest.
 _IMPORT = re.compile(r"^[ \t]*from \.(\w*) import (\([^)]*\)|[^#\n]*)", re.MULTILINE)
 
@@ -57,7 +59,7 @@ def content(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) ->
 
     :param pin_root: what holds where the command is not told otherwise; likewise the next one.
     """
-    start = f"import sys\nfrom {_PACKAGE}.ct_cli import main\nsys.exit(main(pin_root={pin_root!r}, state_dir={state_dir!r}))\n"
+    start = f"{_BEGIN}import sys\nfrom {_PACKAGE}.ct_cli import main\nsys.exit(main(pin_root={pin_root!r}, state_dir={state_dir!r}))\n"
     modules = {"__main__.py": start, f"{_PACKAGE}/__init__.py": "", **{f"{_PACKAGE}/{name}.py": text for name, text in sources().items()}}
     parser = ct_cli.parser(pin_root, state_dir)
     return ct_archive.Content(modules, ct_manual.man_page(parser), ct_manual.bash_completion(parser))

@@ -18,10 +18,9 @@ import signal
 import subprocess
 import time
 import traceback
-import types
 import typing as t
 
-from . import bpffs, ct_http, flow_table, link_events, lock, sd_notify, service_options, state
+from . import bpffs, ct_http, flow_table, link_events, lock, sd_notify, service_options, state, stop
 from .errors import ConntrackError
 from .service_options import UNIT, Options
 
@@ -107,8 +106,7 @@ class Service:
         self.sweeps = Sweeps()
         self.parts = served(self)
         self._paths = options.paths
-        self._ending = False
-        self._child = 0
+        self._ending = stop.Stop()
         self._recorded: tuple[int, int] | None = None
         self._wanted: list[dict[str, t.Any]] = []
         self._refused: dict[str, str] = {}
@@ -118,14 +116,18 @@ class Service:
     # ------------------------------------------------------------ the whole
     def run(self) -> int:
         """Work until told to end; return the exit status."""
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._tell)
+        with self._ending:
+            status = self._work()
+            if not status and self.options.on_stop == "remove" and not _starts_again():
+                self._take_away()
+        return status
+
+    def _work(self) -> int:
+        """Do all but the last: taking the chain away. Return the exit status."""
         with contextlib.ExitStack() as stack:
             events = stack.enter_context(link_events.LinkEvents())
             sd_notify.notify(STATUS="bringing the chain back")
-            if self._bring_back() == _FAILED and not self._ending:
+            if not self._bring_back() and not self._ending:
                 return _FAILED
             self._turn(events)
             try:
@@ -137,27 +139,16 @@ class Service:
                 return _FAILED
             sd_notify.notify(READY=1)
             while not self._ending:
-                self._wait(events, reader)
+                self._wait(events)
                 self._turn(events)
             sd_notify.notify(STOPPING=1)
-        if self.options.on_stop == "remove" and not _starts_again():
-            self._take_away()
         return 0
 
-    def _tell(self, dummy_number: int, dummy_frame: types.FrameType | None) -> None:
-        self._ending = True
-        if self._child:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._child, signal.SIGTERM)
-
-    def _wait(self, events: link_events.LinkEvents, reader: int) -> None:
+    def _wait(self, events: link_events.LinkEvents) -> None:
         """Wait for a signal, for something that happens to interfaces, or until something is due."""
         watchdog = sd_notify.watchdog_seconds()
         seconds = min([min(self._due.values()) - time.monotonic(), *([watchdog / 3] if watchdog else [])])
-        poll = select.poll()
-        for fd in (reader, *events.files()):
-            poll.register(fd, select.POLLIN)
-        poll.poll(max(0.0, seconds) * 1000)
+        self._ending.wait(max(0.0, seconds), dict.fromkeys(events.files(), select.POLLIN))
 
     def _turn(self, events: link_events.LinkEvents) -> None:
         """Do what is due."""
@@ -173,23 +164,35 @@ class Service:
         sd_notify.notify(WATCHDOG=1)
 
     # ------------------------------------------------------------ the chain
-    def _bring_back(self) -> int:
-        """Load the chain in a process of its own, since the compiler would stay in the memory of this one; return its exit status."""
-        self._child = os.fork()
-        if not self._child:
-            status = _FAILED
-            try:
-                signal.set_wakeup_fd(-1)
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, signal.SIG_DFL)
-                status = load(self._paths)
-            except BaseException:
-                sd_notify.log(sd_notify.ERROR, traceback.format_exc())
-            finally:
-                os._exit(status)
-        dummy, status = os.waitpid(self._child, 0)
-        self._child = 0
-        return os.waitstatus_to_exitcode(status)
+    def _bring_back(self) -> bool:
+        """Load the chain elsewhere, since the compiler would stay in the memory of this process; return whether all is well.
+
+        Under systemd a unit of its own does it: the kernel charges maps to the control group of whoever makes them, for as long as that lives, and this one
+        has a bound.
+        """
+        unit = os.environ.get(service_options.RESTORE_VARIABLE, "")
+        if not unit:
+            return self._outcome(_forked(lambda: load(self._paths))) in (0, _NOTHING)
+        try:
+            asked = subprocess.Popen(["systemctl", "--no-ask-password", "start", unit], stdin=subprocess.DEVNULL)
+        except OSError as exc:
+            sd_notify.log(sd_notify.ERROR, f"systemctl start {unit}: {exc.strerror}")
+            return False
+        asked.returncode = self._outcome(asked.pid)
+        good = asked.returncode == 0
+        if not good and not self._ending:
+            sd_notify.log(sd_notify.ERROR, f"the chain cannot be brought back: journalctl -u {unit} says why")
+        return good
+
+    def _outcome(self, pid: int) -> int:
+        """Wait for a child, and end it when this process is told to end; return its exit status, negative for the signal that ended it."""
+        with contextlib.ExitStack() as stack:
+            fd = os.pidfd_open(pid)
+            stack.callback(os.close, fd)
+            self._ending.wait(None, {fd: select.POLLIN})
+        if self._ending:
+            os.kill(pid, signal.SIGTERM)  # it is there until it is waited for
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def _take_away(self) -> None:
         from . import restore
@@ -277,7 +280,29 @@ class Service:
     def _slice(self) -> int:
         """Return how many entries a slice of a sweep deleted."""
         with flow_table.writing(self._paths.pin_root, 0) as tables:
-            return flow_table.sweep(tables, _SLICE, lambda: self._ending)
+            return flow_table.sweep(tables, _SLICE, lambda: bool(self._ending))
+
+
+def _forked(work: t.Callable[[], int]) -> int:
+    """Do something in a child process, which signals end at once; return its id. Its exit status is what ``work`` returns."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop.NUMBERS)  # one that came before its handlers are its own would be noted, and nothing more
+    try:
+        pid = os.fork()
+        if pid:
+            return pid
+        status = _FAILED
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in stop.NUMBERS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, stop.NUMBERS)
+            status = work()
+        except BaseException:
+            sd_notify.log(sd_notify.ERROR, traceback.format_exc())
+        finally:
+            os._exit(status)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop.NUMBERS)
 
 
 def _starts_again() -> bool:

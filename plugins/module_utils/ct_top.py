@@ -16,13 +16,13 @@ import datetime
 import heapq
 import json
 import os
-import signal
+import select
 import struct
 import sys
 import time
 import typing as t
 
-from . import flow, flow_filter, flow_table
+from . import flow, flow_filter, flow_table, stop
 from .clock import Clock
 from .errors import ConntrackError, bad_value
 
@@ -34,7 +34,7 @@ MOST_GROUPS = 1 << 16
 _RANKED = 1 << 12
 #: Most lines that are kept for a screen, however large it is.
 _LINES = 500
-#: Seconds between two looks at the keys, and at signals.
+#: Seconds between two looks at the size of the terminal.
 _PATIENCE = 0.25
 _SHORTEST = 0.1
 
@@ -394,39 +394,49 @@ def table(batch: Batch, view: View, width: int | None = None, limit: int | None 
 Open = t.Callable[[], t.ContextManager[flow_table.Source]]
 
 
-def _batches(open_tables: Open, view: View) -> t.Iterator[Batch]:
-    """Return a read each interval, the first one at the end of the first interval."""
+def _batches(open_tables: Open, view: View, ending: stop.Stop) -> t.Iterator[Batch]:
+    """Return a read each interval, the first one at the end of the first interval.
+
+    :raises Stopped: when the process is told to end; it looks after each part of the table.
+    """
     meter = Meter(view)
     start = time.monotonic()
     with open_tables() as source:
-        meter.read(source)
+        meter.read(source, ending.check)
     while True:
         start = max(start + view.interval, time.monotonic())
-        time.sleep(max(start - time.monotonic(), 0))
-        with open_tables() as source:  # anew each time: another generation may have taken over
-            yield meter.read(source)
+        ending.wait(max(start - time.monotonic(), 0))
+        with open_tables() as source:  # again each time: another generation may have taken over
+            yield meter.read(source, ending.check)
 
 
-def print_batches(open_tables: Open, view: View, put: t.Callable[[bytes], object], form: str, count: int | None) -> None:
-    """Print one read after the other.
+def print_batches(open_tables: Open, view: View, put: t.Callable[[bytes], None], form: str, count: int | None, file: t.IO[t.Any] | None = None) -> int:
+    """Print one read after the other, until there were enough or the process is told to end; return the exit status.
 
     :param form: ``text``, ``json`` or ``jsonl``.
     :param count: so many; None for ever.
+    :param file: what ``put`` writes to; None where it never waits.
     """
     number = 0
-    try:
-        for batch in _batches(open_tables, view):
-            if form == "text":
-                put("\n".join([*([""] if number else []), *heading(batch, view, keys=False), *table(batch, view), ""]).encode())
-            else:
-                put(("" if form == "jsonl" else ",\n" if number else "[").encode() + json.dumps(record(batch, view), ensure_ascii=False).encode())
-                put(b"\n" if form == "jsonl" else b"")
-            number += 1
-            if number == count:
-                break
-    finally:
-        if form == "json" and number:
-            put(b"]\n")
+    with stop.Stop() as ending:
+        write = ending.guarded(put, file)
+        try:
+            for batch in _batches(open_tables, view, ending):
+                if form == "text":
+                    write("\n".join([*([""] if number else []), *heading(batch, view, keys=False), *table(batch, view), ""]).encode())
+                else:
+                    write(("" if form == "jsonl" else ",\n" if number else "[").encode() + json.dumps(record(batch, view), ensure_ascii=False).encode())
+                    write(b"\n" if form == "jsonl" else b"")
+                number += 1
+                if number == count:
+                    break
+        except stop.Stopped as exc:
+            return exc.status
+        finally:
+            if form == "json" and number:
+                with contextlib.suppress(stop.Stopped):  # nobody takes it
+                    write(b"]\n")
+    return 0
 
 
 class _Ended(Exception):
@@ -434,10 +444,14 @@ class _Ended(Exception):
 
 
 class Screen:
-    """The terminal, drawn on through curses."""
+    """The terminal, drawn on through curses.
 
-    def __init__(self, window: t.Any, view: View) -> None:
-        self._window, self._view = window, view
+    :param ending: tells when the process is to end.
+    :param keys: the file that keys come from.
+    """
+
+    def __init__(self, window: t.Any, view: View, ending: stop.Stop, keys: int) -> None:
+        self._window, self._view, self._ending, self._keys = window, view, ending, keys
         self._batch: Batch | None = None
 
     def draw(self, batch: Batch | None = None) -> None:
@@ -460,17 +474,24 @@ class Screen:
     def take_keys(self, seconds: float = 0.0) -> None:
         """Do what keys ask for: those that were pressed, or will be within that time.
 
-        :raises _Ended: for the key that ends it.
+        :raises _Ended: for the key that ends it, and where the terminal is gone.
+        :raises Stopped: when the process is told to end.
         """
         import curses
 
         end = time.monotonic() + seconds
+        self._window.timeout(0)  # what is waited for is waited for here, where a signal counts as well
         while True:
-            left = end - time.monotonic()
-            self._window.timeout(max(0, min(int(left * 1000), int(_PATIENCE * 1000))))
+            self._ending.check()
             key = self._window.getch()
-            if key == -1 and left <= 0:
-                return
+            left = end - time.monotonic()
+            if key == -1:
+                if left <= 0:
+                    return
+                # no longer than that: that the terminal has another size is heard of by getch() only
+                found = self._ending.wait(min(left, _PATIENCE), {self._keys: select.POLLIN})
+                if stop.gone(found.get(self._keys, 0)):
+                    raise _Ended
             if key == ord("q"):
                 raise _Ended
             chosen = next((name for name, order in self._view.orders.items() if key == ord(order.key)), None)
@@ -480,8 +501,8 @@ class Screen:
                 self.draw()
 
 
-def show(open_tables: Open, view: View) -> None:
-    """Show one read after the other on the terminal, until the user ends it; the terminal is as it was afterwards, whatever ends it.
+def show(open_tables: Open, view: View) -> int:
+    """Show one read after the other on the terminal, until the user ends it; return the exit status. The terminal is as it was afterwards, whatever ends it.
 
     :raises ConntrackError: where the terminal can not be drawn on.
     """
@@ -498,10 +519,10 @@ def show(open_tables: Open, view: View) -> None:
     if not able:
         raise bad_value("TERM", kind, "it names no terminal that can be drawn on; set it to what yours is, as xterm, or give --count to print")
 
-    def loop(window: t.Any) -> None:
+    def loop(window: t.Any, ending: stop.Stop) -> None:
         with contextlib.suppress(curses.error):
             curses.curs_set(0)
-        screen, meter = Screen(window, view), Meter(view)
+        screen, meter = Screen(window, view, ending, sys.stdin.fileno()), Meter(view)
         start = time.monotonic()
         while True:
             with open_tables() as source:
@@ -509,21 +530,18 @@ def show(open_tables: Open, view: View) -> None:
             start = max(start + view.interval, time.monotonic())
             screen.take_keys(start - time.monotonic())
 
-    def end(number: int, dummy: object) -> t.NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        curses.wrapper(loop)
-    except _Ended:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with stop.Stop() as ending:
+        try:
+            curses.wrapper(loop, ending)
+        except stop.Stopped as exc:
+            return exc.status
+        except _Ended:
+            pass
+    return 0
 
 
-def run(open_tables: Open, view: View, put: t.Callable[[bytes], object], form: str, count: int | None) -> None:
-    """Show it on a terminal, or print it where there is none or some reads are asked for."""
+def run(open_tables: Open, view: View, put: t.Callable[[bytes], None], form: str, count: int | None) -> int:
+    """Show it on a terminal, or print it where there is none or some reads are asked for; return the exit status."""
     if form == "text" and count is None and sys.stdout.isatty() and sys.stdin.isatty():
-        show(open_tables, view)
-    else:
-        print_batches(open_tables, view, put, form, count)
+        return show(open_tables, view)
+    return print_batches(open_tables, view, put, form, count, sys.stdout)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import subprocess
@@ -16,12 +15,16 @@ from . import bpffs, ct_archive, flow_file, lock, safe_path, service_options
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
 
-NAME = service_options.UNIT
+NAME, RESTORE_NAME = service_options.UNIT, service_options.RESTORE_UNIT
 DIRECTORY = "/etc/systemd/system"
 #: What is there where systemd runs the machine: sd_booted(3).
 _BOOTED = "/run/systemd/system"
 _SHOWN = ("ActiveState", "UnitFileState", "NeedDaemonReload", "ExecMainStartTimestampMonotonic")
 _LINES = 5
+#: Megabytes that the service may take, without what the kernel keeps for the chain. What it answers over HTTP is bounded to less: docs/http.md.
+MEMORY = 512
+#: Exit status of ``ct run --restore`` where nothing is written down that could be brought back.
+_NOTHING = 3
 
 # What mounts enters the machine's mount namespace, for a mount in that of the unit is seen by nobody else: hence the "+". The boot order is that of a
 # firewall: before the network is configured, and so early that the default dependencies would close a circle with what sets up the network before
@@ -41,6 +44,7 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=notify
+Environment={variable}={restore_unit}
 ExecStartPre=+{command} run --mount
 ExecStart={command} run {words}
 Restart=on-failure
@@ -48,9 +52,44 @@ RestartSec=1
 WatchdogSec=60
 TimeoutStartSec=120
 TimeoutStopSec=30
+MemoryMax={memory}M
 RuntimeDirectory={runtime}
 RuntimeDirectoryPreserve=yes
-{group}UMask=0077
+{group}{confined}RestrictAddressFamilies=AF_UNIX AF_NETLINK{families}
+IPAddressDeny=any
+{allowed}
+[Install]
+WantedBy=multi-user.target
+"""
+
+# The service starts it, each time that it starts itself, and waits for it: so there is no order between them. It has no bound of memory. What the compiler
+# takes is gone with it; the maps are charged to this unit's control group, which is gone with it, too, so that from then on its parent's has them.
+_RESTORE_TEXT = """\
+# {mark}: made by the module ct_service.
+[Unit]
+Description=Connection tracking in XDP: bring the chain back
+Documentation=man:ct(8)
+DefaultDependencies=no
+PartOf={unit}
+After=local-fs.target
+Before=shutdown.target
+Conflicts=shutdown.target
+RequiresMountsFor={state_dir} {needed}
+StartLimitIntervalSec=0
+
+[Service]
+Type=oneshot
+ExecStart={command} run --restore
+SuccessExitStatus={nothing}
+TimeoutStartSec=120
+RuntimeDirectory={runtime}
+RuntimeDirectoryPreserve=yes
+{confined}RestrictAddressFamilies=AF_UNIX AF_NETLINK
+IPAddressDeny=any
+"""
+
+_CONFINED = """\
+UMask=0077
 CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN
 NoNewPrivileges=yes
 ProtectSystem=strict
@@ -58,6 +97,7 @@ ReadWritePaths={pin_root} {optional_state_dir}
 ReadOnlyPaths=/sys /proc/sys -/proc/sysrq-trigger -/proc/irq -/proc/bus -/proc/fs
 ProtectHome=yes
 PrivateTmp=yes
+PrivateMounts=yes
 ProtectProc=invisible
 PrivateDevices=yes
 ProtectClock=yes
@@ -65,9 +105,7 @@ ProtectControlGroups=yes
 ProtectHostname=yes
 ProtectKernelLogs=yes
 ProtectKernelModules=yes
-RestrictAddressFamilies=AF_UNIX AF_NETLINK{families}
-IPAddressDeny=any
-{allowed}RestrictNamespaces=net
+RestrictNamespaces=net
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
@@ -76,9 +114,6 @@ KeyringMode=private
 SystemCallArchitectures=native
 SystemCallFilter=@system-service bpf setns
 SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=multi-user.target
 """
 
 
@@ -101,21 +136,36 @@ class Want:
     @property
     def text(self) -> str:
         """The unit."""
-        options, address = self.options, self.options.address
+        address = self.options.address
         tcp = address is not None and bool(address.host)
         return _TEXT.format(
-            mark=ct_archive.MARK,
-            command=quoted(self.command, True),
-            needed=quoted(self.command),
-            pin_root=quoted(options.paths.pin_root),
-            optional_state_dir=quoted(f"-{options.paths.state_dir}"),
-            state_dir=quoted(options.paths.state_dir),
-            runtime=os.path.basename(bpffs.RUN_DIR),
+            **self._common,
+            variable=service_options.RESTORE_VARIABLE,
+            restore_unit=RESTORE_NAME,
+            memory=MEMORY,
             words=" ".join(quoted(word, True) for word in self.words),
             group=f"SupplementaryGroups={quoted(address.group)}\n" if address is not None and address.group else "",
             families=" AF_INET AF_INET6" if tcp else "",
             allowed="IPAddressAllow=localhost\n" if tcp else "",
         )
+
+    @property
+    def restore_text(self) -> str:
+        """The unit that brings the chain back."""
+        return _RESTORE_TEXT.format(**self._common, unit=NAME, nothing=_NOTHING)
+
+    @property
+    def _common(self) -> dict[str, str]:
+        """What both units have."""
+        paths = self.options.paths
+        return {
+            "mark": ct_archive.MARK,
+            "command": quoted(self.command, True),
+            "needed": quoted(self.command),
+            "state_dir": quoted(paths.state_dir),
+            "runtime": os.path.basename(bpffs.RUN_DIR),
+            "confined": _CONFINED.format(pin_root=quoted(paths.pin_root), optional_state_dir=quoted(f"-{paths.state_dir}")),
+        }
 
     @property
     def words(self) -> list[str]:
@@ -137,13 +187,13 @@ class Have:
     :ivar text: of its file, None where there is none.
     :ivar shown: what systemctl shows of it, by property.
     :ivar older: whether it was started before its file or the command was last changed.
-    :ivar loose: whether others than root could have changed its file.
+    :ivar restore: text of the file of the unit that brings the chain back, None where there is none.
     """
 
     text: str | None
     shown: t.Mapping[str, str]
     older: bool = False
-    loose: bool = False
+    restore: str | None = None
 
     @property
     def runs(self) -> bool:
@@ -182,7 +232,7 @@ def _journal(words: t.Sequence[str]) -> str:
     """Return the last that the service said, where it was to be started."""
     if words[0] not in ("start", "restart"):
         return ""
-    asked = ["journalctl", "--no-pager", "-q", "-u", NAME, "-n", str(_LINES), "-o", "cat"]
+    asked = ["journalctl", "--no-pager", "-q", "-u", NAME, "-u", RESTORE_NAME, "-n", str(_LINES), "-o", "cat"]
     said = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout.strip()
     return f" It said: {said}" if said else ""
 
@@ -193,23 +243,35 @@ def observe(want: Want, directory: str = DIRECTORY) -> Have:
     :raises ConntrackError: for a unit of somebody else.
     """
     path = os.path.join(directory, NAME)
-    text, loose = None, False
-    with contextlib.suppress(FileNotFoundError):
-        loose = bool(safe_path.foreign(os.stat(path)))
-        text = None if os.path.islink(path) and os.path.realpath(path) == os.devnull else safe_path.read(path).decode(errors="replace")
-    if text is not None and ct_archive.MARK not in text:
-        raise ConntrackError(f"{path} is not the collection's. Move it, or give the role xdp_ct_service: false.")
+    text, restore = _read(path), _read(os.path.join(directory, RESTORE_NAME))
     shown = dict(line.split("=", 1) for line in _systemctl("show", NAME, f"--property={','.join(_SHOWN)}").splitlines() if "=" in line)
     started = int(shown.get("ExecMainStartTimestampMonotonic") or 0) / 1e6 + time.time() - time.monotonic()
-    return Have(text, shown, any(os.path.exists(one) and os.stat(one).st_mtime > started for one in (path, want.command)), loose)
+    return Have(text, shown, any(os.path.exists(one) and os.stat(one).st_mtime > started for one in (path, want.command)), restore)
+
+
+def _read(path: str) -> str | None:
+    """Return a unit's text; None where there is none.
+
+    :raises ConntrackError: for one that is not the collection's.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    if ct_archive.MARK not in text:
+        raise ConntrackError(f"{path} is not the collection's. Move it, or give the role xdp_ct_service: false.")
+    return text
 
 
 def plan_present(have: Have, want: Want, directory: str = DIRECTORY) -> Plan:
     """Return the steps to a service that runs and will after a reboot. Pure."""
-    path, steps = os.path.join(directory, NAME), []
-    if have.text != want.text or have.loose:
-        reason = "there is none" if have.text is None else "others may write to it" if have.loose else "it has other settings, or is of another version"
-        steps.append(Step("create" if have.text is None else "change", "file", path, reason, _digest(have.text), _digest(want.text), want.text))
+    steps = []
+    for name, before, after in ((NAME, have.text, want.text), (RESTORE_NAME, have.restore, want.restore_text)):
+        if before != after:
+            reason = "there is none" if before is None else "it has other settings, or is of another version"
+            action = "create" if before is None else "change"
+            steps.append(Step(action, "file", os.path.join(directory, name), reason, _digest(before), _digest(after), after))
     if steps or have.shown.get("NeedDaemonReload") == "yes":
         steps.append(Step("reload", "systemd", "units", "the unit changed"))
     if have.shown.get("UnitFileState") != "enabled":
@@ -223,15 +285,15 @@ def plan_present(have: Have, want: Want, directory: str = DIRECTORY) -> Plan:
 
 def plan_absent(have: Have, directory: str = DIRECTORY) -> Plan:
     """Return the steps to no service. Pure."""
-    if have.text is None:
+    there = [(name, text) for name, text in ((NAME, have.text), (RESTORE_NAME, have.restore)) if text is not None]
+    if not there:
         return []
-    path = os.path.join(directory, NAME)
     steps = []
-    if have.shown.get("ActiveState") not in ("inactive", None):
+    if have.text is not None and have.shown.get("ActiveState") not in ("inactive", None):
         steps.append(Step("stop", "service", NAME, "it is to be absent", have.shown["ActiveState"], None))
-    if have.shown.get("UnitFileState") == "enabled":
+    if have.text is not None and have.shown.get("UnitFileState") == "enabled":
         steps.append(Step("disable", "service", NAME, "it is to be absent", "enabled", None))
-    steps.append(Step("delete", "file", path, "the service is to be absent", _digest(have.text), None))
+    steps += [Step("delete", "file", os.path.join(directory, name), "the service is to be absent", _digest(text), None) for name, text in there]
     return [*steps, Step("reload", "systemd", "units", "a unit is gone")]
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import struct
 import time
 import typing as t
 
-from . import bpf, bpffs, chain, clock, events, flow_filter, flow_table, lock
+from . import bpf, bpffs, chain, clock, ct_progress, events, flow_filter, flow_table, lock, stop
 from .errors import ConntrackError, bad_value
 from .ring_buffer import RingBuffer
 
@@ -141,28 +140,24 @@ class _Stream:
 class _Watch:
     """The events of a chain, whatever generation it is in."""
 
-    def __init__(self, paths: bpffs.Paths, sink: Sink, say: Say) -> None:
-        self._paths, self._sink, self._say = paths, sink, say
+    def __init__(self, paths: bpffs.Paths, sink: Sink, say: Say, ending: stop.Stop) -> None:
+        self._paths, self._sink, self._say, self._ending = paths, sink, say, ending
         self._stream: _Stream | None = None
         self._generation = ""
-        self.stopped = False
         self._read, self._lost, self._lost_told = 0, dict.fromkeys(chain.EVENT_KINDS, 0), 0
 
-    def stop(self, *dummy: object) -> None:
-        """End it; a signal's handler."""
-        self.stopped = True
-
     def run(self) -> None:
-        """Print events until it is stopped, or none is wanted any more.
+        """Print events until it is told to end, or none is wanted any more.
 
         :raises ConntrackError: where there is no chain, or it is taken away.
+        :raises Stopped: where it was told to end and nobody takes what is still to be printed.
         """
-        evicted = self._evicted()
+        evicted = self._evicted(check=self._ending.check)
         try:
-            while not self.stopped and not self._sink.full:
+            while not self._ending and not self._sink.full:
                 self._follow()
                 if self._stream is None:
-                    time.sleep(_WAIT_SECONDS)
+                    self._ending.wait(_WAIT_SECONDS)
                 else:
                     self._sink.take(self._stream.read(_WAIT_SECONDS))
                     self._tell_lost()
@@ -174,11 +169,15 @@ class _Watch:
                 f"{pushed} entries made room for others meanwhile, which the kernel does without an event"
             )
 
-    def _evicted(self, otherwise: int = 0) -> int:
-        """Return how many entries made room for others so far."""
+    def _evicted(self, otherwise: int = 0, check: t.Callable[[], None] = lambda: None) -> int:
+        """Return how many entries made room for others so far.
+
+        :param check: is called after each part of the tables.
+        """
         try:
             with flow_table.FlowTables(self._paths.pin_root) as tables:
-                return int(t.cast("dict[str, t.Any]", flow_table.read(tables, _EVERYTHING).summary)["counters"]["evicted"])
+                source = t.cast("flow_table.Source", ct_progress.Watched(tables, lambda dummy: check()))
+                return int(t.cast("dict[str, t.Any]", flow_table.read(source, _EVERYTHING).summary)["counters"]["evicted"])
         except flow_table.NoChain:
             return otherwise
 
@@ -217,8 +216,9 @@ class _Watch:
             return
         with self._stream:
             if not enough:
-                for some in self._stream.rest():
-                    self._sink.take(some)
+                with contextlib.suppress(stop.Stopped):  # nobody takes them
+                    for some in self._stream.rest():
+                        self._sink.take(some)
             self._tell_lost()
             for kind, number in self._stream.lost().items():
                 self._lost[kind] += number
@@ -257,29 +257,16 @@ def _alone(pin_root: str) -> t.Iterator[None]:
             bpffs.tidy_run_dir()
 
 
-@contextlib.contextmanager
-def _told_to_stop(stop: t.Callable[..., None]) -> t.Iterator[None]:
-    """Have Ctrl-C and SIGTERM call this."""
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def watch(paths: bpffs.Paths, sink: Sink, say: Say) -> None:
-    """Print the events of the chain until somebody ends it, or enough came.
+def watch(paths: bpffs.Paths, sink: Sink, say: Say, ending: stop.Stop) -> None:
+    """Print the events of the chain until the process is told to end, or enough came.
 
     :param say: tells what is no event.
-    :raises ConntrackError: where there is no chain, it is taken away, or somebody else reads its events.
+    :raises ConntrackError: where there is no chain, it is taken away, or another process reads its events.
     """
     with flow_table.FlowTables(paths.pin_root):  # it says so where there is none, or one of another layout
         pass
-    with _alone(paths.pin_root):
-        one = _Watch(paths, sink, say)
-        with _told_to_stop(one.stop):
-            one.run()
+    with _alone(paths.pin_root), contextlib.suppress(stop.Stopped):
+        _Watch(paths, sink, say, ending).run()
 
 
 def saving(path: str | None) -> t.ContextManager[t.BinaryIO | None]:

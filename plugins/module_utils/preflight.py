@@ -328,7 +328,7 @@ def traces(paths: bpffs.Paths, prefix: str = ct_archive.PREFIX, unit_directory: 
     found += [path for path, target in paths.seed_links().items() if os.path.islink(path) and os.readlink(path) == target]
     files = [
         *(os.path.join(prefix, name) for name in (ct_archive.COMMAND, ct_archive.MANUAL, ct_archive.COMPLETION)),
-        os.path.join(unit_directory, ct_unit.NAME),
+        *(os.path.join(unit_directory, name) for name in (ct_unit.NAME, ct_unit.RESTORE_NAME)),
     ]
     found += [path for path in files if is_ours(path)]
     for index, name in socket.if_nameindex():

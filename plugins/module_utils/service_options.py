@@ -18,6 +18,8 @@ from . import bpffs, safe_path
 from .errors import bad_value
 
 UNIT = "ct.service"
+#: Brings the chain back when UNIT starts; the variable in whose environment UNIT finds its name.
+RESTORE_UNIT, RESTORE_VARIABLE = "ct-restore.service", "CT_RESTORE_UNIT"
 SOCKET = os.path.join(bpffs.RUN_DIR, "ct.sock")
 #: sizeof(sun_path) in include/uapi/linux/un.h, less the byte that ends it.
 _SOCKET_PATH_BYTES = 107

@@ -79,7 +79,17 @@ def test_the_rates_are_what_was_sent(ct: Ct, sent: list[float], figure: c.Callab
 class Terminal:
     """A command on a terminal of its own, as its session's leader, and what the terminal shows."""
 
-    def __init__(self, argv: c.Sequence[str], columns: int = 80, lines: int = 24) -> None:
+    def __init__(self, argv: c.Sequence[str], columns: int = 80, lines: int = 24, ignoring: bool = False) -> None:
+        """Start it.
+
+        :param ignoring: as a shell without job control starts what ends with &: without SIGINT.
+        """
+
+        def prepare() -> None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            if ignoring:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+
         self.here, self.there = os.openpty()
         termios.tcsetwinsize(self.there, (lines, columns))
         self.before = termios.tcgetattr(self.there)
@@ -93,7 +103,7 @@ class Terminal:
             stdout=self.there,
             stderr=self.there,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=prepare,
         )
 
     def lines(self) -> list[str]:
@@ -129,8 +139,8 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(argv: c.Sequence[str]) -> c.Iterator[Terminal]:
-    made = Terminal(argv)
+def terminal(argv: c.Sequence[str], ignoring: bool = False) -> c.Iterator[Terminal]:
+    made = Terminal(argv, ignoring=ignoring)
     try:
         yield made
     finally:
@@ -157,16 +167,16 @@ def test_on_a_terminal(ct: Ct, sent: list[float]) -> None:
         assert shown.end() == 0
 
 
-@pytest.mark.parametrize("way", ["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("way", ["Ctrl-C", "Ctrl-C, ignored before", "SIGTERM"])
 def test_the_terminal_is_restored_whatever_ends_it(ct: Ct, way: str) -> None:
-    with terminal(ct.argv("top", "--group-by", "proto", "--interval", "30")) as shown:
+    with terminal(ct.argv("top", "--group-by", "proto", "--interval", "30"), ignoring="ignored" in way) as shown:
         lines = shown.wait("the groups", lambda lines: any(line.startswith("udp") for line in lines))
         assert lines[3].split() == ["PROTO", "FLOWS", "SHARE", "PKTS/S", "OUT/S", "BACK/S", "PACKETS", "BYTES"]
-        if way == "Ctrl-C":
+        if way.startswith("Ctrl-C"):
             shown.type(b"\x03")
         else:
             shown.process.send_signal(signal.SIGTERM)
-        assert shown.end() == {"Ctrl-C": 130, "SIGTERM": 143}[way]
+        assert shown.end() == 143 if way == "SIGTERM" else 130
 
 
 def test_a_terminal_that_can_not_be_drawn_on(ct: Ct) -> None:

@@ -16,7 +16,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import Connt
 
 PATHS = bpffs.Paths("/sys/fs/bpf")
 WANT = ct_unit.Want("/usr/local", service_options.Options(PATHS))
-FILE = f"{ct_unit.DIRECTORY}/ct.service"
+FILE, RESTORE_FILE = f"{ct_unit.DIRECTORY}/ct.service", f"{ct_unit.DIRECTORY}/ct-restore.service"
 GOOD = {"ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no"}
 
 
@@ -24,23 +24,30 @@ def lines(plan: list[ct_unit.Step]) -> list[str]:
     return [f"{step.action} {step.kind} {step.name}" for step in plan]
 
 
+def have(shown: dict[str, str], text: str | None = WANT.text, older: bool = False, restore: str | None = WANT.restore_text) -> ct_unit.Have:
+    """Both units as they are wanted, unless something else is said."""
+    return ct_unit.Have(text, shown, older, restore)
+
+
 @pytest.mark.parametrize(
-    ("have", "steps"),
+    ("there", "steps"),
     [
-        (ct_unit.Have(WANT.text, GOOD), []),
+        (have(GOOD), []),
         (
             ct_unit.Have(None, {"ActiveState": "inactive", "UnitFileState": ""}),
-            [f"create file {FILE}", "reload systemd units", "enable service ct.service", "start service ct.service"],
+            [f"create file {FILE}", f"create file {RESTORE_FILE}", "reload systemd units", "enable service ct.service", "start service ct.service"],
         ),
-        (ct_unit.Have(f"{WANT.text}#", GOOD), [f"change file {FILE}", "reload systemd units", "restart service ct.service"]),
-        (ct_unit.Have(WANT.text, {**GOOD, "NeedDaemonReload": "yes"}), ["reload systemd units", "restart service ct.service"]),
-        (ct_unit.Have(WANT.text, GOOD, older=True), ["restart service ct.service"]),
-        (ct_unit.Have(WANT.text, {**GOOD, "ActiveState": "activating"}), ["start service ct.service"]),
-        (ct_unit.Have(WANT.text, {**GOOD, "UnitFileState": "disabled"}), ["enable service ct.service", "restart service ct.service"]),
+        (have(GOOD, f"{WANT.text}#"), [f"change file {FILE}", "reload systemd units", "restart service ct.service"]),
+        (have({**GOOD, "NeedDaemonReload": "yes"}), ["reload systemd units", "restart service ct.service"]),
+        (have(GOOD, restore=None), [f"create file {RESTORE_FILE}", "reload systemd units", "restart service ct.service"]),
+        (have(GOOD, restore="#"), [f"change file {RESTORE_FILE}", "reload systemd units", "restart service ct.service"]),
+        (have(GOOD, older=True), ["restart service ct.service"]),
+        (have({**GOOD, "ActiveState": "activating"}), ["start service ct.service"]),
+        (have({**GOOD, "UnitFileState": "disabled"}), ["enable service ct.service", "restart service ct.service"]),
     ],
 )
-def test_what_leads_to_a_service_that_runs(have: ct_unit.Have, steps: list[str]) -> None:
-    assert lines(ct_unit.plan_present(have, WANT)) == steps
+def test_what_leads_to_a_service_that_runs(there: ct_unit.Have, steps: list[str]) -> None:
+    assert lines(ct_unit.plan_present(there, WANT)) == steps
 
 
 def test_what_leads_to_none() -> None:
@@ -49,6 +56,8 @@ def test_what_leads_to_none() -> None:
         f"delete file {FILE}",
         "reload systemd units",
     ]
+    assert lines(ct_unit.plan_absent(ct_unit.Have(None, {}, restore="x"))) == [f"delete file {RESTORE_FILE}", "reload systemd units"], "half of it is left"
+    assert lines(ct_unit.plan_absent(have(GOOD)))[2:4] == [f"delete file {FILE}", f"delete file {RESTORE_FILE}"]
     assert lines(ct_unit.plan_absent(ct_unit.Have(WANT.text, GOOD)))[:2] == ["stop service ct.service", "disable service ct.service"]
 
 
