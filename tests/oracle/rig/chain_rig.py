@@ -146,11 +146,27 @@ class ChainRig:
                 self.tables.delete(opened, [packed[at : at + size] for at in range(0, count * size, size)])
         if self._waiting:
             self._waiting = False
-            info = bpf.map_info(self._frags)
-            size = info.key_size
-            for count, keys, dummy in bpf.map_batches(self._frags, size, info.value_size):
-                packed = bytes(keys)
-                bpf.map_delete_batch(self._frags, [packed[at : at + size] for at in range(0, count * size, size)])
+            bpf.map_delete_batch(self._frags, [key for key, dummy in self._fragments()])
+
+    def _fragments(self) -> list[tuple[bytes, bytes]]:
+        """Return keys and values of the datagrams of which fragments are waited for."""
+        info = bpf.map_info(self._frags)
+        found: list[tuple[bytes, bytes]] = []
+        for dummy, keys, values in bpf.map_batches(self._frags, info.key_size, info.value_size):
+            sizes = ((keys, info.key_size), (values, info.value_size))
+            found += zip(*([whole for (whole,) in struct.iter_unpack(f"{size}s", packed)] for packed, size in sizes))
+        return found
+
+    def age_fragments(self, late: t.Mapping[int, int]) -> int:
+        """Let the datagrams with these identifications be over since so many jiffies; return how many there are."""
+        done = 0
+        for key, value in self._fragments():
+            ident = int.from_bytes(key[32 : 36 if key[37] else 34], "big")  # struct frag_key: id, proto, v6
+            if ident in late:
+                over = (self.tables.clock().jiffies - late[ident]) & 0xFFFFFFFF
+                bpf.map_update(self._frags, key, value[:8] + _U32.pack(over) + value[12:])
+                done += 1
+        return done
 
     def look(self) -> None:
         """Nothing to note: what was made of a frame is counted by the chain itself."""
