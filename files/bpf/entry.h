@@ -163,9 +163,6 @@ static __always_inline u64 ctl_new(const struct flow *f, u64 src_hi)
 	return ctl | src_hi * CTL_ORIG_HI | (f->bits & FLOW_EGRESS) / FLOW_EGRESS * CTL_EGRESS;
 }
 
-/* How much later than now an entry may have been seen: another CPU read the clock after this one. */
-#define CLOCK_SLACK	3600	/* seconds */
-
 /*
  * Whether the entry's time is over.  Its clocks have 32 bits: what seems to have
  * more left than any timeout, or than its last packet gave it, was over long

@@ -220,6 +220,8 @@ TIMEOUTS = {
 
 #: The longest timeout that can be set, in seconds: with 1000 jiffies a second it is just less than half of what 32 bits hold.
 LONGEST_TIMEOUT = (1 << 31) // 1000 - 1
+#: How much later than now an entry may have been seen, in seconds: another CPU read the clock later, or a reader takes long for a large table.
+CLOCK_SLACK = 3600
 
 #: Switches and numbers with their defaults, those of the kernel where it has them; index in ``settings`` is the position here.
 KNOBS: dict[str, int] = {

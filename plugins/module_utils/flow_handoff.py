@@ -161,8 +161,14 @@ def _signed(number: int) -> int:
     return ((number + 0x80000000) & _MASK32) - 0x80000000
 
 
+def _clocks(value: bytes) -> tuple[int, int]:
+    """Return when an entry ends and when it was last seen."""
+    fields = chain.ENTRY.unpack(value)
+    return fields[_AT["expires"]], fields[_AT["last_seen"]]
+
+
 def rebased(key: bytes, value: bytes, jiffies: int, rate: int, here: Clock) -> tuple[bytes, int]:
-    """Return an entry in this host's time, and the jiffies that it has left.
+    """Return an entry in this host's time, and the jiffies that it has left: zero or less once it is over.
 
     :param jiffies: the other host's clock when it was read, with ``rate`` jiffies a second.
     """
@@ -171,10 +177,10 @@ def rebased(key: bytes, value: bytes, jiffies: int, rate: int, here: Clock) -> t
     def moved(at: int) -> int:
         return here.jiffies + _signed(fields[at] - jiffies) * here.hz // rate
 
-    left = moved(_AT["expires"]) - here.jiffies
+    left = 0 if Clock(jiffies, rate, 0).over(*_clocks(value)) else moved(_AT["expires"]) - here.jiffies
     age = max(jiffies // rate - fields[_AT["created"]], 0)
     for name in ("expires", "last_seen"):
-        fields[_AT[name]] = moved(_AT[name]) & _MASK32
+        fields[_AT[name]] = moved(_AT[name]) & _MASK32 or 1  # never seen is 0
     if (chain.KEY4 if len(key) == chain.KEY4.size else chain.KEY6).unpack(key)[4] not in _NO_CLOCK:
         fields[_AT["last_end"]] = moved(_AT["last_end"]) & _MASK32
     fields[_AT["created"]] = max(here.jiffies // here.hz - age, 0) & _MASK32
@@ -232,7 +238,7 @@ class _Take:
         assured = bool(chain.ENTRY.unpack(value)[_AT["ctl"]] & chain.CTL_ASSURED)
         opened = self._opened[family, chain.FLOW_CLASSES[assured]]
         others = [(one, found) for one in self._both(family) if (found := self._tables.lookup(one, key)) is not None]
-        live = [found for dummy, found in others if here.left(chain.ENTRY.unpack(found)[_AT["expires"]]) > 0]
+        live = [found for dummy, found in others if not here.over(*_clocks(found))]
         if live and not self._wins(value, live, here):
             self.done.kept += 1
             return

@@ -471,6 +471,48 @@ def test_sctp_timeouts(play: Play, tune: Tune) -> None:
     play([association(V4, "a", HEARTBEAT), association(V4, "b", HEARTBEAT_ACK)])
 
 
+# ---------------------------------------------------------------- a host that talks to itself
+def alike(pair: Pair) -> Pair:
+    """Return a pair whose ends are one address and one port."""
+    return Pair(pair.a, pair.a, 7, 7)
+
+
+@each_family
+@pytest.mark.parametrize("proto", [frames.UDP, 99, 253])
+def test_equal_ends(play: Play, pair: Pair, proto: int) -> None:
+    """Whatever comes after the first packet is a reply to it."""
+    payload = frames.udp(*alike(pair).ends("a"), b"12345")
+    steps = [packet(alike(pair), side, proto, payload) for side in "aaab"]
+    assert [flow.packets for flow in play(steps).flows.values()] == [(1, 3)]
+    play([*steps[:3], error("b", steps[0], *((3, 3) if pair is V4 else (1, 4)))])
+    # one of both is not enough
+    for near in (Pair(pair.a, pair.a, 7, 8), Pair(pair.a, pair.b, 7, 7)):
+        datagram = frames.udp(*near.ends("a"), b"12345")
+        play([packet(near, "a", frames.UDP, datagram)] * 2)
+
+
+@each_family
+def test_equal_ends_of_other_protocols(play: Play, pair: Pair) -> None:
+    """Queries tell by their type who asks; GRE and SCTP are like the rest."""
+    same = alike(pair)
+    play([same.echo("a", 7), same.echo("a", 7), same.echo("a", 7, reply=True), same.echo("b", 0x0800), same.echo("b", 0x0800)])
+    for header in ("00000800", "3001880b0000000000000001", "3001880b0000000500000001"):
+        play([packet(same, "a", frames.GRE, bytes.fromhex(header))] * 3)
+    play([association(same, "a", INIT)] * 3)
+    play([association(same, "a", kind, tag=0xA) for kind in (HEARTBEAT, HEARTBEAT, HEARTBEAT_ACK)])
+
+
+land = st.tuples(st.sampled_from(["S", "SA", "A", "FA", "R", "RA"]), st.sampled_from([0, 1, 2, 11, -1, 100_000]), st.sampled_from([0, 1, 2, 11, 100_000]))
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(family=st.sampled_from([V4, V6]), more=st.lists(land, min_size=1, max_size=7))
+def test_equal_ends_over_tcp(play: Play, family: Pair, more: list[tuple[str, int, int]]) -> None:
+    """The attack by the name of LAND, and whatever may follow: a SYN that comes again is a simultaneous opening."""
+    same = alike(family)
+    play([same.tcp("a", flags, seq, ack if "A" in flags else 0) for flags, seq, ack in [("S", 0, 0), *more]])
+
+
 # ---------------------------------------------------------------- everything at once
 def test_a_crowd(kernel: NfRig, chains: Chains) -> None:
     """Hundreds of flows of all kinds, mixed: the two tables are the same."""

@@ -129,6 +129,19 @@ class ChainRig:
                     found.append((*fields[:_EXPIRES], (expires - last_seen) & 0xFFFFFFFF, *fields[_EXPIRES + 3 :]))
         return found
 
+    def change(self, changed: t.Callable[[dict[str, int]], t.Mapping[str, int]]) -> int:
+        """Write what ``changed`` makes of an entry's fields, by their names in chain.ENTRY_FIELDS, into each entry; return how many there are."""
+        names, done = [name for name, dummy in chain.ENTRY_FIELDS], 0
+        for opened in self.tables.tables:
+            size = opened.table.key.size
+            for count, keys, values in list(self.tables.batches(opened)):
+                for at, fields in zip(range(0, count * size, size), list(chain.ENTRY.iter_unpack(values))):
+                    entry = dict(zip(names, fields))
+                    entry.update(changed(entry))
+                    bpf.map_update(opened.fd, bytes(keys[at : at + size]), chain.ENTRY.pack(*entry.values()))
+                    done += 1
+        return done
+
     def recount(self) -> None:
         """Take what was counted besides run() as seen."""
         self._counted = self.counters()
