@@ -252,6 +252,8 @@ class LinkFacts(t.NamedTuple):
     :ivar xdp: the attached program's id by mode: ``native``, ``generic``, ``offload``.
     :ivar received: frames since the interface was made.
     :ivar mac: its hardware address, b"" where it has none.
+    :ivar merges: bytes of the longest packet that the stack makes of what it receives (GRO).
+    :ivar leaves: bytes of the longest packet that senders leave to it to cut up (GSO).
     """
 
     ifindex: int
@@ -263,6 +265,8 @@ class LinkFacts(t.NamedTuple):
     xdp: dict[str, int]
     received: int
     mac: bytes = b""
+    merges: int = 0
+    leaves: int = 0
 
 
 # ---------------------------------------------------------------- calling libbpf
@@ -655,6 +659,7 @@ _RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 18, 19
 _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLA_F_NESTED, _NLA_TYPE_MASK = 2, 1, 4, 0x200, 1 << 15, 0x3FFF
 _NLMSGERR_ATTR_MSG = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 4, 5, 18
+_IFLA_GSO_SIZES, _IFLA_GRO_SIZES = (41, 63), (58, 64)  # IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE; IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
 _IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 23, 37, 43, 46
 _IFLA_INFO_KIND = 1
 _IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = 1, 2, 3, 4, 8
@@ -736,6 +741,8 @@ def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
         xdp=programs,
         received=struct.unpack_from("=Q", found[_IFLA_STATS64])[0],  # struct rtnl_link_stats64 starts with rx_packets
         mac=found.get(_IFLA_ADDRESS, b""),
+        merges=max(_u32(found.get(number)) for number in _IFLA_GRO_SIZES),
+        leaves=max(_u32(found.get(number)) for number in _IFLA_GSO_SIZES),
     )
 
 
