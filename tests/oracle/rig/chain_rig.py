@@ -36,6 +36,7 @@ class ChainRig:
     :param checksum: see ``render.Settings``; ``strict`` is what nf_conntrack does with frames that were not made on this host.
     :param events: whether the chain tells what becomes of flows.
     :param asked: the option ``guests`` of xdp_program.
+    :param without: a condition of the sources that never holds, to see what stands behind it.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class ChainRig:
         asked: t.Sequence[t.Mapping[str, t.Any]] = (),
         events: bool = False,
         build: str = "bcc",
+        without: str = "",
     ) -> None:
         """Compile and load.
 
         :raises ConntrackError: see ``generation.ensure``.
         """
-        self.checksum, self.build = checksum, build
+        self.checksum, self.build, self.without = checksum, build, without
         self.compiled = render.Settings(checksum=checksum, fused=fused, forward=forward, events=events, **dict.fromkeys(render.SIZES, table_size))
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
@@ -77,6 +79,9 @@ class ChainRig:
         headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
         parsed = guests.parse(asked)
         text = render.render(str(SOURCES), self.compiled, guests.read(parsed, os.path.abspath, os.listdir(SOURCES)))
+        if self.without:
+            assert text.count(f"if ({self.without})") == 1
+            text = text.replace(f"if ({self.without})", "if (0)")
         want = generation.Want(text, headers, pinned=guests.pinned_here(parsed), **{name: getattr(self.compiled, name) for name in render.SIZES})
         return want if self.build == "bcc" else built_by_clang(want, self.compiled)
 
