@@ -83,7 +83,7 @@ static __always_inline u32 adopt_flow(union any_key *key, u32 now, const struct 
 		return 0;
 	if (!ctl_try_lock(&old->ctl, &old_ctl))
 		return 1;
-	if (expired(old->expires, now)) {
+	if (entry_over(old, now, set)) {
 		count(COUNT_DELETED_EXPIRED);
 		if (assured)
 			count(COUNT_ASSURED_DELETED);
@@ -140,9 +140,9 @@ PROG(adopt)
 		return adopt_counts(ctx, items);
 #if EVENTS
 	if (what == ADOPT_ERASE_IPV4)
-		return erase_flows(ctx, sizeof(*request), items, now, request->assured, false);
+		return erase_flows(ctx, sizeof(*request), items, now, set, request->assured, false);
 	if (what == ADOPT_ERASE_IPV6)
-		return erase_flows(ctx, sizeof(*request), items, now, request->assured, true);
+		return erase_flows(ctx, sizeof(*request), items, now, set, request->assured, true);
 #endif
 #pragma clang loop unroll(disable)
 	for (i = 0; i < ADOPT_KEYS; i++) {

@@ -163,9 +163,16 @@ static __always_inline u64 ctl_new(const struct flow *f, u64 src_hi)
 	return ctl | src_hi * CTL_ORIG_HI | (f->bits & FLOW_EGRESS) / FLOW_EGRESS * CTL_EGRESS;
 }
 
-static __always_inline bool expired(u32 expires, u32 now)
+/*
+ * Whether the entry's time is over.  Its clocks have 32 bits: what seems to have
+ * more left than any timeout, or than its last packet gave it, was over long
+ * before, and the clock has gone round since.
+ */
+static __always_inline bool entry_over(const struct ct_entry *e, u32 now, const struct ct_settings *set)
 {
-	return (s32)(expires - now) <= 0;
+	u64 left = (u32)(e->expires - now), whole = (u32)(e->expires - e->last_seen);
+
+	return left - 1 >= (u64)LONGEST_TIMEOUT * set->hz || left > whole + (u64)CLOCK_SLACK * set->hz;
 }
 
 /* Where a flow is looked for, and in which order: what is established has one look-up to pay for. */

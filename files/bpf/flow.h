@@ -216,6 +216,14 @@ struct frag_key {
 	u16 reserved;
 };
 
+/* Payload that came, in units of 8 bytes; a datagram's end is rounded up. */
+struct frag_range {
+	u16 start, end;
+};
+
+/* How struct frag_queue is filled in; another release's, which knew other rules, is not gone on with. */
+#define FRAG_FORM	1
+
 /* A datagram of which fragments came. */
 struct frag_queue {
 	u64 ctl;		/* CTL_LOCK */
@@ -230,10 +238,11 @@ struct frag_queue {
 		struct tcp_seg seg;	/* end counts the first fragment's payload alone */
 		struct sctp_seg sctp;	/* the first fragment's chunks */
 	};
-	u32 l4_len;		/* UDP: what the header says, and the extension headers before it */
-	struct {
-		u16 start, end;
-	} range[FRAG_RANGES];
+	u16 claimed;		/* bytes of payload that the transport header says there are */
+	u8 ecn;			/* a bit for each value of the ECN field that came */
+	u8 form;		/* FRAG_FORM */
+	struct frag_range range[FRAG_RANGES];
+	u16 len;		/* where the part ends that reaches furthest, in units of 8 bytes */
 };
 
 #define CTL_LOCK	(1ULL << 63)
@@ -243,5 +252,6 @@ struct frag_queue {
 #define CTL_ORIG_HI	(1ULL << 6)	/* the initiator is the hi side of the key */
 #define CTL_EGRESS	(1ULL << 7)	/* its first packet came in on the egress hook */
 #define CTL_VLANS_SHIFT	8
+#define CTL_AGGREGATED	(1ULL << 10)	/* a packet counted in it was several segments on the wire */
 #define CTL_VLAN_SHIFT	16
 #define VLAN_VID_BITS	12

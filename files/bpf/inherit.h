@@ -51,7 +51,8 @@ static __always_inline int pred_copy(const struct ct_entry *old, union any_key *
  * Move the packet's flow here; true where it is here now.  The old entry stays
  * locked when it is deleted, so who found it there looks again.
  */
-static __always_inline bool entry_inherit(union any_key *key, u32 now, const bool v6)
+static __always_inline bool entry_inherit(union any_key *key, u32 now, const struct ct_settings *set,
+					  const bool v6)
 {
 	struct ct_entry *old;
 	bool assured;
@@ -71,7 +72,7 @@ static __always_inline bool entry_inherit(union any_key *key, u32 now, const boo
 	if (!old)
 		return true;
 	/* what is over stays there, to be counted when all is moved */
-	if (expired(old->expires, now)) {
+	if (entry_over(old, now, set)) {
 		ctl_unlock(&old->ctl, ctl);
 		return false;
 	}

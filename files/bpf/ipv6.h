@@ -35,6 +35,7 @@ struct ipv6_end {
 	__be32 id;
 	u8 proto;
 	bool fragment;	/* there is a fragment header */
+	bool beyond;	/* no end was found within what is looked at */
 };
 
 /* The addresses that net/ipv6/ip6_input.c throws away: RFC 4291, 2.5.3 and 2.7. */
@@ -62,6 +63,7 @@ static __always_inline bool ipv6_walk(struct xdp_md *ctx, u32 off, u8 proto, u32
 	u8 *ext;
 
 	found->fragment = false;
+	found->beyond = false;
 	found->frag = 0;
 #pragma clang loop unroll(disable)
 	for (i = 0; i <= IPV6_MAX_EXTENSIONS; i++) {
@@ -81,8 +83,10 @@ static __always_inline bool ipv6_walk(struct xdp_md *ctx, u32 off, u8 proto, u32
 			found->proto = proto;
 			return true;
 		}
-		if (off > MAX_HEADER_OFF || off + IPV6_OPT_BYTES > end)
+		if (off + IPV6_OPT_BYTES > end)
 			return false;
+		if (off > MAX_HEADER_OFF)
+			break;
 		ext = frame_at(ctx, off, IPV6_OPT_BYTES);
 		if (!ext)
 			return false;
@@ -112,5 +116,6 @@ static __always_inline bool ipv6_walk(struct xdp_md *ctx, u32 off, u8 proto, u32
 		}
 		proto = ext[0];
 	}
+	found->beyond = true;
 	return false;
 }

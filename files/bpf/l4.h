@@ -14,6 +14,22 @@ struct gre_pptp {
 	__be16 call_id;
 };
 
+/* Protocols whose header is read; the others are tracked by addresses and protocol number alone. */
+static __always_inline bool l4_parsed(u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+	case IPPROTO_GRE:
+	case IPPROTO_SCTP:
+	case IPPROTO_ICMPV6:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* Bytes of the transport header and payload, as the IP header counts them. */
 static __always_inline u32 l4_bytes(const struct flow *f)
 {

@@ -39,6 +39,20 @@ static __always_inline s64 frame_left(struct xdp_md *ctx, u32 off)
 	return (s64)((long)ctx->data_end - (long)ctx->data) - off;
 }
 
+/* The longest packet whose length an IPv4 header can tell. */
+#define IP_MAX_BYTES	0xffff
+
+/*
+ * Bytes of the IP packet at off, where its header tells none: BIG TCP, which only
+ * generic mode shows (include/linux/ip.h, iph_totlen(); ipv6.h).  0 where it is none.
+ */
+static __always_inline u32 big_tcp_bytes(struct xdp_md *ctx, u32 off, u8 proto)
+{
+	s64 left = frame_left(ctx, off);
+
+	return proto == IPPROTO_TCP && left > IP_MAX_BYTES ? left : 0;
+}
+
 /* Return the parsed packet in the metadata, NULL where a stage runs without. */
 static __always_inline struct flow *flow_of(struct xdp_md *ctx)
 {

@@ -1,33 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Slot 16: ICMPv6, as prs_icmp.c; neighbour and multicast listener discovery stay untracked (nf_conntrack_proto_icmpv6.c). */
 
-static __always_inline bool icmp6_error(struct xdp_md *ctx, struct flow *f)
+/* 0, or what the error is counted as. */
+static __always_inline u32 icmp6_error(struct xdp_md *ctx, struct flow *f)
 {
 	u32 off = f->l4_off + sizeof(struct icmphdr), end = f->l3_off + f->bytes;
 	struct ipv6hdr *outer, *quoted;
 	struct ipv6_end found;
 
-	if (off > MAX_HEADER_OFF || off > 0xff)
-		return false;
+	if (off > 0xff)
+		return COUNT_UNTRACKED_LIMIT;
 	quoted = frame_at(ctx, off, sizeof(*quoted));
 	outer = frame_at(ctx, f->l3_off, sizeof(*outer));
 	if (!quoted || !outer || off + sizeof(*quoted) > end)
-		return false;
+		return COUNT_INVALID_ICMP_ERROR;
 	/* it must go to the sender of what it quotes */
 	if (!ipv6_equal(&quoted->saddr, &outer->daddr))
-		return false;
-	if (!ipv6_walk(ctx, off + sizeof(*quoted), quoted->nexthdr, end, &found) ||
-	    found.frag & IPV6_FRAG_OFFSET)
-		return false;
+		return COUNT_INVALID_ICMP_ERROR;
+	if (!ipv6_walk(ctx, off + sizeof(*quoted), quoted->nexthdr, end, &found))
+		return found.beyond ? COUNT_UNTRACKED_LIMIT : COUNT_INVALID_ICMP_ERROR;
+	if (found.frag & IPV6_FRAG_OFFSET)
+		return COUNT_INVALID_ICMP_ERROR;
 	f->proto = found.proto;
 	f->bits |= FLOW_RELATED;
 	f->l3_off = off;
-	return quoted_ports(ctx, f, found.off, end);
+	return quoted_ports(ctx, f, found.off, end) ? 0 : COUNT_INVALID_ICMP_ERROR;
 }
 
 STAGE(prs_icmp6)
 {
 	struct icmphdr *icmp;
+	u32 why;
 
 	icmp = l4_at(ctx, f, sizeof(*icmp));
 	if (!icmp)
@@ -54,5 +57,6 @@ STAGE(prs_icmp6)
 		return track(ctx, f, chained);
 	if (icmp->type > ICMP6_ERROR_MAX)
 		return outcome(ctx, COUNT_INVALID_ICMP_TYPE, chained);
-	return icmp6_error(ctx, f) ? track(ctx, f, chained) : outcome(ctx, COUNT_INVALID_ICMP_ERROR, chained);
+	why = icmp6_error(ctx, f);
+	return why ? outcome(ctx, why, chained) : track(ctx, f, chained);
 }

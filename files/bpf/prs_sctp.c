@@ -10,13 +10,11 @@ struct sctp_chunk_header {
 	__be16 length;
 };
 
-/* How INIT and INIT ACK begin, and how long they are at least (RFC 9260, 3.3.2). */
+/* How INIT and INIT ACK begin. */
 struct sctp_init {
 	struct sctp_chunk_header chunk;
 	u32 init_tag;
 };
-
-#define SCTP_INIT_BYTES	20
 
 #define SCTP_FLAG_T	0x01	/* the tag is the receiver's own, reflected */
 
@@ -31,8 +29,8 @@ struct sctp_init {
 #define SCTP_ALONE	(CHUNK_BIT(INIT) | CHUNK_BIT(INIT_ACK) | CHUNK_BIT(SHUTDOWN_COMPLETE))
 #define SCTP_FIRST	(SCTP_ALONE | CHUNK_BIT(COOKIE_ECHO) | CHUNK_BIT(COOKIE_ACK))
 
-/* Fill in the chunks between off and end; false where they can not stand so. */
-static __always_inline bool sctp_parse_chunks(struct xdp_md *ctx, struct sctp_seg *seg, u32 off, u32 end)
+/* Fill in the chunks between off and end; return 0, or what a packet is counted as in which they can not stand so. */
+static __always_inline u32 sctp_parse_chunks(struct xdp_md *ctx, struct sctp_seg *seg, u32 off, u32 end)
 {
 	struct sctp_chunk_header *chunk;
 	u32 i, pos = off, kind, size;
@@ -47,22 +45,22 @@ static __always_inline bool sctp_parse_chunks(struct xdp_md *ctx, struct sctp_se
 			break;
 		size = bpf_ntohs(chunk->length);
 		if (!size)
-			return false;
+			return COUNT_INVALID_SCTP_CHUNKS;
 		kind = chunk->type & 0xf0 ? CHUNK_OTHER : CHUNK_TABLE >> (chunk->type & 0xf) * 4 & 0xf;
 		/* INIT, INIT ACK and SHUTDOWN COMPLETE stand alone, and nothing before a cookie */
 		if (i && (seg->seen & SCTP_ALONE || 1U << kind & SCTP_FIRST))
-			return false;
+			return COUNT_INVALID_SCTP_CHUNKS;
 		seg->seen |= 1U << kind;
 		if (kind != CHUNK_OTHER && kind != CHUNK_DATA) {
 			if (seg->listed >= SCTP_LISTED)
-				return false;
+				return COUNT_UNTRACKED_LIMIT;
 			seg->chunks |= (u64)kind << seg->listed * 4;
 			seg->reflected |= (chunk->flags & SCTP_FLAG_T) << seg->listed;
 			seg->listed++;
 		}
 		pos += (size + 3) & ~3;
 	}
-	return seg->seen;
+	return seg->seen ? 0 : COUNT_INVALID_SCTP_CHUNKS;
 }
 
 STAGE(prs_sctp)
@@ -71,6 +69,7 @@ STAGE(prs_sctp)
 	struct sctp_header *sctp;
 	struct sctp_init *init;
 	struct sctp_seg *seg;
+	u32 why;
 
 	sctp = l4_at(ctx, f, sizeof(*sctp));
 	if (!here || !sctp)
@@ -82,8 +81,9 @@ STAGE(prs_sctp)
 	seg = &here->sctp;
 	__builtin_memset(seg, 0, sizeof(*seg));
 	seg->vtag = sctp->vtag;
-	if (!sctp_parse_chunks(ctx, seg, f->l4_off + sizeof(*sctp), f->l3_off + f->bytes))
-		return outcome(ctx, COUNT_INVALID_SCTP_CHUNKS, chained);
+	why = sctp_parse_chunks(ctx, seg, f->l4_off + sizeof(*sctp), f->l3_off + f->bytes);
+	if (why)
+		return outcome(ctx, why, chained);
 	if (seg->seen & (CHUNK_BIT(INIT) | CHUNK_BIT(INIT_ACK))) {
 		init = frame_at(ctx, f->l4_off + sizeof(*sctp), sizeof(*init));
 		if (!init || (l4_bytes(f) < sizeof(*sctp) + SCTP_INIT_BYTES && !(f->bits & FLOW_FRAGMENT)))

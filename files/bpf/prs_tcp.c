@@ -145,6 +145,8 @@ STAGE(prs_tcp)
 	f->dport = tcp->dest;
 	f->tcp_flags = flags;
 	f->tcp_sack = bpf_ntohl(tcp->ack_seq);
+	if (header > l4_bytes(f))	/* a fragment: what follows its options in the frame is no part of it */
+		header = l4_bytes(f);
 	if (header == sizeof(*tcp))
 		return tcp_parsed(ctx, f, tcp, chained);
 	first = frame_at(ctx, f->l4_off + sizeof(*tcp), sizeof(*first));

@@ -4,6 +4,7 @@
  * table, and the verification tags of both sides.
  */
 
+#define SCTP_INIT_BYTES	20	/* INIT and INIT ACK at least (RFC 9260, 3.3.2) */
 #define SCTP_LISTED	16	/* control chunks of a packet that are followed */
 #define CHUNK_BIT(name)	(1U << CHUNK_##name)
 

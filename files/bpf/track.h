@@ -97,10 +97,15 @@ static __always_inline void ct_sctp(struct ct_entry *e, u64 *ctl, u64 dir, const
 }
 
 /* nf_conntrack_udp_packet(): a stream once there was traffic both ways beyond two seconds. */
-static __always_inline u32 ct_udp(const struct ct_entry *e, u64 *ctl, u32 now, const struct ct_settings *set)
+static __always_inline u32 ct_udp(struct ct_entry *e, u64 *ctl, u32 now, const struct ct_settings *set)
 {
-	if (!(*ctl & CTL_SEEN_REPLY) || (s32)(now - e->last_end) <= 0)
+	bool late = *ctl & CTL_ASSURED || (s32)(now - e->last_end) > 0;
+
+	if (!late || !(*ctl & CTL_SEEN_REPLY)) {
+		if (late)
+			e->last_end = now - 1;	/* else it seems to be ahead when half of the clock has gone by */
 		return set->timeout[TIMEOUT_UDP];
+	}
 	*ctl |= CTL_ASSURED;
 	return set->timeout[TIMEOUT_UDP_STREAM];
 }
@@ -212,7 +217,7 @@ static __always_inline struct ct_entry *entry_get(const struct flow *f, union an
 	struct ct_entry *e = entry_hold(key, ctl, assured, why, v6);
 
 	if (!e && *why == COUNT_UNTRACKED_NO_ENTRY) {
-		if (!entry_inherit(key, jiffies, v6)) {
+		if (!entry_inherit(key, jiffies, set, v6)) {
 			*why = ct_may_open(f, set);
 			if (*why != COUNT_TRACKED)
 				return NULL;
@@ -230,7 +235,7 @@ static __always_inline struct ct_entry *entry_get(const struct flow *f, union an
 	}
 	if (!e)
 		return NULL;
-	if (!expired(e->expires, jiffies))
+	if (!entry_over(e, jiffies, set))
 		return e;
 	*why = ct_may_open(f, set);
 	if (*why != COUNT_TRACKED) {
@@ -260,7 +265,8 @@ static __always_inline struct ct_found found_of(u32 reason, u64 ctl, u8 bits)
  * Count an ICMP error, under the lock, since the entry may be moving, or, where
  * it stays locked, without: nothing else writes these.
  */
-static __always_inline struct ct_found ct_related(struct flow *f, union any_key *key, u32 now, const bool v6)
+static __always_inline struct ct_found ct_related(struct flow *f, union any_key *key, u32 now,
+						  const struct ct_settings *set, const bool v6)
 {
 	struct ct_found found = { .outcome = COUNT_INVALID_ICMP_ERROR };
 	bool assured, locked = false;
@@ -269,7 +275,7 @@ static __always_inline struct ct_found ct_related(struct flow *f, union any_key 
 	u32 try;
 
 	if (!entry_find(key, v6, &assured))
-		entry_inherit(key, now, v6);
+		entry_inherit(key, now, set, v6);
 #pragma clang loop unroll(disable)
 	for (try = 0; try < FIND_TRIES && !locked; try++) {
 		OPAQUE(try);
@@ -280,7 +286,7 @@ static __always_inline struct ct_found ct_related(struct flow *f, union any_key 
 	}
 	if (!e)
 		return found;
-	if (!expired(e->expires, now)) {
+	if (!entry_over(e, now, set)) {
 		__sync_fetch_and_add(&e->rel_packets, 1);
 		__sync_fetch_and_add(&e->rel_bytes, f->bytes);
 		found = found_of(COUNT_RELATED, ctl, 0);
@@ -288,6 +294,43 @@ static __always_inline struct ct_found ct_related(struct flow *f, union any_key 
 	if (locked)
 		ctl_unlock(&e->ctl, ctl);
 	return found;
+}
+
+/* Take away what was made for a packet that is not tracked; nobody was told of it, and it stays locked. */
+static __always_inline void entry_discard(union any_key *key, const bool v6, bool assured)
+{
+	if (table_delete(key, v6, assured))
+		return;		/* pushed out, or deleted by an operator, meanwhile */
+	count(COUNT_DELETED_UNTRACKED);
+	if (assured)
+		count(COUNT_ASSURED_DELETED);
+}
+
+/*
+ * 1 where both sides have one address and one port.  In the kernel's table both
+ * tuples of such a flow are the same, and the reply's is found first: so whatever
+ * comes after the first packet is a reply, which ct_dir() makes of this.
+ */
+static __always_inline u64 ends_alike(const union any_key *key, const bool v6)
+{
+	if (v6)
+		return key->v6.lo_port == key->v6.hi_port && ipv6_equal(&key->v6.lo_ip, &key->v6.hi_ip);
+	return key->v4.lo_port == key->v4.hi_port && key->v4.lo_ip == key->v4.hi_ip;
+}
+
+/*
+ * 1 where the packet is longer than any that its interface can have received: what
+ * generic mode shows are the stack's packets, which GRO has merged, or which a
+ * local sender left to the card to cut up.  A datagram of fragments is longer, too.
+ */
+static __always_inline u64 aggregated(struct xdp_md *ctx, const struct flow *f)
+{
+	u32 mtu = 0;
+
+	if (f->bytes <= ETH_DATA_LEN || f->bits & FLOW_WHOLE)
+		return 0;
+	bpf_check_mtu(ctx, 0, &mtu, 0, 0);	/* whatever it returns: what is asked for is the MTU */
+	return f->bytes > (mtu ? mtu : 0xffff);
 }
 
 /* The packet's direction: an ICMP message tells it by its type, others by who began. */
@@ -331,7 +374,7 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	if (!set || !here)
 		return outcome(ctx, COUNT_UNTRACKED_NO_ENTRY, chained);
 	if (chained && f->bits & FLOW_RELATED)	/* the fused entry leaves ICMP to the stages */
-		return finish(ctx, ct_related(f, key, now, v6), chained);
+		return finish(ctx, ct_related(f, key, now, set, v6), chained);
 	e = entry_get(f, key, src_hi, jiffies, set, &ctl, &assured, &why, v6);
 	if (!e)
 		return outcome(ctx, why, chained);
@@ -378,12 +421,21 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	}
 
 	new = e->last_seen ? 0 : FOUND_NEW;
+	if (new) {
+		/* as nf_conntrack confirms no flow whose first packet it does not take */
+		if (res.outcome != COUNT_TRACKED) {
+			entry_discard(key, v6, assured);
+			return outcome(ctx, res.outcome, chained);
+		}
+		ctl |= ends_alike(key, v6) * CTL_ORIG_HI;
+	}
 	if (res.outcome == COUNT_TRACKED) {
 		half = &e->half[dir & 1];
 		half->packets++;
 		half->bytes += f->bytes;
 		e->expires = now + res.timeout;
-		e->last_seen = now;
+		e->last_seen = now | !now;	/* 0 stands for never */
+		ctl |= aggregated(ctx, f) * CTL_AGGREGATED;
 	}
 	/* the kernel sets this for packets that it ignores, too */
 	if (dir == DIR_REPLY && (res.outcome == COUNT_TRACKED || res.outcome == COUNT_IGNORED_TCP_SYN ||

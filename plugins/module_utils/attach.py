@@ -26,6 +26,8 @@ from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
 
 MODES = ("auto", "native", "generic")
+#: Bytes of the longest packet without BIG TCP, as the kernel has it (include/linux/netdevice.h, GSO_LEGACY_MAX_SIZE).
+IP_MOST = 65536
 #: The modes in which a program runs on the host's CPUs; an interface has at most one such program.
 HOST_MODES = ("native", "generic")
 
@@ -193,6 +195,7 @@ class Have:
     :ivar port: what the chain has to know to forward through it; None where its frames are not Ethernet.
     :ivar unfit: why nothing could be tracked on it, see link_fitness.unfit().
     :ivar counted: why packets would be counted twice if the chain tracked on it.
+    :ivar longest: bytes of the longest packet that generic mode shows here; 0 where it is not known.
     """
 
     pin: str
@@ -204,6 +207,12 @@ class Have:
     port: ports.Port | None = None
     unfit: str = ""
     counted: str = ""
+    longest: int = 0
+
+    @property
+    def big(self) -> bool:
+        """Whether generic mode shows packets here that no IPv4 header can tell the length of (BIG TCP)."""
+        return self.longest > IP_MOST
 
 
 def _pinned_link(path: str) -> bpf.LinkInfo | None:
@@ -339,19 +348,26 @@ def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], progr
         attached = _attached(facts, pin, pins, programs)
         mode = attached.mode if attached else None
         port = ports.Port(want.label, facts.ifindex, facts.mac, ports.transmits(facts, mode)) if ports.is_ethernet(facts) else None
-        unfit = link_fitness.unfit(facts)
-        return dataclasses.replace(have, ifindex=facts.ifindex, attached=attached, too_long=_too_long(facts), port=port, unfit=unfit)
+        peer = _peer(facts)
+        return dataclasses.replace(
+            have,
+            ifindex=facts.ifindex,
+            attached=attached,
+            too_long=peer.mtu if peer and peer.mtu > VETH_MAX_MTU else None,
+            port=port,
+            unfit=link_fitness.unfit(facts),
+            longest=max(facts.merges, peer.leaves if peer else 0),
+        )
 
 
-def _too_long(facts: bpf.LinkFacts) -> int | None:
-    """Return the MTU of a veth's other end when native XDP on this end can not take its frames."""
+def _peer(facts: bpf.LinkFacts) -> bpf.LinkFacts | None:
+    """Return the other end of a veth: its MTU may keep this end from native XDP, and what its senders leave uncut comes here whole."""
     if facts.kind != "veth":
         return None
     try:
-        mtu = bpf.link_facts(facts.peer_ifindex, facts.peer_nsid).mtu
+        return bpf.link_facts(facts.peer_ifindex, facts.peer_nsid)
     except bpf.BpfError:  # the peer is being moved or its namespace dies: the kernel will say
         return None
-    return mtu if mtu > VETH_MAX_MTU else None
 
 
 def _attached(facts: bpf.LinkFacts, pin: str, pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]) -> Attached | None:
@@ -697,6 +713,12 @@ class Applier:
                     raise ConntrackError(f"{want.field}: {want.label}: the kernel refuses {mode} XDP: {exc.message}.{mend}") from exc
         if mode == "generic" and want.mode == "auto":
             self.warnings.append(f"{want.label}: attached in generic mode, which is slower, because native was not possible: {why}.")
+        if mode == "generic" and change.have.big:
+            self.warnings.append(
+                f"{want.label}: packets of up to {change.have.longest} bytes come here (BIG TCP), and in generic mode the kernel copies each into one piece of "
+                f"memory first: it drops those for which it finds none. Set gro_max_size and gro_ipv4_max_size (on the other end of a veth gso_max_size and "
+                f"gso_ipv4_max_size) to {IP_MOST}, or give mode: native."
+            )
         path = change.have.pin
         self._pin(link, path)
 

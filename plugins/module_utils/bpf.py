@@ -255,6 +255,8 @@ class LinkFacts(t.NamedTuple):
     :ivar type: ARPHRD_* of include/uapi/linux/if_arp.h, what its frames begin with; 1 is Ethernet.
     :ivar master: the ifindex of the bridge, bond, team or VRF that it is part of; 0 where there is none.
     :ivar altnames: its alternative names (ip link property, Linux 5.5).
+    :ivar merges: bytes of the longest packet that the stack makes of what it receives (GRO).
+    :ivar leaves: bytes of the longest packet that senders leave to it to cut up (GSO).
     """
 
     ifindex: int
@@ -269,6 +271,8 @@ class LinkFacts(t.NamedTuple):
     type: int = 1
     master: int = 0
     altnames: tuple[str, ...] = ()
+    merges: int = 0
+    leaves: int = 0
 
 
 # ---------------------------------------------------------------- calling libbpf
@@ -662,6 +666,7 @@ _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLA_F_NESTED, _NLA_T
 _NLMSGERR_ATTR_MSG = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
+_IFLA_GSO_SIZES, _IFLA_GRO_SIZES = (41, 63), (58, 64)  # IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE; IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
 _IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 23, 37, 43, 46
 _IFLA_INFO_KIND = 1
 _IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = 1, 2, 3, 4, 8
@@ -756,6 +761,8 @@ def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
         type=arphrd,
         master=_u32(found.get(_IFLA_MASTER)),
         altnames=tuple(_text(raw) for kind, raw in _each_attribute(found.get(_IFLA_PROP_LIST, b"")) if kind == _IFLA_ALT_IFNAME),
+        merges=max(_u32(found.get(number)) for number in _IFLA_GRO_SIZES),
+        leaves=max(_u32(found.get(number)) for number in _IFLA_GSO_SIZES),
     )
 
 

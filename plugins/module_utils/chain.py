@@ -85,7 +85,7 @@ OUTCOMES = (
     ("related", "ICMP error matched to the flow that it quotes"),
     ("fragment", "a fragment; its datagram counts in the flow with the fragment that completes it"),
     ("invalid_ip_header", "IP version, header length, total length or header checksum is wrong, or an address is one that no wire may carry"),
-    ("invalid_ext_headers", "IPv6 extension headers that lead nowhere, or are more than are followed"),
+    ("invalid_ext_headers", "IPv6 extension headers that lead nowhere"),
     ("invalid_l4_short", "the transport header is cut off"),
     ("invalid_checksum", "the transport checksum is wrong"),
     ("invalid_tcp_header", "the TCP data offset is wrong"),
@@ -97,7 +97,7 @@ OUTCOMES = (
     ("invalid_icmp_type", "an ICMP message that is neither a query, nor a reply to one seen, nor an error"),
     ("invalid_icmp_error", "an ICMP error that quotes no known flow, or goes to somebody else than the sender of what it quotes"),
     ("invalid_gre", "a GRE header of version 1 that is not PPTP's"),
-    ("invalid_sctp_chunks", "no SCTP chunk, one without a length, one that may not stand where it does, or more control chunks than are followed"),
+    ("invalid_sctp_chunks", "no SCTP chunk, one without a length, or one that may not stand where it does"),
     ("invalid_sctp_new", "the SCTP chunks can not open an association"),
     ("invalid_sctp_tag", "the SCTP verification tag is wrong"),
     ("invalid_sctp_state", "the SCTP chunk fits no transition of the association's state"),
@@ -111,6 +111,7 @@ OUTCOMES = (
     ("untracked_pppoe", "PPPoE"),
     ("untracked_nd", "neighbour discovery or multicast listener discovery (as in the kernel)"),
     ("untracked_fragment", "a fragment that fits no datagram: overlapping, too long together, or no room to remember it"),
+    ("untracked_limit", "more or longer headers than are followed: what is behind them was not looked at"),
     ("untracked_no_entry", "no entry could be made: the table is full or being resized"),
     ("untracked_rate", "it would begin a flow, and more began lately than new_flows_per_second allows"),
     ("untracked_contended", "the entry stayed locked by another CPU"),
@@ -124,6 +125,7 @@ EVENTS = (
     ("deleted_expired", "entries whose time was over"),
     ("deleted_flushed", "entries that an operator deleted"),
     ("deleted_dropped", "entries that began with a packet which a guest dropped"),
+    ("deleted_untracked", "entries that began with a packet which was then not tracked"),
     ("insert_failed", "entries that could not be made"),
     ("promoted", "entries that moved to the table of assured flows"),
     ("promote_failed", "packets of assured flows that the table of assured flows had no room for: the flow stayed where it was"),
@@ -215,6 +217,11 @@ TIMEOUTS = {
     "sctp_shutdown_ack_sent": 3,
     "sctp_heartbeat_sent": 30,
 }
+
+#: The longest timeout that can be set, in seconds: with 1000 jiffies a second it is just less than half of what 32 bits hold.
+LONGEST_TIMEOUT = (1 << 31) // 1000 - 1
+#: How much later than now an entry may have been seen, in seconds: another CPU read the clock later, or a reader takes long for a large table.
+CLOCK_SLACK = 3600
 
 #: Switches and numbers with their defaults, those of the kernel where it has them; index in ``settings`` is the position here.
 KNOBS: dict[str, int] = {
@@ -500,6 +507,9 @@ CTL_ASSURED = 1 << 5
 CTL_ORIG_HI = 1 << 6  # the initiator is the "hi" side of the key
 CTL_EGRESS = 1 << 7  # the initiator's first packet came in on the egress hook
 CTL_VLANS_SHIFT = 8  # two bits: how many VLAN tags the initiator's first packet had
+#: A packet that was counted in the flow was several segments on the wire. It is no part of the description of the tables (CTL_PARTS): releases
+#: that do not know it write it back as they read it, and so flows go on between them and this one in both directions.
+CTL_AGGREGATED = 1 << 10
 CTL_VLAN_OUTER_SHIFT = 16  # twelve bits each
 CTL_VLAN_INNER_SHIFT = 28
 #: All of them by name, with their masks.

@@ -15,6 +15,7 @@ import datetime
 import time
 import typing as t
 
+from . import chain
 from .errors import ConntrackError
 
 _MASK32 = 0xFFFFFFFF
@@ -40,6 +41,23 @@ def jiffies_now(meta: t.Mapping[str, int], monotonic_ns: int | None = None, rate
         raise ConntrackError("meta: the chain has not stored its clock (jiffies, ktime_ns). Run xdp_program again.")
     elapsed = (time.monotonic_ns() if monotonic_ns is None else monotonic_ns) - meta["ktime_ns"]
     return meta["jiffies"] + elapsed * (hz() if rate is None else rate) // _NS
+
+
+def over(expires: int, last_seen: int, now: int, rate: int) -> bool:
+    """Return whether an entry's time is over, as entry_over() in files/bpf/entry.h tells it.
+
+    Its clocks are the low 32 bits of jiffies64. What seems to have more left than any timeout, or than its last packet gave it, was over long
+    before, and the clock has gone round since. One that was over for a whole round, 2**32 jiffies, is taken for live again for as long as its
+    last timeout was: more cannot be told from 32 bits.
+
+    :param expires: the jiffy at which it ends, and ``last_seen`` that of its last packet.
+    :param now: jiffies, 32 bits or 64, ``rate`` of them a second.
+
+    >>> over(100, 90, 99, 1), over(100, 90, 100, 1), over(100, 90, 100 + (1 << 31), 1)
+    (False, True, True)
+    """
+    left = (expires - now) & _MASK32
+    return not 0 < left <= chain.LONGEST_TIMEOUT * rate or left > ((expires - last_seen) & _MASK32) + chain.CLOCK_SLACK * rate
 
 
 def utc(seconds: float) -> str:
@@ -70,9 +88,13 @@ class Clock:
         now, rate = time.monotonic_ns(), hz()
         return cls(jiffies_now(meta, now, rate), rate, now)
 
-    def left(self, expires: int) -> int:
-        """Return the jiffies until ``expires`` (low 32 bits of jiffies64): zero or less once it is over."""
-        return ((expires - self.jiffies + 0x80000000) & _MASK32) - 0x80000000
+    def over(self, expires: int, last_seen: int) -> bool:
+        """Return whether the time of an entry with these clocks is over; see :func:`over`."""
+        return over(expires, last_seen, self.jiffies, self.hz)
+
+    def left(self, instant: int) -> int:
+        """Return the jiffies until an instant (low 32 bits of jiffies64) less than 2**31 jiffies away: zero or less once it has come."""
+        return ((instant - self.jiffies + 0x80000000) & _MASK32) - 0x80000000
 
     def idle(self, last_seen: int) -> int:
         """Return the whole seconds since ``last_seen`` (low 32 bits of jiffies64); 0 for a packet later than this instant."""

@@ -72,7 +72,7 @@ PARTS = ("tables", "health", "interfaces")
 STAGES = {
     "entry": ("untracked_no_meta", "untracked_no_slot"),
     "prs_eth": ("untracked_not_ip", "untracked_eth_short", "untracked_vlan_depth", "untracked_pppoe"),
-    "prs_ip": ("invalid_ip_header", "invalid_ext_headers"),
+    "prs_ip": ("invalid_ip_header", "invalid_ext_headers", "untracked_limit"),
     "prs_l4": (
         *("invalid_l4_short", "invalid_checksum", "invalid_tcp_header", "invalid_tcp_flags", "invalid_gre"),
         *("invalid_sctp_chunks", "untracked_nd"),

@@ -15,7 +15,7 @@ from .printable import printable
 STAGES: dict[str, tuple[str, ...]] = {
     "ingress, egress": ("untracked_no_meta", "untracked_no_slot"),
     "prs_eth": ("untracked_not_ip", "untracked_eth_short", "untracked_vlan_depth", "untracked_pppoe"),
-    "prs_ipv4, prs_ipv6": ("invalid_ip_header", "invalid_ext_headers"),
+    "prs_ipv4, prs_ipv6": ("invalid_ip_header", "invalid_ext_headers", "untracked_limit"),
     "prs_tcp ... prs_gre": (
         *("invalid_l4_short", "invalid_checksum", "invalid_tcp_header", "invalid_tcp_flags", "invalid_gre"),
         *("invalid_sctp_chunks", "untracked_nd"),

@@ -80,9 +80,10 @@ CTL = 4  # position of ctl, expires, last_seen, created in VIEW
 EXPIRES = 5
 LAST_SEEN = 6
 CREATED = 7
-#: Where in an entry the lowest byte of ``ctl`` lies, with all that a summary tells flows apart by, the highest, with the lock, and ``expires``.
+#: Where in an entry the lowest byte of ``ctl`` lies, with all that a summary tells flows apart by, the highest, with the lock, ``expires`` and ``last_seen``.
 _CTL_AT, _CTL_TOP_AT = sorted((struct.calcsize("=QQ16xQQ16x"), struct.calcsize("=QQ16xQQ16xQ") - 1), reverse=sys.byteorder == "big")
 _EXPIRES_AT = struct.calcsize("=QQ16xQQ16xQ")
+_LAST_SEEN_AT = _EXPIRES_AT + 4
 
 #: What the values of a flow are, in their order: that of a record, so that most lines are made of them as they stand. ``timeout``, ``age`` and
 #: ``idle`` are whole seconds; addresses are text. For ICMP ``orig.sport`` is the id. ``related`` are the ICMP errors that quote the flow.
@@ -123,6 +124,7 @@ class Shape:
     :ivar number: IP protocol number; ``proto`` is its name.
     :ivar machine: whether ``state`` is that of a protocol's state machine.
     :ivar vlan: tag ids, the outer one first; empty when untagged.
+    :ivar aggregated: whether some of its packets were several segments on the wire, which nobody can count any more.
     :ivar icmp: type and code of an ICMP query, else None.
     :ivar gre: keys of a GRE flow, the initiator's first, else None: those of version 1 (PPTP) are 0 and the call id, others have none and show zeros.
     """
@@ -136,6 +138,7 @@ class Shape:
     seen_reply: bool
     dir: str
     vlan: tuple[int, ...]
+    aggregated: bool
     icmp: tuple[int, int] | None
     gre: tuple[int, int] | None
 
@@ -181,6 +184,7 @@ def make_shape(table: Table, number: int, ctl: int, dport: int) -> Shape:
         seen_reply=bool(ctl & chain.CTL_SEEN_REPLY),
         dir=DIRECTIONS[bool(ctl & chain.CTL_EGRESS)],
         vlan=tags[: min(ctl >> chain.CTL_VLANS_SHIFT & 3, 2)],
+        aggregated=bool(ctl & chain.CTL_AGGREGATED),
         icmp=(dport >> 8, dport & 0xFF) if number == table.icmp else None,
         gre=(0, dport) if number == GRE else None,
     )
@@ -261,11 +265,19 @@ class Decoder:
 
     def over_rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
         """Return packed_rows() without the flows that are live; those cost little, for of them only that is looked at."""
-        next_jiffy = self.clock.jiffies + 1 & _MASK32
-        live = [(at - next_jiffy) & 0xFFFFFFFF < 0x7FFFFFFF for at in _expires(values)]
-        if all(live):
+        over = self._over(values)
+        if not any(over):
             return iter(())
-        return (row for row, skip in zip(self.packed_rows(keys, values), live) if not skip)
+        return (row for row, wanted in zip(self.packed_rows(keys, values), over) if wanted)
+
+    def _over(self, values: memoryview | bytes) -> list[bool]:
+        """Return for each entry of a batch whether its time is over: clock.over(), written out for whole columns."""
+        next_jiffy, longest = self.clock.jiffies + 1, chain.LONGEST_TIMEOUT * self.clock.hz
+        slack = chain.CLOCK_SLACK * self.clock.hz - 1
+        return [
+            (at - next_jiffy) & 0xFFFFFFFF >= longest or (at - next_jiffy) & 0xFFFFFFFF > (at - seen & 0xFFFFFFFF) + slack
+            for at, seen in zip(_column(values, _EXPIRES_AT), _column(values, _LAST_SEEN_AT))
+        ]
 
     def flows(self, rows: t.Iterable[Row], over: bool = False) -> t.Iterator[Flow]:
         """Return shape, values and row of each row whose time is not over, and of the others, too, if ``over``.
@@ -276,6 +288,7 @@ class Decoder:
         now, rate = self.clock.jiffies, self.clock.hz
         seconds = now // rate
         now &= _MASK32
+        longest, slack = chain.LONGEST_TIMEOUT * rate, chain.CLOCK_SLACK * rate
         shapes, port_shapes = self._shapes, self._port_shapes
         ipv4, ipv6 = self.table.family == "ipv4", self._ipv6
         halves = _halves(self._as_bytes) if ipv4 else ()
@@ -285,7 +298,7 @@ class Decoder:
             lo, hi, sport, dport, number, dummy = row[0]
             orig_packets, orig_bytes, reply_packets, reply_bytes, ctl, expires, last_seen, created, rel_packets, rel_bytes = row[1]
             left = (expires - now) & 0xFFFFFFFF
-            if left > 0x7FFFFFFF or not left:
+            if not 0 < left <= longest or left > ((expires - last_seen) & 0xFFFFFFFF) + slack:
                 if not over:
                     continue
                 left = 0
@@ -330,13 +343,14 @@ class Decoder:
         They are the flows that flows() returns, at a tenth of its time: only the columns that matter are looked at, no row is made.
         None when an entry is locked: whether it is just being made is for flows() to see.
         """
-        next_jiffy = self.clock.jiffies + 1 & _MASK32
-        expires = _expires(values)
+        now, rate = self.clock.jiffies & _MASK32, self.clock.hz
+        expires, last_seen = _column(values, _EXPIRES_AT), _column(values, _LAST_SEEN_AT)
         columns = bytearray(4 * len(expires))
-        if expires and next_jiffy <= min(expires) and max(expires) - next_jiffy < 0x7FFFFFFF:  # none is over, which is cheap to see
+        # none is over, which is cheap to see where the clock is not about to go round
+        if expires and now < min(expires) and max(expires) - now <= chain.LONGEST_TIMEOUT * rate and max(last_seen) <= now + chain.CLOCK_SLACK * rate:
             columns[0::4] = b"\1" * len(expires)
         else:
-            columns[0::4] = bytes([(at - next_jiffy) & 0xFFFFFFFF < 0x7FFFFFFF for at in expires])
+            columns[0::4] = bytes(not over for over in self._over(values))
         columns[1::4] = values[_CTL_TOP_AT :: VIEW.size]
         columns[2::4] = values[_CTL_AT :: VIEW.size]
         columns[3::4] = keys[2 * self.table.address.size + 4 :: self.table.key.size]
@@ -350,9 +364,9 @@ class Decoder:
         return found
 
 
-def _expires(values: memoryview | bytes) -> array.array[int]:
-    """Return one column of a batch."""
-    return array.array("I", memoryview(values).cast("I")[_EXPIRES_AT // 4 :: VIEW.size // 4].tobytes())
+def _column(values: memoryview | bytes, at: int) -> array.array[int]:
+    """Return the 32-bit numbers of a batch that stand at this place of each entry."""
+    return array.array("I", memoryview(values).cast("I")[at // 4 :: VIEW.size // 4].tobytes())
 
 
 def _side(shape: Shape, v: Values, first: int) -> Record:
@@ -381,6 +395,8 @@ def record(shape: Shape, v: Values) -> Record:
     result["dir"] = shape.dir
     if shape.vlan:
         result["vlan"] = list(shape.vlan)
+    if shape.aggregated:
+        result["aggregated"] = True
     result.update(age=v[AGE], idle=v[IDLE], related={"packets": v[RELATED_PACKETS], "bytes": v[RELATED_BYTES]})
     return result
 
@@ -408,6 +424,7 @@ COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
     "gre.dstkey": lambda shape, v: shape.gre[1] if shape.gre else None,
     "dir": _shared("dir"),
     "vlan": lambda shape, v: list(shape.vlan) or None,
+    "aggregated": lambda shape, v: shape.aggregated or None,
     **{name: _value(VALUES.index(name)) for name in VALUES[AGE:]},
 }
 #: Short words besides: the filters' words for the initiator's side, and the totals of both directions.

@@ -272,8 +272,14 @@ def _signed(number: int) -> int:
     return ((number + 0x80000000) & _MASK32) - 0x80000000
 
 
+def _clocks(value: bytes) -> tuple[int, int]:
+    """Return when an entry ends and when it was last seen."""
+    fields = chain.ENTRY.unpack(value)
+    return fields[_AT["expires"]], fields[_AT["last_seen"]]
+
+
 def rebased(key: bytes, value: bytes, jiffies: int, rate: int, here: Clock, timeouts: t.Mapping[str, int] = chain.TIMEOUTS) -> tuple[bytes, int]:
-    """Return an entry in this host's time, and the jiffies that it has left.
+    """Return an entry in this host's time, and the jiffies that it has left: zero or less once it is over.
 
     No time is one that can not be: none has more left than its state has here, was seen or began later than now, or becomes a stream later than a new flow.
 
@@ -289,11 +295,13 @@ def rebased(key: bytes, value: bytes, jiffies: int, rate: int, here: Clock, time
         return min(max(_signed(fields[_AT[at]] - jiffies) * here.hz // rate, -_MOST_JIFFIES), most)
 
     left = moved("expires", min(longest(family, proto, fields[_AT["ctl"]], timeouts) * here.hz, _MOST_JIFFIES))
+    if Clock(jiffies, rate, 0).over(*_clocks(value)):
+        left = min(left, 0)  # it may be so long ago that the difference of the two clocks says otherwise
     ends = {"expires": left, "last_seen": moved("last_seen", 0)}
     if proto not in _NO_CLOCK:
         ends["last_end"] = moved("last_end", _STREAM_SECONDS * here.hz)
     for name, away in ends.items():
-        fields[_AT[name]] = (here.jiffies + away) & _MASK32
+        fields[_AT[name]] = (here.jiffies + away) & _MASK32 or int(name != "last_end")  # never seen is 0
     age = max(jiffies // rate - fields[_AT["created"]], 0)
     fields[_AT["created"]] = max(here.jiffies // here.hz - age, 0) & _MASK32
     return chain.ENTRY.pack(*fields), left
@@ -350,7 +358,7 @@ class _Take:
         assured = bool(chain.ENTRY.unpack(value)[_AT["ctl"]] & chain.CTL_ASSURED)
         opened = self._opened[family, chain.FLOW_CLASSES[assured]]
         others = [(one, found) for one in self._both(family) if (found := self._tables.lookup(one, key)) is not None]
-        live = [found for dummy, found in others if here.left(chain.ENTRY.unpack(found)[_AT["expires"]]) > 0]
+        live = [found for dummy, found in others if not here.over(*_clocks(found))]
         if live and not self._wins(value, live, here):
             self.done.kept += 1
             return

@@ -617,7 +617,7 @@ def _doomed(rows: t.Iterable[flow.Row], choice: Choice, table: flow.Table, clock
     if tests is None:
         return
     for row in flow_filter.choose(rows, tests):
-        over = clock.left(row[1][flow.EXPIRES]) <= 0
+        over = clock.over(row[1][flow.EXPIRES], row[1][flow.LAST_SEEN])
         if choice.expired if over else choice.live:
             yield over, row
 

@@ -16,7 +16,7 @@ from .health import Fault
 from .plan import Plan
 
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
-_TIMEOUT_RANGE = (1, (1 << 31) // 1000 - 1)
+_TIMEOUT_RANGE = (1, chain.LONGEST_TIMEOUT)
 KEEP_RANGE = (0, 16)
 _KNOB_RANGES = {
     "tcp_loose": (0, 1),

@@ -142,7 +142,7 @@ def _ranked(fd: int, info: bpf.MapInfo, description: schema.Description, now: in
     now &= 0xFFFFFFFF
     for dummy_count, dummy_keys, values in _batches(fd, info):
         for fields in view.iter_unpack(values):
-            if 0 < (fields[expires] - now) & 0xFFFFFFFF < 1 << 31:
+            if not clock.over(fields[expires], fields[last_seen], now, rate):
                 idle = (now - fields[last_seen]) & 0xFFFFFFFF
                 rank = bool(fields[ctl] & assured), idle // rate if idle < 1 << 31 else 0
                 found[rank] = found.get(rank, 0) + 1
@@ -422,7 +422,7 @@ class _Move:
             mine = bool(fields[ctl] & assured)
             table = schema.destination(self.here, family, mine or kind == "assured")
             limit = self._left.get(table)
-            if limit and 0 < (fields[expires] - self._now) & 0xFFFFFFFF < 1 << 31:
+            if limit and not clock.over(fields[expires], fields[last_seen], self._now, self._rate):
                 idle = (self._now - fields[last_seen]) & 0xFFFFFFFF
                 rank = (not mine, idle // self._rate if idle < 1 << 31 else 0)
                 if rank > limit[0] or (rank == limit[0] and not limit[1][0]):

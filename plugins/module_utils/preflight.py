@@ -314,6 +314,7 @@ def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.A
         "driver": driver.name or None,
         "native": False if why else native,
         "why_not_native": why,
+        "big_tcp": have.big,
         "modes": ["generic"] if why else ["native", "generic"] if native else ["unknown"] if have.ifindex else [],
         "program": None if attached is None else attached.program.hook or attached.program.name,
         "mode": None if attached is None else attached.mode,

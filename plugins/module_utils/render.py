@@ -101,6 +101,8 @@ def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.A
         "adopt_keys": chain.ADOPT_KEYS,
         "timeouts": _numbered(chain.TIMEOUTS),
         "knobs": _numbered(chain.KNOBS),
+        "longest_timeout": chain.LONGEST_TIMEOUT,
+        "clock_slack": chain.CLOCK_SLACK,
         "tcp_classes": _numbered(chain.TCP_CLASSES),
         "tcp_states": _numbered([*chain.TCP_STATES, "INVALID", "IGNORE"]),
         "sctp_chunks": _numbered(chain.SCTP_CHUNKS),

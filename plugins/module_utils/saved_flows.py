@@ -53,6 +53,7 @@ def pack(record: t.Mapping[str, t.Any]) -> Packed:
     ctl |= len(tags) << chain.CTL_VLANS_SHIFT
     for tag, shift in zip(tags, (chain.CTL_VLAN_OUTER_SHIFT, chain.CTL_VLAN_INNER_SHIFT)):
         ctl |= tag << shift
+    ctl |= chain.CTL_AGGREGATED if record.get("aggregated") else 0
     key = table.key.pack(table.address.unpack(low)[0], table.address.unpack(high)[0], low_port, high_port, number, 0)
     value = flow.VIEW.pack(
         *(orig["packets"], orig["bytes"], reply["packets"], reply["bytes"], ctl),

@@ -210,6 +210,8 @@ class Translator:
                 lost.append(f"ctl {name}")
             elif name != "state":
                 self._parts.append((mask, _shift(mask), _shift(to)))
+        # no description names this bit; where the others are the same ones it is free on both sides, or means the same
+        self._unnamed = chain.CTL_AGGREGATED if old["ctl"] == new["ctl"] else 0
         self._states = {}
         for machine, names in old["states"].items():
             known = {name: number for number, name in enumerate(new["states"].get(machine, []))}
@@ -256,7 +258,7 @@ class Translator:
         numbers = self._states.get(_STATES.get(proto, ""))
         if numbers and state < len(numbers):
             state = numbers[state]
-        word = state << self._state_shifts[1]
+        word = state << self._state_shifts[1] | ctl & self._unnamed
         for mask, shift, to in self._parts:
             word |= (ctl & mask) >> shift << to
         return word

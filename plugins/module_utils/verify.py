@@ -23,8 +23,8 @@ _V4 = (bytes((192, 0, 2, 1)), bytes((198, 51, 100, 1)))
 _V6 = (bytes.fromhex("20010db8000000000000000000000001"), bytes.fromhex("20010db8000000000000000000000002"))
 #: A router does not forward what has no life left, so it stays in the chain whatever that may forward.
 _TTL = 1
-#: The offset, in units of 8 bytes, at which two such units are more than a datagram holds.
-_TOO_FAR = 8191
+#: The largest offset of a fragment, in units of 8 bytes: of a datagram whose last fragment it could be none is expected.
+_LAST_UNIT = 8191
 
 
 def _checksum(data: bytes) -> int:
@@ -75,7 +75,7 @@ PROBES = (
     Probe("an ICMP header that is cut off", _ipv4(_ICMP, bytes(4)), "invalid_l4_short"),
     Probe("an SCTP header that is cut off", _ipv4(_SCTP, bytes(4)), "invalid_l4_short"),
     Probe("a GRE header of version 1 that is not PPTP's", _ipv4(_GRE, struct.pack("!HHI", 1, _ETH_IPV4, 0)), "invalid_gre"),
-    Probe("a fragment beyond the end of any datagram", _ipv4(_UDP, bytes(16), _TOO_FAR), "untracked_fragment"),
+    Probe("a fragment that holds nothing", _ipv4(_UDP, b"", _LAST_UNIT), "untracked_fragment"),
     Probe("a TCP reset of no connection", _ipv4(_TCP, _reset(_V4)), "invalid_tcp_new"),
     Probe("an ICMPv6 header that is cut off", _ipv6(_ICMPV6, bytes(4)), "invalid_l4_short"),
     Probe("a TCP reset of no connection over IPv6", _ipv6(_TCP, _reset(_V6)), "invalid_tcp_new"),

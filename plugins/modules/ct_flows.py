@@ -195,6 +195,11 @@ flows:
       description: VLAN ids of the initiator's first packet, the outer one first; absent when it was untagged.
       type: list
       elements: int
+    aggregated:
+      description:
+        - Whether some of the packets that are counted were several segments on the wire, which only generic mode shows; absent where all were whole.
+        - C(packets) are then fewer than the wire had, and C(bytes) leave out the headers between the segments.
+      type: bool
     age:
       description: Seconds since the flow began.
       type: int

@@ -181,7 +181,9 @@ python:
 interfaces:
   description:
     - The wanted interfaces. C(native) tells whether the driver runs XDP programs itself, by the kernel's own answer (since Linux 6.3), V(null) where it
-      does not tell, and C(modes) which modes can be had. C(program) and C(mode) are what is attached now, C(foreign) whether that is somebody else's.
+      does not tell, and C(modes) which modes can be had. C(big_tcp) tells whether generic mode shows packets of more than 64 KiB there, each of which the
+      kernel copies into one piece of memory, and drops where it finds none. C(program) and C(mode) are what is attached now, C(foreign) whether
+      that is somebody else's.
   returned: success
   type: list
   elements: dict
@@ -192,6 +194,7 @@ interfaces:
       driver: virtio_net
       native: true
       why_not_native: ""
+      big_tcp: false
       modes: [native, generic]
       program: null
       mode: null

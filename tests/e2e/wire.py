@@ -68,11 +68,13 @@ class Tcp:
 class Wire:
     """The lab. Use as a context manager."""
 
-    def __init__(self, **compiled: t.Any) -> None:
-        """Build it, load the chain and attach it natively.
+    def __init__(self, mode: str = "native", **compiled: t.Any) -> None:
+        """Build it, load the chain and attach it.
 
+        :param mode: in which mode it is attached.
         :param compiled: what is compiled in, see ChainRig.
         """
+        self.mode = mode
         self.tag = f"e{random.randrange(1 << 20):05x}"
         self._sockets: list[socket.socket] = []
         with contextlib.ExitStack() as undo:
@@ -126,7 +128,7 @@ class Wire:
         if far_ends:
             hooks += [("client", "ns1-wan", "pass"), ("server", "ns2-wan", "pass")]
         interfaces = [{"name": name, "netns": self.ns(where), "program": hook} for where, name, hook in hooks]
-        return attach.converge(state, interfaces, "native", False, self.chain.paths.pin_root, check_mode=False)[0]
+        return attach.converge(state, interfaces, self.mode, False, self.chain.paths.pin_root, check_mode=False)[0]
 
     # ------------------------------------------------------------ traffic
     def run(self, where: str, *argv: str) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import typing as t
 
 import hypothesis
@@ -17,6 +18,18 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
 # Every run tries the same cases: a red run is red for everybody. fuzz.py is for new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--shuffle SEED`` runs the tests in another order: none may need what another one leaves behind."""
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
+
 
 Play = t.Callable[..., view.Seen]
 Chains = dict[str, ChainRig]

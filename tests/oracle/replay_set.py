@@ -30,6 +30,8 @@ FILE = ROOT / "files/replay.pcap"
 SPACING = 1_000_000
 #: Seconds of silence after which UDP with traffic both ways is a stream, and an unfinished SCTP association is over.
 SILENCE = 3.2
+#: The identifications of its fragments begin here; no other test uses them.
+IDENT = frames.FIXED_IDENT + 0x100
 PADDING = b"\0\1\4" + bytes(4)
 
 Conversation = t.Callable[[Pair], list[Step]]
@@ -188,7 +190,7 @@ def fragments4(pair: Pair) -> list[Step]:
     segment = frames.tcp(*pair.ends("a"), 1, 0, 2, 8192, b"x" * 28)
 
     def part(ident: int, start: int, end: int, more: bool, data: bytes = whole, proto: int = frames.UDP) -> Step:
-        return _raw(pair, "a", proto, data[start:end], ident=ident, offset=start, more=more)
+        return _raw(pair, "a", proto, data[start:end], ident=IDENT + ident, offset=start, more=more)
 
     return [
         *(part(1, start, end, end < 48) for start, end in ((0, 16), (16, 32), (32, 48))),
@@ -196,8 +198,8 @@ def fragments4(pair: Pair) -> list[Step]:
         *(part(3, start, end, end < 48) for start, end in ((0, 24), (16, 48))),
         part(4, 0, 16, True),
         *(part(5, start, end, end < 48, segment, frames.TCP) for start, end in ((0, 24), (24, 48))),
-        _raw(pair, "a", frames.UDP, whole[:16], ident=6, offset=65528, more=True),
-        _raw(pair, "a", frames.UDP, whole[:13], ident=7, more=True),
+        _raw(pair, "a", frames.UDP, whole[:16], ident=IDENT + 6, offset=65528, more=True),
+        _raw(pair, "a", frames.UDP, whole[:13], ident=IDENT + 7, more=True),
     ]
 
 
@@ -206,7 +208,7 @@ def fragments6(pair: Pair) -> list[Step]:
     whole = frames.udp(*pair.ends("a"), b"x" * 40)
 
     def part(ident: int, start: int, end: int) -> Step:
-        return _raw(pair, "a", frames.UDP, whole[start:end], headers=[frames.ipv6_fragment(ident, start, end < 48)])
+        return _raw(pair, "a", frames.UDP, whole[start:end], headers=[frames.ipv6_fragment(IDENT + ident, start, end < 48)])
 
     return [part(*one) for one in ((1, 0, 48), (2, 0, 24), (2, 24, 48), (3, 24, 48), (3, 0, 24), (4, 0, 24), (4, 16, 48))]
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import typing as t
 
@@ -13,7 +12,7 @@ import hypothesis
 import hypothesis.strategies as st
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Chains
 from ansible_collections.ebpf.conntrack.tests.oracle.fuzz import fuzz
-from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, mutate, view
+from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, mutate, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, V6
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
@@ -24,9 +23,6 @@ def test_every_frame_passes_unchanged_and_is_counted_once(chains: Chains) -> Non
     seen = fuzz(chains, 30_000, seed=20260101)
     assert {"tracked", "related", "fragment"} <= seen.keys()
     assert sum(name.startswith("invalid") for name in seen) > 10
-
-
-IDENTS = itertools.count(10_000)
 
 
 @hypothesis.settings(max_examples=3000)
@@ -42,7 +38,7 @@ def test_opens_what_the_kernel_opens(kernel: NfRig, chains: Chains, rng: random.
     lag = 0.0
     for step in (*Talk(V4).open().steps, *Talk(V6).open().steps, V4.udp("a"), V6.udp("a"), V4.echo("a", 1), V6.echo("a", 1)):
         lag = max(lag, compare.step_all(trackers, step.side, step.frame)[1])
-    side, frame = rng.choice("ab"), mutate.mutated(rng, start=12, seal=1, without=("udplite",), ident=next(IDENTS))
+    side, frame = rng.choice("ab"), mutate.mutated(rng, start=12, seal=1, without=("udplite",), ident=frames.new_ident())
     seen, took = compare.step_all(trackers, side, frame)
     if not left_out(seen, frame):
         faults = compare.all_differences(seen, lag=max(lag, took))

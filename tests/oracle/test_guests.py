@@ -137,14 +137,14 @@ def test_it_is_told_what_the_tracker_found(kernel: NfRig, watched: Watchers) -> 
 def test_the_tracker_is_the_same_with_a_guest(kernel: NfRig, watched: Watchers) -> None:
     """As in test_fuzz, with fewer frames: all that can come of a frame comes to the guest, too."""
     rng, details = random.Random(20260301), set()
-    for number in range(MUTATED):
+    for dummy in range(MUTATED):
         trackers: dict[str, compare.Tracker] = {"kernel": kernel, **watched}
         for tracker in trackers.values():
             tracker.flush()
         for step in (*Talk(V4).open().steps, V6.udp("a"), V4.echo("a", 1)):
             for tracker in trackers.values():
                 tracker.step(step.side, step.frame)
-        side, frame = rng.choice("ab"), mutate.mutated(rng, start=12, seal=1, without=("udplite",), ident=50_000 + number)
+        side, frame = rng.choice("ab"), mutate.mutated(rng, start=12, seal=1, without=("udplite",), ident=frames.new_ident())
         seen = {name: tracker.step(side, frame) for name, tracker in trackers.items()}
         details.add(seen["chain"].detail.partition("_")[0])
         assert seen["chain"].detail == seen["fused"].detail

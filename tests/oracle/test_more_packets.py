@@ -23,8 +23,6 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 from ansible_collections.ebpf.conntrack.tests.oracle.test_packets import FLOWS, error, icmp
 
 each_family = pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
-#: The kernel remembers datagrams that lack a fragment, so each one here has an identification of its own.
-IDENTS = itertools.count(1)
 
 
 # ---------------------------------------------------------------- IPv6
@@ -41,7 +39,7 @@ HEADERS: dict[str, list[tuple[int, bytes]]] = {
     "authentication": [(51, b"\4" + bytes(22))],
     "all of them": [(0, PADDING), (60, PADDING), (43, bytes(7)), (51, b"\4" + bytes(22)), (60, PADDING)],
     "five": [(60, PADDING)] * 5,
-    "whole in one fragment": [frames.ipv6_fragment(1, 0, False)],
+    "whole in one fragment": [frames.ipv6_fragment(frames.FIXED_IDENT, 0, False)],
 }
 
 
@@ -173,7 +171,7 @@ def test_tag_types(play: Play, tpids: tuple[int, ...]) -> None:
 def pieces(pair: Pair, payload: bytes, proto: int, cuts: tuple[int, ...], side: str = "a", options: bytes = b"", ident: int | None = None) -> list[Step]:
     """Return the fragments of one datagram, in order, cut before the given bytes."""
     src, dst = pair.ends(side)[:2]
-    ident = next(IDENTS) if ident is None else ident
+    ident = frames.new_ident() if ident is None else ident
     found = []
     for start, end in itertools.pairwise([0, *cuts, len(payload)]):
         part, more = payload[start:end], end < len(payload)
@@ -212,7 +210,7 @@ def test_fragment_orders(play: Play, pair: Pair, name: str, order: tuple[int, ..
 def test_fragments_of_both_sides(play: Play, pair: Pair) -> None:
     """A fragmented question and a fragmented answer; the same identification on both sides means nothing."""
     for order in (lambda asked, answered: [*asked, *answered], lambda asked, answered: [part for both in zip(asked, answered) for part in both]):
-        ident = next(IDENTS)
+        ident = frames.new_ident()
         play(order(*(pieces(pair, datagrams(pair, side)["udp"][1], frames.UDP, (24, 48), side, ident=ident) for side in "ab")))
 
 
@@ -235,7 +233,7 @@ def test_fragment_with_headers_behind_it(play: Play) -> None:
 def test_fragment_that_ends_with_its_headers(play: Play, more: bool) -> None:
     """Too short for any transport: it is taken for a packet of its own."""
     for proto in (frames.TCP, frames.UDP, 99):
-        fragment = frames.ipv6_fragment(next(IDENTS), 0, more)
+        fragment = frames.ipv6_fragment(frames.new_ident(), 0, more)
         play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, proto, b"", [fragment, (60, PADDING)])))])
 
 
@@ -246,7 +244,7 @@ def test_fragment_of_no_even_length(play: Play, proto: int, size: int, offset: i
     """The kernel does not wait for the rest of what can have none, and looks at it as it is."""
     part = frames.udp(V6.a, V6.b, 40000, 80, bytes(8))[:size]
     for more in (False, True):
-        fragment = frames.ipv6_fragment(next(IDENTS), offset, more)
+        fragment = frames.ipv6_fragment(frames.new_ident(), offset, more)
         play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, proto, part, [fragment])), f"{size} bytes at {offset} {more}")])
 
 
@@ -254,11 +252,15 @@ def test_fragment_of_no_even_length(play: Play, proto: int, size: int, offset: i
 @pytest.mark.parametrize("first", [(0, False), (0, True), (8, False)])
 def test_fragment_of_a_fragment(play: Play, first: tuple[int, bool], second: tuple[int, bool]) -> None:
     """What is put together may have a fragment header again; the kernel does not do it twice."""
-    headers = [frames.ipv6_fragment(next(IDENTS), *part) for part in (first, second)]
+    headers = [frames.ipv6_fragment(frames.new_ident(), *part) for part in (first, second)]
     play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 40000, 80, bytes(8)), headers)))])
 
 
-@pytest.mark.parametrize("headers", [[(0, PADDING)], [(0, PADDING), frames.ipv6_fragment(1, 0, True)], [(0, PADDING), frames.ipv6_fragment(1, 8, False)]])
+HOPS = [(0, PADDING)]
+PARTS = [frames.ipv6_fragment(frames.FIXED_IDENT + 1, 0, True), frames.ipv6_fragment(frames.FIXED_IDENT + 2, 8, False)]
+
+
+@pytest.mark.parametrize("headers", [HOPS, *([*HOPS, part] for part in PARTS)])
 def test_no_payload_length(play: Play, headers: list[tuple[int, bytes]]) -> None:
     """Behind hop-by-hop options it means a jumbogram: everything counts, and nothing is a fragment."""
     datagram = frames.udp(V6.a, V6.b, 40000, 80, bytes(8))
@@ -467,6 +469,48 @@ def test_sctp_timeouts(play: Play, tune: Tune) -> None:
         play([association(V4, *step) for step in ASSOCIATION[:steps]])
     play([association(V4, *step) for step in [*ASSOCIATION[:6], ("b", SHUTDOWN)]])
     play([association(V4, "a", HEARTBEAT), association(V4, "b", HEARTBEAT_ACK)])
+
+
+# ---------------------------------------------------------------- a host that talks to itself
+def alike(pair: Pair) -> Pair:
+    """Return a pair whose ends are one address and one port."""
+    return Pair(pair.a, pair.a, 7, 7)
+
+
+@each_family
+@pytest.mark.parametrize("proto", [frames.UDP, 99, 253])
+def test_equal_ends(play: Play, pair: Pair, proto: int) -> None:
+    """Whatever comes after the first packet is a reply to it."""
+    payload = frames.udp(*alike(pair).ends("a"), b"12345")
+    steps = [packet(alike(pair), side, proto, payload) for side in "aaab"]
+    assert [flow.packets for flow in play(steps).flows.values()] == [(1, 3)]
+    play([*steps[:3], error("b", steps[0], *((3, 3) if pair is V4 else (1, 4)))])
+    # one of both is not enough
+    for near in (Pair(pair.a, pair.a, 7, 8), Pair(pair.a, pair.b, 7, 7)):
+        datagram = frames.udp(*near.ends("a"), b"12345")
+        play([packet(near, "a", frames.UDP, datagram)] * 2)
+
+
+@each_family
+def test_equal_ends_of_other_protocols(play: Play, pair: Pair) -> None:
+    """Queries tell by their type who asks; GRE and SCTP are like the rest."""
+    same = alike(pair)
+    play([same.echo("a", 7), same.echo("a", 7), same.echo("a", 7, reply=True), same.echo("b", 0x0800), same.echo("b", 0x0800)])
+    for header in ("00000800", "3001880b0000000000000001", "3001880b0000000500000001"):
+        play([packet(same, "a", frames.GRE, bytes.fromhex(header))] * 3)
+    play([association(same, "a", INIT)] * 3)
+    play([association(same, "a", kind, tag=0xA) for kind in (HEARTBEAT, HEARTBEAT, HEARTBEAT_ACK)])
+
+
+land = st.tuples(st.sampled_from(["S", "SA", "A", "FA", "R", "RA"]), st.sampled_from([0, 1, 2, 11, -1, 100_000]), st.sampled_from([0, 1, 2, 11, 100_000]))
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(family=st.sampled_from([V4, V6]), more=st.lists(land, min_size=1, max_size=7))
+def test_equal_ends_over_tcp(play: Play, family: Pair, more: list[tuple[str, int, int]]) -> None:
+    """The attack by the name of LAND, and whatever may follow: a SYN that comes again is a simultaneous opening."""
+    same = alike(family)
+    play([same.tcp("a", flags, seq, ack if "A" in flags else 0) for flags, seq, ack in [("S", 0, 0), *more]])
 
 
 # ---------------------------------------------------------------- everything at once

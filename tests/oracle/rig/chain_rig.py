@@ -36,6 +36,7 @@ class ChainRig:
     :param checksum: see ``render.Settings``; ``strict`` is what nf_conntrack does with frames that were not made on this host.
     :param events: whether the chain tells what becomes of flows.
     :param asked: the option ``guests`` of xdp_program.
+    :param without: a condition of the sources that never holds, to see what stands behind it.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class ChainRig:
         asked: t.Sequence[t.Mapping[str, t.Any]] = (),
         events: bool = False,
         build: str = "bcc",
+        without: str = "",
     ) -> None:
         """Compile and load.
 
         :raises ConntrackError: see ``generation.ensure``.
         """
-        self.checksum, self.build = checksum, build
+        self.checksum, self.build, self.without = checksum, build, without
         self.compiled = render.Settings(checksum=checksum, fused=fused, forward=forward, events=events, **dict.fromkeys(render.SIZES, table_size))
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
@@ -77,6 +79,9 @@ class ChainRig:
         headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
         parsed = guests.parse(asked)
         text = render.render(str(SOURCES), self.compiled, guests.read(parsed, os.path.abspath, os.listdir(SOURCES)))
+        if self.without:
+            assert text.count(f"if ({self.without})") == 1
+            text = text.replace(f"if ({self.without})", "if (0)")
         want = generation.Want(text, headers, pinned=guests.pinned_here(parsed), **{name: getattr(self.compiled, name) for name in render.SIZES})
         return want if self.build == "bcc" else built_by_clang(want, self.compiled)
 
@@ -129,6 +134,19 @@ class ChainRig:
                     found.append((*fields[:_EXPIRES], (expires - last_seen) & 0xFFFFFFFF, *fields[_EXPIRES + 3 :]))
         return found
 
+    def change(self, changed: t.Callable[[dict[str, int]], t.Mapping[str, int]]) -> int:
+        """Write what ``changed`` makes of an entry's fields, by their names in chain.ENTRY_FIELDS, into each entry; return how many there are."""
+        names, done = [name for name, dummy in chain.ENTRY_FIELDS], 0
+        for opened in self.tables.tables:
+            size = opened.table.key.size
+            for count, keys, values in list(self.tables.batches(opened)):
+                for at, fields in zip(range(0, count * size, size), list(chain.ENTRY.iter_unpack(values))):
+                    entry = dict(zip(names, fields))
+                    entry.update(changed(entry))
+                    bpf.map_update(opened.fd, bytes(keys[at : at + size]), chain.ENTRY.pack(*entry.values()))
+                    done += 1
+        return done
+
     def recount(self) -> None:
         """Take what was counted besides run() as seen."""
         self._counted = self.counters()
@@ -146,11 +164,27 @@ class ChainRig:
                 self.tables.delete(opened, [packed[at : at + size] for at in range(0, count * size, size)])
         if self._waiting:
             self._waiting = False
-            info = bpf.map_info(self._frags)
-            size = info.key_size
-            for count, keys, dummy in bpf.map_batches(self._frags, size, info.value_size):
-                packed = bytes(keys)
-                bpf.map_delete_batch(self._frags, [packed[at : at + size] for at in range(0, count * size, size)])
+            bpf.map_delete_batch(self._frags, [key for key, dummy in self._fragments()])
+
+    def _fragments(self) -> list[tuple[bytes, bytes]]:
+        """Return keys and values of the datagrams of which fragments are waited for."""
+        info = bpf.map_info(self._frags)
+        found: list[tuple[bytes, bytes]] = []
+        for dummy, keys, values in bpf.map_batches(self._frags, info.key_size, info.value_size):
+            sizes = ((keys, info.key_size), (values, info.value_size))
+            found += zip(*([whole for (whole,) in struct.iter_unpack(f"{size}s", packed)] for packed, size in sizes))
+        return found
+
+    def age_fragments(self, late: t.Mapping[int, int]) -> int:
+        """Let the datagrams with these identifications be over since so many jiffies; return how many there are."""
+        done = 0
+        for key, value in self._fragments():
+            ident = int.from_bytes(key[32 : 36 if key[37] else 34], "big")  # struct frag_key: id, proto, v6
+            if ident in late:
+                over = (self.tables.clock().jiffies - late[ident]) & 0xFFFFFFFF
+                bpf.map_update(self._frags, key, value[:8] + _U32.pack(over) + value[12:])
+                done += 1
+        return done
 
     def look(self) -> None:
         """Nothing to note: what was made of a frame is counted by the chain itself."""

@@ -9,6 +9,7 @@ Addresses are packed bytes everywhere; their length tells the IP family.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import socket
 import struct
 import typing as t
@@ -204,6 +205,24 @@ def sctp(sport: int, dport: int, tag: int, *chunks: bytes) -> bytes:
     """Return an SCTP packet."""
     head, body = struct.pack(">HHI", sport, dport, tag), b"".join(chunks)
     return head + struct.pack("<I", crc32c(head + b"\0\0\0\0" + body)) + body
+
+
+# ---------------------------------------------------------------- identifications
+#: From here on they are those of the frames that stand in a file, and so are the same in each run; see replay_set.py.
+FIXED_IDENT = 0xF000
+_IDENTS = itertools.count(1)
+
+
+def new_ident() -> int:
+    """Return the identification of a datagram that may come in fragments: none is given out twice.
+
+    The kernel remembers a datagram that lacks a fragment for up to a minute, longer than the test that sent it takes, and nothing takes it away.
+    All tests have their identifications from here, so what one leaves behind is not met by another, in whatever order they run.
+    """
+    ident = next(_IDENTS)
+    if ident >= FIXED_IDENT:
+        raise AssertionError("all identifications that IPv4 has are used up")
+    return ident
 
 
 # ---------------------------------------------------------------- TCP options

@@ -90,6 +90,7 @@ class NfRig:
             subprocess.run(["nft", "-f", "-"], input=RULES, text=True, check=True)
             self._write("net/netfilter/nf_conntrack_acct", 1)
             self._proc = os.open("/proc/thread-self/net/nf_conntrack", os.O_RDONLY | os.O_CLOEXEC)
+            self._snmp = os.open("/proc/thread-self/net/snmp", os.O_RDONLY | os.O_CLOEXEC)
             self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
             self._netlink.bind((0, 0))
         finally:
@@ -106,7 +107,7 @@ class NfRig:
     def close(self) -> None:
         """Let go of the namespace, which ends it."""
         self._netlink.close()
-        for fd in (*self._taps.values(), self._proc, self._netns):
+        for fd in (*self._taps.values(), self._proc, self._snmp, self._netns):
             os.close(fd)
 
     def _enter(self, netns: int) -> None:
@@ -122,6 +123,28 @@ class NfRig:
         finally:
             self._enter(home)
             os.close(home)
+
+    def set(self, name: str, value: int) -> int:
+        """Set a sysctl of the namespace by its path under /proc/sys; return what it was."""
+        with self._inside():
+            with open(f"/proc/sys/{name}", encoding="ascii") as file:
+                was = int(file.read())
+            self._write(name, value)
+        return was
+
+    def voided(self) -> int:
+        """Return how many datagrams of IPv4 were thrown away so far because a fragment did not fit the others: not for want of one that never came."""
+        numbers = self._ip_counters()
+        return numbers["ReasmFails"] - numbers["ReasmTimeout"]
+
+    def timed_out(self) -> int:
+        """Return how many datagrams of IPv4 were thrown away because the rest did not come in time."""
+        return self._ip_counters()["ReasmTimeout"]
+
+    def _ip_counters(self) -> dict[str, int]:
+        os.lseek(self._snmp, 0, os.SEEK_SET)
+        names, values = (line.split()[1:] for line in os.read(self._snmp, 1 << 16).decode("ascii").splitlines() if line.startswith("Ip:"))
+        return dict(zip(names, map(int, values)))
 
     @staticmethod
     def _write(name: str, value: int) -> None:

@@ -198,8 +198,9 @@ def test_link_facts(monkeypatch: pytest.MonkeyPatch, xdp: bytes, expected: dict[
         + bpf._attribute(37, struct.pack("=i", 0))
         + bpf._attribute(43 | bpf._NLA_F_NESTED, xdp)
     )
+    body += b"".join(bpf._attribute(number, struct.pack("=I", size)) for number, size in ((41, 65536), (58, 65536), (63, 180_000), (64, 200_000)))
     _answer(monkeypatch, 16, 0, body)
-    assert bpf.link_facts("lan0") == bpf.LinkFacts(7, "lan0", "veth", 1500, 2, 0, expected, 11)
+    assert bpf.link_facts("lan0") == bpf.LinkFacts(7, "lan0", "veth", 1500, 2, 0, expected, 11, merges=200_000, leaves=180_000)
     assert b"lan0\0" in _Socket.sent
     assert bpf.xdp_query(7) == seen
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
@@ -47,3 +47,30 @@ def test_idle_and_age_are_whole_seconds_and_never_negative() -> None:
     assert now.idle(10_001) == 0
     assert now.age(97) == 3
     assert now.age(101) == 0
+
+
+#: Jiffies since the last packet and the timeout that it gave, for each rate: what the kernel's own clock, which does not go round, makes of them.
+SPANS = [(idle, whole) for idle in (0, 1, 29, 30, 31, 1 << 30) for whole in (1, 30, 1 << 29)]
+ROUNDS = [(over, whole) for over in ((1 << 31) - 1, 1 << 31, (1 << 31) + 5, 3 << 30) for whole in (1, 30, 120 * 1000, 1 << 28)]
+
+
+@pytest.mark.parametrize("now", [1 << 32, (1 << 32) + 7, (1 << 33) - 1, 1 << 35, (3 << 31) + 99])
+@pytest.mark.parametrize("rate", [100, 250, 1000])
+def test_what_is_over_is_told_as_by_a_clock_that_does_not_go_round(now: int, rate: int) -> None:
+    for idle, whole in [*SPANS, *((late + whole, whole) for late, whole in ROUNDS)]:
+        if whole > chain.LONGEST_TIMEOUT * rate or idle >= (1 << 32) - chain.CLOCK_SLACK * rate:
+            continue
+        seen = now - idle
+        assert clock.over((seen + whole) & 0xFFFFFFFF, seen & 0xFFFFFFFF, now, rate) is (idle >= whole), (idle, whole)
+        assert clock.Clock(now, rate, 0).over((seen + whole) & 0xFFFFFFFF, seen & 0xFFFFFFFF) is (idle >= whole)
+
+
+@pytest.mark.parametrize("later", [1, 250, 3600 * 250])
+def test_a_packet_later_than_this_instant_is_no_old_one(later: int) -> None:
+    assert not clock.over(fakes.NOW + later + 30 & 0xFFFFFFFF, fakes.NOW + later & 0xFFFFFFFF, fakes.NOW, 250)
+
+
+def test_more_than_any_timeout_can_not_be_left() -> None:
+    longest = chain.LONGEST_TIMEOUT * 250
+    assert not clock.over((fakes.NOW + longest) & 0xFFFFFFFF, fakes.NOW & 0xFFFFFFFF, fakes.NOW, 250)
+    assert clock.over((fakes.NOW + longest + 1) & 0xFFFFFFFF, fakes.NOW & 0xFFFFFFFF, fakes.NOW, 250)

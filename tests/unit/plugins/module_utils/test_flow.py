@@ -11,6 +11,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, flow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.clock import Clock
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 TABLE4, TABLE6 = fakes.TABLES
@@ -184,7 +185,7 @@ def test_every_value_of_a_record_is_a_column() -> None:
     def leaves(record: dict[str, t.Any], prefix: str = "") -> set[str]:
         return set().union(*(leaves(value, f"{name}.") if isinstance(value, dict) else {prefix + name} for name, value in record.items()))
 
-    shown = leaves(one(vlans=(5,))) | leaves(one(proto=1, dport=8 << 8)) | leaves(one(proto=47))
+    shown = leaves(one(vlans=(5,), ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_AGGREGATED)) | leaves(one(proto=1, dport=8 << 8)) | leaves(one(proto=47))
     assert shown == set(flow.COLUMNS)
 
 
@@ -252,3 +253,46 @@ def test_windows() -> None:
         "orig": {"td_end": 1001, "td_maxend": 1002, "td_maxwin": 1003, "td_maxack": 1004, "td_scale": 3, "flags": 8},
         "reply": {"td_end": 2001, "td_maxend": 2002, "td_maxwin": 2003, "td_maxack": 2004, "td_scale": 7, "flags": 9},
     }
+
+
+#: Seconds since an entry was over, with 250 jiffies a second; half of the clock is 8,589,934 s.
+LONG_AGO = (0, 1, 8_589_934, 8_589_935, 8_589_939, 16_000_000)
+
+
+@pytest.mark.parametrize("ago", LONG_AGO)
+def test_an_entry_that_was_over_long_ago_is_not_shown(ago: int) -> None:
+    """By none of the ways in which a table is read: they must agree on which flows there are."""
+    live, old = fakes.entry(left=30, idle=90), fakes.entry(sport=5, left=-ago, idle=ago + 120)
+    keys, values = (b"".join(column) for column in zip(live, old))
+    decoder = flow.Decoder(TABLE4, fakes.CLOCK)
+    assert [values[flow.SPORT] for dummy, values, dummy_row in decode(live, old)] == [41234]
+    assert [row[2] for row in decoder.over_rows(keys, values)] == [old[0]]
+    counted = decoder.count(memoryview(keys), memoryview(values))
+    assert counted is not None
+    assert sum(counted.values()) == 1
+    assert [values[flow.TIMEOUT] for dummy, values, dummy_row in decode(old, over=True)] == [0]
+
+
+def test_the_clock_of_a_batch_goes_round() -> None:
+    """Entries that end, or were seen, on either side of it are live or not as any others are."""
+    for now in ((1 << 32) + 10, (1 << 33) - 10):
+        clock = Clock(now, 250, 0)
+        rows = [
+            fakes.entry(sport=number, left=left, idle=idle, now=now) for number, (left, idle) in enumerate([(1, 0), (30, 1), (0, 1), (432_000, 500), (-1, 9)])
+        ]
+        keys, values = (memoryview(b"".join(column)) for column in zip(*rows))
+        decoder = flow.Decoder(TABLE4, clock)
+        shown = list(decoder.flows(decoder.rows(keys, values)))
+        assert [values[flow.SPORT] for dummy, values, dummy_row in shown] == [0, 1, 3]
+        counted = decoder.count(keys, values)
+        assert counted is not None
+        assert sum(counted.values()) == 3
+        assert len(list(decoder.over_rows(keys, values))) == 2
+
+
+def test_a_flow_of_merged_packets_says_so() -> None:
+    """And others say nothing."""
+    assert one(ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_AGGREGATED)["aggregated"] is True
+    assert "aggregated" not in one()
+    ((shape, values, dummy),) = decode(fakes.entry(ctl=fakes.REAL | chain.CTL_AGGREGATED))
+    assert flow.select(["proto", "aggregated"], shape, values) == {"proto": "tcp", "aggregated": True}

@@ -267,15 +267,15 @@ def test_an_entry_that_the_tracker_can_not_have_made(entry: tuple[bytes, bytes],
 @pytest.mark.parametrize(
     ("entry", "most"),
     [
-        (fakes.entry(left=4_000_000), 432000),
-        (fakes.entry(ctl=fakes.REAL | chain.TCP_STATES.index("TIME_WAIT"), left=4_000_000), 120),
+        (fakes.entry(left=1_000_000), 432000),
+        (fakes.entry(ctl=fakes.REAL | chain.TCP_STATES.index("TIME_WAIT"), left=1_000_000), 120),
         (fakes.entry(proto=17, ctl=0, left=90), 30),
         (fakes.entry(proto=17, ctl=chain.CTL_SEEN_REPLY, left=119), 119),
         (fakes.entry(proto=17, left=9999, ctl=fakes.REAL), 120),
-        (fakes.entry(proto=132, ctl=fakes.REAL | chain.SCTP_STATES.index("ESTABLISHED"), left=4_000_000), 210),
-        (fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=0, left=4_000_000), 30),
-        (fakes.entry(sport=0, dport=0, proto=47, ctl=fakes.REAL, left=4_000_000), 180),
-        (fakes.entry(sport=0, dport=0, proto=50, ctl=0, left=4_000_000), 600),
+        (fakes.entry(proto=132, ctl=fakes.REAL | chain.SCTP_STATES.index("ESTABLISHED"), left=1_000_000), 210),
+        (fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=0, left=1_000_000), 30),
+        (fakes.entry(sport=0, dport=0, proto=47, ctl=fakes.REAL, left=1_000_000), 180),
+        (fakes.entry(sport=0, dport=0, proto=50, ctl=0, left=1_000_000), 600),
     ],
 )
 def test_no_flow_has_more_time_left_than_its_state_has_here(entry: tuple[bytes, bytes], most: int) -> None:

@@ -223,7 +223,7 @@ def test_summary() -> None:
     }
     counters = summary["counters"]
     assert (counters["created"], counters["evicted"], counters["related"], counters["tracked"]) == (10, 1, 6, 8)
-    assert counters["deleted"] == {"reset": 1, "expired": 0, "flushed": 2, "dropped": 0}
+    assert counters["deleted"] == {"reset": 1, "expired": 0, "flushed": 2, "dropped": 0, "untracked": 0}
     assert (counters["invalid"]["tcp_rst"], counters["untracked"]["not_ip"], counters["ignored"]["tcp_window"]) == (4, 5, 7)
     assert counters["guests"] == {"acl": {"seen": 9, "passed": 7, "dropped": 2}}
     assert summary["clock"]["jiffies"] == fakes.NOW
