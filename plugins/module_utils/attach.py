@@ -20,7 +20,7 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, health, interface_select, lock, netlink, netns, plan, ports, verify
+from . import bpf, bpffs, chain, forwarding, health, interface_select, lock, netfilter, netlink, netns, plan, ports, verify
 from . import state as statedir
 from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
@@ -147,6 +147,7 @@ class Have:
     :ivar missing: why there is no such interface, "" when there is one.
     :ivar too_long: the MTU that keeps this veth from native XDP, None when nothing does.
     :ivar port: what the chain has to know to forward through it; None where its frames are not Ethernet.
+    :ivar forwards: what the chain would pass by here; None where it forwards nothing, or is not to be attached here.
     """
 
     pin: str
@@ -156,6 +157,7 @@ class Have:
     attached: Attached | None = None
     too_long: int | None = None
     port: ports.Port | None = None
+    forwards: forwarding.Seen | None = None
 
 
 def _pinned_link(path: str) -> bpf.LinkInfo | None:
@@ -230,16 +232,26 @@ def open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) ->
     return found
 
 
-def observe(paths: bpffs.Paths, wants: t.Sequence[Want]) -> list[Have]:
+def observe(paths: bpffs.Paths, wants: t.Sequence[Want], forward: str | None = None) -> list[Have]:
     """Return what is there for each wanted interface; nothing is changed.
 
+    :param forward: what the chain is to forward, one of chain.FORWARDS; None for what the active one does.
     :raises ConntrackError: when something foreign stands at a pin's path.
     """
     pins, programs = held(paths), _generation_programs(paths)
-    return [_observe_one(paths.link(want.netns, want.name), want, pins, programs) for want in wants]
+    forward = health.forwards(paths) if forward is None else forward
+    rules: dict[str | None, netfilter.Seen] = {}
+    return [_observe_one(paths.link(want.netns, want.name), want, pins, programs, forward, rules) for want in wants]
 
 
-def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]) -> Have:
+def _observe_one(
+    pin: str,
+    want: Want,
+    pins: t.Mapping[str, bpf.LinkInfo],
+    programs: t.Mapping[int, str],
+    forward: str,
+    rules: dict[str | None, netfilter.Seen],
+) -> Have:
     have = Have(pin=pin, pinned=pins.get(pin))
     if want.netns is not None and not netns.exists(want.netns):
         there = ", ".join(netns.names()[0]) or "none"
@@ -255,8 +267,12 @@ def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], progr
             return dataclasses.replace(have, missing=f"{want.field}.name: there is no interface {want.name!r} in {where}; there are: {there}.")
         attached = _attached(facts, pin, pins, programs)
         mode = attached.mode if attached else None
-        port = ports.Port(want.label, facts.ifindex, facts.mac, ports.transmits(facts, mode)) if ports.is_ethernet(facts) else None
-        return dataclasses.replace(have, ifindex=facts.ifindex, attached=attached, too_long=_too_long(facts), port=port)
+        here, past = None, ""
+        if forward != chain.FORWARDS[0] and want.hook in TRACKING_HOOKS:
+            here = forwarding.look(forward, want.netns, facts, rules)
+            past = "" if here.rules.rulesets == () else here.rules.shown
+        port = ports.Port(want.label, facts.ifindex, facts.mac, ports.transmits(facts, mode), past) if ports.is_ethernet(facts) else None
+        return dataclasses.replace(have, ifindex=facts.ifindex, attached=attached, too_long=_too_long(facts), port=port, forwards=here)
 
 
 def _too_long(facts: bpf.LinkFacts) -> int | None:
@@ -382,6 +398,8 @@ def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: 
     if have.missing and not check_mode:
         where = _elsewhere(have)
         raise ConntrackError(have.missing + (f" But {where}: name it as it is now, or detach it (state: absent)." if where else ""))
+    if have.forwards is not None:
+        forwarding.refuse(want.field, want.label, have.forwards)
     program, attached = hooks.get(want.hook), have.attached
     modes, why_generic = _modes(want, have)
     after = {
@@ -621,11 +639,8 @@ def converge_ports(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequenc
 
     Whether an interface takes redirected frames depends on what is attached, so this is planned when all is.
     """
-    if not os.path.exists(paths.map("ports")):
+    if not os.path.exists(paths.map("ports")) or health.forwards(paths) == chain.FORWARDS[0]:
         return []
-    with bpf.closing(bpf.obj_get(paths.map("meta"))) as meta:
-        if not health.read_meta(meta)["forward"]:
-            return []
     with bpf.closing(bpf.obj_get(paths.map("ports"))) as fd:
         wanted = [have.port for want, have in zip(wants, haves) if want.hook in TRACKING_HOOKS and have.port is not None]
         steps = ports.make_plan(ports.read(fd), wanted, _other_ports(paths, wants))
