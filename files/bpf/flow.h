@@ -6,7 +6,14 @@ struct ct_found {
 	u8 outcome;	/* enum ct_count: what the frame was counted as */
 	u8 state;	/* of the flow after this packet: enum tcp_state or enum sctp_state, by f->proto */
 	u8 bits;	/* enum found_bits */
-	u8 reserved;
+	u8 forward;	/* enum forward_turn */
+};
+
+/* Whether the packet goes past the stack, where the chain forwards. */
+enum forward_turn {
+	FORWARD_NOT = 0,
+	FORWARD_NOW = 1,
+	FORWARD_REFRESH = 2,	/* it would, but it is the stack's turn to see one */
 };
 
 enum found_bits {

@@ -357,6 +357,10 @@ static __always_inline void ct_told(const struct ct_entry *e, const union any_ke
 #endif
 }
 
+/* forward.h.j2: what becomes of a packet that counts, an enum forward_turn. */
+static __always_inline u8 forward_turn(const struct ct_entry *e, const struct flow *f, u64 was, u64 *ctl, u64 dir,
+				       u32 now, const struct ct_settings *set);
+
 static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_key *key, u64 src_hi,
 				  const bool v6, const bool chained)
 {
@@ -368,7 +372,8 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	struct ct_half *half;
 	struct ct_entry *e;
 	u64 dir;
-	u8 new, before;
+	u8 new, before, turn = FORWARD_NOT;
+	struct ct_found found;
 	bool assured;
 
 	if (!set || !here)
@@ -430,6 +435,7 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 		ctl |= ends_alike(key, v6) * CTL_ORIG_HI;
 	}
 	if (res.outcome == COUNT_TRACKED) {
+		turn = forward_turn(e, f, was, &ctl, dir, now, set);
 		half = &e->half[dir & 1];
 		half->packets++;
 		half->bytes += f->bytes;
@@ -452,5 +458,7 @@ static __always_inline int ct_run(struct xdp_md *ctx, struct flow *f, union any_
 	} else {
 		ctl_unlock(&e->ctl, ctl);
 	}
-	return finish(ctx, found_of(res.outcome, ctl, new | before | dir * FOUND_REPLY), chained);
+	found = found_of(res.outcome, ctl, new | before | dir * FOUND_REPLY);
+	found.forward = turn;
+	return finish(ctx, found, chained);
 }

@@ -17,7 +17,17 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, capture, guests, object_file, object_signature, replay
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
 from ansible_collections.ebpf.conntrack.plugins.module_utils.object_file import Built, Target
-from ansible_collections.ebpf.conntrack.plugins.module_utils.render import SIZES, Settings, pack, read_headers, render, unpack
+from ansible_collections.ebpf.conntrack.plugins.module_utils.render import (
+    SIZES,
+    UNFILTERED,
+    Settings,
+    check_settings,
+    check_unfiltered,
+    pack,
+    read_headers,
+    render,
+    unpack,
+)
 from ansible_collections.ebpf.conntrack.plugins.plugin_utils import transfer
 
 _FILES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files")
@@ -54,10 +64,10 @@ def whole_number(field: str, value: t.Any) -> int:
 def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
     """Return what is compiled in, of a task's arguments.
 
-    :raises ConntrackError: where one has not its type.
+    :raises ConntrackError: where one has not its type, or something is to be forwarded and nobody said that it may pass the firewall by.
     """
     given: dict[str, t.Any] = {name: whole_number(name, args[name]) for name in SIZES if args.get(name) is not None}
-    for name in ("fused", "events"):
+    for name in ("fused", "events", UNFILTERED):
         if args.get(name) is not None:
             try:
                 given[name] = boolean(args[name])
@@ -66,7 +76,11 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
     for name in ("checksum", "forward"):
         if args.get(name) is not None:
             given[name] = "off" if args[name] is False else str(args[name])  # YAML takes a bare off for false
-    return Settings(**given)
+    unfiltered = given.pop(UNFILTERED, False)
+    settings = Settings(**given)
+    check_settings(settings)
+    check_unfiltered(settings.forward, unfiltered)
+    return settings
 
 
 def guests_of(args: t.Mapping[str, t.Any], find: t.Callable[[str], str], source: str) -> tuple[guests.Guest, ...]:

@@ -29,13 +29,22 @@ options:
   forward:
     description:
       - What is forwarded past the stack, once it is tracked. With V(established) these are the packets of established TCP connections, as long as neither
-        side closes, and of UDP and ICMP flows that were answered. With V(all) they are all packets of TCP, UDP and ICMP that are counted in a flow.
+        side closes, of assured UDP flows, and of ICMP flows that were answered more than two seconds ago. With V(all) those of TCP connections that begin
+        or close besides. One packet of each flow and direction every five seconds goes through the stack all the same, the first one among them.
       - Packets are routed by the kernel's own tables, and only between interfaces to which M(ebpf.conntrack.xdp_attach) attached the chain. All that is
         unusual goes to the stack, as before, and so do ICMP errors, packets whose TTL is used up, that are too long, or whose next hop is not known yet.
-      - What is forwarded here meets no netfilter rule, no traffic control and no packet socket. See C(docs/forwarding.md).
+      - What is forwarded here meets no netfilter rule, no NAT, no traffic control and no packet socket. See C(docs/forwarding.md).
+        So anything but V(off) takes O(forward_unfiltered=true).
+      - It is refused where VLAN tags travel beside the frames of an attached interface, and where nf_conntrack tracks in its namespace and
+        C(net.netfilter.nf_conntrack_tcp_be_liberal) is not 1.
     type: str
     choices: ["off", established, all]
     default: "off"
+  forward_unfiltered:
+    description:
+      - Whether what is forwarded past the stack may pass the host's firewall by. Without it O(forward) has to be V(off).
+    type: bool
+    default: false
   events:
     description:
       - Whether the chain tells what becomes of flows (they begin, change their state, end) through a ring buffer of 4 MiB, for C(ct watch).

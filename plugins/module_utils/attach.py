@@ -20,7 +20,24 @@ import os
 import socket
 import typing as t
 
-from . import bpf, bpffs, health, interface_select, link_fitness, lock, netlink, netns, plan, ports, safe_path, verify, xdp_refusals
+from . import (
+    bpf,
+    bpffs,
+    chain,
+    forwarding,
+    health,
+    interface_select,
+    link_fitness,
+    lock,
+    netfilter,
+    netlink,
+    netns,
+    plan,
+    ports,
+    safe_path,
+    verify,
+    xdp_refusals,
+)
 from . import state as statedir
 from .chain import HOOKS, SLOTS, TRACKING_HOOKS
 from .errors import ConntrackError, bad_value
@@ -196,6 +213,7 @@ class Have:
     :ivar unfit: why nothing could be tracked on it, see link_fitness.unfit().
     :ivar counted: why packets would be counted twice if the chain tracked on it.
     :ivar longest: bytes of the longest packet that generic mode shows here; 0 where it is not known.
+    :ivar forwards: what the chain would pass by here; None where it forwards nothing, or is not to be attached here.
     """
 
     pin: str
@@ -208,6 +226,7 @@ class Have:
     unfit: str = ""
     counted: str = ""
     longest: int = 0
+    forwards: forwarding.Seen | None = None
 
     @property
     def big(self) -> bool:
@@ -287,13 +306,16 @@ def open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) ->
     return found
 
 
-def observe(paths: bpffs.Paths, wants: t.Sequence[Want]) -> list[Have]:
+def observe(paths: bpffs.Paths, wants: t.Sequence[Want], forward: str | None = None) -> list[Have]:
     """Return what is there for each wanted interface; nothing is changed.
 
+    :param forward: what the chain is to forward, one of chain.FORWARDS; None for what the active one does.
     :raises ConntrackError: when something foreign stands at a pin's path.
     """
     pins, programs = held(paths), _generation_programs(paths)
-    haves = [_observe_one(paths.link(want.netns, want.name), want, pins, programs) for want in wants]
+    forward = health.forwards(paths) if forward is None else forward
+    rules: dict[str | None, netfilter.Seen] = {}
+    haves = [_observe_one(paths.link(want.netns, want.name), want, pins, programs, forward, rules) for want in wants]
     for namespace in {want.netns for want in wants if want.hook in TRACKING_HOOKS}:
         _observe_stacks(namespace, wants, haves, pins, programs)
     return haves
@@ -331,7 +353,14 @@ def _tracking(pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str])
     return [(namespaces[named[pin]], info) for pin, info in found.items()]
 
 
-def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]) -> Have:
+def _observe_one(
+    pin: str,
+    want: Want,
+    pins: t.Mapping[str, bpf.LinkInfo],
+    programs: t.Mapping[int, str],
+    forward: str,
+    rules: dict[str | None, netfilter.Seen],
+) -> Have:
     have = Have(pin=pin, pinned=pins.get(pin))
     if want.netns is not None and not netns.exists(want.netns):
         there = ", ".join(netns.names()[0]) or "none"
@@ -347,7 +376,11 @@ def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], progr
             return dataclasses.replace(have, missing=f"{want.field}.name: there is no interface {want.name!r} in {where}; there are: {there}.")
         attached = _attached(facts, pin, pins, programs)
         mode = attached.mode if attached else None
-        port = ports.Port(want.label, facts.ifindex, facts.mac, ports.transmits(facts, mode)) if ports.is_ethernet(facts) else None
+        here, past = None, ""
+        if forward != chain.FORWARDS[0] and want.hook in TRACKING_HOOKS:
+            here = forwarding.look(forward, want.netns, facts, rules)
+            past = "" if here.rules.rulesets == () else here.rules.shown
+        port = ports.Port(want.label, facts.ifindex, facts.mac, ports.transmits(facts, mode), past) if ports.is_ethernet(facts) else None
         peer = _peer(facts)
         return dataclasses.replace(
             have,
@@ -355,6 +388,7 @@ def _observe_one(pin: str, want: Want, pins: t.Mapping[str, bpf.LinkInfo], progr
             attached=attached,
             too_long=peer.mtu if peer and peer.mtu > VETH_MAX_MTU else None,
             port=port,
+            forwards=here,
             unfit=link_fitness.unfit(facts),
             longest=max(facts.merges, peer.leaves if peer else 0),
         )
@@ -483,6 +517,8 @@ def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: 
         where = _elsewhere(have)
         raise ConntrackError(have.missing + (f" But {where}: name it as it is now, or detach it (state: absent)." if where else ""))
     _refuse_interface(want, have)
+    if have.forwards is not None:
+        forwarding.refuse(want.field, want.label, have.forwards)
     program, attached = hooks.get(want.hook), have.attached
     modes, why_generic = _modes(want, have)
     after = {
@@ -743,11 +779,8 @@ def converge_ports(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequenc
 
     Whether an interface takes redirected frames depends on what is attached, so this is planned when all is.
     """
-    if not os.path.exists(paths.map("ports")):
+    if not os.path.exists(paths.map("ports")) or health.forwards(paths) == chain.FORWARDS[0]:
         return []
-    with bpf.closing(bpf.obj_get(paths.map("meta"))) as meta:
-        if not health.read_meta(meta)["forward"]:
-            return []
     with bpf.closing(bpf.obj_get(paths.map("ports"))) as fd:
         wanted = [have.port for want, have in zip(wants, haves) if want.hook in TRACKING_HOOKS and have.port is not None]
         steps = ports.make_plan(ports.read(fd), wanted, _other_ports(paths, wants))

@@ -661,14 +661,15 @@ def link_detach(link_fd: int) -> None:
 
 # ---------------------------------------------------------------- rtnetlink
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
-_RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 18, 19
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK, _RTM_GETNSID = 16, 18, 19, 90
+_NETNSA_NSID, _NETNSA_FD = 1, 3
 _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLA_F_NESTED, _NLA_TYPE_MASK = 2, 1, 4, 0x200, 1 << 15, 0x3FFF
 _NLMSGERR_ATTR_MSG = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
 _IFLA_GSO_SIZES, _IFLA_GRO_SIZES = (41, 63), (58, 64)  # IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE; IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
 _IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 23, 37, 43, 46
-_IFLA_INFO_KIND = 1
+_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = 1, 2, 3, 4, 8
 _XDP_MODES = {1: "native", 2: "generic", 3: "offload"}  # enum xdp_attached; 4 is "several", each with an attribute of its own
 _IFLA_XDP_PROG_IDS = {5: "native", 6: "generic", 7: "offload"}
@@ -782,6 +783,24 @@ def links() -> list[LinkFacts]:
             if exc.errno != errnos.ENODEV:  # gone since
                 raise
     return found
+
+
+def namespace_id(handle: int) -> int:
+    """Return the id that the current namespace has for another, -1 where it has none; LinkFacts.peer_nsid is such a one."""
+    body = _rtnetlink("RTM_GETNSID", _RTM_GETNSID, 0, b"\0" * 4 + _attribute(_NETNSA_FD, struct.pack("=I", handle)))  # struct rtgenmsg
+    found = _attributes(body[4:]).get(_NETNSA_NSID)
+    return struct.unpack("=i", found)[0] if found else -1
+
+
+def links_above(ifindex: int, kind: str) -> t.Iterator[dict[int, bytes]]:
+    """Return what is peculiar (IFLA_INFO_DATA) to each interface of a kind that stands on another one of the current namespace."""
+    for index, dummy in socket.if_nameindex():
+        with contextlib.suppress(BpfError):  # gone since
+            body = _rtnetlink(f"RTM_GETLINK({index})", _RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, index, 0, 0))
+            found = _attributes(body[_IFINFO.size :])
+            info = _attributes(found.get(_IFLA_LINKINFO, b""))
+            if _u32(found.get(_IFLA_LINK)) == ifindex and _text(info.get(_IFLA_INFO_KIND, b"")) == kind:
+                yield _attributes(info.get(_IFLA_INFO_DATA, b""))
 
 
 def xdp_query(ifindex: int) -> dict[str, t.Any]:

@@ -137,6 +137,8 @@ EVENTS = (
     ("forward_route", "left to the stack: no route leads on, forwarding is off, it is for this host, or it would go back where it came from"),
     ("forward_neighbour", "left to the stack: the next hop's address is not known yet"),
     ("forward_port", "left to the stack: not addressed to an attached interface, or routed to one that takes no redirected frames"),
+    ("forward_refresh", "left to the stack, which sees one packet of a flow and direction every five seconds, so that neighbours and nf_conntrack stay alive"),
+    ("forward_martian", "left to the stack: an address that no router forwards, such as one of this host's own as the sender's"),
 )
 COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
 

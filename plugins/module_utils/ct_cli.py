@@ -887,7 +887,8 @@ COMMANDS = {
         _load,
         "With no argument it brings back what the state directory tells of, as after a reboot, and changes nothing where that is in place. What is set with "
         "--set holds from then on; sizes and sources take a new generation, which takes over flows and interfaces. Of a directory, checksum, fused, "
-        "forward and events can be set, too, and are as xdp_program has them when they are not. Building needs bcc, and a directory Jinja2.",
+        "forward and events can be set, too, and are as xdp_program has them when they are not. What is forwarded passes the firewall by, so forward takes "
+        "forward_unfiltered=true besides. Building needs bcc, and a directory Jinja2.",
     ),
     "rollback": Command("go back to the generation before", _rollback_words, _rollback, "Flows and counters of now are kept. A second run changes nothing."),
     "attach": Command("attach the chain to interfaces", _attach_words, _attach, "An interface that runs the program already is left as it is."),

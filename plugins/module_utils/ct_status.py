@@ -9,7 +9,7 @@ import contextlib
 import os
 import typing as t
 
-from . import attach, bpf, bpffs, chain, flow_filter, flow_table, generation
+from . import attach, bpf, bpffs, chain, flow_filter, flow_table, forwarding, generation, health
 from . import verify as proof
 from .errors import ConntrackError
 
@@ -35,6 +35,20 @@ def faults(paths: bpffs.Paths, have: generation.Have) -> list[dict[str, str]]:
     return [fault.as_dict() for fault in (*have.faults, *generation.listen(paths))]
 
 
+def forwarded(paths: bpffs.Paths) -> dict[str, t.Any] | None:
+    """Return what the chain forwards, and what that passes by; None where it forwards nothing."""
+    forward = health.forwards(paths)
+    if forward == chain.FORWARDS[0]:
+        return None
+    seen = health.look_forwarding(paths, health.look_links(paths))
+    return {
+        "forward": forward,
+        "namespaces": [forwarding.as_dict(where, rules) for where, rules in forwarding.namespaces(seen.values()).items()],
+        "vlan_offloads": {health.interface(key): [offload.what for offload in one.offloads] for key, one in seen.items() if one.offloads},
+        "past": forwarding.shown(forwarding.namespaces(seen.values())),
+    }
+
+
 def status(paths: bpffs.Paths) -> dict[str, t.Any]:
     """Return generation, health, interfaces and fullness."""
     have = generation.observe(paths)
@@ -53,6 +67,7 @@ def status(paths: bpffs.Paths) -> dict[str, t.Any]:
         "faults": wrong,
         "pressure": pressure,
         "interfaces": there,
+        "forwarding": forwarded(paths),
     }
 
 

@@ -177,6 +177,14 @@ def flow_in_full(record: flow.Record, timeouts: t.Mapping[str, int]) -> str:
     return f"{title(record)}\n{columns([['', *row] for row in rows])}"
 
 
+def _forwarding(found: t.Mapping[str, t.Any] | None) -> list[list[str]]:
+    """Return the lines about what is forwarded past the stack; none where nothing is."""
+    if found is None:
+        return []
+    offloads = [f"{interface}: {what or 'VLAN offloads not known'}" for interface, some in found["vlan_offloads"].items() for what in some]
+    return [["forwards", found["forward"]], ["past", found["past"] or "no ruleset of the forward hook"], *[["VLAN tags", line] for line in offloads]]
+
+
 def status(found: t.Mapping[str, t.Any]) -> str:
     """Return the chain as it is."""
     rows = [
@@ -186,6 +194,7 @@ def status(found: t.Mapping[str, t.Any]) -> str:
         ["kept", ", ".join(f"{one['generation']}{' (rolled back from)' if one['rejected'] else ''}" for one in found["kept"]) or "none"],
         ["entries", _fullness(found["pressure"]) if found["pressure"] else "the tables can not be read"],
         ["pinned at", found["pin_root"]],
+        *_forwarding(found.get("forwarding")),
     ]
     interfaces = [[one["interface"], one["program"] or "", one["mode"] or "not attached"] for one in found["interfaces"]]
     return columns(rows) + (columns([["INTERFACE", "PROGRAM", "MODE"], *interfaces]) if interfaces else "attached to no interface\n")

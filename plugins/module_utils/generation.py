@@ -18,7 +18,7 @@ import errno
 import os
 import typing as t
 
-from . import bpffs, build_bcc, chain, clock, handover, health, lock, state, verify
+from . import bpffs, build_bcc, chain, clock, forwarding, handover, health, lock, state, verify
 from .bpffs import Paths
 from .errors import ConntrackError
 from .generation_apply import apply, remove_symlinks, remove_tree
@@ -171,8 +171,24 @@ def ensure(
 
 
 def _plan(paths: Paths, have: Have, want: Want, settings: bytes, policy: Policy) -> Plan:
-    plan = plan_present(have, want, settings, policy, _legacy(paths, have, want, policy))
+    plan = _plan_forwarding(plan_present(have, want, settings, policy, _legacy(paths, have, want, policy)), have, want)
     return policy.proof(plan, have, want, settings) if policy.proof else plan
+
+
+def _plan_forwarding(plan: Plan, have: Have, want: Want) -> Plan:
+    """Return the plan with the rulesets that the new generation passes by, where it forwards.
+
+    :raises ConntrackError: where it would take over an interface through which it must not forward.
+    """
+    forward = forwarding.of_text(want.text)
+    if forward == chain.FORWARDS[0] or not any(step.action == "load" for step in plan):
+        return plan
+    seen = forwarding.attached(forward, [key for key, (info, hook) in have.links.items() if info.ifindex and hook in chain.TRACKING_HOOKS])
+    for key, one in seen.items():
+        forwarding.refuse("forward", health.interface(key), one)
+    past = forwarding.shown(forwarding.namespaces(seen.values()))
+    said = f"; rulesets of the forward hook that what it forwards does not meet: {past}" if past else ""
+    return [dataclasses.replace(step, reason=step.reason + said) if step.action == "load" else step for step in plan]
 
 
 def _legacy(paths: Paths, have: Have, want: Want, policy: Policy) -> Legacy | None:

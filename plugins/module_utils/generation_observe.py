@@ -71,6 +71,7 @@ def observe(paths: Paths) -> Have:
     active = observe_generation(paths, number, active_since(paths, number))
     fields = {field.name: getattr(active, field.name) for field in dataclasses.fields(active) if field.name != "number"}
     fields["faults"] = (*active.faults, *health.judge_paths(paths, number), *health.judge_links(links, active.programs))
+    fields["faults"] += health.judge_forwarding(health.look_forwarding(paths, links))
     fields["guest_maps"] = _guest_maps(os.path.join(paths.gen_dir(number), "map"))
     return dataclasses.replace(have, generation=number, links=_hooks(links, active.programs), **fields)
 

@@ -19,7 +19,7 @@ import struct
 import time
 import typing as t
 
-from . import bpf, bpffs, chain, clock, netns, xdp_modes
+from . import bpf, bpffs, chain, clock, forwarding, netns, xdp_modes
 from .bpffs import Paths
 from .errors import ConntrackError
 
@@ -65,6 +65,9 @@ FAULTS = {
     "link_program": Kind("an interface runs another program than the active generation's", "update"),
     "link_stale": Kind("a pinned link holds no interface any more", "attach"),
     "link_moved": Kind("a pinned link holds another interface than it is named for: that one was renamed, or moved to another namespace", "attach"),
+    "forward_unsafe": Kind(
+        "the chain forwards through an interface where it must not: VLAN tags travel beside its frames, or nf_conntrack would refuse", "operator"
+    ),
     "link_foreign": Kind("something that is no XDP link stands among the pinned links", "operator"),
 }
 
@@ -517,6 +520,27 @@ def judge_links(links: t.Mapping[str, Link], programs: t.Mapping[int, bpf.ProgIn
     return tuple(faults)
 
 
+def forwards(paths: Paths) -> str:
+    """Return what the active generation forwards, one of chain.FORWARDS; the first where none is loaded."""
+    with open_pin(paths.map("meta")) as (kind, fd):
+        number = read_meta(fd)["forward"] if kind == "map" else 0
+    return chain.FORWARDS[number] if number < len(chain.FORWARDS) else chain.FORWARDS[0]
+
+
+def look_forwarding(paths: Paths, links: t.Mapping[str, Link]) -> dict[str, forwarding.Seen]:
+    """Return what there is to know of the interfaces through which the active generation forwards, by the names of their pins."""
+    return forwarding.attached(forwards(paths), [key for key, link in links.items() if link.info is not None and link.here and _tracks(link.info)])
+
+
+def judge_forwarding(seen: t.Mapping[str, forwarding.Seen]) -> tuple[Fault, ...]:
+    """Return where the chain forwards, and must not."""
+    return tuple(
+        Fault("forward_unsafe", interface(key), f"{interface(key)}: {problem}. {mend}, or load the chain with forward: off")
+        for key, one in seen.items()
+        for problem, mend in forwarding.problems(one)
+    )
+
+
 def examine(paths: Paths) -> tuple[Fault, ...]:
     """Return all that can be seen to be wrong, without waiting for traffic."""
     if not bpffs.mounted(paths.pin_root):
@@ -525,7 +549,7 @@ def examine(paths: Paths) -> tuple[Fault, ...]:
     if number is None:
         return judge_links(links, {})
     seen = look(paths.gen_dir(number), number)
-    return (*judge(seen), *judge_paths(paths, number), *judge_links(links, seen.programs))
+    return (*judge(seen), *judge_paths(paths, number), *judge_links(links, seen.programs), *judge_forwarding(look_forwarding(paths, links)))
 
 
 # ---------------------------------------------------------------- listen

@@ -31,7 +31,7 @@ import time
 import types
 import typing as t
 
-from . import lock, netns, safe_path, topology, topology_plan
+from . import ethtool, lock, netns, safe_path, topology, topology_plan
 from . import plan as plans
 from .errors import ConntrackError, bad_value
 from .plan import Plan, Step
@@ -503,11 +503,25 @@ class Kernel:
             names = {index: link.key[1] for index, link in links.items()}
             routes = (_parse_route(name, names, *m) for m in channel.dump(_GETROUTE, _RTMSG.pack(0, 0, 0, 0, _TABLE_MAIN, 0, 0, 0, 0)))
             have.routes += [route for route in routes if route is not None]
+        offload = set() if links_only else self._vlan_offloads(name, links.values())
         for index, link in links.items():
             with_addresses = addresses.get(index)
-            have.links[link.key] = link if not with_addresses else HaveLink(**{**link.__dict__, "addresses": tuple(with_addresses)})
+            more = {**({"addresses": tuple(with_addresses)} if with_addresses else {}), **({"vlan_offload": True} if index in offload else {})}
+            have.links[link.key] = HaveLink(**{**link.__dict__, **more}) if more else link
             self._indexes[link.key] = index
         return True
+
+    def _vlan_offloads(self, name: str | None, links: t.Iterable[HaveLink]) -> set[int]:
+        """Return the numbers of those veths with an alias, as a lab's have, whose VLAN tags travel beside the frame."""
+        ours = [link for link in links if link.kind == "veth" and link.alias]
+        found = set()
+        with netns.entered(name if ours else None):
+            for link in ours:
+                with contextlib.suppress(OSError):  # gone since
+                    features = ethtool.features(link.key[1])
+                    if any(features.get(feature) for feature in ethtool.VLAN_OFFLOADS):
+                        found.add(link.ifindex)
+        return found
 
     def _observe_sysctls(self, want: Topology, have: Have) -> None:
         have.record = read_record(want.lab)
@@ -725,6 +739,12 @@ def _nothing(dummy_result: object) -> None:
     """Drop a result: what undoes a step returns none."""
 
 
+def _set_vlan_offload(key: Key, on: bool) -> None:
+    """Let an interface's VLAN tags travel beside its frames, or in them."""
+    with netns.entered(key[0]):
+        ethtool.set_features(key[1], dict.fromkeys(ethtool.VLAN_OFFLOADS, on))
+
+
 class _Apply:
     """Applies the steps of one plan; each method takes a step's ``args`` and returns what undoes it."""
 
@@ -793,6 +813,7 @@ class _Apply:
             for end, peer in ((one, two), (two, one)):
                 channel = self._kernel.channel(end.netns)
                 self._kernel.set_link(channel, 0, up=True, name=end.name, alias=topology.alias_of(mark, peer.key), group=0)
+                _set_vlan_offload(end.key, False)
         except BaseException:
             self._remove_link(one.key)
             raise
@@ -803,9 +824,15 @@ class _Apply:
 
     def _change_link(self, args: tuple[Key, int, dict[str, t.Any], dict[str, t.Any]]) -> plans.Undo:
         key, index, new, old = args
-        channel = self._kernel.channel(key[0])
-        self._kernel.set_link(channel, index, **new)
-        return lambda: self._kernel.set_link(channel, index, **old)
+        self._set_link(key, index, new)
+        return lambda: self._set_link(key, index, old)
+
+    def _set_link(self, key: Key, index: int, wanted: t.Mapping[str, t.Any]) -> None:
+        attributes = {name: value for name, value in wanted.items() if name != "vlan_offload"}
+        if attributes:
+            self._kernel.set_link(self._kernel.channel(key[0]), index, **attributes)
+        if "vlan_offload" in wanted:
+            _set_vlan_offload(key, wanted["vlan_offload"])
 
     def _delete_link(self, args: tuple[list[tuple[Key, int]], bool]) -> plans.Undo:
         alive, goes_with_namespace = args

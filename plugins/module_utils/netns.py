@@ -169,6 +169,40 @@ def entered(name: str | None) -> t.Iterator[None]:
         os.close(handle)
 
 
+def _handles() -> t.Generator[int, None, None]:
+    """Give each namespace that can be found, open: those with a name, then those that processes are in; some come twice. Each is closed when the next comes."""
+    processes = (f"/proc/{pid}/ns/net" for pid in os.listdir("/proc") if pid.isdigit())
+    for where in (*map(path, names()[0]), *processes):
+        try:
+            handle = os.open(where, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # gone since, or a process that has ended
+            continue
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def entered_where(fits: t.Callable[[int], bool]) -> t.Iterator[bool]:
+    """Run the body inside the first namespace that fits, and say whether there is one; where there is none, the thread stays where it is.
+
+    :param fits: is called with a namespace's descriptor, from the namespace that the thread is in.
+    """
+    tried = set()
+    with contextlib.closing(_handles()) as handles:
+        for handle in handles:
+            number = os.fstat(handle).st_ino
+            if number in tried or not fits(handle):
+                tried.add(number)
+                continue
+            with _restoring():
+                enter(handle)
+                yield True
+                return
+    yield False
+
+
 @contextlib.contextmanager
 def anonymous() -> t.Iterator[None]:
     """Run the body inside a new namespace without a name; it is gone when nothing uses it any more, also when the process is killed.

@@ -14,13 +14,16 @@ import dataclasses
 import struct
 import typing as t
 
-from . import bpf, plan
+from . import bpf, plan, xdp_modes
 
 #: struct port_key of files/bpf/forward.h.j2: ifindex, address.
 KEY = struct.Struct("=I6s2x")
 VALUE = struct.Struct("=I")
 #: enum port_flag
 TRANSMITS = 1
+
+#: Drivers that send redirected frames (ndo_xdp_xmit) in Linux 5.12, the oldest that the chain takes, by the names that ethtool -i has.
+KNOWN_TO_TRANSMIT = (*("bnxt_en", "ena", "fsl_dpaa2_eth", "i40e", "ice", "igb", "ixgbe", "mlx5_core", "mvneta", "mvpp2", "qede", "sfc", "tun", "virtio_net"),)
 
 #: Bytes of an Ethernet address.
 _ADDRESS_BYTES = 6
@@ -33,12 +36,14 @@ class Port:
     :ivar label: what an operator calls it.
     :ivar mac: its address.
     :ivar transmits: whether its driver takes redirected frames.
+    :ivar past: the rulesets that are not asked about what is forwarded, for people.
     """
 
     label: str
     ifindex: int
     mac: bytes
     transmits: bool
+    past: str = ""
 
     @property
     def key(self) -> bytes:
@@ -57,13 +62,17 @@ def is_ethernet(facts: bpf.LinkFacts) -> bool:
 def transmits(facts: bpf.LinkFacts, mode: str | None) -> bool:
     """Tell whether an interface takes redirected frames; call it inside the interface's namespace.
 
-    A veth hands them to its other end, which must have a native XDP program (drivers/net/veth.c, veth_xdp_xmit). A card sends them where its driver
-    runs XDP natively: the drivers that do so without ndo_xdp_xmit are few and have the program's queues to themselves.
+    The kernel is asked. One before Linux 6.3 has no answer; there a driver that is known to (KNOWN_TO_TRANSMIT) does, once it runs a program natively,
+    and a veth hands them to its other end, which must have a native XDP program (drivers/net/veth.c, veth_xdp_xmit). Of what is not known, none does:
+    what is redirected to it would be lost without a word.
 
     :param mode: how our program is attached to it.
     """
+    told = xdp_modes.takes_redirected(facts.ifindex)
+    if told is not None:
+        return told
     if facts.kind != "veth":
-        return mode == "native"
+        return mode == "native" and xdp_modes.driver(facts.name).name in KNOWN_TO_TRANSMIT
     try:
         return "native" in bpf.link_facts(facts.peer_ifindex, facts.peer_nsid).xdp
     except bpf.BpfError:  # the peer is being moved or its namespace dies
@@ -89,6 +98,7 @@ def make_plan(have: t.Mapping[bytes, int], wanted: t.Sequence[Port], kept: t.Ite
         if have.get(port.key) != port.flags:
             before = shown(port.key, have[port.key]) if port.key in have else None
             reason = "packets may be forwarded through it" if port.transmits else "packets that come in there may be forwarded, but it takes none"
+            reason += f"; rulesets of the forward hook that they do not meet: {port.past}" if port.past else ""
             steps.append(plan.Step("change" if before else "create", "port", port.label, reason, before, shown(port.key, port.flags), (port.key, port.flags)))
     stale = have.keys() - {port.key for port in wanted} - set(kept)
     for key in sorted(stale):

@@ -23,7 +23,27 @@ import subprocess
 import sys
 import typing as t
 
-from . import attach, bpf, bpffs, chain, ct_archive, ct_status, ct_unit, deps, features, generation, health, netns, safe_path, soak, state, xdp_modes
+from . import (
+    attach,
+    bpf,
+    bpffs,
+    chain,
+    ct_archive,
+    ct_status,
+    ct_unit,
+    deps,
+    features,
+    forwarding,
+    generation,
+    health,
+    netfilter,
+    netns,
+    render,
+    safe_path,
+    soak,
+    state,
+    xdp_modes,
+)
 from .errors import ConntrackError
 
 #: How the chain is built; only the first needs a compiler on the host.
@@ -270,13 +290,16 @@ def judge_disk(directory: str, free: int, files: bool) -> t.Iterator[Problem]:
 
 # ---------------------------------------------------------------- interfaces
 def look_interfaces(
-    paths: bpffs.Paths, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, takeover: bool
+    paths: bpffs.Paths, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, takeover: bool, forward: str = chain.FORWARDS[0]
 ) -> tuple[list[dict[str, t.Any]], list[Problem]]:
-    """Return the wanted interfaces as they are, and what keeps the chain off them."""
+    """Return the wanted interfaces as they are, and what keeps the chain off them.
+
+    :param forward: what the chain is to forward, one of chain.FORWARDS.
+    """
     try:
         attach.check("present", interfaces, mode)
         wants, dummy, nothing, dummy = attach.choose("present", interfaces, mode, True)
-        haves = attach.observe(paths, wants)
+        haves = attach.observe(paths, wants, forward)
     except ConntrackError as exc:
         return [], [told("interfaces", exc.message.partition(":")[0], exc)]
     found: list[dict[str, t.Any]] = []
@@ -290,11 +313,40 @@ def look_interfaces(
             continue
         if want.mode == "native" and why and have.attached is None:
             problems.append(Problem(f"{want.field}.mode", "native", f"{want.label}: {why}.", "Give mode: generic or auto."))
+        if have.forwards is not None:
+            problems += [
+                Problem("forward", forward, f"{want.label}: {problem}.", f"{mend}, or give forward: off.")
+                for problem, mend in forwarding.problems(have.forwards)
+            ]
         try:
-            attach.make_plan([want], [have], {}, takeover, True)
+            attach.make_plan([want], [dataclasses.replace(have, forwards=None)], {}, takeover, True)
         except ConntrackError as exc:
             problems.append(told(want.field, want.label, exc))
     return found, problems
+
+
+def look_forwarding(forward: str, interfaces: t.Sequence[t.Mapping[str, t.Any]]) -> dict[str, t.Any] | None:
+    """Return which rulesets the chain would pass by; None where it is to forward nothing.
+
+    :param interfaces: those that it is to be attached to; where there are none, it is the namespace that the caller is in that is looked at.
+    """
+    if forward == chain.FORWARDS[0]:
+        return None
+    rules = {}
+    for where in {item.get("netns"): None for item in interfaces} or {None: None}:
+        if where is None or netns.exists(where):
+            with netns.entered(where):
+                rules[where] = netfilter.look()
+    return {"forward": forward, "namespaces": [forwarding.as_dict(where, seen) for where, seen in rules.items()], "past": forwarding.shown(rules)}
+
+
+def judge_unfiltered(forward: str, unfiltered: bool) -> t.Iterator[Problem]:
+    """Return what is wrong with forwarding that nobody said may pass the firewall by."""
+    try:
+        render.check_unfiltered(forward, unfiltered)
+    except ConntrackError as exc:
+        problem, dummy, mend = exc.message.partition(", so it takes ")
+        yield Problem("forward", forward, f"{problem.partition(': ')[2]}.", f"It takes {mend}")
 
 
 def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.Any], str]:
@@ -319,6 +371,7 @@ def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.A
         "program": None if attached is None else attached.program.hook or attached.program.name,
         "mode": None if attached is None else attached.mode,
         "foreign": attached is not None and attached.program.hook is None,
+        "vlan_offloads": None if have.forwards is None else [offload.what or "not known" for offload in have.forwards.offloads],
     }, why
 
 
@@ -397,6 +450,8 @@ class Need:
     """What is wanted of the host.
 
     :ivar sizes: entries of the tables, by the names of chain.maps().
+    :ivar forward: what the chain is to forward, one of chain.FORWARDS.
+    :ivar forward_unfiltered: whether that may pass the firewall by.
     """
 
     interfaces: t.Sequence[t.Mapping[str, t.Any]]
@@ -407,6 +462,8 @@ class Need:
     build: str
     install: bool
     prefix: str = ct_archive.PREFIX
+    forward: str = chain.FORWARDS[0]
+    forward_unfiltered: bool = False
 
 
 def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
@@ -425,6 +482,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
         "libraries": [{**dataclasses.asdict(one), "good": one.good} for one in libraries],
         "would_install": would_install(libraries, manager, need.install),
         "interfaces": [],
+        "forwarding": look_forwarding(need.forward, need.interfaces),
         "chain": None,
         "before": None,
         "flows": None,
@@ -444,6 +502,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
             problem = told(field, value, exc)
             if not any(one.problem == problem.problem for one in problems):
                 problems.append(problem)
+    problems += judge_unfiltered(need.forward, need.forward_unfiltered)
     free, files = disk_room(state.directory(paths))
     problems += judge_disk(paths.state_dir, free, files)
     result["disk"] = {"path": paths.state_dir, "free_bytes": free}
@@ -481,7 +540,7 @@ def _look_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Ite
     )
     result["memory"] = dataclasses.asdict(memory)
     yield from judge_memory(memory)
-    result["interfaces"], problems = look_interfaces(paths, need.interfaces, need.mode, need.takeover)
+    result["interfaces"], problems = look_interfaces(paths, need.interfaces, need.mode, need.takeover, need.forward)
     yield from problems
 
 

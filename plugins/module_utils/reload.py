@@ -22,7 +22,9 @@ from .plan import Plan
 
 #: What can be set, by the names that xdp_program's options have, with what a value may be.
 _COMPILED = ("checksum", "fused", "forward", "events")
-NAMES = (*render.SIZES, *(f"timeouts.{name}" for name in chain.TIMEOUTS), *(f"settings.{name}" for name in chain.KNOBS), *_COMPILED)
+_SAID = (render.UNFILTERED,)  # compiled into nothing, and wanted beside forward
+_SWITCHES = ("fused", "events", *_SAID)
+NAMES = (*render.SIZES, *(f"timeouts.{name}" for name in chain.TIMEOUTS), *(f"settings.{name}" for name in chain.KNOBS), *_COMPILED, *_SAID)
 _FLAGS = {"true": 1, "yes": 1, "false": 0, "no": 0}
 
 
@@ -43,7 +45,7 @@ class Changes:
 
 
 def _number(name: str, value: str) -> int:
-    found = _FLAGS.get(value.lower()) if name in ("fused", "events") or name.startswith("settings.") else None
+    found = _FLAGS.get(value.lower()) if name in _SWITCHES or name.startswith("settings.") else None
     if found is None:
         try:
             found = int(value)
@@ -63,16 +65,18 @@ def parse(words: t.Iterable[str]) -> Changes:
         if not equals or not value:
             raise bad_value("set", word, "give NAME=VALUE, as timeouts.udp=60")
         if name not in NAMES:
-            mend = f"known are {', '.join((*render.SIZES, 'timeouts.NAME', 'settings.NAME', *_COMPILED))}, as xdp_program has them"
+            mend = f"known are {', '.join((*render.SIZES, 'timeouts.NAME', 'settings.NAME', *_COMPILED, *_SAID))}, as xdp_program has them"
             raise bad_value("set", name, mend, NAMES)
         group, dummy, last = name.rpartition(".")
         found[group][last] = value if name in ("checksum", "forward") else _number(name, value)
     compiled = {name: found[""][name] for name in _COMPILED if name in found[""]}
-    for name in ("fused", "events"):
-        if compiled.get(name, 0) not in (0, 1):
-            raise bad_value(name, compiled[name], "give true or false")
+    for name in _SWITCHES:
+        if found[""].get(name, 0) not in (0, 1):
+            raise bad_value(name, found[""][name], "give true or false")
     changes = Changes({name: found[""][name] for name in render.SIZES if name in found[""]}, found["timeouts"], found["settings"], compiled)
-    render.check_settings(render.Settings(**changes.sizes, **changes.compiled))
+    settings = render.Settings(**changes.sizes, **changes.compiled)
+    render.check_settings(settings)
+    render.check_unfiltered(settings.forward, bool(found[""].get(render.UNFILTERED)))
     generation.check(generation.Want("", {}, chain.TABLE_SIZE, changes.timeouts, changes.knobs))
     return changes
 

@@ -34,11 +34,14 @@ CHECKSUMS = ("off", "offload", "strict")
 
 #: Names of the map types in bcc's BPF_TABLE.
 _BCC_TYPES = {"array": "array", "array_of_maps": "array_of_maps", "hash": "hash", "lru_hash": "lru_hash", "percpu_array": "percpu_array", "prog_array": "prog"}
+#: The option without which nothing is forwarded; it is compiled into nothing.
+UNFILTERED = "forward_unfiltered"
 #: The options of modules that say what is compiled in, besides sizes; the documentation fragment chain_form tells what they are.
 OPTIONS: dict[str, dict[str, t.Any]] = {
     "checksum": {"type": "str", "choices": list(CHECKSUMS), "default": "offload"},
     "fused": {"type": "bool", "default": False},
     "forward": {"type": "str", "choices": list(chain.FORWARDS), "default": "off"},
+    UNFILTERED: {"type": "bool", "default": False},
     "events": {"type": "bool", "default": False},
     "guests": {
         "type": "list",
@@ -84,6 +87,16 @@ def check_settings(settings: Settings) -> None:
         raise bad_value("checksum", settings.checksum, f"give one of {', '.join(CHECKSUMS)}")
     if settings.forward not in chain.FORWARDS:
         raise bad_value("forward", settings.forward, f"give one of {', '.join(chain.FORWARDS)}")
+
+
+def check_unfiltered(forward: str, unfiltered: bool) -> None:
+    """:raises ConntrackError: where something is to be forwarded, and nobody said that it may pass the firewall by."""
+    if forward != "off" and not unfiltered:
+        raise bad_value(
+            "forward",
+            forward,
+            f"what the chain forwards meets no rule of the host's firewall, and no NAT, so it takes {UNFILTERED}: true as well; or give forward: off",
+        )
 
 
 def _numbered(names: t.Iterable[str]) -> list[tuple[str, int]]:
@@ -173,7 +186,7 @@ def pack(text: str, headers: t.Mapping[str, str]) -> str:
     A module that starts itself again under another interpreter writes its arguments into a pipe before anybody
     reads it (respawn_module() of ansible-core): more than the 64 KiB that a pipe holds, and it waits forever.
     """
-    return base64.b64encode(zlib.compress(json.dumps([text, dict(headers)]).encode(), 9)).decode("ascii")
+    return base64.b85encode(zlib.compress(json.dumps([text, dict(headers)]).encode(), 9)).decode("ascii")
 
 
 def unpack(packed: str) -> tuple[str, dict[str, str]]:
@@ -182,7 +195,7 @@ def unpack(packed: str) -> tuple[str, dict[str, str]]:
     :raises ConntrackError: where it is not of pack()'s making.
     """
     try:
-        text, headers = json.loads(zlib.decompress(base64.b64decode(packed, validate=True)))
+        text, headers = json.loads(zlib.decompress(base64.b85decode(packed)))
         return str(text), dict(headers)
     except (ValueError, TypeError, zlib.error) as exc:
         raise ConntrackError("rendered: it is filled in from src and can not be given.") from exc

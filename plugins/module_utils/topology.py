@@ -603,6 +603,7 @@ class HaveLink:
     :ivar up: it shall run.
     :ivar running: it does: packets pass.
     :ivar peer_index: the ifindex of a veth's other end.
+    :ivar vlan_offload: VLAN tags travel beside the frame, where no XDP program sees them; looked at on the lab's own veths.
     """
 
     key: Key
@@ -616,6 +617,7 @@ class HaveLink:
     running: bool
     peer_index: int
     addresses: tuple[HaveAddress, ...] = ()
+    vlan_offload: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

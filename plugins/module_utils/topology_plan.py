@@ -187,13 +187,14 @@ def _plan_links(want: Topology, have: Have, keep: set[Key], late: t.Iterable[Sys
 
 
 def _plan_link_change(end: End, link: HaveLink) -> Plan:
-    want = {"mtu": end.mtu, "mac": end.mac, "up": True}
-    have = {"mtu": link.mtu, "mac": link.mac, "up": link.up}
+    want = {"mtu": end.mtu, "mac": end.mac, "up": True, "vlan_offload": False}
+    have = {"mtu": link.mtu, "mac": link.mac, "up": link.up, "vlan_offload": link.vlan_offload}
     new = {k: v for k, v in want.items() if have[k] != v}
     if not new:
         return []
     old = {k: have[k] for k in new}
-    reason = "; ".join("it is down" if k == "up" else f"{k} is {old[k]}, wanted {v}" for k, v in new.items())
+    said = {"up": "it is down", "vlan_offload": "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them"}
+    reason = "; ".join(said.get(k, f"{k} is {old[k]}, wanted {v}") for k, v in new.items())
     return [Step("change", "link", show_key(end.key), reason, before=old, after=new, args=(end.key, link.ifindex, new, old))]
 
 

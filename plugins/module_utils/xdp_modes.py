@@ -53,8 +53,8 @@ _DEV_GET, _DEV_IFINDEX, _DEV_XDP_FEATURES = 1, 1, 3
 _NLMSG_ERROR, _NLM_F_REQUEST = 2, 1
 _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct("=BBH")
-#: enum netdev_xdp_act
-_BASIC = 1
+#: enum netdev_xdp_act: runs programs itself; takes frames that other interfaces' programs redirect to it (NETDEV_XDP_ACT_NDO_XMIT).
+_BASIC, _NDO_XMIT = 1, 4
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:
@@ -73,6 +73,19 @@ def attributes(payload: bytes) -> dict[int, bytes]:
     return found
 
 
+def attribute_list(payload: bytes, wanted: int) -> list[bytes]:
+    """Return the payloads of all attributes of one number, which a list repeats."""
+    found, at = [], 0
+    while at + 4 <= len(payload):
+        length, kind = struct.unpack_from("=HH", payload, at)
+        if length < 4:
+            break
+        if kind & 0x3FFF == wanted:
+            found.append(payload[at + 4 : at + length])
+        at += (length + 3) & ~3
+    return found
+
+
 def _ask(sock: socket.socket, family: int, command: int, payload: bytes) -> dict[int, bytes]:
     """:raises OSError: with the kernel's number where it refuses."""
     body = _GENERIC.pack(command, 1, 0) + payload
@@ -85,8 +98,8 @@ def _ask(sock: socket.socket, family: int, command: int, payload: bytes) -> dict
     return attributes(answer[_HEADER.size + _GENERIC.size : length])
 
 
-def native(ifindex: int) -> bool | None:
-    """Return whether the driver of an interface of the current namespace runs XDP programs itself; None where this kernel does not tell."""
+def _features(ifindex: int) -> int | None:
+    """Return what of enum netdev_xdp_act an interface of the current namespace can do; None where this kernel does not tell."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC) as sock:
         try:
             family = _ask(sock, _CTRL, _CTRL_GETFAMILY, _attribute(_CTRL_FAMILY_NAME, b"netdev\0"))[_CTRL_FAMILY_ID]
@@ -96,7 +109,22 @@ def native(ifindex: int) -> bool | None:
                 return None
             raise
     features = found.get(_DEV_XDP_FEATURES)
-    return None if features is None else bool(int.from_bytes(features[:8], "little" if struct.pack("=H", 1)[0] else "big") & _BASIC)
+    return None if features is None else int.from_bytes(features[:8], "little" if struct.pack("=H", 1)[0] else "big")
+
+
+def native(ifindex: int) -> bool | None:
+    """Return whether the driver of an interface of the current namespace runs XDP programs itself; None where this kernel does not tell."""
+    features = _features(ifindex)
+    return None if features is None else bool(features & _BASIC)
+
+
+def takes_redirected(ifindex: int) -> bool | None:
+    """Return whether an interface of the current namespace takes redirected frames as it is now; None where this kernel does not tell.
+
+    Some drivers do so only as long as they have a program, and a veth as long as its other end has one, or collects frames itself (GRO).
+    """
+    features = _features(ifindex)
+    return None if features is None else bool(features & _NDO_XMIT)
 
 
 # ---------------------------------------------------------------- what stands on an interface (rtnetlink(7), include/uapi/linux/if_link.h)

@@ -88,6 +88,17 @@ options:
     description: Whether the chain tells what becomes of flows.
     type: bool
     default: false
+  forward:
+    description:
+      - What the chain is to forward past the stack, see O(ebpf.conntrack.xdp_program#module:forward). Then RV(forwarding) says what that passes by, and
+        it is a problem where VLAN tags travel beside the frames of an interface, or nf_conntrack would call what it sees of a connection invalid.
+    type: str
+    choices: ["off", established, all]
+    default: "off"
+  forward_unfiltered:
+    description: Whether what is forwarded may pass the firewall by. Without it, O(forward) is a problem.
+    type: bool
+    default: false
   build:
     description:
       - How the chain is built. Only V(bcc) needs a compiler on the host.
@@ -184,6 +195,7 @@ interfaces:
       does not tell, and C(modes) which modes can be had. C(big_tcp) tells whether generic mode shows packets of more than 64 KiB there, each of which the
       kernel copies into one piece of memory, and drops where it finds none. C(program) and C(mode) are what is attached now, C(foreign) whether
       that is somebody else's.
+    - With O(forward), C(vlan_offloads) says what keeps VLAN tags out of the interface's frames.
   returned: success
   type: list
   elements: dict
@@ -199,6 +211,23 @@ interfaces:
       program: null
       mode: null
       foreign: false
+      vlan_offloads: null
+forwarding:
+  description:
+    - What is forwarded past the stack meets no ruleset of the forward hook. C(namespaces) has, for each namespace of O(interfaces), those that there are
+      as C(bypassed), V(null) where the kernel does not tell; whether nf_conntrack tracks there (C(nf_conntrack)); and whether it is told to be liberal
+      (C(tcp_be_liberal)). C(past) is the rulesets for people.
+    - V(null) where O(forward) is V(off).
+  returned: success
+  type: dict
+  sample:
+    forward: established
+    namespaces:
+      - netns: null
+        bypassed: [{family: inet, table: filter, chain: forward, policy: drop}]
+        nf_conntrack: true
+        tcp_be_liberal: true
+    past: inet filter forward (policy drop) in the host's namespace
 memory:
   description:
     - Bytes. C(needed) is what the tables take that are not handed on, and the compiler; C(held) what the tables of now take; C(available) what the machine
@@ -261,6 +290,7 @@ def main() -> None:
             "takeover": {"type": "bool", "default": False},
             **{name: {"type": "int", "default": chain.TABLE_SIZE} for name in render.SIZES},
             "events": {"type": "bool", "default": False},
+            **{name: render.OPTIONS[name] for name in ("forward", render.UNFILTERED)},
             "build": {"type": "str", "choices": list(preflight.BUILDS), "default": "bcc"},
             "install": {"type": "bool", "default": True},
             "prefix": {"type": "path", "default": ct_archive.PREFIX},
@@ -270,7 +300,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    names = ("interfaces", "mode", "takeover", "events", "build", "install", "prefix")
+    names = ("interfaces", "mode", "takeover", "events", "build", "install", "prefix", "forward", render.UNFILTERED)
     need = preflight.Need(sizes={name: params[name] for name in render.SIZES}, **{name: params[name] for name in names})
     with told_by(module):
         result = preflight.look(bpffs.Paths(params["pin_root"], params["state_dir"]), need)

@@ -157,6 +157,7 @@ def prepare(module: AnsibleModule) -> tuple[plans.Plan, str, object_file.Built |
     """Bring the object into place: the plan that was needed, its path, and what is there now."""
     params = module.params
     object_file.check_directory("dest", params["dest"])
+    render.check_unfiltered(params["forward"], params[render.UNFILTERED])
     if not params["rendered"]:
         raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_object, whose action part renders the sources.")
     text, headers = render.unpack(params["rendered"])

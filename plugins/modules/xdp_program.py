@@ -676,6 +676,7 @@ def object_of(module: AnsibleModule, text: str, headers: dict[str, str]) -> obje
 
 def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | None) -> tuple[plans.Plan, generation.Have, dict[str, object]]:
     params = module.params
+    render.check_unfiltered(params["forward"], params[render.UNFILTERED])
     if not params["rendered"]:
         raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources.")
     text, headers = render.unpack(params["rendered"])

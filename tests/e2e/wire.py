@@ -21,7 +21,7 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, chain, flow, netlink, netns, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, chain, flow, netfilter, netlink, netns, topology
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import nf, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig, viewed
 
@@ -84,6 +84,8 @@ class Wire:
                 with netns.entered(self.ns(where)):
                     if where == "router":
                         subprocess.run(["nft", RULES], check=True)
+                        if compiled.get("forward", "off") != "off":  # else no such chain may be attached where nf_conntrack tracks
+                            netlink.write_sysctl(netfilter.LIBERAL, "1")
                     for name, value in values.items():
                         netlink.write_sysctl(name, value)
             self.chain = undo.enter_context(ChainRig(**compiled))

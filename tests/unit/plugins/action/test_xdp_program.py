@@ -46,7 +46,7 @@ def test_the_rendered_chain_goes_along(args: dict[str, t.Any]) -> None:
 
 
 def test_it_fits_the_pipe_of_a_module_that_starts_itself_again() -> None:
-    for args in ({}, {"fused": True, "checksum": "strict"}, {"fused": True, "forward": "all", "events": True}):
+    for args in ({}, {"fused": True, "checksum": "strict"}, {"fused": True, "forward": "all", "forward_unfiltered": True, "events": True}):
         assert len(sent(args)["rendered"]) < PIPE_BYTES
 
 

@@ -55,7 +55,7 @@ def test_the_last_one_comes_back_as_it_was(paths: bpffs.Paths) -> None:
 
 def test_a_directory_takes_the_last_sizes_and_settings(paths: bpffs.Paths) -> None:
     assert reload.wanted(paths, source=SOURCES) == state.read(paths, 3)
-    fused = reload.wanted(paths, reload.parse(["fused=yes", "forward=all", "half_open_size6=16"]), SOURCES)
+    fused = reload.wanted(paths, reload.parse(["fused=yes", "forward=all", "forward_unfiltered=yes", "half_open_size6=16"]), SOURCES)
     assert fused.text == chain(**{**SIZES, "half_open_size6": 16}, fused=True, forward="all").text and fused.timeouts == {"udp": 40}
     elsewhere = bpffs.Paths("/sys/fs/bpf/other", paths.state_dir)
     assert reload.wanted(elsewhere, source=SOURCES).text == render.render(SOURCES, render.Settings())
