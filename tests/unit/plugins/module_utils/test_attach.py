@@ -227,7 +227,9 @@ class Driver:
     """A driver that refuses native XDP with a number, in place of the kernel; the link's fd is 50, its pin's path is noted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-        self.number, self.tried, self.pinned = number, [], []
+        self.number = number
+        self.tried: list[str] = []
+        self.pinned: list[tuple[int, str]] = []
         for name, fake in (("link_create", self.create), ("obj_pin", lambda fd, path: self.pinned.append((fd, path))), ("obj_get", lambda path: 40)):
             monkeypatch.setattr(bpf, name, fake)
         monkeypatch.setattr(bpf, "close", lambda fd: None)
