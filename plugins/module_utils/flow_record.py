@@ -249,7 +249,7 @@ def checked(value: object, also: t.Collection[str] = ()) -> flow.Record:
         "state": _choice("state", found["state"], states_of(protocol)),
         "assured": _flag("assured", found["assured"]),
         "seen_reply": _flag("seen_reply", found["seen_reply"]),
-        "timeout": number("timeout", found["timeout"], MOST_SECONDS),
+        "timeout": number("timeout", found["timeout"], chain.LONGEST_TIMEOUT),
         "orig": orig,
         "reply": reply,
     }

@@ -105,9 +105,9 @@ def canonical(wanted: t.Iterable[str | None]) -> dict[str | None, str | None]:
     if own is not None:
         first[own] = None
     for name in filter(None, found):
-        number = inode(name)
-        if number is not None:
-            found[name] = first.get(number, name)
+        there = inode(name)
+        if there is not None:
+            found[name] = first.get(there, name)
     return found
 
 

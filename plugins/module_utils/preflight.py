@@ -298,13 +298,13 @@ def look_interfaces(
     """
     try:
         attach.check("present", interfaces, mode)
-        wants, dummy, nothing, dummy = attach.choose("present", interfaces, mode, True)
-        haves = attach.observe(paths, wants, forward)
+        chosen = attach.choose("present", interfaces, mode, True)
+        haves = attach.observe(paths, chosen.wants, forward)
     except ConntrackError as exc:
         return [], [told("interfaces", exc.message.partition(":")[0], exc)]
     found: list[dict[str, t.Any]] = []
-    problems = [Problem("interfaces", one.partition(":")[0], one, "Correct the entry, or make the interface first.") for one in nothing]
-    for want, have in zip(wants, haves):
+    problems = [Problem("interfaces", one.partition(":")[0], one, "Correct the entry, or make the interface first.") for one in chosen.missing]
+    for want, have in zip(chosen.wants, haves):
         one, why = _look_interface(want, have)
         found.append(one)
         if have.missing:

@@ -9,13 +9,13 @@ Runs where Ansible runs: the targets get text and need no Jinja2.
 from __future__ import annotations
 
 import base64
+import bz2
 import dataclasses
 import json
 import os
 import re
 import traceback
 import typing as t
-import zlib
 
 from . import chain
 from .errors import ConntrackError, bad_value
@@ -186,7 +186,7 @@ def pack(text: str, headers: t.Mapping[str, str]) -> str:
     A module that starts itself again under another interpreter writes its arguments into a pipe before anybody
     reads it (respawn_module() of ansible-core): more than the 64 KiB that a pipe holds, and it waits forever.
     """
-    return base64.b85encode(zlib.compress(json.dumps([text, dict(headers)]).encode(), 9)).decode("ascii")
+    return base64.b85encode(bz2.compress(json.dumps([text, dict(headers)]).encode(), 9)).decode("ascii")
 
 
 def unpack(packed: str) -> tuple[str, dict[str, str]]:
@@ -195,9 +195,9 @@ def unpack(packed: str) -> tuple[str, dict[str, str]]:
     :raises ConntrackError: where it is not of pack()'s making.
     """
     try:
-        text, headers = json.loads(zlib.decompress(base64.b85decode(packed)))
+        text, headers = json.loads(bz2.decompress(base64.b85decode(packed)))
         return str(text), dict(headers)
-    except (ValueError, TypeError, zlib.error) as exc:
+    except (OSError, ValueError, TypeError) as exc:
         raise ConntrackError("rendered: it is filled in from src and can not be given.") from exc
 
 

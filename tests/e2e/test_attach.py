@@ -487,6 +487,9 @@ def test_another_interface_with_the_program_is_not_the_one_that_is_held(lab: Lab
             bpf.xdp_set(lab.ifindex, fd, bpf.XDP_FLAGS["native"])
         moved = [fault.fault for fault in health.judge_links(health.look_links(lab.paths), {}) if fault.fault != "link_program"]
         assert moved == ["link_moved"], "it has the name and the program, and another number"
+        assert lab.run([lab.both[0]])["changed"] and lab.seen(f"{lab.near}2") == BARE
+        with bpf.closing(bpf.obj_get(lab.paths.link(None, lab.near))) as link:
+            assert bpf.link_info(link).ifindex == lab.ifindex
     finally:
         ip("link", "del", lab.near)
 

@@ -196,6 +196,7 @@ def two_routers(tag: str) -> dict[str, t.Any]:
         "xdp_ct_pin_root": f"/sys/fs/bpf/{tag}",
         "xdp_ct_interfaces": [{"name": name, "netns": netns, "program": hook} for netns, name, hook in hooks],
         "xdp_ct_command": False,
+        "xdp_ct_install": False,
         "lab_client": client,
         "lab_server": server,
         "lab_server_address": "10.66.3.2",
@@ -219,7 +220,7 @@ def test_each_router_in_a_namespace_has_a_table_of_its_own(playbooks: Playbooks)
     assert not os.path.exists(f"{whole['xdp_ct_pin_root']}/ebpf_conntrack")
     assert changes(playbooks.run("lab", "--check")) == 0
 
-    playbooks.variables.write_text(json.dumps({name: whole[name] for name in ("netns_lab_name", "xdp_ct_pin_root", "xdp_ct_command")}))
+    playbooks.variables.write_text(json.dumps({name: whole[name] for name in ("netns_lab_name", "xdp_ct_pin_root", "xdp_ct_command", "xdp_ct_install")}))
     assert changes(playbooks.run("clean")) > 0 and playbooks.here() == set(), "the lab's name is enough"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import tempfile
 import typing as t
 
 import pytest
@@ -227,7 +228,9 @@ class Driver:
     """A driver that refuses native XDP with a number, in place of the kernel; the link's fd is 50, its pin's path is noted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-        self.number, self.tried, self.pinned = number, [], []
+        self.number = number
+        self.tried: list[str] = []
+        self.pinned: list[tuple[int, str]] = []
         for name, fake in (("link_create", self.create), ("obj_pin", lambda fd, path: self.pinned.append((fd, path))), ("obj_get", lambda path: 40)):
             monkeypatch.setattr(bpf, name, fake)
         monkeypatch.setattr(bpf, "close", lambda fd: None)
@@ -240,7 +243,7 @@ class Driver:
         return 50
 
     def attach(self, mode: str) -> list[str]:
-        with attach.Applier(bpffs.Paths("/nowhere")) as applier:
+        with tempfile.TemporaryDirectory() as root, attach.Applier(bpffs.Paths(root)) as applier:
             plan.apply(steps(dataclasses.replace(WANT, mode=mode), BARE), applier.do)
         return applier.warnings
 

@@ -14,6 +14,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import (
+    chain,
     ct_text,
     event_file,
     flow_filter,
@@ -198,12 +199,12 @@ def test_events_are_checked_as_flows_are(tmp_path: pathlib.Path) -> None:
 
 def test_events_that_are_ages_apart_make_no_flow_that_can_not_be(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "events"
-    most = flow_record.MOST_SECONDS
-    first = {**EVENT, **TCP, "time": "2026-01-01T00:00:00.000000+00:00", "timeout": most, "age": most, "idle": most}
-    later = {**EVENT, **UDP, "seq": 2, "time": "2030-01-01T00:00:00.000000+00:00"}
+    most, longest = flow_record.MOST_SECONDS, chain.LONGEST_TIMEOUT
+    first = {**EVENT, **TCP, "time": "2026-01-01T00:00:00.000000+00:00", "timeout": longest, "age": most, "idle": most}
+    later = {**EVENT, **UDP, "seq": 2, "time": "2026-01-20T00:00:00.000000+00:00"}
     path.write_text("".join(json.dumps(one) + "\n" for one in (first, later)), "utf-8")
     found = flow_table.read(SavedFlows.load(str(path)), flow_filter.parse_query({"proto": "tcp"})).flows
-    assert [(one["age"], one["idle"], 0 < one["timeout"] < most) for one in found] == [(most, most, True)]
+    assert [(one["age"], one["idle"], 0 < one["timeout"] < longest) for one in found] == [(most, most, True)]
 
 
 # ---------------------------------------------------------------- the end of a file

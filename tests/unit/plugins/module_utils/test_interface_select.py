@@ -63,7 +63,7 @@ def test_an_interface_belongs_to_the_entry_that_names_it_else_to_the_first_that_
 
 
 def test_what_was_chosen_keeps_the_rest_of_its_entry() -> None:
-    found, dummy, dummy = interface_select.resolve([{"pattern": "br*", "driver": None, "default_route": False, "program": "ingress", "mode": "generic"}], look)
+    found = interface_select.resolve([{"pattern": "br*", "driver": None, "default_route": False, "program": "ingress", "mode": "generic"}], look).found
     (want,) = attach.parse("present", found, "auto")
     assert want == attach.Want("interfaces[0]", "br0", None, "ingress", "generic", "pattern br*")
 
