@@ -213,6 +213,15 @@ def test_a_way_that_others_may_change_is_refused(tmp_path: pathlib.Path) -> None
             assert refusal(functools.partial(safe_path.refuse_foreign_way, str(path))).startswith(f"{tmp_path}/link: it belongs to the user nobody")
 
 
+@pytest.mark.parametrize("path", ["here", "./here/more", "../here", "//here", "/", ""])
+def test_any_way_has_an_end(path: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    safe_path.refuse_foreign_way(path)
+    tmp_path.chmod(0o777)
+    if path.startswith(("here", "./")):
+        assert refusal(lambda: safe_path.refuse_foreign_way(path)).startswith(f"{tmp_path}: every user may write to it")
+
+
 def test_directories_of_groups(tmp_path: pathlib.Path) -> None:
     """A group of administrators, as that of Debian's /usr/local, is root in all but name."""
     found = os.stat(tmp_path)
