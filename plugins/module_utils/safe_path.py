@@ -102,8 +102,8 @@ def refuse_foreign_way(path: str) -> None:
 
     :raises ConntrackError: see refuse_foreign().
     """
-    for end in dict.fromkeys((path, os.path.realpath(path))):
-        while end != "/":
+    for end in dict.fromkeys((os.path.abspath(path), os.path.realpath(path))):
+        while os.path.dirname(end) != end:
             end = os.path.dirname(end)
             refuse_foreign(end, sticky=True)
     if os.path.islink(path):

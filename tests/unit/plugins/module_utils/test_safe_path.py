@@ -13,9 +13,11 @@ import os
 import pathlib
 import shutil
 import subprocess
+import types
 import typing as t
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     bpffs,
     build_clang,
@@ -25,6 +27,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     generation_apply,
     netlink,
     object_file,
+    render,
     safe_path,
     service_options,
     state,
@@ -32,6 +35,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service_options import Address, Options
+from ansible_collections.ebpf.conntrack.plugins.modules import xdp_object
 
 #: What would be another word, line, expansion or string where it gets to, and what is no absolute path.
 BAD_NAMES = {
@@ -213,6 +217,15 @@ def test_a_way_that_others_may_change_is_refused(tmp_path: pathlib.Path) -> None
             assert refusal(functools.partial(safe_path.refuse_foreign_way, str(path))).startswith(f"{tmp_path}/link: it belongs to the user nobody")
 
 
+@pytest.mark.parametrize("path", ["here", "./here/more", "../here", "//here", "/", ""])
+def test_any_way_has_an_end(path: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    safe_path.refuse_foreign_way(path)
+    tmp_path.chmod(0o777)
+    if path.startswith(("here", "./")):
+        assert refusal(lambda: safe_path.refuse_foreign_way(path)).startswith(f"{tmp_path}: every user may write to it")
+
+
 def test_directories_of_groups(tmp_path: pathlib.Path) -> None:
     """A group of administrators, as that of Debian's /usr/local, is root in all but name."""
     found = os.stat(tmp_path)
@@ -247,6 +260,16 @@ def test_a_cache_of_objects_that_others_may_write_to_is_refused(tmp_path: pathli
         raise AssertionError("nothing was to be made")
 
     assert refusal(lambda: build_clang.cached(str(tmp_path / "cache"), "0" * 32, "clang", never)).startswith(f"{tmp_path}/cache: every user may write to it")
+
+
+def test_objects_are_not_made_where_others_may_write(tmp_path: pathlib.Path) -> None:
+    """One that lies there already is taken as it is."""
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "objects").chmod(0o777)
+    params = {"dest": str(tmp_path / "objects"), "rendered": render.pack("", {build_clang.PRELUDE: ""}), "machine": "x86_64", "compiler": "clang"}
+    settings = {"checksum": "offload", "fused": False, "forward": "off", "events": False}
+    module = t.cast("AnsibleModule", types.SimpleNamespace(params={**params, **settings}, check_mode=True))
+    assert refusal(lambda: xdp_object.prepare(module)).startswith(f"{tmp_path}/objects: every user may write to it")
 
 
 # ---------------------------------------------------------------- made and read
