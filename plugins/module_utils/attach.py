@@ -711,9 +711,7 @@ def _candidates(namespace: str | None) -> list[interface_select.Candidate]:
     return netlink.candidates(namespace)
 
 
-def check_typed(
-    paths: bpffs.Paths, state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str
-) -> None:
+def check_typed(paths: bpffs.Paths, state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) -> None:
     """Refuse interfaces that are not there, where no earlier task could have made them: somebody typed their names.
 
     One that is gone, and of which there is still a link or a note, can be detached.

@@ -54,7 +54,6 @@ class Parser(argparse.ArgumentParser):
             near = did_you_mean(value, names) or f" Give one of {', '.join(names)}."
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}.{near}")
 
-
     def _print_message(self, message: str, file: t.Any = None) -> None:
         """Print help, or the version."""
         _put(message.encode(errors="replace"))
@@ -339,7 +338,7 @@ def _put(piece: bytes) -> None:
     """Write to standard output at once, so that the reader of a pipe starts with the first batch.
 
     :raises BrokenPipeError: the reader has enough.
-    :raises ConntrackError: it can not be written, as on a full disk.
+    :raises ConntrackError: it cannot be written, as on a full disk.
     """
     if not piece:
         return
@@ -353,7 +352,7 @@ def _put(piece: bytes) -> None:
         raise ConntrackError(_UNWRITABLE.format(exc.strerror)) from exc
 
 
-_UNWRITABLE = "standard output can not be written: {}. Some of it may be missing."
+_UNWRITABLE = "standard output cannot be written: {}. Some of it may be missing."
 
 
 def _drop(stream: t.TextIO) -> None:
@@ -892,9 +891,7 @@ COMMANDS = {
         "and answers over HTTP as ct serve does. It is what ct.service runs.",
     ),
     "detach": Command("detach the chain from interfaces", _detach_words, _detach, "An interface that does not run it is left as it is."),
-    "help": Command(
-        "show how a command is used", _help_words, _help, "Without a command it lists all of them."
-    ),
+    "help": Command("show how a command is used", _help_words, _help, "Without a command it lists all of them."),
     "version": Command("print the version", lambda command: None, _version, "It is that of the collection."),
 }
 

@@ -25,9 +25,7 @@ class ConntrackError(Exception):
         self.facts = facts
 
 
-def bad_value(
-    field: str, value: object, mend: str, known: t.Iterable[str] = ()
-) -> ConntrackError:
+def bad_value(field: str, value: object, mend: str, known: t.Iterable[str] = ()) -> ConntrackError:
     """Return the error for one bad input value, in the one wording used everywhere.
 
     >>> bad_value("links[0].mtu", 20, "give 68 to 65535").message
@@ -36,9 +34,7 @@ def bad_value(
     :param known: the names that are valid, where it is to say which of them is nearest.
     """
     shown = value if isinstance(value, (int, float, bool)) else repr(value)
-    return ConntrackError(
-        f"{field}: {shown} is not valid: {mend.rstrip('.')}.{did_you_mean(value, known)}"
-    )
+    return ConntrackError(f"{field}: {shown} is not valid: {mend.rstrip('.')}.{did_you_mean(value, known)}")
 
 
 def did_you_mean(value: object, known: t.Iterable[str]) -> str:

@@ -268,9 +268,7 @@ def _tcp(line: Line, deadline: float) -> t.Iterator[Talk]:
         yield talk
 
 
-def _accepted(
-    stack: contextlib.ExitStack, line: Line, listener: socket.socket, client: socket.socket, deadline: float, talk: Talk
-) -> socket.socket:
+def _accepted(stack: contextlib.ExitStack, line: Line, listener: socket.socket, client: socket.socket, deadline: float, talk: Talk) -> socket.socket:
     """Return the server's end of the client's connection. It is known by what the client sends: behind NAT its address is another one.
 
     :raises _Astray: where it does not come, though the client has been answered.

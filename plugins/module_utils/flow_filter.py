@@ -34,9 +34,7 @@ def _one_of(field: str, value: object, names: t.Sequence[str]) -> str:
     return found
 
 
-def _number(
-    field: str, value: object, low: int, high: int | None, mend: str, known: t.Iterable[str] = ()
-) -> int:
+def _number(field: str, value: object, low: int, high: int | None, mend: str, known: t.Iterable[str] = ()) -> int:
     """Return a whole number within its bounds; text of digits is taken too, a bool or a fraction is not."""
     text = str(value).strip()
     if isinstance(value, (bool, float)) or not text.isascii() or not text.isdigit() or len(text) > 20:
@@ -292,9 +290,7 @@ def _listed(value: object) -> list[object]:
 def _refuse_unknown(words: t.Mapping[str, object], known: t.Collection[str], what: str) -> None:
     for word in words:
         if word not in known:
-            raise ConntrackError(
-                f"{word} is no {what}. Give one of {', '.join(known)}.{did_you_mean(word, known)}"
-            )
+            raise ConntrackError(f"{word} is no {what}. Give one of {', '.join(known)}.{did_you_mean(word, known)}")
 
 
 def parse_filters(words: t.Mapping[str, object]) -> Filters:
@@ -319,9 +315,7 @@ def parse_filters(words: t.Mapping[str, object]) -> Filters:
     return Filters(parsed)
 
 
-def _refuse_two_families(
-    words: t.Mapping[str, object], parsed: t.Mapping[str, tuple[t.Any, ...]]
-) -> None:
+def _refuse_two_families(words: t.Mapping[str, object], parsed: t.Mapping[str, tuple[t.Any, ...]]) -> None:
     """:raises ConntrackError: no flow can match, since each has addresses of one family."""
     common, told = set(flow.FAMILIES), []
     for word in [word for word in ("family", "src", "dst", "addr") if word in parsed]:
