@@ -20,7 +20,8 @@ SHELL := /bin/bash
 PYTHON ?= /usr/bin/python3
 export PYTHON
 SETUP := bash tests/tools/setup.sh
-VENV := $(CURDIR)/.venv/bin
+# From the directory of this file, so that its path may hold a space.
+VENV := .venv/bin
 
 RUN := $(VENV)/python tests/tools/run.py
 SUITES := unit integration oracle e2e host install

@@ -342,7 +342,7 @@ def _put(piece: bytes) -> None:
     """Write to standard output at once, so that the reader of a pipe starts with the first batch.
 
     :raises BrokenPipeError: the reader has enough.
-    :raises ConntrackError: it can not be written, as on a full disk.
+    :raises ConntrackError: it cannot be written, as on a full disk.
     """
     if not piece:
         return
@@ -356,7 +356,7 @@ def _put(piece: bytes) -> None:
         raise ConntrackError(_UNWRITABLE.format(exc.strerror)) from exc
 
 
-_UNWRITABLE = "standard output can not be written: {}. Some of it may be missing."
+_UNWRITABLE = "standard output cannot be written: {}. Some of it may be missing."
 
 
 def _drop(stream: t.TextIO) -> None:

@@ -135,7 +135,7 @@ def why(record: flow.Record, timeouts: t.Mapping[str, int]) -> list[str]:
     state, proto = record["state"], record["proto"]
     said = [f"{state}: {STATES_WHY.get(proto, _PLAIN_WHY).get(state, 'a state without a name')}"]
     if record["assured"]:
-        said.append("assured: seen to be real, so a flood of new flows can not push it out")
+        said.append("assured: it was answered as a real one is, so flows that nobody answered do not push it out")
     elif record["seen_reply"]:
         said.append("not assured: it was answered, but that proves too little")
     else:

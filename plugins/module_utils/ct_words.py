@@ -15,7 +15,7 @@ import typing as t
 #: Not within a word, a path or an option.
 _ALONE = r"(?<![\w./-]){}(?![\w/-])"
 _PHRASES: tuple[tuple[str, str], ...] = (
-    (r":? ?run the task with become: true|run as root, with become for instance", "run as root"),
+    (r"run the task with become: true|run as root, with become for instance", "run as root"),
     (r" \(in a playbook: become: true\)|, with become(?: for instance)?", ""),
     (r"\(xdp_attach with state: absent\)", "(ct detach)"),
     (r"\bstate: absent", "ct detach"),
@@ -26,6 +26,7 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     ),
     (r"\bas xdp_program has them\b", "as the Ansible module xdp_program has them"),
     (r"\bsrc(?=: .* sources)", "source"),
+    (r"\bmode: (?=auto\b|generic\b|native\b)", "--mode "),
 )
 #: One of several that are named, as ``interfaces[0].name``: people count from 1.
 _INTERFACE = re.compile(r"\binterfaces\[(\d+)\](?:\.\w+)?")
@@ -34,8 +35,7 @@ _INTERFACE = re.compile(r"\binterfaces\[(\d+)\](?:\.\w+)?")
 def spoken(message: str, options: t.Iterable[str]) -> str:
     """Return a message of the library as the command says it.
 
-    >>> spoken("Give takeover: true, mode: auto, or another pin_root.",
-    ...        ("takeover", "mode", "pin_root"))
+    >>> spoken("Give takeover: true, mode: auto, or another pin_root.", ("takeover", "pin_root"))
     'Give --takeover, --mode auto, or another --pin-root.'
 
     :param options: the command's options, by the names that the modules have for them.
@@ -46,7 +46,6 @@ def spoken(message: str, options: t.Iterable[str]) -> str:
     for name in options:
         typed = f"--{name.replace('_', '-')}"
         message = re.sub(_ALONE.format(rf"{name}: true"), typed, message)
-        message = re.sub(_ALONE.format(rf"(?<=[a-z] ){name}: (?=\w)"), f"{typed} ", message)
         if "_" in name:
             message = re.sub(_ALONE.format(name), typed, message)
     return message

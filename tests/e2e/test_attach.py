@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import threading
@@ -326,6 +327,68 @@ def test_too_few_queues_are_said_in_the_kernels_words(lab: Lab) -> None:
         lab.run(lab.both[:1], mode="native")
     assert lab.seen(lab.near) == BARE
     assert "rx queues" in lab.run(lab.both[:1])["warnings"][0]
+
+
+#: What makes the kernel refuse the chain on an interface of the lab's namespace: (commands there, which interface, mode, what a check run says).
+REFUSED: dict[str, tuple[tuple[str, ...], str, str, str]] = {
+    "loopback": ((), "lo", "native", "does not support XDP in native mode. Give mode: generic or auto"),
+    "bridge": (("link add br0 type bridge",), "br0", "native", "the driver bridge does not support XDP in native mode"),
+    "macvlan": (("link add mv0 link {far} type macvlan",), "mv0", "native", "the driver macvlan does not support XDP in native mode"),
+    "queues": (
+        ("link add q0 numrxqueues 1 numtxqueues 1 type veth peer name q1 numrxqueues 4 numtxqueues 4",),
+        "q0",
+        "native",
+        "as many rx queues as the other end has tx queues",
+    ),
+    "below a bridge": (
+        ("link add br0 type bridge", "link set {far} master br0", "link set br0 xdpgeneric pinned {prog}"),
+        "{far}",
+        "auto",
+        "br0 on top of it has one. Detach that first",
+    ),
+    "below a macvlan": (("link add mv0 link {far} type macvlan", "link set mv0 xdpgeneric pinned {prog}"), "{far}", "generic", "mv0 on top of it has one"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_check_run_promises_nothing_that_the_run_cannot_keep(lab: Lab, case: str) -> None:
+    commands, name, mode, said = REFUSED[case]
+    names = {"far": lab.far, "prog": f"{lab.paths.gen_dir(2)}/prog/xdp_{SLOTS['egress']}"}
+    for command in commands:  # ip in a namespace has no bpffs of ours, but for a command run by setns alone
+        with netns.entered(lab.ns):
+            subprocess.run(["ip", *command.format(**names).split()], check=True)
+    name = name.format(**names)
+    interfaces = [{"name": name, "netns": lab.ns, "program": "ingress"}]
+    with pytest.raises(ConntrackError, match=re.escape(said)) as foretold:
+        lab.run(interfaces, mode=mode, check_mode=True)
+    assert foretold.value.message.startswith("interfaces[0]"), foretold.value.message
+    with pytest.raises(ConntrackError, match="the kernel refuses .* XDP"):
+        lab.run(interfaces, mode=mode)
+    assert lab.pins() == [] and lab.seen(name, lab.ns) == BARE
+    if mode == "native":
+        assert lab.run(interfaces, check_mode=True)["changed"] and lab.run(interfaces)["interfaces"][0]["mode"] == "generic"
+
+
+def test_what_is_typed_by_hand_has_to_be_there(lab: Lab) -> None:
+    def typed(state: str, name: str, netns: str | None = None) -> None:
+        attach.check_typed(lab.paths, state, [{"name": name, "netns": netns, "program": "ingress"}], "auto")
+
+    for state in ("present", "absent"):
+        typed(state, lab.near)
+        with pytest.raises(ConntrackError, match=r"interfaces\[0\]\.name: there is no interface 'nolan' in the host's namespace; there are: "):
+            typed(state, "nolan")
+        with pytest.raises(ConntrackError, match=rf"no interface {lab.near!r} in namespace {lab.ns}; there are: lo, {lab.far}"):
+            typed(state, lab.near, lab.ns)
+        with pytest.raises(ConntrackError, match="there is no namespace 'nowhere'; there are: "):
+            typed(state, "lan", "nowhere")
+    lab.run(lab.both[:1])
+    ip("link", "del", lab.near)
+    typed("absent", lab.near)  # its link is still pinned, and can be taken away
+    with pytest.raises(ConntrackError, match="there is no interface"):
+        typed("present", lab.near)
+    assert lab.run(state="absent", interfaces=lab.both[:1])["changed"]
+    with pytest.raises(ConntrackError, match="there is no interface"):
+        typed("absent", lab.near)
 
 
 # ---------------------------------------------------------------- foreign programs

@@ -103,6 +103,8 @@ def table_lines(text: str) -> list[list[str]]:
 
 
 def test_from_a_clean_machine_and_back(playbooks: Playbooks) -> None:
+    # what begins before a run of a busy machine is still there at its end
+    playbooks.variables.write_text(json.dumps({**json.loads(playbooks.variables.read_text("utf-8")), "xdp_ct_timeouts": {"udp": 3600}}))
     assert changes(playbooks.run("lab", "--check", "--diff")) > 0
     assert playbooks.here() == set()
 
@@ -114,9 +116,18 @@ def test_from_a_clean_machine_and_back(playbooks: Playbooks) -> None:
     there = playbooks.here()
     assert f"netns {playbooks.tag}1" in there and f"pin /sys/fs/bpf/{playbooks.tag}/prog" in there
 
-    assert changes(playbooks.run("lab")) == 0
+    half_open(playbooks, 3000)
+    second = playbooks.run("lab")
+    assert changes(second) == 0
+    assert len(table_lines(second)) == 20 and "flows; ct list shows all." in second and second.count("\n") < 150, "the youngest of many"
+    assert {line[0] for line in table_lines(second)} >= {"icmp", "tcp"}
     assert changes(playbooks.run("lab", "--check")) == 0
     assert playbooks.here() == there
+
+    other = {"netns_lab_namespaces": [{"name": f"{playbooks.tag}x"}], "netns_lab_links": [], "netns_lab_expect": []}
+    text = playbooks.run("lab", "-e", json.dumps(other), fails=True)
+    assert f"does not have: {playbooks.tag}1, {playbooks.tag}2" in " ".join(text.split()) and "changed=0" in text
+    assert playbooks.here() == there, "another topology of the same name does not take its place"
 
     command = [str(playbooks.prefix / "bin/ct"), "list", "--proto", "tcp", "-o", "json"]
     tracked = json.loads(subprocess.run(command, env={}, check=True, capture_output=True).stdout)
@@ -131,6 +142,17 @@ def test_from_a_clean_machine_and_back(playbooks: Playbooks) -> None:
     assert changes(playbooks.run("clean")) > 0
     assert playbooks.here() == set()
     assert changes(playbooks.run("clean")) == 0
+
+
+def half_open(playbooks: Playbooks, number: int) -> None:
+    """Begin flows that nobody answers."""
+    script = "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); [s.sendto(b'x', ('172.30.56.105', 10000 + at)) for at in range(int(sys.argv[1]))]"
+    subprocess.run(["ip", "netns", "exec", f"{playbooks.tag}1", "python3", "-c", script, str(number)], check=True)
+
+
+def test_a_lab_that_refuses_checksums_says_so(playbooks: Playbooks) -> None:
+    text = " ".join(playbooks.run("lab", "-e", '{"xdp_ct_checksum": "strict", "xdp_ct_command": false}', fails=True).split())
+    assert "invalid_checksum" in text and "With checksum: strict the sum has to be right" in text and "Is the chain attached" not in text
 
 
 def test_a_lab_without_its_chain_says_what_is_wrong(playbooks: Playbooks) -> None:

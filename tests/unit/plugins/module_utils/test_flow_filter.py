@@ -85,6 +85,12 @@ EVERY = {"web", "syn", "dns", "ping", "gre", "six"}
         ({"proto": "tcp", "dport": 8080, "src": "172.20.0.0/16", "assured": False}, {"syn"}),
         ({"proto": "tcp", "port": 53}, set()),
         ({"proto": None}, EVERY),
+        ({"src": "::ffff:172.20.56.7"}, {"syn"}),
+        ({"addr": ["::FFFF:10.1.2.3", "2001:db8::2"]}, {"dns", "six"}),
+        ({"src": "::ffff:172.20.56.0/120"}, {"web", "syn", "ping", "gre"}),
+        ({"src": "::ffff:0:0/95"}, set()),
+        ({"src": ["172.20.56.7", "2001:db8::2"], "dst": "2001:db8::1"}, {"six"}),
+        ({"family": ["ipv4", "ipv6"], "src": "2001:db8::2"}, {"six"}),
     ],
 )
 def test_filters(words: dict[str, t.Any], names: set[str]) -> None:
@@ -103,6 +109,13 @@ def test_filters(words: dict[str, t.Any], names: set[str]) -> None:
         ({"addr": 167772161}, "addr: 167772161 is not valid:"),
         ({"addr": "fe80::1%eth0"}, "addr: 'fe80::1%eth0' is not valid:"),
         ({"addr": ""}, "addr: '' is not valid:"),
+        ({"proto": "tcp", "src": []}, "src: '' is not valid: the list is empty; give a value."),
+        ({"state": ()}, "state: '' is not valid:"),
+        ({"dport": ["80", ""]}, "dport[1]: '' is not valid:"),
+        ({"src": "10.0.0.1", "dst": "2001:db8::1"}, "dst: '2001:db8::1' is not valid: both ends of a flow are of one family, and src leaves only ipv4."),
+        ({"family": "ipv6", "src": "10.0.0.0/8"}, "src: '10.0.0.0/8' is not valid: both ends of a flow are of one family, and family leaves only ipv6."),
+        ({"src": "::ffff:10.0.0.1", "addr": "::1"}, "addr: '::1' is not valid:"),
+        ({"dst": "::1", "family": ["ipv4"]}, "dst: '::1' is not valid:"),
         ({"sport": 65536}, "sport: 65536 is not valid: give a port from 0 to 65535."),
         ({"dport": -1}, "dport: -1 is not valid:"),
         ({"port": "http"}, "port: 'http' is not valid:"),
@@ -115,6 +128,7 @@ def test_filters(words: dict[str, t.Any], names: set[str]) -> None:
         ({"idle_for": "9" * 5000}, "idle_for: "),
         ({"dir": "in"}, "dir: 'in' is not valid: give one of ingress, egress."),
         ({"source": "10.0.0.1"}, "source is no filter. Give one of family, proto,"),
+        ({"proto": ""}, "proto: '' is not valid: give icmp,"),
     ],
 )
 def test_bad_filters_are_named(words: dict[str, t.Any], message: str) -> None:
@@ -141,6 +155,16 @@ def test_bad_queries_are_named(words: dict[str, t.Any], message: str) -> None:
     with pytest.raises(ConntrackError) as caught:
         flow_filter.parse_query(words)
     assert caught.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [({"proto": "tpc"}, "tcp"), ({"state": "establishd"}, "ESTABLISHED"), ({"dir": "egres"}, "egress"), ({"colour": "red"}, ""), ({"asured": True}, "assured")],
+)
+def test_the_nearest_word_is_offered(words: dict[str, t.Any], near: str) -> None:
+    with pytest.raises(ConntrackError) as caught:
+        flow_filter.parse_filters(words)
+    assert caught.value.message.endswith(f" Did you mean {near}?" if near else "."), caught.value.message
 
 
 def test_query() -> None:

@@ -202,3 +202,21 @@ def test_a_filter_that_is_false_is_a_filter() -> None:
 def test_deleting_leaves_no_trace_in_the_chains_own_counters() -> None:
     """They are per CPU: written from user space, what the chain counts meanwhile would be lost."""
     assert {spec.name: spec.kind for spec in chain.maps(16)}["deletions"] == "array"
+
+
+def test_a_deletion_says_how_many_were_live_and_how_many_had_only_expired(source: fakes.FakeTables) -> None:
+    def counts(**given: t.Any) -> list[int]:
+        done = flush(**given)
+        return [done[name] for name in ("count", "deleted", "live", "expired")]
+
+    assert counts(check_mode=True, all=True) == [7, 0, 6, 1]
+    assert counts(proto=["udp"]) == [1, 1, 1, 0]
+    assert counts(all=True) == [6, 6, 5, 1]
+    assert counts(expired=True) == [0, 0, 0, 0]
+
+
+def test_an_empty_filter_deletes_nothing(source: fakes.FakeTables) -> None:
+    for empty in ({"src": []}, {"src": [""]}, {"state": []}, {"dport": ["80", ""]}):
+        with pytest.raises(ConntrackError, match="is not valid"):
+            flush(proto=["tcp"], **empty)
+    assert len(source.entries["ctt"]) == 7

@@ -42,3 +42,20 @@ def test_ipv6() -> None:
 def test_what_is_no_tuple_is_named(text: str) -> None:
     with pytest.raises(ConntrackError, match="is not valid: (give|flows)"):
         flow_tuple.parse(text)
+
+
+@pytest.mark.parametrize("text", ["tcp 10.0.0.1 2001:db8::1", "tcp [2001:db8::1]:5 10.0.0.2:80", "icmp ::1 127.0.0.1"])
+def test_ends_of_two_families_are_refused(text: str) -> None:
+    with pytest.raises(ConntrackError, match="both ends of a flow are of one family"):
+        flow_tuple.parse(text)
+
+
+@pytest.mark.parametrize("text", ["tcp ::ffff:10.0.0.1 10.0.0.2:80", "tcp [::ffff:10.0.0.1]:5 [::ffff:a00:2]:80"])
+def test_an_ipv4_mapped_address_is_the_ipv4_address(text: str) -> None:
+    assert flow_tuple.parse(text).matches(RECORD)
+
+
+def test_zones_and_networks_are_no_addresses() -> None:
+    for end in ("fe80::1%eth0", "10.0.0.1/32"):
+        with pytest.raises(ConntrackError, match="give an address"):
+            flow_tuple.parse(f"tcp {end} 10.0.0.2")

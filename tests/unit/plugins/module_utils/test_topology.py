@@ -511,6 +511,28 @@ def test_absent_takes_everything_away_and_puts_sysctls_back() -> None:
     ]
 
 
+def test_a_topology_that_may_not_replace_another_one_is_refused() -> None:
+    other = {"namespaces": [{"name": "client"}], "links": []}
+    have = have_after(topology.parse({}))
+    with pytest.raises(ConntrackError, match="lab 'lab' is there with namespaces that this topology does not have: ns1, ns2"):
+        topology_plan.make(topology.parse({**other, "replace": False}), have)
+    assert topology_plan.make(topology.parse({"replace": False}), have) == [], "the same one"
+    with pytest.raises(ConntrackError, match="does not have: client"):
+        topology_plan.make(topology.parse({"replace": False}), have_after(topology.parse(other)))
+    assert topology_plan.make(topology.parse({**other, "replace": True}), have)[0].action == "delete"
+    more = {"namespaces": [{"name": "client"}, {"name": "more"}], "links": [], "replace": False}
+    assert [step.name for step in topology_plan.make(topology.parse(more), have_after(topology.parse(other))) if step.kind == "netns"] == ["more"]
+
+
+@pytest.mark.parametrize("field", ["name", "router"])
+def test_an_empty_name_is_not_the_default_one(field: str) -> None:
+    with pytest.raises(ConntrackError, match=f"{field}: '' is not valid"):
+        topology.parse({field: ""})
+    if field == "name":
+        with pytest.raises(ConntrackError, match="name: '' is not valid"):
+            topology.absent("")
+
+
 def test_absent_of_nothing() -> None:
     assert topology_plan.make(topology.absent("lab"), Have(host_inode=1, foreign={"ns1"})) == []
 
