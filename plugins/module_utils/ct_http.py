@@ -564,7 +564,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(places.taken(self._guest.peer))
+                held.enter_context(places.taken(self._guest))
             except http_room.Full as exc:
                 many = f"{places.each} {what} for this user, which is as many as one has" if exc.alone else f"{places.total} {what}, which is as many as are"
                 raise Refusal(503, f"{many} at once. Try again later.", {"Retry-After": "1"}) from None

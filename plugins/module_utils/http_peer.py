@@ -95,10 +95,10 @@ def of(connection: socket.socket, address: t.Any) -> Peer:
 def gone(connection: socket.socket) -> bool:
     """Whether nobody is there any more who could take an answer. One who only sends no more is still there."""
     poll = select.poll()
-    poll.register(connection, select.POLLRDHUP)
     try:
+        poll.register(connection, select.POLLRDHUP)
         events = sum(found for dummy, found in poll.poll(0))
-    except OSError:
+    except (OSError, ValueError):  # it is closed
         return True
     if events & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
         return True

@@ -35,40 +35,6 @@ class Full(Exception):
         self.alone = alone
 
 
-class Places:
-    """So many at once.
-
-    :param total: for all together.
-    :param each: for each user of the host, besides root and whoever runs the server.
-    """
-
-    def __init__(self, total: int, each: int) -> None:
-        self.total, self.each = total, each
-        self._lock = threading.Lock()
-        self._taken: dict[str, int] = {}
-
-    @contextlib.contextmanager
-    def taken(self, peer: http_peer.Peer) -> t.Iterator[None]:
-        """Take a place.
-
-        :raises Full: where there is none.
-        """
-        with self._lock:
-            mine = self._taken.get(peer.name, 0)
-            if sum(self._taken.values()) >= self.total:
-                raise Full(False)
-            if mine >= self.each and not peer.trusted:
-                raise Full(True)
-            self._taken[peer.name] = mine + 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._taken[peer.name] -= 1
-                if not self._taken[peer.name]:
-                    del self._taken[peer.name]
-
-
 class Guest:
     """A connection that is served.
 
@@ -91,7 +57,9 @@ class Guest:
             self.waits = None
 
     def idle(self, now: float) -> tuple[int, float] | None:
-        """Return what it waits for and since when, where it may be cut for another one; else None."""
+        """Return what it waits for and since when, where it may be cut for another one; else None. One whose client has left is the first to be cut."""
+        if http_peer.gone(self.connection):
+            return HEAD, 0.0
         waits = self.waits
         if waits is None or (waits[0] == ANSWER and now - waits[1] < STALLED_SECONDS):
             return None
@@ -106,6 +74,47 @@ def _readable(connection: socket.socket) -> bool:
         return any(found & select.POLLIN and not found & select.POLLHUP for dummy, found in poll.poll(0))
     except (OSError, ValueError):  # it is being closed
         return False
+
+
+class Places:
+    """So many requests at once. Those whose client has left, and which are about to be given up, keep nobody out.
+
+    :param total: for all together.
+    :param each: for each user of the host, besides root and whoever runs the server.
+    """
+
+    def __init__(self, total: int, each: int) -> None:
+        self.total, self.each = total, each
+        self._lock = threading.Lock()
+        self._guests: list[Guest] = []
+
+    def __len__(self) -> int:
+        """How many are taken."""
+        return len(self._guests)
+
+    @contextlib.contextmanager
+    def taken(self, guest: Guest) -> t.Iterator[None]:
+        """Take a place.
+
+        :raises Full: where there is none.
+        """
+        with self._lock:
+            self._check(guest.peer, self._guests)
+            self._guests.append(guest)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._guests.remove(guest)
+
+    def _check(self, peer: http_peer.Peer, guests: t.Sequence[Guest]) -> None:
+        """:raises Full: where these leave no place."""
+        everybody = len(guests) >= self.total
+        if everybody or (not peer.trusted and sum(one.peer.name == peer.name for one in guests) >= self.each):
+            there = [one for one in guests if not http_peer.gone(one.connection)]
+            if len(there) == len(guests):
+                raise Full(not everybody)
+            self._check(peer, there)
 
 
 class Room:
