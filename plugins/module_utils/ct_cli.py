@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import signal
@@ -985,9 +986,9 @@ def _open_what_is_closed() -> bool:
     for number in lost:
         os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
         if number == 0:
-            sys.stdin = open(0, encoding="utf-8", closefd=False)
+            sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
         if number == 2:
-            sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+            sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), encoding="utf-8")
     return 1 in lost
 
 
