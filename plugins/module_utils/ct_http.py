@@ -480,7 +480,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         self.command, self.path, self.request_version, self.requestline = "", "", "HTTP/1.1", ""
         try:
-            head = http_head.read(self.rfile)
+            head = http_head.read(t.cast("t.BinaryIO", self.rfile))
             if head is None or self._guest.cut:
                 return
             self._input.what = http_room.BODY
