@@ -474,9 +474,7 @@ NEIGHBOURS = {"delay_first_probe_time": 1, "retrans_time_ms": 100, "ucast_solici
 def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: Wire) -> None:
     pairs = ((CLIENT, SERVER), (CLIENT6, SERVER6))
     with netns.entered(wire.ns("router")):
-        before = {
-            path: netlink.read_sysctl(path) for family in ("ipv4", "ipv6") for path in (f"net/{family}/neigh/ns2-lan/{name}" for name in NEIGHBOURS)
-        }
+        before = {path: netlink.read_sysctl(path) for family in ("ipv4", "ipv6") for path in (f"net/{family}/neigh/ns2-lan/{name}" for name in NEIGHBOURS)}
         for path in before:
             netlink.write_sysctl(path, str(NEIGHBOURS[path.rpartition("/")[2]]))
     flows = [assured_udp(wire, pair, 5000) for pair in pairs]
