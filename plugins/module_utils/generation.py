@@ -171,24 +171,32 @@ def ensure(
 
 
 def _plan(paths: Paths, have: Have, want: Want, settings: bytes, policy: Policy) -> Plan:
-    plan = _plan_forwarding(plan_present(have, want, settings, policy, _legacy(paths, have, want, policy)), have, want)
+    plan = plan_present(have, want, settings, policy, _legacy(paths, have, want, policy))
+    plan = _plan_forwarding(plan, have, forwarding.of_text(want.text), "load")
     return policy.proof(plan, have, want, settings) if policy.proof else plan
 
 
-def _plan_forwarding(plan: Plan, have: Have, want: Want) -> Plan:
-    """Return the plan with the rulesets that the new generation passes by, where it forwards.
+def _plan_forwarding(plan: Plan, have: Have, forward: str, action: str) -> Plan:
+    """Return the plan with the rulesets that a generation which takes over passes by, where it forwards.
 
+    :param forward: what it forwards, one of chain.FORWARDS.
+    :param action: that of the step which brings it in.
     :raises ConntrackError: where it would take over an interface through which it must not forward.
     """
-    forward = forwarding.of_text(want.text)
-    if forward == chain.FORWARDS[0] or not any(step.action == "load" for step in plan):
+    if forward == chain.FORWARDS[0] or not any(step.action == action for step in plan):
         return plan
     seen = forwarding.attached(forward, [key for key, (info, hook) in have.links.items() if info.ifindex and hook in chain.TRACKING_HOOKS])
     for key, one in seen.items():
         forwarding.refuse("forward", health.interface(key), one)
     past = forwarding.shown(forwarding.namespaces(seen.values()))
     said = f"; rulesets of the forward hook that what it forwards does not meet: {past}" if past else ""
-    return [dataclasses.replace(step, reason=step.reason + said) if step.action == "load" else step for step in plan]
+    return [dataclasses.replace(step, reason=step.reason + said) if step.action == action else step for step in plan]
+
+
+def _plan_back(paths: Paths, have: Have, number: int | None) -> Plan:
+    """Return the steps back to an earlier generation; see plan_rolled_back() and _plan_forwarding()."""
+    target, plan = target_of(have, number), plan_rolled_back(have, number, _legacy_of_target(paths, have, number))
+    return _plan_forwarding(plan, have, health.forwards(paths, target.number), "activate") if target is not None else plan
 
 
 def _legacy(paths: Paths, have: Have, want: Want, policy: Policy) -> Legacy | None:
@@ -240,7 +248,7 @@ def roll_back(paths: Paths, number: int | None = None, check_mode: bool = False,
     with _at_rest(paths, patience) as there:
         have = observe(paths)
         finish = _unfinished(paths, have)
-        plan = finish + plan_rolled_back(_finished(have), number, _legacy_of_target(paths, _finished(have), number))
+        plan = finish + _plan_back(paths, _finished(have), number)
         if check_mode or not there:
             return plan, have
         if plan:
@@ -248,7 +256,7 @@ def roll_back(paths: Paths, number: int | None = None, check_mode: bool = False,
         if finish:
             apply(finish, paths, have, Want("", {}, 1), b"")
             have = observe(paths)
-        plan = plan_rolled_back(have, number, _legacy_of_target(paths, have, number))
+        plan = _plan_back(paths, have, number)
         apply(plan, paths, have, Want("", {}, 1), b"")
         plan = finish + plan
         return plan, observe(paths) if plan else have

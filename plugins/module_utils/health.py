@@ -520,9 +520,12 @@ def judge_links(links: t.Mapping[str, Link], programs: t.Mapping[int, bpf.ProgIn
     return tuple(faults)
 
 
-def forwards(paths: Paths) -> str:
-    """Return what the active generation forwards, one of chain.FORWARDS; the first where none is loaded."""
-    with open_pin(paths.map("meta")) as (kind, fd):
+def forwards(paths: Paths, number: int | None = None) -> str:
+    """Return what a generation forwards, one of chain.FORWARDS; the first where there is none.
+
+    :param number: the generation's; None for the active one.
+    """
+    with open_pin(paths.map("meta") if number is None else os.path.join(paths.gen_dir(number), "map", "meta")) as (kind, fd):
         number = read_meta(fd)["forward"] if kind == "map" else 0
     return chain.FORWARDS[number] if number < len(chain.FORWARDS) else chain.FORWARDS[0]
 

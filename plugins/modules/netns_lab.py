@@ -171,6 +171,8 @@ notes:
   - Switching IPv6 forwarding on makes the kernel drop default routes that it learned from router advertisements, unless C(accept_ra) is 2.
     Give a namespace as O(router) on a host that lives on one.
   - Routes that routing daemons or the kernel made are left alone.
+  - The VLAN offloads of a lab's links are off on both ends (C(rxvlan), C(txvlan) and the like for IEEE 802.1ad), so that VLAN tags are in the frames,
+    where XDP programs see them.
 seealso:
   - module: ebpf.conntrack.xdp_attach
   - module: ebpf.conntrack.ct_expect

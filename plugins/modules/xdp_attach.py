@@ -113,6 +113,9 @@ options:
     default: /var/lib/ebpf_conntrack
 notes:
   - In check mode an interface, a namespace or a program that an earlier task would have made counts as there to come, and not as an error.
+  - A chain that forwards, see O(ebpf.conntrack.xdp_program#module:forward), is not attached where VLAN tags travel beside the frames of an interface, nor
+    where nf_conntrack tracks in its namespace and C(net.netfilter.nf_conntrack_tcp_be_liberal) is not 1. The steps that make an interface a port name the
+    rulesets of the forward hook that are passed by.
 requirements:
   - libbpf 0.8 or later (package libbpf1 on Debian and Ubuntu, libbpf on Fedora and RHEL)
   - Linux 5.9 or later

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections.abc as c
 import contextlib
+import dataclasses
 import os
 import random
 import socket
@@ -14,8 +15,22 @@ import struct
 import time
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, chain, clock, netlink, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils import (
+    attach,
+    bpf,
+    chain,
+    clock,
+    ct_status,
+    ct_text,
+    ethtool,
+    generation,
+    netfilter,
+    netlink,
+    netns,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SECONDS, SERVER, Wire, read
+from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -25,7 +40,7 @@ ROUTER6 = ("2001:db8:56::1", "2001:db8:57::1")
 IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_MTU = 10, 2, 14  # include/uapi/linux/in.h
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 #: Places in chain.ENTRY.
-CTL, LAST_END = (next(at for at, (field, dummy) in enumerate(chain.ENTRY_FIELDS) if field == name) for name in ("ctl", "last_end"))
+CTL, LAST_SEEN, LAST_END = ([field for field, dummy in chain.ENTRY_FIELDS].index(name) for name in ("ctl", "last_seen", "last_end"))
 #: The passes through the stack in the control word: bits, unit in jiffies (files/bpf/forward.h.j2).
 PASS_SHIFTS, PASS_CLOCK, PASS_LATELY, PASS_UNIT = (40, 51), 0x3FF, 0x400, 64
 IP_TTL_AT, PROTO_AT = 8, 9
@@ -101,10 +116,11 @@ def ask(client: socket.socket, server: socket.socket, payload: bytes = b"ask") -
     assert client.recv(1 << 16) == payload
 
 
-def lived(wire: Wire, seconds: float, passes: bool = False) -> None:
+def lived(wire: Wire, seconds: float, passes: bool = False, silent: bool = False) -> None:
     """Let all flows have begun so much earlier, by the clock that UDP is assured by.
 
     :param passes: shift the last passes through the stack as well.
+    :param silent: and the last packet.
     """
     jiffies = round(seconds * clock.hz())
     for opened in wire.chain.tables.tables:
@@ -112,7 +128,8 @@ def lived(wire: Wire, seconds: float, passes: bool = False) -> None:
         for count, keys, values in list(wire.chain.tables.batches(opened)):
             for at in range(count):
                 fields = list(chain.ENTRY.unpack_from(values, at * chain.ENTRY.size))
-                fields[LAST_END] = (fields[LAST_END] - jiffies) & 0xFFFFFFFF
+                for place in (LAST_END, LAST_SEEN) if silent else (LAST_END,):
+                    fields[place] = (fields[place] - jiffies) & 0xFFFFFFFF
                 for shift in PASS_SHIFTS if passes else ():
                     fields[CTL] -= (old := fields[CTL] & PASS_CLOCK << shift)
                     fields[CTL] |= ((old >> shift) - jiffies // PASS_UNIT & PASS_CLOCK) << shift
@@ -320,3 +337,290 @@ def test_everything_is_forwarded_but_for_the_first_packet_each_way(everything: W
     (record,) = everything.records("tcp")
     assert record["state"] == "TIME_WAIT" and record["orig"]["packets"] + record["reply"]["packets"] == grown["tracked"]
     everything.reset()
+
+
+# ---------------------------------------------------------------- what stays the stack's
+def wait(true: c.Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def put(wire: Wire, packet: bytes, where: str = "client") -> dict[str, int]:
+    """Send an IP packet into the router, as another host than the client or the server would; return what was counted of it."""
+    name, port = ("ns1-wan", "ns1-lan") if where == "client" else ("ns2-wan", "ns2-lan")
+    kind = b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\x00"
+    before = wire.counters()
+
+    def outcomes() -> int:
+        now = wire.counters()
+        return sum(now[outcome] - before[outcome] for outcome, dummy in chain.OUTCOMES if not outcome.startswith(("untracked_not_ip", "untracked_nd")))
+
+    wire.capture(where, name).send(mac(wire, "router", port) + mac(wire, where, name) + kind + packet)
+    wait(outcomes)
+    return {counter: value - before[counter] for counter, value in wire.counters().items() if value != before[counter]}
+
+
+def segment(src: str, dst: str, number: int) -> bytes:
+    """Return a bare acknowledgement, as of a connection whose start was not seen."""
+    ends = frames.address(src), frames.address(dst)
+    return frames.ip(*ends, frames.TCP, frames.tcp(*ends, 4000, PORT, number, 1, frames.tcp_flags("A"), 8192))
+
+
+OTHER, FAR_AWAY = ("172.20.56.77", "2001:db8:56::77"), ("203.0.113.9", "2001:db8:99::9")
+OWN = ("172.20.56.1", "172.30.56.1", *ROUTER6)
+#: From and to what no router forwards; the other end of each is a host that it forwards for.
+NEVER_FROM = (*OWN, "0.0.0.0", "0.1.2.3", "255.255.255.255", "172.20.56.255", "224.0.0.9", "127.0.0.1", "::", "ff0e::9", "::1", "fe80::9")
+NEVER_TO = (*OWN, "0.0.0.0", "0.1.2.3", "255.255.255.255", "172.30.56.255", "224.0.0.9", "239.1.2.3", "127.0.0.1", "::", "ff0e::9", "::1", "fe80::9")
+
+
+def test_martians_are_left_to_the_stack(everything: Wire) -> None:
+    everything.reset()
+    everything.run("client", "ping", "-c", "1", SERVER)  # so that all neighbours are known
+    everything.run("client", "ping", "-c", "1", SERVER6)
+    routes = [("ip", "route", "add", "default", "via", SERVER), ("ip", "-6", "route", "add", "default", "via", SERVER6)]
+    for route in routes:
+        everything.run("router", *route)
+    sent = everything.capture("server", "ns2-wan")
+    try:
+        for src, dst in zip(OTHER, FAR_AWAY):  # they would arrive
+            assert put(everything, segment(src, dst, 1)).get("forward_refresh") == 1
+            assert put(everything, segment(src, dst, 2)).get("forwarded") == 1
+        pairs = [(one, FAR_AWAY[":" in one]) for one in NEVER_FROM] + [(OTHER[":" in one], one) for one in NEVER_TO]
+        went = {pair for pair in pairs for number in range(3) if "forwarded" in put(everything, segment(*pair, number))}
+        assert went == set()
+        sent.setblocking(False)
+        here = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame = sent.recv(1 << 16)
+                here.add((frame[26:30], frame[30:34]) if frame[12:14] == b"\x08\0" else (frame[22:38], frame[38:54]))
+        let_pass = {pair for pair in pairs if (frames.address(pair[0]), frames.address(pair[1])) in here}
+        assert {src for src, dst in let_pass} <= {"0.1.2.3", *ROUTER6}  # by the stack, which refuses less of them
+    finally:
+        for route in routes:
+            everything.run("router", *(word if word != "add" else "del" for word in route))
+        everything.reset()
+
+
+FIREWALL = "table inet fw { chain every { type filter hook forward priority 0; policy drop; counter; }; }"
+
+
+def dropped(wire: Wire) -> int:
+    return int(wire.run("router", "nft", "list", "table", "inet", "fw").partition("packets ")[2].split()[0])
+
+
+def test_what_the_firewall_drops_from_both_sides_does_not_open_a_way_past_it(wire: Wire) -> None:
+    client, server = wire.udp("client", 7000), wire.udp("server", PORT)
+    at_client, at_server = wire.capture("client", "ns1-wan"), wire.capture("server", "ns2-wan")
+    wire.run("client", "ping", "-c", "1", SERVER)  # so that all neighbours are known
+    wire.flush()
+    wire.run("router", "nft", FIREWALL)
+    try:
+        with counted(wire) as grown:
+            for dummy in range(4):
+                client.sendto(b"let me in", (SERVER, PORT))
+                server.sendto(b"let me in", (CLIENT, 7000))
+            echo = frames.address(CLIENT), frames.address(SERVER)
+            for number in range(4):  # and an answer to an echo that nobody saw
+                put(wire, frames.ip(*echo, frames.ICMP, frames.echo(*echo, 9, number)))
+                put(wire, frames.ip(*echo[::-1], frames.ICMP, frames.echo(*echo[::-1], 9, number, reply=True)), "server")
+            wait(lambda: dropped(wire) == 16)
+        assert "forwarded" not in grown, grown
+        assert not arrived(at_server, socket.IPPROTO_UDP) + arrived(at_client, socket.IPPROTO_UDP)
+        assert not arrived(at_server, socket.IPPROTO_ICMP)[1:]  # the one ping
+    finally:
+        wire.run("router", "nft", "delete", "table", "inet", "fw")
+
+
+# ---------------------------------------------------------------- what the stack sees now and then
+def turn(wire: Wire, side: str, frame: bytes) -> str:
+    """Send a frame through the program alone, which no port forwards; return whether it would have been, or it is the stack's turn to see one."""
+    before = wire.counters()
+    assert bpf.prog_test_run(wire.chain.entries[side], frame).data_out == frame
+    grown = {name for name, value in wire.counters().items() if value != before[name]}
+    return "stack" if "forward_refresh" in grown else "forwarded" if "forward_port" in grown else ""
+
+
+@pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
+def test_a_packet_of_each_direction_is_the_stack_s_every_five_seconds(wire: Wire, pair: frames.Pair) -> None:
+    out, back = (pair.udp(side).frame for side in "ab")
+
+    def both() -> tuple[str, str]:
+        return turn(wire, "a", out), turn(wire, "b", back)
+
+    assert both() == ("", "")  # they begin the flow
+    lived(wire, 3)
+    assert both() == ("", "forwarded") and both() == ("forwarded", "forwarded")  # the first one makes it assured
+    lived(wire, 4, passes=True)
+    assert both() == ("forwarded", "forwarded")
+    lived(wire, 2, passes=True)
+    assert both() == ("stack", "stack") and both() == ("forwarded", "forwarded")
+    # each direction has a clock of its own, and one that goes round is not taken for one that stands still
+    step = 4 * clock.hz() // PASS_UNIT
+    for dummy in range(-(-(PASS_CLOCK + 1) // step)):
+        lived(wire, 4, passes=True)
+        assert turn(wire, "a", out) in ("stack", "forwarded")
+    assert turn(wire, "b", back) == "stack"
+    lived(wire, (PASS_CLOCK + 1) * PASS_UNIT / clock.hz(), passes=True, silent=True)
+    assert both() == ("stack", "stack") and both() == ("forwarded", "forwarded")
+
+
+#: How fast the router is done with a neighbour that is silent, once a packet went there; as the kernel comes it takes 7 s more.
+NEIGHBOURS = {"delay_first_probe_time": 1, "retrans_time_ms": 100, "ucast_solicit": 1}
+
+
+def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: Wire) -> None:
+    pairs = ((CLIENT, SERVER), (CLIENT6, SERVER6))
+    with netns.entered(wire.ns("router")):
+        before = {path: netlink.read_sysctl(path) for family in ("ipv4", "ipv6") for path in (f"net/{family}/neigh/ns2-lan/{name}" for name in NEIGHBOURS)}
+        for path in before:
+            netlink.write_sysctl(path, str(NEIGHBOURS[path.rpartition("/")[2]]))
+    flows = [assured_udp(wire, pair, 5000) for pair in pairs]
+    connections = []
+    for src, dst in pairs:
+        family = socket.AF_INET6 if ":" in src else socket.AF_INET
+        listener, client = wire.open("server", socket.SOCK_STREAM, family=family), wire.open("client", socket.SOCK_STREAM, family=family)
+        listener.bind((dst, 5001))
+        listener.listen(1)
+        client.connect((dst, 5001))
+        server, dummy = listener.accept()
+        server.settimeout(SECONDS)
+        connections.append((client, server))
+    for client, server in connections:
+        client.sendall(b"x")
+        read(server, 1)
+    old = mac(wire, "server", "ns2-wan")
+    new = bytes([old[0]]) + bytes(byte ^ 3 for byte in old[1:])
+    for gateway in ("172.30.56.1", ROUTER6[1]):  # so that it asks for nobody, which would tell the new address
+        neighbour = ("ip", "neigh", "replace", gateway, "lladdr", mac(wire, "router", "ns2-lan").hex(":"), "dev", "ns2-wan")
+        wire.run("server", *neighbour, "nud", "permanent")
+    for host in (SERVER, SERVER6):  # as it is half a minute after it was last heard
+        wire.run("router", "ip", "neigh", "replace", host, "lladdr", old.hex(":"), "dev", "ns2-lan", "nud", "stale")
+    wire.run("server", "ip", "link", "set", "ns2-wan", "address", new.hex(":"))
+    try:
+        waiting = {server: client for client, server in (*flows, *connections)}
+        for server, client in waiting.items():
+            server.setblocking(False)
+            client.setblocking(False)
+        with counted(wire) as grown:
+            deadline = time.monotonic() + 4 * SECONDS
+            while waiting:
+                assert time.monotonic() < deadline, f"{len(waiting)} of 4 flows get nothing through to the new address"
+                for server, client in list(waiting.items()):
+                    with contextlib.suppress(BlockingIOError):
+                        client.send(b"are you there?")
+                    with contextlib.suppress(BlockingIOError):
+                        if server.recv(1 << 16):
+                            del waiting[server]
+                time.sleep(0.2)
+        assert grown["forward_refresh"] >= 2 and grown["forward_neighbour"] >= 2, grown
+        with counted(wire) as grown:
+            for client, server in flows:
+                for one in (client, server):
+                    one.settimeout(SECONDS)
+                with contextlib.suppress(BlockingIOError):
+                    server.setblocking(False)
+                    while True:
+                        server.recv(100)
+                server.settimeout(SECONDS)
+                ask(client, server)
+        assert grown["forwarded"] >= 2, grown
+    finally:
+        wire.run("server", "ip", "link", "set", "ns2-wan", "address", old.hex(":"))
+        wire.run("server", "ip", "neigh", "flush", "all", "nud", "permanent")
+        wire.run("router", "ip", "neigh", "flush", "all")
+        with netns.entered(wire.ns("router")):
+            for path, value in before.items():
+                netlink.write_sysctl(path, str(value))
+
+
+# ---------------------------------------------------------------- where it must not be done
+def attach_refused(wire: Wire) -> str:
+    before = wire.counters()
+    with pytest.raises(ConntrackError) as caught:
+        wire.attach(far_ends=True)
+    assert len(before) == len(wire.counters())
+    return caught.value.message
+
+
+def faults(wire: Wire) -> list[str]:
+    """Return what ct status calls unsafe; the text of ct status says it, too."""
+    found = ct_status.status(wire.chain.paths)
+    told = [fault["detail"] for fault in found["faults"] if fault["fault"] == "forward_unsafe"]
+    assert all(line in ct_text.status(found) for line in told) and found["healthy"] == (not found["faults"])
+    return told
+
+
+def test_no_forwarding_where_vlan_tags_travel_beside_the_frame(wire: Wire) -> None:
+    with netns.entered(wire.ns("client")):
+        assert not any(ethtool.features("ns1-wan")[feature] for feature in ethtool.VLAN_OFFLOADS), "a lab has them off"
+    assert faults(wire) == []
+    wire.run("client", "ethtool", "-K", "ns1-wan", "txvlan", "on")
+    try:
+        (told,) = faults(wire)
+        refused = attach_refused(wire)
+        for words in (told, refused):
+            assert "txvlan of the veth's other end ns1-wan is on" in words and "Run ethtool -K ns1-wan txvlan off in the namespace of that end" in words
+        assert refused.startswith("interfaces[0]: ns1-lan@")
+    finally:
+        wire.run("client", "ethtool", "-K", "ns1-wan", "txvlan", "off")
+    assert wire.attach(far_ends=True)["plan"] == [] and faults(wire) == []
+
+
+def test_no_forwarding_of_tcp_where_nf_conntrack_would_call_it_invalid(wire: Wire) -> None:
+    want = wire.chain.want()
+    new = dataclasses.replace(want, text=f"{want.text}\n/* another one */\n")
+    with netns.entered(wire.ns("router")):
+        netlink.write_sysctl(netfilter.LIBERAL, "0")
+    try:
+        (first, second), refused = faults(wire), attach_refused(wire)
+        with pytest.raises(ConntrackError) as caught:  # and a new generation does not take the interfaces over
+            generation.ensure(wire.chain.paths, new, check_mode=True)
+        for words in (first, second, refused, caught.value.message):
+            assert f"Set net.netfilter.nf_conntrack_tcp_be_liberal=1 in namespace {wire.ns('router')}" in words
+        assert caught.value.message.startswith("forward: ns")
+    finally:
+        with netns.entered(wire.ns("router")):
+            netlink.write_sysctl(netfilter.LIBERAL, "1")
+    assert wire.attach(far_ends=True)["plan"] == [] and faults(wire) == []
+
+
+def test_plan_and_status_name_the_rulesets_that_are_passed_by(wire: Wire) -> None:
+    namespace = wire.ns("router")
+    named = f"inet fw every (policy drop) in namespace {namespace}"
+    want = wire.chain.want()
+    new = dataclasses.replace(want, text=f"{want.text}\n/* another one */\n")
+    assert ct_status.status(wire.chain.paths)["forwarding"]["namespaces"] == [
+        {"netns": namespace, "bypassed": [], "nf_conntrack": True, "tcp_be_liberal": True}
+    ]
+    wire.run("router", "nft", FIREWALL)
+    try:
+        found = ct_status.status(wire.chain.paths)
+        assert found["forwarding"]["namespaces"][0]["bypassed"] == [{"family": "inet", "table": "fw", "chain": "every", "policy": "drop"}]
+        assert named in ct_text.status(found)
+        plan, dummy = generation.ensure(wire.chain.paths, new, check_mode=True)
+        assert named in next(step.reason for step in plan if step.action == "load")
+        wire.attach("absent", far_ends=True)
+        steps = [step for step in wire.attach(far_ends=True)["plan"] if step["kind"] == "port"]
+        assert len(steps) == 2 and all("inet fw every (policy drop)" in step["reason"] for step in steps)
+        assert wire.attach(far_ends=True)["plan"] == []
+    finally:
+        wire.run("router", "nft", "delete", "table", "inet", "fw")
+        wire.attach(far_ends=True)
+
+
+def test_the_kernel_says_which_port_takes_redirected_frames(wire: Wire) -> None:
+    far = [{"name": "ns2-wan", "netns": wire.ns("server")}]
+    attach.converge("absent", far, "native", False, wire.chain.paths.pin_root, check_mode=False)
+    try:
+        wire.run("server", "ethtool", "-K", "ns2-wan", "gro", "on")  # a veth takes them as well where its other end collects frames
+        assert [step["after"].rpartition(" ")[2] for step in wire.attach()["plan"]] in ([], ["receives"])
+        client, server = assured_udp(wire)
+        with counted(wire) as grown:
+            ask(client, server)
+        assert grown["forwarded"] == 2, grown
+    finally:
+        wire.run("server", "ethtool", "-K", "ns2-wan", "gro", "off")
+        wire.attach(far_ends=True)

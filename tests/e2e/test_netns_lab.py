@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import subprocess
 import time
@@ -188,6 +189,7 @@ DRIFTS = {
     "IPv6 route elsewhere": "ip -n {p}1 -6 route replace default via 2001:db8:1::99 metric 1024",
     "IPv4 forwarding": "echo 0 > /proc/sys/net/ipv4/conf/all/forwarding",
     "IPv6 forwarding": "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
+    "VLAN tags beside the frames": "ethtool -K {p}l1 txvlan on; ip netns exec {p}1 ethtool -K {p}w1 rxvlan on tx-vlan-stag-hw-insert on",
 }
 
 
@@ -196,6 +198,7 @@ def picture(p: str) -> str:
     lines = []
     for where in ("", f"-n {p}1", f"-n {p}2"):
         lines += [sh(f"ip {where} -o link"), sh(f"ip {where} -o -br addr"), sh(f"ip {where} route; ip {where} -6 route")]
+    lines += [sh(f"ethtool -k {p}l1 | grep vlan; ip netns exec {p}1 ethtool -k {p}w1 | grep vlan")]
     return "".join(lines)
 
 
@@ -204,6 +207,7 @@ def test_drift_is_repaired_and_nothing_else_touched(p: str, drift: str) -> None:
     lab = description(p)
     run(lab)
     before = sorted(picture(p).split())
+    assert not re.search(r"vlan-\S*(offload|insert|parse): on", picture(p)), "no tag travels beside a frame of a lab"
     sh(drift.format(p=p))
     checked = [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(topology.parse(lab), check=True).plan]
     assert checked

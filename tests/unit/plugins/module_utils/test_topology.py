@@ -338,6 +338,19 @@ def test_steps_show_before_and_after(have: Have) -> None:
     }
 
 
+def test_vlan_tags_stay_in_the_frames(have: Have) -> None:
+    change_link(have, ("b", "eth0"), vlan_offload=True)
+    (step,) = topology_plan.make(topology.parse(LAB), have)
+    assert step.as_dict() == {
+        "action": "change",
+        "kind": "link",
+        "name": "eth0@b",
+        "reason": "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them",
+        "before": {"vlan_offload": True},
+        "after": {"vlan_offload": False},
+    }
+
+
 def test_lo_down(have: Have) -> None:
     have.lo_down.add("a")
     assert planned(have) == ["change link lo@a: it is down"]
