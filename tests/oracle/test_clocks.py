@@ -119,10 +119,10 @@ def test_a_stream_stays_a_stream(chain: ChainRig, pair: Pair, age: int) -> None:
         chain.run(side, pair.udp(side).frame)
     chain.change(lambda entry: {"last_end": (entry["last_seen"] - 1) & WORDS})
     chain.run("a", pair.udp("a").frame)
-    assert [(flow.state, flow.timeout // 10) for flow in chain.flows().values()] == [("ESTABLISHED", 11)]
+    assert [(flow.state, flow.timeout > 100) for flow in chain.flows().values()] == [("ESTABLISHED", True)]
     chain.change(lambda entry: {"last_end": (entry["last_seen"] - age) & WORDS})
     chain.run("b", pair.udp("b").frame)
-    assert [(flow.state, flow.timeout // 10) for flow in chain.flows().values()] == [("ESTABLISHED", 11)]
+    assert [(flow.state, flow.timeout > 100) for flow in chain.flows().values()] == [("ESTABLISHED", True)]
 
 
 @each_family

@@ -36,7 +36,7 @@ class ChainRig:
     :param checksum: see ``render.Settings``; ``strict`` is what nf_conntrack does with frames that were not made on this host.
     :param events: whether the chain tells what becomes of flows.
     :param asked: the option ``guests`` of xdp_program.
-    :param without: a condition of the sources that never holds, to see what stands behind it.
+    :param without: a condition of the sources that never holds, to see what stands behind it; ``always`` one that holds whatever it says.
     """
 
     def __init__(
@@ -49,12 +49,14 @@ class ChainRig:
         events: bool = False,
         build: str = "bcc",
         without: str = "",
+        always: str = "",
     ) -> None:
         """Compile and load.
 
         :raises ConntrackError: see ``generation.ensure``.
         """
-        self.checksum, self.build, self.without = checksum, build, without
+        self.checksum, self.build = checksum, build
+        self.fixed = {condition: value for condition, value in ((without, 0), (always, 1)) if condition}
         self.compiled = render.Settings(checksum=checksum, fused=fused, forward=forward, events=events, **dict.fromkeys(render.SIZES, table_size))
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
@@ -79,9 +81,9 @@ class ChainRig:
         headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
         parsed = guests.parse(asked)
         text = render.render(str(SOURCES), self.compiled, guests.read(parsed, os.path.abspath, os.listdir(SOURCES)))
-        if self.without:
-            assert text.count(f"if ({self.without})") == 1
-            text = text.replace(f"if ({self.without})", "if (0)")
+        for condition, value in self.fixed.items():
+            assert text.count(f"if ({condition})") == 1
+            text = text.replace(f"if ({condition})", f"if ({value})")
         want = generation.Want(text, headers, pinned=guests.pinned_here(parsed), **{name: getattr(self.compiled, name) for name in render.SIZES})
         return want if self.build == "bcc" else built_by_clang(want, self.compiled)
 
