@@ -968,9 +968,9 @@ def _open_what_is_closed() -> bool:
     for number in lost:
         os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
         if number == 0:
-            sys.stdin = open(0, encoding="utf-8", closefd=False)
+            sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
         if number == 2:
-            sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+            sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     return 1 in lost
 
 
