@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import io
 import json
 import os
 import signal
@@ -986,9 +985,9 @@ def _open_what_is_closed() -> bool:
     for number in lost:
         os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
         if number == 0:
-            sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
+            sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
         if number == 2:
-            sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), encoding="utf-8")
+            sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     return 1 in lost
 
 

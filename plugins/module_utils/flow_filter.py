@@ -317,15 +317,15 @@ def parse_filters(words: t.Mapping[str, object]) -> Filters:
 
 def _refuse_two_families(words: t.Mapping[str, object], parsed: t.Mapping[str, tuple[t.Any, ...]]) -> None:
     """:raises ConntrackError: no flow can match, since each has addresses of one family."""
-    common, told = set(flow.FAMILIES), []
+    common, earlier = set(flow.FAMILIES), list[str]()
     for word in [word for word in ("family", "src", "dst", "addr") if word in parsed]:
         own = {one if word == "family" else one[0] for one in parsed[word]}
         if not common & own:
-            mend = f"both ends of a flow are of one family, and {' and '.join(told)} leave"
-            mend += f"{'s' if len(told) == 1 else ''} only {', '.join(sorted(common))}"
+            mend = f"both ends of a flow are of one family, and {' and '.join(earlier)} leave"
+            mend += f"{'s' if len(earlier) == 1 else ''} only {', '.join(sorted(common))}"
             raise bad_value(word, ",".join(map(str, _listed(words[word]))), mend)
         common &= own
-        told.append(word)
+        earlier.append(word)
 
 
 # ---------------------------------------------------------------- everything that a reader can ask for

@@ -25,40 +25,11 @@ if t.TYPE_CHECKING:
 _UPPERS_SINCE = (5, 15)
 _LOOPBACK_IFINDEX = 1
 #: Kinds (IFLA_INFO_KIND) without ndo_bpf, for kernels before 6.3, which do not say what a driver can (drivers/net, net).
-NEVER_NATIVE = frozenset(
-    (
-        "bridge",
-        "dummy",
-        "erspan",
-        "geneve",
-        "gre",
-        "gretap",
-        "hsr",
-        "ifb",
-        "ip6erspan",
-        "ip6gre",
-        "ip6gretap",
-        "ip6tnl",
-        "ipip",
-        "ipvlan",
-        "ipvtap",
-        "macsec",
-        "macvlan",
-        "macvtap",
-        "netkit",
-        "nlmon",
-        "sit",
-        "team",
-        "vcan",
-        "vlan",
-        "vrf",
-        "vti",
-        "vti6",
-        "vxcan",
-        "vxlan",
-        "wireguard",
-    )
+_KINDS = (
+    "bridge dummy erspan geneve gre gretap hsr ifb ip6erspan ip6gre ip6gretap ip6tnl ipip ipvlan ipvtap macsec macvlan macvtap netkit nlmon sit team vcan "
+    "vlan vrf vti vti6 vxcan vxlan wireguard"
 )
+NEVER_NATIVE = frozenset(_KINDS.split())
 #: Their features say nothing while they have no member, and then they take a program (drivers/net/bonding/bond_main.c).
 _SILENT = ("bonding",)
 
