@@ -160,7 +160,7 @@ def entry(netns: str | None, program: str = "ingress") -> dict[str, t.Any]:
 
 def roots(*items: dict[str, t.Any], per_netns: bool = True, every: bool = False) -> dict[str, list[str | None]]:
     found = interface_select.chains(items, "/sys/fs/bpf", per_netns, every)
-    assert [one["first"] for one in found] == [True] + [False] * (len(found) - 1)
+    assert [one["main"] for one in (found[::-1] if every else found)] == [True] + [False] * (len(found) - 1)
     assert every or sum(len(one["interfaces"]) for one in found) == len(items)
     return {one["pin_root"]: [item["netns"] for item in one["interfaces"]] for one in found}
 
@@ -180,4 +180,5 @@ def test_a_chain_for_each_namespace() -> None:
 
 def test_all_that_may_be_there() -> None:
     assert list(roots(every=True)) == ["/sys/fs/bpf"]
-    assert list(roots({"name": "r1", "netns": "r1"}, entry("r2", "pass"), every=True)) == ["/sys/fs/bpf", "/sys/fs/bpf/r1", "/sys/fs/bpf/r2"]
+    assert list(roots({"name": "r1", "netns": "r1"}, entry("r2", "pass"), every=True)) == ["/sys/fs/bpf/r1", "/sys/fs/bpf/r2", "/sys/fs/bpf"]
+    assert list(roots(entry(None), entry("r1"), every=True)) == ["/sys/fs/bpf/r1", "/sys/fs/bpf"], "the directory that holds the others is the last"
