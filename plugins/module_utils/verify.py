@@ -85,7 +85,7 @@ PROBES = (
 
 
 # ---------------------------------------------------------------- the proof
-class _Counter:
+class Counters:
     """Where a chain counts its frames of proof: in the map ``proof`` that its entry program itself uses, whatever is pinned.
 
     A chain of an earlier release has none and counts them as traffic. Use as a context manager.
@@ -93,25 +93,26 @@ class _Counter:
     :ivar mark: the number that a frame of proof begins with; 0 where there is none.
     """
 
-    def __init__(self, entry: int, stats: int, name: str) -> None:
-        self._fd, self._index, self.mark = stats, chain.COUNTERS.index(name), 0
+    def __init__(self, entry: int, stats: int) -> None:
+        self._stats, self._proof, self.mark = stats, -1, 0
         self._open = contextlib.ExitStack()
         for number in bpf.prog_info(entry).map_ids:
             fd = self._open.enter_context(bpf.closing(bpf.map_get_fd_by_id(number)))
             if bpf.map_info(fd).name == chain.PROOF_MAP.name:
-                self._fd, self.mark = fd, _word(fd, chain.PROOF["mark"])
+                self._proof, self.mark = fd, _word(fd, chain.PROOF["mark"])
 
-    def __enter__(self) -> _Counter:
+    def __enter__(self) -> Counters:
         return self
 
     def __exit__(self, *dummy: object) -> None:
         self._open.close()
 
-    def read(self) -> int:
-        """Return how many frames were counted."""
+    def read(self, name: str) -> int:
+        """Return how many frames were counted as one of chain.OUTCOMES."""
+        index = chain.COUNTERS.index(name)
         if self.mark:
-            return _word(self._fd, chain.PROOF["counts"] + self._index)
-        return sum(_U64.unpack(value)[0] for value in bpf.percpu_value(self._fd, self._index, _U64.size))
+            return _word(self._proof, chain.PROOF["counts"] + index)
+        return sum(_U64.unpack(value)[0] for value in bpf.percpu_value(self._stats, index, _U64.size))
 
 
 def _word(fd: int, index: int) -> int:
@@ -125,7 +126,7 @@ def _marked(frame: bytes, mark: int) -> bytes:
     return words + frame[len(words) :]
 
 
-def prove(entry: int, stats: int, guests: bool = False, probe: Probe = NOT_IP) -> None:
+def prove(entry: int, stats: int, guests: bool = False, probe: Probe = NOT_IP, counters: Counters | None = None) -> None:
     """Send a frame through the chain: it must come out as it went in and be counted, so every slot on its way is filled.
 
     The chain counts it beside the traffic: no counter that is shown moves, whatever else comes meanwhile, and wherever this process is killed.
@@ -133,13 +134,14 @@ def prove(entry: int, stats: int, guests: bool = False, probe: Probe = NOT_IP) -
     :param entry: the entry program's file descriptor, ``stats`` that of the counters of traffic.
     :param guests: whether it has guests. Frames of proof pass them by, but in a chain of an earlier release: there the frame must be counted, and
         what comes out is their affair.
+    :param counters: the entry's, where they were looked for already.
     :raises ConntrackError: saying what became of the frame.
     """
-    with _Counter(entry, stats, probe.counter) as counter:
-        frame, before = _marked(probe.frame, counter.mark), counter.read()
+    with Counters(entry, stats) if counters is None else contextlib.nullcontext(counters) as found:
+        frame, before = _marked(probe.frame, found.mark), found.read(probe.counter)
         run = bpf.prog_test_run(entry, frame)
-        counted = counter.read() > before
-    own_affair = guests and not counter.mark
+        counted = found.read(probe.counter) > before
+        own_affair = guests and not found.mark
     if (not own_affair and (run.retval != _XDP_PASS or run.data_out != frame)) or not counted:
         raise ConntrackError(
             f"the chain does not pass a frame as it is: {probe.name}: verdict {run.retval} (XDP_PASS is {_XDP_PASS}), "
@@ -154,8 +156,9 @@ def prove_whole(entries: t.Mapping[str, int], stats: int, guests: bool = False) 
     :raises ConntrackError: naming the hook, the frame and what became of it.
     """
     for hook, entry in entries.items():
-        for probe in PROBES:
-            try:
-                prove(entry, stats, guests, probe)
-            except ConntrackError as exc:
-                raise ConntrackError(f"{hook}: {exc.message}") from exc
+        with Counters(entry, stats) as counters:
+            for probe in PROBES:
+                try:
+                    prove(entry, stats, guests, probe, counters)
+                except ConntrackError as exc:
+                    raise ConntrackError(f"{hook}: {exc.message}") from exc

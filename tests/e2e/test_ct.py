@@ -22,7 +22,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, ct_archive, ct_content, flow_report, generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, ct_archive, ct_content, flow_report, generation, lock
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
 from ansible_collections.ebpf.conntrack.tests.e2e.test_health import (
@@ -315,6 +315,18 @@ def test_detach_and_attach(host: Ct, running: Chain) -> None:
     assert [(one["interface"], one["mode"]) for one in host.json("status")["interfaces"]] == [("left", "generic")]
     assert "there is no interface 'wrong'" in host.refuses("attach", "wrong", "--program", "ingress", status=1)
     assert host("detach", "--all").startswith("detach xdp left") and not attached()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("flush", "--all", "--yes"), ("flush", "--proto", "udp", "--yes"), ("gc",), ("detach", "--all"), ("attach", "right", "--program", "egress")],
+    ids=" ".join,
+)
+def test_a_command_that_changes_something_waits_for_other_runs(host: Ct, running: Chain, words: tuple[str, ...]) -> None:
+    whole = running.tree(), running.flows()
+    with lock.held(running.paths.base, 0):
+        said = host.refuses(*words, "--lock-timeout", "0", status=1)
+        assert f"another run has the lock: process {os.getpid()} (" in said and (running.tree(), running.flows()) == whole
 
 
 def test_rollback(host: Ct, running: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
