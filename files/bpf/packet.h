@@ -104,12 +104,45 @@ static __always_inline int finish(struct xdp_md *ctx, struct ct_found found, con
 	return guests_after(ctx, 0);
 }
 
-/* End with this outcome, where no flow is known. */
+/*
+ * What a stage returns to a fused entry program for a frame of proof.  It is no
+ * slot, so that guests, which would count the frame as traffic, never get it.
+ */
+#define SLOT_PROVED	NR_SLOTS
+
+/*
+ * Whether the frame is one of proof: the first 64 bits of its addresses are the
+ * generation's mark.  The loader writes a random one, which only root can read;
+ * a frame from a wire can not be taken for one of proof but by a chance of 2^-64.
+ * A mark of 0 is none: all frames on a loopback have it, and the shadows of the
+ * chain too.  Frames of proof make no flow, so tracked packets never pay for this.
+ */
+static __always_inline bool is_proof(struct xdp_md *ctx)
+{
+	u64 *mark = proof_at(PROOF_MARK), have;
+	u16 *words = frame_at(ctx, 0, sizeof(u64));	/* no wider reads: some machines need them aligned */
+
+	if (!mark || !*mark || !words)
+		return false;
+	have = (u64)words[0] | (u64)words[1] << 16 | (u64)words[2] << 32 | (u64)words[3] << 48;
+	return have == *mark;
+}
+
+/* End with this outcome, where no flow is known.  What is proof is counted beside the traffic. */
 static __always_inline int outcome(struct xdp_md *ctx, u32 reason, const bool chained)
 {
 	struct ct_found found = { .outcome = reason };
+	u64 *n;
 
-	return finish(ctx, found, chained);
+	if (!is_proof(ctx))
+		return finish(ctx, found, chained);
+	n = proof_at(PROOF_COUNTS + reason);
+	if (n)
+		lock_xadd(n, 1);	/* any CPU may prove at the same time */
+	if (!chained)
+		return SLOT_PROVED;
+	jump(ctx, SLOT_PRS_END);
+	return leave(ctx);
 }
 
 /* Go on with the next stage. */

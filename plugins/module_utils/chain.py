@@ -77,6 +77,11 @@ META = {
     "counted": 11,  # whether what that one counted was added
 }
 
+#: What each entry of ``proof`` (ARRAY of u64) means: a random number that marks this generation's frames of proof, and from ``counts`` on what
+#: they were counted as, by position in OUTCOMES. It is not handed on, and has room for outcomes to come.
+PROOF = {"mark": 0, "counts": 1}
+PROOF_ENTRIES = 128
+
 #: Counters: index in the per-CPU array ``stats`` is the position here. Every frame that enters the chain adds one to
 #: exactly one of the outcomes; events happen besides.
 OUTCOMES = (
@@ -430,10 +435,14 @@ def maps(
         MapSpec("guard", "array", None, "u64", 4, 8, 1, False),
         MapSpec("pred", "array_of_maps", None, "u32", 4, 4, len(FLOW_CLASSES), False, "ctt"),
         MapSpec("pred6", "array_of_maps", None, "u32", 4, 4, len(FLOW_CLASSES), False, "ctt6"),
+        PROOF_MAP,
         MapSpec("schema", "array", None, None, 4, SCHEMA_BYTES, 1, False),
         *(EVENT_MAPS if events else ()),
     )
 
+
+#: The map of the frames of proof. Chains of earlier releases have none: there such frames count as traffic.
+PROOF_MAP = MapSpec("proof", "array", None, "u64", 4, 8, PROOF_ENTRIES, False)
 
 #: The maps of a chain with events. The next generation goes on with them, so that whoever reads them misses nothing.
 EVENT_MAPS = (

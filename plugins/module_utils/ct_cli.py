@@ -879,7 +879,7 @@ COMMANDS = {
         lambda command: None,
         _verify,
         "It looks for every known fault, compares what the interfaces receive with what is counted, and sends frames of proof through each hook. "
-        "They make no entry, but they are counted.",
+        "They make no entry, and are in no figure.",
     ),
     "load": Command(
         "load the chain that was loaded last, or another one",

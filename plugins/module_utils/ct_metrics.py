@@ -38,7 +38,8 @@ METRICS = {
     "ct_faults": Metric("gauge", "Faults of the chain, by their names", ("fault",)),
     "ct_generation": Metric("gauge", "Number of the active generation"),
     "ct_generation_info": Metric("gauge", "The active generation and the digest of its sources; always 1", ("generation", "digest")),
-    "ct_attached": Metric("gauge", "1 for an interface that runs the chain, 0 for one that did and does no more", ("interface", "netns", "hook", "mode")),
+    "ct_attached": Metric("gauge", "1 for an interface that runs the chain, 0 for one that is to and does not, gone or not", ("interface", "netns")),
+    "ct_attached_info": Metric("gauge", "What an interface runs, while it does; always 1", ("interface", "netns", "hook", "mode")),
     "ct_entries": Metric("gauge", "Entries in the tables, those whose time is over included", ("family", "class")),
     "ct_entries_limit": Metric("gauge", "Entries that the tables have room for", ("family", "class")),
     "ct_flows": Metric("gauge", "Flows whose time is not over", ("family", "proto", "state")),
@@ -240,12 +241,18 @@ def health_samples(found: t.Mapping[str, t.Any] | None) -> t.Iterator[Sample]:
 
 
 def interface_samples(paths: bpffs.Paths) -> list[Sample]:
-    """Return what there is to say of the interfaces."""
+    """Return what there is to say of the interfaces that the chain is to run on.
+
+    What can change while an interface is the same one, hook and mode, is no label of ``ct_attached``: that is one series from when it is attached until
+    it is detached, whatever becomes of the interface meanwhile.
+    """
     found: list[Sample] = []
     for want, have in ct_status.attached(paths):
-        there = have.attached
+        labels, there = (want.name, want.netns or ""), have.attached
         hook = there.program.hook if there is not None else None
-        found.append(("ct_attached", (want.name, want.netns or "", hook or "", there.mode if there is not None else ""), hook is not None))
+        found.append(("ct_attached", labels, hook is not None))
+        if there is not None and hook is not None:
+            found.append(("ct_attached_info", (*labels, hook, there.mode), 1))
     return found
 
 

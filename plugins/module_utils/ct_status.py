@@ -9,24 +9,26 @@ import contextlib
 import os
 import typing as t
 
-from . import attach, bpf, bpffs, chain, flow_filter, flow_table, forwarding, generation, health
+from . import attach, bpf, bpffs, chain, flow_filter, flow_table, forwarding, generation, health, state
 from . import verify as proof
 from .errors import ConntrackError
 
 
 def attached(paths: bpffs.Paths) -> list[tuple[attach.Want, attach.Have]]:
-    """Return the interfaces that links are pinned for, each with what is there."""
-    keys = [bpffs.interface_of(os.path.basename(pin)) for pin in attach.held(paths)]
+    """Return the interfaces that links are pinned for, or that are written down to be attached, each with what is there."""
+    keys = {bpffs.interface_of(os.path.basename(pin)): None for pin in attach.held(paths)}
+    keys.update({(item["netns"], item["name"]): None for item in state.interfaces(paths)})
     wants = attach.parse("absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto")
     return list(zip(wants, attach.observe(paths, wants)))
 
 
 def interfaces(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
-    """Return the interfaces that links are pinned for, with what runs on them."""
+    """Return the interfaces that the chain is to run on, with what runs on them, and whether there is no such interface."""
     found = []
     for want, have in attached(paths):
         shown = have.attached.shown() if have.attached is not None else dict.fromkeys(("program", "mode", "program_id", "link_id"))
-        found.append({"interface": want.label, **{name: shown[name] for name in ("program", "mode", "program_id", "link_id")}})
+        named = {name: shown[name] for name in ("program", "mode", "program_id", "link_id")}
+        found.append({"interface": want.label, **named, "missing": bool(have.missing)})
     return found
 
 

@@ -185,16 +185,32 @@ def _forwarding(found: t.Mapping[str, t.Any] | None) -> list[list[str]]:
     return [["forwards", found["forward"]], ["past", found["past"] or "no ruleset of the forward hook"], *[["VLAN tags", line] for line in offloads]]
 
 
+def _fault_lines(fault: t.Mapping[str, str]) -> list[str]:
+    """Return what is wrong, and what repairs it."""
+    repair = fault.get("repair")
+    return [f"{fault['fault']} {fault['object']}: {fault['detail']}", *([f"repair: {repair}"] if repair else [])]
+
+
+def _absence(one: t.Mapping[str, t.Any]) -> str:
+    """Return how an interface is that does not run the chain, with the command for the case that this is to stay so."""
+    why = "waits for the interface" if one.get("missing") else "not attached"
+    return (
+        f"{why} (ct attach {one['interface']} --program PROGRAM, or ct detach {one['interface']})"
+        if not one.get("missing")
+        else (f"{why} (to forget it: ct detach {one['interface']})")
+    )
+
+
 def status(found: t.Mapping[str, t.Any]) -> str:
     """Return the chain as it is."""
     rows = [
         ["generation", f"{found['generation']}, digest {found['digest']}"],
         ["health", "good" if found["healthy"] else "NOT GOOD"],
-        *[["", f"{fault['fault']} {fault['object']}: {fault['detail']}"] for fault in found["faults"]],
+        *[["", line] for fault in found["faults"] for line in _fault_lines(fault)],
         ["kept", ", ".join(f"{one['generation']}{' (rolled back from)' if one['rejected'] else ''}" for one in found["kept"]) or "none"],
         ["entries", _fullness(found["pressure"]) if found["pressure"] else "the tables can not be read"],
         ["pinned at", found["pin_root"]],
         *_forwarding(found.get("forwarding")),
     ]
-    interfaces = [[one["interface"], one["program"] or "", one["mode"] or "not attached"] for one in found["interfaces"]]
+    interfaces = [[one["interface"], one["program"] or "", one["mode"] or _absence(one)] for one in found["interfaces"]]
     return columns(rows) + (columns([["INTERFACE", "PROGRAM", "MODE"], *interfaces]) if interfaces else "attached to no interface\n")

@@ -35,7 +35,9 @@ def records_of(host: str, found: Vars) -> list[Record]:
         why = found.get("rollout_refused") or looked.get("msg") or "nothing can be asked of BPF, libbpf is missing"
         return [_record(host, "host", "a chain", None, None, [_line(why)])]
     records = [_chain(host, found, looked), *_interfaces(host, found, looked), *_others(host, found)]
-    records += [_record(host, one["object"], "whole", one["fault"], None, [one["detail"]]) for one in looked["chain"]["faults"]]
+    for one in looked["chain"]["faults"]:
+        why = [one["detail"], *([f"repair: {one['repair']}"] if one.get("repair") else [])]
+        records.append(_record(host, one["object"], "whole", one["fault"], None, why))
     if found.get("rollout_refused"):
         records.append(_record(host, "role", "to be possible", None, None, [_line(found["rollout_refused"])]))
     return records

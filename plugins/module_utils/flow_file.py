@@ -68,7 +68,9 @@ def replacing(dest: str, mode: int, dry: bool) -> t.Iterator[_Replacement]:
             replacement.close()
             if not dry and replacement.changed:
                 os.fchmod(temporary.fileno(), mode)
+                os.fsync(temporary.fileno())  # or a power cut leaves the name on a file without content: of the unit, or the command
                 _place(temporary.fileno(), name, where)
+                os.fsync(where)
     except OSError as exc:
         if isinstance(exc, ConntrackError):
             raise

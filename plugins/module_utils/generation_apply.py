@@ -154,6 +154,8 @@ class _Builder:
             bpf.map_update(fd, _U32.pack(0), self.settings)
         elif spec.name == "schema":
             bpf.map_update(fd, _U32.pack(0), schema.packed())
+        elif spec.name == chain.PROOF_MAP.name:  # before a program can see it; 0 would be no mark
+            bpf.map_update(fd, _U32.pack(chain.PROOF["mark"]), b"\1" + os.urandom(_U64.size - 1))
         elif spec.name == "meta":
             digest = int(self.want.digest, 16)
             first = {

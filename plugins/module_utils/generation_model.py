@@ -178,6 +178,7 @@ class Have:
     :ivar kept: the generations that were active before, the newest first. Those with a higher number than the active one were rolled back from.
     :ivar state: what the state directory holds.
     :ivar guest_maps: by name, the maps of the active generation's guests that have a pin.
+    :ivar gone: by pin name, those of the links whose interface does not exist any more.
     """
 
     generation: int | None = None
@@ -195,6 +196,7 @@ class Have:
     kept: tuple[Generation, ...] = ()
     state: State = dataclasses.field(default_factory=State)
     guest_maps: t.Mapping[str, bpf.MapInfo] = dataclasses.field(default_factory=dict)
+    gone: tuple[str, ...] = ()
 
     @property
     def rejected(self) -> tuple[Generation, ...]:

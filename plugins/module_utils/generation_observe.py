@@ -65,7 +65,8 @@ def observe(paths: Paths) -> Have:
     names = [name for name in health.names(paths.gen) if name != str(number) and os.path.isdir(os.path.join(paths.gen, name))]
     since = {int(name): _since(paths, int(name)) for name in names if name.isdigit()}
     kept = tuple(observe_generation(paths, one, when) for one, when in sorted(since.items(), reverse=True) if when is not None)
-    have = dataclasses.replace(have, kept=kept, leftovers=tuple(name for name in names if name not in {str(one.number) for one in kept}))
+    gone = tuple(key for key, link in links.items() if link.info is not None and not link.info.ifindex and not link.there)
+    have = dataclasses.replace(have, gone=gone, kept=kept, leftovers=tuple(name for name in names if name not in {str(one.number) for one in kept}))
     if number is None:
         return dataclasses.replace(have, links=_hooks(links, {}))
     active = observe_generation(paths, number, active_since(paths, number))

@@ -45,12 +45,20 @@ def plan_present(have: Have, want: Want, settings: bytes, policy: Policy = Polic
     why = why_new(have, want)
     if have.generation is not None and why is None:
         steps = _plan_in_place(have, want, settings)
-        return steps + _plan_links(have, have.generation) + _plan_paths(have) + _plan_deletions(have, have.generation, policy)
+        return steps + _plan_links(have, have.generation) + _plan_paths(have) + _plan_deletions(have, have.generation, policy) + _plan_gone(have)
     number = next_number(have)
     before = _shown(have.generation, have.digest) if have.generation is not None else None
     steps = [Step("load", "generation", str(number), str(why), None, f"digest {want.digest}, {len(chain.SLOTS) + len(want.guest_slots)} programs", legacy)]
     activation = [Step("activate", "generation", str(number), "the pins lead to it from here on", before, f"generation {number}", legacy)]
-    return steps + _plan_emptied(legacy) + _plan_switch(have, number, activation, legacy) + _plan_deletions(have, number, policy)
+    return steps + _plan_emptied(legacy) + _plan_switch(have, number, activation, legacy) + _plan_deletions(have, number, policy) + _plan_gone(have)
+
+
+def _plan_gone(have: Have) -> Plan:
+    """Return the removal of the pins whose interface is gone.
+
+    What is written down of such an interface stays: it is attached again when it comes back (a guest's tap, a card), until it is detached by name.
+    """
+    return [Step("delete", "link", interface(key), "its interface is gone", f"link {have.links[key][0].id}", None, args=key) for key in have.gone]
 
 
 def _plan_switch(have: Have, number: int, activation: Plan, legacy: Legacy | None) -> Plan:

@@ -38,14 +38,20 @@ class Kind(t.NamedTuple):
 
     :ivar meaning: what it means, for the documentation.
     :ivar mend: what the next run does about it, a value of MENDS.
+    :ivar repair: what an operator does about it at once, a command where there is one; ``{object}`` stands for the fault's object.
     """
 
     meaning: str
     mend: str
+    repair: str = "ct load"
 
 
-#: What takes a fault away: a new generation, a write or a link's update by xdp_program; xdp_attach on the interface; or only people.
-MENDS = ("generation", "write", "update", "attach", "operator")
+#: What takes a fault away: a new generation, a write, a link's update or care for a link without an interface by xdp_program; xdp_attach on the
+#: interface; or only people.
+MENDS = ("generation", "write", "update", "link", "attach", "operator")
+_LOOK_AT_OFFLOADS = "look at what runs on the interfaces (bpftool net, ethtool -k {object})"
+
+_FOLLOW = "ct attach --program PROGRAM, with the name that the interface has now, or ct detach {object}"
 
 FAULTS = {
     "active_missing": Kind("generations are loaded, but the link to the active one is missing or leads nowhere", "generation"),
@@ -59,16 +65,16 @@ FAULTS = {
     "meta_damaged": Kind("what the generation says of itself, or its clock, is not true", "generation"),
     "settings_damaged": Kind("the settings are none that the loader writes", "write"),
     "chain_dead": Kind("interfaces receive and nothing is counted, nor is a frame of proof", "generation"),
-    "frames_unseen": Kind("interfaces receive and nothing is counted, although a frame of proof is", "operator"),
+    "frames_unseen": Kind("interfaces receive and nothing is counted, although a frame of proof is", "operator", _LOOK_AT_OFFLOADS),
     "path_missing": Kind("the path prog or map below pin_root is missing", "write"),
-    "path_foreign": Kind("the path prog or map below pin_root is not the chain's", "operator"),
+    "path_foreign": Kind("the path prog or map below pin_root is not the chain's", "operator", "move {object} away, then ct load"),
     "link_program": Kind("an interface runs another program than the active generation's", "update"),
-    "link_stale": Kind("a pinned link holds no interface any more", "attach"),
-    "link_moved": Kind("a pinned link holds another interface than it is named for: that one was renamed, or moved to another namespace", "attach"),
+    "link_stale": Kind("a pinned link holds no interface any more", "link", "ct detach {object}"),
+    "link_moved": Kind("a pinned link holds another interface than it is named for: that one was renamed, or moved to another namespace", "attach", _FOLLOW),
     "forward_unsafe": Kind(
         "the chain forwards through an interface where it must not: VLAN tags travel beside its frames, or nf_conntrack would refuse", "operator"
     ),
-    "link_foreign": Kind("something that is no XDP link stands among the pinned links", "operator"),
+    "link_foreign": Kind("something that is no XDP link stands among the pinned links", "operator", "remove the pin of {object} from the directory link"),
 }
 
 
@@ -79,11 +85,18 @@ class Fault:
     :ivar fault: a name of FAULTS.
     :ivar object: what it is about: a pin below the active generation, ``jt[<slot>]``, an interface, a path.
     :ivar detail: the whole, for people.
+    :ivar repair: what an operator does about it; that of its kind where nothing else is given.
     """
 
     fault: str
     object: str
     detail: str
+    repair: str = ""
+
+    def __post_init__(self) -> None:
+        """Take the repair of its kind where none is given."""
+        if not self.repair:
+            object.__setattr__(self, "repair", FAULTS[self.fault].repair.format(object=self.object))
 
     def as_dict(self) -> dict[str, str]:
         """Return the form in which modules report it."""
@@ -300,7 +313,7 @@ def look(directory: str, number: int) -> Seen:
         if slots is not None:  # a program that lost its pin is still in its slot, and says as well which maps are in use
             lost = set(slots.values()) - {info.id for info in programs.values()}
             used = _used([*programs.values(), *filter(None, map(program, lost))])
-        for spec in chain.EVENT_MAPS:  # most chains have none of these
+        for spec in (*chain.EVENT_MAPS, chain.PROOF_MAP):  # most chains have no events, those of earlier releases no proof
             pin = f"map/{bpffs.encode(spec.name)}"
             if spec.name not in used and odd.get(pin, "") is None:
                 del odd[pin]
@@ -453,10 +466,14 @@ class Link:
 
     :ivar info: None for what is no XDP link.
     :ivar here: whether the interface that it is named for is the one that it holds.
+    :ivar there: whether there is an interface of the name that it is named for.
+    :ivar hook: which hook of the chain its program is, "" where it is none.
     """
 
     info: bpf.LinkInfo | None
     here: bool = False
+    there: bool = False
+    hook: str = ""
 
 
 def _links(paths: Paths) -> dict[str, bpf.LinkInfo | None]:
@@ -470,12 +487,15 @@ def _links(paths: Paths) -> dict[str, bpf.LinkInfo | None]:
 
 def look_links(paths: Paths) -> dict[str, Link]:
     """Read the pinned links, by the name of their pin."""
-    return {key: Link(info, info is not None and _is_here(key, info)) for key, info in _links(paths).items()}
+    return {key: Link(None) if info is None else _look_link(key, info) for key, info in _links(paths).items()}
 
 
-def _is_here(key: str, info: bpf.LinkInfo) -> bool:
+def _look_link(key: str, info: bpf.LinkInfo) -> Link:
     facts = _facts(key)
-    return facts is not None and facts.ifindex == info.ifindex and info.prog_id in facts.xdp.values()
+    here = facts is not None and facts.ifindex == info.ifindex and info.prog_id in facts.xdp.values()
+    running = program(info.prog_id)
+    hook = running.name if running is not None and running.name in chain.HOOKS else ""
+    return Link(info, here, facts is not None, hook)
 
 
 def _facts(key: str) -> bpf.LinkFacts | None:
@@ -510,13 +530,15 @@ def judge_links(links: t.Mapping[str, Link], programs: t.Mapping[int, bpf.ProgIn
         if info is None:
             faults.append(Fault("link_foreign", name, f"what is pinned for {name} among the links is no XDP link"))
         elif not info.ifindex:
-            faults.append(Fault("link_stale", name, f"{name}: its link {info.id} holds no interface any more: that was removed, or the link was detached"))
+            faults.append(_stale(name, link, info.id))
         else:
             if not link.here:
                 where = f"it holds interface number {info.ifindex} under another name or in another namespace"
                 faults.append(Fault("link_moved", name, f"{name}: the interface was renamed or moved, and its link {info.id} with it: {where}"))
             if info.prog_id not in hooks:
-                faults.append(Fault("link_program", name, f"{name}: its link {info.id} runs program {info.prog_id}, which is none of the active generation's"))
+                why = f"{name}: its link {info.id} runs program {info.prog_id}, which is none of the active generation's"
+                # of a program that is no hook nobody can tell which one it stands for
+                faults.append(Fault("link_program", name, why, "" if link.hook else f"ct attach {name} --program PROGRAM"))
     return tuple(faults)
 
 
@@ -542,6 +564,13 @@ def judge_forwarding(seen: t.Mapping[str, forwarding.Seen]) -> tuple[Fault, ...]
         for key, one in seen.items()
         for problem, mend in forwarding.problems(one)
     )
+
+
+def _stale(name: str, link: Link, number: int) -> Fault:
+    """Return the fault of a link that holds nothing; what repairs it depends on whether there is an interface to attach to."""
+    why = "the interface was made again, or the link was detached" if link.there else "the interface is gone"
+    repair = f"ct attach {name} --program {link.hook or 'PROGRAM'}" if link.there else ""
+    return Fault("link_stale", name, f"{name}: its link {number} holds no interface any more: {why}", repair)
 
 
 def examine(paths: Paths) -> tuple[Fault, ...]:

@@ -51,7 +51,7 @@ _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, pr
 _ATTR = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 
-_IFF_UP = 1
+_IFF_UP, _IFF_NOARP, _IFF_MULTICAST = 0x1, 0x80, 0x1000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP = 1, 3, 4, 5, 16, 18, 20, 27
 _OPERSTATE_UP = b"\x06"
 _WITHOUT_STATS = struct.pack("=HHI", 8, 29, 8)  # the attribute IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS: answers half as long
@@ -68,6 +68,7 @@ _FILES = 8192  # open files to ask for: two a namespace, a socket and the namesp
 _VANISH_SECONDS = 5.0  # how long the links of a deleted namespace may take to vanish before they are deleted one by one
 _RUN_SECONDS = 2.0  # how long to wait for links that went up; the kernel may take up to a second when many change
 _POLL_SECONDS = 0.002
+_TURNS = 4  # plans in one run: the first, what its sysctls changed elsewhere, what setting that right changed, and one to spare
 _UNFINISHED = ".tmp"  # suffix of a record while it is written
 
 
@@ -309,6 +310,8 @@ def _parse_link(netns_name: str | None, data: bytes, start: int, end: int) -> Ha
         up=bool(flags & _IFF_UP),
         running=found.get(_IFLA_OPERSTATE) == _OPERSTATE_UP,
         peer_index=_u32(found, _IFLA_LINK, index),
+        arp=not flags & _IFF_NOARP,
+        multicast=bool(flags & _IFF_MULTICAST),
     )
 
 
@@ -465,7 +468,8 @@ class Kernel:
         have = Have(host_inode=netns.inode(None) or 0)
         mounted, bare = netns.names()
         have.claimed = {name for name in bare if netns.claim_of(name) == want.mark}
-        have.foreign = set(bare) - have.claimed
+        have.bare = {name: netns.kind_of_file(name) for name in bare if name not in have.claimed}
+        have.foreign = set(have.bare)
         self._observe_links(None, have, links_only)
         for name, inode in mounted.items():
             try:
@@ -564,12 +568,17 @@ class Kernel:
             self._indexes[key] = _parse_link(key[0], *message).ifindex
         return self._indexes[key]
 
-    def set_link(self, channel: Channel, index: int, up: bool | None = None, name: str = "", **attributes: t.Any) -> None:
-        """Change one link; attributes are named as in HaveLink (alias, group, mtu, mac)."""
+    def set_link(self, channel: Channel, index: int, name: str = "", **attributes: t.Any) -> None:
+        """Change one link; attributes are named as in HaveLink (up, arp, multicast, alias, group, mtu, mac)."""
         message = messages().link()
         message["index"] = index
-        if up is not None:
-            message["flags"], message["change"] = (_IFF_UP if up else 0), _IFF_UP
+        flags = change = 0
+        switches = {"up": (_IFF_UP, 0), "arp": (0, _IFF_NOARP), "multicast": (_IFF_MULTICAST, 0)}  # the flag when it is on, and when it is off
+        for switch, (on, off) in switches.items():
+            if switch in attributes:
+                flags |= on if attributes.pop(switch) else off
+                change |= on | off
+        message["flags"], message["change"] = flags, change
         numbers = {"alias": "IFLA_IFALIAS", "group": "IFLA_GROUP", "mtu": "IFLA_MTU", "mac": "IFLA_ADDRESS"}
         message["attrs"] = [(numbers[k], v) for k, v in attributes.items()] + ([("IFLA_IFNAME", name)] if name else [])
         channel.request(message, _SETLINK)
@@ -748,8 +757,9 @@ def _set_vlan_offload(key: Key, on: bool) -> None:
 class _Apply:
     """Applies the steps of one plan; each method takes a step's ``args`` and returns what undoes it."""
 
-    def __init__(self, kernel: Kernel, want: Topology, have: Have) -> None:
+    def __init__(self, kernel: Kernel, want: Topology, have: Have, attachments: Attachments | None = None) -> None:
         self._kernel = kernel
+        self._attachments = attachments
         self._want = want
         self._have = have
         self._claims: netns.Claims | None = None
@@ -776,6 +786,8 @@ class _Apply:
 
     def __call__(self, step: Step) -> plans.Undo:
         """Apply one step."""
+        if step.kind == "xdp" and self._attachments is not None:
+            return self._attachments.do(step)
         if step.kind == "record":
             return self._hand_over(*step.args) if isinstance(step.args, tuple) else self._record(step.args)
         return self._methods[step.action, step.kind](step.args)
@@ -923,25 +935,29 @@ def _no_sysctl(sysctl: Sysctl) -> ConntrackError:
     return bad_value("sysctls", topology.show_sysctl(sysctl.key), f"there is no such sysctl {place}: correct the name, or load the module that brings it")
 
 
-def probe(plan: Plan) -> None:
+def probe(plan: Plan) -> dict[SysctlKey, str]:
     """Try in a namespace without a name what only the kernel can say: whether it has veth links, and takes the sysctls' values.
 
+    :return: those values that the kernel shows otherwise than they were written (``0x1``, ``8080,8081``, a shortened address), as it shows them.
     :raises ConntrackError: naming the missing feature, or the value.
     """
+    shown: dict[SysctlKey, str] = {}
     wanted = [step.args for step in plan if step.kind == "sysctl" and isinstance(step.args, Sysctl)]
     new_links = [step.args for step in plan if step.kind == "link" and step.action == "create"]
     wanted += [sysctl for dummy, dummy, sysctls in new_links for sysctl in sysctls]
     if not wanted and not new_links:
-        return
-    tried: set[tuple[str, str, bool]] = set()
+        return shown
+    tried: dict[tuple[str, str, bool], str] = {}
     with netns.anonymous(), Kernel() as kernel:
         if new_links:
             _probe_veth(kernel)
         for sysctl in wanted:
             attempt = (topology.of_default(sysctl.path), sysctl.value, sysctl.netns is None)  # the links are not in here
             if attempt not in tried:
-                tried.add(attempt)
-                _probe_sysctl(sysctl, attempt[0])
+                tried[attempt] = _probe_sysctl(sysctl, attempt[0])
+            if tried[attempt] != sysctl.value:
+                shown[sysctl.key] = tried[attempt]
+    return shown
 
 
 def _probe_veth(kernel: Kernel) -> None:
@@ -954,15 +970,18 @@ def _probe_veth(kernel: Kernel) -> None:
         raise
 
 
-def _probe_sysctl(sysctl: Sysctl, path: str) -> None:
+def _probe_sysctl(sysctl: Sysctl, path: str) -> str:
+    """Return a value as the kernel shows it once it is written."""
     try:
         write_sysctl(path, sysctl.value)
+        return read_sysctl(path) or sysctl.value
     except (FileNotFoundError, NotADirectoryError):
         if sysctl.netns is not None:  # on the host it was found; some exist only there
             raise _no_sysctl(sysctl) from None
     except OSError as exc:
         if sysctl.netns is not None or exc.errno not in (errno.EACCES, errno.EPERM):
             raise bad_value(f"sysctls.{topology.show_sysctl(sysctl.key)}", sysctl.value, f"the kernel says {exc.strerror}: correct the value") from exc
+    return topology.decimal(sysctl.value)  # it exists on the host only, and can not be tried
 
 
 # -- all of it --------------------------------------------------------------------------------------------------------------------------
@@ -979,28 +998,41 @@ class Result(t.NamedTuple):
     facts: dict[str, t.Any]
 
 
-def converge(want: Topology, check: bool = False, patience: float = lock.SECONDS) -> Result:
+class Attachments(t.Protocol):
+    """What of the chain stands on the lab's interfaces; see lab_attachments."""
+
+    def around(self, plan: Plan) -> Plan:
+        """Return the plan with the steps that the chain needs before and after it."""
+
+    def do(self, step: Step) -> plans.Undo:
+        """Apply one of these steps."""
+
+
+def converge(want: Topology, check: bool = False, patience: float = lock.SECONDS, attachments: Attachments | None = None) -> Result:
     """Make the lab what is wanted, changing only what differs.
+
+    A sysctl can change what no step is about: other sysctls, addresses, routes. So where one was set the plan is made again, until nothing is left to
+    be done.
 
     :param want: from topology.parse or topology.absent.
     :param check: only plan.
     :param patience: how long to wait for another run, in seconds.
-    :raises ConntrackError: foreign objects, a sysctl or a feature that the kernel lacks, or a step that failed (then ``applied`` and ``rolled_back``).
+    :param attachments: takes care of the chain on interfaces that go; None: nobody does.
+    :raises ConntrackError: foreign objects, a sysctl or a feature that the kernel lacks, settings that change each other without end, or a step that
+        failed (then ``applied`` and ``rolled_back``).
     :raises ImportError: pyroute2 is missing.
     """
     if os.geteuid() != 0:
         raise ConntrackError("Network namespaces need root: run as root, with become for instance.")
     want = topology.without_missing(want, lambda path: os.path.exists(f"/proc/sys/{path}"))
-    found = _planned(want, check)
+    found = _planned(want, check, attachments)
     if check or (found is not None and not (found[1] or _unfinished(want.lab))):
         have, plan = t.cast("tuple[Have, Plan]", found)
         return Result(plan, topology_plan.facts(want, have))
     with Kernel() as kernel:
         with lock.held(topology.RECORD_DIR, patience, make=0o755), _tidied():
             _end_write(want.lab)
-            have, plan = _plan(kernel, want)  # another run may have changed what was read
-            with _Apply(kernel, want, have) as do:
-                plans.apply(plan, do)
+            plan = _settle(kernel, want, attachments)
             with plans.applied(plan):
                 have = kernel.observe(want, links_only=True)
         with plans.applied(plan):
@@ -1008,11 +1040,35 @@ def converge(want: Topology, check: bool = False, patience: float = lock.SECONDS
     return Result(plan, topology_plan.facts(want, have))
 
 
-def _planned(want: Topology, check: bool) -> tuple[Have, Plan] | None:
+def _settle(kernel: Kernel, want: Topology, attachments: Attachments | None) -> Plan:
+    """Apply plans until nothing is left to be done; return all their steps.
+
+    :raises ConntrackError: see converge().
+    """
+    done: Plan = []
+    for dummy in range(_TURNS):
+        with plans.applied(done) if done else contextlib.nullcontext():
+            have, plan = _plan(kernel, want, attachments)  # another run may have changed what was read before
+            with _Apply(kernel, want, have, attachments) as do:
+                plans.apply(plan, do)
+        done += plan
+        if not any(_reaches_further(step) for step in plan):
+            return done
+    again = ", ".join(dict.fromkeys(step.name for step in plan))
+    with plans.applied(done):
+        raise ConntrackError(f"Lab {want.lab!r} does not come to rest: {again} had to be set {_TURNS} times, so they change each other. Remove one of them.")
+
+
+def _reaches_further(step: Step) -> bool:
+    """Say whether a step sets a sysctl, by itself or with the link that it makes."""
+    return step.kind == "sysctl" or (step.action, step.kind) == ("create", "link") and bool(step.args[2])
+
+
+def _planned(want: Topology, check: bool, attachments: Attachments | None) -> tuple[Have, Plan] | None:
     """Return what is there and the plan; None where another run seems to be in the middle of its work."""
     try:
         with Kernel() as kernel:
-            return _plan(kernel, want)
+            return _plan(kernel, want, attachments)
     except (ConntrackError, OSError):
         if check:
             raise
@@ -1029,9 +1085,11 @@ def _tidied() -> t.Iterator[None]:
             os.rmdir(topology.RECORD_DIR)
 
 
-def _plan(kernel: Kernel, want: Topology) -> tuple[Have, Plan]:
+def _plan(kernel: Kernel, want: Topology, attachments: Attachments | None) -> tuple[Have, Plan]:
     have = kernel.observe(want)
     check_sysctls_exist(want, have)
     plan = topology_plan.make(want, have)
-    probe(plan)
-    return have, plan
+    shown = probe(plan)
+    if shown:
+        plan = topology_plan.make(topology.with_values(want, shown), have)
+    return have, plan if attachments is None else attachments.around(plan)

@@ -111,6 +111,11 @@ def canonical(wanted: t.Iterable[str | None]) -> dict[str | None, str | None]:
     return found
 
 
+def kind_of_file(name: str) -> str:
+    """Return what stands in /run/netns under a name that is no namespace: ``file`` or ``directory``."""
+    return "directory" if os.path.isdir(path(name)) else "file"
+
+
 def fd(name: str) -> int:
     """Open the namespace; the caller closes the descriptor.
 
@@ -122,7 +127,7 @@ def fd(name: str) -> int:
         raise ConntrackError(f"netns: there is no namespace {name!r}: create it, or correct the name.") from None
     if os.fstat(handle).st_dev != _nsfs_device():
         os.close(handle)
-        raise ConntrackError(f"netns: {path(name)} is a plain file and no namespace: remove it, or correct the name.")
+        raise ConntrackError(f"netns: {path(name)} is a plain {kind_of_file(name)} and no namespace: remove it, or correct the name.")
     return handle
 
 

@@ -108,6 +108,8 @@ def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.A
     return {
         "slots": list(chain.SLOTS.items()),
         "meta": list(chain.META.items()),
+        "jt_entries": chain.JT_ENTRIES,
+        "proof": list(chain.PROOF.items()),
         "counters": _numbered(chain.COUNTERS),
         "pred": _numbered(chain.FLOW_CLASSES),
         "adopt": _numbered(chain.ADOPT_REQUESTS),

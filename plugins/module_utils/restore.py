@@ -68,9 +68,10 @@ class Attached:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def attach_again(paths: bpffs.Paths, check_mode: bool = False, patience: float = lock.SECONDS) -> Attached:
-    """Attach the chain to those of the interfaces written down that exist and do not run it, each on its own.
+def attach_again(paths: bpffs.Paths, check_mode: bool = False, patience: float = lock.SECONDS, only: t.Collection[str] | None = None) -> Attached:
+    """Attach the chain to those of the interfaces written down that exist and do not run it, each on its own; forget the links of those that are gone.
 
+    :param only: the interfaces to care for, as people write them; None for all.
     :raises ConntrackError: where no chain is loaded, and when another run keeps the lock for too long.
     """
     done = Attached()
@@ -79,10 +80,15 @@ def attach_again(paths: bpffs.Paths, check_mode: bool = False, patience: float =
             stack.enter_context(lock.held(paths.base, patience))
         except FileNotFoundError:
             raise ConntrackError(f"{paths.base}: no chain is loaded there, so there is nothing to attach.") from None
-        wants = attach.parse("present", attach.recorded(paths), "auto")
+        wants = [want for want in attach.parse("present", attach.recorded(paths), "auto") if only is None or want.label in only]
         haves = attach.observe(paths, wants)
         done.waiting = [want.label for want, have in zip(wants, haves) if have.missing]
         there = [(want, have) for want, have in zip(wants, haves) if not have.missing]
+        for want, have in zip(wants, haves):
+            if have.missing and have.pinned is not None and not have.pinned.ifindex:
+                done.steps.append(plan.Step("delete", "link", want.label, "its interface is gone", f"link {have.pinned.id}"))
+                if not check_mode:
+                    os.unlink(have.pin)
         hooks = attach.open_hooks(paths, [want for want, dummy in there], check_mode)
         applier = stack.enter_context(attach.Applier(paths))
         for want, have in there:
@@ -94,7 +100,7 @@ def attach_again(paths: bpffs.Paths, check_mode: bool = False, patience: float =
             except (ConntrackError, OSError) as exc:
                 done.refused[want.label] = str(exc)
         done.warnings = applier.warnings
-        if done.steps:
+        if any(step.kind == "xdp" for step in done.steps):
             found = [want for want, dummy in there]
             done.steps = done.steps + attach.converge_ports(paths, found, attach.observe(paths, found), check_mode)
     return done

@@ -76,7 +76,11 @@ FITNESS = {
 
 
 def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
-    """Return the row of one host; its ``verdict`` is ``ready``, ``as wanted`` where nothing is to be done, ``unfit`` or ``unreachable``."""
+    """Return the row of one host.
+
+    Its ``verdict`` is ``ready``, ``as wanted`` where nothing is to be done, ``unhealthy`` where nothing can be done about what is wrong with the
+    chain, ``unfit`` or ``unreachable``.
+    """
     looked = found.get("xdp_ct_preflight") or {}
     lost = _lost([looked, *(found.get(name) or {} for name in STEPS)])
     if lost:
@@ -89,9 +93,13 @@ def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
     if looked["would_install"] and not back:
         why.append(f"would install {', '.join(looked['would_install'])}")
     todo = to_do(found)
+    verdict = "unfit" if not (looked["ok"] or back) else "ready" if todo or "xdp_ct_did_load" not in found else "as wanted"
+    if verdict == "as wanted" and chain is not None and chain["generation"] is not None and not chain["healthy"]:
+        verdict = "unhealthy"
+        why += [f"{one['fault']} {one['object']}: {one.get('repair') or one['detail']}" for one in chain["faults"]]
     return {
         "host": host,
-        "verdict": "unfit" if not (looked["ok"] or back) else "ready" if todo or "xdp_ct_did_load" not in found else "as wanted",
+        "verdict": verdict,
         "kernel": looked["kernel"]["release"],
         "chain": None if chain is None else "none" if chain["generation"] is None else f"{chain['generation']}{'' if chain['healthy'] else ', NOT GOOD'}",
         "flows": looked["flows"],
@@ -128,7 +136,7 @@ def fitness(found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: boo
     :param found: the variables of NAMES by host.
     """
     rows = [understood(fitness_of, host, one, _not_fit) for host, one in found.items()]
-    by = {verdict: [row["host"] for row in rows if row["verdict"] == verdict] for verdict in ("ready", "as wanted", "unfit", "unreachable")}
+    by = {verdict: [row["host"] for row in rows if row["verdict"] == verdict] for verdict in ("ready", "as wanted", "unhealthy", "unfit", "unreachable")}
     what = "go back" if any(one.get("rollout_back") for one in found.values()) else "take the chain"
     reasons = []
     if by["unfit"] and not skip_unfit:
@@ -136,7 +144,7 @@ def fitness(found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: boo
         reasons.append(f"{_hosts(by['unfit'])} can not {what} ({whys}). Mend that, or give rollout_skip_unfit: true to leave such hosts out.")
     if by["unreachable"] and not skip_unreachable:
         reasons.append(f"{_hosts(by['unreachable'])} can not be reached. Mend that, or give rollout_skip_unreachable: true to leave such hosts out.")
-    if not by["ready"] and not by["as wanted"] and not reasons:
+    if not by["ready"] and not by["as wanted"] and not by["unhealthy"] and not reasons:
         reasons.append(f"no host can {what}.")
     stop = printable(" ".join(reasons))
     return {"ready": by["ready"], "hosts": list(found), "table": table(rows, FITNESS), "stop": f"Nothing was changed: {stop}" if stop else ""}
@@ -224,7 +232,7 @@ def summary_of(host: str, found: Vars) -> dict[str, t.Any]:
     if one.batch is None:
         fit = fitness_of(host, found)
         verdict = fit["verdict"]
-        return {**row, "result": {"ready": "not touched", "as wanted": "unchanged"}.get(verdict, f"left out, {verdict}")}
+        return {**row, "result": {"ready": "not touched", "as wanted": "unchanged", "unhealthy": "unchanged, NOT GOOD"}.get(verdict, f"left out, {verdict}")}
     now = back if back.get("chain") else found.get("xdp_ct_did_load") or {}
     after = (now.get("chain") or {}).get("generation")
     row.update(

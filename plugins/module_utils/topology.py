@@ -45,6 +45,10 @@ _RESERVED_LINKS = frozenset({"lo", "all", "default"})  # the loopback, and two d
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 
 FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
+#: Other names of the same value (net/ipv4/devinet.c, ctl_forward_entry).
+_SAME = {"net/ipv4/ip_forward": FORWARDING[0]}
+#: A number as the kernel reads it (lib/kstrtox.c with base 0): hexadecimal, octal or decimal.
+_NUMBER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)\Z")
 _CONF_ALL = re.compile(r"net/ipv[46]/conf/all/([^/]+)\Z")
 
 
@@ -480,7 +484,34 @@ def sysctl_path(field: str, key: t.Any) -> str:
     parts = text.split("/")
     if parts[0] != "net" or len(parts) < 3 or any(part in ("", ".", "..") or not part.isprintable() or " " in part for part in parts):
         raise bad_value(field, key, "give the name of a sysctl that a namespace has of its own, such as net.ipv4.conf.all.forwarding")
-    return "/".join(parts)
+    path = "/".join(parts)
+    return _SAME.get(path, path)
+
+
+def decimal(value: str) -> str:
+    """Return a sysctl's value with its numbers as the kernel shows them.
+
+    >>> decimal("0x1 010 -0x2 +7 cubic")
+    '1 8 -2 7 cubic'
+    """
+    return " ".join(map(_decimal, value.split()))
+
+
+def _decimal(word: str) -> str:
+    found = _NUMBER.match(word)
+    if not found:
+        return word
+    sign, digits = found.groups()
+    base = 16 if digits[:2].lower() == "0x" else 8 if digits[0] == "0" else 10
+    try:
+        return str(int(f"{sign}{digits}", base))
+    except ValueError:  # 08 is no octal number: the kernel will say so
+        return word
+
+
+def with_values(want: Topology, values: t.Mapping[SysctlKey, str]) -> Topology:
+    """Return the lab with other values of some sysctls."""
+    return dataclasses.replace(want, sysctls=tuple(dataclasses.replace(s, value=values.get(s.key, s.value)) for s in want.sysctls))
 
 
 def _parse_sysctls(field: str, netns: str | None, given: t.Any, result: dict[SysctlKey, Sysctl]) -> None:
@@ -604,6 +635,7 @@ class HaveLink:
     :ivar running: it does: packets pass.
     :ivar peer_index: the ifindex of a veth's other end.
     :ivar vlan_offload: VLAN tags travel beside the frame, where no XDP program sees them; looked at on the lab's own veths.
+    :ivar arp: and ``multicast``: switches without which neighbours are not found (ip link set arp, multicast).
     """
 
     key: Key
@@ -618,6 +650,8 @@ class HaveLink:
     peer_index: int
     addresses: tuple[HaveAddress, ...] = ()
     vlan_offload: bool = False
+    arp: bool = True
+    multicast: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -656,6 +690,7 @@ class Have:
 
     :ivar namespaces: of this lab, with inodes; also the lo of each that is down in ``lo_down``.
     :ivar foreign: other names in /run/netns, taken by namespaces or files that are not this lab's.
+    :ivar bare: those of them that are no namespaces, with what they are (``file``, ``directory``).
     :ivar claimed: bare files in /run/netns that a killed run of this lab left.
     :ivar links: interfaces of the host and of the lab's namespaces, without lo.
     :ivar sysctls: current values; a missing key is a sysctl that does not exist.
@@ -667,6 +702,7 @@ class Have:
     namespaces: dict[str, int] = dataclasses.field(default_factory=dict)
     lo_down: set[str] = dataclasses.field(default_factory=set)
     foreign: set[str] = dataclasses.field(default_factory=set)
+    bare: dict[str, str] = dataclasses.field(default_factory=dict)
     claimed: set[str] = dataclasses.field(default_factory=set)
     links: dict[Key, HaveLink] = dataclasses.field(default_factory=dict)
     routes: list[HaveRoute] = dataclasses.field(default_factory=list)
@@ -708,9 +744,18 @@ def is_half_made(mark: str, link: HaveLink) -> bool:
 def split_sysctls(want: Topology) -> tuple[list[Sysctl], list[Sysctl]]:
     """Return the sysctls to set before the links are made (links take ``conf/default`` from them) and those of the links themselves.
 
-    Only the first are recorded: the others vanish with their link. ``conf/all`` comes first, because it changes the other values of its name.
+    Only the first are recorded: the others vanish with their link. Forwarding comes first, because it changes redirects (net/ipv4/devinet.c,
+    inet_forward_change()), then ``conf/all``, because it changes the other values of its name, then ``conf/default``, which interfaces that have no
+    value of their own take up (devinet_copy_dflt_conf()).
     """
     ends = want.ends
     late = [s for s in want.sysctls if of_link(s.key, ends)]
     early = [s for s in want.sysctls if not of_link(s.key, ends)]
-    return sorted(early, key=lambda s: 0 if _CONF_ALL.match(s.path) else 1), late
+    return sorted(early, key=_rank), late
+
+
+def _rank(sysctl: Sysctl) -> int:
+    """Return the position of a sysctl among those that are set: what changes others comes first."""
+    if sysctl.path in FORWARDING:
+        return 0
+    return 1 if _CONF_ALL.match(sysctl.path) else 2 if "/conf/default/" in sysctl.path else 3

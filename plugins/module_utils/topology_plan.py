@@ -79,7 +79,7 @@ def refuse_foreign(want: Topology, have: Have) -> None:
     :raises ConntrackError: with the list ``foreign``.
     """
     ends = want.ends
-    foreign = [f"network namespace {name}" for name in want.namespaces if name in have.foreign]
+    foreign = [_show_foreign(name, have) for name in want.namespaces if name in have.foreign]
     foreign += [f"link {show_key(key)}" for key in ends if key in have.links and not is_ours(want.mark, have.links[key])]
     routes = {route.key: route for route in have.routes if route.netns is None}
     for wanted in want.routes:
@@ -89,6 +89,11 @@ def refuse_foreign(want: Topology, have: Have) -> None:
     if foreign:
         what = ", ".join(foreign)
         raise ConntrackError(f"Lab {want.lab!r} did not make what is already there: {what}. Remove it, or choose other names.", foreign=foreign)
+
+
+def _show_foreign(name: str, have: Have) -> str:
+    kind = have.bare.get(name)
+    return f"network namespace {name}" if kind is None else f"the {kind} /run/netns/{name}, which is no network namespace"
 
 
 def _kept_links(want: Topology, have: Have) -> set[Key]:
@@ -187,14 +192,14 @@ def _plan_links(want: Topology, have: Have, keep: set[Key], late: t.Iterable[Sys
 
 
 def _plan_link_change(end: End, link: HaveLink) -> Plan:
-    want = {"mtu": end.mtu, "mac": end.mac, "up": True, "vlan_offload": False}
-    have = {"mtu": link.mtu, "mac": link.mac, "up": link.up, "vlan_offload": link.vlan_offload}
+    want = {"mtu": end.mtu, "mac": end.mac, "up": True, "arp": True, "multicast": True, "vlan_offload": False}
+    have = {name: getattr(link, name) for name in want}
     new = {k: v for k, v in want.items() if have[k] != v}
     if not new:
         return []
     old = {k: have[k] for k in new}
     said = {"up": "it is down", "vlan_offload": "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them"}
-    reason = "; ".join(said.get(k, f"{k} is {old[k]}, wanted {v}") for k, v in new.items())
+    reason = "; ".join(said.get(k) or (f"{k} is off" if v is True else f"{k} is {old[k]}, wanted {v}") for k, v in new.items())
     return [Step("change", "link", show_key(end.key), reason, before=old, after=new, args=(end.key, link.ifindex, new, old))]
 
 

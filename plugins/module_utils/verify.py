@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import struct
 import typing as t
@@ -13,6 +14,7 @@ from . import bpf, chain
 from .errors import ConntrackError
 
 _XDP_PASS = 2
+_U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 
 # ---------------------------------------------------------------- frames that leave nothing behind
@@ -83,27 +85,67 @@ PROBES = (
 
 
 # ---------------------------------------------------------------- the proof
-def prove(entry: int, stats: int, guests: bool = False, probe: Probe = NOT_IP) -> None:
+class Counters:
+    """Where a chain counts its frames of proof: in the map ``proof`` that its entry program itself uses, whatever is pinned.
+
+    A chain of an earlier release has none and counts them as traffic. Use as a context manager.
+
+    :ivar mark: the number that a frame of proof begins with; 0 where there is none.
+    """
+
+    def __init__(self, entry: int, stats: int) -> None:
+        self._stats, self._proof, self.mark = stats, -1, 0
+        self._open = contextlib.ExitStack()
+        for number in bpf.prog_info(entry).map_ids:
+            fd = self._open.enter_context(bpf.closing(bpf.map_get_fd_by_id(number)))
+            if bpf.map_info(fd).name == chain.PROOF_MAP.name:
+                self._proof, self.mark = fd, _word(fd, chain.PROOF["mark"])
+
+    def __enter__(self) -> Counters:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        self._open.close()
+
+    def read(self, name: str) -> int:
+        """Return how many frames were counted as one of chain.OUTCOMES."""
+        index = chain.COUNTERS.index(name)
+        if self.mark:
+            return _word(self._proof, chain.PROOF["counts"] + index)
+        return sum(_U64.unpack(value)[0] for value in bpf.percpu_value(self._stats, index, _U64.size))
+
+
+def _word(fd: int, index: int) -> int:
+    raw = bpf.map_lookup(fd, _U32.pack(index), _U64.size)
+    return _U64.unpack(raw)[0] if raw is not None else 0
+
+
+def _marked(frame: bytes, mark: int) -> bytes:
+    """Return a frame of proof with the mark in place of its addresses; the chain reads it in 16-bit words (files/bpf/packet.h, is_proof())."""
+    words = struct.pack("=4H", *(mark >> shift & 0xFFFF for shift in (0, 16, 32, 48))) if mark else b""
+    return words + frame[len(words) :]
+
+
+def prove(entry: int, stats: int, guests: bool = False, probe: Probe = NOT_IP, counters: Counters | None = None) -> None:
     """Send a frame through the chain: it must come out as it went in and be counted, so every slot on its way is filled.
 
-    Whatever else is counted meanwhile does not matter, so the counters may be those of a chain that has traffic.
+    The chain counts it beside the traffic: no counter that is shown moves, whatever else comes meanwhile, and wherever this process is killed.
 
-    :param entry: the entry program's file descriptor, ``stats`` that of the counters.
-    :param guests: whether it has guests; then it must be counted, but what comes out is their affair.
+    :param entry: the entry program's file descriptor, ``stats`` that of the counters of traffic.
+    :param guests: whether it has guests. Frames of proof pass them by, but in a chain of an earlier release: there the frame must be counted, and
+        what comes out is their affair.
+    :param counters: the entry's, where they were looked for already.
     :raises ConntrackError: saying what became of the frame.
     """
-    index = chain.COUNTERS.index(probe.counter)
-
-    def seen() -> int:
-        return sum(_U64.unpack(value)[0] for value in bpf.percpu_value(stats, index, _U64.size))
-
-    before = seen()
-    run = bpf.prog_test_run(entry, probe.frame)
-    counted = seen() > before
-    if (not guests and (run.retval != _XDP_PASS or run.data_out != probe.frame)) or not counted:
+    with Counters(entry, stats) if counters is None else contextlib.nullcontext(counters) as found:
+        frame, before = _marked(probe.frame, found.mark), found.read(probe.counter)
+        run = bpf.prog_test_run(entry, frame)
+        counted = found.read(probe.counter) > before
+        own_affair = guests and not found.mark
+    if (not own_affair and (run.retval != _XDP_PASS or run.data_out != frame)) or not counted:
         raise ConntrackError(
             f"the chain does not pass a frame as it is: {probe.name}: verdict {run.retval} (XDP_PASS is {_XDP_PASS}), "
-            f"{'unchanged' if run.data_out == probe.frame else 'changed'}, {'' if counted else 'not '}counted as {probe.counter}."
+            f"{'unchanged' if run.data_out == frame else 'changed'}, {'' if counted else 'not '}counted as {probe.counter}."
         )
 
 
@@ -114,8 +156,9 @@ def prove_whole(entries: t.Mapping[str, int], stats: int, guests: bool = False) 
     :raises ConntrackError: naming the hook, the frame and what became of it.
     """
     for hook, entry in entries.items():
-        for probe in PROBES:
-            try:
-                prove(entry, stats, guests, probe)
-            except ConntrackError as exc:
-                raise ConntrackError(f"{hook}: {exc.message}") from exc
+        with Counters(entry, stats) as counters:
+            for probe in PROBES:
+                try:
+                    prove(entry, stats, guests, probe, counters)
+                except ConntrackError as exc:
+                    raise ConntrackError(f"{hook}: {exc.message}") from exc

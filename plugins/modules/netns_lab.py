@@ -14,10 +14,13 @@ description:
   - Converges a whole topology in one call - network namespaces, veth links with both ends, addresses, routes and sysctls.
   - Without O(namespaces) and O(links) the lab is two namespaces, C(ns1) and C(ns2), each linked to the router - C(ns1-wan) with 172.20.56.105/24
     to C(ns1-lan) with 172.20.56.1/24, C(ns2-wan) with 172.30.56.105/24 to C(ns2-lan) with 172.30.56.1/24, with default routes through the router.
-  - Only what differs is changed. What has drifted (MTU, MAC, addresses, routes, sysctls, links that are down) is repaired; other links keep their index.
+  - Only what differs is changed. What has drifted (MTU, MAC, addresses, routes, sysctls, links that are down or have
+    ARP or multicast switched off) is repaired; other links keep their index.
   - What the lab makes carries its mark, C(ebpf.conntrack:NAME) as the alias of links and of each namespace's C(lo).
     Objects of the same name without the mark are refused, and O(state=absent) removes only what has it.
   - A run that was killed is completed by the next one.
+  - One run is enough, whatever a sysctl changes elsewhere (other sysctls, addresses, routes) - where one was set it looks again, and repairs that too. Check
+    mode can not foresee this. Settings that change each other without end are refused by their names.
   - The lines of O(expect) are only held against the topology, and returned; M(ebpf.conntrack.ct_expect) checks them once the chain is attached.
     Those of the default lab are a ping, a flow of TCP and one of UDP from C(ns1) to C(ns2), and nothing untracked.
 author:
@@ -29,10 +32,18 @@ extends_documentation_fragment:
   - ebpf.conntrack.attributes
   - ebpf.conntrack.expect
   - ebpf.conntrack.lock
+  - ebpf.conntrack.pin_root
 attributes:
   action_group:
-    membership: [ebpf.conntrack.lock_timeout]
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir]
 options:
+  state_dir:
+    description:
+      - The directory in which M(ebpf.conntrack.xdp_program) writes down what the chain is made of, as it was given there.
+      - An interface that is removed is detached first, as with M(ebpf.conntrack.xdp_attach), below O(pin_root) and wherever else this directory knows of
+        a chain. One that is made again runs the chain again.
+    type: path
+    default: /var/lib/ebpf_conntrack
   name:
     description:
       - The lab's name. Labs of different names do not touch each other's objects.
@@ -70,6 +81,8 @@ options:
           - Sysctls to set in the namespace, for example C(net.ipv4.conf.all.rp_filter).
           - Only those below C(net) can be set, and only those that a namespace has of its own.
           - C(/) and C(.) change places in names of interfaces that hold a dot, as for C(sysctl) itself.
+          - A value is the same in any form that the kernel reads, V(0x1) and V(1) for instance. C(net.ipv4.ip_forward) and
+            C(net.ipv4.conf.all.forwarding) are one sysctl.
         type: dict
       routes:
         description:
@@ -173,6 +186,8 @@ notes:
   - Routes that routing daemons or the kernel made are left alone.
   - The VLAN offloads of a lab's links are off on both ends (C(rxvlan), C(txvlan) and the like for IEEE 802.1ad), so that VLAN tags are in the frames,
     where XDP programs see them.
+  - Not looked at, so neither named as drift nor repaired, are policy rules (C(ip rule)) and routes outside the main table, nftables and iptables, queueing
+    disciplines, neighbour entries, other offloads (C(ethtool -K)), and all interfaces but veth links of the lab and C(lo).
 seealso:
   - module: ebpf.conntrack.xdp_attach
   - module: ebpf.conntrack.ct_expect
@@ -248,10 +263,10 @@ plan:
   elements: dict
   contains:
     action:
-      description: V(create), V(change) or V(delete).
+      description: V(create), V(change) or V(delete); V(detach) and V(attach) for the chain on an interface that goes or is made again.
       type: str
     kind:
-      description: V(netns), V(link), V(address), V(route), V(sysctl), or V(record) for the file with the sysctls' values from before.
+      description: V(netns), V(link), V(address), V(route), V(sysctl), V(xdp), or V(record) for the file with the sysctls' values from before.
       type: str
     name:
       description: The object. An interface in a namespace is written V(eth0@client).
@@ -380,7 +395,7 @@ not_rolled_back:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import deps, expectation, lock, netlink, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, deps, expectation, lab_attachments, lock, netlink, topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
 from ansible_collections.ebpf.conntrack.plugins.module_utils.plan import as_dicts, as_diff
 
@@ -418,6 +433,8 @@ def argument_spec() -> dict[str, t.Any]:
         "sysctls": {"type": "dict"},
         "replace": {"type": "bool", "default": True},
         "routes": routes,
+        "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
+        "pin_root": {"type": "path", "default": bpffs.STANDARD},
         **expectation.OPTION,
         **lock.OPTION,
     }
@@ -427,11 +444,11 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     params = dict(module.params)
-    patience = params.pop("lock_timeout")
+    patience, pin_root, state_dir = (params.pop(name) for name in ("lock_timeout", "pin_root", "state_dir"))
     try:
         with told_by(module):
             want = topology.absent(params["name"]) if params.pop("state") == "absent" else topology.parse(params)
-            result = netlink.converge(want, check=module.check_mode, patience=patience)
+            result = netlink.converge(want, module.check_mode, patience, lab_attachments.Attachments(pin_root, state_dir, patience))
     except ImportError as exc:  # raised before anything is changed
         deps.require(module, "pyroute2")
         module.fail_json(msg=f"pyroute2 cannot be used: {exc}")

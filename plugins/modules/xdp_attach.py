@@ -243,7 +243,8 @@ interfaces:
 faults:
   description:
     - What keeps the chain from working on any interface, as M(ebpf.conntrack.xdp_program) has it in C(chain.faults).
-    - Those about links are mended here, for the listed interfaces; most others by M(ebpf.conntrack.xdp_program).
+    - Those about links are repaired here, for the listed interfaces; most others by M(ebpf.conntrack.xdp_program), and so are links that hold no
+      interface any more.
   returned: success
   type: list
   elements: dict
@@ -257,6 +258,9 @@ faults:
     detail:
       description: The whole, for people.
       type: str
+    repair:
+      description: What repairs it at once, a command of C(ct) where there is one.
+      type: str
   sample: []
 mended:
   description: The faults that this run found and took away, likewise. In check mode there are none.
@@ -264,7 +268,10 @@ mended:
   type: list
   elements: dict
   sample:
-    - {fault: link_stale, object: ns1-lan, detail: "ns1-lan: its link 90 holds no interface any more: that was removed, or the link was detached"}
+    - fault: link_stale
+      object: ns1-lan
+      detail: "ns1-lan: its link 90 holds no interface any more: the interface was made again, or the link was detached"
+      repair: ct attach ns1-lan --program ingress
 """
 
 from ansible.module_utils.basic import AnsibleModule

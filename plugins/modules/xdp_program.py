@@ -442,7 +442,7 @@ chain:
       type: bool
     faults:
       description:
-        - What keeps it from working, each with C(fault), a name that stays the same, C(object) and C(detail).
+        - What keeps it from working, each with C(fault), a name that stays the same, C(object), C(detail) and C(repair), what repairs it at once.
         - Most of them are mended by the run that finds them, then they are in RV(mended). Those that only M(ebpf.conntrack.xdp_attach) or you can mend stay.
       type: list
       elements: dict
@@ -488,7 +488,7 @@ mended:
   type: list
   elements: dict
   sample:
-    - {fault: slot_empty, object: "jt[3]", detail: slot 3 (ct) is empty}
+    - {fault: slot_empty, object: "jt[3]", detail: slot 3 (ct) is empty, repair: ct load}
 replay:
   description: What came of the replay.
   returned: with O(verify=replay), also when it is what failed
@@ -600,6 +600,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     object_file,
     render,
     replay,
+    restore,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
@@ -704,7 +705,19 @@ def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | Non
         if proof or not module.check_mode:
             module.exit_json(changed=False, **wanted)  # and comes again; a plan alone does not need the object here
     plan, have = generation.ensure(paths, want, module.check_mode, dataclasses.replace(policy, proof=proof), heard, params["lock_timeout"])
-    return plan, have, {"mended": health.mended(before.faults, have.faults), **wanted}
+    again, have = attached_again(module, paths, have)
+    return plan + again, have, {"mended": health.mended(before.faults, have.faults), **wanted}
+
+
+def attached_again(module: AnsibleModule, paths: bpffs.Paths, have: generation.Have) -> tuple[plans.Plan, generation.Have]:
+    """Attach what is written down to the interfaces whose links hold nothing any more: the plan that was needed, and what is there now."""
+    stale = [fault.object for fault in have.faults if fault.fault == "link_stale"]
+    if have.generation is None or not stale:
+        return [], have
+    done = restore.attach_again(paths, module.check_mode, module.params["lock_timeout"], stale)
+    for warning in (*done.warnings, *done.refused.values()):
+        module.warn(warning)
+    return done.steps, generation.observe(paths) if done.steps and not module.check_mode else have
 
 
 def main() -> None:

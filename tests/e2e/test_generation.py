@@ -52,7 +52,7 @@ TABLE_SIZE = 1024
 SIZES: dict[str, t.Any] = dict.fromkeys(render.SIZES, TABLE_SIZE)
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
-#: What the counters rise by when a chain is proved.
+#: What frames of proof are counted as, each beside the traffic, when a chain is proved.
 PROOF = dict(collections.Counter(probe.counter for probe in verify.PROBES for hook in chain.TRACKING_HOOKS))
 CTL_AT = 64  # offset of ct_entry.ctl: after two halves of 32 bytes
 
@@ -160,6 +160,12 @@ class Chain:
     def stats(self) -> dict[str, int]:
         with bpf.closing(bpf.obj_get(self.paths.map("stats"))) as fd:
             return {name: sum(U64.unpack(value)[0] for value in bpf.percpu_value(fd, index, 8)) for index, name in enumerate(chain.COUNTERS)}
+
+    def proved(self) -> dict[str, int]:
+        """What frames of proof were counted as."""
+        with bpf.closing(bpf.obj_get(self.paths.map("proof"))) as fd:
+            counts = (bpf.map_lookup(fd, U32.pack(chain.PROOF["counts"] + index), 8) or b"" for index in range(len(chain.OUTCOMES)))
+            return {name: number for (name, dummy), (number,) in zip(chain.OUTCOMES, map(U64.unpack, counts)) if number}
 
     def send(self, *frames: bytes, hook: str = "ingress") -> None:
         """Run frames through the active generation; each has to be passed as it is."""
@@ -369,7 +375,7 @@ def test_changed_sources_inherit_the_flows(loaded: Chain) -> None:
     kept = {spec.name for spec in chain.maps(1) if spec.inherited}
     assert {name for name in have.maps if have.maps[name].id == before.maps[name].id} == kept
     assert loaded.flows() == flows
-    assert {name: number - stats[name] for name, number in loaded.stats().items() if number != stats[name]} == PROOF, "the loader's proof"
+    assert loaded.stats() == stats, "the loader's proof is no traffic"
     loaded.send(udp_frame(4000))
     assert len(loaded.flows()) == 50
     assert all(gone(program.id) for program in before.programs.values())
@@ -508,7 +514,7 @@ def test_rolled_back_in_four_runs(loaded: Chain, veth: None) -> None:
     (link,) = have.links.values()
     assert (link[0].id, link[0].prog_id) == (attached["link_id"], attached["program_id"])
     assert loaded.flows() == flows, "they are in the same table"
-    assert {name: number - stats[name] for name, number in loaded.stats().items() if number != stats[name]} == PROOF, "the proof"
+    assert loaded.stats() == stats, "the proof is no traffic"
     before, stamps = loaded.tree(), loaded.stamps()
     for check_mode in (False, True):
         assert loaded.roll_back(check_mode=check_mode) == ([], have)
@@ -575,7 +581,7 @@ def test_a_damaged_generation_does_not_take_over(loaded: Chain, damage: str) -> 
 def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fused: bool) -> None:
     """Each slot is emptied in turn; the fused entry programs have some of the stages in themselves."""
     made.ensure(made.want(render.render(str(SOURCES), render.Settings(**SIZES, fused=fused))))
-    assert {name: number for name, number in made.stats().items() if number} == PROOF
+    assert made.proved() == PROOF and not any(made.stats().values()), "it is counted beside the traffic"
     for name in ("ctt", "ctt_new", "ctt6", "ctt6_new", "frags"):
         with bpf.closing(bpf.obj_get(made.paths.map(name))) as fd:
             info = bpf.map_info(fd)
@@ -591,6 +597,66 @@ def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fuse
                     with contextlib.nullcontext() if name in passed_over else pytest.raises(ConntrackError, match=rf"^{hook}: .* not counted as "):
                         verify.prove_whole({hook: entry}, stats)
                 bpf.map_update(jt, U32.pack(slot), U32.pack(fd))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused: bool) -> None:
+    """The very frames of proof without the mark are traffic, and each of them counts, also while others are proved and a prover is killed."""
+    made.ensure(made.want(render.render(str(SOURCES), render.Settings(**SIZES, fused=fused))))
+    sent = 0
+    for dummy in range(3):
+        ready, told = os.pipe()
+        prover = os.fork()
+        if not prover:
+            with contextlib.ExitStack() as stack:
+                stats = stack.enter_context(bpf.closing(bpf.obj_get(made.paths.map("stats"))))
+                entries = {hook: stack.enter_context(bpf.closing(bpf.obj_get(made.paths.prog(chain.SLOTS[hook])))) for hook in chain.TRACKING_HOOKS}
+                while True:
+                    verify.prove_whole(entries, stats)
+                    os.write(told, b".")
+        try:
+            for dummy in range(3):
+                assert os.read(ready, 1), "the prover is at work"
+                for probe in verify.PROBES:
+                    made.send(probe.frame)
+                sent += 1
+        finally:
+            os.kill(prover, signal.SIGKILL)
+            os.waitpid(prover, 0)
+            for fd in (ready, told):
+                os.close(fd)
+    expected = collections.Counter(probe.counter for probe in verify.PROBES)
+    assert {name: number for name, number in made.stats().items() if number} == {name: sent * number for name, number in expected.items()}
+    assert sum(made.proved().values()) >= len(verify.PROBES) * len(chain.TRACKING_HOOKS) * 9
+
+
+def test_a_mark_is_of_one_generation_and_no_frame_without_it_is_proof(made: Chain) -> None:
+    """Frames of a loopback have addresses of zeros; nobody but root reads the mark."""
+    made.ensure()
+    with bpf.closing(bpf.obj_get(made.paths.map("proof"))) as fd:
+        first = bpf.map_lookup(fd, U32.pack(chain.PROOF["mark"]), 8) or b""
+    made.ensure(made.changed())
+    with bpf.closing(bpf.obj_get(made.paths.map("proof"))) as fd:
+        second = bpf.map_lookup(fd, U32.pack(chain.PROOF["mark"]), 8) or b""
+        near = U64.pack(U64.unpack(second)[0] ^ 1 << 63)
+        before, proved = made.stats()["untracked_not_ip"], made.proved()
+        for mark in (first, near, bytes(8), b"\xff" * 8):
+            made.send(mark + verify.NOT_IP.frame[8:])
+        bpf.map_update(fd, U32.pack(chain.PROOF["mark"]), bytes(8))  # as where another loader wrote none
+        made.send(verify.NOT_IP.frame)
+    assert first != second and made.stats()["untracked_not_ip"] == before + 5 and made.proved() == proved
+
+
+def test_a_chain_without_the_map_of_the_proof_is_proved_as_before(made: Chain) -> None:
+    """As an earlier release loaded it: it is whole, frames of proof count as traffic, and the next generation has the map."""
+    old = made.text.replace("if (!is_proof(ctx))", "if (true)")
+    made.ensure(made.want(old))
+    os.unlink(made.paths.map_of(1, "proof"))
+    assert made.observe().faults == ()
+    assert {name: number for name, number in made.stats().items() if number} == PROOF
+    made.ensure(keep=1)
+    assert made.roll_back()[1].generation == 1, "it can be gone back to"
+    assert {name: number for name, number in made.stats().items() if number} == {name: 2 * number for name, number in PROOF.items()}
 
 
 def test_a_chain_that_stopped_passing_frames_is_found_before_it_takes_over(loaded: Chain, veth: None) -> None:

@@ -25,7 +25,8 @@ import typing as t
 import urllib.parse
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, ct_http, flow_table, service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, build_bcc, chain, ct_http, flow_table, service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import NOBODY, Ct, ct, installed, lines_of, still
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
@@ -367,6 +368,34 @@ def test_a_socket_of_its_own(ct: Ct, place: str) -> None:
     assert "something else than a socket stands there" in ct.refuses("serve", "--socket", place, status=1)
     assert pathlib.Path(place).read_text("utf-8") == "mine"
     assert "there is no such group; make it: groupadd" in ct.refuses("serve", "--group", "no_such_group", status=2)
+
+
+@pytest.mark.parametrize("kind", ["a socket", "a file", "a link to a socket"])
+def test_what_another_process_put_there_meanwhile_stays(place: str, kind: str) -> None:
+    """The socket of a server whose path was taken over, as by the next one of its kind, is not the server's to remove."""
+    server = ct_http.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)).start()
+    other = socket.socket(socket.AF_UNIX)
+    elsewhere = f"{place}.other"
+    os.unlink(place)
+    if kind == "a file":
+        pathlib.Path(place).write_text("mine", "utf-8")
+    else:
+        other.bind(place if kind == "a socket" else elsewhere)
+        other.listen()
+    if kind == "a link to a socket":
+        os.symlink(elsewhere, place)
+    before = os.lstat(place)
+    server.close()
+    assert os.lstat(place) == before
+    if kind != "a file":
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(place)
+    with pytest.raises(ConntrackError, match="another process serves there" if kind == "a socket" else "something else than a socket"):
+        ct_http.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place))
+    assert os.lstat(place) == before, "nor is it taken for one that nobody listens on"
+    other.close()
+    for path in {place, elsewhere} & {os.path.join(os.path.dirname(place), name) for name in os.listdir(os.path.dirname(place))}:
+        os.unlink(path)
 
 
 # ---------------------------------------------------------------- the chain changes

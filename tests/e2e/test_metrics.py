@@ -21,7 +21,7 @@ import urllib.parse
 
 import pytest
 import yaml
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, build_bcc, chain, ct_http, ct_metrics, flow, service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, build_bcc, chain, ct_http, ct_metrics, flow, restore, service_options
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
@@ -106,7 +106,8 @@ def test_they_are_what_the_tables_and_the_chain_say(ct: Ct, wire: Wire, place: s
     stages = ct.json("stats")["frames"]
     assert [by(found, "ct_packets_total", "stage")[stage] for stage in (*ct_metrics.STAGES, "ct")] == [sum(counts.values()) for counts in stages.values()]
     router = wire.ns("router")
-    assert found["ct_attached"] == {
+    assert found["ct_attached"] == {frozenset({"interface": f"ns{number}-lan", "netns": router}.items()): 1 for number in (1, 2)}
+    assert found["ct_attached_info"] == {
         frozenset({"interface": f"ns{number}-lan", "netns": router, "hook": hook, "mode": "native"}.items()): 1
         for number, hook in ((1, "ingress"), (2, "egress"))
     }
@@ -141,6 +142,32 @@ def test_what_is_absent_is_said(running: Chain, place: str) -> None:
         assert (one(found, "ct_up"), one(found, "ct_healthy")) == (0, 0) and server.log == []
         assert set(found) == {"ct_up", "ct_healthy", "ct_sweeper", "ct_scrape_errors_total", "ct_scrape_duration_seconds"}
         assert set(by(found, "ct_scrape_errors_total", "part").values()) == {0}, "that nothing is loaded is no error"
+
+
+def test_an_interface_is_one_series_until_it_is_detached(running: Chain, place: str) -> None:
+    """It is gone, is there again without the chain, runs it again; only a detach by name ends the series."""
+    me = frozenset({"interface": "left", "netns": ""}.items())
+    one_of_two = {"name": "left", "netns": None, "program": "ingress"}
+
+    def seen() -> tuple[dict[frozenset[tuple[str, str]], float], int]:
+        found = scrape(server.where)
+        return found.get("ct_attached", {}), len(found.get("ct_attached_info", ()))
+
+    def converge(state: str) -> None:
+        attach.converge(state, [one_of_two], "auto", False, running.paths.pin_root, False, state_dir=running.paths.state_dir)
+
+    with here(running.paths, place) as server:
+        converge("present")
+        assert seen() == ({me: 1}, 1)
+        subprocess.run(["ip", "link", "del", "left"], check=True)
+        assert seen() == ({me: 0}, 0)
+        running.ensure()  # forgets the link, and not that the interface is to run the chain
+        assert running.observe().faults == () and seen() == ({me: 0}, 0)
+        subprocess.run(["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True)
+        assert seen() == ({me: 0}, 0)
+        assert [step.action for step in restore.attach_again(running.paths).steps] == ["attach"] and seen() == ({me: 1}, 1)
+        converge("absent")
+        assert seen() == ({}, 0)
 
 
 def test_without_the_library_it_says_which_package(ct: Ct, place: str) -> None:
@@ -212,7 +239,7 @@ def test_promtool_finds_nothing_to_say(wire: Wire, place: str) -> None:
     with ct_http.Server(wire.chain.paths, service_options.parse_address(place), Sweeps()) as server:
         server.start()
         assert promtool("check", "metrics", text=ask(place, "/metrics").body) == ""
-    assert "SUCCESS: 8 rules found" in promtool("check", "rules", str(FILES / "ct.rules.yml"))
+    assert "SUCCESS: 9 rules found" in promtool("check", "rules", str(FILES / "ct.rules.yml"))
 
 
 #: By alert: series, which of them fire it after ten minutes, by labels.
@@ -221,6 +248,14 @@ ALERTS: dict[str, tuple[dict[str, str], bool]] = {
     "CtServiceAbsent": ({f"up{{{HOST}}}": "1x5 0x20"}, True),
     "CtChainAbsent": ({f"ct_up{{{HOST}}}": "1x5 0x20"}, True),
     "CtChainUnhealthy": ({f"ct_up{{{HOST}}}": "1x30", f"ct_healthy{{{HOST}}}": "1x5 0x20", f'ct_faults{{{HOST}, fault="slot_empty"}}': "0x5 1x20"}, True),
+    "CtInterfaceDetached": (
+        {
+            f"ct_up{{{HOST}}}": "1x30",
+            f'ct_attached{{{HOST}, interface="eth0", netns=""}}': "1x30",
+            f'ct_attached{{{HOST}, interface="eth1", netns="ns1"}}': "1x5 0x20",
+        },
+        True,
+    ),
     "CtTablePressure": (
         {f'ct_entries{{{HOST}, family="ipv4", class="assured"}}': "100x2 760x20", f'ct_entries_limit{{{HOST}, family="ipv4", class="assured"}}': "1000x30"},
         True,
@@ -235,6 +270,7 @@ WELL = {
     f"up{{{HOST}}}": "1x30",
     f"ct_up{{{HOST}}}": "1x30",
     f"ct_healthy{{{HOST}}}": "1x30",
+    f'ct_attached{{{HOST}, interface="eth0", netns=""}}': "1x30",
     f'ct_entries{{{HOST}, family="ipv4", class="half_open"}}': "750x30",
     f'ct_entries_limit{{{HOST}, family="ipv4", class="half_open"}}': "1000x30",
     f'ct_evicted_total{{{HOST}, class="half_open"}}': "0+100x30",

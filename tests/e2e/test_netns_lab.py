@@ -170,6 +170,8 @@ DRIFTS = {
     "down inside": "ip -n {p}1 link set {p}w1 down",
     "down on the host": "ip link set {p}l1 down",
     "lo down": "ip -n {p}1 link set lo down",
+    "arp off": "ip -n {p}1 link set {p}w1 arp off",
+    "multicast off on the host": "ip link set {p}l1 multicast off",
     "address away": "ip -n {p}1 addr del 10.9.1.2/24 dev {p}w1",
     "addresses away": "ip -n {p}1 addr flush dev {p}w1",
     "address too much": "ip -n {p}1 addr add 10.9.1.77/24 dev {p}w1; ip addr add 10.77.0.1/16 dev {p}l1",
@@ -360,7 +362,8 @@ def test_a_route_that_went_by_itself_does_not_come_back(p: str, monkeypatch: pyt
 
 FOREIGN = {
     "a namespace": ("ip netns add {p}1", "network namespace {p}1"),
-    "a file": ("mkdir -p /run/netns; touch /run/netns/{p}1", "network namespace {p}1"),
+    "a file": ("mkdir -p /run/netns; touch /run/netns/{p}1", "the file /run/netns/{p}1, which is no network namespace"),
+    "a directory": ("mkdir -p /run/netns/{p}1", "the directory /run/netns/{p}1, which is no network namespace"),
     "a link": ("ip link add {p}l1 type veth peer name {p}q", "link {p}l1"),
 }
 
@@ -376,7 +379,7 @@ def test_foreign_objects_are_refused_by_name_and_left_alone(p: str, make: str, n
     assert not [name for name in os.listdir(netns.RUN_DIR) if name.startswith(p) and name != f"{p}1"]
     assert sysctl(FORWARDING) == "0"
     assert run(topology.absent(p)) == []
-    sh(f"test -e /run/netns/{p}1 || ip link show {p}l1")
+    sh(f"test -e /run/netns/{p}1 || ip link show {p}l1; ! rmdir /run/netns/{p}1 2> /dev/null || true")
 
 
 def test_another_labs_objects_are_foreign(p: str) -> None:
@@ -475,6 +478,58 @@ def test_sysctls_of_a_namespace(p: str) -> None:
     assert run(lab) == [f"change sysctl net.ipv4.tcp_syncookies@{p}1", f"change record {topology.record_path(p)}"]
     with netns.entered(f"{p}1"):
         assert sysctl("net.ipv4.tcp_syncookies") == "1"
+
+
+def inside(p: str, **sysctls: t.Any) -> dict[str, t.Any]:
+    """Return the lab with sysctls in the first namespace."""
+    lab = description(p)
+    lab["namespaces"][0]["sysctls"] = {name.format(p=p): value for name, value in sysctls.items()}
+    return lab
+
+
+#: Sysctls in the first namespace, what is done before the run, and what ``sysctl`` shows afterwards where that is not what was written.
+SETTLING: dict[str, tuple[dict[str, t.Any], str, dict[str, str]]] = {
+    "hexadecimal": ({"net.ipv4.conf.{p}w1.rp_filter": "0x1", "net.ipv4.tcp_syncookies": "0x2"}, "", {"net.ipv4.tcp_syncookies": "2"}),
+    "octal": ({"net.ipv4.ip_default_ttl": "0100"}, "", {"net.ipv4.ip_default_ttl": "64"}),
+    "a list in another order": ({"net.ipv4.ip_local_reserved_ports": "8081,8080,7"}, "", {"net.ipv4.ip_local_reserved_ports": "7,8080-8081"}),
+    "numbers of several words": ({"net.ipv4.ping_group_range": "0x0 0x7fffffff"}, "", {"net.ipv4.ping_group_range": "0\t2147483647"}),
+    "no link-local address is made": ({"net.ipv6.conf.{p}w1.addr_gen_mode": 1}, "", {}),
+    "nor on any link": ({"net.ipv6.conf.all.addr_gen_mode": 1, "net.ipv6.conf.{p}w1.addr_gen_mode": 0}, "", {}),
+    "addresses went with IPv6": ({"net.ipv6.conf.all.disable_ipv6": 0}, "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6", {}),
+    "one link lost IPv6": ({"net.ipv6.conf.{p}w1.disable_ipv6": 0}, "echo 1 > /proc/sys/net/ipv6/conf/{p}w1/disable_ipv6", {}),
+    "a default that links take up": ({"net.ipv4.conf.{p}w1.arp_ignore": 0, "net.ipv4.conf.default.arp_ignore": 2}, "", {}),
+    "redirects that forwarding turns round": ({"net.ipv4.conf.all.accept_redirects": 1, "net.ipv4.ip_forward": 1}, "", {}),
+}
+
+
+@pytest.mark.parametrize(("sysctls", "before", "shown"), SETTLING.values(), ids=list(SETTLING))
+@pytest.mark.parametrize("first", [True, False], ids=["with the lab", "in a lab that is there"])
+def test_one_run_is_enough_whatever_a_sysctl_changes_elsewhere(p: str, first: bool, sysctls: dict[str, t.Any], before: str, shown: dict[str, str]) -> None:
+    lab = inside(p, **sysctls)
+    if not first or before:
+        run(description(p))
+    if before:
+        sh(f"ip netns exec {p}1 sh -c '{before.format(p=p)}'")
+    run(lab)
+    assert run(lab) == []
+    with netns.entered(f"{p}1"):
+        for name, value in lab["namespaces"][0]["sysctls"].items():
+            assert sysctl(name) == shown.get(name, str(int(value, 0) if isinstance(value, str) and name not in shown else value)), name
+    assert_whole(p)
+
+
+def test_two_names_of_one_sysctl_are_refused(p: str) -> None:
+    with pytest.raises(ConntrackError, match=r"the sysctl is there twice"):
+        topology.parse(inside(p, **{"net.ipv4.ip_forward": 1, FORWARDING: 0}))
+
+
+def test_settings_that_never_come_to_rest_are_named(p: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if another one undid each write."""
+    run(description(p))
+    monkeypatch.setattr(netlink._Apply, "_set_sysctl", lambda self, args: None)
+    with pytest.raises(ConntrackError, match=rf"does not come to rest: net\.ipv4\.tcp_syncookies@{p}1 had to be set 4 times") as caught:
+        run(inside(p, **{"net.ipv4.tcp_syncookies": 0}))
+    assert any("tcp_syncookies" in step["name"] for step in caught.value.facts["applied"])
 
 
 @pytest.mark.parametrize(

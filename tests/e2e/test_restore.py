@@ -22,7 +22,10 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     build_bcc,
     ct_service,
     ct_unit,
+    flow_table,
     generation,
+    handover,
+    lock,
     restore,
     service_options,
     state,
@@ -31,6 +34,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
+from ansible_collections.ebpf.conntrack.tests.e2e.test_health import run_an_older_generation_in_the_link
 
 __all__ = ["made", "rendered", "veth"]  # fixtures
 
@@ -179,6 +183,96 @@ def test_unload_and_load(used: Chain) -> None:
     assert restore.unload(used.paths) == ["left"] and program_on("left") is None and used.written() == written
     assert os.listdir(used.paths.pin_root) == [] and restore.unload(used.paths) == []
     assert restore.load(used.paths)[1].generation == 2 and [step.name for step in restore.attach_again(used.paths).steps] == ["left"]
+
+
+def killed_at(chain: Chain, monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
+    """Let a run that hands the flows over to tables of another size die, without a chance to undo anything, where it calls that function."""
+    child = os.fork()
+    if not child:
+        try:
+            monkeypatch.setattr(module, name, lambda *dummy: os._exit(9))
+            chain.ensure(chain.resized(table_size=2048, half_open_size=2048))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, "it died there"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "active"),
+    [
+        (handover, "connect_back", 1),  # the next generation is loaded, and nothing else is done
+        (state, "activate", 1),  # it is active in the kernel, and not yet as it is written down
+        (bpf, "link_update", 2),  # it is active, and the interface runs the one before
+        (handover, "finish", 2),  # it has the interface, and the flows are still with the one before
+    ],
+    ids=["before it is active", "half active", "before it has the interface", "before it has the flows"],
+)
+def test_a_reboot_after_a_handover_that_was_cut_off(used: Chain, monkeypatch: pytest.MonkeyPatch, module: object, name: str, active: int) -> None:
+    """What is written down as active comes back, whole, on its interface, with nothing of the other one; a second look finds nothing to do."""
+    wants = {1: used.want(timeouts=TIMEOUTS), 2: used.resized(table_size=2048, half_open_size=2048)}
+    used.send(udp_frame(4000))
+    killed_at(used, monkeypatch, module, name)
+    assert state.active(used.paths) == active
+    reboot(used)
+    done, have = restore.load(used.paths)
+    assert [step.action for step in done if step.action in ("load", "activate")] == ["load", "activate"]
+    assert (have.digest, have.faults, have.source, have.kept, have.leftovers) == (wants[active].digest, (), 0, (), ())
+    assert [step.name for step in restore.attach_again(used.paths).steps] == ["left"] and program_on("left") == have.programs[SLOTS["ingress"]].id
+    assert have.generation is not None and state.look(used.paths).numbers == (have.generation,) and state.active(used.paths) == have.generation
+    used.send(udp_frame(4001))
+    assert len(used.flows()) == 1
+    assert restore.load(used.paths)[0] == [] and restore.attach_again(used.paths) == restore.Attached()
+
+
+def test_an_interface_with_an_older_program_is_repaired_at_load(used: Chain) -> None:
+    """Nothing is built for that: one link is updated, and no flow is lost."""
+    used.send(udp_frame(4000))
+    run_an_older_generation_in_the_link(used)
+    assert [fault.fault for fault in used.observe().faults] == ["link_program"]
+    foretold, dummy = restore.load(used.paths, check_mode=True)
+    done, have = restore.load(used.paths)
+    assert [step.as_dict() for step in done] == [step.as_dict() for step in foretold]
+    assert [(step.action, step.kind, step.name) for step in done] == [("replace", "link", "left")]
+    assert (have.generation, have.faults) == (1, ()) and program_on("left") == have.programs[SLOTS["ingress"]].id and len(used.flows()) == 1
+    assert restore.load(used.paths)[0] == []
+
+
+def test_an_interface_that_is_gone_is_waited_for(used: Chain) -> None:
+    """What attaches again forgets the link that holds nothing, and attaches the interface when it is back."""
+    ip("link", "del", "left")
+    assert [fault.repair for fault in used.observe().faults] == ["ct detach left"]
+    foretold = restore.attach_again(used.paths, check_mode=True)
+    done = restore.attach_again(used.paths)
+    assert [step.as_dict() for step in done.steps] == [step.as_dict() for step in foretold.steps] and [step.action for step in done.steps] == ["delete"]
+    assert done.waiting == ["left"] and used.observe().faults == () and state.interfaces(used.paths) == [LEFT]
+    assert restore.attach_again(used.paths).steps == []
+    ip("link", "add", "left", "type", "veth", "peer", "name", "right")
+    assert [step.action for step in restore.attach_again(used.paths).steps] == ["attach"] and program_on("left") is not None
+
+
+def test_nothing_is_taken_away_while_another_run_has_the_lock(used: Chain) -> None:
+    """Neither the chain nor an interface nor a flow goes in the middle of what another run does; it is told which run that is."""
+    used.send(udp_frame(4000))
+    whole = used.tree()
+
+    def flush() -> None:
+        with flow_table.writing(used.paths.pin_root, 0) as tables:
+            flow_table.delete(tables, flow_table.EVERYTHING, limit=0)
+
+    changes: list[c.Callable[[], object]] = [
+        flush,
+        lambda: restore.unload(used.paths, 0),
+        lambda: restore.attach_again(used.paths, patience=0),
+        lambda: generation.remove(used.paths, patience=0),
+    ]
+    with lock.held(used.paths.base, 0):
+        for change in changes:
+            with pytest.raises(lock.Busy, match=rf"another run has the lock: process {os.getpid()} "):
+                change()
+        assert used.tree() == whole and len(used.flows()) == 1 and program_on("left") is not None
+    flush()
+    assert len(used.flows()) == 0
+    assert restore.unload(used.paths, 0) == ["left"]
 
 
 def test_what_can_not_come_back(used: Chain) -> None:

@@ -59,7 +59,7 @@ def test_no_frame_goes_unseen(load: swap.Load, swaps: int, figure: c.Callable[[s
     told(result, figure, f"generations under load, {request.node.callspec.id}")
     assert result.sent > 1000 * swaps
     assert_seen(result)
-    assert result.counted == {"tracked": result.received, **{name: swaps * number for name, number in swap.PROOF.items()}}
+    assert result.counted == {"tracked": result.received}
     assert (result.lost_flows, result.missing) == (0, result.dropped)
     assert result.dropped or result.wrong_flows == 0
     assert result.flows == FLOWS * len({way.family for way in load.ways})
@@ -79,7 +79,7 @@ def test_no_frame_goes_unseen_while_tables_are_copied(load: swap.Load, figure: c
     told(result, figure, "generations under load, every second with tables of another size")
     assert resized == swaps // 2
     assert_seen(result)
-    assert result.counted == {"tracked": result.received, **{name: swaps * number for name, number in swap.PROOF.items()}}
+    assert result.counted == {"tracked": result.received}
     assert result.lost_flows == 0
     assert 0 <= result.missing - result.dropped <= MISSED * result.flows * resized
 

@@ -9,9 +9,10 @@ import os
 import pathlib
 import socket
 import struct
+import subprocess
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_cli, ct_unit, link_events, sd_notify, service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_cli, ct_unit, link_events, put_back, sd_notify, service_options
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 PATHS = bpffs.Paths("/sys/fs/bpf")
@@ -98,6 +99,32 @@ def test_what_is_refused(want: ct_unit.Want, words: str, tmp_path: pathlib.Path)
     with pytest.raises(ConntrackError) as raised:
         ct_unit.converge("present", want, directory=str(tmp_path))
     assert raised.value.message.startswith(words) and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["[Service]\nExecStart=/usr/bin/ct\n", ""])
+@pytest.mark.parametrize("wanted", ["present", "absent"])
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_foreign_unit_is_left_alone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, text: str, wanted: str, check_mode: bool) -> None:
+    """An empty one is what systemd takes for masked."""
+    unit = tmp_path / "ct.service"
+    unit.write_text(text, "utf-8")
+    before = unit.stat()
+    monkeypatch.setattr(subprocess, "run", lambda *words, **more: pytest.fail(f"systemd is not asked: {words}"))
+    with pytest.raises(ConntrackError, match=r"ct\.service is not the collection's\. Move it"):
+        ct_unit.converge(wanted, WANT, check_mode, directory=str(tmp_path))
+    assert (unit.read_text("utf-8"), unit.stat()) == (text, before) and os.listdir(tmp_path) == ["ct.service"]
+
+
+def test_a_foreign_unit_is_not_put_back(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A roll-out that goes wrong takes the service away where there was none before, and never one that is not the collection's."""
+    unit = tmp_path / "ct.service"
+    monkeypatch.setattr(ct_unit, "DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(ct_unit, "booted", lambda: True)
+    asked: list[str] = []
+    monkeypatch.setattr(ct_unit, "converge", lambda state, *more: asked.append(state) or [])
+    for text, taken in (("[Service]\n", []), (WANT.text, ["absent"])):
+        unit.write_text(text, "utf-8")
+        assert put_back._without_service(PATHS, "/usr/local", False, 0) == [] and asked == taken
 
 
 # ---------------------------------------------------------------- systemd

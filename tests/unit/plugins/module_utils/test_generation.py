@@ -348,7 +348,7 @@ def test_the_digest_covers_all_that_is_compiled() -> None:
 def test_facts() -> None:
     facts = generation.facts(found(faults=(EMPTY,)), PATHS)
     assert (facts["generation"], facts["healthy"]) == (3, False)
-    assert facts["faults"] == [{"fault": "slot_empty", "object": "jt[3]", "detail": "slot 3 (ct) is empty"}]
+    assert facts["faults"] == [{"fault": "slot_empty", "object": "jt[3]", "detail": "slot 3 (ct) is empty", "repair": "ct load"}]
     assert facts["programs"][0] == {"slot": 0, "name": "ingress", "id": 100, "tag": "ab" * 8, "pin": "/sys/fs/bpf/prog/xdp_0"}
     (ctt,) = (entry for entry in facts["maps"] if entry["name"] == "ctt")
     assert (ctt["type"], ctt["max_entries"], ctt["pin"]) == ("lru_hash", 65536, "/sys/fs/bpf/map/ctt")

@@ -86,7 +86,7 @@ NO_TABLES = chain.SETTINGS_STRUCT.pack(
 def test_each_fault_is_named(found: health.Seen, expected: tuple[str, str]) -> None:
     assert names(found) == [expected]
     (fault,) = health.judge(found)
-    assert fault.as_dict() == {"fault": expected[0], "object": expected[1], "detail": fault.detail} and fault.detail
+    assert fault.as_dict() == {"fault": expected[0], "object": expected[1], "detail": fault.detail, "repair": "ct load"} and fault.detail
 
 
 def test_what_the_user_chose_is_no_fault() -> None:
@@ -150,6 +150,25 @@ def test_links(link: health.Link, expected: list[str]) -> None:
     faults = health.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
     assert [fault.fault for fault in faults] == expected
     assert {fault.object for fault in faults} <= {"eth0.7@ns1"}
+
+
+@pytest.mark.parametrize(
+    ("link", "repairs"),
+    [
+        (health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP)), ["ct detach eth0.7@ns1"]),  # the interface is gone
+        (health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP), there=True, hook="egress"), ["ct attach eth0.7@ns1 --program egress"]),
+        (health.Link(bpf.LinkInfo(77, 9, 0, bpf.LINK_TYPE_XDP), there=True), ["ct attach eth0.7@ns1 --program PROGRAM"]),
+        (health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), True, True, "ingress"), ["ct load"]),
+        (health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), True, True), ["ct attach eth0.7@ns1 --program PROGRAM"]),
+    ],
+)
+def test_a_fault_of_a_link_names_the_command_that_repairs_it(link: health.Link, repairs: list[str]) -> None:
+    assert [fault.repair for fault in health.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)] == repairs
+
+
+def test_each_kind_of_fault_says_what_repairs_it() -> None:
+    assert all(health.Fault(name, "thing", "").repair for name in health.FAULTS)
+    assert {health.Fault(name, "x", "").repair for name, kind in health.FAULTS.items() if kind.mend in ("generation", "write", "update")} == {"ct load"}
 
 
 # ---------------------------------------------------------------- listening

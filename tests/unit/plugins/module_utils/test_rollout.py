@@ -75,6 +75,23 @@ def test_who_needs_nothing_is_in_no_batch() -> None:
     assert rollout.outcome({"d": hosts["d"]})["trouble"] == [], "what was found before is no trouble of a batch"
 
 
+def test_a_chain_that_is_not_good_is_never_as_wanted() -> None:
+    """Where something is to be done that is done; where nothing can be, the verdict says so, with what repairs it, and stops nobody."""
+    fault = {"fault": "link_moved", "object": "eth0", "detail": "it was renamed", "repair": "ct detach eth0"}
+    sick = looked(chain={"generation": 3, "healthy": False, "faults": [fault]})
+    nothing = {name: {"changed": False, "plan": []} for name in rollout.STEPS}
+    found = {
+        "a": {"xdp_ct_preflight": sick, **nothing},
+        "b": {"xdp_ct_preflight": sick, **nothing, "xdp_ct_did_load": {"plan": [{"action": "delete", "kind": "link", "name": "eth0"}]}},
+    }
+    fit = rollout.fitness(found, False, False)
+    said = {line.split()[0]: line for line in fit["table"].splitlines()[1:]}
+    assert fit["ready"] == ["b"] and fit["stop"] == ""
+    assert "as wanted" not in fit["table"] and "unhealthy" in said["a"] and "ct detach eth0" in said["a"] and "NOT GOOD" in said["a"]
+    assert rollout.summary_of("a", found["a"])["result"] == "unchanged, NOT GOOD"
+    assert rollout.fitness({"a": found["a"]}, False, False)["stop"] == "", "a host alone is no reason to stop"
+
+
 def test_a_host_whose_variables_are_refused_is_unfit_with_the_reason() -> None:
     found = rollout.fitness({"a": {"rollout_refused": "Validation of arguments failed"}}, True, True)
     assert found["stop"] == "Nothing was changed: no host can take the chain." and "Validation of arguments failed" in found["table"]

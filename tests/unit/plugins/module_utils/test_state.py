@@ -10,9 +10,10 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, generation, guests, object_file, state
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, flow_file, generation, guests, object_file, state
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 WANT = generation.Want(
@@ -236,3 +237,61 @@ def test_an_object_goes_with_its_manifest(paths: bpffs.Paths, tmp_path: pathlib.
     assert state.look(paths).strays == ()
     state.forget_generation(paths, 3)
     assert os.listdir(tmp_path / "lib") == []
+
+
+# ---------------------------------------------------------------- a power cut
+class Disk:
+    """What a power cut would leave: a file's content is safe from its fsync on, a name from that of its directory on.
+
+    :ivar early: the names that were given to files whose content was not safe yet.
+    :ivar lost: the directories with names that are not safe.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.early: list[str] = []
+        self.lost: set[int] = set()
+        self._safe: dict[int, int] = {}  # by inode: bytes
+        self._fsync, self._rename = os.fsync, os.rename
+        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(os, "rename", self.rename)
+
+    def fsync(self, fd: int) -> None:
+        self._fsync(fd)
+        found = os.fstat(fd)
+        self._safe[found.st_ino] = found.st_size
+        self.lost.discard(found.st_ino)
+
+    def rename(self, source: str, to: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        found = os.lstat(source, dir_fd=src_dir_fd)
+        if stat.S_ISREG(found.st_mode) and self._safe.get(found.st_ino) != found.st_size:
+            self.early.append(to)
+        self._rename(source, to, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+        self.lost.add((os.stat(os.path.dirname(to)) if dst_dir_fd is None else os.fstat(dst_dir_fd)).st_ino)
+
+
+def test_what_is_written_down_outlives_a_power_cut(paths: bpffs.Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content before name, name before it is told: a manifest, its object, the interfaces, and which generation is active."""
+    disk = Disk(monkeypatch)
+    for write in (
+        lambda: state.write(paths, 1, WANT),
+        lambda: state.write(paths, 1, dataclasses.replace(WANT, timeouts={"udp": 8})),
+        lambda: state.activate(paths, 1),
+        lambda: state.write_interfaces(paths, [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]),
+    ):
+        write()
+        assert (disk.early, disk.lost) == ([], set())
+    assert state.read(paths, state.active(paths)) == dataclasses.replace(WANT, timeouts={"udp": 8})
+
+
+@pytest.mark.parametrize("unnamed", [True, False], ids=["unnamed files", "as on NFS"])
+def test_a_file_that_is_replaced_outlives_a_power_cut(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool) -> None:
+    """The unit and the command are such files, and what is exported."""
+    dest = tmp_path / "ct.service"
+    if not unnamed:
+        monkeypatch.delattr(os, "O_TMPFILE")
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY, raising=False)  # what a file system answers that has none
+    disk = Disk(monkeypatch)
+    for content in (b"[Unit]\n", b"[Unit]\nDescription=another one\n"):
+        with flow_file.replacing(str(dest), 0o644, dry=False) as file:
+            file.write(content)
+        assert (disk.early, disk.lost, dest.read_bytes()) == ([], set(), content)
