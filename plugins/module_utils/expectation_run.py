@@ -117,7 +117,7 @@ def _words(line: Line, known: t.Mapping[str, t.Sequence[str]]) -> dict[str, t.An
 def _flow(line: Line, tables: Tables, words: dict[str, t.Any]) -> Outcome:
     began = time.monotonic()
     deadline = began + line.within
-    trouble, before = "", tables.counters()
+    trouble, before = "", _counters(tables)
     found: list[dict[str, t.Any]] = []
     try:
         with _talk(line, deadline) if line.make else contextlib.nullcontext(Talk()) as talk:
@@ -137,7 +137,7 @@ def _flow(line: Line, tables: Tables, words: dict[str, t.Any]) -> Outcome:
         trouble = _said(line, exc)
         found = _find(tables, words, None)
     seen = f"{_shown(found[0])}" if found else "no such flow in the table"
-    more = [words for words in (trouble, _refused(before, tables.counters())) if words]
+    more = [words for words in (trouble, _refused(before, _counters(tables))) if words]
     return Outcome(line, False, "; ".join([f"{seen} after {time.monotonic() - began:.2f} s", *more]))
 
 

@@ -314,14 +314,15 @@ def test_detach_and_attach(host: Ct, running: Chain) -> None:
     assert host(*words) == "nothing to do\n"
     assert [(one["interface"], one["mode"]) for one in host.json("status")["interfaces"]] == [("left", "generic")]
     assert "there is no interface 'wrong'" in host.refuses("attach", "wrong", "--program", "ingress", status=1)
-    for words in (
+    missing: tuple[tuple[str, ...], ...] = (
         ("attach", "wrong", "--program", "ingress"),
         ("attach", "left", "wrong", "--program", "ingress"),
         ("detach", "wrong"),
         ("detach", "left", "wrong"),
-    ):
+    )
+    for typed in missing:
         for dry in ((), ("--dry-run",)):
-            assert "there is no interface 'wrong' in the host's namespace; there are: " in host.refuses(*words, *dry, status=1), words
+            assert "there is no interface 'wrong' in the host's namespace; there are: " in host.refuses(*typed, *dry, status=1), typed
     assert "there is no namespace 'wrong'" in host.refuses("detach", "left@wrong", status=1) and attached()
     native = ("attach", "lo", "--program", "ingress", "--mode", "native")
     assert "does not support XDP in native mode. Give --mode generic or auto." in host.refuses(*native, "--dry-run", status=1)

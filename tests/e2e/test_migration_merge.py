@@ -254,7 +254,7 @@ def test_a_killed_upgrade_adds_the_counters_once(made: Chain, old: Old) -> None:
         return done
 
     def run() -> None:
-        bpf.prog_test_run = die
+        pytest.MonkeyPatch().setattr(bpf, "prog_test_run", die)  # in a process that ends
         made.ensure(on_schema_change="migrate")
 
     assert killed(run, "no call", -1)

@@ -151,7 +151,8 @@ def test_beyond_what_a_datagram_holds(kernel: NfRig, chains: Chains) -> None:
     for last in (Part(65528, 16, False), Part(65512, 24, False)):
         ident = frames.new_ident()
         steps = [last, Part(0, 8), last, Part(8, 8)]
-        for one in ({"kernel": kernel, **chains}).values():
+        rigs: list[t.Any] = [kernel, *chains.values()]
+        for one in rigs:
             one.flush()
             for part in steps:
                 seen = one.step("a", part.step(V4, ident).frame)
