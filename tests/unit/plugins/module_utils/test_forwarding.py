@@ -11,7 +11,20 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.action import xdp_object, xdp_program
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, ethtool, forwarding, netfilter, ports, preflight, reload, render, xdp_modes
+from ansible_collections.ebpf.conntrack.plugins.module_utils import (
+    bpf,
+    chain,
+    ethtool,
+    forwarding,
+    generation,
+    netfilter,
+    plan,
+    ports,
+    preflight,
+    reload,
+    render,
+    xdp_modes,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 
 SOURCES = str(pathlib.Path(__file__).resolve().parents[4] / "files/bpf")
@@ -195,3 +208,20 @@ def test_a_port_names_the_rulesets_that_are_passed_by() -> None:
     (step,) = ports.make_plan({}, [port], ())
     assert step.reason.endswith("rulesets of the forward hook that they do not meet: inet filter forward (policy drop)")
     assert ports.make_plan({port.key: port.flags}, [port], ()) == []
+
+
+# ---------------------------------------------------------------- generations
+@pytest.mark.parametrize("action", ["load", "activate"])  # a new one, and one that is gone back to
+def test_a_generation_does_not_take_over_where_it_must_not_forward(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [plan.Step(action, "generation", "2", "because", None, None), plan.Step("delete", "generation", "1", "because", None, None)]
+    seen = {"eth0": forwarding.Seen("all", None, netfilter.Seen((DROP,), True, True), ())}
+    monkeypatch.setattr(forwarding, "attached", lambda forward, keys: seen)
+    found = generation._plan_forwarding(steps, generation.Have(), "all", action)
+    assert [step.reason for step in found] == [
+        "because; rulesets of the forward hook that what it forwards does not meet: inet filter forward (policy drop) in the host's namespace",
+        "because",
+    ]
+    seen["eth0"] = seen["eth0"]._replace(rules=netfilter.Seen((DROP,), True, False))
+    assert "nf_conntrack_tcp_be_liberal=1" in refused(lambda: generation._plan_forwarding(steps, generation.Have(), "all", action))
+    assert generation._plan_forwarding(steps, generation.Have(), "off", action) == steps
+    assert generation._plan_forwarding(steps[1:], generation.Have(), "all", action) == steps[1:], "nothing takes over"
