@@ -173,7 +173,7 @@ def pack(text: str, headers: t.Mapping[str, str]) -> str:
     A module that starts itself again under another interpreter writes its arguments into a pipe before anybody
     reads it (respawn_module() of ansible-core): more than the 64 KiB that a pipe holds, and it waits forever.
     """
-    return base64.b64encode(zlib.compress(json.dumps([text, dict(headers)]).encode(), 9)).decode("ascii")
+    return base64.b85encode(zlib.compress(json.dumps([text, dict(headers)]).encode(), 9)).decode("ascii")
 
 
 def unpack(packed: str) -> tuple[str, dict[str, str]]:
@@ -182,7 +182,7 @@ def unpack(packed: str) -> tuple[str, dict[str, str]]:
     :raises ConntrackError: where it is not of pack()'s making.
     """
     try:
-        text, headers = json.loads(zlib.decompress(base64.b64decode(packed, validate=True)))
+        text, headers = json.loads(zlib.decompress(base64.b85decode(packed)))
         return str(text), dict(headers)
     except (ValueError, TypeError, zlib.error) as exc:
         raise ConntrackError("rendered: it is filled in from src and can not be given.") from exc
