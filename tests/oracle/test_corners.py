@@ -15,6 +15,7 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, Pair, Step
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
+from ansible_collections.ebpf.conntrack.tests.oracle.test_fragments import pieces, segment
 from ansible_collections.ebpf.conntrack.tests.oracle.test_packets import error
 
 each_family = pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
@@ -106,15 +107,40 @@ def test_acknowledgement_at_the_floor_of_a_large_window(play: Play, scale: int, 
     play(talk.send("a", "A", dack=-window + off).steps, LAST)
 
 
-# ---------------------------------------------------------------- a table without room
+# ---------------------------------------------------------------- what no packet brings about by itself
+@pytest.fixture(scope="module")
+def broken() -> t.Iterator[ChainRig]:
+    """A chain whose tables of assured flows have no room, and which does not compare the headers of fragments with their datagram."""
+    with ChainRig(checksum="strict", without="q->claimed > q->total", always="table_create(key, &copy, v6, true)") as chain:
+        yield chain
+
+
 @each_family
-def test_a_promotion_that_is_refused(pair: Pair) -> None:
+def test_a_promotion_that_is_refused(broken: ChainRig, pair: Pair) -> None:
     """The flow stays where it was, not locked, and its next packet tries again."""
-    with ChainRig(checksum="strict", always="table_create(key, &copy, v6, true)") as chain:
-        talk = Talk(pair).open().send("a", "PA", 10).send("b", "A")
-        for step in talk.steps:
-            assert chain.run(step.side, step.frame) == "tracked"
-        assert [(flow.packets, flow.state, flow.assured) for flow in chain.flows().values()] == [((3, 2), "ESTABLISHED", True)]
-        counted = dict(zip(chain_data.COUNTERS, chain.counters()))
-        assert (counted["promoted"], counted["promote_failed"], counted["created"], counted["untracked_contended"]) == (0, 3, 1, 0)
-        assert all(not entry[12] & chain_data.CTL_LOCK for entry in chain.entries_now())
+    before = broken.counters()
+    broken.flush()
+    talk = Talk(pair).open().send("a", "PA", 10).send("b", "A")
+    for step in talk.steps:
+        assert broken.run(step.side, step.frame) == "tracked"
+    assert [(flow.packets, flow.state, flow.assured) for flow in broken.flows().values()] == [((3, 2), "ESTABLISHED", True)]
+    assert raised(broken, before, "promoted", "promote_failed", "created", "untracked_contended") == [0, 3, 1, 0]
+    assert all(not entry[12] & chain_data.CTL_LOCK for entry in broken.entries_now())
+
+
+@each_family
+def test_what_is_not_tracked_leaves_no_entry(broken: ChainRig, pair: Pair) -> None:
+    """Behind the check of the data offset stands another one: an entry that was made for a packet that the tracker then refuses goes with it."""
+    before = broken.counters()
+    broken.flush()
+    for step in pieces(pair, frames.TCP, segment(pair, "a", 15, 40, "S", 1), (24,)):
+        detail = broken.run("a", step.frame)
+    assert detail == "invalid_tcp_window"
+    assert broken.entries_now() == []
+    assert raised(broken, before, "created", "deleted_untracked") == [1, 1]
+    assert broken.run("a", pair.tcp("a", "S", 1).frame) == "tracked"
+
+
+def raised(chain: ChainRig, before: t.Sequence[int], *names: str) -> list[int]:
+    """Return by how much some counters are more than they were."""
+    return [chain.counters()[chain_data.COUNTERS.index(name)] - before[chain_data.COUNTERS.index(name)] for name in names]
