@@ -187,7 +187,7 @@ def test_a_deletion_says_how_many_were_live_and_how_many_had_only_expired(source
 
 
 def test_an_empty_filter_deletes_nothing(source: fakes.FakeTables) -> None:
-    given: list[dict[str, list[str]]] = [{"src": []}, {"src": [""]}, {"state": []}, {"dport": ["80", ""]}]
+    given: list[dict[str, t.Any]] = [{"src": []}, {"src": [""]}, {"state": []}, {"dport": ["80", ""]}]
     for empty in given:
         with pytest.raises(ConntrackError, match="is not valid"):
             flush(proto=["tcp"], **empty)
