@@ -101,6 +101,9 @@ options:
     default: /var/lib/ebpf_conntrack
 notes:
   - In check mode an interface, a namespace or a program that an earlier task would have made counts as there to come, and not as an error.
+  - What the kernel will refuse is an error in check mode as well. That is native XDP where the driver does not have it, where the MTU is too large or a veth
+    has too few queues, and any program where an interface on top (a bridge, a VLAN) has one. Linux before 6.3 does not say what a driver can;
+    there only what never can is known, and queues show in the run.
 requirements:
   - libbpf 0.8 or later (package libbpf1 on Debian and Ubuntu, libbpf on Fedora and RHEL)
   - Linux 5.9 or later
