@@ -387,7 +387,7 @@ def _number_of(count: int, what: str) -> str:
     >>> _number_of(1, "flow"), _number_of(2, "flow")
     ('1 flow', '2 flows')
     """
-    return f"{count} {what}" if count == 1 else f"{count} {'entries' if what == 'entry' else what + 's'}"
+    return f"{count} {what}" if count == 1 else f"{count} {what[:-1] + 'ies' if what.endswith('entry') else what + 's'}"
 
 
 # ---------------------------------------------------------------- reading
@@ -618,12 +618,12 @@ def _live_and_expired(count: int, expired: int, done: str = "") -> str:
     """Return how many live flows there are among entries, and how many entries had only expired.
 
     >>> _live_and_expired(3, 1, " deleted"), _live_and_expired(3, 0)
-    ('2 live flows deleted, and 1 entry that had only expired', '3 flows')
+    ('2 live flows deleted, and 1 expired entry', '3 flows')
     """
     if not expired:
         return f"{_number_of(count, 'flow')}{done}"
     live = f"{_number_of(count - expired, 'live flow')}{done}"
-    return f"{live}, and {_number_of(expired, 'entry')} that had only expired"
+    return f"{live}, and {_number_of(expired, 'expired entry')}"
 
 
 def _agreed(question: str) -> bool:

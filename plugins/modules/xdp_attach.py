@@ -113,6 +113,9 @@ options:
     default: /var/lib/ebpf_conntrack
 notes:
   - In check mode an interface, a namespace or a program that an earlier task would have made counts as there to come, and not as an error.
+  - What the kernel will refuse is an error in check mode as well. That is native XDP where the driver does not have it, where the MTU is too large or a veth
+    has too few queues, and any program where an interface on top (a bridge, a VLAN) has one. Linux before 6.3 does not say what a driver can;
+    there only what never can is known, and queues show in the run.
   - A chain that forwards, see O(ebpf.conntrack.xdp_program#module:forward), is not attached where VLAN tags travel beside the frames of an interface, nor
     where nf_conntrack tracks in its namespace and C(net.netfilter.nf_conntrack_tcp_be_liberal) is not 1. The steps that make an interface a port name the
     rulesets of the forward hook that are passed by.

@@ -214,8 +214,8 @@ class Open(fakes.FakeTables):
 @pytest.mark.parametrize(
     ("options", "said", "left"),
     [
-        ("--all --dry-run", "would delete 3 live flows, and 2 entries that had only expired", 5),
-        ("--all --yes", "3 live flows deleted, and 2 entries that had only expired", 0),
+        ("--all --dry-run", "would delete 3 live flows, and 2 expired entries", 5),
+        ("--all --yes", "3 live flows deleted, and 2 expired entries", 0),
         ("--proto tcp --yes", "2 flows deleted", 3),
         ("--proto udp --dry-run", "would delete 1 flow", 5),
     ],
