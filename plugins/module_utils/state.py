@@ -200,9 +200,8 @@ def check(paths: Paths) -> None:
         raise bad_value("state_dir", where, f"{nearest} is not a directory; give another")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise bad_value("state_dir", where, f"{nearest} can not be written to; run as root, mount it writable, or give another directory")
-    for path in (where, directory(paths)):
-        safe_path.refuse_foreign_way(path)
-        safe_path.refuse_foreign(path)
+    safe_path.refuse_foreign_way(directory(paths))
+    safe_path.refuse_foreign(directory(paths))
 
 
 @contextlib.contextmanager
@@ -264,6 +263,7 @@ def end_write_interfaces(paths: Paths) -> None:
 
 def _replace(paths: Paths, path: str, content: t.Mapping[str, t.Any] | bytes) -> None:
     safe_path.make_dirs(os.path.dirname(path), 0o700)
+    safe_path.refuse_foreign(os.path.dirname(path))  # where others may make names, as in /tmp, one could have been first since check()
     data = content if isinstance(content, bytes) else (json.dumps(content, indent=1) + "\n").encode()
     try:
         with safe_path.create(path + _UNFINISHED) as file:
