@@ -35,7 +35,7 @@ from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERV
 
 __all__ = ["ct", "installed", "made", "rendered", "running", "veth"]  # fixtures
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(60)]
 
 #: A group that every system has, and nobody in it.
 GROUP = "games"

@@ -1,14 +1,27 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What holds for all unit tests: they change nothing of the machine that they run on."""
+"""What holds for all unit tests: they change nothing of the machine that they run on, and none takes longer than a minute."""
 
 from __future__ import annotations
 
 import collections.abc as c
+import pathlib
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import lock
+
+#: Seconds for one test.
+LONGEST = 60
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Bound the time of each unit test; ansible-test's environment has no plugin for that."""
+    if config.pluginmanager.hasplugin("timeout"):
+        here = pathlib.Path(__file__).parent
+        for item in items:
+            if here in item.path.parents and item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="session")

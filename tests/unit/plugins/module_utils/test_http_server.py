@@ -24,7 +24,6 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_http, flow_table, http_peer, http_room, service_options
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
-pytestmark = pytest.mark.timeout(60)
 SECONDS = 20
 HEAD = "Host: ct\r\nConnection: close\r\n\r\n"
 

@@ -39,7 +39,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils import (
 )
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
-pytestmark = pytest.mark.timeout(60)
 SECONDS = 15
 FLOWS = [fakes.entry(sport=number) for number in range(1, 10)]
 #: What a child ends with where the code under test ended by itself, without a status.
