@@ -12,6 +12,7 @@ for what passes meanwhile is not in them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import socket
@@ -116,7 +117,8 @@ class Reader:
         entry_size = chain.codec(description["entry"]).size
         self._sizes = {family: (chain.codec(fields).size, entry_size) for family, fields in description["keys"].items() if family in _FAMILIES}
         self._frames: list[tuple[str, int, int]] = []
-        self._kept = t.cast("t.BinaryIO", tempfile.SpooledTemporaryFile(_MOST_BYTES))  # noqa: SIM115  close() closes it
+        self._exit = contextlib.ExitStack()
+        self._kept = t.cast("t.BinaryIO", self._exit.enter_context(tempfile.SpooledTemporaryFile(_MOST_BYTES)))
         try:
             self._keep()
         except ConntrackError:
@@ -136,7 +138,7 @@ class Reader:
 
     def close(self) -> None:
         """Let go of what was kept."""
-        self._kept.close()
+        self._exit.close()
 
     def _refuse(self, why: str) -> ConntrackError:
         return ConntrackError(f"input: {self._name}: {why}. Nothing was imported.")

@@ -12,11 +12,9 @@ import re
 import typing as t
 
 import pytest
-
-yaml = pytest.importorskip("yaml")
-
-from ansible_collections.ebpf.conntrack.plugins.filter import names as names_filter  # noqa: E402  after the checks
-from ansible_collections.ebpf.conntrack.plugins.module_utils import names  # noqa: E402
+import yaml
+from ansible_collections.ebpf.conntrack.plugins.filter import names as names_filter
+from ansible_collections.ebpf.conntrack.plugins.module_utils import names
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))
