@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The flow tables over HTTP, on a unix socket or a loopback address. It only reads.
 
-A thread serves each connection. What a client can make it do is bounded: so many connections, so many that read flows, so long for a request to come in and
-for a piece of an answer to be taken. No answer is written while a lock is held, so a slow reader keeps nobody from anything but its own connection.
+A thread serves each connection. What a client can make it do is bounded: connections, requests that read flows, summaries and their groups, flows that are
+sorted, the time for a request to come in and for a piece of an answer to be taken; most of it for each user of the host besides. What a client that has left
+asked for is given up. No answer is written while a lock is held, so a slow reader keeps nobody from anything but its own connection.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import io
 import ipaddress
 import json
 import os
+import re
 import socket
 import socketserver
 import stat
@@ -26,7 +28,22 @@ import time
 import typing as t
 import urllib.parse
 
-from . import bpffs, ct_status, flow, flow_filter, flow_output, flow_table, generation, lock, service_options, stop
+from . import (
+    bpffs,
+    ct_progress,
+    ct_status,
+    flow,
+    flow_filter,
+    flow_output,
+    flow_table,
+    generation,
+    http_head,
+    http_peer,
+    http_room,
+    lock,
+    service_options,
+    stop,
+)
 from .errors import ConntrackError, bad_value
 from .service_options import Address
 
@@ -37,6 +54,14 @@ SOCKET_MODE = 0o660
 #: Connections at once; of those, requests that read flows; of those, ones that sort more than SORTED of them, which takes memory for each.
 CONNECTIONS, READERS, SORTERS = 32, 8, 1
 SORTED = 10_000
+#: Requests for a summary, and for metrics. One summary is made at a time, the others wait; those who ask for metrics share one reading.
+SUMMARIES, SCRAPES = 4, 8
+#: The same for each user of the host, besides root.
+EACH_CONNECTIONS, EACH_READERS, EACH_SUMMARIES, EACH_SCRAPES = 16, 4, 2, 4
+#: Flows that are sorted without a limit of SORTED, and groups of a summary: some 350 and 600 bytes each.
+MOST_SORTED, MOST_GROUPS = 250_000, 100_000
+#: Seconds that a summary waits for its turn, and between two looks whether its client still does.
+_TURN_SECONDS, _LOOK_SECONDS = 30.0, 0.1
 #: Seconds for a request to be there after the one before, and for each piece of an answer to be taken.
 REQUEST_SECONDS, PIECE_SECONDS = 30.0, 30.0
 BODY_BYTES = 1 << 16
@@ -60,6 +85,9 @@ _FORWARD_OK, _FORWARD_FAILED = 200, 500
 _BAD_JSON, _BAD_ACTION, _NO_ANSWER = 1100, 1101, 1201
 #: The states under the names that the original has for them; others are the record's in lower case.
 _FORWARD_STATES = {"ESTABLISHED": "est", "REPLIED": "rpl"}
+
+#: A target that is a whole URL: whom it is for, and the rest.
+_URL = re.compile(r"[Hh][Tt][Tt][Pp]://([^/?]*)(.*)")
 
 T = t.TypeVar("T")
 Put = t.Callable[[bytes], object]
@@ -91,10 +119,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.paths, self.address, self.sweeps = paths, address, sweeps
         self.log = log or _log
         self.health = Fresh(lambda: _health(paths))
-        self.readers, self.sorters = threading.BoundedSemaphore(READERS), threading.BoundedSemaphore(SORTERS)
+        self.readers, self.sorters = http_room.Places(READERS, EACH_READERS), http_room.Places(SORTERS, SORTERS)
+        self.summaries, self.scrapes = http_room.Places(SUMMARIES, EACH_SUMMARIES), http_room.Places(SCRAPES, EACH_SCRAPES)
         self.summing = threading.Lock()
-        self._room = threading.BoundedSemaphore(CONNECTIONS)
-        self._open: dict[threading.Thread, socket.socket] = {}
+        self._room = http_room.Room(CONNECTIONS, EACH_CONNECTIONS)
+        self._open: dict[threading.Thread, http_room.Guest] = {}
         self._turned_away: collections.deque[socket.socket] = collections.deque()
         self._own: tuple[int, int] | None = None
         self._made_directory = False
@@ -161,9 +190,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         while self._turned_away:
             self._turned_away.pop().close()
         deadline = time.monotonic() + _END_SECONDS
-        for thread, connection in list(self._open.items()):
+        for thread, guest in list(self._open.items()):
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                guest.connection.shutdown(socket.SHUT_RDWR)
             thread.join(max(deadline - time.monotonic(), 0))
 
     def server_close(self) -> None:
@@ -182,43 +211,66 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.close()
 
     def process_request(self, request: t.Any, client_address: t.Any) -> None:
-        """Give a connection a thread, or say at once that there are too many."""
-        if not self._room.acquire(blocking=False):
-            self._turn_away(request)
+        """Give a connection a thread; where there is no room, in place of one that waits for its client, or say at once that there are too many."""
+        peer = http_peer.of(request, client_address)
+        try:
+            guest, victim = self._room.admit(request, peer)
+        except http_room.Full as exc:
+            self._turn_away(request, exc.alone)
             return
-        thread = threading.Thread(target=self._serve, args=(request, client_address), daemon=True)
-        self._open[thread] = request
+        if victim is not None:
+            self._cut(victim)
+        thread = threading.Thread(target=self._serve, args=(guest, client_address), daemon=True)
+        self._open[thread] = guest
         try:
             thread.start()
         except RuntimeError:  # the system has no more threads
             del self._open[thread]
-            self._room.release()
+            self._room.leave(guest)
             raise
 
-    def _turn_away(self, request: socket.socket) -> None:
+    def guest(self) -> http_room.Guest:
+        """Return the connection that this thread serves."""
+        return self._open[threading.current_thread()]
+
+    def _turn_away(self, request: socket.socket, alone: bool) -> None:
         """Answer without reading. The connection stays open until others were turned away, or its client, which is still sending, would lose the answer."""
-        body = _error_body(f"{CONNECTIONS} connections are open, which is as many as are served at once. Try again later.")
-        lines = ["HTTP/1.1 503 Service Unavailable", f"Content-Type: {_JSON}", f"Content-Length: {len(body)}", "Retry-After: 1", "Connection: close", "", ""]
+        _say_full(request, EACH_CONNECTIONS if alone else CONNECTIONS, " by this user" if alone else "")
         with contextlib.suppress(OSError):
-            request.settimeout(0)
-            request.send("\r\n".join(lines).encode() + body)
             request.shutdown(socket.SHUT_WR)
         self._turned_away.append(request)
         while len(self._turned_away) > CONNECTIONS:
             self._turned_away.popleft().close()
 
-    def _serve(self, request: t.Any, client_address: t.Any) -> None:
+    @staticmethod
+    def _cut(guest: http_room.Guest) -> None:
+        """End a connection for another one. Its thread, which waits for the client, ends it."""
+        waits = guest.waits
+        if waits is not None and waits[0] != http_room.ANSWER:
+            _say_full(guest.connection, CONNECTIONS)
+        with contextlib.suppress(OSError):
+            guest.connection.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self, guest: http_room.Guest, client_address: t.Any) -> None:
         try:
-            self.process_request_thread(request, client_address)
+            self.process_request_thread(guest.connection, client_address)
         finally:
+            self._room.leave(guest)
             del self._open[threading.current_thread()]
-            self._room.release()
 
     def handle_error(self, request: t.Any, client_address: t.Any) -> None:
         """Tell of what nobody foresaw; that clients go away or are too slow is no news."""
         exc = sys.exc_info()[1]
         if not isinstance(exc, (ConnectionError, socket.timeout)):
             self.log(f"a request failed: {type(exc).__name__}: {exc}")
+
+
+def _say_full(connection: socket.socket, number: int, by: str = "") -> None:
+    """Answer that there are too many, without waiting."""
+    body = _error_body(f"{number} connections are open{by}, which is as many as are served at once. Try again later.")
+    lines = ["HTTP/1.1 503 Service Unavailable", f"Content-Type: {_JSON}", f"Content-Length: {len(body)}", "Retry-After: 1", "Connection: close", "", ""]
+    with contextlib.suppress(OSError):
+        connection.send("\r\n".join(lines).encode() + body, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 def _log(line: str) -> None:
@@ -290,14 +342,42 @@ class Refusal(ConntrackError):
 
 
 def _error_body(message: str, more: t.Mapping[str, t.Any] | None = None) -> bytes:
-    return f"{flow_output.dumps({**(more or {}), 'error': message})}\n".encode()
+    # half of a surrogate pair, which only a client can have sent, is written as JSON writes it
+    return f"{flow_output.dumps({**(more or {}), 'error': message})}\n".encode(errors="backslashreplace")
 
 
-def _split(target: str) -> urllib.parse.SplitResult:
-    try:
-        return urllib.parse.urlsplit(target)
-    except ValueError:
-        raise ConntrackError(f"{target!r} is no address of anything.") from None
+class Target(t.NamedTuple):
+    """What a request is for.
+
+    :ivar host: that the target itself names, None where it does not.
+    """
+
+    path: str
+    query: str
+    host: str | None = None
+
+
+def parse_target(target: str) -> Target:
+    """Return what a request target (RFC 9112 section 3.2) names: a path, or a whole URL as a proxy gets it.
+
+    >>> parse_target("/flows?proto=tcp")
+    Target(path='/flows', query='proto=tcp', host=None)
+    >>> parse_target("http://ct/healthz")
+    Target(path='/healthz', query='', host='ct')
+
+    :raises ConntrackError: for what is neither.
+    """
+    if "#" in target:
+        raise ConntrackError(f"{target[:100]!r} has a fragment (#), which is no part of a request; leave it out, or write %23.")
+    host = None
+    if not target.startswith("/") and "://" in target:
+        found = _URL.fullmatch(target)
+        host = found.group(1) if found else ""
+        if found is None or not host or not http_head.valid_host(host):
+            raise ConntrackError(f"{target[:100]!r} is no address of anything here; give a path, as /flows.")
+        target = found.group(2) if found.group(2).startswith("/") else f"/{found.group(2)}"
+    path, dummy, query = target.partition("?")
+    return Target(path, query, host)
 
 
 def parse_words(query: str, known: t.Collection[str]) -> dict[str, t.Any]:
@@ -330,9 +410,10 @@ def parse_words(query: str, known: t.Collection[str]) -> dict[str, t.Any]:
 class _Patient(io.RawIOBase):
     """What a client sends, as long as it comes before the deadline."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, guest: http_room.Guest) -> None:
+        self._connection, self._guest = guest.connection, guest
         self.deadline = 0.0
+        self.what = http_room.HEAD
 
     def readable(self) -> bool:
         """Tell that it can be read."""
@@ -347,7 +428,12 @@ class _Patient(io.RawIOBase):
         if left <= 0:
             raise socket.timeout
         self._connection.settimeout(left)
-        return self._connection.recv_into(buffer)
+        with self._guest.waiting(self.what):
+            return self._connection.recv_into(buffer)
+
+
+class _Left(ConnectionError):
+    """The client is gone, so nobody is there to answer."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -359,7 +445,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Prepare to read and write with deadlines."""
         self.connection = self.request
-        self._input = _Patient(self.connection)
+        self._guest = self.server.guest()
+        self._input = _Patient(self._guest)
         self._streaming = self._unread = False
         self.rfile = io.BufferedReader(self._input)
         self.wfile = t.cast("io.BufferedIOBase", self)
@@ -380,16 +467,32 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         :raises socket.timeout: when it was not taken in time.
         """
         self.connection.settimeout(PIECE_SECONDS)  # for all of it together
-        self.connection.sendall(piece)
+        with self._guest.waiting(http_room.ANSWER):
+            self.connection.sendall(piece)
 
     def flush(self) -> None:
         """Do nothing: all was sent."""
 
     def handle_one_request(self) -> None:
         """Read and answer a request."""
-        self._input.deadline = time.monotonic() + REQUEST_SECONDS
+        self._input.deadline, self._input.what = time.monotonic() + REQUEST_SECONDS, http_room.HEAD
         self._streaming = self._unread = False
-        super().handle_one_request()
+        self.close_connection = True
+        self.command, self.path, self.request_version, self.requestline = "", "", "HTTP/1.1", ""
+        try:
+            head = http_head.read(t.cast("t.BinaryIO", self.rfile))
+            if head is None or self._guest.cut:
+                return
+            self._input.what = http_room.BODY
+            self.command, self.path, self.request_version, self.head = head.method, head.target, head.version, head.headers
+            self.close_connection = head.last
+            self._dispatch()
+        except http_head.BadHead as exc:
+            self._unread = self.close_connection = True  # where the next request would begin nobody knows
+            with contextlib.suppress(ConnectionError, socket.timeout):
+                self._refuse(exc.status, exc.message)
+        except (ConnectionError, socket.timeout):  # the client went away, or sends or takes nothing
+            self.close_connection = True
 
     def version_string(self) -> str:
         """Return what the header Server says."""
@@ -398,23 +501,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: t.Any) -> None:
         """Say nothing: what a request did is in its answer."""
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what http.server itself refuses."""
-        self.close_connection = True
-        self.request_version = "HTTP/1.0"  # in case that it is not known: an answer has a head
-        self._answer(code, _JSON, _error_body(f"{message or http.server.BaseHTTPRequestHandler.responses[http.HTTPStatus(code)][0]}."))
-
     # ------------------------------------------------------------ answering
     def _dispatch(self) -> None:
         """Answer a request, or say why not."""
-        if self.request_version == "HTTP/0.9":
-            self.send_error(505, "Say the version of HTTP, 1.0 or 1.1, behind the path")
-            return
-        self._unread = "Transfer-Encoding" in self.headers or self.headers.get("Content-Length", "0") != "0"
+        self._unread = "Transfer-Encoding" in self.head or self.head.get("Content-Length", "0").strip("0") != ""
         try:
             with _asked():
-                url = _split(self.path)
-            self._check_host()
+                url = self._for_here()
             methods = ROUTES.get(url.path)
             if methods is None:
                 raise Refusal(404, f"{url.path}: there is nothing here. Ask for {', '.join(path for path in ROUTES if path != '/')}.")
@@ -425,27 +518,57 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             run(self, url.query)
         except Refusal as exc:
             self._refuse(exc.status, exc.message, exc.headers, exc.body)
+        except flow_table.TooMany as exc:
+            self._refuse(422, exc.message)
         except ConntrackError as exc:
             self._refuse(503, exc.message)
-        except (ConnectionError, socket.timeout):  # the client went away, or takes nothing
-            self.close_connection = True
+        except (ConnectionError, socket.timeout):
+            raise
         except OSError as exc:
             self._refuse(500, f"the system refuses it: {exc}.")
+        except Exception as exc:  # whatever it is, the client is to hear of it, and the log as well
+            self.server.log(f"{self.path[:100]}: {type(exc).__name__}: {exc}")
+            self._refuse(500, "the server failed at it; its log says how.")
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _dispatch
+    def _for_here(self) -> Target:
+        """Return what the request is for, where it is for this server: a page in a browser on this host can ask over TCP under a name that leads here.
 
-    def _check_host(self) -> None:
-        """Refuse a request over TCP that was meant for another name: a page in a browser on this host can make one for a name that leads here."""
-        if self.server.address.socket or "Host" not in self.headers:
-            return
-        host = self.headers["Host"].strip()
-        try:
-            name = urllib.parse.urlsplit(f"//{host}").hostname
-            good = name == "localhost" or ipaddress.ip_address(name or "").is_loopback
-        except ValueError:
-            good = False
-        if not good:
-            raise Refusal(421, f"Host: {host!r} is none of this server's: use its loopback address.")
+        :raises ConntrackError: where target or host is not valid; and what comes after it is not looked at.
+        """
+        close, self.close_connection = self.close_connection, True
+        url = parse_target(self.path)
+        # the host in the target holds in place of the header's (RFC 9112 section 3.2.2)
+        for host in [*self.head.all("Host"), *([url.host] if url.host is not None else [])]:
+            if self.server.address.socket:
+                if not http_head.valid_host(host):
+                    raise bad_value("Host", host[:100], "give a name or an address, and a port if you like")
+            elif not _is_loopback(host):
+                raise Refusal(421, f"Host: {host[:100]!r} is none of this server's: use its loopback address.")
+        self.close_connection = close
+        return url
+
+    def _here(self) -> None:
+        """:raises _Left: where the client is gone."""
+        if self._guest.cut or http_peer.gone(self.connection):
+            raise _Left
+
+    def _read_for_client(self, tables: flow_table.FlowTables) -> flow_table.Source:
+        """Return tables whose reading ends when the client leaves."""
+        return t.cast("flow_table.Source", ct_progress.Watched(tables, lambda dummy: self._here()))
+
+    @contextlib.contextmanager
+    def _place(self, places: http_room.Places, what: str) -> t.Iterator[None]:
+        """Around what so many do at once.
+
+        :raises Refusal: where there are as many.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(places.taken(self._guest))
+            except http_room.Full as exc:
+                many = f"{places.each} {what} for this user, which is as many as one has" if exc.alone else f"{places.total} {what}, which is as many as are"
+                raise Refusal(503, f"{many} at once. Try again later.", {"Retry-After": "1"}) from None
+            yield
 
     def _refuse(self, status: int, message: str, headers: t.Mapping[str, str] | None = None, more: t.Mapping[str, t.Any] | None = None) -> None:
         if self._streaming:  # it ends without its last chunk, so the reader knows that it is not whole
@@ -498,12 +621,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
         :raises Refusal: when it is too large, or nobody can tell how large.
         """
-        length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or "Transfer-Encoding" in self.headers:
+        lengths = self.head.all("Content-Length")
+        if not lengths:
             raise Refusal(411, "the length of the body is not told: send the header Content-Length, and no Transfer-Encoding.")
+        length = lengths[0].lstrip("0") or "0"
         if len(length) > 15 or int(length) > BODY_BYTES:
-            raise Refusal(413, f"the body has {length} bytes: {BODY_BYTES} are taken at most.")
+            raise Refusal(413, f"the body has {length[:20]} bytes: {BODY_BYTES} are taken at most.")
+        expected = self.head.get("Expect").strip().lower()
+        if expected == "100-continue" and self.request_version != "HTTP/1.0":
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif expected:
+            raise Refusal(417, f"Expect: {expected[:100]!r} is not valid: give 100-continue, or leave it out.")
         body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise _Left
         self._unread = False
         return body
 
@@ -523,12 +654,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _list(self, kind: str, query: flow_filter.Query, writer: flow_output.Writer, window: bool = False) -> None:
         """Stream flows."""
+        all_sorted = query.sort is not None and (query.limit is None or query.limit > SORTED)
         with contextlib.ExitStack() as held:
-            _take(held, self.server.readers, f"{READERS} requests for flows are being answered, which is as many as are at once")
-            if query.sort is not None and (query.limit is None or query.limit > SORTED):
-                _take(held, self.server.sorters, f"all flows are being sorted for somebody else; give a limit of at most {SORTED}, or leave sort out")
-            tables = held.enter_context(flow_table.FlowTables(self.server.paths.pin_root))
-            self._stream(kind, lambda put: flow_table.read(tables, query, writer, put, summary=False, window=window, listing=False))
+            held.enter_context(self._place(self.server.readers, "requests for flows are being answered"))
+            if all_sorted:
+                held.enter_context(self._place(self.server.sorters, f"request has all flows sorted (give a limit of at most {SORTED}, or leave sort out)"))
+            tables = self._read_for_client(held.enter_context(flow_table.FlowTables(self.server.paths.pin_root)))
+            self._stream(
+                kind,
+                lambda put: flow_table.read(
+                    tables, query, writer, put, summary=False, window=window, listing=False, most_sorted=MOST_SORTED if all_sorted else None
+                ),
+            )
 
     def _summary(self, text: str) -> None:
         words = parse_or_refuse(text, (*flow_filter.FILTER_WORDS, "group_by", "limit"))
@@ -538,12 +675,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 raise ConntrackError("limit: it belongs to group_by; leave it out, or say by what to group.")
         if not query.group_by:
             query = flow_filter.Query(query.filters, limit=0)
-        with self.server.summing, flow_table.FlowTables(self.server.paths.pin_root) as tables:
-            reading = flow_table.read(tables, query)
+        with self._place(self.server.summaries, "summaries are asked for"), self._turn(), flow_table.FlowTables(self.server.paths.pin_root) as tables:
+            reading = flow_table.read(self._read_for_client(tables), query, most_groups=MOST_GROUPS)
         found = t.cast("dict[str, t.Any]", reading.summary)
         if query.group_by:
             found = {**found, "groups": reading.groups, "group_count": reading.group_count}
         self._answer(200, _JSON, f"{flow_output.dumps(found)}\n".encode())
+
+    @contextlib.contextmanager
+    def _turn(self) -> t.Iterator[None]:
+        """Around the one summary that is made at a time.
+
+        :raises Refusal: where that takes too long.
+        """
+        deadline = time.monotonic() + _TURN_SECONDS
+        while not self.server.summing.acquire(timeout=_LOOK_SECONDS):
+            self._here()
+            if time.monotonic() > deadline:
+                raise Refusal(503, f"another summary has been made for {_TURN_SECONDS:g} s. Try again later.", {"Retry-After": "10"})
+        try:
+            yield
+        finally:
+            self.server.summing.release()
 
     def _healthz(self, text: str) -> None:
         parse_or_refuse(text, ())
@@ -560,7 +713,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         from . import ct_metrics
 
         try:
-            body, kind = self.server.exporter.answer(self.headers.get("Accept", ""))
+            with self._place(self.server.scrapes, "requests for metrics are being answered"):
+                body, kind = self.server.exporter.answer(self.head.get("Accept"))
         except ct_metrics.NoLibrary as exc:
             raise Refusal(501, exc.message) from exc
         self._answer(200, kind, body)
@@ -576,8 +730,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not isinstance(asked, dict) or not isinstance(asked.get("traceId", ""), str):
             raise _forward_refusal(400, _BAD_JSON, 'the body is no request in JSON: send {"action": "QueryForward"}.')
         trace, action = asked.get("traceId", ""), asked.get("action", "")
+        if any("\ud800" <= sign <= "\udfff" for sign in trace):
+            raise _forward_refusal(400, _BAD_JSON, f"traceId: {trace[:100]!r} is not valid: half of a surrogate pair is no text; leave it out.")
         if action != "QueryForward":
-            raise _forward_refusal(400, _BAD_ACTION, f"action: {action!r} is not known: send QueryForward.", trace)
+            shown = repr(action[:100]) if isinstance(action, str) else "what is given"
+            raise _forward_refusal(400, _BAD_ACTION, f"action: {shown} is not known: send QueryForward.", trace)
         try:
             self._list(_JSON, flow_filter.parse_query({}), ForwardWriter(trace))
         except Refusal:
@@ -603,6 +760,8 @@ def _asked() -> t.Iterator[None]:
     """Around what only looks at the request: an error there is the client's."""
     try:
         yield
+    except Refusal:
+        raise
     except ConntrackError as exc:
         raise Refusal(400, exc.message) from exc
 
@@ -616,10 +775,13 @@ def parse_or_refuse(text: str, known: t.Collection[str]) -> dict[str, t.Any]:
         return parse_words(text, known)
 
 
-def _take(held: contextlib.ExitStack, one: threading.BoundedSemaphore, taken: str) -> None:
-    if not one.acquire(blocking=False):
-        raise Refusal(503, f"{taken}. Try again later.", {"Retry-After": "1"})
-    held.callback(one.release)
+def _is_loopback(host: str) -> bool:
+    """Whether a header Host names this host by a loopback address."""
+    try:
+        name = urllib.parse.urlsplit(f"//{host}").hostname
+        return name == "localhost" or ipaddress.ip_address(name or "").is_loopback
+    except ValueError:
+        return False
 
 
 # ---------------------------------------------------------------- the original's request

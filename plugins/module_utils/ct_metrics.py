@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import threading
 import time
 import typing as t
 
-from . import bpffs, chain, ct_status, flow, flow_filter, flow_table, health
+from . import bpffs, chain, ct_http, ct_status, flow, flow_filter, flow_table, health
 from .errors import ConntrackError
 
 Labels = tuple[str, ...]
@@ -265,7 +264,7 @@ def sweep_samples(sweeps: Sweeps | None) -> t.Iterator[Sample]:
 
 
 class Exporter:
-    """Answers scrapes; one at a time reads.
+    """Answers scrapes; those who ask at the same time share one reading.
 
     :param health: returns generation, digest, faults and whether the chain is healthy; see ct_http.
     :param sweeps: of the service that this is a part of.
@@ -279,7 +278,7 @@ class Exporter:
         self._ledger = Ledger()
         self._errors = dict.fromkeys(PARTS, 0)
         self._said: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._fresh = ct_http.Fresh(lambda: list(self._samples()))
         self._registry.register(self)
 
     def answer(self, accept: str) -> tuple[bytes, str]:
@@ -288,13 +287,12 @@ class Exporter:
         :param accept: what the client takes, as its header Accept has it.
         """
         encoder, kind = self._choose_encoder(accept)
-        with self._lock:
-            return encoder(self._registry), kind
+        return encoder(self._registry), kind
 
     def collect(self) -> t.Iterator[t.Any]:
         """Return all metrics: prometheus_client asks."""
         made: dict[str, t.Any] = {}
-        for name, labels, value in self._samples():
+        for name, labels, value in self._fresh.get():
             metric = METRICS[name]
             if name not in made:
                 made[name] = self._families[metric.kind](name, metric.help, labels=metric.labels)

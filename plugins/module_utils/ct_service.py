@@ -178,7 +178,8 @@ class Service:
         except OSError as exc:
             sd_notify.log(sd_notify.ERROR, f"systemctl start {unit}: {exc.strerror}")
             return False
-        good = self._outcome(asked.pid) == 0
+        asked.returncode = self._outcome(asked.pid)
+        good = asked.returncode == 0
         if not good and not self._ending:
             sd_notify.log(sd_notify.ERROR, f"the chain cannot be brought back: journalctl -u {unit} says why")
         return good

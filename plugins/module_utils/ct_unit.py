@@ -97,6 +97,7 @@ ReadWritePaths={pin_root} -{state_dir}
 ReadOnlyPaths=/sys /proc/sys -/proc/sysrq-trigger -/proc/irq -/proc/bus -/proc/fs
 ProtectHome=yes
 PrivateTmp=yes
+PrivateMounts=yes
 ProtectProc=invisible
 PrivateDevices=yes
 ProtectClock=yes

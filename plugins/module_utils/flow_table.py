@@ -10,6 +10,7 @@ anything with the same methods. A table is read in batches and never held as a w
 from __future__ import annotations
 
 import array
+import bisect
 import collections
 import contextlib
 import dataclasses
@@ -37,6 +38,10 @@ _INDEX = struct.Struct("=I")
 
 class NoChain(ConntrackError):
     """No chain is pinned where it was looked for."""
+
+
+class TooMany(ConntrackError):
+    """More would have to be kept in memory at once than the caller has room for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,27 +267,44 @@ class Reading:
 class _Once:
     """Leaves out flows that are met twice: one that becomes assured while the tables are read is met in both tables of its family.
 
-    What was met first is remembered by its key's hash, and only looked at where a flow moved meanwhile. What is only counted is not remembered.
+    What was met first is remembered by its key's hash, 8 bytes a flow, and only looked at where a flow moved meanwhile. What is only counted is not remembered.
     """
+
+    _BUCKETS = 1 << 8
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._promoted = source.promoted()
         self._first = array.array("q")
-        self._met: set[int] | None = None
+        #: what was taken out of _first to be looked up: each sorted, by the hashes' last bits. A set would take ten times the memory.
+        self._sorted: list[array.array[int]] = []
 
     def new(self, table: flow.Table, flows: list[flow.Flow]) -> list[flow.Flow]:
         """Return those of a batch, just read, that were not met before."""
         if table.flow_class == "half_open":
             self._first.extend([hash(item[2][0]) for item in flows])
-            self._met = None
             return flows
-        if not self._first or self._source.promoted() == self._promoted:
+        if not (self._first or self._sorted) or self._source.promoted() == self._promoted:
             return flows
-        if self._met is None:
-            self._met = set(self._first)
-        met = self._met
-        return [item for item in flows if hash(item[2][0]) not in met]
+        if self._first:
+            self._sort()
+        return [item for item in flows if not self._met(hash(item[2][0]))]
+
+    def _met(self, number: int) -> bool:
+        bucket = self._sorted[number % self._BUCKETS]
+        at = bisect.bisect_left(bucket, number)
+        return at < len(bucket) and bucket[at] == number
+
+    def _sort(self) -> None:
+        self._sorted = self._sorted or [array.array("q") for dummy in range(self._BUCKETS)]
+        first, buckets = self._first, self._sorted
+        while first:  # from its end, so that it gives back its memory as they grow
+            some = first[-BATCH:]
+            del first[-BATCH:]
+            for number in some:
+                buckets[number % self._BUCKETS].append(number)
+        for at, bucket in enumerate(buckets):
+            buckets[at] = array.array("q", sorted(bucket))
 
 
 class Pass:
@@ -292,9 +314,21 @@ class Pass:
     :param packed: give rows with their packed key and value.
     :param keep: so many flows are wanted, the others need only be counted; None for all.
     :param summary: whether to count the flows of each shape.
+    :param most_groups: of more, and ``most_sorted``, of more flows to sort, it refuses to make a list; None for no such bound.
     """
 
-    def __init__(self, source: Source, query: flow_filter.Query, as_bytes: bool, packed: bool, keep: int | None, summary: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        query: flow_filter.Query,
+        as_bytes: bool,
+        packed: bool,
+        keep: int | None,
+        summary: bool,
+        most_groups: int | None = None,
+        most_sorted: int | None = None,
+    ) -> None:
+        self._most_groups, self._most_sorted = most_groups, most_sorted
         self.clock = source.clock()
         self.entries: dict[str, int] = {opened.table.name: 0 for opened in source.tables}
         self.shapes: collections.Counter[flow.Shape] = collections.Counter()
@@ -348,11 +382,24 @@ class Pass:
             totals[0] += 1
             totals[1] += values[flow.ORIG_PACKETS] + values[flow.REPLY_PACKETS]
             totals[2] += values[flow.ORIG_BYTES] + values[flow.REPLY_BYTES]
+        if self._most_groups is not None and len(self.groups) > self._most_groups:
+            names = ",".join(self._query.group_by)
+            raise TooMany(f"group_by: {names} makes more than {self._most_groups} groups: group by fewer fields, or give a filter, as dst=192.0.2.0/24.")
+
+    def _few(self) -> t.Iterator[tuple[int, list[flow.Flow]]]:
+        """Return what _matching() does.
+
+        :raises TooMany: when there are more than can be sorted.
+        """
+        for index, flows in self._matching():
+            if self._most_sorted is not None and self.count > self._most_sorted:
+                raise TooMany(f"sort: more than {self._most_sorted} flows match, too many to sort: give a limit of at most 10000, or a filter.")
+            yield index, flows
 
     def _sorted(self, column: str) -> t.Iterator[list[flow.Flow]]:
         """Sort the packed entries, which take little memory, and decode them again afterwards; equal ones are in the order of their keys."""
         key = flow.sort_key(column)
-        items = ((key(item), index, item[2][2], item[2][3]) for index, flows in self._matching() for item in flows)
+        items = ((key(item), index, item[2][2], item[2][3]) for index, flows in self._few() for item in flows)
         if self._keep is None:
             chosen = sorted(items, reverse=self._query.descending)
         else:
@@ -393,6 +440,8 @@ def read(
     summary: bool = True,
     window: bool = False,
     listing: bool = True,
+    most_groups: int | None = None,
+    most_sorted: int | None = None,
 ) -> Reading:
     """Read the flows that match.
 
@@ -402,17 +451,23 @@ def read(
     :param summary: whether to make the summary.
     :param window: whether the records of TCP flows show their windows.
     :param listing: whether to return records and groups; False where only the text is wanted, however long.
+    :param most_groups: groups, and ``most_sorted`` flows to sort, that there is memory for; None for any number.
+    :raises TooMany: where there are more.
     """
     listed = 0 if not listing else flow_filter.DEFAULT_LIMIT if query.limit is None else query.limit
     written = query.limit if writer else listed
-    one_pass = Pass(source, query, bool(writer and writer.as_bytes), window, written, summary)
+    one_pass = Pass(source, query, bool(writer and writer.as_bytes), window, written, summary, most_groups, most_sorted)
     may_stop = written is not None and query.sort is None and not summary and not query.group_by
     flows: list[flow.Record] = []
     passed, complete = 0, True
+    with no_collector():
+        batches = one_pass.batches()
+        if query.sort is not None:  # all is read and sorted, or refused, before anything is written
+            batches = itertools.chain(list(itertools.islice(batches, 1)), batches)
     if writer:
         put(writer.begin())
     with no_collector():
-        for batch in one_pass.batches():
+        for batch in batches:
             for shape, values, row in batch[: listed - len(flows)]:
                 flows.append(flow.shown((shape, flow.with_text(values), row), query.fields, window))
             if writer:

@@ -14,8 +14,10 @@ description:
   - Installs, enables and starts C(ct.service). It brings the chain back when the machine starts, attaches it where interfaces come back,
     and deletes the entries whose time is over.
   - It answers over HTTP what the command C(ct) reads, on a unix socket where nothing else is said.
+  - It may take 512 MB of memory. What brings the chain back is C(ct-restore.service), which it starts and which has no such bound, since
+    the chain's tables count for whoever makes them.
   - It is restarted when its settings, or the command C(ct) that it runs, changed.
-  - A unit of that name of somebody else is refused and left alone.
+  - A foreign unit of one of these names is refused and left alone.
   - Where systemd does not run the target nothing is done, and a warning says so.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)

@@ -250,7 +250,7 @@ def test_the_original_is_answered(served: str, ct: Ct) -> None:
 )
 def test_what_is_refused(idle: str, request_line: str, status: int, words: str) -> None:
     version = "" if "HTTP/" in request_line or " " not in request_line else " HTTP/1.1"
-    with dial(idle, f"{request_line}{version}\r\nConnection: close\r\n\r\n") as connection:
+    with dial(idle, f"{request_line}{version}\r\nHost: ct\r\nConnection: close\r\n\r\n") as connection:
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         body = json.loads(answer.read())
@@ -454,17 +454,49 @@ def test_who_takes_nothing_is_cut_off(wire: Wire, place: str, monkeypatch: pytes
 
 
 def test_connections_have_a_bound(idle: str) -> None:
+    """The slow ones among them make room for those who ask at once, however many they are."""
     with contextlib.ExitStack() as held:
-        for dummy in range(ct_http.CONNECTIONS):
-            held.enter_context(dial(idle, "GET /hea"))
-        deadline = time.monotonic() + SECONDS
-        while ask(idle, "/healthz").error.startswith("/sys/fs/bpf") and time.monotonic() < deadline:
-            time.sleep(0.01)  # until all of them have their threads
-        refused = ask(idle, "/healthz")
-        assert (refused.status, refused.headers["Retry-After"]) == (503, "1") and "connections are open" in refused.error
-    while "connections are open" in ask(idle, "/healthz").error and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert "Run xdp_program" in ask(idle, "/healthz").error
+        slow_ones = [held.enter_context(dial(idle, "GET /hea")) for dummy in range(3 * ct_http.CONNECTIONS)]
+        for dummy in range(5):
+            assert "Run xdp_program" in ask(idle, "/healthz").error
+        refused = http.client.HTTPResponse(slow_ones[0])
+        refused.begin()
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "1") and "connections are open" in json.loads(refused.read())["error"]
+        slow_ones[-1].sendall(b"lthz HTTP/1.0\r\n\r\n")
+        assert b"Run xdp_program" in everything(slow_ones[-1]), "one that has room goes on as slowly as it likes"
+
+
+#: Keeps every connection that it gets, each of them slow, as one user; says how many were turned away for being its own.
+HOLD = """
+import socket, sys
+held = []
+for text in [b"GET /hea"] * 40 + [b"GET /flows HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n" * 10] * 8:
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].connect(sys.argv[1])
+    held[-1].sendall(text)
+refused = 0
+for one in held[-8:]:
+    answer = b""
+    while b"}" not in answer:
+        answer += one.recv(1 << 12)
+    refused += b"for this user" in answer
+print(refused, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_user_of_the_group_keeps_nobody_out(wire: Wire, place: str) -> None:
+    """Whoever may read has a share of what there is, by the user that the kernel tells."""
+    fill(wire, MANY)
+    with here(wire.chain.paths, place):
+        os.chmod(place, 0o666)
+        argv = ["/usr/bin/python3", "-I", "-c", HOLD, place]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=NOBODY, group=NOBODY, extra_groups=[]) as holding:
+            assert holding.stdin is not None and holding.stdout is not None
+            assert int(holding.stdout.readline()) == 8 - ct_http.EACH_READERS
+            for target in ("/healthz", "/flows?limit=1", "/summary", "/flows?sort=bytes"):
+                assert ask(place, target).status == 200, target
+            holding.stdin.close()
 
 
 def test_sorting_all_is_for_one_at_a_time(wire: Wire, place: str) -> None:

@@ -9,13 +9,24 @@ import collections.abc as c
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, build_bcc, generation, restore, state
+from ansible_collections.ebpf.conntrack.plugins.module_utils import (
+    attach,
+    bpf,
+    build_bcc,
+    ct_service,
+    ct_unit,
+    generation,
+    restore,
+    service_options,
+    state,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
@@ -151,3 +162,87 @@ def test_what_can_not_come_back(used: Chain) -> None:
     generation.remove(used.paths)
     with pytest.raises(restore.NothingKept, match="no chain is written down there"):
         restore.load(used.paths)
+
+
+# ---------------------------------------------------------------- the service's bound of memory
+#: As systemd does for the unit that brings the chain back: elsewhere, and whoever asks waits.
+SYSTEMCTL = """#!/bin/sh
+[ "$*" = "--no-ask-password start ct-restore.service" ] || exit 4
+echo start >"${0%/*}/asked"
+read -r status <"${0%/*}/told"
+exit "$status"
+"""
+
+
+class Bounded:
+    """A control group with a bound of memory, in either version of the hierarchy; a context manager."""
+
+    def __init__(self, directory: pathlib.Path, size: int) -> None:
+        self.size, self._hierarchy = size, directory
+        directory.mkdir()
+        subprocess.run(["mount", "-t", "cgroup2", "cgroup2", directory], check=True)
+        if "memory" in (directory / "cgroup.subtree_control").read_text("ascii"):
+            self._names = ("memory.max", "memory.current")
+        else:
+            subprocess.run(["umount", directory], check=True)
+            subprocess.run(["mount", "-t", "cgroup", "-o", "memory", "cgroup", directory], check=True)
+            self._names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        self._group = directory / f"ct_{os.getpid()}"
+        self._group.mkdir()
+        (self._group / self._names[0]).write_text(str(size), "ascii")
+
+    def __enter__(self) -> Bounded:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        self._group.rmdir()
+        subprocess.run(["umount", self._hierarchy], check=True)
+
+    def join(self) -> None:
+        (self._group / "cgroup.procs").write_text("0", "ascii")
+
+    @property
+    def used(self) -> int:
+        return int((self._group / self._names[1]).read_text("ascii"))
+
+
+def test_large_tables_under_the_bound_of_the_service(used: Chain, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of 4 million entries take more memory than the service may have: what brings them back is another unit, whose the maps are then."""
+    used.ensure(used.resized(table_size=1 << 22))
+    reboot(used)
+    (tmp_path / "systemctl").write_text(SYSTEMCTL, "ascii")
+    (tmp_path / "systemctl").chmod(0o755)
+    for name in ("asked", "told"):
+        os.mkfifo(tmp_path / name)
+    with Bounded(tmp_path / "cgroup", ct_unit.MEMORY << 20) as group, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+
+        def begin(unit: str) -> int:
+            pid = os.fork()
+            if pid:
+                return pid
+            status = 99
+            try:
+                group.join()
+                monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+                monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+                monkeypatch.setenv("CT_RESTORE_UNIT", unit)
+                status = ct_service.Service(service_options.Options(used.paths, address=service_options.Address(str(tmp_path / "ct.sock")))).run()
+            finally:
+                os._exit(status)
+
+        alone = begin("")
+        assert os.waitstatus_to_exitcode(os.waitpid(alone, 0)[1]) == 1 and used.observe().generation is None, "it has no room for them, and says so"
+        pid = begin("ct-restore.service")
+        with open(tmp_path / "asked", encoding="ascii") as asked:
+            assert asked.read() == "start\n"
+        assert ct_service.load(used.paths) == 0
+        (tmp_path / "told").write_text("0\n", "ascii")
+        while b"READY=1" not in manager.recv(1 << 12):
+            continue
+        with bpf.closing(bpf.obj_get(used.paths.map("ctt"))) as fd, open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as facts:
+            maps = int(dict(line.split(":", 1) for line in facts)["memlock"])
+        assert maps > group.size > 4 * group.used and used.observe().generation
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

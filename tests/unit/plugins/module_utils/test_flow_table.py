@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import tracemalloc
 import typing as t
 
 import pytest
@@ -74,6 +75,27 @@ def test_a_flow_that_becomes_assured_meanwhile_is_listed_once(words: dict[str, t
         wanted = [item for item in wanted if item[0] < 1003]
     assert sorted((record["orig"]["sport"], record["orig"]["dport"]) for record in reading.flows) == wanted
     assert reading.count == len(wanted)
+
+
+def test_what_was_met_takes_few_bytes() -> None:
+    """A reader remembers it of each flow of a large table, and a server has several readers."""
+    number, once_more = 100_000, 1000
+    source = fakes.FakeTables({"ctt_new": [], "ctt": []})
+    by_class = {opened.table.flow_class: opened.table for opened in source.tables}
+    met: list[t.Any] = [(None, None, (f"flow {at}",)) for at in range(number + once_more)]
+    tracemalloc.start()
+    try:
+        once = flow_table._Once(source)
+        for at in range(0, number, flow_table.BATCH):
+            once.new(by_class["half_open"], met[at : min(at + flow_table.BATCH, number)])
+        source.stats["promoted"] += 1
+        assert once.new(by_class["assured"], met[number - once_more :]) == met[number:]
+        once.new(by_class["half_open"], met[number:])  # of the other family, whose tables come after these
+        assert once.new(by_class["assured"], met[::-7]) == []
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 16 * number and peak < 24 * number
 
 
 def test_one_that_did_not_match_before_it_became_assured_is_listed() -> None:
