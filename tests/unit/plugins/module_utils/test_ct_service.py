@@ -112,7 +112,12 @@ def test_a_foreign_unit_is_not_put_back(tmp_path: pathlib.Path, monkeypatch: pyt
     monkeypatch.setattr(ct_unit, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(ct_unit, "booted", lambda: True)
     asked: list[str] = []
-    monkeypatch.setattr(ct_unit, "converge", lambda state, *more: asked.append(state) or [])
+
+    def converge(wanted: str, *dummy: object) -> list[ct_unit.Step]:
+        asked.append(wanted)
+        return []
+
+    monkeypatch.setattr(ct_unit, "converge", converge)
     for text, taken in (("[Service]\n", []), (WANT.text, ["absent"])):
         unit.write_text(text, "utf-8")
         assert put_back._without_service(PATHS, "/usr/local", False, 0) == [] and asked == taken
