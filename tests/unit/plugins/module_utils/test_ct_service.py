@@ -122,8 +122,8 @@ def test_a_foreign_unit_is_not_put_back(tmp_path: pathlib.Path, monkeypatch: pyt
     monkeypatch.setattr(ct_unit, "booted", lambda: True)
     asked: list[str] = []
 
-    def converge(state: str, *dummy: object) -> list[object]:
-        asked.append(state)
+    def converge(wanted: str, *dummy: object) -> list[ct_unit.Step]:
+        asked.append(wanted)
         return []
 
     monkeypatch.setattr(ct_unit, "converge", converge)
