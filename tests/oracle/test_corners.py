@@ -28,7 +28,7 @@ LAST = compare.Rules(each=False)
 def test_error_that_quotes_a_fragment(play: Play, pair: Pair, offset: int, more: bool, found: bool) -> None:
     """The first one has the ports; in a later one these bytes are something else, whatever flow they would name."""
     datagram = frames.udp(*pair.ends("a"), b"12345678")
-    parts = {4: {"ident": 9, "offset": offset, "more": more}, 16: {"headers": [frames.ipv6_fragment(9, offset, more)]}}
+    parts: dict[int, dict[str, t.Any]] = {4: {"ident": 9, "offset": offset, "more": more}, 16: {"headers": [frames.ipv6_fragment(9, offset, more)]}}
     quoted = Step("a", frames.frame(frames.ip(*pair.ends("a")[:2], frames.UDP, datagram, **parts[len(pair.a)])))
     told = error("b", quoted, *((3, 3) if pair is V4 else (1, 4)), keep=16)
     assert play([pair.udp("a"), told]).outcome == ("related" if found else "invalid")
