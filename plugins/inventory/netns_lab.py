@@ -85,8 +85,8 @@ import typing as t
 
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
-from ansible_collections.ebpf.conntrack.plugins.module_utils import lab_inventory, names, netlink, topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
+from ansible_collections.ebpf.conntrack.plugins.module_utils import lab_inventory, netlink, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value, did_you_mean
 
 GROUP = "netns_lab"
 ROUTERS = "routers"
@@ -94,7 +94,7 @@ ENDPOINTS = "endpoints"
 _ROLE = "netns_lab_"
 _OPTIONS = ("name", "router", "namespaces", "links", "sysctls", "routes", "expect")
 #: Variables of the role that are no part of a lab's description; a file of variables may have them, too.
-_NOT_DESCRIBING = ("state", "install")
+_NOT_DESCRIBING = ("state", "install", "replace", "state_dir", "pin_root")
 
 
 def description(found: t.Any) -> dict[str, t.Any]:
@@ -118,7 +118,7 @@ def _refuse_unknown(field: str, keys: t.Iterable[t.Any], known: t.Collection[str
     for key in keys:
         if key not in known:
             error = bad_value(field, str(key), f"the keys are {', '.join(known)}{more}")
-            raise ConntrackError(error.message + names.did_you_mean(str(key), known))
+            raise ConntrackError(error.message + did_you_mean(str(key), known))
 
 
 def there(lab: str) -> list[lab_inventory.Node]:

@@ -12,8 +12,8 @@ import dataclasses
 import ipaddress
 import typing as t
 
-from . import flow, names
-from .errors import ConntrackError, bad_value
+from . import flow
+from .errors import ConntrackError, bad_value, did_you_mean
 
 FLOW, PING, UNTRACKED = "flow", "ping", "untracked"
 WITHIN = 5.0  # seconds
@@ -130,7 +130,7 @@ def _parse_line(field: str, item: t.Any) -> Line:
     given = {name: value for name, value in item.items() if value is not None} if isinstance(item, t.Mapping) else {}
     if len(given) != 1 or next(iter(given)) not in kinds:
         error = bad_value(field, ", ".join(map(str, given)) or item, f"give one of {', '.join(kinds)} in each line")
-        raise ConntrackError(error.message + "".join(names.did_you_mean(str(name), kinds) for name in given if name not in kinds))
+        raise ConntrackError(error.message + "".join(did_you_mean(str(name), kinds) for name in given if name not in kinds))
     ((kind, value),) = given.items()
     field = f"{field}.{kind}"
     if kind == UNTRACKED:
@@ -142,7 +142,7 @@ def _parse_line(field: str, item: t.Any) -> Line:
     unknown = sorted(str(name) for name in value if name not in _FIELDS[kind])
     if unknown:
         error = bad_value(field, unknown[0], f"the keys are {', '.join(sorted(_FIELDS[kind]))}")
-        raise ConntrackError(error.message + names.did_you_mean(unknown[0], _FIELDS[kind]))
+        raise ConntrackError(error.message + did_you_mean(unknown[0], _FIELDS[kind]))
     return _parse_traffic(field, kind, {name: one for name, one in value.items() if one is not None})
 
 

@@ -24,12 +24,6 @@ def nearest(name: str, known: t.Iterable[str], least: float = _NEAR) -> str | No
     return found[0] if found else None
 
 
-def did_you_mean(name: str, known: t.Iterable[str]) -> str:
-    """Return the words that propose the nearest of the known names, "" where none is near; they go behind a sentence."""
-    near = nearest(name, known)
-    return f" Did you mean {near}?" if near else ""
-
-
 def mentioned(text: str, owner: str) -> set[str]:
     """Return the names of variables that begin with an owner's name in a text.
 

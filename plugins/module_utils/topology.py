@@ -20,7 +20,7 @@ import typing as t
 import zlib
 
 from . import expectation, names
-from .errors import ConntrackError, bad_value
+from .errors import ConntrackError, bad_value, did_you_mean
 
 Key = tuple[t.Optional[str], str]
 Address = tuple[bytes, int]
@@ -340,7 +340,7 @@ def _check_fields(kind: str, field: str, item: t.Any) -> None:
     unknown = sorted(str(key) for key in item if key not in _FIELDS[kind])
     if unknown:
         error = bad_value(field, unknown[0], f"the keys are {', '.join(sorted(_FIELDS[kind]))}")
-        raise ConntrackError(error.message + names.did_you_mean(unknown[0], _FIELDS[kind]))
+        raise ConntrackError(error.message + did_you_mean(unknown[0], _FIELDS[kind]))
 
 
 def _list_of_dicts(field: str, value: t.Any) -> list[t.Any]:

@@ -147,11 +147,11 @@ def test_any_set(kernel: NfRig, chains: Chains, pair: Pair, found: list[Part]) -
 
 def test_beyond_what_a_datagram_holds(kernel: NfRig, chains: Chains) -> None:
     """The kernel waits for the rest of an IPv4 datagram that can not be; here it is told at once, and nothing comes of it either."""
+    trackers: dict[str, compare.Tracker] = {"kernel": kernel, **chains}
     for last in (Part(65528, 16, False), Part(65512, 24, False)):
         ident = frames.new_ident()
         steps = [last, Part(0, 8), last, Part(8, 8)]
-        rigs: list[t.Any] = [kernel, *chains.values()]
-        for one in rigs:
+        for one in trackers.values():
             one.flush()
             for part in steps:
                 seen = one.step("a", part.step(V4, ident).frame)
