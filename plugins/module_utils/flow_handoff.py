@@ -117,15 +117,12 @@ class Reader:
         entry_size = chain.codec(description["entry"]).size
         self._sizes = {family: (chain.codec(fields).size, entry_size) for family, fields in description["keys"].items() if family in _FAMILIES}
         self._frames: list[tuple[str, int, int]] = []
-        self._exit = contextlib.ExitStack()
-        self._kept = t.cast("t.BinaryIO", self._exit.enter_context(tempfile.SpooledTemporaryFile(_MOST_BYTES)))
         try:
-            self._keep()
-        except ConntrackError:
-            self.close()
-            raise
+            with contextlib.ExitStack() as stack:
+                self._kept = t.cast("t.BinaryIO", stack.enter_context(tempfile.SpooledTemporaryFile(_MOST_BYTES)))
+                self._keep()
+                self._exit = stack.pop_all()
         except OSError as exc:
-            self.close()
             raise ConntrackError(
                 f"input: {self._name}: it can not be read, or kept in {tempfile.gettempdir()}: {exc.strerror}. Give the variable TMPDIR a directory with room."
             ) from exc
