@@ -19,7 +19,7 @@ import socket
 import typing as t
 import zlib
 
-from . import expectation, names
+from . import expectation
 from .errors import ConntrackError, bad_value, did_you_mean
 
 Key = tuple[t.Optional[str], str]
