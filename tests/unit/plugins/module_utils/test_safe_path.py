@@ -267,7 +267,7 @@ def test_objects_are_not_made_where_others_may_write(tmp_path: pathlib.Path) -> 
     (tmp_path / "objects").mkdir()
     (tmp_path / "objects").chmod(0o777)
     params = {"dest": str(tmp_path / "objects"), "rendered": render.pack("", {build_clang.PRELUDE: ""}), "machine": "x86_64", "compiler": "clang"}
-    settings = {"checksum": "offload", "fused": False, "forward": "off", "events": False}
+    settings = {"checksum": "offload", "fused": False, "forward": "off", "forward_unfiltered": False, "events": False}
     module = t.cast("AnsibleModule", types.SimpleNamespace(params={**params, **settings}, check_mode=True))
     assert refusal(lambda: xdp_object.prepare(module)).startswith(f"{tmp_path}/objects: every user may write to it")
 
