@@ -18,7 +18,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import time
 import typing as t
 
 import pytest
@@ -34,6 +33,7 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_health import (
     run_an_older_generation_in_the_link,
     running,
 )
+from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
 __all__ = ["made", "rendered", "running", "veth"]  # fixtures
@@ -230,7 +230,7 @@ def test_gc_frees_the_room_of_what_is_over(ct: Ct, wire: Wire) -> None:
     client, server = wire.udp("client"), wire.udp("server", PORT + 1)
     client.sendto(b"x", (SERVER, PORT + 1))
     server.recv(10)
-    time.sleep(1.2)
+    assert within(lambda: ct("count") == "3\n"), "it has expired"
     before = len(wire.chain.entries_now())
     assert ct("flush", "--all", "--dry-run").splitlines()[-1] == "would delete 3 live flows, and 1 expired entry"
     assert ct("count") == "3\n" and ct("gc", "--dry-run") == "would delete 1 entry whose time is over\n"

@@ -408,6 +408,26 @@ def test_martians_are_left_to_the_stack(everything: Wire) -> None:
         everything.reset()
 
 
+def test_what_would_go_back_where_it_came_from_is_the_stack_s(everything: Wire) -> None:
+    """The sender has a shorter way, of which the stack tells it (ICMP redirect)."""
+    there = ("198.51.100.9", "2001:db8:77::9")
+    everything.reset()
+    everything.run("client", "ping", "-c", "1", SERVER)  # so that all neighbours are known
+    everything.run("client", "ping", "-c", "1", SERVER6)
+    routes = [("ip", "route", "add", f"{there[0]}/32", "via", CLIENT), ("ip", "-6", "route", "add", f"{there[1]}/128", "via", CLIENT6)]
+    for route in routes:
+        everything.run("router", *route)
+    try:
+        for src, dst in zip(OTHER, there):
+            assert put(everything, segment(src, dst, 1)).get("forward_refresh") == 1
+            grown = put(everything, segment(src, dst, 2))
+            assert grown.get("forward_route") == 1 and "forwarded" not in grown, grown
+    finally:
+        for route in routes:
+            everything.run("router", *(word if word != "add" else "del" for word in route))
+        everything.reset()
+
+
 FIREWALL = "table inet fw { chain every { type filter hook forward priority 0; policy drop; counter; }; }"
 
 

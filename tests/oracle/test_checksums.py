@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
 import struct
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, render
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
+
+SOURCES = pathlib.Path(__file__).resolve().parents[2] / "files/bpf"
 
 
 @pytest.fixture(scope="module", params=render.CHECKSUMS)
@@ -51,3 +55,59 @@ def test_nobody_leaves_icmpv6_to_the_card(rig: ChainRig) -> None:
     rig.flush()
     assert rig.run("a", segment(frames.V6, frames.ICMPV6, "right")) == "tracked"
     assert rig.run("a", segment(frames.V6, frames.ICMPV6, "begun")) == ("tracked" if rig.checksum == "off" else "invalid_checksum")
+
+
+# ---------------------------------------------------------------- the IPv4 header's, of a packet that is forwarded
+HEADERS = 100
+#: Runs a function of the chain's over many headers.
+PROGRAM = """
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#ifndef bpf_htons
+#define bpf_htons(x) __builtin_bswap16(x)
+#endif
+%s
+int decrease(struct xdp_md *ctx)
+{
+        void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+        int i;
+
+        if (data + sizeof(struct ethhdr) + %d * sizeof(struct iphdr) > end)
+                return XDP_DROP;
+#pragma unroll
+        for (i = 0; i < %d; i++)
+                ipv4_decrease_ttl(data + sizeof(struct ethhdr) + i * sizeof(struct iphdr));
+        return XDP_PASS;
+}
+"""
+
+
+def header(ttl: int, check: int) -> bytes:
+    """Return an IPv4 header that is right with this checksum: what makes it so is its identification."""
+    words = [0x4500, 1500, 0, 0x4000, ttl << 8 | 6, check, 0xAC14, 0x3869, 0xAC1E, 0x3869]
+    words[2] = -sum(words) % 0xFFFF
+    return struct.pack(">10H", *words)
+
+
+def test_a_smaller_ttl_keeps_each_checksum_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 65,536 of them, and each is the one that the kernel writes (include/net/ip.h, ip_decrease_ttl)."""
+    import bcc
+
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(SOURCES / "stub"))
+    found = re.search(r"^static __always_inline void ipv4_decrease_ttl\(.*?^}$", (SOURCES / "forward.h.j2").read_text("utf-8"), re.M | re.S)
+    assert found
+    module = bcc.BPF(text=(PROGRAM % (found[0], HEADERS, HEADERS)).encode(), cflags=build_bcc.flags())
+    fd = module.load_func(b"decrease", bcc.BPF.XDP).fd
+    for first in range(0, 1 << 16, HEADERS):
+        checks = [number & 0xFFFF for number in range(first, first + HEADERS)]
+        headers = b"".join(header(2 + check % 254, check) for check in checks)
+        done = bpf.prog_test_run(fd, bytes(14) + headers)
+        assert done.retval == 2
+        for at, check in enumerate(checks):
+            words = struct.unpack_from(">10H", done.data_out, 14 + 20 * at)
+            swapped = int.from_bytes(check.to_bytes(2, "little"), "big") + 1
+            kernel = int.from_bytes(((swapped + (swapped >= 0xFFFF)) & 0xFFFF).to_bytes(2, "little"), "big")
+            assert words[4] >> 8 == 1 + check % 254 and words[5] == kernel
+            assert sum(words) % 0xFFFF == 0
+    module.cleanup()

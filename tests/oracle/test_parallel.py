@@ -11,12 +11,13 @@ from __future__ import annotations
 import collections
 import mmap
 import os
+import pathlib
 import threading
 import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils import chain as chain_data
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import OUTCOMES, XDP_PASS, ChainRig
@@ -273,3 +274,32 @@ def test_some_order_explains_it(rig: ChainRig, pair: Pair, name: str) -> None:
     left[()] = FLOWS - left.total()
     assert set(+left) <= {one_way, other_way} | alone
     assert sum(left[entry] for entry in alone) <= counted["untracked_contended"]
+
+
+#: Drops what a flow begins with.
+DROPPER = """
+GUEST(dropper)
+{
+        return f->found.bits & FOUND_NEW ? guest_drop(ctx, f) : guest_next(ctx);
+}
+"""
+DROPPER_SLOT = 29
+
+
+@each_family
+def test_a_guest_drops_one_of_two_that_race(pair: Pair, tmp_path: pathlib.Path) -> None:
+    """The flow goes with its first packet, unless the other one was counted in it before; that one then stays, and no entry stays locked."""
+    source = tmp_path / "dropper.c"
+    source.write_text(DROPPER, encoding="utf-8")
+    with ChainRig(fused=True, asked=[{"slot": DROPPER_SLOT, "src": str(source)}]) as rig, bpf.closing(bpf.obj_get(rig.paths.map("guest_stats"))) as stats:
+        each = pairs(pair)
+        counted = in_step(rig, [[one.udp("a"), one.udp("b")] for one in each])
+        seen, flows = guests.counts(stats, DROPPER_SLOT), rig.flows()
+        assert seen["seen"] == seen["passed"] + seen["dropped"] == 2 * len(each)
+        untracked = sum(number for name, number in counted.items() if name.startswith("untracked_"))
+        assert seen["passed"] - untracked == len(flows) == counted["created"] - counted["deleted_dropped"], counted
+        assert {flow.packets for flow in flows.values()} <= {(1, 1)}
+        before = rig.counters()
+        send(rig, [one.udp(side) for one in each for side in "ab" for dummy in range(2)])
+        after = raised(rig, before)
+        assert after["tracked"] + after["untracked_no_entry"] == 4 * len(each), "no entry is locked"
