@@ -558,7 +558,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     @contextlib.contextmanager
     def _place(self, places: http_room.Places, what: str) -> t.Iterator[None]:
-        """Around what so many do at once.
+        """Around what only a bounded number does at once.
 
         :raises Refusal: where there are as many.
         """

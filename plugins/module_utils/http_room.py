@@ -77,7 +77,7 @@ def _readable(connection: socket.socket) -> bool:
 
 
 class Places:
-    """So many requests at once. Those whose client has left, and which are about to be given up, keep nobody out.
+    """A bounded number of requests at once. Those whose client has left, and which are about to be given up, keep nobody out.
 
     :param total: for all together.
     :param each: for each user of the host, besides root and whoever runs the server.
@@ -120,7 +120,7 @@ class Places:
 class Room:
     """The connections that are open.
 
-    :param total: at most so many, besides those that were cut and are about to end.
+    :param total: at most this many, besides those that were cut and are about to end.
     :param each: of each user, as Places has it.
     """
 
@@ -132,7 +132,7 @@ class Room:
     def admit(self, connection: socket.socket, peer: http_peer.Peer) -> tuple[Guest, Guest | None]:
         """Let a connection in; return it, and the one that has to go for it, if any. The caller ends that one.
 
-        :raises Full: where it can not be let in.
+        :raises Full: where it cannot be let in.
         """
         with self._lock:
             there = [guest for guest in self._guests if not guest.cut]

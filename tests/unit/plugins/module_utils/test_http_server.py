@@ -224,7 +224,7 @@ def test_what_is_a_request(server: ct_http.Server, tables: object, text: str) ->
 
 
 def test_a_whole_url_names_the_host(tcp: ct_http.Server, tables: object) -> None:
-    """In place of the header, which a page in a browser can not set either; both are looked at."""
+    """In place of the header, which a page in a browser cannot set either; both are looked at."""
     for target, host, status in (
         ("http://127.0.0.1/flows", "127.0.0.1", 200),
         ("http://ct.example.org/flows", "127.0.0.1", 421),
