@@ -25,7 +25,7 @@ import zlib
 
 from . import chain, flow, flow_filter, flow_record, flow_table, inheritance, schema
 from .clock import Clock, utc
-from .errors import ConntrackError, bad_value
+from .errors import ConntrackError, bad_value, is_whole
 from .printable import printable
 
 MAGIC = "ebpf.conntrack flows"
@@ -150,9 +150,9 @@ class Reader:
             raise self._refuse("its header is damaged")
         checks: dict[str, bool] = {
             "byteorder": found.get("byteorder") in ("little", "big"),
-            "hz": type(found.get("hz")) is int and 0 < found["hz"] <= _MOST_HZ,
-            "layout": type(found.get("layout")) is int and 0 < found["layout"] < 1 << 32,
-            "time": type(found.get("time")) in (int, float) and 0 <= found["time"] < _MOST_TIME,
+            "hz": is_whole(found.get("hz")) and 0 < found["hz"] <= _MOST_HZ,
+            "layout": is_whole(found.get("layout")) and 0 < found["layout"] < 1 << 32,
+            "time": (is_whole(found.get("time")) or isinstance(found.get("time"), float)) and 0 <= found["time"] < _MOST_TIME,
             "host": isinstance(found.get("host"), str) and len(found["host"]) <= _MOST_HOST,
             "description": schema.whole(found.get("description")),
         }

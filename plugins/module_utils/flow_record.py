@@ -18,7 +18,7 @@ import socket
 import typing as t
 
 from . import chain, flow
-from .errors import ConntrackError
+from .errors import ConntrackError, is_whole
 
 #: Characters of a line. A record with its windows has less than 1,500; a line is read as a whole, so it needs a bound.
 MOST_LINE = 1 << 16
@@ -104,7 +104,7 @@ def number(field: str, value: object, most: int) -> int:
 
     :raises ConntrackError: for anything else, true and 1.0 among it.
     """
-    if type(value) is not int or not 0 <= value <= most:
+    if not is_whole(value) or not 0 <= value <= most:
         raise _not_a_number(field, value, most)
     return value
 
@@ -114,7 +114,7 @@ def _not_a_number(field: str, value: object, most: int) -> ConntrackError:
 
 
 def _flag(field: str, value: object) -> bool:
-    if type(value) is not bool:
+    if not isinstance(value, bool):
         raise _bad(field, value, "give true or false")
     return value
 
@@ -144,7 +144,7 @@ def _address(side: str, name: str, value: object, family: str) -> str:
 def _fields(field: str, value: object, names: t.Collection[str], optional: t.Collection[str] = ()) -> dict[str, t.Any]:
     """Return an object that has these fields and no other but the optional ones."""
     dot = f"{field}." if field else ""
-    if type(value) is not dict:
+    if not isinstance(value, dict):
         raise _bad(field or "record", value, "give an object")
     for name in names:
         if name not in value:
@@ -169,13 +169,13 @@ class _Numbers:
 
     def fields(self, value: object) -> dict[str, t.Any]:
         """Return the object, which has all of the fields and no other."""
-        return value if type(value) is dict and value.keys() == self._names.keys() else _fields(self._field, value, self._names)
+        return value if isinstance(value, dict) and value.keys() == self._names.keys() else _fields(self._field, value, self._names)
 
     def take(self, found: t.Mapping[str, t.Any], into: dict[str, t.Any]) -> dict[str, t.Any]:
         """Put the numbers of such an object into another one."""
         for name, field, most in self._bounds:
             one = found[name]
-            if type(one) is not int or not 0 <= one <= most:
+            if not is_whole(one) or not 0 <= one <= most:
                 raise _not_a_number(field, one, most)
             into[name] = one
         return into
@@ -263,7 +263,7 @@ def checked(value: object, also: t.Collection[str] = ()) -> flow.Record:
     record["dir"] = _choice("dir", found["dir"], flow.DIRECTIONS)
     if "vlan" in found:
         tags = found["vlan"]
-        if type(tags) is not list or not 1 <= len(tags) <= 2:
+        if not isinstance(tags, list) or not 1 <= len(tags) <= 2:
             raise _bad("vlan", tags, "give a list of one or two VLAN ids")
         record["vlan"] = [number(f"vlan[{at}]", tag, _VLAN_ID) for at, tag in enumerate(tags)]
     record["age"], record["idle"] = number("age", found["age"], MOST_SECONDS), number("idle", found["idle"], MOST_SECONDS)
@@ -286,7 +286,7 @@ def _is_time(value: object) -> bool:
 
 def checked_event(value: object) -> flow.Record:
     """Return an event as events.record() makes them; see checked() for the errors."""
-    found = _fields("", value, ("event", "seq", "time"), value if type(value) is dict else ())
+    found = _fields("", value, ("event", "seq", "time"), value if isinstance(value, dict) else ())
     event: flow.Record = {
         "event": _choice("event", found["event"], chain.EVENT_KINDS),
         "seq": number("seq", found["seq"], _U64),

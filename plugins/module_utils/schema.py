@@ -17,7 +17,7 @@ import struct
 import typing as t
 
 from . import chain, flow
-from .errors import ConntrackError
+from .errors import ConntrackError, is_whole
 
 #: layout: chain.LAYOUT_VERSION. keys, entry: (name, code in Python's struct) of each field. ctl: the mask of each part of the control word.
 #: states: names by number. tables: (family, kind) of each flow table. maps: (kind, key size, value size) of each map that is handed on.
@@ -102,7 +102,7 @@ def _are_masks(value: object) -> bool:
         return False
     taken = 0
     for mask in value.values():
-        if type(mask) is not int or not 0 < mask < 1 << 64 or mask & taken or (mask >> _shift(mask)) & ((mask >> _shift(mask)) + 1):
+        if not is_whole(mask) or not 0 < mask < 1 << 64 or mask & taken or (mask >> _shift(mask)) & ((mask >> _shift(mask)) + 1):
             return False
         taken |= mask
     return value["state"] >> _shift(value["state"]) <= 0xFF
@@ -118,7 +118,7 @@ def _are_names(value: object) -> bool:
 
 #: What each part of a description has to be. Tables, maps and counters are not looked at where flows come from another host.
 _PARTS: dict[str, t.Callable[[t.Any], bool]] = {
-    "layout": lambda value: type(value) is int and 0 < value < 1 << 32,
+    "layout": lambda value: is_whole(value) and 0 < value < 1 << 32,
     "keys": lambda value: (
         isinstance(value, dict) and bool(value) and all(_is_name(name) and _are_fields(one, _KEY_CODES, ("proto",)) for name, one in value.items())
     ),

@@ -25,6 +25,7 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: none
+    membership: []
     details:
       - It shares no option with other modules.
   diff_mode:

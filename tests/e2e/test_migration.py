@@ -123,11 +123,13 @@ def chain_below(headers: dict[str, str], directory: pathlib.Path) -> c.Iterator[
         mounted = bpffs.ensure_mounted(bpffs.STANDARD)
         root = f"{bpffs.STANDARD}/migrate{random.randrange(1 << 32):08x}"
         os.mkdir(root)
-        yield Chain(bpffs.Paths(root, str(directory / "state")), headers)
-        bpf.fault = None
-        generation.remove_tree(root)
-        if mounted:
-            bpffs.release(bpffs.STANDARD)
+        try:
+            yield Chain(bpffs.Paths(root, str(directory / "state")), headers)
+        finally:
+            bpf.fault = None
+            generation.remove_tree(root)
+            if mounted:
+                bpffs.release(bpffs.STANDARD)
 
 
 @pytest.fixture

@@ -89,9 +89,13 @@ def tcp() -> c.Iterator[ct_http.Server]:
 @contextlib.contextmanager
 def serving(address: service_options.Address) -> c.Iterator[ct_http.Server]:
     log: list[str] = []
-    with ct_http.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), address, log=log.append) as made:
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(ct_http.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), address, log=log.append))
         made.start()
-        yield made
+        try:
+            yield made
+        finally:
+            stack.close()
     assert log == []
 
 

@@ -17,7 +17,6 @@ import types
 import typing as t
 
 import pytest
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils import (
     bpffs,
     build_clang,
@@ -77,11 +76,11 @@ def refusal(call: c.Callable[[], object]) -> str:
 @pytest.mark.parametrize(
     ("field", "take"),
     [
-        ("pin_root", lambda path: bpffs.check(path)),
+        ("pin_root", bpffs.check),
         ("pin_root", lambda path: service_options.check(Options(bpffs.Paths(path)))),
         ("state_dir", lambda path: state.check(bpffs.Paths(bpffs.STANDARD, path))),
         ("state_dir", lambda path: service_options.check(Options(bpffs.Paths(bpffs.STANDARD, path)))),
-        ("socket", lambda path: service_options.parse_address(path)),
+        ("socket", service_options.parse_address),
         ("socket", lambda path: service_options.check(Options(bpffs.Paths(bpffs.STANDARD), address=Address(path)))),
         ("prefix", lambda path: ct_archive.converge(path, None)),
         ("prefix", lambda path: ct_unit.converge("present", ct_unit.Want(path, Options(bpffs.Paths(bpffs.STANDARD))), directory="/nowhere")),
@@ -268,7 +267,7 @@ def test_objects_are_not_made_where_others_may_write(tmp_path: pathlib.Path) -> 
     (tmp_path / "objects").chmod(0o777)
     params = {"dest": str(tmp_path / "objects"), "rendered": render.pack("", {build_clang.PRELUDE: ""}), "machine": "x86_64", "compiler": "clang"}
     settings = {"checksum": "offload", "fused": False, "forward": "off", "forward_unfiltered": False, "events": False}
-    module = t.cast("AnsibleModule", types.SimpleNamespace(params={**params, **settings}, check_mode=True))
+    module = t.cast("t.Any", types.SimpleNamespace(params={**params, **settings}, check_mode=True))
     assert refusal(lambda: xdp_object.prepare(module)).startswith(f"{tmp_path}/objects: every user may write to it")
 
 

@@ -163,10 +163,11 @@ class Moments(fakes.FakeTables):
 
                 ctypes.CDLL(None).qsort(values, 2, ctypes.sizeof(ctypes.c_int), CALLBACK(compare))
             elif self.moment == "finalizer":
+                strike = self.strike
 
                 class Gone:
-                    def __del__(gone) -> None:
-                        self.strike()
+                    def __del__(self) -> None:
+                        strike()
 
                 Gone()
             elif self.moment == "system call":
