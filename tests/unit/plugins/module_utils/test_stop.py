@@ -163,10 +163,9 @@ class Moments(fakes.FakeTables):
 
                 ctypes.CDLL(None).qsort(values, 2, ctypes.sizeof(ctypes.c_int), CALLBACK(compare))
             elif self.moment == "finalizer":
-                strike = self.strike
 
                 class Gone:
-                    def __del__(self) -> None:
+                    def __del__(self, strike: t.Callable[[], None] = self.strike) -> None:
                         strike()
 
                 Gone()
