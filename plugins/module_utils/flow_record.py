@@ -235,7 +235,7 @@ def checked(value: object, also: t.Collection[str] = ()) -> flow.Record:
     :param also: fields that may stand there besides; they are left out.
     :raises ConntrackError: naming the field, its value and the mend.
     """
-    found = _fields("", value, _ALWAYS, ("icmp", "gre", "vlan", "window", *also))
+    found = _fields("", value, _ALWAYS, ("icmp", "gre", "vlan", "aggregated", "window", *also))
     family = _choice("family", found["family"], flow.FAMILIES)
     protocol = _protocol("proto", found["proto"])
     ported = protocol in flow.PORTED
@@ -266,6 +266,8 @@ def checked(value: object, also: t.Collection[str] = ()) -> flow.Record:
         if not isinstance(tags, list) or not 1 <= len(tags) <= 2:
             raise _bad("vlan", tags, "give a list of one or two VLAN ids")
         record["vlan"] = [number(f"vlan[{at}]", tag, _VLAN_ID) for at, tag in enumerate(tags)]
+    if _flag("aggregated", found.get("aggregated", False)):
+        record["aggregated"] = True
     record["age"], record["idle"] = number("age", found["age"], MOST_SECONDS), number("idle", found["idle"], MOST_SECONDS)
     record["related"] = _RELATED_NUMBERS(found["related"])
     if "window" in found:

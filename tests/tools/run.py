@@ -184,7 +184,7 @@ IN_PLACES_OF_ITS_OWN = ("unshare", "--net", "--mount", "--propagation", "private
 
 def e2e_here() -> Tally:
     """Run what e2e_apart() does not."""
-    return pytest("e2e", 20, "tests/e2e", *(f"--ignore={path}" for path in APART))
+    return pytest("e2e", 35, "tests/e2e", *(f"--ignore={path}" for path in APART))
 
 
 def fleet_here() -> Tally:
@@ -194,20 +194,20 @@ def fleet_here() -> Tally:
 
 def e2e_apart() -> Tally:
     """Run the tests of tests/e2e that can do with a network, pins and directories of their own."""
-    return pytest("e2e-apart", 25, *APART, start=IN_PLACES_OF_ITS_OWN)
+    return pytest("e2e-apart", 35, *APART, start=IN_PLACES_OF_ITS_OWN)
 
 
 def oracle_apart() -> Tally:
     """Run the differential suite beside other tests."""
-    return pytest("oracle", 20, "tests/oracle", start=IN_PLACES_OF_ITS_OWN)
+    return pytest("oracle", 30, "tests/oracle", start=IN_PLACES_OF_ITS_OWN)
 
 
 SUITES: dict[str, c.Callable[[], Tally]] = {
     "lint": lint,
     "unit": unit,
     "integration": integration,
-    "oracle": lambda: pytest("oracle", 15),
-    "e2e": lambda: pytest("e2e", 20),
+    "oracle": lambda: pytest("oracle", 30),
+    "e2e": lambda: pytest("e2e", 50),
     "host": lambda: pytest("host", 8),
     "fleet": lambda: pytest("fleet", 60, "tests/fleet", "--ignore=tests/fleet/test_vm.py"),
     "install": lambda: pytest("install", 10),

@@ -37,6 +37,7 @@ ROWS4 = (
     fakes.entry(sport=0, dport=0, proto=253, orig=(2**64 - 1, 2**64 - 1), ctl=0),
     fakes.entry(sport=9, dport=10, proto=132, ctl=0),
     fakes.entry(sport=7, dport=7, ctl=15),
+    fakes.entry(sport=8, dport=8, ctl=fakes.REAL | chain.CTL_AGGREGATED),
 )
 ROWS6 = (fakes.entry(src="2001:db8::2", dst="2001:db8::1", sport=77, dport=128 << 8, proto=58, ctl=0),)
 
@@ -75,6 +76,7 @@ def test_what_the_tables_are_written_as_is_taken_as_it_is(window: bool) -> None:
 EVIL: list[tuple[dict[str, t.Any], str, t.Any, str]] = [
     (TCP, "age", "x", "age: 'x' is not valid: give a whole number from 0 to 1073741823"),
     (TCP, "age", -1, "age: -1 is not valid"),
+    (TCP, "aggregated", 1, "aggregated: 1 is not valid: give true or false"),
     (TCP, "age", True, "age: True is not valid"),
     (TCP, "age", 7.0, "age: 7.0 is not valid"),
     (TCP, "timeout", 1 << 30, "timeout: 1073741824 is not valid"),
