@@ -37,7 +37,7 @@ def bad_value(field: str, value: object, mend: str, known: t.Iterable[str] = ())
     return ConntrackError(f"{field}: {shown} is not valid: {mend.rstrip('.')}.{did_you_mean(value, known)}")
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> t.TypeGuard[int]:
     """Tell whether a value that was read, of JSON say, is a whole number. Python takes true and false for such."""
     return isinstance(value, int) and not isinstance(value, bool)
 
