@@ -57,11 +57,11 @@ _BPF_COMMANDS = (
     "MAP_LOOKUP_BATCH", "MAP_LOOKUP_AND_DELETE_BATCH", "MAP_UPDATE_BATCH", "MAP_DELETE_BATCH", "LINK_CREATE", "LINK_UPDATE", "LINK_GET_FD_BY_ID",
     "LINK_GET_NEXT_ID", "ENABLE_STATS", "ITER_CREATE", "LINK_DETACH", "PROG_BIND_MAP",
 )  # fmt: skip
-#: What leaves nothing behind when the process dies after it: it reads, or makes what dies with the process.
+#: What leaves nothing behind when the process dies after it: it reads, or makes what dies with the process, or writes down what is there already.
 _OF_THE_PROCESS = {
     *(f"bpf {command}" for command in _BPF_COMMANDS if "GET" in command or "LOOKUP_ELEM" in command or "LOOKUP_BATCH" in command),
     *(f"bpf {command}" for command in ("MAP_CREATE", "PROG_LOAD", "BTF_LOAD", "PROG_QUERY", "TASK_FD_QUERY", "ENABLE_STATS", "ITER_CREATE")),
-    "flock", "fsconfig", "fsmount", "fsopen", "setns", "socket", "unshare",
+    "flock", "fsconfig", "fsmount", "fsopen", "fsync", "setns", "socket", "unshare",
 }  # fmt: skip
 
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # id, pid, flags; seccomp_data: nr, arch, instruction pointer, arguments
@@ -71,6 +71,8 @@ _SET_MODE_FILTER, _NEW_LISTENER = 1, 8
 _ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
 _LOAD, _EQUAL, _MASK, _ABOVE, _RETURN = 0x20, 0x15, 0x45, 0x25, 0x06
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_NETLINK_ROUTE, _SO_PROTOCOL, _PIDFD_GETFD = 0, 38, 438  # the last one since Linux 5.6, the same everywhere
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_SUCH_MESSAGE = 0x7FFF  # a number that rtnetlink knows no message by
 _ARRAY = 2  # enum bpf_map_type
 #: Seconds without a call after which a process is taken to hang.
@@ -188,15 +190,27 @@ class _Stopped:
                 return Event(name, "", self._map_id() <= self._older)
         elif name == "sendto":
             message = struct.unpack("=H", self._read(self.arguments[1] + 4, 2))[0]
-            name = f"netlink {message}"
-            return Event(name, "", message % 4 != 2)  # RTM_GET* are at 4n + 2
+            protocol = self._protocol()
+            name = f"netlink {message}" if protocol == _NETLINK_ROUTE else f"netlink {protocol} {message}"
+            return Event(name, "", protocol == _NETLINK_ROUTE and message % 4 != 2)  # RTM_GET* are at 4n + 2; of all else modules only read
         elif name in _PATH:
             address = self.arguments[_PATH[name]]
             path = self._text(address) if address else ""
         elif name in ("write", "writev", "pwrite64", "fchmod", "ftruncate"):
             path = os.readlink(f"/proc/{self.pid}/fd/{self.arguments[0]}")
         only_opened = name in ("open", "openat") and path.startswith(("/proc/", "/dev/"))
-        return Event(name, path, name not in _OF_THE_PROCESS and not only_opened)
+        # what a killed run leaves of its lock is looked at in the tests of locks
+        return Event(name, path, name not in _OF_THE_PROCESS and not only_opened and not path.endswith(".lock"))
+
+    def _protocol(self) -> int:
+        """Return the protocol of the socket that the call is about: NETLINK_ROUTE or another one of netlink(7)."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            fd = _LIBC.syscall(_PIDFD_GETFD, pidfd, ctypes.c_int(self.arguments[0]), 0)
+        finally:
+            os.close(pidfd)
+        with socket.socket(fileno=fd) as sock:
+            return sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL)
 
     def _map_id(self) -> int:
         """Return the id of the map that the call is about; union bpf_attr begins with its file descriptor."""

@@ -144,6 +144,32 @@ def test_from_a_clean_machine_and_back(playbooks: Playbooks) -> None:
     assert changes(playbooks.run("clean")) == 0
 
 
+def status(playbooks: Playbooks) -> dict[str, t.Any]:
+    """Return what ``ct status`` says of the lab's chain."""
+    done = subprocess.run([str(playbooks.prefix / "bin/ct"), "status", "-o", "json"], env={}, capture_output=True, check=False)
+    found: dict[str, t.Any] = json.loads(done.stdout)
+    assert done.returncode == int(not found["healthy"]), done.stderr
+    return found
+
+
+@pytest.mark.parametrize("removed", ["link", "namespace"])
+def test_what_was_removed_by_hand_is_back_with_the_next_run(playbooks: Playbooks, removed: str) -> None:
+    """And the chain is on it again: no run says that nothing is to be done while ct status says that the chain is not good."""
+    tag = playbooks.tag
+    words = ["link", "del", "ns1-lan"] if removed == "link" else ["netns", "del", f"{tag}1"]
+    playbooks.run("lab")
+    assert status(playbooks)["healthy"]
+    subprocess.run(["ip", *(["-n", f"{tag}r"] if removed == "link" else []), *words], check=True)
+    broken = status(playbooks)
+    assert not broken["healthy"] and all(fault["repair"] for fault in broken["faults"])
+    assert changes(playbooks.run("lab", "--check")) > 0 and changes(playbooks.run("lab")) > 0
+    whole = status(playbooks)
+    assert whole["healthy"] and sorted(one["program"] for one in whole["interfaces"]) == ["egress", "ingress"], whole
+    assert changes(playbooks.run("lab")) == 0
+    playbooks.run("clean")
+    assert playbooks.here() == set()
+
+
 def half_open(playbooks: Playbooks, number: int) -> None:
     """Begin flows that nobody answers."""
     script = "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); [s.sendto(b'x', ('172.30.56.105', 10000 + at)) for at in range(int(sys.argv[1]))]"
