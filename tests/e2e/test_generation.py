@@ -49,6 +49,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "files/bpf"
 TABLE_SIZE = 1024
+#: So that flows outlive the compiler on a busy machine.
+LIVING = {"udp": 600}
 SIZES: dict[str, t.Any] = dict.fromkeys(render.SIZES, TABLE_SIZE)
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
@@ -424,6 +426,7 @@ def test_interfaces_are_handed_over_without_an_unseen_frame(loaded: Chain, veth:
 
 @pytest.mark.parametrize(("option", "table"), [("table_size", "ctt"), ("half_open_size", "ctt_new")])
 def test_another_table_size_takes_the_flows_along(loaded: Chain, option: str, table: str) -> None:
+    loaded.ensure(loaded.want(timeouts=LIVING))
     loaded.send(*(udp_frame(1000 + number) for number in range(300)))
     flows = loaded.flows()
     if table == "ctt":
@@ -432,7 +435,7 @@ def test_another_table_size_takes_the_flows_along(loaded: Chain, option: str, ta
     with bpf.closing(bpf.obj_get(loaded.paths.map(table))) as fd:  # as if a packet were in it while it is copied
         locked = flows[victim][:CTL_AT] + U64.pack(U64.unpack_from(flows[victim], CTL_AT)[0] | chain.CTL_LOCK) + flows[victim][CTL_AT + 8 :]
         bpf.map_update(fd, victim, locked)
-    want = loaded.resized(**{option: 4 * TABLE_SIZE})
+    want = dataclasses.replace(loaded.resized(**{option: 4 * TABLE_SIZE}), timeouts=LIVING)
     foretold, dummy = loaded.ensure(want, check_mode=True)
     done, have = loaded.ensure(want)
     assert done == foretold
@@ -442,7 +445,7 @@ def test_another_table_size_takes_the_flows_along(loaded: Chain, option: str, ta
     assert loaded.flows(table) == loaded.flows() == flows, "all of them, and none locked"
     loaded.assert_whole(2)
     assert loaded.ensure(want)[0] == []
-    done, have = loaded.ensure()
+    done, have = loaded.ensure(loaded.want(timeouts=LIVING))
     assert have.maps[table].max_entries == TABLE_SIZE and loaded.flows() == flows
 
 
@@ -714,10 +717,11 @@ class Traffic:
 
 def test_rolled_back_to_another_table_size_while_traffic_flows(loaded: Chain, veth: None, figure: c.Callable[[str, object], None]) -> None:
     """What came meanwhile goes along: new flows, their counts; what was deleted meanwhile does not come back."""
+    loaded.ensure(loaded.want(timeouts=LIVING))
     loaded.interface()
     loaded.send(*(udp_frame(1000 + number) for number in range(100)))
     old = set(loaded.flows())
-    loaded.ensure(loaded.resized(half_open_size=4 * TABLE_SIZE, table_size=2 * TABLE_SIZE), keep=1)
+    loaded.ensure(dataclasses.replace(loaded.resized(half_open_size=4 * TABLE_SIZE, table_size=2 * TABLE_SIZE), timeouts=LIVING), keep=1)
     with bpf.closing(bpf.obj_get(loaded.paths.map("ctt_new"))) as fd:
         assert bpf.map_delete_batch(fd, sorted(old)[:40]) == 40
     loaded.send(*(udp_frame(2000 + number) for number in range(100)), *(udp_frame(2000 + number) for number in range(100)))
