@@ -28,6 +28,10 @@ class Misbehaviour(AssertionError):
     """The chain did to a frame what it must never do."""
 
 
+#: The control word without the times at which forwarding gave packets to the stack.
+_CLOCKLESS = chain.CTL_LOCK | ((1 << 40) - 1)
+
+
 class ChainRig:
     """One loaded chain under a pin root of its own, attached nowhere. Use as a context manager or call ``close``.
 
@@ -133,7 +137,7 @@ class ChainRig:
             for dummy, dummy_keys, values in self.tables.batches(opened):
                 for fields in chain.ENTRY.iter_unpack(values):
                     expires, last_seen = fields[_EXPIRES : _EXPIRES + 2]
-                    found.append((*fields[:_EXPIRES], (expires - last_seen) & 0xFFFFFFFF, *fields[_EXPIRES + 3 :]))
+                    found.append((*fields[: _EXPIRES - 1], fields[_EXPIRES - 1] & _CLOCKLESS, (expires - last_seen) & 0xFFFFFFFF, *fields[_EXPIRES + 3 :]))
         return found
 
     def change(self, changed: t.Callable[[dict[str, int]], t.Mapping[str, int]]) -> int:
