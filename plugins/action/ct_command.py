@@ -8,8 +8,10 @@ from __future__ import annotations
 import typing as t
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, ct_content
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
 from ansible_collections.ebpf.conntrack.plugins.plugin_utils import transfer
 
 #: The module's options that only this action fills in.

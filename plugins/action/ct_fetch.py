@@ -14,9 +14,10 @@ import struct
 import typing as t
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_path, safe_path
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
-from ansible_collections.ebpf.conntrack.plugins.module_utils.flow_report import FILTER_OPTIONS, PIN_ROOT_OPTION
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import safe_path
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, bad_value
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import path as flow_path
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.report import FILTER_OPTIONS, PIN_ROOT_OPTION
 
 #: The options that are ct_flows' own.
 _HANDED_ON = (*PIN_ROOT_OPTION, *FILTER_OPTIONS)

@@ -9,9 +9,9 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.ebpf.conntrack.plugins.action.xdp_program import RENDERED, SOURCES, prelude_of, rendered
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build_clang import PRELUDE
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.render import pack, unpack
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build.clang import PRELUDE
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build.render import pack, unpack
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 
 
 def packed(args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> dict[str, t.Any]:

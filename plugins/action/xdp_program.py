@@ -14,10 +14,11 @@ import typing as t
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, capture, guests, object_file, object_signature, replay
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value
-from ansible_collections.ebpf.conntrack.plugins.module_utils.object_file import Built, Target
-from ansible_collections.ebpf.conntrack.plugins.module_utils.render import (
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import signature as object_signature
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build.object import Built, Target
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build.render import (
     SIZES,
     UNFILTERED,
     Settings,
@@ -28,6 +29,10 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.render import (
     render,
     unpack,
 )
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, bad_value
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
 from ansible_collections.ebpf.conntrack.plugins.plugin_utils import transfer
 
 _FILES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files")

@@ -89,8 +89,8 @@ import shlex
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.connection.local import Connection as LocalConnection
-from ansible_collections.ebpf.conntrack.plugins.module_utils import netns
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
 
 _BPFFS = "/sys/fs/bpf"
 #: Lays a sysfs of the namespace over the machine's, and the machine's /sys/fs over that, seen by this process and its children only; then runs "$@".

@@ -9,7 +9,8 @@ import collections.abc as c
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.ebpf.conntrack.plugins.module_utils import drift, interface_select, rollout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import select
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import drift, rollout
 
 Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
 
@@ -71,7 +72,7 @@ def ct_chains(interfaces: t.Any, pin_root: str, per_netns: bool = False, every: 
     """Return the chains that interfaces need."""
     if not isinstance(interfaces, c.Sequence) or isinstance(interfaces, str) or any(not isinstance(one, c.Mapping) for one in interfaces):
         raise AnsibleFilterError("ct_chains: give a list of dictionaries, as xdp_ct_interfaces is")
-    return interface_select.chains(interfaces, pin_root, per_netns, every)
+    return select.chains(interfaces, pin_root, per_netns, every)
 
 
 class FilterModule:

@@ -11,7 +11,7 @@ import pathlib
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.ebpf.conntrack.plugins.module_utils import names
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import names
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 

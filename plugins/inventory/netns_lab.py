@@ -85,8 +85,11 @@ import typing as t
 
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
-from ansible_collections.ebpf.conntrack.plugins.module_utils import lab_inventory, netlink, topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value, did_you_mean
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, bad_value, did_you_mean
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import inventory as lab_inventory
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import kernel as lab_kernel
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import record as lab_record
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 
 GROUP = "netns_lab"
 ROUTERS = "routers"
@@ -129,10 +132,10 @@ def there(lab: str) -> list[lab_inventory.Node]:
     if os.geteuid() != 0:
         raise ConntrackError("Reading a lab from the machine needs root: run Ansible as root, or give its description (topology).")
     want = topology.absent(lab)
-    with netlink.Kernel() as kernel:
+    with lab_kernel.Kernel() as kernel:
         have = kernel.observe(want)
     if not have.namespaces:
-        labs = ", ".join(netlink.other_labs(lab)) or "none"
+        labs = ", ".join(lab_record.other_labs(lab)) or "none"
         raise ConntrackError(
             f"lab: there is no lab {lab!r} on this machine; others: {labs}. Build it (role ebpf.conntrack.netns_lab), or give its description (topology)."
         )

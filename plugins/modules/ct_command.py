@@ -92,9 +92,11 @@ diff:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, lock, safe_path
-from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock, safe_path
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as plans
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
 
 
 def main() -> None:

@@ -93,9 +93,9 @@ expectations:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import expectation, expectation_run
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
-from ansible_collections.ebpf.conntrack.plugins.module_utils.flow_report import PIN_ROOT_OPTION
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.report import PIN_ROOT_OPTION
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import expectation, expectation_run
 
 
 def main() -> None:

@@ -106,7 +106,7 @@ summary:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_report
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import report as flow_report
 
 
 def main() -> None:

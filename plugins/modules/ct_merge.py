@@ -185,15 +185,15 @@ sent:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_fleet
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import run as fleet_run
 
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=flow_fleet.OPTIONS, required_one_of=[("dest", "collector")], supports_check_mode=True)
+    module = AnsibleModule(argument_spec=fleet_run.OPTIONS, required_one_of=[("dest", "collector")], supports_check_mode=True)
     with told_by(module):
-        result = flow_fleet.report(module.params, module.check_mode)
+        result = fleet_run.report(module.params, module.check_mode)
     module.exit_json(**result)
 
 

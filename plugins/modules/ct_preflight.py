@@ -264,8 +264,13 @@ found:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpffs, chain, ct_archive, preflight, render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
 
 
 def main() -> None:

@@ -124,9 +124,13 @@ diff:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_archive, ct_unit, lock, service_options
-from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as plans
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import unit as ct_unit
 
 
 def main() -> None:

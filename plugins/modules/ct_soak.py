@@ -118,8 +118,9 @@ troubles:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, soak
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import bad_value, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import bad_value, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import soak
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 
 _LIMITS = {"unseen": "int", "evicted": "int", "evicted_assured": "int", "insert_failed": "int", "invalid_ratio": "float"}
 

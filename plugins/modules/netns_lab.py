@@ -395,9 +395,13 @@ not_rolled_back:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, deps, expectation, lab_attachments, lock, netlink, topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
-from ansible_collections.ebpf.conntrack.plugins.module_utils.plan import as_dicts, as_diff
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import libraries, lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.plan import as_dicts, as_diff
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import expectation, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import lab_attachments
 
 
 def argument_spec() -> dict[str, t.Any]:
@@ -448,9 +452,9 @@ def main() -> None:
     try:
         with told_by(module):
             want = topology.absent(params["name"]) if params.pop("state") == "absent" else topology.parse(params)
-            result = netlink.converge(want, module.check_mode, patience, lab_attachments.Attachments(pin_root, state_dir, patience))
+            result = lab_converge.converge(want, module.check_mode, patience, lab_attachments.Attachments(pin_root, state_dir, patience))
     except ImportError as exc:  # raised before anything is changed
-        deps.require(module, "pyroute2")
+        libraries.require(module, "pyroute2")
         module.fail_json(msg=f"pyroute2 cannot be used: {exc}")
     module.exit_json(
         changed=bool(result.plan),

@@ -278,9 +278,11 @@ mended:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpffs, lock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import HOOKS
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import HOOKS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 
 
 def main() -> None:

@@ -125,9 +125,12 @@ compiler_output:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, object_file, render, safe_path
-from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as plans
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import safe_path
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, told_by
 
 
 def argument_spec() -> dict[str, object]:

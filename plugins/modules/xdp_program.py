@@ -586,25 +586,21 @@ compiler_output:
 import dataclasses
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils import (
-    bpffs,
-    build_clang,
-    capture,
-    chain,
-    features,
-    generation,
-    guests,
-    health,
-    inheritance,
-    lock,
-    object_file,
-    render,
-    replay,
-    restore,
-)
-from ansible_collections.ebpf.conntrack.plugins.module_utils import plan as plans
-from ansible_collections.ebpf.conntrack.plugins.module_utils.deps import require
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError, bad_value, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import features, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as plans
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, bad_value, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.libraries import require
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health, migrate_plan
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import restore
 
 
 def argument_spec() -> dict[str, object]:
@@ -625,7 +621,7 @@ def argument_spec() -> dict[str, object]:
             "options": {name: {"type": type(default).__name__, "default": default} for name, default in chain.KNOBS.items()},
         },
         "generation": {"type": "int"},
-        "on_schema_change": {"type": "str", "choices": list(inheritance.POLICIES), "default": generation.Policy.on_schema_change},
+        "on_schema_change": {"type": "str", "choices": list(migrate_plan.POLICIES), "default": generation.Policy.on_schema_change},
         "keep": {"type": "int", "default": generation.Policy.keep},
         "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
         "verify": {"type": "str", "choices": ["probe", "replay"], "default": "probe"},

@@ -10,7 +10,9 @@ import struct
 
 import chain_under_test
 import harness
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
 SOURCE = harness.ROOT / "tests/bench/baselines.c"
 

@@ -12,7 +12,11 @@ import typing as t
 
 import harness
 import tables
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, generation, ports, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import redirect
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 
 SOURCES = harness.ROOT / "files/bpf"
 STUB = SOURCES / "stub"
@@ -64,8 +68,8 @@ class Chain:
         """Let the chain forward between interfaces that are attached by other means."""
         with bpf.closing(bpf.obj_get(self._paths.map("ports"))) as fd:
             for link in links:
-                port = ports.Port(link.name, link.ifindex, link.mac, True)
-                bpf.map_update(fd, port.key, ports.VALUE.pack(port.flags))
+                port = redirect.Port(link.name, link.ifindex, link.mac, True)
+                bpf.map_update(fd, port.key, redirect.VALUE.pack(port.flags))
 
     def close(self) -> None:
         self._fds.close()

@@ -22,7 +22,9 @@ import chain_under_test
 import frames
 import harness
 import tables
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from chain_under_test import Chain
 
 SOURCE = harness.ROOT / "tests/bench/forward.c"

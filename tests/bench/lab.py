@@ -24,7 +24,8 @@ import typing as t
 
 import harness
 import lab_floor
-from ansible_collections.ebpf.conntrack.plugins.module_utils import netlink, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 
 #: Highest ratio of a build to the floor, and of a second run to the first one.
 GOAL_FLOOR, GOAL_AGAIN = 2.0, 0.5
@@ -157,7 +158,7 @@ def peer(name: str, build: c.Callable[[Plan], None], count: int) -> dict[str, fl
 def converge(plan: Plan, present: bool) -> int:
     """Run the library of netns_lab, from the options to the result; return the number of steps that it took."""
     want = topology.parse(plan.description()) if present else topology.absent(plan.prefix)
-    return len(netlink.converge(want).plan)
+    return len(lab_converge.converge(want).plan)
 
 
 def ours(count: int) -> dict[str, float]:

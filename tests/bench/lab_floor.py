@@ -15,7 +15,7 @@ import struct
 import typing as t
 
 import harness
-from ansible_collections.ebpf.conntrack.plugins.module_utils import netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
 
 _NEWLINK, _NEWADDR, _NEWROUTE, _ERROR = 16, 20, 24, 2
 _REQUEST, _ACK, _EXCL, _CREATE = 0x1, 0x4, 0x200, 0x400

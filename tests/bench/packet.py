@@ -30,7 +30,8 @@ import time
 import frames
 import harness
 import tables
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from baselines import Baselines
 from chain_under_test import Chain
 

@@ -28,7 +28,13 @@ import harness
 import orjson
 import packet
 import tables
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, ct_archive, ct_content, flow_filter, flow_output, flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import output as flow_output
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
 from chain_under_test import Chain
 
 #: Highest ratio of the summary to the bare batch read, and of JSON lines to `conntrack -L`.

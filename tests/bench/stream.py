@@ -16,7 +16,7 @@ import threading
 
 import harness
 import lab
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from chain_under_test import Chain
 
 PORT = 5201

@@ -13,7 +13,7 @@ import collections.abc as c
 import tempfile
 
 import harness
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt, swap
 
 FLOWS = 1000

@@ -13,7 +13,8 @@ import struct
 import typing as t
 
 import harness
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
 _BATCH = 1 << 14
 

@@ -24,7 +24,7 @@ import subprocess
 import typing as t
 
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed
 from ansible_collections.ebpf.conntrack.tests.tools import leftovers

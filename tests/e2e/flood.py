@@ -13,7 +13,12 @@ import socket
 import subprocess
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, build_bcc, chain, flow_filter, flow_table, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import chain_rig, frames
 
 SOURCE = pathlib.Path(__file__).with_name("flood.c")

@@ -15,7 +15,10 @@ import struct
 import typing as t
 
 import bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, build_bcc, chain, generation_model
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import model as generation_model
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
 _LOAD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1  # the instruction's source register: its immediate is a map's file descriptor

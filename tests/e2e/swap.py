@@ -24,7 +24,13 @@ import threading
 import time
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, chain, flow, flow_table, generation, netns, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import chain_rig, frames
 
 FIRST_PORT = 10000

@@ -24,7 +24,7 @@ import sys
 import traceback
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
 #: Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h); old calls are missing on arm64.
 _NUMBERS = {

@@ -11,7 +11,9 @@ import struct
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, netns, preflight
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire, read
 
 RTM_NEWLINK, NLM_REQUEST, NLM_ACK = 16, 1, 4

@@ -16,7 +16,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
 
 HASH, ARRAY, PERCPU_ARRAY, LRU_HASH = 1, 2, 6, 9
 
@@ -357,7 +357,11 @@ def test_what_another_user_made_first_is_not_used() -> None:
     script = f"""
 import contextlib, io, os, subprocess, sys
 sys.path[:0] = {[path for path in __import__("sys").path if path]!r}
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, ct_cli, flow_table, generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import cli
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 subprocess.run(["mount", "-t", "bpf", "bpf", bpffs.STANDARD], check=True)
 paths = bpffs.Paths(bpffs.STANDARD)
 child = os.fork()
@@ -382,7 +386,7 @@ changing = (["flush", "--all", "--yes"], ["gc"], ["load"], ["rollback"], ["attac
 for words in (*reading, *changing):
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        assert ct_cli.main(words) == 1, words
+        assert cli.main(words) == 1, words
     assert expected in said.getvalue(), (words, said.getvalue())
 for call in (
     lambda: generation.remove(paths),

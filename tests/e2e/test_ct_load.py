@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import SOURCES, TABLE_SIZE, Chain, made, rendered, udp_frame, veth
 from ansible_collections.ebpf.conntrack.tests.e2e.test_health import running

@@ -17,8 +17,11 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, expectation, expectation_run, netlink, netns
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import expectation, expectation_run
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import observe as lab_observe
 from ansible_collections.ebpf.conntrack.tests.e2e.test_playbooks import Playbooks, playbooks
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
@@ -181,7 +184,7 @@ def test_nothing_is_sent_where_a_line_can_not_be_checked(both: Wire) -> None:
         expectation_run.check(lines, f"{both.chain.paths.pin_root}/none")
     assert both.chain.records() == []
     with netns.entered(both.ns("client")):
-        assert CLIENT in netlink.unicast_addresses(None)
+        assert CLIENT in lab_observe.unicast_addresses(None)
 
 
 def test_the_playbook_checks_the_lines_of_a_topology(playbooks: Playbooks, tmp_path: pathlib.Path) -> None:

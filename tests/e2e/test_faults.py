@@ -16,21 +16,17 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import (
-    bpf,
-    bpffs,
-    build_bcc,
-    build_clang,
-    chain,
-    clock,
-    deps,
-    generation_apply,
-    health,
-    netns,
-    object_file,
-    render,
-    verify,
-)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import libraries
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import apply as generation_apply
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import probe as generation_probe
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
 from ansible_collections.ebpf.conntrack.tests.e2e import faults, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
 from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed, shell
@@ -143,7 +139,7 @@ def build(text: str, dummy_headers: t.Mapping[str, str]) -> dict[str, int]:
 def lab_with_quick_chain() -> None:
     """Bring the lab up, and let what loads the chain neither compile nor wait."""
     generation_apply.build_bcc.build = build  # type: ignore[assignment]
-    verify.prove_whole = lambda entries, stats, guests=False: verify.prove(entries["ingress"], stats, guests)
+    generation_probe.prove_whole = lambda entries, stats, guests=False: generation_probe.prove(entries["ingress"], stats, guests)
     generation_apply._GRACE_SECONDS = health._PAUSE = 0
     LAB.run()
 
@@ -494,7 +490,7 @@ def test_no_bpf_file_system_and_nothing_to_take_away() -> None:
 
 def test_what_is_needed_for_building_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_bcc, "_UAPI", "/nonexistent")
-    monkeypatch.setattr(deps, "SYSTEM_PYTHONS", ())
+    monkeypatch.setattr(libraries, "SYSTEM_PYTHONS", ())
     sandboxed(lambda: refused(r"/nonexistent/linux/bpf\.h is missing: .*linux-libc-dev", CHAIN))
     monkeypatch.setitem(sys.modules, "bcc", None)
     sandboxed(lambda: refused(r"bcc .* or newer is needed .*python3-bpfcc", CHAIN))

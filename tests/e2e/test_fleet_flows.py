@@ -16,7 +16,7 @@ import sys
 import threading
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.two_routers import CLIENT, NETWORKS, PORT, ROUTERS, SERVER, TwoRouters
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import read
@@ -115,7 +115,7 @@ def test_prometheus_finds_what_it_is_to_scrape(tmp_path: pathlib.Path) -> None:
 # ---------------------------------------------------------------- from one router to the other
 def hand_over(lab: TwoRouters, *filters: str) -> str:
     """ct export of the first router, through a pipe, into ct import of the second; return what that said."""
-    code = "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils.ct_cli import main; sys.exit(main())"
+    code = "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.cli import main; sys.exit(main())"
     one, two = (
         [sys.executable, "-c", code, *words, "--pin-root", lab.pin_root(name)] for name, words in (("a", ("export", *filters)), ("b", ("import", "-o", "json")))
     )

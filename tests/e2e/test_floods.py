@@ -14,7 +14,9 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, flow_filter, flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.e2e.flood import Lab
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import chain_rig, frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk

@@ -15,20 +15,14 @@ import struct
 import time
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import (
-    attach,
-    bpf,
-    chain,
-    clock,
-    ct_status,
-    ct_text,
-    ethtool,
-    generation,
-    netfilter,
-    netlink,
-    netns,
-)
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import text as ct_text
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, ethtool, netfilter, netns, sysctls
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import status as ct_status
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SECONDS, SERVER, Wire, read
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
@@ -59,7 +53,7 @@ def lab(forward: str, fused: bool) -> c.Iterator[Wire]:
         for where, gateway in zip(("client", "server"), ROUTER6, strict=True):
             made.run(where, "ip", "route", "add", "default", "via", gateway)
         with netns.entered(made.ns("router")):
-            netlink.write_sysctl("net/ipv6/conf/all/forwarding", "1")
+            sysctls.write_sysctl("net/ipv6/conf/all/forwarding", "1")
         made.attach(far_ends=True)
         for where, name in (("client", "ns1-wan"), ("server", "ns2-wan")):
             made.run(where, "ethtool", "-K", name, "gro", "off")  # else what arrives is merged before anybody can count it
@@ -383,7 +377,7 @@ def test_martians_are_left_to_the_stack(everything: Wire) -> None:
     for route in routes:
         everything.run("router", *route)
     with netns.entered(everything.ns("server")):
-        netlink.write_sysctl("net/ipv4/ip_forward", "0")  # else it sends back what it is no end of
+        sysctls.write_sysctl("net/ipv4/ip_forward", "0")  # else it sends back what it is no end of
     sent = everything.capture("server", "ns2-wan")
     try:
         for src, dst in zip(OTHER, FAR_AWAY):  # they would arrive
@@ -404,7 +398,7 @@ def test_martians_are_left_to_the_stack(everything: Wire) -> None:
         for route in routes:
             everything.run("router", *(word if word != "add" else "del" for word in route))
         with netns.entered(everything.ns("server")):
-            netlink.write_sysctl("net/ipv4/ip_forward", "1")
+            sysctls.write_sysctl("net/ipv4/ip_forward", "1")
         everything.reset()
 
 
@@ -498,9 +492,9 @@ NEIGHBOURS = {"delay_first_probe_time": 1, "retrans_time_ms": 100, "ucast_solici
 def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: Wire) -> None:
     pairs = ((CLIENT, SERVER), (CLIENT6, SERVER6))
     with netns.entered(wire.ns("router")):
-        before = {path: netlink.read_sysctl(path) for family in ("ipv4", "ipv6") for path in (f"net/{family}/neigh/ns2-lan/{name}" for name in NEIGHBOURS)}
+        before = {path: sysctls.read_sysctl(path) for family in ("ipv4", "ipv6") for path in (f"net/{family}/neigh/ns2-lan/{name}" for name in NEIGHBOURS)}
         for path in before:
-            netlink.write_sysctl(path, str(NEIGHBOURS[path.rpartition("/")[2]]))
+            sysctls.write_sysctl(path, str(NEIGHBOURS[path.rpartition("/")[2]]))
     flows = [assured_udp(wire, pair, 5000) for pair in pairs]
     connections = []
     for src, dst in pairs:
@@ -557,7 +551,7 @@ def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: W
         wire.run("router", "ip", "neigh", "flush", "all")
         with netns.entered(wire.ns("router")):
             for path, value in before.items():
-                netlink.write_sysctl(path, str(value))
+                sysctls.write_sysctl(path, str(value))
 
 
 # ---------------------------------------------------------------- where it must not be done
@@ -597,7 +591,7 @@ def test_no_forwarding_of_tcp_where_nf_conntrack_would_call_it_invalid(wire: Wir
     want = wire.chain.want()
     new = dataclasses.replace(want, text=f"{want.text}\n/* another one */\n")
     with netns.entered(wire.ns("router")):
-        netlink.write_sysctl(netfilter.LIBERAL, "0")
+        sysctls.write_sysctl(netfilter.LIBERAL, "0")
     try:
         (first, second), refused = faults(wire), attach_refused(wire)
         with pytest.raises(ConntrackError) as caught:  # and a new generation does not take the interfaces over
@@ -607,7 +601,7 @@ def test_no_forwarding_of_tcp_where_nf_conntrack_would_call_it_invalid(wire: Wir
         assert caught.value.message.startswith("forward: ns")
     finally:
         with netns.entered(wire.ns("router")):
-            netlink.write_sysctl(netfilter.LIBERAL, "1")
+            sysctls.write_sysctl(netfilter.LIBERAL, "1")
     assert wire.attach(far_ends=True)["plan"] == [] and faults(wire) == []
 
 

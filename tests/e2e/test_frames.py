@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire, read
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames

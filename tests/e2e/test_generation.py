@@ -26,23 +26,18 @@ import traceback
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import (
-    attach,
-    bpf,
-    bpffs,
-    build_bcc,
-    chain,
-    flow_table,
-    generation,
-    generation_apply,
-    health,
-    lock,
-    netns,
-    render,
-    state,
-    verify,
-)
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import apply as generation_apply
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health, manifest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import probe as generation_probe
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -55,7 +50,7 @@ SIZES: dict[str, t.Any] = dict.fromkeys(render.SIZES, TABLE_SIZE)
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
 #: What frames of proof are counted as, each beside the traffic, when a chain is proved.
-PROOF = dict(collections.Counter(probe.counter for probe in verify.PROBES for hook in chain.TRACKING_HOOKS))
+PROOF = dict(collections.Counter(probe.counter for probe in generation_probe.PROBES for hook in chain.TRACKING_HOOKS))
 CTL_AT = 64  # offset of ct_entry.ctl: after two halves of 32 bytes
 
 
@@ -256,7 +251,7 @@ def quick(made: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
         return {name: bpf.prog_load(bpf.xdp_pass_insns(), name) for name in chain.SLOTS}
 
     monkeypatch.setattr(build_bcc, "build", build)
-    monkeypatch.setattr(verify, "prove", lambda *dummy: None)
+    monkeypatch.setattr(generation_probe, "prove", lambda *dummy: None)
     monkeypatch.setattr(generation_apply, "_GRACE_SECONDS", 0)
     os.rmdir(made.paths.pin_root)  # as it is after each removal, so that each run does the same
     return made
@@ -320,7 +315,8 @@ def test_meta_tells_the_generation_and_the_clock(loaded: Chain) -> None:
 def test_an_unchanged_run_neither_imports_bcc_nor_writes(loaded: Chain, tmp_path: pathlib.Path) -> None:
     (tmp_path / "chain.c").write_text(loaded.text, encoding="utf-8")
     code = (
-        "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, generation, render\n"
+        "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render; from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs\n"
+        "from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation\n"
         f"want = generation.Want(open({str(tmp_path / 'chain.c')!r}).read(), render.read_headers({str(SOURCES)!r}), **{SIZES!r})\n"
         f"plan, have = generation.ensure(bpffs.Paths({loaded.paths.pin_root!r}, {loaded.paths.state_dir!r}), want)\n"
         "assert plan == [] and have.generation == 1 and 'bcc' not in sys.modules, (plan, have)\n"
@@ -598,7 +594,7 @@ def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fuse
                 bpf.map_delete(jt, U32.pack(slot))
                 for hook, entry in entries.items():
                     with contextlib.nullcontext() if name in passed_over else pytest.raises(ConntrackError, match=rf"^{hook}: .* not counted as "):
-                        verify.prove_whole({hook: entry}, stats)
+                        generation_probe.prove_whole({hook: entry}, stats)
                 bpf.map_update(jt, U32.pack(slot), U32.pack(fd))
 
 
@@ -615,12 +611,12 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
                 stats = stack.enter_context(bpf.closing(bpf.obj_get(made.paths.map("stats"))))
                 entries = {hook: stack.enter_context(bpf.closing(bpf.obj_get(made.paths.prog(chain.SLOTS[hook])))) for hook in chain.TRACKING_HOOKS}
                 while True:
-                    verify.prove_whole(entries, stats)
+                    generation_probe.prove_whole(entries, stats)
                     os.write(told, b".")
         try:
             for dummy in range(3):
                 assert os.read(ready, 1), "the prover is at work"
-                for probe in verify.PROBES:
+                for probe in generation_probe.PROBES:
                     made.send(probe.frame)
                 sent += 1
         finally:
@@ -628,9 +624,9 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
             os.waitpid(prover, 0)
             for fd in (ready, told):
                 os.close(fd)
-    expected = collections.Counter(probe.counter for probe in verify.PROBES)
+    expected = collections.Counter(probe.counter for probe in generation_probe.PROBES)
     assert {name: number for name, number in made.stats().items() if number} == {name: sent * number for name, number in expected.items()}
-    assert sum(made.proved().values()) >= len(verify.PROBES) * len(chain.TRACKING_HOOKS) * 9
+    assert sum(made.proved().values()) >= len(generation_probe.PROBES) * len(chain.TRACKING_HOOKS) * 9
 
 
 def test_a_mark_is_of_one_generation_and_no_frame_without_it_is_proof(made: Chain) -> None:
@@ -644,9 +640,9 @@ def test_a_mark_is_of_one_generation_and_no_frame_without_it_is_proof(made: Chai
         near = U64.pack(U64.unpack(second)[0] ^ 1 << 63)
         before, proved = made.stats()["untracked_not_ip"], made.proved()
         for mark in (first, near, bytes(8), b"\xff" * 8):
-            made.send(mark + verify.NOT_IP.frame[8:])
+            made.send(mark + generation_probe.NOT_IP.frame[8:])
         bpf.map_update(fd, U32.pack(chain.PROOF["mark"]), bytes(8))  # as where another loader wrote none
-        made.send(verify.NOT_IP.frame)
+        made.send(generation_probe.NOT_IP.frame)
     assert first != second and made.stats()["untracked_not_ip"] == before + 5 and made.proved() == proved
 
 
@@ -1107,7 +1103,7 @@ def test_what_was_written_down_before_a_reboot_is_removed_alone(made: Chain) -> 
     generation.remove_symlinks(made.paths)
     assert made.written()
     seen: list[bool] = []
-    forget = state.forget
+    forget = manifest.forget
 
     def watched(paths: bpffs.Paths, name: str) -> None:
         try:
@@ -1118,7 +1114,7 @@ def test_what_was_written_down_before_a_reboot_is_removed_alone(made: Chain) -> 
         forget(paths, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state, "forget", watched)
+        patch.setattr(manifest, "forget", watched)
         generation.remove(made.paths)
     assert seen and all(seen)
     assert made.tree() == {} and not os.path.exists(made.paths.base)

@@ -25,8 +25,13 @@ import typing as t
 import urllib.parse
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, build_bcc, chain, ct_http, flow_table, service_options
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import server as http_server
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import NOBODY, Ct, ct, installed, lines_of, still
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
@@ -143,7 +148,7 @@ class Here:
 @contextlib.contextmanager
 def here(paths: t.Any, place: str) -> c.Iterator[Here]:
     log: list[str] = []
-    with ct_http.Server(paths, service_options.parse_address(place), log=log.append) as server:
+    with http_server.Server(paths, service_options.parse_address(place), log=log.append) as server:
         server.start()
         yield Here(place, log)
     assert not os.path.exists(place)
@@ -265,7 +270,7 @@ def idle() -> c.Iterator[str]:
     """A server without a chain."""
     with tempfile.TemporaryDirectory() as directory:
         place = os.path.join(directory, "sub/ct.sock")
-        with ct_http.Server(ct_http.bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)) as server:
+        with http_server.Server(http_server.bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)) as server:
             server.start()
             yield place
         assert os.listdir(directory) == []
@@ -304,9 +309,9 @@ def test_a_body_that_is_refused_does_not_cost_the_answer(served: str) -> None:
     assert ask(served, "/flows?limit=1", body=b"x").status == 200
 
 
-@pytest.mark.parametrize(("size", "status"), [(ct_http.BODY_BYTES - 1, 503), (ct_http.BODY_BYTES, 503), (ct_http.BODY_BYTES + 1, 413)])
+@pytest.mark.parametrize(("size", "status"), [(http_server.BODY_BYTES - 1, 503), (http_server.BODY_BYTES, 503), (http_server.BODY_BYTES + 1, 413)])
 def test_a_body_of_64_kib_is_taken_and_no_more(idle: str, size: int, status: int) -> None:
-    assert ct_http.BODY_BYTES == 65536
+    assert http_server.BODY_BYTES == 65536
     answer = ask(idle, "/", "POST", b'{"action": "QueryForward"}'.ljust(size))
     assert answer.status == status and ("Run xdp_program" if status == 503 else f"the body has {size} bytes: 65536 are taken at most") in answer.error
 
@@ -373,7 +378,7 @@ def test_a_socket_of_its_own(ct: Ct, place: str) -> None:
 @pytest.mark.parametrize("kind", ["a socket", "a file", "a link to a socket"])
 def test_what_another_process_put_there_meanwhile_stays(place: str, kind: str) -> None:
     """The socket of a server whose path was taken over, as by the next one of its kind, is not the server's to remove."""
-    server = ct_http.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)).start()
+    server = http_server.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)).start()
     other = socket.socket(socket.AF_UNIX)
     elsewhere = f"{place}.other"
     os.unlink(place)
@@ -391,7 +396,7 @@ def test_what_another_process_put_there_meanwhile_stays(place: str, kind: str) -
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(place)
     with pytest.raises(ConntrackError, match="another process serves there" if kind == "a socket" else "something else than a socket"):
-        ct_http.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place))
+        http_server.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place))
     assert os.lstat(place) == before, "nor is it taken for one that nobody listens on"
     other.close()
     for path in {place, elsewhere} & {os.path.join(os.path.dirname(place), name) for name in os.listdir(os.path.dirname(place))}:
@@ -420,7 +425,7 @@ def test_a_chain_that_comes_changes_and_goes(made: Chain, place: str, monkeypatc
         assert ask(server.where, "/healthz").json()["generation"] == 1 and len(ask(server.where, "/flows").json()) == 3
         made.ensure(made.changed())
         assert ask(server.where, "/healthz").json()["generation"] == 2 and len(ask(server.where, "/flows").json()) == 3
-        ct_http.generation.remove(made.paths)
+        http_server.generation.remove(made.paths)
         assert ask(server.where, "/healthz").status == ask(server.where, "/flows").status == 503
         assert server.log == []
 
@@ -449,7 +454,7 @@ def test_a_slow_reader_keeps_nobody_from_anything(ct: Ct, wire: Wire, place: str
     number = ct.json("count")["count"]
     assert number > 100
     with here(wire.chain.paths, place) as server, contextlib.ExitStack() as held:
-        readers = [held.enter_context(slow(server.where)) for dummy in range(ct_http.READERS - 1)]
+        readers = [held.enter_context(slow(server.where)) for dummy in range(http_server.READERS - 1)]
         assert len(ask(server.where, "/flows").json()) == ask(server.where, "/summary").json()["flows"] == number
         with flow_table.writing(wire.chain.paths.pin_root, patience=0) as tables:
             assert flow_table.sweep(tables) == 0
@@ -473,8 +478,8 @@ def test_a_slow_reader_keeps_nobody_from_anything(ct: Ct, wire: Wire, place: str
 
 def test_who_takes_nothing_is_cut_off(wire: Wire, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(wire, MANY)
-    monkeypatch.setattr(ct_http, "PIECE_SECONDS", 0.2)
-    monkeypatch.setattr(ct_http, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "PIECE_SECONDS", 0.2)
+    monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.5)
     with here(wire.chain.paths, place) as server:
         with slow(server.where) as reader, dial(server.where) as silent, dial(server.where, "GET /flows HT") as stuck:
             assert everything(silent) == everything(stuck) == b""
@@ -492,7 +497,7 @@ def test_who_takes_nothing_is_cut_off(wire: Wire, place: str, monkeypatch: pytes
 def test_connections_have_a_bound(idle: str) -> None:
     """The slow ones among them make room for those who ask at once, however many they are."""
     with contextlib.ExitStack() as held:
-        slow_ones = [held.enter_context(dial(idle, "GET /hea")) for dummy in range(3 * ct_http.CONNECTIONS)]
+        slow_ones = [held.enter_context(dial(idle, "GET /hea")) for dummy in range(3 * http_server.CONNECTIONS)]
         for dummy in range(5):
             assert "Run xdp_program" in ask(idle, "/healthz").error
         refused = http.client.HTTPResponse(slow_ones[0])
@@ -529,7 +534,7 @@ def test_a_user_of_the_group_keeps_nobody_out(wire: Wire, place: str) -> None:
         argv = ["/usr/bin/python3", "-I", "-c", HOLD, place]
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=NOBODY, group=NOBODY, extra_groups=[]) as holding:
             assert holding.stdin is not None and holding.stdout is not None
-            assert int(holding.stdout.readline()) == 8 - ct_http.EACH_READERS
+            assert int(holding.stdout.readline()) == 8 - http_server.EACH_READERS
             for target in ("/healthz", "/flows?limit=1", "/summary", "/flows?sort=bytes"):
                 assert ask(place, target).status == 200, target
             holding.stdin.close()

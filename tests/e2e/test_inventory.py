@@ -15,7 +15,8 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import netlink, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.tests.install.commands import changes
 from ansible_collections.ebpf.conntrack.tests.tools import leftovers, tree
 
@@ -131,10 +132,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> c.Iterator[Lab]:
     (made.directory / "lab.yml").write_text(json.dumps({f"netns_lab_{name}": value for name, value in made.description.items()}))
     (made.directory / "there.yml").write_text(json.dumps({"plugin": "ebpf.conntrack.netns_lab", "lab": made.tag, "compose": {"kind": "netns_role"}}))
     try:
-        netlink.converge(topology.parse(made.description))
+        lab_converge.converge(topology.parse(made.description))
         yield made
     finally:
-        netlink.converge(topology.absent(made.tag))
+        lab_converge.converge(topology.absent(made.tag))
 
 
 def hosts(text: str) -> dict[str, t.Any]:

@@ -10,8 +10,14 @@ import os
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, build_bcc, health, lab_attachments, netlink, netns, state, topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health, manifest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import lab_attachments
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered
 from ansible_collections.ebpf.conntrack.tests.e2e.test_netns_lab import assert_whole, description, p, sh
@@ -31,12 +37,12 @@ class Lab:
 
     def run(self, lab: dict[str, t.Any] | topology.Topology, check: bool = False) -> list[str]:
         want = lab if isinstance(lab, topology.Topology) else topology.parse(lab)
-        return [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(want, check, attachments=self.attachments).plan]
+        return [f"{s.action} {s.kind} {s.name}" for s in lab_converge.converge(want, check, attachments=self.attachments).plan]
 
     def attached(self) -> dict[str, str]:
         """The interfaces that run the chain, by what the kernel says, with their hooks; those written down are the same."""
         links = health.look_links(self.chain.paths)
-        written = {attach.Want("", item["name"], item["netns"], "", "").label: item["program"] for item in state.interfaces(self.chain.paths)}
+        written = {attach.Want("", item["name"], item["netns"], "", "").label: item["program"] for item in manifest.interfaces(self.chain.paths)}
         found = {health.interface(key): link.hook for key, link in links.items() if link.here}
         assert found == written
         return found

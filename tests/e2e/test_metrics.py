@@ -21,7 +21,15 @@ import urllib.parse
 
 import pytest
 import yaml
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, bpf, bpffs, build_bcc, chain, ct_http, ct_metrics, flow, restore, service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import metrics as ct_metrics
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import restore
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import server as http_server
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
@@ -118,7 +126,7 @@ def test_they_are_what_the_tables_and_the_chain_say(ct: Ct, wire: Wire, place: s
 
 
 def test_what_a_service_tells_of_its_sweeps(place: str) -> None:
-    with ct_http.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place), Sweeps()) as server:
+    with http_server.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place), Sweeps()) as server:
         server.start()
         found = scrape(place)
     assert [one(found, f"ct_{name}") for name in ("sweeper", "sweeps_total", "sweep_failures_total", "sweep_deleted_total")] == [1, 3, 1, 70]
@@ -236,7 +244,7 @@ def promtool(*words: str, text: bytes | None = None) -> str:
 
 
 def test_promtool_finds_nothing_to_say(wire: Wire, place: str) -> None:
-    with ct_http.Server(wire.chain.paths, service_options.parse_address(place), Sweeps()) as server:
+    with http_server.Server(wire.chain.paths, service_options.parse_address(place), Sweeps()) as server:
         server.start()
         assert promtool("check", "metrics", text=ask(place, "/metrics").body) == ""
     assert "SUCCESS: 9 rules found" in promtool("check", "rules", str(FILES / "ct.rules.yml"))
@@ -343,7 +351,7 @@ def query(where: str, expr: str) -> list[dict[str, t.Any]]:
 
 
 def test_a_real_prometheus_scrapes_them(ct: Ct, wire: Wire, prometheus: c.Callable[[str], str]) -> None:
-    with ct_http.Server(wire.chain.paths, service_options.parse_address(listen="127.0.0.1:0"), Sweeps()) as server:
+    with http_server.Server(wire.chain.paths, service_options.parse_address(listen="127.0.0.1:0"), Sweeps()) as server:
         server.start()
         where = prometheus(urllib.parse.urlsplit(server.where).netloc)
         deadline = time.monotonic() + 2 * SECONDS

@@ -12,8 +12,13 @@ import os
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, flow_table, generation, handover, schema
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import schema
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import migrate
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.e2e.test_migration import SIZE, U32, Chain, Old, chain_below, fill, headers, killed, later_layout, made
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
@@ -52,7 +57,7 @@ class Tables:
 
     def move(self, *keys: bytes) -> int:
         """Ask for flows to be moved; return how many could not be."""
-        return handover._request(self.adopt, "ipv4", len(keys), b"".join(keys))
+        return migrate._request(self.adopt, "ipv4", len(keys), b"".join(keys))
 
     def counters(self) -> dict[str, int]:
         return self.chain.counters()
@@ -106,7 +111,7 @@ COUNTS = {"orig__packets": 5, "orig__bytes": 500, "reply__packets": 3, "reply__b
 
 
 def counts(entry: dict[str, int]) -> dict[str, int]:
-    return {name.replace(".", "__"): entry[name] for name in handover._COUNTS}
+    return {name.replace(".", "__"): entry[name] for name in migrate._COUNTS}
 
 
 def test_counts_of_both_are_added(tables: Tables) -> None:
@@ -270,10 +275,10 @@ def test_a_second_take_over_begins_with_what_the_old_chain_has_then(made: Chain,
     generation.ensure(made.paths, made.want({}), False, policy)
     assert tracked(made) == (1000, 7000)
     old_counts(old, created=1500, tracked=9000)
-    before, after = (handover.read_maps(number, made.paths.gen_dir(number)) for number in (1, 2))
-    handover.connect(handover.decide(before, after, "migrate"))
+    before, after = (migrate.read_maps(number, made.paths.gen_dir(number)) for number in (1, 2))
+    migrate.connect(migrate.decide(before, after, "migrate"))
     assert tracked(made) == (0, 0), "until the old chain counts no more"
-    handover.finish(after, before)
+    migrate.finish(after, before)
     assert tracked(made) == (1500, 9000)
 
 

@@ -21,8 +21,13 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import lock, netlink, netns, topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import apply as lab_apply
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import kernel as lab_kernel
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -67,7 +72,7 @@ def p() -> c.Iterator[str]:
             yield prefix
         finally:
             for lab in (prefix, f"{prefix}b"):
-                netlink.converge(topology.absent(lab))
+                lab_converge.converge(topology.absent(lab))
             for name in os.listdir(netns.RUN_DIR):
                 if name.startswith(prefix):
                     netns.remove(name)
@@ -96,7 +101,7 @@ def description(p: str, router: str | None = None) -> dict[str, t.Any]:
 def run(lab: dict[str, t.Any] | topology.Topology) -> list[str]:
     """Converge; return the steps as text."""
     want = lab if isinstance(lab, topology.Topology) else topology.parse(lab)
-    return [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(want).plan]
+    return [f"{s.action} {s.kind} {s.name}" for s in lab_converge.converge(want).plan]
 
 
 def assert_whole(p: str) -> None:
@@ -150,7 +155,7 @@ def test_default_topology_is_the_described_one() -> None:
 @pytest.mark.parametrize("router", [None, "r"])
 def test_build_rerun_absent(p: str, router: str | None) -> None:
     lab = description(p, router and f"{p}{router}")
-    checked = [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(topology.parse(lab), check=True).plan]
+    checked = [f"{s.action} {s.kind} {s.name}" for s in lab_converge.converge(topology.parse(lab), check=True).plan]
     assert_gone(p)
     assert run(lab) == checked
     sh(f"ip netns exec {p}1 ping -c 1 -W 1 10.9.2.2; ip netns exec {p}1 ping -6 -c 1 -W 1 2001:db8:2::2")
@@ -211,7 +216,7 @@ def test_drift_is_repaired_and_nothing_else_touched(p: str, drift: str) -> None:
     before = sorted(picture(p).split())
     assert not re.search(r"vlan-\S*(offload|insert|parse): on", picture(p)), "no tag travels beside a frame of a lab"
     sh(drift.format(p=p))
-    checked = [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(topology.parse(lab), check=True).plan]
+    checked = [f"{s.action} {s.kind} {s.name}" for s in lab_converge.converge(topology.parse(lab), check=True).plan]
     assert checked
     assert run(lab) == checked
     assert sorted(picture(p).split()) == before
@@ -254,7 +259,7 @@ def test_a_link_with_another_other_end_is_made_anew(p: str) -> None:
 
 
 def test_absent_while_a_process_lives_in_a_namespace(p: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netlink, "_VANISH_SECONDS", 0.3)
+    monkeypatch.setattr(lab_kernel, "VANISH_SECONDS", 0.3)
     run(description(p))
     inside = netns.inode(f"{p}1")
     with subprocess.Popen(["ip", "netns", "exec", f"{p}1", "sleep", "60"]) as sleeper:
@@ -272,9 +277,9 @@ def test_absent_while_a_process_lives_in_a_namespace(p: str, monkeypatch: pytest
 # ---------------------------------------------------------------- what goes between the plan and its steps
 def meanwhile(monkeypatch: pytest.MonkeyPatch, command: str, turn: int = 1, fail: bool = False) -> None:
     """Run a command right before the ``turn``-th step of the next run; with ``fail`` the step after that one is refused."""
-    real, seen = netlink._Apply.__call__, [0]
+    real, seen = lab_apply.Apply.__call__, [0]
 
-    def step(self: netlink._Apply, one: t.Any) -> t.Any:
+    def step(self: lab_apply.Apply, one: t.Any) -> t.Any:
         seen[0] += 1
         if seen[0] == turn:
             sh(command)
@@ -282,7 +287,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, command: str, turn: int = 1, fail
             raise ConntrackError("as the test wants it")
         return real(self, one)
 
-    monkeypatch.setattr(netlink._Apply, "__call__", step)
+    monkeypatch.setattr(lab_apply.Apply, "__call__", step)
 
 
 #: What drifts, and what takes the object away before the step that is planned for it.
@@ -299,7 +304,7 @@ VANISHED = {
 def test_what_is_to_go_and_went_already(p: str, monkeypatch: pytest.MonkeyPatch, drift: str, goes: str) -> None:
     run(description(p))
     sh(drift.format(p=p))
-    plan = [f"{s.action} {s.kind} {s.name}" for s in netlink.converge(topology.parse(description(p)), check=True).plan]
+    plan = [f"{s.action} {s.kind} {s.name}" for s in lab_converge.converge(topology.parse(description(p)), check=True).plan]
     assert plan[0].startswith("delete ")
     meanwhile(monkeypatch, goes.format(p=p))
     assert run(description(p)) == plan
@@ -373,7 +378,7 @@ def test_foreign_objects_are_refused_by_name_and_left_alone(p: str, make: str, n
     sh(make.format(p=p))
     for check in (True, False):
         with pytest.raises(ConntrackError) as caught:
-            netlink.converge(topology.parse(description(p)), check=check)
+            lab_converge.converge(topology.parse(description(p)), check=check)
         assert caught.value.facts["foreign"] == [named.format(p=p)]
         assert named.format(p=p) in caught.value.message
     assert not [name for name in os.listdir(netns.RUN_DIR) if name.startswith(p) and name != f"{p}1"]
@@ -386,7 +391,7 @@ def test_another_labs_objects_are_foreign(p: str) -> None:
     run(description(p))
     other = {**description(p), "name": f"{p}b"}
     with pytest.raises(ConntrackError) as caught:
-        netlink.converge(topology.parse(other))
+        lab_converge.converge(topology.parse(other))
     assert len(caught.value.facts["foreign"]) == 4
     assert run(topology.absent(f"{p}b")) == []
     assert_whole(p)
@@ -396,7 +401,7 @@ def test_a_foreign_route_of_the_host_is_refused(p: str) -> None:
     sh(f"ip link add {p}q type veth peer name {p}v; ip link set {p}q up; ip link set {p}v up; ip route add 10.55.0.0/16 dev {p}q")
     lab = {**description(p), "routes": [{"dst": "10.55.0.0/16", "via": "10.9.1.2"}]}
     with pytest.raises(ConntrackError, match=rf"route 10\.55\.0\.0/16 through {p}q on the host"):
-        netlink.converge(topology.parse(lab))
+        lab_converge.converge(topology.parse(lab))
 
 
 def test_sysctls_come_back_as_they_were(p: str) -> None:
@@ -440,7 +445,7 @@ def test_runs_of_one_lab_at_once(p: str) -> None:
             if pid == 0:
                 status = 1
                 try:
-                    netlink.converge(want)
+                    lab_converge.converge(want)
                     status = 0
                 finally:
                     os._exit(status)
@@ -461,8 +466,8 @@ def test_another_run_that_does_not_end_is_named(p: str) -> None:
     with lock.held(topology.RECORD_DIR, 0, make=0o755):
         want = topology.parse(description(p))
         with pytest.raises(ConntrackError, match=rf"another run has the lock: process {os.getpid()} "):
-            netlink.converge(want, patience=0)
-        assert len(netlink.converge(want, check=True).plan) > 1, "looking needs no lock"
+            lab_converge.converge(want, patience=0)
+        assert len(lab_converge.converge(want, check=True).plan) > 1, "looking needs no lock"
     assert_gone(p)
 
 
@@ -526,7 +531,7 @@ def test_two_names_of_one_sysctl_are_refused(p: str) -> None:
 def test_settings_that_never_come_to_rest_are_named(p: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if another one undid each write."""
     run(description(p))
-    monkeypatch.setattr(netlink._Apply, "_set_sysctl", lambda self, args: None)
+    monkeypatch.setattr(lab_apply.Apply, "_set_sysctl", lambda self, args: None)
     with pytest.raises(ConntrackError, match=rf"does not come to rest: net\.ipv4\.tcp_syncookies@{p}1 had to be set 4 times") as caught:
         run(inside(p, **{"net.ipv4.tcp_syncookies": 0}))
     assert any("tcp_syncookies" in step["name"] for step in caught.value.facts["applied"])
@@ -544,5 +549,5 @@ def test_bad_sysctls_are_found_before_anything_is_changed(p: str, sysctls: dict[
     lab = description(p)
     lab["namespaces"][0]["sysctls"] = sysctls
     with pytest.raises(ConntrackError, match=words):
-        netlink.converge(topology.parse(lab))
+        lab_converge.converge(topology.parse(lab))
     assert_gone(p)

@@ -12,21 +12,18 @@ import shutil
 import sys
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import (
-    bpf,
-    build_clang,
-    capture,
-    chain,
-    generation,
-    guests,
-    object_file,
-    reload,
-    render,
-    replay,
-    restore,
-    state,
-)
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest, reload
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import restore
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import SIZES, SOURCES, Chain, bpf_descriptors, made, rendered, udp_frame
 
 __all__ = ["made", "rendered"]  # fixtures
@@ -123,18 +120,18 @@ def test_the_two_front_ends_make_one_generation(made: Chain, cache: str) -> None
     (step,) = made.ensure(want)[0]
     assert (step["kind"], step["reason"]) == ("manifest", "it is to be built from its object, after a reboot for instance")
     assert made.observe().programs == before.programs
-    kept = state.read(made.paths, 1)
+    kept = manifest.read(made.paths, 1)
     assert kept is not None and kept.object is not None and want.object is not None and kept.object == want.object
     assert made.ensure(dataclasses.replace(want, object=None))[0] == []
     made.ensure(dataclasses.replace(want, object=None, timeouts={"udp": 7}))
-    kept = state.read(made.paths, 1)
+    kept = manifest.read(made.paths, 1)
     assert kept is not None and kept.object == want.object and kept.timeouts == {"udp": 7}, "other settings leave the object where it is"
-    path = pathlib.Path(state.object_path(made.paths, 1))
+    path = pathlib.Path(manifest.object_path(made.paths, 1))
     path.write_bytes(path.read_bytes()[:-1])
-    assert state.read(made.paths, 1) is None
+    assert manifest.read(made.paths, 1) is None
     want = dataclasses.replace(want, timeouts={"udp": 7})
     (step,) = made.ensure(want)[0]
-    assert step["reason"] == "the state directory has not the object that the active generation is made of" and state.read(made.paths, 1)
+    assert step["reason"] == "the state directory has not the object that the active generation is made of" and manifest.read(made.paths, 1)
     (step,) = made.ensure(made.want(timeouts={"udp": 7}))[0]
     assert step["reason"] == "it is to be built by bcc, after a reboot for instance" and not path.exists()
 
@@ -180,7 +177,7 @@ def test_a_reboot(made: Chain, cache: str, no_bcc: None) -> None:
     assert (have.generation, have.digest, have.settings, have.faults) == (2, before.digest, before.settings, ())
     made.send(udp_frame(4001))
     assert len(made.flows()) == 1 and restore.load(made.paths)[0] == []
-    assert not os.path.exists(state.object_path(made.paths, 1)) and os.path.exists(state.object_path(made.paths, 2))
+    assert not os.path.exists(manifest.object_path(made.paths, 1)) and os.path.exists(manifest.object_path(made.paths, 2))
     generation.remove(made.paths)
     assert not os.path.exists(made.paths.state_dir)
 

@@ -16,7 +16,8 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import flow_filter, flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.tests.install.commands import changes
 from ansible_collections.ebpf.conntrack.tests.tools import leftovers, tree
 

@@ -21,21 +21,17 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import (
-    attach,
-    bpf,
-    bpffs,
-    build_bcc,
-    capture,
-    chain,
-    generation,
-    guests,
-    render,
-    replay,
-    shadow,
-    state,
-)
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture, shadow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import SOURCES, TABLE_SIZE, Chain, bpf_descriptors, udp_frame, veth
 from ansible_collections.ebpf.conntrack.tests.oracle import replay_set
 
@@ -282,11 +278,11 @@ def test_what_may_not_differ_does_not_take_over(running: Chain) -> None:
 
 def test_sources_that_are_not_known(running: Chain) -> None:
     number = t.cast("int", running.observe().generation)
-    kept = state.read(running.paths, number)
+    kept = manifest.read(running.paths, number)
     assert kept
     for forget, why in (
-        (lambda: state.write(running.paths, number, running.changed("another")), "is not that of what runs"),
-        (lambda: state.forget_generation(running.paths, number), "the sources of generation .* are not known"),
+        (lambda: manifest.write(running.paths, number, running.changed("another")), "is not that of what runs"),
+        (lambda: manifest.forget_generation(running.paths, number), "the sources of generation .* are not known"),
     ):
         forget()
         before = everything(running)
@@ -298,7 +294,7 @@ def test_sources_that_are_not_known(running: Chain) -> None:
     step = next(step for step in ensure(running, running.changed("more"), how, check_mode=True) if step["action"] == "verify")
     assert "not compared: the sources of generation" in step["reason"] and "tracked" in step["after"]
     assert "were not compared" in how.warning
-    state.write(running.paths, number, kept)
+    manifest.write(running.paths, number, kept)
 
 
 def test_sources_that_do_not_compile_fail_as_ever(running: Chain) -> None:

@@ -16,22 +16,19 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import (
-    attach,
-    bpf,
-    build_bcc,
-    ct_service,
-    ct_unit,
-    flow_table,
-    generation,
-    handover,
-    lock,
-    restore,
-    service_options,
-    state,
-)
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import SLOTS
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest, migrate
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import daemon as ct_daemon
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import restore
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import unit as ct_unit
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
 from ansible_collections.ebpf.conntrack.tests.e2e.test_health import run_an_older_generation_in_the_link
@@ -81,16 +78,16 @@ def reboot(chain: Chain) -> None:
 
 
 def test_what_is_attached_is_written_down(used: Chain) -> None:
-    assert state.interfaces(used.paths) == [LEFT] and converge(used, "present", LEFT) == []
+    assert manifest.interfaces(used.paths) == [LEFT] and converge(used, "present", LEFT) == []
     assert converge(used, "present", {**LEFT, "mode": "auto"}) == ["change manifest interfaces"], "a reboot is to bring back what was asked for"
-    state.write_interfaces(used.paths, [])  # as after an upgrade from a release that did not write it down
-    assert converge(used, "present", LEFT, check_mode=True) == ["change manifest interfaces"] and state.interfaces(used.paths) == []
+    manifest.write_interfaces(used.paths, [])  # as after an upgrade from a release that did not write it down
+    assert converge(used, "present", LEFT, check_mode=True) == ["change manifest interfaces"] and manifest.interfaces(used.paths) == []
     assert converge(used, "present", LEFT) == ["change manifest interfaces"] and converge(used, "present", LEFT) == []
     assert used.ensure(used.want(timeouts=TIMEOUTS))[0] == [], "it is no stray"
     with pytest.raises(ConntrackError, match="there is no interface 'none'"):
         converge(used, "present", {**LEFT, "name": "none"})
-    assert state.interfaces(used.paths) == [LEFT]
-    assert converge(used, "absent", LEFT) == ["detach xdp left"] and state.interfaces(used.paths) == [] and converge(used, "absent", LEFT) == []
+    assert manifest.interfaces(used.paths) == [LEFT]
+    assert converge(used, "absent", LEFT) == ["detach xdp left"] and manifest.interfaces(used.paths) == [] and converge(used, "absent", LEFT) == []
     assert generation.remove(used.paths) and not os.path.exists(used.paths.state_dir)
 
 
@@ -150,23 +147,23 @@ def test_an_interface_has_one_name(used: Chain) -> None:
     """An earlier release wrote down the name that it was given."""
     ip("link", "property", "add", "dev", "left", "altname", "uplink")
     written = [{**LEFT, "name": "uplink"}, LEFT]
-    state.write_interfaces(used.paths, written)
+    manifest.write_interfaces(used.paths, written)
     assert restore.attach_again(used.paths) == restore.Attached(), "it is attached, and is not renamed to and fro"
-    assert converge(used, "present", LEFT, check_mode=True) == ["change manifest interfaces"] and state.interfaces(used.paths) == written
-    assert converge(used, "present", {**LEFT, "name": "uplink"}) == ["change manifest interfaces"] and state.interfaces(used.paths) == [LEFT]
+    assert converge(used, "present", LEFT, check_mode=True) == ["change manifest interfaces"] and manifest.interfaces(used.paths) == written
+    assert converge(used, "present", {**LEFT, "name": "uplink"}) == ["change manifest interfaces"] and manifest.interfaces(used.paths) == [LEFT]
     assert converge(used, "present", LEFT) == [] and converge(used, "present", {**LEFT, "name": "uplink"}) == []
     reboot(used)
-    state.write_interfaces(used.paths, written)
+    manifest.write_interfaces(used.paths, written)
     restore.load(used.paths)
     assert [step.name for step in restore.attach_again(used.paths).steps] == ["left"] and os.listdir(used.paths.link_dir) == ["left"]
-    assert converge(used, "absent", {**LEFT, "name": "uplink"}) == ["detach xdp left"] and state.interfaces(used.paths) == []
+    assert converge(used, "absent", {**LEFT, "name": "uplink"}) == ["detach xdp left"] and manifest.interfaces(used.paths) == []
 
 
 def test_what_cannot_carry_the_chain_is_refused_on_its_own(used: Chain) -> None:
     ip("link", "add", "br0", "type", "bridge")
     ip("tuntap", "add", "tun0", "mode", "tun")
     try:
-        state.write_interfaces(used.paths, [LEFT, *({**LEFT, "name": name, "mode": "generic"} for name in ("br0", "tun0"))])
+        manifest.write_interfaces(used.paths, [LEFT, *({**LEFT, "name": name, "mode": "generic"} for name in ("br0", "tun0"))])
         reboot(used)
         ip("link", "set", "left", "master", "br0")
         restore.load(used.paths)
@@ -200,10 +197,10 @@ def killed_at(chain: Chain, monkeypatch: pytest.MonkeyPatch, module: object, nam
 @pytest.mark.parametrize(
     ("module", "name", "active"),
     [
-        (handover, "connect_back", 1),  # the next generation is loaded, and nothing else is done
-        (state, "activate", 1),  # it is active in the kernel, and not yet as it is written down
+        (migrate, "connect_back", 1),  # the next generation is loaded, and nothing else is done
+        (manifest, "activate", 1),  # it is active in the kernel, and not yet as it is written down
         (bpf, "link_update", 2),  # it is active, and the interface runs the one before
-        (handover, "finish", 2),  # it has the interface, and the flows are still with the one before
+        (migrate, "finish", 2),  # it has the interface, and the flows are still with the one before
     ],
     ids=["before it is active", "half active", "before it has the interface", "before it has the flows"],
 )
@@ -212,13 +209,13 @@ def test_a_reboot_after_a_handover_that_was_cut_off(used: Chain, monkeypatch: py
     wants = {1: used.want(timeouts=TIMEOUTS), 2: used.resized(table_size=2048, half_open_size=2048)}
     used.send(udp_frame(4000))
     killed_at(used, monkeypatch, module, name)
-    assert state.active(used.paths) == active
+    assert manifest.active(used.paths) == active
     reboot(used)
     done, have = restore.load(used.paths)
     assert [step.action for step in done if step.action in ("load", "activate")] == ["load", "activate"]
     assert (have.digest, have.faults, have.source, have.kept, have.leftovers) == (wants[active].digest, (), 0, (), ())
     assert [step.name for step in restore.attach_again(used.paths).steps] == ["left"] and program_on("left") == have.programs[SLOTS["ingress"]].id
-    assert have.generation is not None and state.look(used.paths).numbers == (have.generation,) and state.active(used.paths) == have.generation
+    assert have.generation is not None and manifest.look(used.paths).numbers == (have.generation,) and manifest.active(used.paths) == have.generation
     used.send(udp_frame(4001))
     assert len(used.flows()) == 1
     assert restore.load(used.paths)[0] == [] and restore.attach_again(used.paths) == restore.Attached()
@@ -244,7 +241,7 @@ def test_an_interface_that_is_gone_is_waited_for(used: Chain) -> None:
     foretold = restore.attach_again(used.paths, check_mode=True)
     done = restore.attach_again(used.paths)
     assert [step.as_dict() for step in done.steps] == [step.as_dict() for step in foretold.steps] and [step.action for step in done.steps] == ["delete"]
-    assert done.waiting == ["left"] and used.observe().faults == () and state.interfaces(used.paths) == [LEFT]
+    assert done.waiting == ["left"] and used.observe().faults == () and manifest.interfaces(used.paths) == [LEFT]
     assert restore.attach_again(used.paths).steps == []
     ip("link", "add", "left", "type", "veth", "peer", "name", "right")
     assert [step.action for step in restore.attach_again(used.paths).steps] == ["attach"] and program_on("left") is not None
@@ -277,7 +274,7 @@ def test_nothing_is_taken_away_while_another_run_has_the_lock(used: Chain) -> No
 
 def test_what_can_not_come_back(used: Chain) -> None:
     reboot(used)
-    path = pathlib.Path(state.manifest(used.paths, 1))
+    path = pathlib.Path(manifest.manifest(used.paths, 1))
     whole = path.read_text("utf-8")
     path.write_text(whole[:100], "utf-8")
     with pytest.raises(ConntrackError, match=r"1\.json is missing or damaged"):
@@ -354,7 +351,7 @@ def test_large_tables_under_the_bound_of_the_service(used: Chain, tmp_path: path
                 monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
                 monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
                 monkeypatch.setenv("CT_RESTORE_UNIT", unit)
-                status = ct_service.Service(service_options.Options(used.paths, address=service_options.Address(str(tmp_path / "ct.sock")))).run()
+                status = ct_daemon.Service(service_options.Options(used.paths, address=service_options.Address(str(tmp_path / "ct.sock")))).run()
             finally:
                 os._exit(status)
 
@@ -363,7 +360,7 @@ def test_large_tables_under_the_bound_of_the_service(used: Chain, tmp_path: path
         pid = begin("ct-restore.service")
         with open(tmp_path / "asked", encoding="ascii") as asked:
             assert asked.read() == "start\n"
-        assert ct_service.load(used.paths) == 0
+        assert ct_daemon.load(used.paths) == 0
         (tmp_path / "told").write_text("0\n", "ascii")
         while b"READY=1" not in manager.recv(1 << 12):
             continue

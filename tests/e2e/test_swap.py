@@ -13,7 +13,7 @@ import os
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt, swap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -21,7 +21,11 @@ import subprocess
 import types
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, flow, netlink, netns, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns, sysctls
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import SECONDS, Tcp
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 
@@ -43,13 +47,13 @@ class TwoRouters:
         self.tag = f"f{random.randrange(1 << 20):05x}"
         self._sockets: list[socket.socket] = []
         with contextlib.ExitStack() as undo:
-            undo.callback(netlink.converge, topology.absent(self.tag))
-            netlink.converge(topology.parse(self._description()))
+            undo.callback(lab_converge.converge, topology.absent(self.tag))
+            lab_converge.converge(topology.parse(self._description()))
             for where, address in (("client", CLIENT), ("server", SERVER)):
                 self.ip(where, "address", "add", f"{address}/32", "dev", "lo")
             for where in ROUTERS:
                 with netns.entered(self.ns(where)):
-                    netlink.write_sysctl("net/ipv4/ip_forward", "1")
+                    sysctls.write_sysctl("net/ipv4/ip_forward", "1")
             self.chains = {name: undo.enter_context(ChainRig(table_size=4096)) for name in ROUTERS}
             for name in ROUTERS:
                 undo.callback(self._attach, name, "absent")

@@ -21,7 +21,12 @@ import subprocess
 import time
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import attach, chain, flow, netfilter, netlink, netns, topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netfilter, netns, sysctls
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import nf, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig, viewed
 
@@ -78,16 +83,16 @@ class Wire:
         self.tag = f"e{random.randrange(1 << 20):05x}"
         self._sockets: list[socket.socket] = []
         with contextlib.ExitStack() as undo:
-            undo.callback(netlink.converge, topology.absent(self.tag))
-            netlink.converge(topology.parse(self._description()))
+            undo.callback(lab_converge.converge, topology.absent(self.tag))
+            lab_converge.converge(topology.parse(self._description()))
             for where, values in SYSCTLS.items():
                 with netns.entered(self.ns(where)):
                     if where == "router":
                         subprocess.run(["nft", RULES], check=True)
                         if compiled.get("forward", "off") != "off":  # else no such chain may be attached where nf_conntrack tracks
-                            netlink.write_sysctl(netfilter.LIBERAL, "1")
+                            sysctls.write_sysctl(netfilter.LIBERAL, "1")
                     for name, value in values.items():
-                        netlink.write_sysctl(name, value)
+                        sysctls.write_sysctl(name, value)
             self.chain = undo.enter_context(ChainRig(**compiled))
             undo.callback(self.attach, "absent")
             self.attach()

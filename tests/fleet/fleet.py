@@ -49,7 +49,7 @@ import typing as t
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / ".ansible/collections"))
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.fleet import vm
 from ansible_collections.ebpf.conntrack.tests.host import container
 

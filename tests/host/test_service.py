@@ -15,7 +15,10 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs, ct_unit, sd_notify, service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import sd_notify
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import unit as ct_unit
 from ansible_collections.ebpf.conntrack.tests.host.machine import ROOT, Machine
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -20,7 +20,7 @@ import typing as t
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / ".ansible/collections"))
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, mutate, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig, Misbehaviour
 

@@ -18,7 +18,7 @@ import typing as t
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / ".ansible/collections"))
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import capture
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import Pair, Step
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.moves import STATES

@@ -8,8 +8,8 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain as chain_data
-from ansible_collections.ebpf.conntrack.plugins.module_utils import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain_data
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import Pair, Step

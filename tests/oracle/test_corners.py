@@ -9,7 +9,7 @@ import struct
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain as chain_data
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain_data
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play, Tune
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig

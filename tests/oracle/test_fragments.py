@@ -14,8 +14,8 @@ import typing as t
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain as chain_data
-from ansible_collections.ebpf.conntrack.plugins.module_utils import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain_data
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Chains
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, V6, Pair, Step

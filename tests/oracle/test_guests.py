@@ -13,7 +13,9 @@ import struct
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, chain, guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import FORMS
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, mutate, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig

@@ -13,7 +13,7 @@ import typing as t
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.flow import STATES
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.codec import STATES
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Chains, Play, Tune
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig

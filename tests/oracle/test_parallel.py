@@ -17,8 +17,9 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain as chain_data
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain_data
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import OUTCOMES, XDP_PASS, ChainRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import Pair, Step

@@ -9,8 +9,12 @@ import io
 import logging
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import capture, chain, clock, render, replay
-from ansible_collections.ebpf.conntrack.plugins.module_utils.shadow import Shadow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay.shadow import Shadow
 from ansible_collections.ebpf.conntrack.tests.oracle import replay_set
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import SOURCES

@@ -16,7 +16,8 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import ct_graph, graph_draw
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import draw as graph_draw
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import graph as ct_graph
 from ansible_collections.ebpf.conntrack.tests.e2e.conftest import figure, lab_on_the_wire, wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_playbooks import Playbooks, playbooks

@@ -9,7 +9,7 @@ import collections.abc as c
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 
 #: Seconds for one test.
 LONGEST = 60

@@ -9,8 +9,10 @@ import ipaddress
 import struct
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, flow, flow_table
-from ansible_collections.ebpf.conntrack.plugins.module_utils.clock import Clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.clock import Clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 
 HZ = 250
 #: jiffies64 beyond 2**32, as on any host whose jiffies wrapped five minutes after boot

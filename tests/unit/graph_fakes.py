@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import ct_graph, flow
-from ansible_collections.ebpf.conntrack.plugins.module_utils.topology import HaveAddress, HaveLink, Key, parse, show_key
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import graph as ct_graph
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.topology import HaveAddress, HaveLink, Key, parse, show_key
 
 ROUTER = "rt"
 #: Names that the kernel takes and that mean something in one of the forms.

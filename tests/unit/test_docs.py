@@ -8,7 +8,9 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils import chain, ct_metrics, health
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import metrics as ct_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEMANTICS = (ROOT / "docs/semantics.md").read_text(encoding="utf-8")

@@ -20,7 +20,9 @@ COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 if COMPILER is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_bcc, chain, render  # noqa: E402  after the checks
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc  # noqa: E402  after the checks
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render  # noqa: E402
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain  # noqa: E402  after the checks
 
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "files/bpf"
 

@@ -14,7 +14,7 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.ebpf.conntrack.plugins.filter import names as names_filter
-from ansible_collections.ebpf.conntrack.plugins.module_utils import names
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import names
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))

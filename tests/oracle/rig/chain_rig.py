@@ -12,7 +12,14 @@ import struct
 import types
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, build_clang, chain, clock, flow, flow_table, generation, guests, render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock, guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 
 from . import view
 

@@ -10,7 +10,8 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.action import ct_command
-from ansible_collections.ebpf.conntrack.plugins.module_utils import ct_archive, ct_content
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
 
 Run = t.Callable[[dict[str, t.Any]], dict[str, t.Any]]
 

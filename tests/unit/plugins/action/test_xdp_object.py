@@ -9,8 +9,9 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.action import xdp_object, xdp_program
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 
 pytest.importorskip("jinja2")
 

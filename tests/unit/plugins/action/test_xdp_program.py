@@ -15,9 +15,13 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.action import xdp_program
-from ansible_collections.ebpf.conntrack.plugins.module_utils import build_clang, capture, chain, object_file, render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.object_file import Target
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build.object import Target
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 
 pytest.importorskip("jinja2")
 

@@ -10,7 +10,7 @@ import shlex
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.connection import netns
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 
 
 def test_root_enters_at_once() -> None:

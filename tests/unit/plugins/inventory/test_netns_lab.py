@@ -9,8 +9,8 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.inventory import netns_lab
-from ansible_collections.ebpf.conntrack.plugins.module_utils import topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 
 SMALL: dict[str, t.Any] = {"name": "small", "namespaces": [{"name": "client"}]}
 

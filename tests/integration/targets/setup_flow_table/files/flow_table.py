@@ -16,7 +16,9 @@ import typing as t
 
 sys.path.insert(0, sys.argv[1])
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs, chain, clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 #: Any jiffies will do: what counts is the distance to CLOCK_MONOTONIC.

@@ -13,8 +13,8 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpf, bpffs
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import HOOKS, SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import HOOKS, SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 
 PATHS = bpffs.Paths(sys.argv[2])
 

@@ -1,0 +1,164 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Prove a chain that is loaded but not attached yet."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import struct
+import typing as t
+
+from ..chain import spec as chain
+from ..core.errors import ConntrackError
+from ..kernel import bpf
+
+_XDP_PASS = 2
+_U32 = struct.Struct("=I")
+_U64 = struct.Struct("=Q")
+# ---------------------------------------------------------------- frames that leave nothing behind
+_ETH_IPV4, _ETH_IPV6 = 0x0800, 0x86DD
+_ICMP, _TCP, _UDP, _GRE, _ICMPV6, _SCTP = 1, 6, 17, 47, 58, 132
+#: Addresses that only documents use (RFC 5737, RFC 3849).
+_V4 = (bytes((192, 0, 2, 1)), bytes((198, 51, 100, 1)))
+_V6 = (bytes.fromhex("20010db8000000000000000000000001"), bytes.fromhex("20010db8000000000000000000000002"))
+#: A router does not forward what has no life left, so it stays in the chain whatever that may forward.
+_TTL = 1
+#: The largest offset of a fragment, in units of 8 bytes: of a datagram whose last fragment it could be none is expected.
+_LAST_UNIT = 8191
+
+
+def _checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071)."""
+    return 0xFFFF - (sum(struct.unpack(f"!{len(data) // 2}H", data)) % 0xFFFF or 0xFFFF)
+
+
+def _ethernet(proto: int, payload: bytes) -> bytes:
+    return bytes(12) + struct.pack("!H", proto) + payload
+
+
+def _ipv4(proto: int, payload: bytes, fragment: int = 0) -> bytes:
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 0, fragment, _TTL, proto, 0, *_V4)
+    return _ethernet(_ETH_IPV4, head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + payload)
+
+
+def _ipv6(proto: int, payload: bytes) -> bytes:
+    return _ethernet(_ETH_IPV6, struct.pack("!IHBB16s16s", 6 << 28, len(payload), proto, _TTL, *_V6) + payload)
+
+
+def _reset(addresses: tuple[bytes, bytes]) -> bytes:
+    """Return a TCP reset between two ports 0: it can not open a connection, and there is none that it could close."""
+    head = struct.pack("!HHIIBBHHH", 0, 0, 0, 0, 5 << 4, 0x04, 0, 0, 0)
+    sum_of = _checksum(b"".join(addresses) + struct.pack("!II", len(head), _TCP) + head)
+    return head[:16] + struct.pack("!H", sum_of) + head[18:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A frame that makes no entry, on its way through some of the stages.
+
+    :ivar name: for people.
+    :ivar frame: its bytes.
+    :ivar counter: what it is counted as.
+    """
+
+    name: str
+    frame: bytes
+    counter: str
+
+
+NOT_IP = Probe("a frame that is not IP", _ethernet(0xFFFF, bytes(46)), "untracked_not_ip")
+#: Together they go through every stage.
+PROBES = (
+    NOT_IP,
+    Probe("a TCP header that is cut off", _ipv4(_TCP, bytes(8)), "invalid_l4_short"),
+    Probe("a UDP header that is cut off", _ipv4(_UDP, bytes(4)), "invalid_l4_short"),
+    Probe("an ICMP header that is cut off", _ipv4(_ICMP, bytes(4)), "invalid_l4_short"),
+    Probe("an SCTP header that is cut off", _ipv4(_SCTP, bytes(4)), "invalid_l4_short"),
+    Probe("a GRE header of version 1 that is not PPTP's", _ipv4(_GRE, struct.pack("!HHI", 1, _ETH_IPV4, 0)), "invalid_gre"),
+    Probe("a fragment that holds nothing", _ipv4(_UDP, b"", _LAST_UNIT), "untracked_fragment"),
+    Probe("a TCP reset of no connection", _ipv4(_TCP, _reset(_V4)), "invalid_tcp_new"),
+    Probe("an ICMPv6 header that is cut off", _ipv6(_ICMPV6, bytes(4)), "invalid_l4_short"),
+    Probe("a TCP reset of no connection over IPv6", _ipv6(_TCP, _reset(_V6)), "invalid_tcp_new"),
+)
+
+
+# ---------------------------------------------------------------- the proof
+class Counters:
+    """Where a chain counts its frames of proof: in the map ``proof`` that its entry program itself uses, whatever is pinned.
+
+    A chain of an earlier release has none and counts them as traffic. Use as a context manager.
+
+    :ivar mark: the number that a frame of proof begins with; 0 where there is none.
+    """
+
+    def __init__(self, entry: int, stats: int) -> None:
+        self._stats, self._proof, self.mark = stats, -1, 0
+        self._open = contextlib.ExitStack()
+        for number in bpf.prog_info(entry).map_ids:
+            fd = self._open.enter_context(bpf.closing(bpf.map_get_fd_by_id(number)))
+            if bpf.map_info(fd).name == chain.PROOF_MAP.name:
+                self._proof, self.mark = fd, _word(fd, chain.PROOF["mark"])
+
+    def __enter__(self) -> Counters:
+        return self
+
+    def __exit__(self, *dummy: object) -> None:
+        self._open.close()
+
+    def read(self, name: str) -> int:
+        """Return how many frames were counted as one of chain.OUTCOMES."""
+        index = chain.COUNTERS.index(name)
+        if self.mark:
+            return _word(self._proof, chain.PROOF["counts"] + index)
+        return sum(_U64.unpack(value)[0] for value in bpf.percpu_value(self._stats, index, _U64.size))
+
+
+def _word(fd: int, index: int) -> int:
+    raw = bpf.map_lookup(fd, _U32.pack(index), _U64.size)
+    return _U64.unpack(raw)[0] if raw is not None else 0
+
+
+def _marked(frame: bytes, mark: int) -> bytes:
+    """Return a frame of proof with the mark in place of its addresses; the chain reads it in 16-bit words (files/bpf/packet.h, is_proof())."""
+    words = struct.pack("=4H", *(mark >> shift & 0xFFFF for shift in (0, 16, 32, 48))) if mark else b""
+    return words + frame[len(words) :]
+
+
+def prove(entry: int, stats: int, guests: bool = False, probe: Probe = NOT_IP, counters: Counters | None = None) -> None:
+    """Send a frame through the chain: it must come out as it went in and be counted, so every slot on its way is filled.
+
+    The chain counts it beside the traffic: no counter that is shown moves, whatever else comes meanwhile, and wherever this process is killed.
+
+    :param entry: the entry program's file descriptor, ``stats`` that of the counters of traffic.
+    :param guests: whether it has guests. Frames of proof pass them by, but in a chain of an earlier release: there the frame must be counted, and
+        what comes out is their affair.
+    :param counters: the entry's, where they were looked for already.
+    :raises ConntrackError: saying what became of the frame.
+    """
+    with Counters(entry, stats) if counters is None else contextlib.nullcontext(counters) as found:
+        frame, before = _marked(probe.frame, found.mark), found.read(probe.counter)
+        run = bpf.prog_test_run(entry, frame)
+        counted = found.read(probe.counter) > before
+        own_affair = guests and not found.mark
+    if (not own_affair and (run.retval != _XDP_PASS or run.data_out != frame)) or not counted:
+        raise ConntrackError(
+            f"the chain does not pass a frame as it is: {probe.name}: verdict {run.retval} (XDP_PASS is {_XDP_PASS}), "
+            f"{'unchanged' if run.data_out == frame else 'changed'}, {'' if counted else 'not '}counted as {probe.counter}."
+        )
+
+
+def prove_whole(entries: t.Mapping[str, int], stats: int, guests: bool = False) -> None:
+    """Send a frame of each kind through each hook; see prove().
+
+    :param entries: the file descriptors of the entry programs by hook.
+    :raises ConntrackError: naming the hook, the frame and what became of it.
+    """
+    for hook, entry in entries.items():
+        with Counters(entry, stats) as counters:
+            for probe in PROBES:
+                try:
+                    prove(entry, stats, guests, probe, counters)
+                except ConntrackError as exc:
+                    raise ConntrackError(f"{hook}: {exc.message}") from exc

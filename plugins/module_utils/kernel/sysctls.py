@@ -1,0 +1,55 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sysctls of the calling thread's namespace, by their path below /proc/sys."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import typing as t
+
+from ..lab import topology
+
+
+def read_sysctl(path: str) -> str | None:
+    """Return a sysctl of the calling thread's namespace, its white space made single blanks; None when there is none of that name."""
+    try:
+        with open(f"/proc/sys/{path}", encoding="ascii", errors="replace") as file:
+            return " ".join(file.read().split())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:  # there, but it cannot be read, as net.ipv6.conf.*.stable_secret before it was set
+        return ""
+
+
+def write_sysctl(path: str, value: str) -> None:
+    """Set a sysctl of the calling thread's namespace."""
+    with open(f"/proc/sys/{path}", "wb", buffering=0) as file:  # a buffer would try once more when it is closed
+        file.write(f"{value}\n".encode())
+
+
+def snapshot(path: str) -> dict[str, str]:
+    """Return the values that setting ``path`` can change, in the order in which to write them back.
+
+    Setting ``conf/all/X`` sets X on every interface and the default for later ones; IPv4 forwarding also turns accept_redirects round
+    (Documentation/networking/ip-sysctl.rst).
+    """
+    paths = [path]
+    name = topology.siblings(path)
+    if name is not None:
+        conf = path.rsplit("/", 2)[0]
+        with contextlib.suppress(FileNotFoundError):
+            others = sorted(set(os.listdir(f"/proc/sys/{conf}")) - {"all", "default"})
+            paths += [f"{conf}/{entry}/{name}" for entry in ["default", *others]]
+        if path == topology.FORWARDING[0]:
+            paths.append("net/ipv4/conf/all/accept_redirects")
+    values = ((p, read_sysctl(p)) for p in paths)
+    return {p: value for p, value in values if value is not None}
+
+
+def write_back(previous: t.Mapping[str, str]) -> None:
+    """Write values back that differ; interfaces that are gone are left out."""
+    for path, value in previous.items():
+        if read_sysctl(path) not in (None, value):
+            write_sysctl(path, value)

@@ -1,0 +1,102 @@
+# Copyright (c) 2026 The ebpf.conntrack authors
+# GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How the chain is, put together from what the library observes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import typing as t
+
+from ..attach import converge as attach
+from ..chain import forwarding
+from ..chain import spec as chain
+from ..core.errors import ConntrackError
+from ..flows import filter as flow_filter
+from ..flows import table as flow_table
+from ..generation import converge as generation
+from ..generation import health, manifest
+from ..generation import probe as proof
+from ..kernel import bpf, bpffs
+
+
+def attached(paths: bpffs.Paths) -> list[tuple[attach.Want, attach.Have]]:
+    """Return the interfaces that links are pinned for, or that are written down to be attached, each with what is there."""
+    keys = {bpffs.interface_of(os.path.basename(pin)): None for pin in attach.held(paths)}
+    keys.update({(item["netns"], item["name"]): None for item in manifest.interfaces(paths)})
+    wants = attach.parse("absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto")
+    return list(zip(wants, attach.observe(paths, wants)))
+
+
+def interfaces(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
+    """Return the interfaces that the chain is to run on, with what runs on them, and whether there is no such interface."""
+    found = []
+    for want, have in attached(paths):
+        shown = have.attached.shown() if have.attached is not None else dict.fromkeys(("program", "mode", "program_id", "link_id"))
+        named = {name: shown[name] for name in ("program", "mode", "program_id", "link_id")}
+        found.append({"interface": want.label, **named, "missing": bool(have.missing)})
+    return found
+
+
+def faults(paths: bpffs.Paths, have: generation.Have) -> list[dict[str, str]]:
+    """Return all that keeps the chain from working, what can be heard of traffic included."""
+    return [fault.as_dict() for fault in (*have.faults, *generation.listen(paths))]
+
+
+def forwarded(paths: bpffs.Paths) -> dict[str, t.Any] | None:
+    """Return what the chain forwards, and what that passes by; None where it forwards nothing."""
+    forward = health.forwards(paths)
+    if forward == chain.FORWARDS[0]:
+        return None
+    seen = health.look_forwarding(paths, health.look_links(paths))
+    return {
+        "forward": forward,
+        "namespaces": [forwarding.as_dict(where, rules) for where, rules in forwarding.namespaces(seen.values()).items()],
+        "vlan_offloads": {health.interface(key): [offload.what for offload in one.offloads] for key, one in seen.items() if one.offloads},
+        "past": forwarding.shown(forwarding.namespaces(seen.values())),
+    }
+
+
+def status(paths: bpffs.Paths) -> dict[str, t.Any]:
+    """Return generation, health, interfaces and fullness."""
+    have = generation.observe(paths)
+    facts = generation.facts(have, paths)
+    wrong = faults(paths, have)
+    pressure: dict[str, t.Any] | None = None
+    with contextlib.suppress(ConntrackError), flow_table.FlowTables(paths.pin_root) as tables:  # which the faults tell of
+        pressure = t.cast("dict[str, t.Any]", flow_table.read(tables, flow_filter.parse_query({"limit": 0})).summary)["pressure"]
+    try:
+        there = interfaces(paths)
+    except ConntrackError:  # something else is pinned among the links, which is a fault
+        there = []
+    return {
+        **{name: facts[name] for name in ("generation", "digest", "since", "kept", "pin_root", "settings")},
+        "healthy": facts["generation"] is not None and not wrong,
+        "faults": wrong,
+        "pressure": pressure,
+        "interfaces": there,
+        "forwarding": forwarded(paths),
+    }
+
+
+def verify(paths: bpffs.Paths) -> t.Iterator[tuple[str, bool]]:
+    """Prove the active generation; return what was tried, each with whether it is well."""
+    have = generation.observe(paths)
+    wrong = faults(paths, have)
+    for fault in wrong:
+        yield f"{fault['fault']} {fault['object']}: {fault['detail']}", False
+    if not wrong:
+        yield f"generation {have.generation}: pins, slots, maps, settings and links are whole", True
+    if have.generation is None:
+        return
+    guests = any(slot in have.programs for slot in chain.GUEST_SLOTS.values())
+    for hook in chain.TRACKING_HOOKS:
+        for probe in proof.PROBES:
+            try:
+                with bpf.closing(bpf.obj_get(paths.prog(chain.SLOTS[hook]))) as entry, bpf.closing(bpf.obj_get(paths.map("stats"))) as stats:
+                    proof.prove(entry, stats, guests, probe)
+            except ConntrackError as exc:
+                yield f"{hook}: {exc.message}", False
+            else:
+                yield f"{hook}: {probe.name} passes and is counted as {probe.counter}", True
