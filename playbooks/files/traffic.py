@@ -44,7 +44,9 @@ def inside(netns: str) -> t.Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/thread-self/ns/net", "rb") as home, open(f"/run/netns/{netns}", "rb") as there:
         if libc.setns(there.fileno(), 0) != 0:
-            raise OSError(ctypes.get_errno(), f"entering {netns}: {os.strerror(ctypes.get_errno())}")
+            raise OSError(
+                ctypes.get_errno(), f"entering {netns}: {os.strerror(ctypes.get_errno())}"
+            )
         try:
             yield
         finally:
@@ -80,12 +82,18 @@ def read(connection: socket.socket, size: int) -> None:
             break
         size -= len(got)
     if bool(got) != bool(size):
-        raise OSError(errno.ECONNABORTED, "the connection ended too early" if size else "there is more data than was sent")
+        raise OSError(
+            errno.ECONNABORTED,
+            "the connection ended too early" if size else "there is more data than was sent",
+        )
 
 
 def tcp(client_netns: str, server_netns: str, address: str) -> Flow:
     """Open, ask, answer, close from the client's side."""
-    with serve(server_netns, socket.SOCK_STREAM, address, TCP_PORT) as listener, make(client_netns, socket.SOCK_STREAM) as client:
+    with (
+        serve(server_netns, socket.SOCK_STREAM, address, TCP_PORT) as listener,
+        make(client_netns, socket.SOCK_STREAM) as client,
+    ):
         listener.listen(1)
         client.connect(listener.getsockname())
         ends = {"sport": client.getsockname()[1], "dport": listener.getsockname()[1]}
@@ -111,7 +119,10 @@ def tcp(client_netns: str, server_netns: str, address: str) -> Flow:
 
 def udp(client_netns: str, server_netns: str, address: str) -> Flow:
     """Ask and answer ROUNDS times."""
-    with serve(server_netns, socket.SOCK_DGRAM, address, UDP_PORT) as server, make(client_netns, socket.SOCK_DGRAM) as client:
+    with (
+        serve(server_netns, socket.SOCK_DGRAM, address, UDP_PORT) as server,
+        make(client_netns, socket.SOCK_DGRAM) as client,
+    ):
         client.connect(server.getsockname())
         for dummy in range(ROUNDS):
             client.send(bytes(REQUEST))
@@ -142,19 +153,35 @@ def icmp(client_netns: str, dummy_server_netns: str, address: str) -> Flow:
         client.connect((address, 0))
         for sequence in range(ROUNDS):
             body = struct.pack("!HH", ident, sequence) + bytes(REQUEST)
-            client.send(struct.pack("!BBH", _ECHO_REQUEST, 0, checksum(struct.pack("!BBH", _ECHO_REQUEST, 0, 0) + body)) + body)
+            client.send(
+                struct.pack(
+                    "!BBH",
+                    _ECHO_REQUEST,
+                    0,
+                    checksum(struct.pack("!BBH", _ECHO_REQUEST, 0, 0) + body),
+                )
+                + body
+            )
             while True:
                 packet = client.recv(65536)
                 answer = packet[(packet[0] & 0xF) * 4 :]
                 if answer[0] == _ECHO_REPLY and answer[4:] == body:
                     break
     side = {"packets": ROUNDS, "bytes": ROUNDS * (REQUEST + IP_ICMP_HEADERS)}
-    return {"proto": "icmp", "state": "REPLIED", "icmp": {"type": _ECHO_REQUEST, "code": 0, "id": ident}, "orig": side, "reply": side}
+    return {
+        "proto": "icmp",
+        "state": "REPLIED",
+        "icmp": {"type": _ECHO_REQUEST, "code": 0, "id": ident},
+        "orig": side,
+        "reply": side,
+    }
 
 
 def main() -> None:
     """Send everything and say what was sent."""
-    parser = argparse.ArgumentParser(description="Send known traffic between two network namespaces.")
+    parser = argparse.ArgumentParser(
+        description="Send known traffic between two network namespaces."
+    )
     parser.add_argument("client", help="namespace that begins the flows")
     parser.add_argument("server", help="namespace that answers")
     parser.add_argument("address", help="IPv4 address of the server")
@@ -164,9 +191,13 @@ def main() -> None:
         try:
             flows.append(send(args.client, args.server, args.address))
         except socket.timeout:
-            sys.exit(f"{send.__name__}: no answer from {args.address} in {args.server} within {SECONDS} s. Is the lab up, and does no firewall stand between?")
+            sys.exit(
+                f"{send.__name__}: no answer from {args.address} in {args.server} within {SECONDS} s. Is the lab up, and does no firewall stand between?"
+            )
         except OSError as exc:
-            sys.exit(f"{send.__name__}, from {args.client} to {args.address} in {args.server}: {exc}. Is the lab up, and is this root?")
+            sys.exit(
+                f"{send.__name__}, from {args.client} to {args.address} in {args.server}: {exc}. Is the lab up, and is this root?"
+            )
     print(json.dumps({"flows": flows}))
 
 

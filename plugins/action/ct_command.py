@@ -25,7 +25,9 @@ class ActionModule(ActionBase):
 
     _requires_connection = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None
+    ) -> dict[str, t.Any]:
         """Run the module, and once more where it needs the content."""
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         args = dict(self._task.args)
@@ -33,7 +35,10 @@ class ActionModule(ActionBase):
             for name in FILLED_IN:
                 if name in args:
                     raise ConntrackError(f"{name}: it is filled in and can not be given.")
-            content = ct_content.content(str(args.get("pin_root") or bpffs.STANDARD), str(args.get("state_dir") or bpffs.STATE_DIR))
+            content = ct_content.content(
+                str(args.get("pin_root") or bpffs.STANDARD),
+                str(args.get("state_dir") or bpffs.STATE_DIR),
+            )
             answer = self._run({**args, "digest": content.digest}, task_vars)
             wanted = answer.pop(WANTED, None)
             if wanted:
@@ -48,5 +53,7 @@ class ActionModule(ActionBase):
         return result
 
     def _run(self, args: dict[str, t.Any], task_vars: dict[str, t.Any] | None) -> dict[str, t.Any]:
-        answer: dict[str, t.Any] = self._execute_module(module_name="ebpf.conntrack.ct_command", module_args=args, task_vars=task_vars)
+        answer: dict[str, t.Any] = self._execute_module(
+            module_name="ebpf.conntrack.ct_command", module_args=args, task_vars=task_vars
+        )
         return answer

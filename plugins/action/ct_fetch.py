@@ -15,9 +15,15 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import safe_path
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, bad_value
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
+    ConntrackError,
+    bad_value,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import path as flow_path
-from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.report import FILTER_OPTIONS, PIN_ROOT_OPTION
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.report import (
+    FILTER_OPTIONS,
+    PIN_ROOT_OPTION,
+)
 
 #: The options that are ct_flows' own.
 _HANDED_ON = (*PIN_ROOT_OPTION, *FILTER_OPTIONS)
@@ -37,15 +43,34 @@ def attached(text: str) -> list[str]:
     found: list[flow_path.Network] = []
     for words in (line.split() for line in text.splitlines()):
         with contextlib.suppress(ValueError, struct.error):  # whatever a host says there
-            if len(words) >= 8 and words[1] != "Destination" and not int(words[3], 16) & _GATEWAY and words[0] != _LOOPBACK:
+            if (
+                len(words) >= 8
+                and words[1] != "Destination"
+                and not int(words[3], 16) & _GATEWAY
+                and words[0] != _LOOPBACK
+            ):
                 # the kernel prints numbers of network order as the host reads them; which order that is shows in the mask
                 destination, mask = (struct.pack("<I", int(words[at], 16)) for at in (1, 7))
                 if mask[0] != 0xFF and mask[3] == 0xFF:
                     destination, mask = destination[::-1], mask[::-1]
-                found.append(ipaddress.ip_network(f"{socket.inet_ntoa(destination)}/{socket.inet_ntoa(mask)}"))
-            elif len(words) == 6 and words[5] != _LOOPBACK and re.fullmatch("[0-9a-f]{32}", words[0]):
-                found.append(ipaddress.ip_interface((bytes.fromhex(words[0]), int(words[2], 16))).network)
-    return sorted({str(one) for one in found if one.prefixlen and not one.is_link_local and not one.is_loopback})
+                found.append(
+                    ipaddress.ip_network(
+                        f"{socket.inet_ntoa(destination)}/{socket.inet_ntoa(mask)}"
+                    )
+                )
+            elif (
+                len(words) == 6 and words[5] != _LOOPBACK and re.fullmatch("[0-9a-f]{32}", words[0])
+            ):
+                found.append(
+                    ipaddress.ip_interface((bytes.fromhex(words[0]), int(words[2], 16))).network
+                )
+    return sorted(
+        {
+            str(one)
+            for one in found
+            if one.prefixlen and not one.is_link_local and not one.is_loopback
+        }
+    )
 
 
 class ActionModule(ActionBase):
@@ -54,7 +79,9 @@ class ActionModule(ActionBase):
     _requires_connection = True
     TRANSFERS_FILES = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None
+    ) -> dict[str, t.Any]:
         """Bring the flows here."""
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         try:
@@ -73,25 +100,44 @@ class ActionModule(ActionBase):
             raise ConntrackError("dest: it is missing. Give the path of a file on the controller.")
         dest = self._loader.path_dwim(str(args["dest"]))
         if str(args["dest"]).endswith("/") or os.path.isdir(dest):
-            raise bad_value("dest", str(args["dest"]), "it is a directory; give the path of a file on the controller")
+            raise bad_value(
+                "dest",
+                str(args["dest"]),
+                "it is a directory; give the path of a file on the controller",
+            )
         networks = args.get("networks")
         flow_path.parse_networks("networks", networks or ())
         wanted = {name: args[name] for name in _HANDED_ON if name in args}
         if self._task.check_mode:
             return self._told(self._run_flows({**wanted, "limit": 0}, task_vars))
         # the directory is the user's who logs in, and nobody else's: what root writes there can be fetched by the user, and by nobody else
-        there = self._connection._shell.join_path(self._connection._shell.tmpdir or self._make_tmp_path(), "flows.jsonl")
-        told = self._told(self._run_flows({**wanted, "dest": there, "format": "jsonl", "mode": "0644"}, task_vars))
+        there = self._connection._shell.join_path(
+            self._connection._shell.tmpdir or self._make_tmp_path(), "flows.jsonl"
+        )
+        told = self._told(
+            self._run_flows({**wanted, "dest": there, "format": "jsonl", "mode": "0644"}, task_vars)
+        )
         if told.get("failed"):
             return told
         if networks is None:
-            networks = attached(self._low_level_execute_command(f"cat {_ROUTES} {_ADDRESSES6} 2>/dev/null || true", sudoable=False)["stdout"])
+            networks = attached(
+                self._low_level_execute_command(
+                    f"cat {_ROUTES} {_ADDRESSES6} 2>/dev/null || true", sudoable=False
+                )["stdout"]
+            )
         self._copy(there, dest)
-        source = {"host": task_vars["inventory_hostname"], "path": dest, "zone": str(args.get("zone") or ""), "networks": list(networks)}
+        source = {
+            "host": task_vars["inventory_hostname"],
+            "path": dest,
+            "zone": str(args.get("zone") or ""),
+            "networks": list(networks),
+        }
         return {**told, "changed": True, "dest": dest, "source": source}
 
     def _run_flows(self, args: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        found: dict[str, t.Any] = self._execute_module(module_name="ebpf.conntrack.ct_flows", module_args=args, task_vars=task_vars)
+        found: dict[str, t.Any] = self._execute_module(
+            module_name="ebpf.conntrack.ct_flows", module_args=args, task_vars=task_vars
+        )
         return found
 
     @staticmethod
@@ -99,7 +145,11 @@ class ActionModule(ActionBase):
         """Return what is worth telling: not the flows."""
         if result.get("failed"):
             return result
-        kept: dict[str, t.Any] = {name: result[name] for name in ("count", "summary", "warnings", "deprecations") if name in result}
+        kept: dict[str, t.Any] = {
+            name: result[name]
+            for name in ("count", "summary", "warnings", "deprecations")
+            if name in result
+        }
         return {**kept, "changed": False}
 
     def _copy(self, there: str, dest: str) -> None:
@@ -115,7 +165,9 @@ class ActionModule(ActionBase):
             os.chmod(beside, 0o600)
             os.replace(beside, dest)
         except OSError as exc:
-            raise bad_value("dest", dest, f"give the path of a file on the controller: {exc.strerror}") from exc
+            raise bad_value(
+                "dest", dest, f"give the path of a file on the controller: {exc.strerror}"
+            ) from exc
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(beside)

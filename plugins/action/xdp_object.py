@@ -8,7 +8,12 @@ from __future__ import annotations
 import typing as t
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.ebpf.conntrack.plugins.action.xdp_program import RENDERED, SOURCES, prelude_of, rendered
+from ansible_collections.ebpf.conntrack.plugins.action.xdp_program import (
+    RENDERED,
+    SOURCES,
+    prelude_of,
+    rendered,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build.clang import PRELUDE
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build.render import pack, unpack
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
@@ -22,7 +27,9 @@ def packed(args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> dict[st
     """
     for name in ("state", "table_size", "table_size6", "half_open_size", "half_open_size6"):
         if name in args:
-            raise ConntrackError(f"{name}: it is no option of xdp_object: an object is the same for all of its values.")
+            raise ConntrackError(
+                f"{name}: it is no option of xdp_object: an object is the same for all of its values."
+            )
     whole = rendered(args, find)
     text, headers = unpack(whole[RENDERED])
     prelude = prelude_of(find(str(args["src"])) if args.get("src") else SOURCES)
@@ -34,13 +41,21 @@ class ActionModule(ActionBase):
 
     _requires_connection = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None
+    ) -> dict[str, t.Any]:
         """Run the module with the rendered text in place of the source's path."""
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         try:
             args = packed(self._task.args, self._loader.path_dwim)
         except ConntrackError as exc:
             return {**result, "failed": True, "msg": exc.message, **exc.facts}
-        result.update(self._execute_module(module_name="ebpf.conntrack.xdp_object", module_args=args, task_vars=task_vars))
-        result.get("invocation", {}).get("module_args", {}).pop(RENDERED, None)  # nobody wants to read that
+        result.update(
+            self._execute_module(
+                module_name="ebpf.conntrack.xdp_object", module_args=args, task_vars=task_vars
+            )
+        )
+        result.get("invocation", {}).get("module_args", {}).pop(
+            RENDERED, None
+        )  # nobody wants to read that
         return result

@@ -16,7 +16,9 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import signature as object_signature
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import (
+    signature as object_signature,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build.object import Built, Target
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build.render import (
     SIZES,
@@ -30,12 +32,17 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build.render import
     unpack,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, bad_value
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
+    ConntrackError,
+    bad_value,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
 from ansible_collections.ebpf.conntrack.plugins.plugin_utils import transfer
 
-_FILES = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files")
+_FILES = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files"
+)
 #: The chain that comes with the collection.
 SOURCES = os.path.join(_FILES, "bpf")
 #: The guests that come with it.
@@ -71,7 +78,9 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
 
     :raises ConntrackError: where one has not its type, or something is to be forwarded and nobody said that it may pass the firewall by.
     """
-    given: dict[str, t.Any] = {name: whole_number(name, args[name]) for name in SIZES if args.get(name) is not None}
+    given: dict[str, t.Any] = {
+        name: whole_number(name, args[name]) for name in SIZES if args.get(name) is not None
+    }
     for name in ("fused", "events", UNFILTERED):
         if args.get(name) is not None:
             try:
@@ -80,7 +89,9 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
                 raise bad_value(name, args[name], "give true or false") from None
     for name in ("checksum", "forward"):
         if args.get(name) is not None:
-            given[name] = "off" if args[name] is False else str(args[name])  # YAML takes a bare off for false
+            given[name] = (
+                "off" if args[name] is False else str(args[name])
+            )  # YAML takes a bare off for false
     unfiltered = given.pop(UNFILTERED, False)
     settings = Settings(**given)
     check_settings(settings)
@@ -88,7 +99,9 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
     return settings
 
 
-def guests_of(args: t.Mapping[str, t.Any], find: t.Callable[[str], str], source: str) -> tuple[guests.Guest, ...]:
+def guests_of(
+    args: t.Mapping[str, t.Any], find: t.Callable[[str], str], source: str
+) -> tuple[guests.Guest, ...]:
     """Return the guests of a task's arguments, with the text of those that come from a file.
 
     :raises ConntrackError: see guests.parse() and guests.read().
@@ -131,7 +144,11 @@ def frames(args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> bytes |
     options = args.get("replay") or {}
     if not isinstance(options, t.Mapping):
         raise bad_value("replay", options, "give a dictionary")
-    limit = replay.LIMIT if options.get("limit") is None else whole_number("replay.limit", options["limit"])
+    limit = (
+        replay.LIMIT
+        if options.get("limit") is None
+        else whole_number("replay.limit", options["limit"])
+    )
     replay.check_limit(limit)
     path = find(str(options["frames"])) if options.get("frames") else CAPTURE
     try:
@@ -153,9 +170,15 @@ def build_of(args: t.Mapping[str, t.Any]) -> str:
     for other, names in BUILDS.items():
         given = [name for name in names if args.get(name) and other != build]
         if given:
-            raise bad_value(given[0], args[given[0]], f"it belongs to build: {other}, and this is build: {build}")
+            raise bad_value(
+                given[0],
+                args[given[0]],
+                f"it belongs to build: {other}, and this is build: {build}",
+            )
     if build == "object" and not args.get("objects"):
-        raise ConntrackError("objects: it is missing: build: object takes the object from that directory on the controller.")
+        raise ConntrackError(
+            "objects: it is missing: build: object takes the object from that directory on the controller."
+        )
     return build
 
 
@@ -174,7 +197,9 @@ def prelude_of(source: str) -> str:
         raise ConntrackError(f"src: {path} can not be read: {exc}.") from exc
 
 
-def object_for(args: t.Mapping[str, t.Any], packed: str, target: Target, find: t.Callable[[str], str]) -> Built:
+def object_for(
+    args: t.Mapping[str, t.Any], packed: str, target: Target, find: t.Callable[[str], str]
+) -> Built:
     """Return the object of a task's chain: compiled now, or before, or taken from where it was prepared.
 
     :param packed: the rendered chain, as it is sent.
@@ -189,14 +214,33 @@ def object_for(args: t.Mapping[str, t.Any], packed: str, target: Target, find: t
         compiler = str(args.get("compiler") or build_clang.COMPILER)
         compiler = find(compiler) if os.path.dirname(compiler) else compiler
         cache = os.path.expanduser(str(args.get("object_cache") or build_clang.CACHE))
-        return build_clang.cached(find(cache), name, compiler, lambda: build_clang.build(text, headers, prelude, settings, target, compiler))[0]
+        return build_clang.cached(
+            find(cache),
+            name,
+            compiler,
+            lambda: build_clang.build(text, headers, prelude, settings, target, compiler),
+        )[0]
     directory = find(os.path.expanduser(str(args["objects"])))
     return prepared(
-        directory, name, object_file.described(object_file.settings_of(settings, text), target), target, object_file.sources_digest(text, headers), args, find
+        directory,
+        name,
+        object_file.described(object_file.settings_of(settings, text), target),
+        target,
+        object_file.sources_digest(text, headers),
+        args,
+        find,
     )
 
 
-def prepared(directory: str, name: str, what: str, target: Target, sources: str, args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> Built:
+def prepared(
+    directory: str,
+    name: str,
+    what: str,
+    target: Target,
+    sources: str,
+    args: t.Mapping[str, t.Any],
+    find: t.Callable[[str], str],
+) -> Built:
     """Return an object that lies in a directory, once all is right about it.
 
     :param name: what it is called, and ``what`` it is, for people.
@@ -204,7 +248,10 @@ def prepared(directory: str, name: str, what: str, target: Target, sources: str,
     """
     found = object_file.load(directory, name)
     if found is None:
-        there = "; ".join(f"{one.digest} ({one.shown})" for one in object_file.listed(directory)) or "no object at all"
+        there = (
+            "; ".join(f"{one.digest} ({one.shown})" for one in object_file.listed(directory))
+            or "no object at all"
+        )
         raise ConntrackError(
             f"objects: {directory} has not the object that is wanted, {name} ({what}). It has {there}. "
             f"Make it with ebpf.conntrack.xdp_object and the same options, or the playbook build.yml, with dest: {directory}."
@@ -222,7 +269,9 @@ class ActionModule(ActionBase):
 
     _requires_connection = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None
+    ) -> dict[str, t.Any]:
         """Run the module with the rendered text in place of the source's path."""
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         try:
@@ -233,22 +282,35 @@ class ActionModule(ActionBase):
             return {**result, "failed": True, "msg": exc.message, **exc.facts}
         if sent is not None:
             args[FRAMES] = transfer.send(self, FRAMES, sent)
-        answer = self._execute_module(module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars)
+        answer = self._execute_module(
+            module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars
+        )
         wanted = answer.pop(WANTED, None)
         if wanted:
             try:
-                built = object_for(self._task.args, args[RENDERED], Target(**wanted), self._loader.path_dwim)
+                built = object_for(
+                    self._task.args, args[RENDERED], Target(**wanted), self._loader.path_dwim
+                )
             except ConntrackError as exc:
                 return {**result, "failed": True, "msg": exc.message, **exc.facts}
             if "plan" in answer:
                 return self._told(result, answer)  # in check mode the object has only to be there
-            args.update({OBJECT: transfer.send(self, OBJECT, built.data), MANIFEST: built.manifest.as_text()})
-            answer = self._execute_module(module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars)
+            args.update(
+                {
+                    OBJECT: transfer.send(self, OBJECT, built.data),
+                    MANIFEST: built.manifest.as_text(),
+                }
+            )
+            answer = self._execute_module(
+                module_name="ebpf.conntrack.xdp_program", module_args=args, task_vars=task_vars
+            )
         return self._told(result, answer)
 
     @staticmethod
     def _told(result: dict[str, t.Any], answer: dict[str, t.Any]) -> dict[str, t.Any]:
         result.update(answer)
         for name in FILLED_IN:
-            result.get("invocation", {}).get("module_args", {}).pop(name, None)  # nobody wants to read that
+            result.get("invocation", {}).get("module_args", {}).pop(
+                name, None
+            )  # nobody wants to read that
         return result

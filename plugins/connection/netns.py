@@ -100,16 +100,35 @@ _OWN_SYSFS = (
 )
 
 
-def wrapped(command: str, namespace: str, own_sysfs: bool, sudo: str, user: pwd.struct_passwd | None) -> str:
+def wrapped(
+    command: str, namespace: str, own_sysfs: bool, sudo: str, user: pwd.struct_passwd | None
+) -> str:
     """Return the command line that runs a command in a namespace.
 
     :param user: who is to run it, where that is not root.
     """
     argv = ["nsenter", f"--net={netns.path(namespace)}", "--"]
     if own_sysfs:
-        argv += ["unshare", "--mount", "--propagation", "unchanged", "--", "/bin/sh", "-euc", _OWN_SYSFS, "netns"]
+        argv += [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "unchanged",
+            "--",
+            "/bin/sh",
+            "-euc",
+            _OWN_SYSFS,
+            "netns",
+        ]
     if user is not None:
-        argv = [*shlex.split(sudo), *argv, "setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"]
+        argv = [
+            *shlex.split(sudo),
+            *argv,
+            "setpriv",
+            f"--reuid={user.pw_uid}",
+            f"--regid={user.pw_gid}",
+            "--init-groups",
+        ]
         argv += ["env", f"HOME={user.pw_dir}", f"USER={user.pw_name}", f"LOGNAME={user.pw_name}"]
     return shlex.join([*argv, "/bin/sh", "-c", command])
 
@@ -140,7 +159,9 @@ class Connection(LocalConnection):
             ) from None
         return name
 
-    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
+    def exec_command(
+        self, cmd: str, in_data: bytes | None = None, sudoable: bool = True
+    ) -> tuple[int, bytes, bytes]:
         """Run a command in the namespace."""
         user = pwd.getpwuid(os.geteuid()) if os.geteuid() != 0 else None
         own_sysfs = bool(self.get_option("own_sysfs")) and os.path.ismount(_BPFFS)

@@ -19,7 +19,11 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 @functools.lru_cache(None)
 def _texts() -> str:
     """Return the text of all roles and playbooks: a variable that none of them mentions means nothing to them."""
-    paths = [path for directory in ("roles", "playbooks") for path in sorted((_ROOT / directory).rglob("*.yml"))]
+    paths = [
+        path
+        for directory in ("roles", "playbooks")
+        for path in sorted((_ROOT / directory).rglob("*.yml"))
+    ]
     return "\n".join(path.read_text("utf-8") for path in paths)
 
 
@@ -35,7 +39,11 @@ def ct_unknown(found: t.Any, *owners: str) -> list[str]:
         raise AnsibleFilterError("ct_unknown: give a list of names")
     listed = [str(name) for name in found]
     roles = {path.name for path in (_ROOT / "roles").iterdir()}
-    return [said for owner in owners for said in names.unknown(listed, owner, known(owner), owner in roles)]
+    return [
+        said
+        for owner in owners
+        for said in names.unknown(listed, owner, known(owner), owner in roles)
+    ]
 
 
 class FilterModule:

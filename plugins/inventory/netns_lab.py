@@ -85,7 +85,11 @@ import typing as t
 
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, bad_value, did_you_mean
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
+    ConntrackError,
+    bad_value,
+    did_you_mean,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import inventory as lab_inventory
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import kernel as lab_kernel
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import record as lab_record
@@ -108,15 +112,27 @@ def description(found: t.Any) -> dict[str, t.Any]:
     if found is None:
         found = {}
     if not isinstance(found, dict):
-        raise bad_value("topology", found, "give the options of ebpf.conntrack.netns_lab, or a file that holds them")
+        raise bad_value(
+            "topology",
+            found,
+            "give the options of ebpf.conntrack.netns_lab, or a file that holds them",
+        )
     if any(str(key).startswith(_ROLE) for key in found):
-        _refuse_unknown("topology", [key for key in found if str(key).startswith(_ROLE)], [_ROLE + name for name in (*_OPTIONS, *_NOT_DESCRIBING)])
-        return {name: found[_ROLE + name] for name in _OPTIONS if found.get(_ROLE + name) is not None}
+        _refuse_unknown(
+            "topology",
+            [key for key in found if str(key).startswith(_ROLE)],
+            [_ROLE + name for name in (*_OPTIONS, *_NOT_DESCRIBING)],
+        )
+        return {
+            name: found[_ROLE + name] for name in _OPTIONS if found.get(_ROLE + name) is not None
+        }
     _refuse_unknown("topology", found, _OPTIONS, f", or those with {_ROLE} before them")
     return found
 
 
-def _refuse_unknown(field: str, keys: t.Iterable[t.Any], known: t.Collection[str], more: str = "") -> None:
+def _refuse_unknown(
+    field: str, keys: t.Iterable[t.Any], known: t.Collection[str], more: str = ""
+) -> None:
     """:raises ConntrackError: for a key that is none of the known ones; it proposes the one that was probably meant."""
     for key in keys:
         if key not in known:
@@ -130,7 +146,9 @@ def there(lab: str) -> list[lab_inventory.Node]:
     :raises ConntrackError: there is none, or it may not be read.
     """
     if os.geteuid() != 0:
-        raise ConntrackError("Reading a lab from the machine needs root: run Ansible as root, or give its description (topology).")
+        raise ConntrackError(
+            "Reading a lab from the machine needs root: run Ansible as root, or give its description (topology)."
+        )
     want = topology.absent(lab)
     with lab_kernel.Kernel() as kernel:
         have = kernel.observe(want)
@@ -181,7 +199,11 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         if given is None:
             return there(self.get_option("lab"))
         if isinstance(given, str):
-            given = self.loader.load_from_file(os.path.join(os.path.dirname(os.path.abspath(path)), given), cache="none", unsafe=True)
+            given = self.loader.load_from_file(
+                os.path.join(os.path.dirname(os.path.abspath(path)), given),
+                cache="none",
+                unsafe=True,
+            )
         return lab_inventory.of_topology(topology.parse(description(given)))
 
     def _add(self, node: lab_inventory.Node) -> None:
@@ -198,4 +220,6 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         strict = self.get_option("strict")
         self._set_composite_vars(self.get_option("compose"), variables, name, strict=strict)
         self._add_host_to_composed_groups(self.get_option("groups"), variables, name, strict=strict)
-        self._add_host_to_keyed_groups(self.get_option("keyed_groups"), variables, name, strict=strict)
+        self._add_host_to_keyed_groups(
+            self.get_option("keyed_groups"), variables, name, strict=strict
+        )

@@ -94,7 +94,10 @@ diff:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock, safe_path
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as plans
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
+    ConntrackError,
+    told_by,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
 
@@ -117,7 +120,10 @@ def main() -> None:
 
     def content() -> ct_archive.Content:
         if not params["content"]:
-            module.exit_json(changed=False, content_wanted={name: params[name] for name in ("pin_root", "state_dir")})  # the action part comes again with it
+            module.exit_json(
+                changed=False,
+                content_wanted={name: params[name] for name in ("pin_root", "state_dir")},
+            )  # the action part comes again with it
         found = ct_archive.unpack(safe_path.read(params["content"]))
         if found.digest != params["digest"]:  # the file lies in a directory of the user who logs in
             raise ConntrackError("content: it is another than the one that was sent. Run it again.")
@@ -125,10 +131,16 @@ def main() -> None:
 
     with told_by(module):
         if params["state"] == "present" and not params["digest"]:
-            raise ConntrackError("digest: it is empty: the module has to be run as ebpf.conntrack.ct_command, whose action part fills it in.")
-        bpffs.check_text(bpffs.Paths(params["pin_root"], params["state_dir"]))  # they get into the command, its manual page and its completion
+            raise ConntrackError(
+                "digest: it is empty: the module has to be run as ebpf.conntrack.ct_command, whose action part fills it in."
+            )
+        bpffs.check_text(
+            bpffs.Paths(params["pin_root"], params["state_dir"])
+        )  # they get into the command, its manual page and its completion
         want = ct_archive.Want(params["digest"], content) if params["state"] == "present" else None
-        plan = ct_archive.converge(params["prefix"], want, module.check_mode, params["lock_timeout"])
+        plan = ct_archive.converge(
+            params["prefix"], want, module.check_mode, params["lock_timeout"]
+        )
     module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))
 
 

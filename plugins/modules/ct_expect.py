@@ -93,7 +93,10 @@ expectations:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
+    ConntrackError,
+    told_by,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.report import PIN_ROOT_OPTION
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import expectation, expectation_run
 
@@ -101,13 +104,19 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import expectat
 def main() -> None:
     """Run the module."""
     several = {"pin_roots": {"type": "list", "elements": "path"}}
-    module = AnsibleModule(argument_spec={**expectation.OPTION, **PIN_ROOT_OPTION, **several}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec={**expectation.OPTION, **PIN_ROOT_OPTION, **several}, supports_check_mode=True
+    )
     with told_by(module):
         if module.params["expect"] is None:
             raise ConntrackError("expect: is missing: give a list of lines.")
         lines = expectation.parse(module.params["expect"])
         pin_roots = module.params["pin_roots"] or [module.params["pin_root"]]
-        outcomes = expectation_run.foretell(lines) if module.check_mode else expectation_run.check(lines, *pin_roots)
+        outcomes = (
+            expectation_run.foretell(lines)
+            if module.check_mode
+            else expectation_run.check(lines, *pin_roots)
+        )
     result = {"changed": False, "expectations": [outcome.as_dict() for outcome in outcomes]}
     failed = expectation_run.failures(outcomes)
     if failed:

@@ -119,7 +119,9 @@ def main() -> None:
         "networks": {"type": "list", "elements": "str"},
     }
     module = AnsibleModule(argument_spec=options, supports_check_mode=True)
-    module.fail_json(msg="ct_fetch runs on the controller. Call it by its whole name, ebpf.conntrack.ct_fetch.")
+    module.fail_json(
+        msg="ct_fetch runs on the controller. Call it by its whole name, ebpf.conntrack.ct_fetch."
+    )
 
 
 if __name__ == "__main__":

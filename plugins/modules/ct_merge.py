@@ -191,7 +191,11 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import run as
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=fleet_run.OPTIONS, required_one_of=[("dest", "collector")], supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=fleet_run.OPTIONS,
+        required_one_of=[("dest", "collector")],
+        supports_check_mode=True,
+    )
     with told_by(module):
         result = fleet_run.report(module.params, module.check_mode)
     module.exit_json(**result)

@@ -305,8 +305,21 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    names = ("interfaces", "mode", "takeover", "events", "build", "install", "prefix", "forward", render.UNFILTERED)
-    need = preflight.Need(sizes={name: params[name] for name in render.SIZES}, **{name: params[name] for name in names})
+    names = (
+        "interfaces",
+        "mode",
+        "takeover",
+        "events",
+        "build",
+        "install",
+        "prefix",
+        "forward",
+        render.UNFILTERED,
+    )
+    need = preflight.Need(
+        sizes={name: params[name] for name in render.SIZES},
+        **{name: params[name] for name in names},
+    )
     with told_by(module):
         result = preflight.look(bpffs.Paths(params["pin_root"], params["state_dir"]), need)
     module.exit_json(changed=False, **result)

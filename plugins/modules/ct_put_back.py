@@ -114,10 +114,14 @@ def main() -> None:
     params = module.params
     paths = bpffs.Paths(params["pin_root"], params["state_dir"])
     with told_by(module):
-        plan, warnings, facts = put_back.put_back(paths, params["before"], params["prefix"], module.check_mode, params["lock_timeout"])
+        plan, warnings, facts = put_back.put_back(
+            paths, params["before"], params["prefix"], module.check_mode, params["lock_timeout"]
+        )
     for warning in warnings:
         module.warn(warning)
-    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=facts)
+    module.exit_json(
+        changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=facts
+    )
 
 
 if __name__ == "__main__":

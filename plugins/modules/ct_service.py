@@ -129,7 +129,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
+    options as service_options,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import unit as ct_unit
 
 
@@ -139,7 +141,11 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "sweep_interval": {"type": "int", "default": service_options.Options.sweep_interval},
-            "on_stop": {"type": "str", "choices": list(service_options.ON_STOP), "default": service_options.Options.on_stop},
+            "on_stop": {
+                "type": "str",
+                "choices": list(service_options.ON_STOP),
+                "default": service_options.Options.on_stop,
+            },
             "http": {"type": "bool", "default": True},
             "socket": {"type": "path"},
             "group": {"type": "str"},
@@ -156,11 +162,27 @@ def main() -> None:
     with told_by(module):
         if ct_unit.booted():
             wanted = params["http"] and params["state"] == "present"
-            address = service_options.parse_address(params["socket"], params["listen"], params["group"]) if wanted else None
-            options = service_options.Options(bpffs.Paths(params["pin_root"], params["state_dir"]), params["sweep_interval"], params["on_stop"], address)
-            plan = ct_unit.converge(params["state"], ct_unit.Want(params["prefix"], options), module.check_mode, params["lock_timeout"])
+            address = (
+                service_options.parse_address(params["socket"], params["listen"], params["group"])
+                if wanted
+                else None
+            )
+            options = service_options.Options(
+                bpffs.Paths(params["pin_root"], params["state_dir"]),
+                params["sweep_interval"],
+                params["on_stop"],
+                address,
+            )
+            plan = ct_unit.converge(
+                params["state"],
+                ct_unit.Want(params["prefix"], options),
+                module.check_mode,
+                params["lock_timeout"],
+            )
         elif params["state"] == "present":
-            module.warn("systemd does not run this machine, so there is no ct.service: nothing brings the chain back after a reboot.")
+            module.warn(
+                "systemd does not run this machine, so there is no ct.service: nothing brings the chain back after a reboot."
+            )
     module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))
 
 

@@ -122,7 +122,13 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import soak
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 
-_LIMITS = {"unseen": "int", "evicted": "int", "evicted_assured": "int", "insert_failed": "int", "invalid_ratio": "float"}
+_LIMITS = {
+    "unseen": "int",
+    "evicted": "int",
+    "evicted_assured": "int",
+    "insert_failed": "int",
+    "invalid_ratio": "float",
+}
 
 
 def main() -> None:
@@ -131,7 +137,13 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "seconds": {"type": "float", "default": 10},
-            **{f"max_{name}": {"type": kind, "default": -1 if getattr(defaults, name) is None else getattr(defaults, name)} for name, kind in _LIMITS.items()},
+            **{
+                f"max_{name}": {
+                    "type": kind,
+                    "default": -1 if getattr(defaults, name) is None else getattr(defaults, name),
+                }
+                for name, kind in _LIMITS.items()
+            },
             "probe": {"type": "list", "elements": "str", "default": []},
             "probe_timeout": {"type": "float", "default": 10},
             "settle": {"type": "float"},
@@ -142,7 +154,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    limits = soak.Limits(**{name: None if params[f"max_{name}"] < 0 else params[f"max_{name}"] for name in _LIMITS})
+    limits = soak.Limits(
+        **{name: None if params[f"max_{name}"] < 0 else params[f"max_{name}"] for name in _LIMITS}
+    )
     with told_by(module):
         for name in ("seconds", "probe_timeout", "settle"):
             if params[name] is not None and not 0 <= params[name] <= soak.LONGEST:
@@ -158,9 +172,16 @@ def main() -> None:
         )
         bpffs.check(params["pin_root"])
         figures, troubles = soak.soak(bpffs.Paths(params["pin_root"]), watch)
-    result = {"changed": False, "figures": figures, "troubles": [trouble.as_dict() for trouble in troubles]}
+    result = {
+        "changed": False,
+        "figures": figures,
+        "troubles": [trouble.as_dict() for trouble in troubles],
+    }
     if troubles:
-        module.fail_json(msg="; ".join(f"{trouble.figure}: {trouble.detail}" for trouble in troubles) + ".", **result)
+        module.fail_json(
+            msg="; ".join(f"{trouble.figure}: {trouble.detail}" for trouble in troubles) + ".",
+            **result,
+        )
     module.exit_json(**result)
 
 

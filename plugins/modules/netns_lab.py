@@ -423,7 +423,11 @@ def argument_spec() -> dict[str, t.Any]:
         "mtu": {"type": "int", "default": topology.DEFAULT_MTU},
         "mac": {"type": "str"},
     }
-    namespaces = {"name": {"type": "str", "required": True}, "sysctls": {"type": "dict"}, "routes": routes}
+    namespaces = {
+        "name": {"type": "str", "required": True},
+        "sysctls": {"type": "dict"},
+        "routes": routes,
+    }
     return {
         "name": {"type": "str", "default": "lab"},
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -432,7 +436,9 @@ def argument_spec() -> dict[str, t.Any]:
         "links": {
             "type": "list",
             "elements": "dict",
-            "options": {"ends": {"type": "list", "elements": "dict", "required": True, "options": ends}},
+            "options": {
+                "ends": {"type": "list", "elements": "dict", "required": True, "options": ends}
+            },
         },
         "sysctls": {"type": "dict"},
         "replace": {"type": "bool", "default": True},
@@ -448,11 +454,22 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     params = dict(module.params)
-    patience, pin_root, state_dir = (params.pop(name) for name in ("lock_timeout", "pin_root", "state_dir"))
+    patience, pin_root, state_dir = (
+        params.pop(name) for name in ("lock_timeout", "pin_root", "state_dir")
+    )
     try:
         with told_by(module):
-            want = topology.absent(params["name"]) if params.pop("state") == "absent" else topology.parse(params)
-            result = lab_converge.converge(want, module.check_mode, patience, lab_attachments.Attachments(pin_root, state_dir, patience))
+            want = (
+                topology.absent(params["name"])
+                if params.pop("state") == "absent"
+                else topology.parse(params)
+            )
+            result = lab_converge.converge(
+                want,
+                module.check_mode,
+                patience,
+                lab_attachments.Attachments(pin_root, state_dir, patience),
+            )
     except ImportError as exc:  # raised before anything is changed
         libraries.require(module, "pyroute2")
         module.fail_json(msg=f"pyroute2 cannot be used: {exc}")

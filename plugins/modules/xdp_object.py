@@ -130,7 +130,10 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import safe_path
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
+    ConntrackError,
+    told_by,
+)
 
 
 def argument_spec() -> dict[str, object]:
@@ -144,7 +147,9 @@ def argument_spec() -> dict[str, object]:
     }
 
 
-def why_not(directory: str, name: str, target: object_file.Target, sources: str) -> tuple[object_file.Built | None, str]:
+def why_not(
+    directory: str, name: str, target: object_file.Target, sources: str
+) -> tuple[object_file.Built | None, str]:
     """Return the object that is there, or why it has to be made."""
     try:
         built = object_file.read(directory, name)
@@ -162,12 +167,16 @@ def prepare(module: AnsibleModule) -> tuple[plans.Plan, str, object_file.Built |
     object_file.check_directory("dest", params["dest"])
     render.check_unfiltered(params["forward"], params[render.UNFILTERED])
     if not params["rendered"]:
-        raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_object, whose action part renders the sources.")
+        raise ConntrackError(
+            "rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_object, whose action part renders the sources."
+        )
     text, headers = render.unpack(params["rendered"])
     prelude = headers.pop(build_clang.PRELUDE)
     here = build_clang.here()
     target = object_file.Target(params["machine"] or here.machine, here.byteorder)
-    settings = render.Settings(**{name: params[name] for name in ("checksum", "fused", "forward", "events")})
+    settings = render.Settings(
+        **{name: params[name] for name in ("checksum", "fused", "forward", "events")}
+    )
     name = build_clang.wanted(text, headers, prelude, target)
     path, dummy = object_file.paths(params["dest"], name)
     safe_path.refuse_foreign_way(path)  # what lies there is taken as it is, and is loaded by root
@@ -179,7 +188,11 @@ def prepare(module: AnsibleModule) -> tuple[plans.Plan, str, object_file.Built |
         object_file.write(params["dest"], built)
     before = path if why.startswith("what is there") else None
     shown = object_file.described(object_file.settings_of(settings, text), target)
-    return [plans.Step("change" if before else "create", "object", path, why, before, shown)], path, built
+    return (
+        [plans.Step("change" if before else "create", "object", path, why, before, shown)],
+        path,
+        built,
+    )
 
 
 def main() -> None:
@@ -187,7 +200,13 @@ def main() -> None:
     with told_by(module):
         plan, path, built = prepare(module)
     manifest = built.manifest.as_dict() if built is not None else None
-    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), path=path, manifest=manifest)
+    module.exit_json(
+        changed=bool(plan),
+        plan=plans.as_dicts(plan),
+        diff=plans.as_diff(plan),
+        path=path,
+        manifest=manifest,
+    )
 
 
 if __name__ == "__main__":

@@ -593,9 +593,15 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as plans
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, bad_value, told_by
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
+    ConntrackError,
+    bad_value,
+    told_by,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.libraries import require
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health, migrate_plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
@@ -605,7 +611,11 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import rest
 
 def argument_spec() -> dict[str, object]:
     return {
-        "state": {"type": "str", "choices": ["present", "absent", "rolled_back"], "default": "present"},
+        "state": {
+            "type": "str",
+            "choices": ["present", "absent", "rolled_back"],
+            "default": "present",
+        },
         "src": {"type": "path"},
         "build": {"type": "str", "choices": ["bcc", "clang", "object"], "default": "bcc"},
         "compiler": {"type": "str"},
@@ -614,14 +624,28 @@ def argument_spec() -> dict[str, object]:
         "signers": {"type": "path"},
         **{name: {"type": "int", "default": chain.TABLE_SIZE} for name in render.SIZES},
         **render.OPTIONS,
-        "timeouts": {"type": "dict", "default": {}, "options": {name: {"type": "int", "default": seconds} for name, seconds in chain.TIMEOUTS.items()}},
+        "timeouts": {
+            "type": "dict",
+            "default": {},
+            "options": {
+                name: {"type": "int", "default": seconds}
+                for name, seconds in chain.TIMEOUTS.items()
+            },
+        },
         "settings": {
             "type": "dict",
             "default": {},
-            "options": {name: {"type": type(default).__name__, "default": default} for name, default in chain.KNOBS.items()},
+            "options": {
+                name: {"type": type(default).__name__, "default": default}
+                for name, default in chain.KNOBS.items()
+            },
         },
         "generation": {"type": "int"},
-        "on_schema_change": {"type": "str", "choices": list(migrate_plan.POLICIES), "default": generation.Policy.on_schema_change},
+        "on_schema_change": {
+            "type": "str",
+            "choices": list(migrate_plan.POLICIES),
+            "default": generation.Policy.on_schema_change,
+        },
         "keep": {"type": "int", "default": generation.Policy.keep},
         "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
         "verify": {"type": "str", "choices": ["probe", "replay"], "default": "probe"},
@@ -631,7 +655,11 @@ def argument_spec() -> dict[str, object]:
             "options": {
                 "frames": {"type": "path"},
                 "hook": {"type": "str", "choices": list(replay.HOOKS), "default": "both"},
-                "on_difference": {"type": "str", "choices": list(replay.ON_DIFFERENCE), "default": "warn"},
+                "on_difference": {
+                    "type": "str",
+                    "choices": list(replay.ON_DIFFERENCE),
+                    "default": "warn",
+                },
                 "limit": {"type": "int", "default": replay.LIMIT},
             },
         },
@@ -650,14 +678,18 @@ def proof_of(module: AnsibleModule, paths: bpffs.Paths) -> replay.Proof | None:
     if module.params["verify"] != "replay":
         return None
     if not module.params["replay_frames"]:
-        raise ConntrackError("replay_frames: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part sends the capture.")
+        raise ConntrackError(
+            "replay_frames: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part sends the capture."
+        )
     replay.check_limit(options["limit"])
     with open(module.params["replay_frames"], "rb") as source:
         packets = capture.read(source, module.params["replay_frames"], options["limit"])
     return replay.Proof(packets, options["hook"], options["on_difference"], paths)
 
 
-def object_of(module: AnsibleModule, text: str, headers: dict[str, str]) -> object_file.Built | None:
+def object_of(
+    module: AnsibleModule, text: str, headers: dict[str, str]
+) -> object_file.Built | None:
     """Return the object that was sent, None where there is none yet.
 
     :raises ConntrackError: where it is not whole, or not one of this chain.
@@ -667,20 +699,31 @@ def object_of(module: AnsibleModule, text: str, headers: dict[str, str]) -> obje
         return None
     with open(path, "rb") as file:
         built = object_file.Built(object_file.parse(said, "object_manifest"), file.read())
-    object_file.check(built, build_clang.here(), object_file.sources_digest(text, headers), "the object that was sent")
+    object_file.check(
+        built,
+        build_clang.here(),
+        object_file.sources_digest(text, headers),
+        "the object that was sent",
+    )
     return built
 
 
-def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | None) -> tuple[plans.Plan, generation.Have, dict[str, object]]:
+def present(
+    module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | None
+) -> tuple[plans.Plan, generation.Have, dict[str, object]]:
     params = module.params
     render.check_unfiltered(params["forward"], params[render.UNFILTERED])
     if not params["rendered"]:
-        raise ConntrackError("rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources.")
+        raise ConntrackError(
+            "rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources."
+        )
     text, headers = render.unpack(params["rendered"])
     want = generation.Want(
         text,
         headers,
-        timeouts={name: seconds for name, seconds in params["timeouts"].items() if seconds is not None},
+        timeouts={
+            name: seconds for name, seconds in params["timeouts"].items() if seconds is not None
+        },
         knobs={name: int(value) for name, value in params["settings"].items() if value is not None},
         **{name: params[name] for name in render.SIZES},
         pinned=guests.pinned_here(guests.parse(params["guests"])),
@@ -699,13 +742,24 @@ def present(module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | Non
     if want.object is None and generation.needs_object(plan, before, want):
         wanted["object_wanted"] = build_clang.here()._asdict()  # the action part has it made
         if proof or not module.check_mode:
-            module.exit_json(changed=False, **wanted)  # and comes again; a plan alone does not need the object here
-    plan, have = generation.ensure(paths, want, module.check_mode, dataclasses.replace(policy, proof=proof), heard, params["lock_timeout"])
+            module.exit_json(
+                changed=False, **wanted
+            )  # and comes again; a plan alone does not need the object here
+    plan, have = generation.ensure(
+        paths,
+        want,
+        module.check_mode,
+        dataclasses.replace(policy, proof=proof),
+        heard,
+        params["lock_timeout"],
+    )
     again, have = attached_again(module, paths, have)
     return plan + again, have, {"mended": health.mended(before.faults, have.faults), **wanted}
 
 
-def attached_again(module: AnsibleModule, paths: bpffs.Paths, have: generation.Have) -> tuple[plans.Plan, generation.Have]:
+def attached_again(
+    module: AnsibleModule, paths: bpffs.Paths, have: generation.Have
+) -> tuple[plans.Plan, generation.Have]:
     """Attach what is written down to the interfaces whose links hold nothing any more: the plan that was needed, and what is there now."""
     stale = [fault.object for fault in have.faults if fault.fault == "link_stale"]
     if have.generation is None or not stale:
@@ -723,14 +777,18 @@ def main() -> None:
     proof = None
     with told_by(module):
         if module.params["generation"] is not None and module.params["state"] != "rolled_back":
-            raise bad_value("generation", module.params["generation"], "it belongs to state: rolled_back")
+            raise bad_value(
+                "generation", module.params["generation"], "it belongs to state: rolled_back"
+            )
         bpffs.check_text(paths)
         bpffs.check(paths.pin_root)
         if module.params["state"] == "present":
             proof = proof_of(module, paths)
             plan, have, more = present(module, paths, proof)
         elif module.params["state"] == "rolled_back":
-            plan, have = generation.roll_back(paths, module.params["generation"], module.check_mode, module.params["lock_timeout"])
+            plan, have = generation.roll_back(
+                paths, module.params["generation"], module.check_mode, module.params["lock_timeout"]
+            )
         else:
             plan = generation.remove(paths, module.check_mode, module.params["lock_timeout"])
             have = generation.observe(paths)
@@ -742,7 +800,13 @@ def main() -> None:
         more["replay"] = proof.report.as_dict()
         if proof.warning:
             module.warn(proof.warning)
-    module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan), chain=generation.facts(have, paths), **more)
+    module.exit_json(
+        changed=bool(plan),
+        plan=plans.as_dicts(plan),
+        diff=plans.as_diff(plan),
+        chain=generation.facts(have, paths),
+        **more,
+    )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,25 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
 SOURCE = harness.ROOT / "tests/bench/baselines.c"
 
-MODEL = ("model_0_entry", "model_1_ethernet", "model_2_ipv4", "model_3_tcp", "model_4_track", "model_5_end")
-PROGRAMS = ("noop", "floor_hit", "floor_insert", "floor_hit6", "floor_insert6", "drive_new", "drive_new6", "drive_random", *MODEL)
+MODEL = (
+    "model_0_entry",
+    "model_1_ethernet",
+    "model_2_ipv4",
+    "model_3_tcp",
+    "model_4_track",
+    "model_5_end",
+)
+PROGRAMS = (
+    "noop",
+    "floor_hit",
+    "floor_insert",
+    "floor_hit6",
+    "floor_insert6",
+    "drive_new",
+    "drive_new6",
+    "drive_random",
+    *MODEL,
+)
 
 
 class Baselines:
@@ -32,8 +49,19 @@ class Baselines:
         os.environ["BCC_KERNEL_SOURCE"] = str(chain_under_test.STUB)
         import bcc  # maps 110 MB of LLVM: only when this section runs
 
-        self._bcc = bcc.BPF(src_file=str(SOURCE), cflags=[*build_bcc.flags(), f"-DENTRIES={entries}", f"-DENTRIES6={entries6}", f"-DFLOWS={flows}"])
-        self.programs: dict[str, int] = {name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd for name in PROGRAMS}
+        self._bcc = bcc.BPF(
+            src_file=str(SOURCE),
+            cflags=[
+                *build_bcc.flags(),
+                f"-DENTRIES={entries}",
+                f"-DENTRIES6={entries6}",
+                f"-DFLOWS={flows}",
+            ],
+        )
+        self.programs: dict[str, int] = {
+            name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd
+            for name in PROGRAMS
+        }
         self.flows: int = self._bcc["flows"].map_fd
         self.model: int = self._bcc["model"].map_fd
         for slot, name in enumerate(MODEL):

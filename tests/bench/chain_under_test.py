@@ -15,7 +15,9 @@ import tables
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import redirect
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 
 SOURCES = harness.ROOT / "files/bpf"
@@ -38,16 +40,38 @@ class Chain:
     """
 
     def __init__(self, table_size: int, table_size6: int = 1 << 10, **compiled: t.Any) -> None:
-        headers = {str(path.relative_to(STUB)): path.read_text(encoding="utf-8") for path in STUB.rglob("*") if path.is_file()}
+        headers = {
+            str(path.relative_to(STUB)): path.read_text(encoding="utf-8")
+            for path in STUB.rglob("*")
+            if path.is_file()
+        }
         self.pin_root = os.path.join(bpffs.STANDARD, f"bench_{secrets.token_hex(4)}")
         self._paths = bpffs.Paths(self.pin_root)
         self._fds = contextlib.ExitStack()
         self._fds.callback(self._remove)
         try:
-            text = render.render(str(SOURCES), render.Settings(table_size, table_size6, half_open_size=table_size, half_open_size6=table_size6, **compiled))
-            want = generation.Want(text, headers, table_size, table_size6=table_size6, half_open_size=table_size, half_open_size6=table_size6)
+            text = render.render(
+                str(SOURCES),
+                render.Settings(
+                    table_size,
+                    table_size6,
+                    half_open_size=table_size,
+                    half_open_size6=table_size6,
+                    **compiled,
+                ),
+            )
+            want = generation.Want(
+                text,
+                headers,
+                table_size,
+                table_size6=table_size6,
+                half_open_size=table_size,
+                half_open_size6=table_size6,
+            )
             generation.ensure(self._paths, want)
-            self.hooks = {name: self._open(self._paths.prog(chain.SLOTS[name])) for name in chain.HOOKS}
+            self.hooks = {
+                name: self._open(self._paths.prog(chain.SLOTS[name])) for name in chain.HOOKS
+            }
             self.table = self._open(self._paths.map("ctt"))
             self.table6 = self._open(self._paths.map("ctt6"))
             self.half_open = self._open(self._paths.map("ctt_new"))
@@ -83,15 +107,24 @@ class Chain:
 
     def counters(self) -> dict[str, int]:
         """Return the chain's counters by name."""
-        return {name: sum(int.from_bytes(one, "little") for one in bpf.percpu_value(self._stats, i, 8)) for i, name in enumerate(chain.COUNTERS)}
+        return {
+            name: sum(int.from_bytes(one, "little") for one in bpf.percpu_value(self._stats, i, 8))
+            for i, name in enumerate(chain.COUNTERS)
+        }
 
     def map_pin(self, name: str) -> str:
         """Return the path of a map's pin."""
         return self._paths.map(name)
 
     def _flow(self, protocol: int, v6: bool) -> tuple[tuple[t.Any, ...], tuple[t.Any, ...]]:
-        both, key = ((self.table6, self.half_open6), chain.KEY6) if v6 else ((self.table, self.half_open), chain.KEY4)
-        found = [item for table in both for item in tables.entries(table, key) if item[0][4] == protocol]
+        both, key = (
+            ((self.table6, self.half_open6), chain.KEY6)
+            if v6
+            else ((self.table, self.half_open), chain.KEY4)
+        )
+        found = [
+            item for table in both for item in tables.entries(table, key) if item[0][4] == protocol
+        ]
         harness.expect(f"flows of protocol {protocol}", len(found), 1)
         return found[0]
 

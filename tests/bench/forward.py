@@ -47,20 +47,48 @@ class Router:
         self._bcc = bcc.BPF(src_file=str(SOURCE), cflags=build_bcc.flags())
         self._fds.callback(self._bcc.cleanup)
         self.programs: dict[str, int] = {
-            name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd for name in ("drive", "sink", "pass", "redirect")
+            name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd
+            for name in ("drive", "sink", "pass", "redirect")
         }
-        for name in ("net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0"):
+        for name in (
+            "net.ipv4.ip_forward=1",
+            "net.ipv4.conf.all.rp_filter=0",
+            "net.ipv4.conf.default.rp_filter=0",
+        ):
             harness.command(["sysctl", "-qw", name])
         for side, address in (("in", "10.255.255.1/8"), ("out", "172.30.56.1/24")):
-            harness.command(["ip", "link", "add", f"r-{side}", "type", "veth", "peer", "name", f"p-{side}"])
+            harness.command(
+                ["ip", "link", "add", f"r-{side}", "type", "veth", "peer", "name", f"p-{side}"]
+            )
             harness.command(["ip", "addr", "add", address, "dev", f"r-{side}"])
             for end in ("r", "p"):
                 harness.command(["ip", "link", "set", f"{end}-{side}", "up"])
         self.links = {name: bpf.link_facts(name) for name in ("r-in", "r-out", "p-in", "p-out")}
-        for name, program in (("r-in", "pass"), ("r-out", "pass"), ("p-in", "pass"), ("p-out", "sink")):
-            self._fds.callback(bpf.close, bpf.link_create(self.programs[program], self.links[name].ifindex, flags=NATIVE))
+        for name, program in (
+            ("r-in", "pass"),
+            ("r-out", "pass"),
+            ("p-in", "pass"),
+            ("p-out", "sink"),
+        ):
+            self._fds.callback(
+                bpf.close,
+                bpf.link_create(self.programs[program], self.links[name].ifindex, flags=NATIVE),
+            )
         for side, host in (("out", SERVER), ("in", CLIENT)):
-            harness.command(["ip", "neigh", "replace", host, "lladdr", self.mac(f"p-{side}").hex(":"), "dev", f"r-{side}", "nud", "permanent"])
+            harness.command(
+                [
+                    "ip",
+                    "neigh",
+                    "replace",
+                    host,
+                    "lladdr",
+                    self.mac(f"p-{side}").hex(":"),
+                    "dev",
+                    f"r-{side}",
+                    "nud",
+                    "permanent",
+                ]
+            )
 
     def close(self) -> None:
         self._fds.close()
@@ -71,23 +99,36 @@ class Router:
 
     def received(self) -> int:
         """Return how many frames came to the far end."""
-        return sum(int.from_bytes(one, "little") for one in bpf.percpu_value(self._bcc["received"].map_fd, 0, 8))
+        return sum(
+            int.from_bytes(one, "little")
+            for one in bpf.percpu_value(self._bcc["received"].map_fd, 0, 8)
+        )
 
     def send(self, target: int, count: int, clients: int, first: int = 0) -> float:
         """Send frames of so many clients, the one after the other, through a program; return ns a frame."""
-        wanted = self.mac("r-in") + self.mac("p-in") + struct.pack("=IIQ", FIRST + first, clients - 1, 0)
+        wanted = (
+            self.mac("r-in") + self.mac("p-in") + struct.pack("=IIQ", FIRST + first, clients - 1, 0)
+        )
         bpf.map_update(self._bcc["wanted"].map_fd, struct.pack("=I", 0), wanted)
         bpf.map_update(self._bcc["next"].map_fd, struct.pack("=I", 0), struct.pack("=i", target))
         frame = frames.udp(CLIENT, SPORT, SERVER, DPORT, b"a benchmark frame.")
         context = struct.pack("=6I", 0, len(frame), 0, self.links["r-in"].ifindex, 0, 0)
         before = self.received()
         start = time.perf_counter_ns()
-        bpf.prog_test_run(self.programs["drive"], frame, repeat=count, ctx=context, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES)
+        bpf.prog_test_run(
+            self.programs["drive"],
+            frame,
+            repeat=count,
+            ctx=context,
+            flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES,
+        )
         taken = (time.perf_counter_ns() - start) / count
         deadline = time.monotonic() + 1
         while self.received() - before < count and time.monotonic() < deadline:
             time.sleep(0.001)
-        harness.expect("frames at the far end", count <= self.received() - before < count + 10, True)  # the kernel's own, such as router solicitations, besides
+        harness.expect(
+            "frames at the far end", count <= self.received() - before < count + 10, True
+        )  # the kernel's own, such as router solicitations, besides
         return taken
 
 
@@ -117,9 +158,13 @@ def forwarded(under_test: Chain, router: Router, count: int, clients: int, first
     before = under_test.counters()
     value = router.send(under_test.hooks["ingress"], count, clients, first)
     after = under_test.counters()
-    grown = {name: after[name] - before[name] for name in ("tracked", "forwarded", "forward_refresh")}
+    grown = {
+        name: after[name] - before[name] for name in ("tracked", "forwarded", "forward_refresh")
+    }
     harness.expect("tracked", grown["tracked"], count)
-    harness.expect("forwarded, or the stack's turn", grown["forwarded"] + grown["forward_refresh"], count)
+    harness.expect(
+        "forwarded, or the stack's turn", grown["forwarded"] + grown["forward_refresh"], count
+    )
     return value
 
 
@@ -139,12 +184,16 @@ def flush() -> None:
     harness.command(["conntrack", "-F"])
 
 
-def compare(router: Router, passing: Chain, ours: Chain, count: int, clients: int, rounds: int) -> dict[str, harness.Sample]:
+def compare(
+    router: Router, passing: Chain, ours: Chain, count: int, clients: int, rounds: int
+) -> dict[str, harness.Sample]:
     """Measure flows that are there already."""
     cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
         "ip_forward": lambda: router.send(router.programs["pass"], count, clients),
         "chain, then ip_forward": lambda: router.send(passing.hooks["ingress"], count, clients),
-        "route and redirect alone": lambda: router.send(router.programs["redirect"], count, clients),
+        "route and redirect alone": lambda: router.send(
+            router.programs["redirect"], count, clients
+        ),
         "forward": lambda: forwarded(ours, router, count, clients),
     }
     return harness.interleave(cases, rounds)
@@ -152,11 +201,17 @@ def compare(router: Router, passing: Chain, ours: Chain, count: int, clients: in
 
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     """Measure one flow, many, and one a packet; the peers that track are measured after the others, since a rule can not be switched off between runs."""
-    count, rounds, many = options.pick(200_000, 60_000), options.pick(7, 3), options.pick(1 << 17, 1 << 14)
+    count, rounds, many = (
+        options.pick(200_000, 60_000),
+        options.pick(7, 3),
+        options.pick(1 << 17, 1 << 14),
+    )
     with netns.anonymous(), harness.one_cpu(), contextlib.ExitStack() as stack:
         router = stack.enter_context(contextlib.closing(Router()))
         variants = {
-            name: stack.enter_context(contextlib.closing(Chain(1 << 18, fused=options.fused, forward=mode)))
+            name: stack.enter_context(
+                contextlib.closing(Chain(1 << 18, fused=options.fused, forward=mode))
+            )
             for name, mode in (("off", "off"), ("established", "established"))
         }
         for under_test in variants.values():
@@ -166,14 +221,19 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
         for name, clients in sizes.items():
             for mode in variants:
                 open_flows(variants[mode], clients)
-            got[name] = compare(router, variants["off"], variants["established"], count, clients, rounds)
+            got[name] = compare(
+                router, variants["off"], variants["established"], count, clients, rounds
+            )
         fresh = New(count // 2)
 
         def new_for_the_chain() -> float:
             empty(variants["off"])
             return fresh(functools.partial(router.send, variants["off"].hooks["ingress"]))
 
-        new = {"ip_forward": lambda: router.send(router.programs["pass"], count // 2, 1 << 23), "chain, then ip_forward": new_for_the_chain}
+        new = {
+            "ip_forward": lambda: router.send(router.programs["pass"], count // 2, 1 << 23),
+            "chain, then ip_forward": new_for_the_chain,
+        }
         got["new flows"] = harness.interleave(new, rounds)
         harness.command(["nft", "-f", "-"], text=RULES)
         for name, clients in sizes.items():
@@ -181,8 +241,12 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             router.send(router.programs["pass"], max(clients, 1), clients)
             got[name] |= harness.interleave(
                 {
-                    "nf_conntrack": functools.partial(router.send, router.programs["pass"], count, clients),
-                    "forward": functools.partial(forwarded, variants["established"], router, count, clients),
+                    "nf_conntrack": functools.partial(
+                        router.send, router.programs["pass"], count, clients
+                    ),
+                    "forward": functools.partial(
+                        forwarded, variants["established"], router, count, clients
+                    ),
                 },
                 rounds,
             )
@@ -195,9 +259,29 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
         got["new flows"] |= harness.interleave({"nf_conntrack": new_for_the_kernel}, rounds)
     for name, samples in got.items():
         label = name if name != "many flows" else f"{many} flows"
-        for peer in ("nf_conntrack", "ip_forward", "chain, then ip_forward", "route and redirect alone"):
+        for peer in (
+            "nf_conntrack",
+            "ip_forward",
+            "chain, then ip_forward",
+            "route and redirect alone",
+        ):
             if peer in samples and "forward" in samples:
                 goal = GOAL if peer == "nf_conntrack" else None
-                yield harness.Row("forward", f"{label}, forwarded in XDP", "ns", samples["forward"], peer, samples[peer], goal)
+                yield harness.Row(
+                    "forward",
+                    f"{label}, forwarded in XDP",
+                    "ns",
+                    samples["forward"],
+                    peer,
+                    samples[peer],
+                    goal,
+                )
         passing = samples["chain, then ip_forward"]
-        yield harness.Row("forward", f"{label}, tracked in XDP, then ip_forward", "ns", passing, "nf_conntrack", samples["nf_conntrack"])
+        yield harness.Row(
+            "forward",
+            f"{label}, tracked in XDP, then ip_forward",
+            "ns",
+            passing,
+            "nf_conntrack",
+            samples["nf_conntrack"],
+        )

@@ -30,7 +30,9 @@ def _ip(src: str, dst: str, proto: int, payload: bytes) -> bytes:
     """Return a frame; the addresses tell which IP."""
     ends = _packed(src) + _packed(dst)
     if ":" in src:
-        return _MACS + struct.pack(">HIHBB", 0x86DD, 6 << 28, len(payload), proto, 64) + ends + payload
+        return (
+            _MACS + struct.pack(">HIHBB", 0x86DD, 6 << 28, len(payload), proto, 64) + ends + payload
+        )
     head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), 1, 0x4000, 64, proto, 0) + ends
     return _MACS + b"\x08\x00" + head[:10] + struct.pack(">H", checksum(head)) + head[12:] + payload
 
@@ -40,7 +42,17 @@ def _pseudo(src: str, dst: str, proto: int, length: int) -> bytes:
     return _packed(src) + _packed(dst) + struct.pack(">BBH", 0, proto, length)
 
 
-def tcp(src: str, sport: int, dst: str, dport: int, flags: int, seq: int, ack: int = 0, window: int = 65535, data: bytes = b"") -> bytes:
+def tcp(
+    src: str,
+    sport: int,
+    dst: str,
+    dport: int,
+    flags: int,
+    seq: int,
+    ack: int = 0,
+    window: int = 65535,
+    data: bytes = b"",
+) -> bytes:
     """Return a TCP segment without options."""
     segment = struct.pack(">HHIIBBHHH", sport, dport, seq, ack, 5 << 4, flags, window, 0, 0) + data
     value = checksum(_pseudo(src, dst, 6, len(segment)) + segment)

@@ -119,7 +119,9 @@ class Row:
         }
 
 
-def interleave(cases: c.Mapping[str, c.Callable[[], float | dict[str, float]]], rounds: int) -> dict[str, Sample]:
+def interleave(
+    cases: c.Mapping[str, c.Callable[[], float | dict[str, float]]], rounds: int
+) -> dict[str, Sample]:
     """Run every case once a round, each round starting with another one, so that a slow spell of the machine hits all alike.
 
     :param cases: for each name, a function that measures once and returns the value, or several values by their own names.
@@ -142,14 +144,18 @@ def seconds(work: c.Callable[[], t.Any]) -> float:
     return time.perf_counter() - start
 
 
-def command(words: c.Sequence[str], text: str | None = None, cwd: pathlib.Path | None = None) -> str:
+def command(
+    words: c.Sequence[str], text: str | None = None, cwd: pathlib.Path | None = None
+) -> str:
     """Run a peer's command and return what it printed; a failure ends the section.
 
     :param text: what it reads from its standard input.
     """
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode:
-        raise BenchError(f"{' '.join(words[:4])} ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-2000:]}")
+        raise BenchError(
+            f"{' '.join(words[:4])} ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-2000:]}"
+        )
     return done.stdout
 
 
@@ -175,7 +181,11 @@ def table(head: c.Sequence[str], rows: c.Iterable[c.Sequence[str]]) -> str:
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join(
-        "  ".join(cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines
+        "  ".join(
+            cell.ljust(w) if not i else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
     )
 
 
@@ -212,7 +222,12 @@ def show(rows: c.Sequence[Row]) -> str:
                 *(number(v) for v in (row.ours.median, row.ours.low, row.ours.high)),
                 str(len(row.ours.values)),
                 row.peer_name or "",
-                *(number(v) if row.peer else "" for v in ((row.peer.median, row.peer.low, row.peer.high) if row.peer else (None,) * 3)),
+                *(
+                    number(v) if row.peer else ""
+                    for v in (
+                        (row.peer.median, row.peer.low, row.peer.high) if row.peer else (None,) * 3
+                    )
+                ),
                 f"{row.ratio:.2f}" if row.ratio is not None else "",
                 goal(row),
             )
@@ -226,5 +241,7 @@ def write(rows: c.Iterable[Row], output: str) -> None:
     path = pathlib.Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n", encoding="utf-8")
+    beside.write_text(
+        json.dumps([row.as_dict() for row in rows], indent=1) + "\n", encoding="utf-8"
+    )
     os.replace(beside, path)

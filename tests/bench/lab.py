@@ -48,27 +48,48 @@ class Plan:
     def addresses(i: int) -> tuple[str, str]:
         """Return the addresses of the router's end and of the host's end of link ``i``, each a /30."""
         net = (10 << 24) + (i << 2)
-        router, host = (".".join(str(byte) for byte in (net + end).to_bytes(4, "big")) for end in (1, 2))
+        router, host = (
+            ".".join(str(byte) for byte in (net + end).to_bytes(4, "big")) for end in (1, 2)
+        )
         return router, host
 
     def commands(self) -> dict[str, list[str]]:
         """Return the `ip` commands of each namespace, the router's first."""
         router = ["link set lo up"]
         for i, host in enumerate(self.hosts):
-            router += [f"link add l{i} type veth peer name wan netns {host}", f"addr add {self.addresses(i)[0]}/30 dev l{i}", f"link set l{i} up"]
+            router += [
+                f"link add l{i} type veth peer name wan netns {host}",
+                f"addr add {self.addresses(i)[0]}/30 dev l{i}",
+                f"link set l{i} up",
+            ]
         found = {self.router: router}
         for i, host in enumerate(self.hosts):
             gateway, own = self.addresses(i)
-            found[host] = ["link set lo up", f"addr add {own}/30 dev wan", "link set wan up", f"route add default via {gateway}"]
+            found[host] = [
+                "link set lo up",
+                f"addr add {own}/30 dev wan",
+                "link set wan up",
+                f"route add default via {gateway}",
+            ]
         return found
 
     def description(self) -> dict[str, t.Any]:
         """Return the same lab as netns_lab's options."""
-        found: dict[str, t.Any] = {"name": self.prefix, "router": self.router, "namespaces": [], "links": []}
+        found: dict[str, t.Any] = {
+            "name": self.prefix,
+            "router": self.router,
+            "namespaces": [],
+            "links": [],
+        }
         for i, host in enumerate(self.hosts):
             gateway, own = self.addresses(i)
-            found["namespaces"].append({"name": host, "routes": [{"dst": "default", "via": gateway}]})
-            ends = [{"name": f"l{i}", "addresses": [f"{gateway}/30"]}, {"name": "wan", "netns": host, "addresses": [f"{own}/30"]}]
+            found["namespaces"].append(
+                {"name": host, "routes": [{"dst": "default", "via": gateway}]}
+            )
+            ends = [
+                {"name": f"l{i}", "addresses": [f"{gateway}/30"]},
+                {"name": "wan", "netns": host, "addresses": [f"{own}/30"]},
+            ]
             found["links"].append({"ends": ends})
         return found
 
@@ -87,13 +108,19 @@ def enough_files() -> c.Iterator[None]:
 def script(plan: Plan) -> None:
     """Build with one `ip` process a command."""
     lines = [f"ip netns add {name}" for name in plan.namespaces]
-    lines += [f"ip -n {name} {command}" for name, commands in plan.commands().items() for command in commands]
+    lines += [
+        f"ip -n {name} {command}"
+        for name, commands in plan.commands().items()
+        for command in commands
+    ]
     harness.command(["sh", "-e"], "\n".join([*lines, forwarding(plan)]))
 
 
 def batch(plan: Plan) -> None:
     """Build with one `ip -batch` process a namespace."""
-    harness.command(["ip", "-batch", "-"], "\n".join(f"netns add {name}" for name in plan.namespaces))
+    harness.command(
+        ["ip", "-batch", "-"], "\n".join(f"netns add {name}" for name in plan.namespaces)
+    )
     for name, commands in plan.commands().items():
         harness.command(["ip", "-n", name, "-batch", "-"], "\n".join(commands))
     harness.command(["sh", "-e"], forwarding(plan))
@@ -116,7 +143,10 @@ def settle() -> None:
     removed last goes away last.
     """
     name = f"eb{secrets.token_hex(3)}"
-    harness.command(["ip", "-batch", "-"], f"netns add {name}\nlink add {name} type veth peer name far netns {name}\nnetns del {name}\n")
+    harness.command(
+        ["ip", "-batch", "-"],
+        f"netns add {name}\nlink add {name} type veth peer name far netns {name}\nnetns del {name}\n",
+    )
     while os.path.exists(f"/sys/class/net/{name}"):
         time.sleep(0.005)
 
@@ -124,13 +154,18 @@ def settle() -> None:
 def remove(plan: Plan) -> None:
     """Remove what is there of a lab, with one `ip -batch` process, and wait until it is gone."""
     there = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
-    harness.command(["ip", "-batch", "-"], "\n".join(f"netns del {name}" for name in plan.namespaces if name in there))
+    harness.command(
+        ["ip", "-batch", "-"],
+        "\n".join(f"netns del {name}" for name in plan.namespaces if name in there),
+    )
     settle()
 
 
 def check(plan: Plan) -> None:
     """Hold a lab to what was ordered: every namespace, and a ping from the first host through the router to the last."""
-    harness.expect("namespaces missing", sorted(set(plan.namespaces) - set(os.listdir("/run/netns"))), [])
+    harness.expect(
+        "namespaces missing", sorted(set(plan.namespaces) - set(os.listdir("/run/netns"))), []
+    )
     last = len(plan.hosts) - 1
     target = plan.addresses(last)[1 if last else 0]
     harness.command(["ip", "netns", "exec", plan.hosts[0], "ping", "-qc1", "-W2", target])
@@ -166,9 +201,13 @@ def ours(count: int) -> dict[str, float]:
     with fresh(count) as plan:
         times = {"build": harness.seconds(lambda: converge(plan, True))}
         check(plan)
-        times["again"] = harness.seconds(lambda: harness.expect("steps of a second run", converge(plan, True), 0))
+        times["again"] = harness.seconds(
+            lambda: harness.expect("steps of a second run", converge(plan, True), 0)
+        )
         times["remove"] = harness.seconds(lambda: converge(plan, False)) + harness.seconds(settle)
-        harness.expect("namespaces left", sorted(set(plan.namespaces) & set(os.listdir("/run/netns"))), [])
+        harness.expect(
+            "namespaces left", sorted(set(plan.namespaces) & set(os.listdir("/run/netns"))), []
+        )
     return times
 
 
@@ -184,9 +223,38 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             cases["script"] = functools.partial(peer, "script", script, count)
         got = harness.interleave(cases, rounds)
         name, large = f"lab of {count} namespaces", count >= min(GOAL_SECONDS)
-        yield harness.Row("lab", f"{name}: build", "s", got["build"], "raw netlink", got["floor build"], GOAL_FLOOR if large else None)
-        yield harness.Row("lab", f"{name}: build", "s", got["build"], "ip -batch", got["batch build"], GOAL_SECONDS.get(count), absolute=True)
+        yield harness.Row(
+            "lab",
+            f"{name}: build",
+            "s",
+            got["build"],
+            "raw netlink",
+            got["floor build"],
+            GOAL_FLOOR if large else None,
+        )
+        yield harness.Row(
+            "lab",
+            f"{name}: build",
+            "s",
+            got["build"],
+            "ip -batch",
+            got["batch build"],
+            GOAL_SECONDS.get(count),
+            absolute=True,
+        )
         if "script" in cases:
-            yield harness.Row("lab", f"{name}: build", "s", got["build"], "script of ip", got["script build"])
-        yield harness.Row("lab", f"{name}: second run", "s", got["again"], "our build", got["build"], GOAL_AGAIN if large else None)
-        yield harness.Row("lab", f"{name}: remove", "s", got["remove"], "ip -batch", got["batch remove"])
+            yield harness.Row(
+                "lab", f"{name}: build", "s", got["build"], "script of ip", got["script build"]
+            )
+        yield harness.Row(
+            "lab",
+            f"{name}: second run",
+            "s",
+            got["again"],
+            "our build",
+            got["build"],
+            GOAL_AGAIN if large else None,
+        )
+        yield harness.Row(
+            "lab", f"{name}: remove", "s", got["remove"], "ip -batch", got["batch remove"]
+        )

@@ -50,10 +50,18 @@ def link_up(index: int) -> Message:
 
 def veth(name: str, index: int, peer: str, peer_index: int, peer_netns: int) -> Message:
     """Return what makes a veth whose peer stands in another namespace, given by a descriptor; only the near end goes up at once."""
-    other = _link(peer_index, up=False) + _attribute(_IFLA_IFNAME, peer.encode() + b"\0") + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_netns))
+    other = (
+        _link(peer_index, up=False)
+        + _attribute(_IFLA_IFNAME, peer.encode() + b"\0")
+        + _attribute(_IFLA_NET_NS_FD, struct.pack("=I", peer_netns))
+    )
     data = _attribute(_INFO_DATA | _NESTED, _attribute(_VETH_INFO_PEER | _NESTED, other))
     info = _attribute(_IFLA_LINKINFO | _NESTED, _attribute(_INFO_KIND, b"veth") + data)
-    return _NEWLINK, _CREATE | _EXCL, _link(index, up=True) + _attribute(_IFLA_IFNAME, name.encode() + b"\0") + info
+    return (
+        _NEWLINK,
+        _CREATE | _EXCL,
+        _link(index, up=True) + _attribute(_IFLA_IFNAME, name.encode() + b"\0") + info,
+    )
 
 
 def address(index: int, ip: str, prefix: int) -> Message:
@@ -62,21 +70,35 @@ def address(index: int, ip: str, prefix: int) -> Message:
     return (
         _NEWADDR,
         _CREATE | _EXCL,
-        struct.pack("=BBBBi", socket.AF_INET, prefix, 0, 0, index) + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed),
+        struct.pack("=BBBBi", socket.AF_INET, prefix, 0, 0, index)
+        + _attribute(_IFA_LOCAL, packed)
+        + _attribute(_IFA_ADDRESS, packed),
     )
 
 
 def default_route(index: int, gateway: str) -> Message:
     """Return what adds the IPv4 default route."""
     head = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 254, 3, 0, 1, 0)
-    return _NEWROUTE, _CREATE | _EXCL, head + _attribute(_RTA_GATEWAY, socket.inet_aton(gateway)) + _attribute(_RTA_OIF, struct.pack("=I", index))
+    return (
+        _NEWROUTE,
+        _CREATE | _EXCL,
+        head
+        + _attribute(_RTA_GATEWAY, socket.inet_aton(gateway))
+        + _attribute(_RTA_OIF, struct.pack("=I", index)),
+    )
 
 
 def send(handle: socket.socket, messages: t.Sequence[Message]) -> None:
     """Have the kernel do them all."""
     for start in range(0, len(messages), _MOST):
         part = messages[start : start + _MOST]
-        handle.send(b"".join(struct.pack("=IHHII", 16 + len(payload), kind, flags | _REQUEST | _ACK, 0, 0) + payload for kind, flags, payload in part))
+        handle.send(
+            b"".join(
+                struct.pack("=IHHII", 16 + len(payload), kind, flags | _REQUEST | _ACK, 0, 0)
+                + payload
+                for kind, flags, payload in part
+            )
+        )
         answers = 0
         while answers < len(part):
             data, offset = handle.recv(1 << 16), 0
@@ -93,7 +115,9 @@ class Namespace:
     def __init__(self, libc: ctypes.CDLL, name: str) -> None:
         path = netns.path(name)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
-        if libc.unshare(_CLONE_NEWNET) or libc.mount(b"/proc/thread-self/ns/net", path.encode(), b"none", _MS_BIND, None):
+        if libc.unshare(_CLONE_NEWNET) or libc.mount(
+            b"/proc/thread-self/ns/net", path.encode(), b"none", _MS_BIND, None
+        ):
             raise harness.BenchError(f"{name}: {os.strerror(ctypes.get_errno())}")
         self.fd = netns.current_fd()
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
@@ -122,8 +146,14 @@ def build(router: str, hosts: t.Mapping[str, tuple[str, str]]) -> None:
             host = Namespace(libc, name)
             made.append(host)
             index = _WAN + number
-            send(hub.socket, [veth(f"l{number}", index, "wan", _WAN, host.fd), address(index, gateway, 30)])
-            send(host.socket, [link_up(_LO), link_up(_WAN), address(_WAN, own, 30), default_route(_WAN, gateway)])
+            send(
+                hub.socket,
+                [veth(f"l{number}", index, "wan", _WAN, host.fd), address(index, gateway, 30)],
+            )
+            send(
+                host.socket,
+                [link_up(_LO), link_up(_WAN), address(_WAN, own, 30), default_route(_WAN, gateway)],
+            )
     finally:
         netns.enter(home)
         os.close(home)

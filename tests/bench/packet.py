@@ -39,7 +39,9 @@ XDP_PASS = 2
 CLIENT, SERVER, SPORT, DPORT = "10.0.0.1", "172.30.56.105", 40000, 8080
 CLIENT6, SERVER6 = "2001:db8::1", "2001:db8:1::105"
 TCP, UDP, ICMP = 6, 17, 1
-BEFORE_TEN = "10.255.255.255"  # counting up from here within 10.0.0.0/8, the first source is 10.0.0.0
+BEFORE_TEN = (
+    "10.255.255.255"  # counting up from here within 10.0.0.0/8, the first source is 10.0.0.0
+)
 
 #: So many packets at least in one measurement of random hits: else what is cold at its beginning would show.
 RANDOM_PACKETS = 1 << 18
@@ -88,10 +90,17 @@ ESTABLISHED = {
     "TCP": Packet(frames.tcp(CLIENT, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001), TCP),
     "UDP": Packet(frames.udp(CLIENT, SPORT, SERVER, DPORT, b"bench"), UDP),
     "ICMP": Packet(frames.echo(CLIENT, SERVER, 8, SPORT, b"bench"), ICMP, fused=False),
-    "TCP over IPv6": Packet(frames.tcp(CLIENT6, SPORT, SERVER6, DPORT, frames.ACK, 1001, 5001), TCP, v6=True),
+    "TCP over IPv6": Packet(
+        frames.tcp(CLIENT6, SPORT, SERVER6, DPORT, frames.ACK, 1001, 5001), TCP, v6=True
+    ),
     "UDP over IPv6": Packet(frames.udp(CLIENT6, SPORT, SERVER6, DPORT, b"bench"), UDP, v6=True),
 }
-LONG_TCP = Packet(frames.tcp(CLIENT, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001, data=bytes(range(200)) * (LONG // 200)), TCP)
+LONG_TCP = Packet(
+    frames.tcp(
+        CLIENT, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001, data=bytes(range(200)) * (LONG // 200)
+    ),
+    TCP,
+)
 
 
 def opening(client: str, server: str) -> tuple[tuple[str, bytes], ...]:
@@ -135,7 +144,9 @@ class New:
 NEW = {
     "UDP": New(frames.udp(BEFORE_TEN, SPORT, SERVER, DPORT, b"a benchmark frame")),
     "TCP": New(frames.tcp(BEFORE_TEN, SPORT, SERVER, DPORT, frames.SYN, 1000)),
-    "TCP over IPv6": New(frames.tcp(CLIENT6, SPORT, SERVER6, DPORT, frames.SYN, 1000), "drive_new6", "floor_insert6"),
+    "TCP over IPv6": New(
+        frames.tcp(CLIENT6, SPORT, SERVER6, DPORT, frames.SYN, 1000), "drive_new6", "floor_insert6"
+    ),
 }
 
 
@@ -181,7 +192,9 @@ def open_flows(chains: c.Collection[Chain]) -> None:
     for frames_of_one in (OPENING, STREAMING):
         for under_test in chains:
             for hook, frame in frames_of_one:
-                harness.expect("frame after the chain", once(under_test.hooks[hook], frame).data_out, frame)
+                harness.expect(
+                    "frame after the chain", once(under_test.hooks[hook], frame).data_out, frame
+                )
         if frames_of_one is OPENING:
             time.sleep(STREAM_SECONDS)
 
@@ -193,7 +206,14 @@ def open_floor(base: Baselines) -> None:
             once(base.programs["floor_insert6" if packet.v6 else "floor_insert"], packet.frame)
 
 
-def established(variants: c.Mapping[str, Chain], base: Baselines, name: str, method: Method, count: int, rounds: int) -> list[harness.Row]:
+def established(
+    variants: c.Mapping[str, Chain],
+    base: Baselines,
+    name: str,
+    method: Method,
+    count: int,
+    rounds: int,
+) -> list[harness.Row]:
     """Measure one packet of a flow that is there."""
     frame, frame6 = ESTABLISHED["TCP"].frame, ESTABLISHED["TCP over IPv6"].frame
     cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
@@ -201,33 +221,80 @@ def established(variants: c.Mapping[str, Chain], base: Baselines, name: str, met
         "floor": lambda: method(base.programs["floor_hit"], frame, count),
         "floor over IPv6": lambda: method(base.programs["floor_hit6"], frame6, count),
     }
-    ours = [(kind, variant) for kind, packet in ESTABLISHED.items() for variant in variants if variant == "chain" or packet.fused]
+    ours = [
+        (kind, variant)
+        for kind, packet in ESTABLISHED.items()
+        for variant in variants
+        if variant == "chain" or packet.fused
+    ]
     for kind, variant in ours:
-        cases[f"{kind}, {variant}"] = functools.partial(tracked, variants[variant], ESTABLISHED[kind], method, count)
+        cases[f"{kind}, {variant}"] = functools.partial(
+            tracked, variants[variant], ESTABLISHED[kind], method, count
+        )
     if method is live:
         cases["cost model"] = lambda: method(base.programs["model_0_entry"], frame, count)
     got = harness.interleave(cases, rounds)
-    rows = [harness.Row("packet", f"{floor} ({name})", "ns", got[floor], "no-op", got["no-op"]) for floor in ("floor", "floor over IPv6")]
+    rows = [
+        harness.Row("packet", f"{floor} ({name})", "ns", got[floor], "no-op", got["no-op"])
+        for floor in ("floor", "floor over IPv6")
+    ]
     for kind, variant in ours:
         case, floor = f"{kind}, {variant}", ESTABLISHED[kind].floor
-        rows.append(harness.Row("packet", f"established {case} ({name})", "ns", got[case], floor, got[floor], GOALS.get((variant, kind))))
+        rows.append(
+            harness.Row(
+                "packet",
+                f"established {case} ({name})",
+                "ns",
+                got[case],
+                floor,
+                got[floor],
+                GOALS.get((variant, kind)),
+            )
+        )
         if variant == "fused":
-            rows.append(harness.Row("packet", f"established {case} ({name})", "ns", got[case], "chain", got[f"{kind}, chain"]))
+            rows.append(
+                harness.Row(
+                    "packet",
+                    f"established {case} ({name})",
+                    "ns",
+                    got[case],
+                    "chain",
+                    got[f"{kind}, chain"],
+                )
+            )
     if method is live:
         for variant in variants:
             goal = GOALS.get((variant, "cost model"))
-            rows.append(harness.Row("packet", f"established TCP, {variant} ({name})", "ns", got[f"TCP, {variant}"], "cost model", got["cost model"], goal))
+            rows.append(
+                harness.Row(
+                    "packet",
+                    f"established TCP, {variant} ({name})",
+                    "ns",
+                    got[f"TCP, {variant}"],
+                    "cost model",
+                    got["cost model"],
+                    goal,
+                )
+            )
     return rows
 
 
 def checksums(modes: c.Mapping[str, Chain], count: int, rounds: int) -> list[harness.Row]:
     """Measure what verifying the checksum of a long segment costs; the modes are chains by what they take for right."""
     cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
-        mode: functools.partial(tracked, under_test, LONG_TCP, repeat, count) for mode, under_test in modes.items()
+        mode: functools.partial(tracked, under_test, LONG_TCP, repeat, count)
+        for mode, under_test in modes.items()
     }
     got = harness.interleave(cases, rounds)
     return [
-        harness.Row("packet", f"established TCP with {LONG} B, chain, checksum {mode} (repeat)", "ns", got[mode], "checksum off", got["off"])
+        harness.Row(
+            "packet",
+            f"established TCP with {LONG} B, chain, checksum {mode} (repeat)",
+            "ns",
+            got[mode],
+            "checksum off",
+            got["off"],
+        )
         for mode in modes
         if mode != "off"
     ]
@@ -237,7 +304,12 @@ class Driven:
     """A ``drive_*`` program in front of a target; the frame that it steps on is kept from one measurement to the next."""
 
     def __init__(self, base: Baselines, driver: str, target: int, frame: bytes) -> None:
-        self._base, self._driver, self._target, self._frame = base, base.programs[driver], target, frame
+        self._base, self._driver, self._target, self._frame = (
+            base,
+            base.programs[driver],
+            target,
+            frame,
+        )
 
     def __call__(self, count: int) -> float:
         self._base.drive(self._target)
@@ -246,7 +318,9 @@ class Driven:
         return run.duration_ns
 
 
-def new_flows(variants: c.Mapping[str, Chain], base: Baselines, size: int, count: int, rounds: int) -> list[harness.Row]:
+def new_flows(
+    variants: c.Mapping[str, Chain], base: Baselines, size: int, count: int, rounds: int
+) -> list[harness.Row]:
     """Measure packets that each open a flow, in tables that are full after the first ``size`` of them."""
 
     def counted(under_test: Chain, drive: Driven) -> float:
@@ -257,10 +331,17 @@ def new_flows(variants: c.Mapping[str, Chain], base: Baselines, size: int, count
             harness.expect(f"new flows: {counter}", after[counter] - before[counter], count)
         return value
 
-    kinds = {kind: new for kind, new in NEW.items() if size == MAIN_SIZE or new.driver == "drive_new"}
+    kinds = {
+        kind: new for kind, new in NEW.items() if size == MAIN_SIZE or new.driver == "drive_new"
+    }
     cases: dict[str, c.Callable[[], float | dict[str, float]]] = {}
     for kind, new in kinds.items():
-        cases.setdefault(new.peer, functools.partial(Driven(base, new.driver, base.programs[new.insert], new.frame), count))
+        cases.setdefault(
+            new.peer,
+            functools.partial(
+                Driven(base, new.driver, base.programs[new.insert], new.frame), count
+            ),
+        )
         for variant, under_test in variants.items():
             drive = Driven(base, new.driver, under_test.hooks["ingress"], new.frame)
             cases[f"{kind}, {variant}"] = functools.partial(counted, under_test, drive)
@@ -272,19 +353,38 @@ def new_flows(variants: c.Mapping[str, Chain], base: Baselines, size: int, count
     for kind, new in kinds.items():
         for variant in variants:
             name = f"new {kind} flow, {variant}, table {harness.amount(size)}"
-            rows.append(harness.Row("packet", name, "ns", got[f"{kind}, {variant}"], new.peer, got[new.peer], GOALS[variant, "new"]))
+            rows.append(
+                harness.Row(
+                    "packet",
+                    name,
+                    "ns",
+                    got[f"{kind}, {variant}"],
+                    new.peer,
+                    got[new.peer],
+                    GOALS[variant, "new"],
+                )
+            )
     return rows
 
 
-def random_hits(variants: c.Mapping[str, Chain], base: Baselines, flows: int, rounds: int) -> list[harness.Row]:
+def random_hits(
+    variants: c.Mapping[str, Chain], base: Baselines, flows: int, rounds: int
+) -> list[harness.Row]:
     """Measure packets of ``flows`` established flows in an order of their own, each flow in its turn."""
     turns = max(1, RANDOM_PACKETS // flows)
-    fill = Driven(base, "drive_new", base.programs["floor_insert"], frames.tcp(BEFORE_TEN, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001))
+    fill = Driven(
+        base,
+        "drive_new",
+        base.programs["floor_insert"],
+        frames.tcp(BEFORE_TEN, SPORT, SERVER, DPORT, frames.ACK, 1001, 5001),
+    )
     tables.clear(base.flows)
     fill(flows)
     frame = frames.tcp("10.0.0.0", SPORT, SERVER, DPORT, frames.ACK, 1001, 5001)
     cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
-        "floor": functools.partial(Driven(base, "drive_random", base.programs["floor_hit"], frame), turns * flows)
+        "floor": functools.partial(
+            Driven(base, "drive_random", base.programs["floor_hit"], frame), turns * flows
+        )
     }
     before = {}
     for variant, under_test in variants.items():
@@ -292,17 +392,27 @@ def random_hits(variants: c.Mapping[str, Chain], base: Baselines, flows: int, ro
         tables.clear(under_test.table)
         tables.fill(under_test.table, flows, key, entry)
         before[variant] = tables.packets(under_test.table)
-        cases[variant] = functools.partial(Driven(base, "drive_random", under_test.hooks["ingress"], frame), turns * flows)
+        cases[variant] = functools.partial(
+            Driven(base, "drive_random", under_test.hooks["ingress"], frame), turns * flows
+        )
     got = harness.interleave(cases, rounds)
     tables.clear(base.flows)  # a new flow is to find none of its like
     for variant, under_test in variants.items():
         after = tables.packets(under_test.table)
         harness.expect("flows in the table", len(after), flows)
-        harness.expect("packets of each flow", {after[k] - before[variant][k] for k in after}, {rounds * turns})
+        harness.expect(
+            "packets of each flow", {after[k] - before[variant][k] for k in after}, {rounds * turns}
+        )
         tables.clear(under_test.table)
     return [
         harness.Row(
-            "packet", f"random hit in {harness.amount(flows)} TCP flows, {variant}", "ns", got[variant], "floor", got["floor"], GOALS[variant, "random"]
+            "packet",
+            f"random hit in {harness.amount(flows)} TCP flows, {variant}",
+            "ns",
+            got[variant],
+            "floor",
+            got["floor"],
+            GOALS[variant, "random"],
         )
         for variant in variants
     ]
@@ -310,9 +420,19 @@ def random_hits(variants: c.Mapping[str, Chain], base: Baselines, flows: int, ro
 
 def memory(under_test: Chain, size: int) -> c.Iterator[harness.Row]:
     """Tell what a flow takes in either table."""
-    for table, name, goal in ((under_test.table, "a flow", GOAL_MEMORY), (under_test.table6, "an IPv6 flow", None)):
+    for table, name, goal in (
+        (under_test.table, "a flow", GOAL_MEMORY),
+        (under_test.table6, "an IPv6 flow", None),
+    ):
         sample = harness.Sample((under_test.bytes_per_flow(table),))
-        yield harness.Row("packet", f"memory of {name}, table {harness.amount(size)}", "B", sample, goal=goal, absolute=True)
+        yield harness.Row(
+            "packet",
+            f"memory of {name}, table {harness.amount(size)}",
+            "B",
+            sample,
+            goal=goal,
+            absolute=True,
+        )
 
 
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
@@ -324,7 +444,8 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             with contextlib.ExitStack() as stack:
                 base = stack.enter_context(contextlib.closing(Baselines(size, size6, flows)))
                 variants = {
-                    name: stack.enter_context(contextlib.closing(Chain(size, size6, fused=fused))) for name, fused in (("chain", False), ("fused", True))
+                    name: stack.enter_context(contextlib.closing(Chain(size, size6, fused=fused)))
+                    for name, fused in (("chain", False), ("fused", True))
                 }
                 open_flows(variants.values())
                 open_floor(base)
@@ -333,10 +454,14 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
                 if size == MAIN_SIZE and not options.quick:
                     with contextlib.closing(Chain(1 << 10, checksum="off")) as unverified:
                         open_flows([unverified])
-                        yield from checksums({"offload": variants["chain"], "off": unverified}, counts[0], rounds)
+                        yield from checksums(
+                            {"offload": variants["chain"], "off": unverified}, counts[0], rounds
+                        )
                 if size == MAIN_SIZE:
                     with netns.anonymous(), bpf.closing(bpf.enable_stats()):
                         yield from established(variants, base, "live", live, counts[1], rounds)
                 yield from random_hits(variants, base, flows, options.pick(7, 3))
                 yield from memory(variants["chain"], size)
-                yield from new_flows(variants, base, size, options.pick(1_000_000, 100_000), options.pick(7, 3))
+                yield from new_flows(
+                    variants, base, size, options.pick(1_000_000, 100_000), options.pick(7, 3)
+                )

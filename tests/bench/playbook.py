@@ -23,7 +23,10 @@ GOAL_FIRST, GOAL_BEYOND = 15.0, 4.0
 EMPTY = {"debug": "ansible.builtin.debug:\n        msg: nothing", "ping": "ansible.builtin.ping:"}
 
 PLAYBOOK = str(harness.ROOT / ".venv/bin/ansible-playbook")
-RECAP = re.compile(r"^(?P<host>\S+) +: ok=(?P<ok>\d+) +changed=(?P<changed>\d+).* failed=(?P<failed>\d+)", re.MULTILINE)
+RECAP = re.compile(
+    r"^(?P<host>\S+) +: ok=(?P<ok>\d+) +changed=(?P<changed>\d+).* failed=(?P<failed>\d+)",
+    re.MULTILINE,
+)
 
 
 def play(*words: str) -> dict[str, int]:
@@ -42,7 +45,10 @@ def lab_is_there() -> bool:
 def empty(kind: str, count: int) -> None:
     """Play ``count`` tasks that do nothing."""
     with tempfile.NamedTemporaryFile("w", suffix=".yml", encoding="utf-8") as book:
-        book.write("- hosts: localhost\n  gather_facts: false\n  tasks:\n" + f"    - {EMPTY[kind]}\n" * count)
+        book.write(
+            "- hosts: localhost\n  gather_facts: false\n  tasks:\n"
+            + f"    - {EMPTY[kind]}\n" * count
+        )
         book.flush()
         harness.expect(f"{kind} tasks played", play(PLAYBOOK, book.name)["ok"], count)
 
@@ -80,7 +86,23 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
 
     got = harness.interleave({"lab": one}, options.pick(3, 1))
     if "first" in got:
-        yield harness.Row("playbook", "make lab, first run", "s", got["first"], goal=GOAL_FIRST, absolute=True)
+        yield harness.Row(
+            "playbook", "make lab, first run", "s", got["first"], goal=GOAL_FIRST, absolute=True
+        )
     for kind in kinds:
-        yield harness.Row("playbook", "make lab, second run", "s", got["again"], f"as many {kind} tasks", got[kind])
-    yield harness.Row("playbook", "make lab, second run, beyond as many debug tasks", "s", got["beyond"], goal=GOAL_BEYOND, absolute=True)
+        yield harness.Row(
+            "playbook",
+            "make lab, second run",
+            "s",
+            got["again"],
+            f"as many {kind} tasks",
+            got[kind],
+        )
+    yield harness.Row(
+        "playbook",
+        "make lab, second run, beyond as many debug tasks",
+        "s",
+        got["beyond"],
+        goal=GOAL_BEYOND,
+        absolute=True,
+    )

@@ -75,13 +75,25 @@ def groups(rows: c.Iterable[ReportRow]) -> dict[tuple[str, str], list[Bar]]:
             if row["section"] != section or not re.fullmatch(pattern, subject):
                 continue
             bars = found[subject, row["unit"]]
-            bars[variant or "ours"] = Bar(variant or "ours", row["ours"], row["min"], row["max"], True)
+            bars[variant or "ours"] = Bar(
+                variant or "ours", row["ours"], row["min"], row["max"], True
+            )
             if row["peer_name"] and row["peer_name"] not in bars:
-                bars[row["peer_name"]] = Bar(row["peer_name"], row["peer"], row["peer_min"], row["peer_max"], False)
+                bars[row["peer_name"]] = Bar(
+                    row["peer_name"], row["peer"], row["peer_min"], row["peer_max"], False
+                )
     return {key: sorted(bars.values(), key=lambda one: not one.ours) for key, bars in found.items()}
 
 
-def text(x: float, y: float, words: str, size: int = 12, colour: str = INK, anchor: str = "start", bold: bool = False) -> str:
+def text(
+    x: float,
+    y: float,
+    words: str,
+    size: int = 12,
+    colour: str = INK,
+    anchor: str = "start",
+    bold: bool = False,
+) -> str:
     weight = ' font-weight="bold"' if bold else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}"{weight} {FONT}>{escape(words)}</text>'
 
@@ -106,7 +118,9 @@ def bars(rows: c.Iterable[ReportRow], note: str) -> str:
     for (subject, unit), group in groups(rows).items():
         side = heights.index(min(heights))
         x, y = 24 + side * column, heights[side]
-        parts.append(text(x, y + 12, f"{subject.removesuffix(' (repeat)')} [{unit}]", 13, bold=True))
+        parts.append(
+            text(x, y + 12, f"{subject.removesuffix(' (repeat)')} [{unit}]", 13, bold=True)
+        )
         longest, best = max(one.high for one in group), min(one.value for one in group if one.ours)
         for number, one in enumerate(group):
             top = y + 20 + number * line
@@ -119,15 +133,30 @@ def bars(rows: c.Iterable[ReportRow], note: str) -> str:
                 f'<path d="M{start + room * one.low / longest:.1f} {middle:.1f}H{start + room * one.high / longest:.1f}" stroke="{INK}" stroke-width="1"/>',
             ]
             ratio = "" if one.ours or not one.value else f" (ours {best / one.value:.2f}x)"
-            parts.append(text(start + room * one.high / longest + 6, top + 12, f"{harness.number(one.value)}{ratio}", 12, INK if one.ours else FAINT))
+            parts.append(
+                text(
+                    start + room * one.high / longest + 6,
+                    top + 12,
+                    f"{harness.number(one.value)}{ratio}",
+                    12,
+                    INK if one.ours else FAINT,
+                )
+            )
         heights[side] = y + 20 + len(group) * line + 18
-    return picture("What it costs, next to its peers (shorter is better)", f"{note}; thin lines: lowest to highest", max(heights) + 6, parts)
+    return picture(
+        "What it costs, next to its peers (shorter is better)",
+        f"{note}; thin lines: lowest to highest",
+        max(heights) + 6,
+        parts,
+    )
 
 
 def nice(highest: float) -> float:
     """Return a round number that is at least ``highest``."""
     power = 10 ** math.floor(math.log10(highest))
-    return float(next(step * power for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * power >= highest))
+    return float(
+        next(step * power for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * power >= highest)
+    )
 
 
 def curves(rows: c.Iterable[ReportRow], note: str) -> str:
@@ -147,7 +176,16 @@ def curves(rows: c.Iterable[ReportRow], note: str) -> str:
     return picture("How it scales", note, 76 + math.ceil(len(panels) / 3) * height, parts)
 
 
-def panel(subject: str, unit: str, axis: str, lines: c.Mapping[str, c.Mapping[int, float]], left: float, top: float, wide: float, high: float) -> list[str]:
+def panel(
+    subject: str,
+    unit: str,
+    axis: str,
+    lines: c.Mapping[str, c.Mapping[int, float]],
+    left: float,
+    top: float,
+    wide: float,
+    high: float,
+) -> list[str]:
     """Return the parts of one panel; what lies along is doubled from mark to mark."""
     points = sorted({at for line in lines.values() for at in line})
     most = nice(max(value for line in lines.values() for value in line.values()))
@@ -155,17 +193,36 @@ def panel(subject: str, unit: str, axis: str, lines: c.Mapping[str, c.Mapping[in
     parts = [text(left - 38, top - 14, f"{subject} [{unit}]", 13, bold=True)]
     for share in (0, 0.5, 1):
         y = top + high * (1 - share)
-        parts += [f'<path d="M{left:.1f} {y:.1f}h{wide:.1f}" stroke="#d8dee4"/>', text(left - 6, y + 4, f"{most * share:g}", 11, FAINT, "end")]
+        parts += [
+            f'<path d="M{left:.1f} {y:.1f}h{wide:.1f}" stroke="#d8dee4"/>',
+            text(left - 6, y + 4, f"{most * share:g}", 11, FAINT, "end"),
+        ]
     for at in points:
-        parts.append(text(left + wide * (math.log2(at) - low) / span, top + high + 16, harness.amount(at), 11, FAINT, "middle"))
+        parts.append(
+            text(
+                left + wide * (math.log2(at) - low) / span,
+                top + high + 16,
+                harness.amount(at),
+                11,
+                FAINT,
+                "middle",
+            )
+        )
     parts.append(text(left + wide / 2, top + high + 32, axis, 11, FAINT, "middle"))
     taken: list[float] = []
     for name, line in sorted(lines.items(), key=lambda item: item[1][max(item[1])]):
         colour = LINES.get(name, FAINT)
-        places = [(left + wide * (math.log2(at) - low) / span, top + high * (1 - value / most)) for at, value in sorted(line.items())]
-        parts.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        places = [
+            (left + wide * (math.log2(at) - low) / span, top + high * (1 - value / most))
+            for at, value in sorted(line.items())
+        ]
+        parts.append(
+            f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-        y = min([places[-1][1] + 4, *(other - 13 for other in taken)])  # names of lines that end close together stand above each other
+        y = min(
+            [places[-1][1] + 4, *(other - 13 for other in taken)]
+        )  # names of lines that end close together stand above each other
         taken.append(y)
         parts.append(text(places[-1][0] + 8, y, name or "ours", 11, colour))
     return parts
@@ -174,7 +231,10 @@ def panel(subject: str, unit: str, axis: str, lines: c.Mapping[str, c.Mapping[in
 def draw(rows: c.Collection[ReportRow], directory: pathlib.Path, note: str) -> list[pathlib.Path]:
     """Write the pictures for which the report has rows and return their paths."""
     made = []
-    for name, wanted, paint in (("bench.svg", bool(groups(rows)), bars), ("scaling.svg", any(row["curve"] for row in rows), curves)):
+    for name, wanted, paint in (
+        ("bench.svg", bool(groups(rows)), bars),
+        ("scaling.svg", any(row["curve"] for row in rows), curves),
+    ):
         if wanted:
             made.append(directory / name)
             made[-1].write_text(paint(rows, note), encoding="utf-8")

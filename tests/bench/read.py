@@ -57,7 +57,9 @@ def bare(fd: int, count: int) -> float:
 
     def read() -> None:
         nonlocal seen
-        seen = sum(size for size, dummy, dummy in bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size))
+        seen = sum(
+            size for size, dummy, dummy in bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size)
+        )
 
     took = harness.seconds(read)
     harness.expect("entries read", seen, count)
@@ -70,7 +72,9 @@ def printed(words: c.Sequence[str], unit: bytes, count: int) -> float:
     :param unit: what it prints once for each flow.
     """
     with tempfile.TemporaryFile() as out:
-        took = harness.seconds(lambda: subprocess.run(words, stdout=out, stderr=subprocess.DEVNULL, check=True))
+        took = harness.seconds(
+            lambda: subprocess.run(words, stdout=out, stderr=subprocess.DEVNULL, check=True)
+        )
         expect_units(" ".join(words[:2]), out, unit, count)
     return took
 
@@ -82,7 +86,9 @@ def expect_units(what: str, text: t.IO[bytes], unit: bytes, count: int) -> None:
         harness.expect(f"flows from {what}", len(re.findall(re.escape(unit), whole)), count)
 
 
-def read(under_test: Chain, count: int, words: dict[str, object], form: str | None, summary: bool) -> float:
+def read(
+    under_test: Chain, count: int, words: dict[str, object], form: str | None, summary: bool
+) -> float:
     """Time one reading by the collection's library, from the pins to the file.
 
     :param words: the query.
@@ -93,7 +99,9 @@ def read(under_test: Chain, count: int, words: dict[str, object], form: str | No
         def once() -> flow_table.Reading:
             with flow_table.FlowTables(under_test.pin_root) as source:
                 writer = flow_output.writer(form) if form else None
-                return flow_table.read(source, flow_filter.parse_query(words), writer, out.write, summary)
+                return flow_table.read(
+                    source, flow_filter.parse_query(words), writer, out.write, summary
+                )
 
         start = time.perf_counter()
         reading = once()
@@ -103,19 +111,25 @@ def read(under_test: Chain, count: int, words: dict[str, object], form: str | No
             expect_units(form, out, b"ESTABLISHED", count)
         harness.expect("flows counted", reading.count, count if form or summary else 0)
         if summary:
-            harness.expect("flows by state", (reading.summary or {})["by_state"], {"ESTABLISHED": count})
+            harness.expect(
+                "flows by state", (reading.summary or {})["by_state"], {"ESTABLISHED": count}
+            )
     return took
 
 
 def serialised(under_test: Chain, count: int) -> float:
     """Time the least that ``ct list -o json`` can do: a batch read that looks at nothing, and for each entry a record that is there already, through orjson."""
     with flow_table.FlowTables(under_test.pin_root) as source, tempfile.TemporaryFile() as out:
-        records = flow_table.read(source, flow_filter.parse_query({"limit": flow_table.BATCH}), summary=False).flows
+        records = flow_table.read(
+            source, flow_filter.parse_query({"limit": flow_table.BATCH}), summary=False
+        ).flows
         seen = 0
 
         def once() -> None:
             nonlocal seen
-            for size, dummy, dummy in bpf.map_batches(under_test.table, chain.KEY4.size, chain.ENTRY.size, flow_table.BATCH):
+            for size, dummy, dummy in bpf.map_batches(
+                under_test.table, chain.KEY4.size, chain.ENTRY.size, flow_table.BATCH
+            ):
                 for start in range(0, size, len(records)):
                     out.write(orjson.dumps(records[: size - start]))
                 seen += size
@@ -141,7 +155,13 @@ finally:
 
 def megabytes(interpreter: str, *words: str) -> harness.Sample:
     """Return the most memory that a command takes which is an archive of Python."""
-    done = subprocess.run([interpreter, "-I", "-c", MEASURED, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [interpreter, "-I", "-c", MEASURED, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return harness.Sample((int(done.stderr) / 1024,))
 
 
@@ -207,42 +227,150 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             tables.fill(under_test.table, count, key, entry)
             pin = under_test.map_pin("ctt")
             command = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "ct")
-            pathlib.Path(command).write_bytes(ct_archive.archive(ct_content.content(under_test.pin_root)))
+            pathlib.Path(command).write_bytes(
+                ct_archive.archive(ct_content.content(under_test.pin_root))
+            )
             ct = [ct_archive.interpreter(), "-I", command]
             cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
                 "bare": functools.partial(bare, under_test.table, count),
                 "summary": functools.partial(read, under_test, count, {}, None, True),
                 "none": functools.partial(read, under_test, count, {"dport": NO_PORT}, None, False),
                 "jsonl": functools.partial(read, under_test, count, {}, "jsonl", False),
-                "conntrack form": functools.partial(read, under_test, count, {}, "conntrack", False),
+                "conntrack form": functools.partial(
+                    read, under_test, count, {}, "conntrack", False
+                ),
                 "orjson": functools.partial(serialised, under_test, count),
-                "ct list -o json": functools.partial(printed, [*ct, "list", "-o", "json"], b"ESTABLISHED", count),
+                "ct list -o json": functools.partial(
+                    printed, [*ct, "list", "-o", "json"], b"ESTABLISHED", count
+                ),
                 "ct list": functools.partial(printed, [*ct, "list"], b"ESTABLISHED", count),
                 "ct list | head": functools.partial(first_line, [*ct, "list"]),
-                "ct summary": functools.partial(printed, [*ct, "summary"], b"ESTABLISHED %d" % count, 1),
-                "bpftool": functools.partial(printed, ["bpftool", "-j", "map", "dump", "pinned", pin], b'"key"', count),
+                "ct summary": functools.partial(
+                    printed, [*ct, "summary"], b"ESTABLISHED %d" % count, 1
+                ),
+                "bpftool": functools.partial(
+                    printed, ["bpftool", "-j", "map", "dump", "pinned", pin], b'"key"', count
+                ),
             }
             kernel = stack.enter_context(room_for(count + SPARE))
             if kernel:
-                listing = ["ip", "netns", "exec", stack.enter_context(kernel_table(count)), "conntrack", "-L"]
+                listing = [
+                    "ip",
+                    "netns",
+                    "exec",
+                    stack.enter_context(kernel_table(count)),
+                    "conntrack",
+                    "-L",
+                ]
                 cases["conntrack -L"] = functools.partial(printed, listing, b"ESTABLISHED", count)
             got = harness.interleave(cases, rounds)
-            memory, json_memory = (megabytes(ct_archive.interpreter(), command, "list", "-o", form) for form in ("jsonl", "json"))
+            memory, json_memory = (
+                megabytes(ct_archive.interpreter(), command, "list", "-o", form)
+                for form in ("jsonl", "json")
+            )
         goal = count >= 1_000_000  # in a small table the command's start is most of it
         flows = f"{count // 1000}k flows" if count < 1_000_000 else f"{count // 1_000_000}M flows"
-        yield harness.Row("read", f"{flows}: summary", "s", got["summary"], "bare batch read", got["bare"], GOAL_SUMMARY)
-        yield harness.Row("read", f"{flows}: filter that none passes", "s", got["none"], "bare batch read", got["bare"])
-        yield harness.Row("read", f"{flows}: JSON lines", "s", got["jsonl"], "bare batch read", got["bare"])
-        yield harness.Row("read", f"{flows}: JSON lines", "s", got["jsonl"], "bpftool -j map dump", got["bpftool"])
+        yield harness.Row(
+            "read",
+            f"{flows}: summary",
+            "s",
+            got["summary"],
+            "bare batch read",
+            got["bare"],
+            GOAL_SUMMARY,
+        )
+        yield harness.Row(
+            "read",
+            f"{flows}: filter that none passes",
+            "s",
+            got["none"],
+            "bare batch read",
+            got["bare"],
+        )
+        yield harness.Row(
+            "read", f"{flows}: JSON lines", "s", got["jsonl"], "bare batch read", got["bare"]
+        )
+        yield harness.Row(
+            "read", f"{flows}: JSON lines", "s", got["jsonl"], "bpftool -j map dump", got["bpftool"]
+        )
         if kernel:
-            yield harness.Row("read", f"{flows}: JSON lines", "s", got["jsonl"], "conntrack -L", got["conntrack -L"], GOAL_LINES)
-            yield harness.Row("read", f"{flows}: conntrack form", "s", got["conntrack form"], "conntrack -L", got["conntrack -L"])
-        yield harness.Row("read", f"{flows}: JSON lines, peak memory", "MB", memory, goal=GOAL_MEMORY, absolute=True)
+            yield harness.Row(
+                "read",
+                f"{flows}: JSON lines",
+                "s",
+                got["jsonl"],
+                "conntrack -L",
+                got["conntrack -L"],
+                GOAL_LINES,
+            )
+            yield harness.Row(
+                "read",
+                f"{flows}: conntrack form",
+                "s",
+                got["conntrack form"],
+                "conntrack -L",
+                got["conntrack -L"],
+            )
+        yield harness.Row(
+            "read",
+            f"{flows}: JSON lines, peak memory",
+            "MB",
+            memory,
+            goal=GOAL_MEMORY,
+            absolute=True,
+        )
         whole = got["ct list -o json"]
-        yield harness.Row("read", f"{flows}: ct list -o json", "s", whole, "bare batch read and orjson", got["orjson"], GOAL_JSON if goal else None)
-        yield harness.Row("read", f"{flows}: ct list -o json", "s", whole, "bpftool -j map dump", got["bpftool"], GOAL_AHEAD)
+        yield harness.Row(
+            "read",
+            f"{flows}: ct list -o json",
+            "s",
+            whole,
+            "bare batch read and orjson",
+            got["orjson"],
+            GOAL_JSON if goal else None,
+        )
+        yield harness.Row(
+            "read",
+            f"{flows}: ct list -o json",
+            "s",
+            whole,
+            "bpftool -j map dump",
+            got["bpftool"],
+            GOAL_AHEAD,
+        )
         if kernel:
-            yield harness.Row("read", f"{flows}: ct list -o json", "s", whole, "conntrack -L", got["conntrack -L"], GOAL_AHEAD)
-        yield harness.Row("read", f"{flows}: ct list -o json, peak memory", "MB", json_memory, goal=GOAL_MEMORY, absolute=True)
-        yield harness.Row("read", f"{flows}: ct summary", "s", got["ct summary"], "bare batch read", got["bare"], GOAL_SUMMARY if goal else None)
-        yield harness.Row("read", f"{flows}: first line of ct list", "s", got["ct list | head"], "all of ct list", got["ct list"], GOAL_HEAD if goal else None)
+            yield harness.Row(
+                "read",
+                f"{flows}: ct list -o json",
+                "s",
+                whole,
+                "conntrack -L",
+                got["conntrack -L"],
+                GOAL_AHEAD,
+            )
+        yield harness.Row(
+            "read",
+            f"{flows}: ct list -o json, peak memory",
+            "MB",
+            json_memory,
+            goal=GOAL_MEMORY,
+            absolute=True,
+        )
+        yield harness.Row(
+            "read",
+            f"{flows}: ct summary",
+            "s",
+            got["ct summary"],
+            "bare batch read",
+            got["bare"],
+            GOAL_SUMMARY if goal else None,
+        )
+        yield harness.Row(
+            "read",
+            f"{flows}: first line of ct list",
+            "s",
+            got["ct list | head"],
+            "all of ct list",
+            got["ct list"],
+            GOAL_HEAD if goal else None,
+        )

@@ -42,22 +42,37 @@ LONG = {"stream", "playbook", "swap"}
 
 def main() -> int:
     """Run the sections; 1 when one of them failed. A missed goal is told, and no failure: it depends on the machine and its load."""
-    parser = argparse.ArgumentParser(prog="make bench", description="Measure the collection next to floors and peers.")
+    parser = argparse.ArgumentParser(
+        prog="make bench", description="Measure the collection next to floors and peers."
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
         default=os.environ.get("QUICK", "") not in ("", "0"),
         help=f"small sizes, few rounds, within a minute; without {', '.join(sorted(LONG))}",
     )
-    parser.add_argument("--output", default=str(harness.ROOT / "build/bench.json"), help="the report for machines (default: %(default)s)")
-    parser.add_argument("section", nargs="*", choices=[[], *SECTIONS], help=f"what to measure: {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument(
+        "--output",
+        default=str(harness.ROOT / "build/bench.json"),
+        help="the report for machines (default: %(default)s)",
+    )
+    parser.add_argument(
+        "section",
+        nargs="*",
+        choices=[[], *SECTIONS],
+        help=f"what to measure: {', '.join(SECTIONS)} (default: all)",
+    )
     args = parser.parse_args()
     options = harness.Options(quick=args.quick)
-    signal.signal(signal.SIGTERM, lambda number, dummy: sys.exit(128 + number))  # so that what was made is taken away, as after Ctrl-C
+    signal.signal(
+        signal.SIGTERM, lambda number, dummy: sys.exit(128 + number)
+    )  # so that what was made is taken away, as after Ctrl-C
     if os.geteuid():
         parser.error("the benchmark makes namespaces and loads programs: run it as root")
 
-    print(f"Linux {platform.release()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; medians of interleaved runs{', quick' if options.quick else ''}")
+    print(
+        f"Linux {platform.release()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; medians of interleaved runs{', quick' if options.quick else ''}"
+    )
     rows: list[harness.Row] = []
     failed = False
     for name in args.section or [name for name in SECTIONS if not (options.quick and name in LONG)]:

@@ -55,11 +55,16 @@ def per_packet(hook: int, sent: c.Sequence[bytes], count: int) -> float:
     return 1 / sum(1 / ns for ns in taken)
 
 
-def on_cpus(variants: c.Mapping[str, Chain], base: Baselines, count: int, rounds: int) -> c.Iterator[harness.Row]:
+def on_cpus(
+    variants: c.Mapping[str, Chain], base: Baselines, count: int, rounds: int
+) -> c.Iterator[harness.Row]:
     """Measure an established TCP connection on each CPU, and one that all CPUs share."""
     cpus = len(os.sched_getaffinity(0))
     sources = [f"10.1.0.{1 + number}" for number in range(cpus)]
-    acks = [frames.tcp(source, packet.SPORT, packet.SERVER, packet.DPORT, frames.ACK, 1001, 5001) for source in sources]
+    acks = [
+        frames.tcp(source, packet.SPORT, packet.SERVER, packet.DPORT, frames.ACK, 1001, 5001)
+        for source in sources
+    ]
     for source, ack in zip(sources, acks, strict=True):
         packet.once(base.programs["floor_insert"], ack)
         for under_test in variants.values():
@@ -70,34 +75,56 @@ def on_cpus(variants: c.Mapping[str, Chain], base: Baselines, count: int, rounds
         value = per_packet(under_test.hooks["ingress"], sent, count)
         after = under_test.counters()
         seen = sum(after[name] - before[name] for name in ("tracked", "untracked_contended"))
-        harness.expect("packets tracked, or too late for a flow that others hold", seen, count * len(sent))
+        harness.expect(
+            "packets tracked, or too late for a flow that others hold", seen, count * len(sent)
+        )
         return value
 
     for number in range(1, cpus + 1):
         kinds = {"a flow on each CPU": acks[:number], "one flow on all CPUs": acks[:1] * number}
         cases: dict[str, c.Callable[[], float | dict[str, float]]] = {}
         for kind, sent in kinds.items():
-            cases[f"{kind}, floor"] = functools.partial(per_packet, base.programs["floor_hit"], sent, count)
+            cases[f"{kind}, floor"] = functools.partial(
+                per_packet, base.programs["floor_hit"], sent, count
+            )
             for variant, under_test in variants.items():
                 cases[f"{kind}, {variant}"] = functools.partial(tracked, under_test, sent)
         got = harness.interleave(cases, rounds)
         for kind in kinds:
             for variant in variants:
                 name = f"established TCP, {kind}, {variant}"
-                yield harness.Row("scaling", name, "ns", got[f"{kind}, {variant}"], "floor", got[f"{kind}, floor"], axis="CPUs", at=number)
+                yield harness.Row(
+                    "scaling",
+                    name,
+                    "ns",
+                    got[f"{kind}, {variant}"],
+                    "floor",
+                    got[f"{kind}, floor"],
+                    axis="CPUs",
+                    at=number,
+                )
 
 
-def random_hits(variants: c.Mapping[str, Chain], base: Baselines, flows: int, rounds: int) -> c.Iterator[harness.Row]:
+def random_hits(
+    variants: c.Mapping[str, Chain], base: Baselines, flows: int, rounds: int
+) -> c.Iterator[harness.Row]:
     """Measure packets of ``flows`` established connections in an order of their own, each in its turn."""
     turns = max(1, packet.RANDOM_PACKETS // flows)
     fill = packet.Driven(
-        base, "drive_new", base.programs["floor_insert"], frames.tcp(packet.BEFORE_TEN, packet.SPORT, packet.SERVER, packet.DPORT, 16, 1001, 5001)
+        base,
+        "drive_new",
+        base.programs["floor_insert"],
+        frames.tcp(packet.BEFORE_TEN, packet.SPORT, packet.SERVER, packet.DPORT, 16, 1001, 5001),
     )
     tables.clear(base.flows)
     fill(flows)
-    frame = frames.tcp("10.0.0.0", packet.SPORT, packet.SERVER, packet.DPORT, frames.ACK, 1001, 5001)
+    frame = frames.tcp(
+        "10.0.0.0", packet.SPORT, packet.SERVER, packet.DPORT, frames.ACK, 1001, 5001
+    )
     cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
-        "floor": functools.partial(packet.Driven(base, "drive_random", base.programs["floor_hit"], frame), turns * flows)
+        "floor": functools.partial(
+            packet.Driven(base, "drive_random", base.programs["floor_hit"], frame), turns * flows
+        )
     }
     before = {}
     for variant, under_test in variants.items():
@@ -106,17 +133,35 @@ def random_hits(variants: c.Mapping[str, Chain], base: Baselines, flows: int, ro
         tables.fill(under_test.table, flows, key, entry)
         ((before[variant], number),) = tables.spread(under_test.table).items()
         harness.expect("flows filled in", number, flows)
-        cases[variant] = functools.partial(packet.Driven(base, "drive_random", under_test.hooks["ingress"], frame), turns * flows)
+        cases[variant] = functools.partial(
+            packet.Driven(base, "drive_random", under_test.hooks["ingress"], frame), turns * flows
+        )
     got = harness.interleave(cases, rounds)
     tables.clear(base.flows)  # a new flow is to find none of its like
     for variant, under_test in variants.items():
-        harness.expect("flows by their packets", dict(tables.spread(under_test.table)), {before[variant] + rounds * turns: flows})
+        harness.expect(
+            "flows by their packets",
+            dict(tables.spread(under_test.table)),
+            {before[variant] + rounds * turns: flows},
+        )
         tables.clear(under_test.table)
         goal = GOAL_RANDOM if flows >= MANY else None
-        yield harness.Row("scaling", f"random hit, {variant}", "ns", got[variant], "floor", got["floor"], goal, axis="flows", at=flows)
+        yield harness.Row(
+            "scaling",
+            f"random hit, {variant}",
+            "ns",
+            got[variant],
+            "floor",
+            got["floor"],
+            goal,
+            axis="flows",
+            at=flows,
+        )
 
 
-def new_flows(variants: c.Mapping[str, Chain], base: Baselines, size: int, count: int, rounds: int) -> c.Iterator[harness.Row]:
+def new_flows(
+    variants: c.Mapping[str, Chain], base: Baselines, size: int, count: int, rounds: int
+) -> c.Iterator[harness.Row]:
     """Measure packets that each open a flow, in tables that are full."""
     new = packet.NEW["TCP"]
 
@@ -128,16 +173,32 @@ def new_flows(variants: c.Mapping[str, Chain], base: Baselines, size: int, count
         return value
 
     cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
-        "bare insert": functools.partial(packet.Driven(base, new.driver, base.programs[new.insert], new.frame), count)
+        "bare insert": functools.partial(
+            packet.Driven(base, new.driver, base.programs[new.insert], new.frame), count
+        )
     }
     for variant, under_test in variants.items():
-        cases[variant] = functools.partial(counted, under_test, packet.Driven(base, new.driver, under_test.hooks["ingress"], new.frame))
+        cases[variant] = functools.partial(
+            counted,
+            under_test,
+            packet.Driven(base, new.driver, under_test.hooks["ingress"], new.frame),
+        )
     for case in cases.values():  # from then on each insert evicts
         for dummy in range(-(-size // count)):
             case()
     got = harness.interleave(cases, rounds)
     for variant in variants:
-        yield harness.Row("scaling", f"new flow, {variant}", "ns", got[variant], "bare insert", got["bare insert"], GOAL_NEW, axis="entries", at=size)
+        yield harness.Row(
+            "scaling",
+            f"new flow, {variant}",
+            "ns",
+            got[variant],
+            "bare insert",
+            got["bare insert"],
+            GOAL_NEW,
+            axis="entries",
+            at=size,
+        )
 
 
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
@@ -158,7 +219,18 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
                 yield from random_hits(variants, base, size // 2, rounds)
                 yield from new_flows(variants, base, size, options.pick(500_000, 100_000), rounds)
             memory = harness.Sample((variants["chain"].bytes_per_flow(variants["chain"].table),))
-            goal = GOAL_MEMORY if size >= MAIN_SIZE else None  # what a table has besides its entries shows in a small one
-            yield harness.Row("scaling", "memory of a flow", "B", memory, goal=goal, absolute=True, axis="entries", at=size)
+            goal = (
+                GOAL_MEMORY if size >= MAIN_SIZE else None
+            )  # what a table has besides its entries shows in a small one
+            yield harness.Row(
+                "scaling",
+                "memory of a flow",
+                "B",
+                memory,
+                goal=goal,
+                absolute=True,
+                axis="entries",
+                at=size,
+            )
             if size == MAIN_SIZE:
                 yield from on_cpus(variants, base, options.pick(500_000, 100_000), rounds)

@@ -35,7 +35,9 @@ def attached(ends: c.Iterable[tuple[str, str, int, str]]) -> c.Iterator[dict[str
         for where, name, program, mode in ends:
             with netns.entered(where):
                 found[f"{where}/{name}"] = facts = bpf.link_facts(name)
-                stack.callback(bpf.close, bpf.link_create(program, facts.ifindex, flags=bpf.XDP_FLAGS[mode]))
+                stack.callback(
+                    bpf.close, bpf.link_create(program, facts.ifindex, flags=bpf.XDP_FLAGS[mode])
+                )
         yield found
 
 
@@ -77,8 +79,15 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     with lab.fresh(3) as plan, contextlib.ExitStack() as stack:
         lab.converge(plan, present=True)
         passing = stack.enter_context(bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "pass")))
-        frags = stack.enter_context(bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "pass_frags", flags=XDP_HAS_FRAGS)))
-        chains = {mode: stack.enter_context(contextlib.closing(Chain(1 << 10, fused=options.fused, forward=mode))) for mode in ("off", "established")}
+        frags = stack.enter_context(
+            bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "pass_frags", flags=XDP_HAS_FRAGS))
+        )
+        chains = {
+            mode: stack.enter_context(
+                contextlib.closing(Chain(1 << 10, fused=options.fused, forward=mode))
+            )
+            for mode in ("off", "established")
+        }
 
         def router(program: int, other: int, mode: str) -> list[tuple[str, str, int, str]]:
             return [(plan.router, "l0", program, mode), (plan.router, "l1", other, mode)]
@@ -89,21 +98,39 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
 
         def tracked(under_test: Chain, mode: str) -> float:
             before = under_test.counters()
-            far = [(host, "wan", passing, "native") for host in plan.hosts] if under_test is chains["established"] else []
-            with attached(router(under_test.hooks["ingress"], under_test.hooks["egress"], mode) + far) as found:
-                under_test.allow(facts for name, facts in found.items() if name.startswith(plan.router))
+            far = (
+                [(host, "wan", passing, "native") for host in plan.hosts]
+                if under_test is chains["established"]
+                else []
+            )
+            with attached(
+                router(under_test.hooks["ingress"], under_test.hooks["egress"], mode) + far
+            ) as found:
+                under_test.allow(
+                    facts for name, facts in found.items() if name.startswith(plan.router)
+                )
                 value = transfer(plan, octets)
             after = under_test.counters()
-            bad = {name: after[name] - before[name] for name in after if name.startswith(("invalid_", "untracked_no")) and name != "untracked_not_ip"}
+            bad = {
+                name: after[name] - before[name]
+                for name in after
+                if name.startswith(("invalid_", "untracked_no")) and name != "untracked_not_ip"
+            }
             harness.expect("packets that were not tracked", sum(bad.values()), 0)
             if far:
-                harness.expect("forwarded in XDP", after["forwarded"] - before["forwarded"] > octets // 2000, True)
+                harness.expect(
+                    "forwarded in XDP",
+                    after["forwarded"] - before["forwarded"] > octets // 2000,
+                    True,
+                )
             return value
 
         cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
             "no XDP": lambda: run([]),
             "a native program that passes": lambda: run(router(passing, passing, "native")),
-            "a native program that passes and takes fragments": lambda: run(router(frags, frags, "native")),
+            "a native program that passes and takes fragments": lambda: run(
+                router(frags, frags, "native")
+            ),
             "a generic program that passes": lambda: run(router(passing, passing, "generic")),
             "the chain, native": lambda: tracked(chains["off"], "native"),
             "the chain, generic": lambda: tracked(chains["off"], "generic"),
@@ -112,4 +139,6 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
         got = harness.interleave(cases, rounds)
     for name, sample in got.items():
         if name != "no XDP":
-            yield harness.Row("stream", f"TCP over veth: {name}", "ms/Gb", sample, "no XDP", got["no XDP"])
+            yield harness.Row(
+                "stream", f"TCP over veth: {name}", "ms/Gb", sample, "no XDP", got["no XDP"]
+            )

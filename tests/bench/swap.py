@@ -40,16 +40,43 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             result = load.run(swaps, lambda number: load.take_over(*turns[number % len(turns)]))  # noqa: B023  called at once
             bare = load.run(options.pick(10, 2), lambda dummy: load.attach_anew())
         harness.expect("frames sent but not received", result.sent - result.received, 0)
-        harness.expect("frames counted otherwise than tracked", set(result.counted) - {"tracked"}, set())
+        harness.expect(
+            "frames counted otherwise than tracked", set(result.counted) - {"tracked"}, set()
+        )
         if len(sizes) == 1:
             harness.expect("flows with other counts than what was sent", result.wrong_flows, 0)
         what = f"{swaps} swaps, {name}"
         detached = f"{bare.swaps} x detach, attach"
         yield harness.Row("swap", f"{what}: received", "frames", one(result.received))
-        yield harness.Row("swap", f"{what}: received", "frames/s", one(result.received / result.seconds))
-        yield harness.Row("swap", f"{what}: unseen", "frames", one(result.unseen), detached, one(bare.unseen), 0, absolute=True)
-        yield harness.Row("swap", f"{what}: lost of {result.flows}", "flows", one(result.lost_flows), goal=0, absolute=True)
-        yield harness.Row("swap", f"{what}: not in the flows' counts", "packets", one(result.missing), goal=0 if len(sizes) == 1 else None, absolute=True)
+        yield harness.Row(
+            "swap", f"{what}: received", "frames/s", one(result.received / result.seconds)
+        )
+        yield harness.Row(
+            "swap",
+            f"{what}: unseen",
+            "frames",
+            one(result.unseen),
+            detached,
+            one(bare.unseen),
+            0,
+            absolute=True,
+        )
+        yield harness.Row(
+            "swap",
+            f"{what}: lost of {result.flows}",
+            "flows",
+            one(result.lost_flows),
+            goal=0,
+            absolute=True,
+        )
+        yield harness.Row(
+            "swap",
+            f"{what}: not in the flows' counts",
+            "packets",
+            one(result.missing),
+            goal=0 if len(sizes) == 1 else None,
+            absolute=True,
+        )
 
 
 def one(value: float) -> harness.Sample:

@@ -19,7 +19,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 _BATCH = 1 << 14
 
 
-def entries(fd: int, key: struct.Struct = chain.KEY4) -> t.Iterator[tuple[tuple[t.Any, ...], tuple[t.Any, ...]]]:
+def entries(
+    fd: int, key: struct.Struct = chain.KEY4
+) -> t.Iterator[tuple[tuple[t.Any, ...], tuple[t.Any, ...]]]:
     """Return every (key, entry) of a flow table, unpacked as ``key`` (KEY4 or KEY6) and ENTRY of the collection's ``chain`` module."""
     for dummy, keys, values in bpf.map_batches(fd, key.size, chain.ENTRY.size):
         yield from zip(key.iter_unpack(keys), chain.ENTRY.iter_unpack(values), strict=True)
@@ -31,14 +33,22 @@ def fill(fd: int, count: int, key: bytes, entry: bytes) -> None:
     :param key: packed as KEY4; its high address must be above 10.255.255.255.
     """
     update = bpf.library().bpf_map_update_batch
-    update.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
+    update.argtypes = (
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+    )
     first = int.from_bytes(socket.inet_aton("10.0.0.0"), "big")
     for start in range(0, count, _BATCH):
         size = min(_BATCH, count - start)
         keys = b"".join((first + start + i).to_bytes(4, "big") + key[4:] for i in range(size))
         done = ctypes.c_uint32(size)
         if update(fd, keys, entry * size, ctypes.byref(done), None) < 0:
-            raise harness.BenchError(f"bpf_map_update_batch stopped after {start + done.value} entries")
+            raise harness.BenchError(
+                f"bpf_map_update_batch stopped after {start + done.value} entries"
+            )
 
 
 def spread(fd: int) -> collections.Counter[int]:

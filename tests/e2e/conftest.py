@@ -48,7 +48,9 @@ def figure(pytestconfig: pytest.Config) -> Figure:
     return note
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Print the figures, and keep them for those who want to compare runs."""
     noted = config.stash.get(_FIGURES, {})
     if not noted:

@@ -71,7 +71,9 @@ class Call:
     def __call__(self) -> None:
         """Run it in this process, which it ends."""
         module = importlib.import_module(MODULES + self.module)
-        with patch_module_args({**self.arguments, "_ansible_no_log": True, "_ansible_remote_tmp": "/tmp"}):
+        with patch_module_args(
+            {**self.arguments, "_ansible_no_log": True, "_ansible_remote_tmp": "/tmp"}
+        ):
             module.main()
 
     def run(self) -> Result:
@@ -158,35 +160,53 @@ def _pins() -> dict[str, str]:
             path = os.path.join(directory, name)
             if os.path.islink(path):
                 found[f"pin {path}"] = f"-> {os.readlink(path)}"
-            elif os.path.isfile(path) and os.path.dirname(path) != "/sys/fs/bpf":  # the kernel's own stand at the top
+            elif (
+                os.path.isfile(path) and os.path.dirname(path) != "/sys/fs/bpf"
+            ):  # the kernel's own stand at the top
                 with bpf.closing(bpf.obj_get(path)) as fd:
                     kind = bpf.kind_of(fd)
                     if kind == "link":
                         link = bpf.link_info(fd)
                         found[f"pin {path}"] = f"link, program {link.prog_id} on {link.ifindex}"
                     else:
-                        found[f"pin {path}"] = f"{kind} {bpf.map_info(fd).id if kind == 'map' else bpf.prog_info(fd).id}"
+                        found[f"pin {path}"] = (
+                            f"{kind} {bpf.map_info(fd).id if kind == 'map' else bpf.prog_info(fd).id}"
+                        )
     return found
 
 
 def ip_says(asked: str, *argv: str) -> str:
-    return subprocess.run(["ip", *argv], input=asked, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["ip", *argv], input=asked, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def _network(namespace: str) -> dict[str, str]:
     """Return what ip shows of a namespace ("": the host's), without numbers and what the kernel makes by itself."""
     found: dict[str, str] = {}
     where = ["-j", *(["-n", namespace] if namespace else [])]
-    said = ip_says("addr show\nroute show\n", *where, "-d", "-batch", "-") + ip_says("", *where, "-6", "route", "show")
+    said = ip_says("addr show\nroute show\n", *where, "-d", "-batch", "-") + ip_says(
+        "", *where, "-6", "route", "show"
+    )
     links, *routes = map(json.loads, filter(None, said.splitlines()))
     for link in links:
-        shown = {key: link.get(key) for key in ("address", "mtu", "ifalias", "group")} if link["ifname"] != "lo" else {"ifalias": link.get("ifalias")}
+        shown = (
+            {key: link.get(key) for key in ("address", "mtu", "ifalias", "group")}
+            if link["ifname"] != "lo"
+            else {"ifalias": link.get("ifalias")}
+        )
         program = link.get("xdp", {}).get("prog", {}).get("id")
-        addresses = sorted(f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["scope"] != "link")
-        found[f"link {link['ifname']}@{namespace}"] = f"{shown} {'UP' in link['flags']} {addresses} program {program}"
+        addresses = sorted(
+            f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["scope"] != "link"
+        )
+        found[f"link {link['ifname']}@{namespace}"] = (
+            f"{shown} {'UP' in link['flags']} {addresses} program {program}"
+        )
     for route in itertools.chain(*routes):
         if route.get("protocol") != "kernel":
-            found[f"route {route['dst']}@{namespace}"] = f"{route.get('gateway')} {route.get('dev')} {route.get('metric')}"
+            found[f"route {route['dst']}@{namespace}"] = (
+                f"{route.get('gateway')} {route.get('dev')} {route.get('metric')}"
+            )
     return found
 
 
@@ -195,15 +215,27 @@ def _files(*directories: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for top in map(pathlib.Path, directories):
         for path in [top, *top.rglob("*")] if top.exists() else []:
-            found[f"file {path}"] = _WHEN.sub("", path.read_text("utf-8", "replace")) if path.is_file() else "directory"
+            found[f"file {path}"] = (
+                _WHEN.sub("", path.read_text("utf-8", "replace")) if path.is_file() else "directory"
+            )
     return found
 
 
 def picture() -> dict[str, str]:
     """Return what is there of all that a module can make, without asking the modules: objects by name, with what matters of them."""
     namespaces = sorted(os.listdir("/run/netns"))
-    network = {key: value for name in ["", *namespaces] if not name or _is_namespace(name) for key, value in _network(name).items()}
-    return {**leftovers.snapshot(), **_files("/run/ebpf_conntrack", "/var/lib/ebpf_conntrack", OUTPUT), **_pins(), **network}
+    network = {
+        key: value
+        for name in ["", *namespaces]
+        if not name or _is_namespace(name)
+        for key, value in _network(name).items()
+    }
+    return {
+        **leftovers.snapshot(),
+        **_files("/run/ebpf_conntrack", "/var/lib/ebpf_conntrack", OUTPUT),
+        **_pins(),
+        **network,
+    }
 
 
 def _is_namespace(name: str) -> bool:
@@ -245,7 +277,9 @@ def _kill(scenario: Scenario, turn: int) -> int:
                 ending.right()
                 unchanged(ending.call)
             except AssertionError as exc:
-                raise AssertionError(f"{ending.call} after {scenario.broken} was killed at {where}: {exc}") from exc
+                raise AssertionError(
+                    f"{ending.call} after {scenario.broken} was killed at {where}: {exc}"
+                ) from exc
             scenario.finish(bare, where)
     return kills
 
@@ -275,7 +309,9 @@ def refused_everywhere(scenario: Scenario) -> int:
     The module then has failed in words, with all as it was or as the message says; or it has gone another way, to the same end. The next run ends well.
     """
     __tracebackhide__ = True
-    return sum(sandboxed(*(functools.partial(_refuse, scenario, turn) for turn in range(PROCESSES))))
+    return sum(
+        sandboxed(*(functools.partial(_refuse, scenario, turn) for turn in range(PROCESSES)))
+    )
 
 
 def _refuse(scenario: Scenario, turn: int) -> int:
@@ -297,7 +333,11 @@ def _refuse(scenario: Scenario, turn: int) -> int:
         result = result_of(scenario.broken, run.output)
         try:
             if result.get("failed"):
-                changes = differences(before, picture()) if any(event.changes for event in run.events) else []
+                changes = (
+                    differences(before, picture())
+                    if any(event.changes for event in run.events)
+                    else []
+                )
                 _check_failure(result, changes)
                 if not changes:
                     continue
@@ -305,7 +345,9 @@ def _refuse(scenario: Scenario, turn: int) -> int:
             unchanged(again.call)
             again.right()
         except AssertionError as exc:
-            raise AssertionError(f"{scenario.broken}, refused {where}: {exc}\n{result.get('msg')}") from exc
+            raise AssertionError(
+                f"{scenario.broken}, refused {where}: {exc}\n{result.get('msg')}"
+            ) from exc
         scenario.finish(bare, where)
         before = None
     return refusals
@@ -338,11 +380,17 @@ def _check_failure(result: Result, changes: list[str]) -> None:
     """A failed run says in words what failed; what it has changed is what it says it has done, or could not undo."""
     assert result["msg"].strip(), result
     if "applied" in result:
-        assert re.match(r"Everything was done|[a-z]+ [a-z]+ \S.*: ", result["msg"]), f"no step is named: {result['msg']}"
+        assert re.match(r"Everything was done|[a-z]+ [a-z]+ \S.*: ", result["msg"]), (
+            f"no step is named: {result['msg']}"
+        )
     undone = result.get("rolled_back") == result.get("applied", [])[::-1]
-    if undone and not result["msg"].startswith(("move ", "delete ")):  # what is moved goes on with the next run
+    if undone and not result["msg"].startswith(
+        ("move ", "delete ")
+    ):  # what is moved goes on with the next run
         # the directory of the lock stays where locking itself fails: somebody else may have locked it
-        assert set(changes) <= {"file /run/ebpf_conntrack is left"}, f"it failed, but not all is as it was: {changes}"
+        assert set(changes) <= {"file /run/ebpf_conntrack is left"}, (
+            f"it failed, but not all is as it was: {changes}"
+        )
 
 
 @functools.cache

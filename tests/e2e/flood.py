@@ -32,7 +32,15 @@ _NOTHING = 0xFFFF
 def _frame(version: int, proto: int, segment: t.Callable[..., bytes], *what: t.Any) -> bytes:
     src, dst = SOURCES[version], (frames.V4 if version == 4 else frames.V6).b
     more = {"ident": _NOTHING} if version == 4 else {}
-    return frames.frame(frames.ip(src, dst, proto, segment(src, dst, 40000, 80, *what, _NOTHING.to_bytes(2, "big")), **more))
+    return frames.frame(
+        frames.ip(
+            src,
+            dst,
+            proto,
+            segment(src, dst, 40000, 80, *what, _NOTHING.to_bytes(2, "big")),
+            **more,
+        )
+    )
 
 
 #: A frame of each flood's first flow, by the name of its program.
@@ -59,11 +67,15 @@ class Lab:
     def __enter__(self) -> Lab:
         with contextlib.ExitStack() as undo:
             undo.enter_context(netns.anonymous())
-            subprocess.run(["ip", "link", "add", INSIDE, "type", "veth", "peer", "name", OUTSIDE], check=True)
+            subprocess.run(
+                ["ip", "link", "add", INSIDE, "type", "veth", "peer", "name", OUTSIDE], check=True
+            )
             for name in (INSIDE, OUTSIDE):
                 subprocess.run(["ip", "link", "set", name, "addrgenmode", "none", "up"], check=True)
             # so that the other end takes redirected frames without a program, too
-            subprocess.run(["ethtool", "-K", OUTSIDE, "gro", "on"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                ["ethtool", "-K", OUTSIDE, "gro", "on"], check=True, stdout=subprocess.DEVNULL
+            )
             self.rig = undo.enter_context(chain_rig.ChainRig(**self._options))
             self._attach("present")
             undo.callback(self._attach, "absent")
@@ -75,15 +87,28 @@ class Lab:
         self._undo.close()
 
     def _attach(self, state: str) -> None:
-        attach.converge(state, [{"name": INSIDE, "program": "ingress"}], "native", False, self.rig.paths.pin_root, False)
+        attach.converge(
+            state,
+            [{"name": INSIDE, "program": "ingress"}],
+            "native",
+            False,
+            self.rig.paths.pin_root,
+            False,
+        )
 
     def _load(self, undo: contextlib.ExitStack) -> None:
         os.environ["BCC_KERNEL_SOURCE"] = str(chain_rig.SOURCES / "stub")
         import bcc
 
-        module = bcc.BPF(src_file=str(SOURCE).encode(), cflags=[*build_bcc.flags(), f"-DIFINDEX={socket.if_nametoindex(OUTSIDE)}"])
+        module = bcc.BPF(
+            src_file=str(SOURCE).encode(),
+            cflags=[*build_bcc.flags(), f"-DIFINDEX={socket.if_nametoindex(OUTSIDE)}"],
+        )
         undo.callback(module.cleanup)
-        self._programs = {name: module.load_func(name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd for name in FLOODS}
+        self._programs = {
+            name: module.load_func(name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd
+            for name in FLOODS
+        }
 
     def flood(self, name: str, number: int) -> None:
         """Send the first packets of so many flows that nobody heard of before; each of them arrives.
@@ -91,13 +116,19 @@ class Lab:
         :param name: a key of FLOODS.
         """
         before = self._received()
-        bpf.prog_test_run(self._programs[name], FLOODS[name], repeat=number, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES)
+        bpf.prog_test_run(
+            self._programs[name], FLOODS[name], repeat=number, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES
+        )
         assert self._received() == (before[0] + number, before[1])
 
     @staticmethod
     def _received() -> tuple[int, int]:
         """Return how many frames the interface received, and how many it had no room for."""
-        (link,) = json.loads(subprocess.run(["ip", "-j", "-s", "link", "show", INSIDE], check=True, capture_output=True).stdout)
+        (link,) = json.loads(
+            subprocess.run(
+                ["ip", "-j", "-s", "link", "show", INSIDE], check=True, capture_output=True
+            ).stdout
+        )
         return link["stats64"]["rx"]["packets"], link["stats64"]["rx"]["dropped"]
 
     def send(self, steps: t.Iterable[frames.Step]) -> None:

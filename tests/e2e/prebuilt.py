@@ -17,7 +17,9 @@ import typing as t
 import bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import model as generation_model
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    model as generation_model,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
 _LOAD_IMM64 = 0x18
@@ -38,17 +40,27 @@ _programs: dict[str, dict[str, Program]] = {}
 _compile = build_bcc.build
 
 
-def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT), maps: dict[str, int] | None = None) -> dict[str, int]:
+def build(
+    text: str,
+    headers: t.Mapping[str, str],
+    stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT),
+    maps: dict[str, int] | None = None,
+) -> dict[str, int]:
     """Do what build_bcc.build does; see there."""
     if maps is not None:  # those that are not pinned are new each time
         return _compile(text, headers, stages, maps)
     directories = {found[0] for found in _MAP_PIN.findall(text)}
     (directory,) = directories
-    same = _SIZE.sub("", text.replace(directory, ""))  # the maps are there: what the text says of their sizes plays no part
+    same = _SIZE.sub(
+        "", text.replace(directory, "")
+    )  # the maps are there: what the text says of their sizes plays no part
     if same not in _programs:
         _programs[same] = {}
         return _captured(text, headers, stages, _programs[same])
-    fds = {spec.name: bpf.obj_get(f"{directory}/{spec.name}") for spec in chain.maps(events=generation_model.EVENTS_ON in text)}
+    fds = {
+        spec.name: bpf.obj_get(f"{directory}/{spec.name}")
+        for spec in chain.maps(events=generation_model.EVENTS_ON in text)
+    }
     try:
         return {name: _load(name, program, fds) for name, program in _programs[same].items()}
     finally:
@@ -56,7 +68,9 @@ def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*c
             bpf.close(fd)
 
 
-def _captured(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str], into: dict[str, Program]) -> dict[str, int]:
+def _captured(
+    text: str, headers: t.Mapping[str, str], stages: t.Iterable[str], into: dict[str, Program]
+) -> dict[str, int]:
     """Compile, and keep what the kernel is given."""
     whole = bcc.BPF.load_func
 
@@ -83,4 +97,13 @@ def _load(name: str, program: Program, fds: t.Mapping[str, int]) -> int:
         struct.pack_into("=i", insns, at + 4, fds[map_name])
     opts = bpf._ProgLoadOpts(expected_attach_type=chain.ATTACH_TYPE_XDP)
     raw = bytes(insns)
-    return bpf._call("bpf_prog_load", bpf.PROG_TYPE_XDP, name.encode(), b"GPL", raw, len(raw) // _INSN.size, ctypes.byref(opts), about=name)
+    return bpf._call(
+        "bpf_prog_load",
+        bpf.PROG_TYPE_XDP,
+        name.encode(),
+        b"GPL",
+        raw,
+        len(raw) // _INSN.size,
+        ctypes.byref(opts),
+        about=name,
+    )

@@ -19,7 +19,11 @@ T = t.TypeVar("T")
 _CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
 _PR_SET_PDEATHSIG = 1
 #: What a host has before anything of ours is on it; a new network namespace takes the machine's present IPv4 settings for its own.
-_FRESH = {"net/ipv4/conf/all/forwarding": "0", "net/ipv4/conf/all/accept_redirects": "1", "net/ipv6/conf/all/forwarding": "0"}
+_FRESH = {
+    "net/ipv4/conf/all/forwarding": "0",
+    "net/ipv4/conf/all/accept_redirects": "1",
+    "net/ipv6/conf/all/forwarding": "0",
+}
 _SETUP = """
 mount --make-rprivate /
 mount -t tmpfs tmpfs /run
@@ -39,7 +43,13 @@ def shell(script: str) -> str:
 
     :raises AssertionError: a command of it failed; with all that was printed.
     """
-    done = subprocess.run(["/bin/sh", "-euc", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["/bin/sh", "-euc", script],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
     return done.stdout
 

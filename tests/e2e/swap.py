@@ -29,7 +29,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import chain_rig, frames
 
@@ -109,7 +111,17 @@ class Way:
         """Return a segment of the first flow, with two bytes of data."""
         src, dst, sport, dport = self.pair.ends("a" if self.hook == "ingress" else "b")
         seq, ack = (101, 301) if self.hook == "ingress" else (301, 101)
-        segment = frames.tcp(src, dst, sport, dport, seq, ack, frames.tcp_flags("PA"), 8192, _PAYLOAD.to_bytes(2, "big"))
+        segment = frames.tcp(
+            src,
+            dst,
+            sport,
+            dport,
+            seq,
+            ack,
+            frames.tcp_flags("PA"),
+            8192,
+            _PAYLOAD.to_bytes(2, "big"),
+        )
         return frames.frame(frames.ip(src, dst, frames.TCP, segment))
 
 
@@ -121,16 +133,29 @@ class Sender:
         self._frame = way.frame()
         port_at = 14 + (40 if way.family == "ipv6" else 20) + (0 if way.hook == "ingress" else 2)
         self._counter = bpf.map_create(chain.MAP_TYPES["array"], "made", 4, 8, 1)
-        self._program = bpf.prog_load(_program(self._counter, socket.if_nametoindex(interface), flows, port_at, len(self._frame) - 2), "sender")
+        self._program = bpf.prog_load(
+            _program(
+                self._counter,
+                socket.if_nametoindex(interface),
+                flows,
+                port_at,
+                len(self._frame) - 2,
+            ),
+            "sender",
+        )
 
     def send(self) -> None:
         """Send so many frames as one call makes."""
-        bpf.prog_test_run(self._program, self._frame, repeat=_REPEAT, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES)
+        bpf.prog_test_run(
+            self._program, self._frame, repeat=_REPEAT, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES
+        )
 
     @property
     def sent(self) -> int:
         """How many frames were sent."""
-        return int(_U64.unpack(bpf.map_lookup(self._counter, _U32.pack(0), _U64.size) or bytes(8))[0])
+        return int(
+            _U64.unpack(bpf.map_lookup(self._counter, _U32.pack(0), _U64.size) or bytes(8))[0]
+        )
 
     def of_flow(self, number: int) -> int:
         """Return how many of the frames were of one flow."""
@@ -211,7 +236,9 @@ class Load:
 
     def __init__(self, ways: t.Sequence[Way], flows: int, state_dir: str) -> None:
         self.ways, self.flows = ways, flows
-        self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"swap_{secrets.token_hex(4)}"), state_dir)
+        self.paths = bpffs.Paths(
+            os.path.join(bpffs.STANDARD, f"swap_{secrets.token_hex(4)}"), state_dir
+        )
         self.headers = render.read_headers(str(chain_rig.SOURCES))
         self._undo = contextlib.ExitStack()
 
@@ -222,11 +249,18 @@ class Load:
             undo.callback(generation.remove_tree, self.paths.pin_root)
             undo.enter_context(netns.anonymous())
             for hook in chain.TRACKING_HOOKS:
-                subprocess.run(["ip", "link", "add", hook, "type", "veth", "peer", "name", f"to-{hook}"], check=True)
+                subprocess.run(
+                    ["ip", "link", "add", hook, "type", "veth", "peer", "name", f"to-{hook}"],
+                    check=True,
+                )
                 for name in (hook, f"to-{hook}"):
-                    subprocess.run(["ip", "link", "set", name, "addrgenmode", "none", "up"], check=True)
+                    subprocess.run(
+                        ["ip", "link", "set", name, "addrgenmode", "none", "up"], check=True
+                    )
                 # so that a veth without a program takes frames, too: what happens to them is then for the chain alone
-                subprocess.run(["ethtool", "-K", hook, "gro", "on"], check=True, stdout=subprocess.DEVNULL)
+                subprocess.run(
+                    ["ethtool", "-K", hook, "gro", "on"], check=True, stdout=subprocess.DEVNULL
+                )
             self.take_over("first")
             undo.callback(generation.remove, self.paths)
             self.attach()
@@ -240,7 +274,14 @@ class Load:
 
     def attach(self, state: str = "present") -> None:
         """Attach the chain to both interfaces, or detach it."""
-        attach.converge(state, [{"name": hook, "program": hook} for hook in chain.TRACKING_HOOKS], "native", False, self.paths.pin_root, False)
+        attach.converge(
+            state,
+            [{"name": hook, "program": hook} for hook in chain.TRACKING_HOOKS],
+            "native",
+            False,
+            self.paths.pin_root,
+            False,
+        )
 
     def attach_anew(self) -> None:
         """Detach and attach, as those do who have no link to update."""
@@ -250,7 +291,12 @@ class Load:
     def want(self, mark: str, size: int = 0) -> generation.Want:
         """Return a chain whose sources differ by a mark; ``size`` is that of its tables, by default twice what is needed."""
         size = size or 1 << (2 * self.flows).bit_length()
-        return generation.Want(f"{render.render(str(chain_rig.SOURCES), render.Settings(size, size))}\n/* {mark} */\n", self.headers, size, table_size6=size)
+        return generation.Want(
+            f"{render.render(str(chain_rig.SOURCES), render.Settings(size, size))}\n/* {mark} */\n",
+            self.headers,
+            size,
+            table_size6=size,
+        )
 
     def take_over(self, mark: str, size: int = 0) -> list[str]:
         """Load a generation and let it take over; return the actions that this took."""
@@ -259,11 +305,20 @@ class Load:
 
     def _establish(self) -> None:
         """Open the flows by hand-shakes."""
-        entries = {side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook])) for side, hook in chain_rig.HOOKS.items()}
+        entries = {
+            side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook]))
+            for side, hook in chain_rig.HOOKS.items()
+        }
         for family in {way.family for way in self.ways}:
             for number in range(self.flows):
-                pair = dataclasses.replace(frames.PAIRS[family], aport=FIRST_PORT + number, bport=SERVER_PORT)
-                for side, flags, seq, ack in (("a", "S", 100, 0), ("b", "SA", 300, 101), ("a", "A", 101, 301)):
+                pair = dataclasses.replace(
+                    frames.PAIRS[family], aport=FIRST_PORT + number, bport=SERVER_PORT
+                )
+                for side, flags, seq, ack in (
+                    ("a", "S", 100, 0),
+                    ("b", "SA", 300, 101),
+                    ("a", "A", 101, 301),
+                ):
                     bpf.prog_test_run(entries[side], pair.tcp(side, flags, seq, ack).frame)
         for fd in entries.values():
             bpf.close(fd)
@@ -272,7 +327,10 @@ class Load:
     def counters(self) -> dict[str, int]:
         """Return the chain's outcomes by name, those that are not 0."""
         with bpf.closing(bpf.obj_get(self.paths.map("stats"))) as fd:
-            numbers = {name: sum(_U64.unpack(one)[0] for one in bpf.percpu_value(fd, index, 8)) for index, name in enumerate(chain.COUNTERS)}
+            numbers = {
+                name: sum(_U64.unpack(one)[0] for one in bpf.percpu_value(fd, index, 8))
+                for index, name in enumerate(chain.COUNTERS)
+            }
         return {name: numbers[name] for name, dummy in chain.OUTCOMES if numbers[name]}
 
     def packets(self) -> dict[tuple[str, int], tuple[int, int, str]]:
@@ -283,7 +341,9 @@ class Load:
             for opened in tables.tables:
                 decoder = flow.Decoder(opened.table, now)
                 for dummy, keys, values in tables.batches(opened):
-                    for shape, row in [(shape, v) for shape, v, dummy in decoder.flows(decoder.rows(keys, values))]:
+                    for shape, row in [
+                        (shape, v) for shape, v, dummy in decoder.flows(decoder.rows(keys, values))
+                    ]:
                         one = flow.record(shape, row)
                         key = (one["family"], one["orig"]["sport"] - FIRST_PORT)
                         found[key] = (one["orig"]["packets"], one["reply"]["packets"], one["state"])
@@ -292,7 +352,9 @@ class Load:
     @staticmethod
     def interfaces() -> tuple[int, int]:
         """Return how many frames the attached interfaces received, and how many they had no room for."""
-        links = json.loads(subprocess.run(["ip", "-j", "-s", "link"], check=True, capture_output=True).stdout)
+        links = json.loads(
+            subprocess.run(["ip", "-j", "-s", "link"], check=True, capture_output=True).stdout
+        )
         found = [link["stats64"]["rx"] for link in links if link["ifname"] in chain.TRACKING_HOOKS]
         return sum(rx["packets"] for rx in found), sum(rx["dropped"] for rx in found)
 
@@ -309,12 +371,24 @@ class Load:
                 swap(turn)
         seconds = time.monotonic() - start
         after, now = self.packets(), self.interfaces()
-        counted = {name: number - counters.get(name, 0) for name, number in self.counters().items() if number != counters.get(name, 0)}
+        counted = {
+            name: number - counters.get(name, 0)
+            for name, number in self.counters().items()
+            if number != counters.get(name, 0)
+        }
         more: collections.Counter[tuple[str, int, str]] = collections.Counter()
         for sender in senders:
-            more.update({(sender.way.family, number, sender.way.hook): sender.of_flow(number) for number in range(self.flows)})
+            more.update(
+                {
+                    (sender.way.family, number, sender.way.hook): sender.of_flow(number)
+                    for number in range(self.flows)
+                }
+            )
             sender.close()
-        expected = {key: (one[0] + more[(*key, "ingress")], one[1] + more[(*key, "egress")], "ESTABLISHED") for key, one in before.items()}
+        expected = {
+            key: (one[0] + more[(*key, "ingress")], one[1] + more[(*key, "egress")], "ESTABLISHED")
+            for key, one in before.items()
+        }
         there = {key: after[key] for key in before if key in after}
         return Result(
             swaps=swaps,

@@ -64,14 +64,20 @@ _OF_THE_PROCESS = {
     "flock", "fsconfig", "fsmount", "fsopen", "fsync", "setns", "socket", "unshare",
 }  # fmt: skip
 
-_NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # id, pid, flags; seccomp_data: nr, arch, instruction pointer, arguments
+_NOTIFICATION = struct.Struct(
+    "=QIIiIQ6Q"
+)  # id, pid, flags; seccomp_data: nr, arch, instruction pointer, arguments
 _RESPONSE = struct.Struct("=QqiI")  # id, value, error, flags
 _RECV, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
 _SET_MODE_FILTER, _NEW_LISTENER = 1, 8
 _ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
 _LOAD, _EQUAL, _MASK, _ABOVE, _RETURN = 0x20, 0x15, 0x45, 0x25, 0x06
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_NETLINK_ROUTE, _SO_PROTOCOL, _PIDFD_GETFD = 0, 38, 438  # the last one since Linux 5.6, the same everywhere
+_NETLINK_ROUTE, _SO_PROTOCOL, _PIDFD_GETFD = (
+    0,
+    38,
+    438,
+)  # the last one since Linux 5.6, the same everywhere
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_SUCH_MESSAGE = 0x7FFF  # a number that rtnetlink knows no message by
 _ARRAY = 2  # enum bpf_map_type
@@ -125,7 +131,12 @@ class Run:
 def _filter() -> bytes:
     """Return the classic BPF program that asks the supervisor about the calls of _NUMBERS, save those that open only to read and write to the terminal."""
     numbers = _NUMBERS[platform.machine()]
-    code: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _AUDIT_ARCH[platform.machine()]), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, 0)]
+    code: list[tuple[int, int, int, int]] = [
+        (_LOAD, 0, 0, 4),
+        (_EQUAL, 1, 0, _AUDIT_ARCH[platform.machine()]),
+        (_RETURN, 0, 0, _ALLOW),
+        (_LOAD, 0, 0, 0),
+    ]
     for name, number in numbers.items():
         if name == "seccomp":
             continue
@@ -138,7 +149,13 @@ def _filter() -> bytes:
         else:
             code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ASK)]
             continue
-        code += [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, 16 + 8 * argument), test, (_RETURN, 0, 0, _ASK), (_RETURN, 0, 0, _ALLOW)]
+        code += [
+            (_EQUAL, 0, 4, number),
+            (_LOAD, 0, 0, 16 + 8 * argument),
+            test,
+            (_RETURN, 0, 0, _ASK),
+            (_RETURN, 0, 0, _ALLOW),
+        ]
     code.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
@@ -147,9 +164,16 @@ def _install() -> int:
     """Put the calling process under the filter; return the file descriptor that the supervisor listens on."""
     code = _filter()
     program = ctypes.create_string_buffer(code, len(code))
-    head = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(program)))
+    head = ctypes.create_string_buffer(
+        struct.pack("@HP", len(code) // 8, ctypes.addressof(program))
+    )
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(ctypes.c_long(_NUMBERS[platform.machine()]["seccomp"]), ctypes.c_ulong(_SET_MODE_FILTER), ctypes.c_ulong(_NEW_LISTENER), head)
+    fd = libc.syscall(
+        ctypes.c_long(_NUMBERS[platform.machine()]["seccomp"]),
+        ctypes.c_ulong(_SET_MODE_FILTER),
+        ctypes.c_ulong(_NEW_LISTENER),
+        head,
+    )
     if fd < 0:
         raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")
     return int(fd)
@@ -191,8 +215,14 @@ class _Stopped:
         elif name == "sendto":
             message = struct.unpack("=H", self._read(self.arguments[1] + 4, 2))[0]
             protocol = self._protocol()
-            name = f"netlink {message}" if protocol == _NETLINK_ROUTE else f"netlink {protocol} {message}"
-            return Event(name, "", protocol == _NETLINK_ROUTE and message % 4 != 2)  # RTM_GET* are at 4n + 2; of all else modules only read
+            name = (
+                f"netlink {message}"
+                if protocol == _NETLINK_ROUTE
+                else f"netlink {protocol} {message}"
+            )
+            return Event(
+                name, "", protocol == _NETLINK_ROUTE and message % 4 != 2
+            )  # RTM_GET* are at 4n + 2; of all else modules only read
         elif name in _PATH:
             address = self.arguments[_PATH[name]]
             path = self._text(address) if address else ""
@@ -200,7 +230,11 @@ class _Stopped:
             path = os.readlink(f"/proc/{self.pid}/fd/{self.arguments[0]}")
         only_opened = name in ("open", "openat") and path.startswith(("/proc/", "/dev/"))
         # what a killed run leaves of its lock is looked at in the tests of locks
-        return Event(name, path, name not in _OF_THE_PROCESS and not only_opened and not path.endswith(".lock"))
+        return Event(
+            name,
+            path,
+            name not in _OF_THE_PROCESS and not only_opened and not path.endswith(".lock"),
+        )
 
     def _protocol(self) -> int:
         """Return the protocol of the socket that the call is about: NETLINK_ROUTE or another one of netlink(7)."""
@@ -230,7 +264,10 @@ def _respond(listener: int, stopped: _Stopped, refusal: int = 0) -> None:
     fcntl.ioctl(listener, _SEND, response)
 
 
-def watch(run: c.Callable[[], object], answer: c.Callable[[int, Event], Answer] = lambda dummy_number, dummy_event: None) -> Run:
+def watch(
+    run: c.Callable[[], object],
+    answer: c.Callable[[int, Event], Answer] = lambda dummy_number, dummy_event: None,
+) -> Run:
     """Run a function in a process of its own, and answer each of its system calls.
 
     :param answer: called with the number (from 0) and the event of each call, before it is made.
@@ -281,7 +318,9 @@ def finish(pid: int, output: int) -> str:
         return written.read().decode()
 
 
-def _supervise(pid: int, listener: int, answer: c.Callable[[int, Event], Answer], done: Run) -> None:
+def _supervise(
+    pid: int, listener: int, answer: c.Callable[[int, Event], Answer], done: Run
+) -> None:
     """Answer each call until the process ends.
 
     The kernel makes some writes below /proc/sys again and again by itself, while others on the machine change their networks (restart_syscall(), where
@@ -295,7 +334,9 @@ def _supervise(pid: int, listener: int, answer: c.Callable[[int, Event], Answer]
     while True:
         ready = poll.poll(_HANGS * 1000)
         if not ready:
-            raise TimeoutError(f"the process made no system call for {_HANGS} s; its last ones: {'; '.join(map(str, done.events[-5:]))}")
+            raise TimeoutError(
+                f"the process made no system call for {_HANGS} s; its last ones: {'; '.join(map(str, done.events[-5:]))}"
+            )
         if not ready[0][1] & select.POLLIN:
             return  # it has ended
         raw = bytearray(_NOTIFICATION.size)

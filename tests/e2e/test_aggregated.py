@@ -25,7 +25,9 @@ MEGABYTES = 8
 PLAIN, BIG = 65536, 180_000
 
 
-@pytest.fixture(scope="module", params=[{}, {"fused": True, "build": "clang"}], ids=["chain", "fused"])
+@pytest.fixture(
+    scope="module", params=[{}, {"fused": True, "build": "clang"}], ids=["chain", "fused"]
+)
 def wire(request: pytest.FixtureRequest) -> t.Iterator[Wire]:
     """The lab, with the chain in generic mode."""
     with Wire(mode="generic", **request.param) as made:
@@ -35,10 +37,16 @@ def wire(request: pytest.FixtureRequest) -> t.Iterator[Wire]:
 def largest(wire: Wire, size: int) -> None:
     """Let all links merge, or leave to be cut up, packets of up to so many bytes."""
     for where, name in LINKS:
-        with netns.entered(wire.ns(where)), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as route:
+        with (
+            netns.entered(wire.ns(where)),
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as route,
+        ):
             body = struct.pack("=BxHiII", 0, 0, socket.if_nametoindex(name), 0, 0)
             body += b"".join(struct.pack("=HHI", 8, kind, size) for kind in SIZES)
-            route.send(struct.pack("=IHHII", 16 + len(body), RTM_NEWLINK, NLM_REQUEST | NLM_ACK, 1, 0) + body)
+            route.send(
+                struct.pack("=IHHII", 16 + len(body), RTM_NEWLINK, NLM_REQUEST | NLM_ACK, 1, 0)
+                + body
+            )
             error = struct.unpack_from("=i", route.recv(4096), 16)[0]
             assert not error, (name, size, error)
 
@@ -61,17 +69,30 @@ def test_transfer(wire: Wire, size: int) -> None:
     tcp.close()
     wire.only("tcp", state="TIME_WAIT")
     after = wire.counters()
-    assert {name for name in after if name.startswith(("invalid", "untracked")) and after[name] != before[name]} <= {"untracked_not_ip", "untracked_nd"}
+    assert {
+        name
+        for name in after
+        if name.startswith(("invalid", "untracked")) and after[name] != before[name]
+    } <= {"untracked_not_ip", "untracked_nd"}
 
 
 def test_attaching_in_generic_mode_says_what_may_be_dropped(wire: Wire) -> None:
     """Where packets come that the kernel has to copy into one piece, and only there; preflight knows it, too."""
-    interfaces = [{"name": name, "netns": wire.ns("router"), "program": hook} for name, hook in (("ns1-lan", "ingress"), ("ns2-lan", "egress"))]
+    interfaces = [
+        {"name": name, "netns": wire.ns("router"), "program": hook}
+        for name, hook in (("ns1-lan", "ingress"), ("ns2-lan", "egress"))
+    ]
     for size, told in ((BIG, 2), (PLAIN, 0)):
         largest(wire, size)
         wire.attach("absent")
-        warnings = attach.converge("present", interfaces, "generic", False, wire.chain.paths.pin_root, check_mode=False)[1]
+        warnings = attach.converge(
+            "present", interfaces, "generic", False, wire.chain.paths.pin_root, check_mode=False
+        )[1]
         assert len(warnings) == told
-        assert all(f"packets of up to {BIG} bytes come here (BIG TCP)" in one and "gso_ipv4_max_size" in one for one in warnings)
+        assert all(
+            f"packets of up to {BIG} bytes come here (BIG TCP)" in one
+            and "gso_ipv4_max_size" in one
+            for one in warnings
+        )
         found, problems = preflight.look_interfaces(wire.chain.paths, interfaces, "generic", False)
         assert ([one["big_tcp"] for one in found], problems) == ([bool(told)] * 2, [])

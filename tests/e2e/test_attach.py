@@ -55,23 +55,49 @@ class Lab:
 
     @property
     def both(self) -> list[dict[str, t.Any]]:
-        return [{"name": self.near, "program": "ingress"}, {"name": self.far, "netns": self.ns, "program": "egress"}]
+        return [
+            {"name": self.near, "program": "ingress"},
+            {"name": self.far, "netns": self.ns, "program": "egress"},
+        ]
 
-    def run(self, interfaces: list[dict[str, t.Any]] | None = None, **options: t.Any) -> dict[str, t.Any]:
+    def run(
+        self, interfaces: list[dict[str, t.Any]] | None = None, **options: t.Any
+    ) -> dict[str, t.Any]:
         """Run the module's one call; warnings are put into the result."""
-        whole = {"state": "present", "mode": "auto", "takeover": False, "check_mode": False, "pin_root": self.pin_root, **options}
-        result, warnings = attach.converge(interfaces=self.both if interfaces is None and whole["state"] == "present" else interfaces, **whole)
+        whole = {
+            "state": "present",
+            "mode": "auto",
+            "takeover": False,
+            "check_mode": False,
+            "pin_root": self.pin_root,
+            **options,
+        }
+        result, warnings = attach.converge(
+            interfaces=self.both
+            if interfaces is None and whole["state"] == "present"
+            else interfaces,
+            **whole,
+        )
         return {**result, "warnings": warnings}
 
     def seen(self, name: str, ns: str | None = None) -> Seen:
         """Return what ip says is attached: (program's name, mode)."""
         (link,) = ip(*(["-n", ns] if ns else []), "link", "show", name)
         xdp = link.get("xdp")
-        return (xdp["prog"].get("name") or self.name_of(xdp["prog"]["id"]), MODES[xdp["mode"]]) if xdp else BARE
+        return (
+            (xdp["prog"].get("name") or self.name_of(xdp["prog"]["id"]), MODES[xdp["mode"]])
+            if xdp
+            else BARE
+        )
 
     @staticmethod
     def name_of(number: int) -> str:
-        shown = subprocess.run(["bpftool", "-j", "prog", "show", "id", str(number)], check=True, capture_output=True, text=True).stdout
+        shown = subprocess.run(
+            ["bpftool", "-j", "prog", "show", "id", str(number)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         return str(json.loads(shown)["name"])
 
     def state(self) -> tuple[Seen, Seen]:
@@ -120,14 +146,18 @@ def lab() -> t.Iterator[Lab]:
         for directory, below, names in os.walk(made.pin_root, topdown=False):
             for name in names + below:
                 path = os.path.join(directory, name)
-                os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+                os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(
+                    path
+                )
         os.rmdir(made.pin_root)
 
 
 def make_veth(lab: Lab, *extra: str) -> None:
     ip("link", "add", lab.near, *extra, "type", "veth", "peer", "name", lab.far, "netns", lab.ns)
     for name, ns in ((lab.near, []), (lab.far, ["-n", lab.ns])):
-        ip(*ns, "link", "set", name, "addrgenmode", "none", "up")  # no frames but those that a test sends
+        ip(
+            *ns, "link", "set", name, "addrgenmode", "none", "up"
+        )  # no frames but those that a test sends
 
 
 @pytest.fixture
@@ -141,18 +171,34 @@ def test_attach_in_four_runs(lab: Lab) -> None:
     foretold = lab.run(check_mode=True)
     assert foretold["changed"] and lab.state() == (BARE, BARE) and lab.pins() == []
     done = lab.run()
-    assert done["changed"] and done["plan"] == foretold["plan"] and done["diff"] == foretold["diff"] and done["warnings"] == []
+    assert (
+        done["changed"]
+        and done["plan"] == foretold["plan"]
+        and done["diff"] == foretold["diff"]
+        and done["warnings"] == []
+    )
     assert lab.state() == (INGRESS, EGRESS)
     assert lab.pins() == sorted([lab.near, f"{lab.far}@{lab.ns}"])
     for check_mode in (False, True):
         again = lab.run(check_mode=check_mode)
-        assert not again["changed"] and again["plan"] == [] and again["diff"] == {"before": "", "after": ""}
+        assert (
+            not again["changed"]
+            and again["plan"] == []
+            and again["diff"] == {"before": "", "after": ""}
+        )
         assert again["interfaces"] == done["interfaces"]
 
 
 def test_what_is_returned(lab: Lab) -> None:
     near, far = lab.run()["interfaces"]
-    shown = json.loads(subprocess.run(["bpftool", "-j", "link", "show", "id", str(near["link_id"])], check=True, capture_output=True, text=True).stdout)
+    shown = json.loads(
+        subprocess.run(
+            ["bpftool", "-j", "link", "show", "id", str(near["link_id"])],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
     assert (shown["type"], shown["prog_id"]) == ("xdp", near["program_id"])
     (link,) = ip("link", "show", lab.near)
     assert near == {
@@ -166,7 +212,11 @@ def test_what_is_returned(lab: Lab) -> None:
         "link_id": shown["id"],
         "chosen_by": None,
     }
-    assert (far["netns"], far["program"], far["program_id"]) == (lab.ns, "egress", lab.program_id(1))
+    assert (far["netns"], far["program"], far["program_id"]) == (
+        lab.ns,
+        "egress",
+        lab.program_id(1),
+    )
 
 
 def test_one_interface_leaves_the_others(lab: Lab) -> None:
@@ -258,11 +308,18 @@ def test_modes(lab: Lab) -> None:
 
 def test_generic_where_the_driver_can_not(lab: Lab) -> None:
     lo = [{"name": "lo", "netns": lab.ns, "program": "ingress"}]
-    with pytest.raises(ConntrackError, match=r"refuses native XDP: .*does not support XDP in native mode.* Give mode: generic or auto"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"refuses native XDP: .*does not support XDP in native mode.* Give mode: generic or auto",
+    ):
         lab.run(lo, mode="native")
     result = lab.run(lo)
     assert result["interfaces"][0]["mode"] == "generic"
-    assert len(result["warnings"]) == 1 and "native was not possible: " in result["warnings"][0] and "native mode" in result["warnings"][0]
+    assert (
+        len(result["warnings"]) == 1
+        and "native was not possible: " in result["warnings"][0]
+        and "native mode" in result["warnings"][0]
+    )
     again = lab.run(lo)
     assert not again["changed"] and again["warnings"] == []
 
@@ -325,7 +382,10 @@ def test_too_few_queues_are_said_in_the_kernels_words(lab: Lab) -> None:
         "numrxqueues",
         "4",
     )
-    with pytest.raises(ConntrackError, match=r"XDP expects number of rx queues.* as many rx queues as the other has tx queues"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"XDP expects number of rx queues.* as many rx queues as the other has tx queues",
+    ):
         lab.run(lab.both[:1], mode="native")
     assert lab.seen(lab.near) == BARE
     assert "rx queues" in lab.run(lab.both[:1])["warnings"][0]
@@ -333,22 +393,48 @@ def test_too_few_queues_are_said_in_the_kernels_words(lab: Lab) -> None:
 
 #: What makes the kernel refuse the chain on an interface of the lab's namespace: (commands there, which interface, mode, what a check run says).
 REFUSED: dict[str, tuple[tuple[str, ...], str, str, str]] = {
-    "loopback": ((), "lo", "native", "does not support XDP in native mode. Give mode: generic or auto"),
-    "bridge": (("link add br0 type bridge",), "br0", "native", "the driver bridge does not support XDP in native mode"),
-    "macvlan": (("link add mv0 link {far} type macvlan",), "mv0", "native", "the driver macvlan does not support XDP in native mode"),
+    "loopback": (
+        (),
+        "lo",
+        "native",
+        "does not support XDP in native mode. Give mode: generic or auto",
+    ),
+    "bridge": (
+        ("link add br0 type bridge",),
+        "br0",
+        "native",
+        "the driver bridge does not support XDP in native mode",
+    ),
+    "macvlan": (
+        ("link add mv0 link {far} type macvlan",),
+        "mv0",
+        "native",
+        "the driver macvlan does not support XDP in native mode",
+    ),
     "queues": (
-        ("link add q0 numrxqueues 1 numtxqueues 1 type veth peer name q1 numrxqueues 4 numtxqueues 4",),
+        (
+            "link add q0 numrxqueues 1 numtxqueues 1 type veth peer name q1 numrxqueues 4 numtxqueues 4",
+        ),
         "q0",
         "native",
         "as many rx queues as the other end has tx queues",
     ),
     "below a bridge": (
-        ("link add br0 type bridge", "link set {far} master br0", "link set br0 xdpgeneric pinned {prog}"),
+        (
+            "link add br0 type bridge",
+            "link set {far} master br0",
+            "link set br0 xdpgeneric pinned {prog}",
+        ),
         "{far}",
         "auto",
         "br0 on top of it has one. Detach that first",
     ),
-    "below a macvlan": (("link add mv0 link {far} type macvlan", "link set mv0 xdpgeneric pinned {prog}"), "{far}", "generic", "mv0 on top of it has one"),
+    "below a macvlan": (
+        ("link add mv0 link {far} type macvlan", "link set mv0 xdpgeneric pinned {prog}"),
+        "{far}",
+        "generic",
+        "mv0 on top of it has one",
+    ),
 }
 
 
@@ -356,7 +442,9 @@ REFUSED: dict[str, tuple[tuple[str, ...], str, str, str]] = {
 def test_a_check_run_promises_nothing_that_the_run_cannot_keep(lab: Lab, case: str) -> None:
     commands, name, mode, said = REFUSED[case]
     names = {"far": lab.far, "prog": f"{lab.paths.gen_dir(2)}/prog/xdp_{SLOTS['egress']}"}
-    for command in commands:  # ip in a namespace has no bpffs of ours, but for a command run by setns alone
+    for (
+        command
+    ) in commands:  # ip in a namespace has no bpffs of ours, but for a command run by setns alone
         with netns.entered(lab.ns):
             subprocess.run(["ip", *command.format(**names).split()], check=True)
     name = name.format(**names)
@@ -368,18 +456,29 @@ def test_a_check_run_promises_nothing_that_the_run_cannot_keep(lab: Lab, case: s
         lab.run(interfaces, mode=mode)
     assert lab.pins() == [] and lab.seen(name, lab.ns) == BARE
     if mode == "native":
-        assert lab.run(interfaces, check_mode=True)["changed"] and lab.run(interfaces)["interfaces"][0]["mode"] == "generic"
+        assert (
+            lab.run(interfaces, check_mode=True)["changed"]
+            and lab.run(interfaces)["interfaces"][0]["mode"] == "generic"
+        )
 
 
 def test_what_is_typed_by_hand_has_to_be_there(lab: Lab) -> None:
     def typed(state: str, name: str, netns: str | None = None) -> None:
-        attach.check_typed(lab.paths, state, [{"name": name, "netns": netns, "program": "ingress"}], "auto")
+        attach.check_typed(
+            lab.paths, state, [{"name": name, "netns": netns, "program": "ingress"}], "auto"
+        )
 
     for state in ("present", "absent"):
         typed(state, lab.near)
-        with pytest.raises(ConntrackError, match=r"interfaces\[0\]\.name: there is no interface 'nolan' in the host's namespace; there are: "):
+        with pytest.raises(
+            ConntrackError,
+            match=r"interfaces\[0\]\.name: there is no interface 'nolan' in the host's namespace; there are: ",
+        ):
             typed(state, "nolan")
-        with pytest.raises(ConntrackError, match=rf"no interface {lab.near!r} in namespace {lab.ns}; there are: lo, {lab.far}"):
+        with pytest.raises(
+            ConntrackError,
+            match=rf"no interface {lab.near!r} in namespace {lab.ns}; there are: lo, {lab.far}",
+        ):
             typed(state, lab.near, lab.ns)
         with pytest.raises(ConntrackError, match="there is no namespace 'nowhere'; there are: "):
             typed(state, "lan", "nowhere")
@@ -400,7 +499,14 @@ def test_a_foreign_netlink_program(lab: Lab, foreign: int, mode: str) -> None:
     info = bpf.prog_info(foreign)
     with pytest.raises(ConntrackError) as raised:
         lab.run()
-    for word in (f"id {info.id}", "name firewall", f"tag {info.tag}", f"mode {mode}", "netlink", "takeover: true"):
+    for word in (
+        f"id {info.id}",
+        "name firewall",
+        f"tag {info.tag}",
+        f"mode {mode}",
+        "netlink",
+        "takeover: true",
+    ):
         assert word in raised.value.message
     assert lab.state() == (("firewall", mode), BARE), "nothing is touched"
     assert not lab.run(state="absent", interfaces=lab.both)["changed"]
@@ -414,7 +520,9 @@ def test_a_foreign_link(lab: Lab, foreign: int) -> None:
     link = bpf.link_create(foreign, lab.ifindex, flags=bpf.XDP_FLAGS["native"])
     with bpf.closing(link):
         number = bpf.link_info(link).id
-        with pytest.raises(ConntrackError, match=rf"held by bpf_link {number} of process {os.getpid()} \("):
+        with pytest.raises(
+            ConntrackError, match=rf"held by bpf_link {number} of process {os.getpid()} \("
+        ):
             lab.run()
         assert lab.state() == (("firewall", "native"), BARE)
         lab.run(takeover=True)
@@ -466,7 +574,9 @@ def test_the_seeds_command(lab: Lab) -> None:
     lab.run(state="absent")
     subprocess.run(seed, check=True)
     lab.activate(2)
-    assert lab.run(state="absent", interfaces=lab.both)["changed"], "an older generation's is ours, too"
+    assert lab.run(state="absent", interfaces=lab.both)["changed"], (
+        "an older generation's is ours, too"
+    )
     assert lab.state() == (BARE, BARE)
 
 
@@ -476,7 +586,10 @@ def test_an_interface_made_anew(lab: Lab) -> None:
     ip("link", "del", lab.near)
     make_veth(lab)
     foretold = lab.run(check_mode=True)
-    assert [step["action"] for step in foretold["plan"]] == ["attach", "attach"] and "made anew" in foretold["plan"][0]["reason"]
+    assert [step["action"] for step in foretold["plan"]] == [
+        "attach",
+        "attach",
+    ] and "made anew" in foretold["plan"][0]["reason"]
     lab.run()
     assert lab.state() == (INGRESS, EGRESS) and not lab.run()["changed"]
 
@@ -505,10 +618,22 @@ def test_absent_with_a_process_in_a_namespace_that_lost_its_name(lab: Lab) -> No
             ip("netns", "del", lab.ns)
 
             def program() -> t.Any:
-                asked = ["nsenter", f"--net=/proc/{sleeper.pid}/ns/net", "ip", "-j", "link", "show", lab.far]
-                return json.loads(subprocess.run(asked, check=True, capture_output=True).stdout)[0].get("xdp")
+                asked = [
+                    "nsenter",
+                    f"--net=/proc/{sleeper.pid}/ns/net",
+                    "ip",
+                    "-j",
+                    "link",
+                    "show",
+                    lab.far,
+                ]
+                return json.loads(subprocess.run(asked, check=True, capture_output=True).stdout)[
+                    0
+                ].get("xdp")
 
-            assert program() is not None, "the process keeps the namespace alive, and the link its program"
+            assert program() is not None, (
+                "the process keeps the namespace alive, and the link its program"
+            )
             assert lab.run(state="absent")["changed"] and lab.pins() == []
             assert program() is None and lab.seen(lab.near) == BARE
         finally:
@@ -523,21 +648,45 @@ def test_a_number_means_nothing_in_another_namespace(lab: Lab) -> None:
     other = f"{lab.ns}b"
     ip("netns", "add", other)
     try:
-        ip("-n", other, "link", "add", lab.far, "index", str(far["ifindex"]), "type", "veth", "peer", "name", "peer", "index", "99")
+        ip(
+            "-n",
+            other,
+            "link",
+            "add",
+            lab.far,
+            "index",
+            str(far["ifindex"]),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "peer",
+            "index",
+            "99",
+        )
         twin = {**lab.both[1], "netns": other}
         with netns.entered(other), bpf.closing(lab.prog(1)) as fd:
             link = bpf.link_create(fd, far["ifindex"], flags=bpf.XDP_FLAGS["native"])
         with bpf.closing(link):
             for wanted in ("present", "absent"):
                 if wanted == "present":
-                    with pytest.raises(ConntrackError, match=f"{lab.far}@{other} has an XDP program that is not ours: .*held by bpf_link"):
+                    with pytest.raises(
+                        ConntrackError,
+                        match=f"{lab.far}@{other} has an XDP program that is not ours: .*held by bpf_link",
+                    ):
                         lab.run([twin])
                 else:
                     assert not lab.run([twin], state=wanted)["changed"]
-                assert lab.seen(lab.far, other) == lab.seen(lab.far, lab.ns) == EGRESS and lab.pins() == [f"{lab.far}@{lab.ns}"]
-        assert lab.run([twin])["plan"][0]["action"] == "attach" and lab.seen(lab.far, other) == EGRESS
+                assert lab.seen(lab.far, other) == lab.seen(
+                    lab.far, lab.ns
+                ) == EGRESS and lab.pins() == [f"{lab.far}@{lab.ns}"]
+        assert (
+            lab.run([twin])["plan"][0]["action"] == "attach" and lab.seen(lab.far, other) == EGRESS
+        )
         assert lab.run([twin], state="absent")["changed"]
-        assert (lab.seen(lab.far, other), lab.seen(lab.far, lab.ns)) == (BARE, EGRESS), "the other one's link is left alone"
+        assert (lab.seen(lab.far, other), lab.seen(lab.far, lab.ns)) == (BARE, EGRESS), (
+            "the other one's link is left alone"
+        )
     finally:
         ip("netns", "del", other)
 
@@ -550,7 +699,11 @@ def test_another_interface_with_the_program_is_not_the_one_that_is_held(lab: Lab
     try:
         with bpf.closing(lab.prog(0)) as fd:
             bpf.xdp_set(lab.ifindex, fd, bpf.XDP_FLAGS["native"])
-        moved = [fault.fault for fault in health.judge_links(health.look_links(lab.paths), {}) if fault.fault != "link_program"]
+        moved = [
+            fault.fault
+            for fault in health.judge_links(health.look_links(lab.paths), {})
+            if fault.fault != "link_program"
+        ]
         assert moved == ["link_moved"], "it has the name and the program, and another number"
         assert lab.run([lab.both[0]])["changed"] and lab.seen(f"{lab.near}2") == BARE
         with bpf.closing(bpf.obj_get(lab.paths.link(None, lab.near))) as link:
@@ -579,33 +732,51 @@ def test_a_renamed_interface(lab: Lab) -> None:
 
 # ---------------------------------------------------------------- bad surroundings
 def test_check_mode_on_a_clean_machine(lab: Lab) -> None:
-    interfaces = [{"name": "nolan", "program": "ingress"}, {"name": "lan", "netns": "nowhere", "program": "egress"}]
+    interfaces = [
+        {"name": "nolan", "program": "ingress"},
+        {"name": "lan", "netns": "nowhere", "program": "egress"},
+    ]
     result = lab.run(interfaces, check_mode=True, pin_root=f"{lab.pin_root}/none")
     assert [step["reason"] for step in result["plan"]] == ["the interface does not exist yet"] * 2
     assert result["interfaces"][0]["mode"] == "auto" and result["interfaces"][0]["ifindex"] is None
     assert not os.path.exists(f"{lab.pin_root}/none")
-    assert not lab.run(interfaces, state="absent", check_mode=True, pin_root=f"{lab.pin_root}/none")["changed"]
+    assert not lab.run(
+        interfaces, state="absent", check_mode=True, pin_root=f"{lab.pin_root}/none"
+    )["changed"]
 
 
 def test_missing_things_are_named(lab: Lab) -> None:
-    with pytest.raises(ConntrackError, match=rf"interfaces\[1\]\.name: there is no interface 'nolan' in namespace {lab.ns}; there are: lo, {lab.far}\."):
+    with pytest.raises(
+        ConntrackError,
+        match=rf"interfaces\[1\]\.name: there is no interface 'nolan' in namespace {lab.ns}; there are: lo, {lab.far}\.",
+    ):
         lab.run([lab.both[0], {"name": "nolan", "netns": lab.ns, "program": "egress"}])
-    with pytest.raises(ConntrackError, match=rf"interfaces\[0\]\.netns: there is no namespace 'nowhere'; there are: .*{lab.ns}"):
+    with pytest.raises(
+        ConntrackError,
+        match=rf"interfaces\[0\]\.netns: there is no namespace 'nowhere'; there are: .*{lab.ns}",
+    ):
         lab.run([{"name": "lan", "netns": "nowhere", "program": "egress"}])
     os.unlink(lab.paths.prog(0))
     with pytest.raises(
-        ConntrackError, match=rf"interfaces\[0\]\.program: 'ingress' is not loaded: {lab.paths.prog(0)} does not exist\. Run ebpf\.conntrack\.xdp_program first"
+        ConntrackError,
+        match=rf"interfaces\[0\]\.program: 'ingress' is not loaded: {lab.paths.prog(0)} does not exist\. Run ebpf\.conntrack\.xdp_program first",
     ):
         lab.run()
-    assert lab.state() == (BARE, BARE), "the second interface's program is there, but nothing is touched"
+    assert lab.state() == (BARE, BARE), (
+        "the second interface's program is there, but nothing is touched"
+    )
 
 
 def test_what_is_foreign_among_the_pins_is_refused(lab: Lab) -> None:
     os.makedirs(lab.paths.link_dir)
-    with bpf.closing(bpf.map_create(6, "percpu", 4, 4, 1)) as fd:  # its kind has the number of an XDP link
+    with bpf.closing(
+        bpf.map_create(6, "percpu", 4, 4, 1)
+    ) as fd:  # its kind has the number of an XDP link
         bpf.obj_pin(fd, lab.paths.link(None, lab.near))
     for state in ("present", "absent"):
-        with pytest.raises(ConntrackError, match=rf"{lab.paths.link(None, lab.near)} is not a pinned XDP link"):
+        with pytest.raises(
+            ConntrackError, match=rf"{lab.paths.link(None, lab.near)} is not a pinned XDP link"
+        ):
             lab.run(lab.both, state=state)
     os.unlink(lab.paths.prog(0))
     with bpf.closing(bpf.map_create(6, "percpu", 4, 4, 1)) as fd:
@@ -617,12 +788,20 @@ def test_what_is_foreign_among_the_pins_is_refused(lab: Lab) -> None:
 
 # ---------------------------------------------------------------- interfaces by what they are
 def test_interfaces_are_chosen_by_what_they_are(lab: Lab) -> None:
-    for argv in (["link", "add", "br0", "type", "bridge"], ["link", "set", "br0", "up"], ["link", "set", lab.far, "up"], ["link", "set", "lo", "up"]):
+    for argv in (
+        ["link", "add", "br0", "type", "bridge"],
+        ["link", "set", "br0", "up"],
+        ["link", "set", lab.far, "up"],
+        ["link", "set", "lo", "up"],
+    ):
         ip("-n", lab.ns, *argv)
     ip("-n", lab.ns, "address", "add", "192.0.2.1/24", "dev", lab.far)
     ip("-n", lab.ns, "route", "add", "default", "via", "192.0.2.2")
     ip("-n", lab.ns, "route", "add", "default", "dev", "br0", "metric", "7")
-    uplink, other = ({"default_route": True, "netns": lab.ns, "program": "egress"}, {"pattern": "*", "netns": lab.ns, "program": "ingress", "mode": "generic"})
+    uplink, other = (
+        {"default_route": True, "netns": lab.ns, "program": "egress"},
+        {"pattern": "*", "netns": lab.ns, "program": "ingress", "mode": "generic"},
+    )
 
     would = lab.run([uplink, other], check_mode=True)
     assert would["changed"] and lab.state() == (BARE, BARE)
@@ -634,25 +813,53 @@ def test_interfaces_are_chosen_by_what_they_are(lab: Lab) -> None:
     assert (lab.seen(lab.far, lab.ns), lab.seen("br0", lab.ns)) == (EGRESS, ("ingress", "generic"))
     assert not lab.run([uplink, other])["changed"]
 
-    ip("-n", lab.ns, "route", "replace", "default", "nexthop", "via", "192.0.2.2", "dev", lab.far, "nexthop", "dev", "br0")
-    assert {one.name: one.default_route for one in attach.candidates(lab.ns)} == {lab.far: True, "br0": True}
+    ip(
+        "-n",
+        lab.ns,
+        "route",
+        "replace",
+        "default",
+        "nexthop",
+        "via",
+        "192.0.2.2",
+        "dev",
+        lab.far,
+        "nexthop",
+        "dev",
+        "br0",
+    )
+    assert {one.name: one.default_route for one in attach.candidates(lab.ns)} == {
+        lab.far: True,
+        "br0": True,
+    }
     ip("-n", lab.ns, "route", "del", "default")
-    assert {one.name: (one.driver, one.default_route) for one in attach.candidates(lab.ns)} == {lab.far: ("veth", False), "br0": ("bridge", True)}
+    assert {one.name: (one.driver, one.default_route) for one in attach.candidates(lab.ns)} == {
+        lab.far: ("veth", False),
+        "br0": ("bridge", True),
+    }
 
-    assert [one["name"] for one in lab.run([{"driver": "bridge", "netns": lab.ns}], state="absent")["interfaces"]] == ["br0"]
+    assert [
+        one["name"]
+        for one in lab.run([{"driver": "bridge", "netns": lab.ns}], state="absent")["interfaces"]
+    ] == ["br0"]
     assert (lab.seen(lab.far, lab.ns), lab.seen("br0", lab.ns)) == (EGRESS, BARE)
 
 
 def test_nothing_that_fits_is_an_error_that_says_what_there_is(lab: Lab) -> None:
     nothing = {"driver": "virtio_net", "netns": lab.ns, "program": "ingress"}
     with pytest.raises(
-        ConntrackError, match=rf"interfaces\[0\]: driver virtio_net: no interface in namespace {lab.ns} fits; there are: {lab.far} \(driver veth\)\."
+        ConntrackError,
+        match=rf"interfaces\[0\]: driver virtio_net: no interface in namespace {lab.ns} fits; there are: {lab.far} \(driver veth\)\.",
     ):
         lab.run([nothing])
     would = lab.run([nothing], check_mode=True)  # an earlier task may make it
-    assert [(step["action"], step["name"]) for step in would["plan"]] == [("attach", "driver virtio_net")] and "there are: " in would["warnings"][0]
+    assert [(step["action"], step["name"]) for step in would["plan"]] == [
+        ("attach", "driver virtio_net")
+    ] and "there are: " in would["warnings"][0]
     assert not lab.run([nothing], state="absent")["changed"]
-    with pytest.raises(ConntrackError, match=r"interfaces\[0\]\.netns: there is no namespace 'gone'"):
+    with pytest.raises(
+        ConntrackError, match=r"interfaces\[0\]\.netns: there is no namespace 'gone'"
+    ):
         lab.run([{**nothing, "netns": "gone"}])
 
 
@@ -661,18 +868,34 @@ def test_an_interface_without_ethernet_header_is_refused(lab: Lab) -> None:
     for name, mode in (("tun0", "tun"), ("tap0", "tap")):
         ip("-n", lab.ns, "tuntap", "add", name, "mode", mode)
     tun, tap = ({"name": name, "netns": lab.ns, "program": "ingress"} for name in ("tun0", "tap0"))
-    for check_mode, mode in ((True, "auto"), (False, "auto"), (False, "native"), (False, "generic")):
-        with pytest.raises(ConntrackError, match=rf"interfaces\[1\]\.name: tun0@{lab.ns}: .*no Ethernet header \(hardware type 65534"):
+    for check_mode, mode in (
+        (True, "auto"),
+        (False, "auto"),
+        (False, "native"),
+        (False, "generic"),
+    ):
+        with pytest.raises(
+            ConntrackError,
+            match=rf"interfaces\[1\]\.name: tun0@{lab.ns}: .*no Ethernet header \(hardware type 65534",
+        ):
             lab.run([tap, tun], check_mode=check_mode, mode=mode)
-    assert (lab.seen("tun0", lab.ns), lab.seen("tap0", lab.ns)) == (BARE, BARE), "nothing is touched"
+    assert (lab.seen("tun0", lab.ns), lab.seen("tap0", lab.ns)) == (BARE, BARE), (
+        "nothing is touched"
+    )
 
     chosen = {"pattern": "t?[np]0", "netns": lab.ns, "program": "ingress"}
     for check_mode in (True, False):
         result = lab.run([chosen], check_mode=check_mode)
         assert [one["name"] for one in result["interfaces"]] == ["tap0"]
-        assert any(line.startswith("interfaces[0]: pattern t?[np]0: left out: tun0 (its frames have no") for line in result["warnings"])
+        assert any(
+            line.startswith("interfaces[0]: pattern t?[np]0: left out: tun0 (its frames have no")
+            for line in result["warnings"]
+        )
     assert lab.seen("tap0", lab.ns)[0] == "ingress"
-    with pytest.raises(ConntrackError, match=r"interfaces\[0\]: pattern tun\*: no interface in namespace .* is left; left out: tun0"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"interfaces\[0\]: pattern tun\*: no interface in namespace .* is left; left out: tun0",
+    ):
         lab.run([{**chosen, "pattern": "tun*"}])
 
     with netns.entered(lab.ns), bpf.closing(lab.prog(0)) as fd:  # as an earlier release attached it
@@ -680,7 +903,10 @@ def test_an_interface_without_ethernet_header_is_refused(lab: Lab) -> None:
         bpf.obj_pin(link, lab.paths.link(lab.ns, "tun0"))
         bpf.close(link)
     lab.run([{"pattern": "t*0", "netns": lab.ns}], state="absent")
-    assert (lab.seen("tun0", lab.ns), lab.seen("tap0", lab.ns)) == (BARE, BARE) and lab.pins() == [], "it is detached whatever it is"
+    assert (lab.seen("tun0", lab.ns), lab.seen("tap0", lab.ns)) == (
+        BARE,
+        BARE,
+    ) and lab.pins() == [], "it is detached whatever it is"
 
 
 def stack(lab: Lab) -> None:
@@ -702,12 +928,22 @@ def test_a_frame_is_seen_on_each_of_a_stack(lab: Lab) -> None:
     with netns.entered(lab.ns):
         indexes = [socket.if_nametoindex(name) for name in (lab.far, "br0", "mv0")]
         programs = [bpf.prog_load(bpf.xdp_pass_insns(), "seen") for dummy in indexes]
-        links = [bpf.link_create(fd, index, flags=bpf.XDP_FLAGS["generic"]) for fd, index in zip(programs, indexes)]
-    with bpf.closing(bpf.enable_stats()), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        links = [
+            bpf.link_create(fd, index, flags=bpf.XDP_FLAGS["generic"])
+            for fd, index in zip(programs, indexes)
+        ]
+    with (
+        bpf.closing(bpf.enable_stats()),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender,
+    ):
         sender.bind((lab.near, 0))
         sender.send(frame)
         deadline = time.monotonic() + 5
-        while (runs := [bpf.prog_info(fd).run_cnt for fd in programs]) != [1, 1, 1] and time.monotonic() < deadline:
+        while (runs := [bpf.prog_info(fd).run_cnt for fd in programs]) != [
+            1,
+            1,
+            1,
+        ] and time.monotonic() < deadline:
             time.sleep(0.01)
     for fd in (*links, *programs):
         bpf.close(fd)
@@ -716,20 +952,38 @@ def test_a_frame_is_seen_on_each_of_a_stack(lab: Lab) -> None:
 
 def test_only_one_of_a_stack_carries_the_chain(lab: Lab) -> None:
     stack(lab)
-    port, bridge, top = ({"name": name, "netns": lab.ns, "program": "ingress"} for name in (lab.far, "br0", "mv0"))
+    port, bridge, top = (
+        {"name": name, "netns": lab.ns, "program": "ingress"} for name in (lab.far, "br0", "mv0")
+    )
     for check_mode in (True, False):
-        for both, upper, lower in (([port, bridge], "br0", lab.far), ([top, port], "mv0", lab.far), ([bridge, top], "mv0", "br0")):
-            with pytest.raises(ConntrackError, match=rf"\.name: {upper}@{lab.ns}: each packet would be counted twice: all its frames that come by {lower} are"):
+        for both, upper, lower in (
+            ([port, bridge], "br0", lab.far),
+            ([top, port], "mv0", lab.far),
+            ([bridge, top], "mv0", "br0"),
+        ):
+            with pytest.raises(
+                ConntrackError,
+                match=rf"\.name: {upper}@{lab.ns}: each packet would be counted twice: all its frames that come by {lower} are",
+            ):
                 lab.run(both, check_mode=check_mode)
     assert lab.pins() == []
-    assert [one["name"] for one in lab.run([{**port, "name": None, "pattern": "*"}])["interfaces"]] == [lab.far]
-    with pytest.raises(ConntrackError, match=f"br0@{lab.ns}: each packet would be counted twice"):  # in another run
+    assert [
+        one["name"] for one in lab.run([{**port, "name": None, "pattern": "*"}])["interfaces"]
+    ] == [lab.far]
+    with pytest.raises(
+        ConntrackError, match=f"br0@{lab.ns}: each packet would be counted twice"
+    ):  # in another run
         lab.run([bridge])
     lab.run([port], state="absent")
     lab.run([top])
-    with pytest.raises(ConntrackError, match=f"{lab.far}@{lab.ns}: each packet would be counted twice: its frames that mv0 gets are counted there"):
+    with pytest.raises(
+        ConntrackError,
+        match=f"{lab.far}@{lab.ns}: each packet would be counted twice: its frames that mv0 gets are counted there",
+    ):
         lab.run([port])
-    assert lab.run([{**port, "program": "pass"}], check_mode=True)["changed"], "what does not track is not in the way"
+    assert lab.run([{**port, "program": "pass"}], check_mode=True)["changed"], (
+        "what does not track is not in the way"
+    )
 
 
 # ---------------------------------------------------------------- other names
@@ -737,17 +991,29 @@ def test_alternative_names_are_the_same_interface(lab: Lab) -> None:
     long = f"alternative-name-of-{lab.near}"
     for name in ("alt0", long):
         ip("link", "property", "add", "dev", lab.near, "altname", name)
-    with pytest.raises(ConntrackError, match=rf"interfaces\[1\]\.name: 'alt0' is not valid: it is {lab.near}, which is already in interfaces\[0\]"):
+    with pytest.raises(
+        ConntrackError,
+        match=rf"interfaces\[1\]\.name: 'alt0' is not valid: it is {lab.near}, which is already in interfaces\[0\]",
+    ):
         lab.run([lab.both[0], {**lab.both[0], "name": "alt0"}])
     assert lab.pins() == []
     first = lab.run([{"name": long, "program": "ingress"}], check_mode=True)
-    assert [step["name"] for step in first["plan"]] == [lab.near] and lab.run([{"name": long, "program": "ingress"}])["plan"][0]["name"] == lab.near
+    assert [step["name"] for step in first["plan"]] == [lab.near] and lab.run(
+        [{"name": long, "program": "ingress"}]
+    )["plan"][0]["name"] == lab.near
     for name in (lab.near, "alt0", long):
         for again in ({"name": name}, {"pattern": name}):
             assert not lab.run([{"program": "ingress", **again}])["changed"], again
-    assert lab.run([{"name": "alt0", "program": "ingress"}])["interfaces"][0]["name"] == lab.near and lab.pins() == [lab.near]
-    named = [{"name": "alt0", "program": "ingress"}, {"pattern": f"{lab.near[:-1]}*", "program": "egress"}]
-    with pytest.raises(ConntrackError, match=f"belongs to another entry: {lab.near} to interfaces\\[0\\]"):
+    assert lab.run([{"name": "alt0", "program": "ingress"}])["interfaces"][0][
+        "name"
+    ] == lab.near and lab.pins() == [lab.near]
+    named = [
+        {"name": "alt0", "program": "ingress"},
+        {"pattern": f"{lab.near[:-1]}*", "program": "egress"},
+    ]
+    with pytest.raises(
+        ConntrackError, match=f"belongs to another entry: {lab.near} to interfaces\\[0\\]"
+    ):
         lab.run(named)
     assert lab.run([{"name": "alt0"}], state="absent")["changed"] and lab.pins() == []
 
@@ -755,9 +1021,14 @@ def test_alternative_names_are_the_same_interface(lab: Lab) -> None:
 def test_a_pin_under_another_name_is_renamed_once(lab: Lab) -> None:
     ip("link", "property", "add", "dev", lab.near, "altname", "alt0")
     lab.run(lab.both[:1])
-    os.rename(lab.paths.link(None, lab.near), lab.paths.link(None, "alt0"))  # as an earlier release named it
+    os.rename(
+        lab.paths.link(None, lab.near), lab.paths.link(None, "alt0")
+    )  # as an earlier release named it
     assert lab.run([{"name": "alt0", "program": "ingress"}])["changed"] and lab.pins() == [lab.near]
-    assert not lab.run([{"name": "alt0", "program": "ingress"}])["changed"] and not lab.run(lab.both[:1])["changed"]
+    assert (
+        not lab.run([{"name": "alt0", "program": "ingress"}])["changed"]
+        and not lab.run(lab.both[:1])["changed"]
+    )
 
 
 def test_a_namespace_with_two_names_is_one(lab: Lab) -> None:
@@ -766,10 +1037,15 @@ def test_a_namespace_with_two_names_is_one(lab: Lab) -> None:
         for name, source in ((alias, netns.path(lab.ns)), (own, "/proc/self/ns/net")):
             open(netns.path(name), "w", encoding="ascii").close()
             subprocess.run(["mount", "--bind", source, netns.path(name)], check=True)
-        with pytest.raises(ConntrackError, match=rf"interfaces\[1\]\.name: '{lab.far}@{lab.ns}' is not valid: it is {lab.far}@{alias}, which is already in"):
+        with pytest.raises(
+            ConntrackError,
+            match=rf"interfaces\[1\]\.name: '{lab.far}@{lab.ns}' is not valid: it is {lab.far}@{alias}, which is already in",
+        ):
             lab.run([{**lab.both[1], "netns": alias}, lab.both[1]])
         assert lab.run([{**lab.both[0], "netns": own}, lab.both[1]])["changed"]
-        assert not lab.run([lab.both[0], {**lab.both[1], "netns": alias}])["changed"] and lab.pins() == sorted([lab.near, f"{lab.far}@{alias}"])
+        assert not lab.run([lab.both[0], {**lab.both[1], "netns": alias}])[
+            "changed"
+        ] and lab.pins() == sorted([lab.near, f"{lab.far}@{alias}"])
         assert lab.run([lab.both[0], lab.both[1]], state="absent")["changed"] and lab.pins() == []
     finally:
         for name in (alias, own):
@@ -786,7 +1062,10 @@ def test_several_namespaces_under_one_pin_root_are_warned_of(lab: Lab) -> None:
     more = {"name": "more", "netns": lab.ns, "program": "ingress"}
     for check_mode in (True, False):
         (line,) = shared(lab.run([*lab.both, more], check_mode=check_mode))
-        assert f"several namespaces (the host's, {lab.ns})" in line and f"a pin_root of its own, as /sys/fs/bpf/{lab.ns} to {lab.ns}" in line
+        assert (
+            f"several namespaces (the host's, {lab.ns})" in line
+            and f"a pin_root of its own, as /sys/fs/bpf/{lab.ns} to {lab.ns}" in line
+        )
     assert shared(lab.run(lab.both[:1])), "what an earlier run attached counts as well"
     lab.run([lab.both[1]], state="absent")
     lab.run([{**more, "program": "pass"}])

@@ -25,7 +25,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 def tool(*argv: str) -> t.Any:
     """Run bpftool or ip and return its JSON."""
-    output = subprocess.run([argv[0], "-j", *argv[1:]], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [argv[0], "-j", *argv[1:]], check=True, capture_output=True, text=True
+    ).stdout
     return json.loads(output or "null")
 
 
@@ -56,7 +58,9 @@ def pin_dir() -> t.Iterator[str]:
 def veth() -> t.Iterator[int]:
     """One end of a veth pair, both ends in a namespace of no name, which the test runs in."""
     with netns.anonymous():
-        subprocess.run(["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True)
+        subprocess.run(
+            ["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True
+        )
         yield socket.if_nametoindex("left")
 
 
@@ -64,7 +68,11 @@ def veth() -> t.Iterator[int]:
 def test_prog_info_is_bpftools(prog: int) -> None:
     info = bpf.prog_info(prog)
     shown = tool("bpftool", "prog", "show", "id", str(info.id))
-    assert (info.name, info.tag, info.jited_len) == (shown["name"], shown["tag"], shown["bytes_jited"])
+    assert (info.name, info.tag, info.jited_len) == (
+        shown["name"],
+        shown["tag"],
+        shown["bytes_jited"],
+    )
     assert shown["type"] == "xdp" and info.type == bpf.PROG_TYPE_XDP
     assert info.map_ids == ()
     assert 0 < info.load_time <= os.times().elapsed * 1e9 + 1e10
@@ -132,7 +140,10 @@ def test_the_verifiers_words() -> None:
 
 # ---------------------------------------------------------------- maps
 def fill(fd: int, count: int) -> dict[bytes, bytes]:
-    entries = {struct.pack("=IH", number, 7): struct.pack("=QI", number * 3, number) for number in range(count)}
+    entries = {
+        struct.pack("=IH", number, 7): struct.pack("=QI", number * 3, number)
+        for number in range(count)
+    }
     for key, value in entries.items():
         bpf.map_update(fd, key, value)
     return entries
@@ -142,7 +153,10 @@ def read(fd: int, batch: int) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for count, keys, values in bpf.map_batches(fd, 6, 12, batch):
         assert (len(keys), len(values)) == (count * 6, count * 12)
-        found.update((bytes(keys[at * 6 : at * 6 + 6]), bytes(values[at * 12 : at * 12 + 12])) for at in range(count))
+        found.update(
+            (bytes(keys[at * 6 : at * 6 + 6]), bytes(values[at * 12 : at * 12 + 12]))
+            for at in range(count)
+        )
     return found
 
 
@@ -179,7 +193,10 @@ def test_arrays_are_read_in_batches() -> None:
 
 
 def test_a_map_without_batches_says_so() -> None:
-    with bpf.closing(bpf.map_create(3, "jumps", 4, 4, 4)) as fd, pytest.raises(bpf.BpfError, match="bpf_map_lookup_batch"):
+    with (
+        bpf.closing(bpf.map_create(3, "jumps", 4, 4, 4)) as fd,
+        pytest.raises(bpf.BpfError, match="bpf_map_lookup_batch"),
+    ):
         list(bpf.map_batches(fd, 4, 4))
 
 
@@ -194,7 +211,11 @@ def test_batch_delete(table: int) -> None:
 def test_percpu_values() -> None:
     with bpf.closing(bpf.map_create(PERCPU_ARRAY, "percpu", 4, 4, 2)) as fd:
         cpus = bpf.possible_cpus()
-        bpf.map_update(fd, struct.pack("=I", 1), b"".join(struct.pack("=II", cpu + 1, 0) for cpu in range(cpus)))
+        bpf.map_update(
+            fd,
+            struct.pack("=I", 1),
+            b"".join(struct.pack("=II", cpu + 1, 0) for cpu in range(cpus)),
+        )
         assert bpf.percpu_value(fd, 1, 4) == [struct.pack("=I", cpu + 1) for cpu in range(cpus)]
         with pytest.raises(bpf.BpfError):
             bpf.percpu_value(fd, 2, 4)
@@ -217,7 +238,9 @@ def test_test_run_returns_frame_and_verdict(prog: int) -> None:
 
 
 def test_test_run_with_metadata(prog: int) -> None:
-    context = struct.pack("=6I", 0, 72, 0, 1, 0, 0)  # struct xdp_md: data_meta 0, data 0 (none), ingress_ifindex 1
+    context = struct.pack(
+        "=6I", 0, 72, 0, 1, 0, 0
+    )  # struct xdp_md: data_meta 0, data 0 (none), ingress_ifindex 1
     run = bpf.prog_test_run(prog, bytes(72), ctx=context)
     assert run.retval == 2 and len(run.ctx_out) == len(context)
 
@@ -227,7 +250,9 @@ def test_live_frames_are_counted(prog: int) -> None:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         with bpf.closing(bpf.enable_stats()):
             before = bpf.prog_info(prog).run_cnt
-            bpf.prog_test_run(prog, bytes(64), repeat=1000, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES, batch_size=64)
+            bpf.prog_test_run(
+                prog, bytes(64), repeat=1000, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES, batch_size=64
+            )
             after = bpf.prog_info(prog)
     assert after.run_cnt - before == 1000 and after.run_time_ns > 0
 
@@ -237,7 +262,11 @@ def test_link_life(prog: int, veth: int) -> None:
     with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "second")) as second:
         link = bpf.link_create(prog, veth, flags=bpf.XDP_FLAGS["native"])
         info = bpf.link_info(link)
-        assert (info.prog_id, info.ifindex, info.type) == (bpf.prog_info(prog).id, veth, bpf.LINK_TYPE_XDP)
+        assert (info.prog_id, info.ifindex, info.type) == (
+            bpf.prog_info(prog).id,
+            veth,
+            bpf.LINK_TYPE_XDP,
+        )
         assert info.id in list(bpf.link_ids())
         assert bpf.xdp_query(veth) == {"prog_id": info.prog_id, "mode": "native"}
         (shown,) = tool("ip", "link", "show", "left")
@@ -249,7 +278,10 @@ def test_link_life(prog: int, veth: int) -> None:
         assert bpf.link_info(link)._replace(prog_id=0) == info._replace(prog_id=0)
         assert bpf.xdp_query(veth)["prog_id"] == bpf.prog_info(second).id
         bpf.link_detach(link)
-        assert bpf.link_info(link).ifindex == 0 and bpf.xdp_query(veth) == {"prog_id": None, "mode": None}
+        assert bpf.link_info(link).ifindex == 0 and bpf.xdp_query(veth) == {
+            "prog_id": None,
+            "mode": None,
+        }
         bpf.close(link)
     assert info.id not in list(bpf.link_ids())
 
@@ -277,7 +309,9 @@ def test_who_holds_a_program(prog: int, veth: int) -> None:
         assert bpf.xdp_link_holds(veth, "native", other) is False
         assert bpf.xdp_query(veth)["prog_id"] == bpf.prog_info(prog).id, "asking must not detach"
         with pytest.raises(bpf.BpfError) as raised:
-            bpf.xdp_set(veth, -1, bpf.XDP_FLAGS["native"] | bpf.XDP_FLAGS_REPLACE, expected_fd=other)
+            bpf.xdp_set(
+                veth, -1, bpf.XDP_FLAGS["native"] | bpf.XDP_FLAGS_REPLACE, expected_fd=other
+            )
         assert raised.value.errno == errno.EEXIST and raised.value.words
 
 
@@ -285,7 +319,12 @@ def test_link_facts_are_ips(veth: int) -> None:
     facts = bpf.link_facts("left")
     (shown,) = tool("ip", "-d", "link", "show", "left")
     assert facts == bpf.link_facts(veth)
-    assert (facts.ifindex, facts.name, facts.mtu, facts.kind) == (shown["ifindex"], "left", shown["mtu"], shown["linkinfo"]["info_kind"])
+    assert (facts.ifindex, facts.name, facts.mtu, facts.kind) == (
+        shown["ifindex"],
+        "left",
+        shown["mtu"],
+        shown["linkinfo"]["info_kind"],
+    )
     assert facts.peer_ifindex == socket.if_nametoindex("right") and facts.peer_nsid is None
     with pytest.raises(bpf.BpfError) as raised:
         bpf.link_facts("none")
@@ -347,7 +386,12 @@ try:
 except bpffs.ConntrackError as exc:
     print(exc.message)
 """
-    done = subprocess.run(["unshare", "--mount", "/usr/bin/python3", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["unshare", "--mount", "/usr/bin/python3", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "mounted read-only" in done.stdout and "remount" in done.stdout
 
@@ -407,6 +451,13 @@ try:
 except bpffs.ConntrackError as exc:
     print(exc.message)
 """
-    done = subprocess.run(["unshare", "--mount", "--net", "/usr/bin/python3", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "/usr/bin/python3", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    assert re.match(rf"{bpffs.STANDARD}/ebpf_conntrack/(gen|active): it belongs to the user nobody", done.stdout), done.stdout
+    assert re.match(
+        rf"{bpffs.STANDARD}/ebpf_conntrack/(gen|active): it belongs to the user nobody", done.stdout
+    ), done.stdout

@@ -17,11 +17,22 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
-from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import BARE, EGRESS, INGRESS, Lab, foreign, ip, lab, make_veth
+from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import (
+    BARE,
+    EGRESS,
+    INGRESS,
+    Lab,
+    foreign,
+    ip,
+    lab,
+    make_veth,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
@@ -62,9 +73,17 @@ def test_a_foreign_program_stays(lab: Lab, foreign: int, how: str, mode: str, wa
         if how == "netlink":
             bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS[mode])
         else:
-            link = stack.enter_context(bpf.closing(bpf.link_create(foreign, lab.ifindex, flags=bpf.XDP_FLAGS[mode])))
+            link = stack.enter_context(
+                bpf.closing(bpf.link_create(foreign, lab.ifindex, flags=bpf.XDP_FLAGS[mode]))
+            )
         info = bpf.prog_info(foreign)
-        refused(lab, rf"id {info.id}, name firewall, tag {info.tag}, mode {mode}", how, "takeover: true", mode=wanted)
+        refused(
+            lab,
+            rf"id {info.id}, name firewall, tag {info.tag}, mode {mode}",
+            how,
+            "takeover: true",
+            mode=wanted,
+        )
         assert attached_id(lab.near) == info.id
         if how == "link":
             assert bpf.link_info(link).ifindex == lab.ifindex, "still held by the same link"
@@ -74,14 +93,22 @@ def test_a_program_that_libxdps_own_tool_loaded(lab: Lab, monkeypatch: pytest.Mo
     """A dispatcher with the program in it, or the program alone where the kernel lets no program replace a function of another (freplace)."""
     monkeypatch.setenv("LIBXDP_BPFFS", lab.pin_root)
     path = LIBXDP_OBJECT.format(os.uname().machine)
-    subprocess.run(["xdp-loader", "load", "-m", "native", lab.near, path], check=True, capture_output=True)
+    subprocess.run(
+        ["xdp-loader", "load", "-m", "native", lab.near, path], check=True, capture_output=True
+    )
     name = lab.name_of(attached_id(lab.near))
     assert name in ("xdp_dispatcher", "xdpdump")
-    refused(lab, f"name {name}", "xdp-loader unload frees the interface" if name == "xdp_dispatcher" else "netlink")
+    refused(
+        lab,
+        f"name {name}",
+        "xdp-loader unload frees the interface" if name == "xdp_dispatcher" else "netlink",
+    )
     subprocess.run(["xdp-loader", "unload", lab.near, "--all"], check=True, capture_output=True)
     lab.run(lab.both[:1])
     assert lab.seen(lab.near) == INGRESS
-    done = subprocess.run(["xdp-loader", "load", "-m", "native", lab.near, path], check=False, capture_output=True)
+    done = subprocess.run(
+        ["xdp-loader", "load", "-m", "native", lab.near, path], check=False, capture_output=True
+    )
     assert done.returncode != 0 and lab.seen(lab.near) == INGRESS, "and it leaves ours alone"
     assert not lab.run(lab.both[:1])["changed"]
 
@@ -89,11 +116,16 @@ def test_a_program_that_libxdps_own_tool_loaded(lab: Lab, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("how", ["netlink", "link"])
 def test_a_libxdp_dispatcher(lab: Lab, how: str) -> None:
     """What it looks like from outside, whether or not this kernel takes a real one: libxdp attaches it through netlink, or since 1.4 through a link."""
-    with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "xdp_dispatcher")) as dispatcher, contextlib.ExitStack() as stack:
+    with (
+        bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "xdp_dispatcher")) as dispatcher,
+        contextlib.ExitStack() as stack,
+    ):
         if how == "netlink":
             bpf.xdp_set(lab.ifindex, dispatcher, bpf.XDP_FLAGS["native"])
         else:
-            stack.enter_context(bpf.closing(bpf.link_create(dispatcher, lab.ifindex, flags=bpf.XDP_FLAGS["native"])))
+            stack.enter_context(
+                bpf.closing(bpf.link_create(dispatcher, lab.ifindex, flags=bpf.XDP_FLAGS["native"]))
+            )
         refused(lab, "libxdp's dispatcher, xdp-loader unload frees the interface")
         lab.run(lab.both[:1], takeover=True)
         assert lab.seen(lab.near) == INGRESS
@@ -101,12 +133,20 @@ def test_a_libxdp_dispatcher(lab: Lab, how: str) -> None:
 
 
 # ---------------------------------------------------------------- places of others
-PLACES = ["ebpf_conntrack", "ebpf_conntrack/gen", "ebpf_conntrack/link", "ebpf_conntrack/gen/7", "ebpf_conntrack/gen/stray"]
+PLACES = [
+    "ebpf_conntrack",
+    "ebpf_conntrack/gen",
+    "ebpf_conntrack/link",
+    "ebpf_conntrack/gen/7",
+    "ebpf_conntrack/gen/stray",
+]
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["program", "symlink"])
-def test_what_stands_in_the_chains_place_stays(made: Chain, foreign: int, place: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_in_the_chains_place_stays(
+    made: Chain, foreign: int, place: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     path = os.path.join(made.paths.pin_root, place)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -116,10 +156,15 @@ def test_what_stands_in_the_chains_place_stays(made: Chain, foreign: int, place:
         os.symlink("elsewhere", path)
     before = made.tree()
     for check_mode in (True, False):
-        with pytest.raises(ConntrackError, match=rf"^{path} is a (pin|symbolic link) of somebody else\. Move it away, or give another pin_root\."):
+        with pytest.raises(
+            ConntrackError,
+            match=rf"^{path} is a (pin|symbolic link) of somebody else\. Move it away, or give another pin_root\.",
+        ):
             made.ensure(check_mode=check_mode)
     generation.remove(made.paths)
-    assert {name: what for name, what in made.tree().items() if what != "directory"} == {name: what for name, what in before.items() if what != "directory"}
+    assert {name: what for name, what in made.tree().items() if what != "directory"} == {
+        name: what for name, what in before.items() if what != "directory"
+    }
     os.unlink(path)
     made.ensure()
     generation.remove(made.paths)
@@ -129,7 +174,11 @@ def test_what_stands_in_the_chains_place_stays(made: Chain, foreign: int, place:
 @contextlib.contextmanager
 def counted(lab: Lab) -> c.Iterator[c.Callable[[], int]]:
     """How often the near end's program has run since."""
-    with bpf.closing(lab.prog(SLOTS["ingress"])) as first, bpf.closing(lab.prog(SLOTS["ingress"], 2)) as second, bpf.closing(bpf.enable_stats()):
+    with (
+        bpf.closing(lab.prog(SLOTS["ingress"])) as first,
+        bpf.closing(lab.prog(SLOTS["ingress"], 2)) as second,
+        bpf.closing(bpf.enable_stats()),
+    ):
 
         def runs() -> int:
             return bpf.prog_info(first).run_cnt + bpf.prog_info(second).run_cnt
@@ -182,14 +231,20 @@ def test_an_interface_that_was_renamed_keeps_its_link(lab: Lab, activate: int) -
         done = lab.run([{"name": new, "program": "ingress"}])
         send(lab)
         assert within(lambda: runs() == 20), runs()
-    assert done["plan"] == foretold["plan"] and [step["action"] for step in done["plan"]] == ["replace"]
-    assert "renamed or moved" in done["plan"][0]["reason"] and "link_moved" in [fault["fault"] for fault in done["mended"]]
+    assert done["plan"] == foretold["plan"] and [step["action"] for step in done["plan"]] == [
+        "replace"
+    ]
+    assert "renamed or moved" in done["plan"][0]["reason"] and "link_moved" in [
+        fault["fault"] for fault in done["mended"]
+    ]
     assert lab.pins() == [new] and link_id(lab, new) == number, "the same link"
     assert attached_id(new) == lab.program_id(0, activate)
     assert faults(lab) == [] and not lab.run([{"name": new, "program": "ingress"}])["changed"]
 
 
-def test_an_interface_that_was_moved_is_named_and_taken_up_where_it_is(lab: Lab, elsewhere: str) -> None:
+def test_an_interface_that_was_moved_is_named_and_taken_up_where_it_is(
+    lab: Lab, elsewhere: str
+) -> None:
     lab.run(lab.both[:1])
     number = link_id(lab, lab.near)
     ip("link", "set", lab.near, "netns", elsewhere)
@@ -199,7 +254,8 @@ def test_an_interface_that_was_moved_is_named_and_taken_up_where_it_is(lab: Lab,
         assert within(lambda: runs() == 20), "the kernel leaves the program on it"
     assert faults(lab) == ["link_moved"]
     with pytest.raises(
-        ConntrackError, match=rf"no interface '{lab.near}'.* its link {number} went with the interface.*another namespace: name it as it is now"
+        ConntrackError,
+        match=rf"no interface '{lab.near}'.* its link {number} went with the interface.*another namespace: name it as it is now",
     ):
         lab.run(lab.both[:1])
     moved = [{"name": lab.near, "netns": elsewhere, "program": "ingress"}]
@@ -213,7 +269,9 @@ def test_an_interface_that_was_moved_is_detached_by_its_old_name(lab: Lab, elsew
     ip("link", "set", lab.near, "netns", elsewhere)
     foretold = lab.run(lab.both[:1], state="absent", check_mode=True)
     done = lab.run(lab.both[:1], state="absent")
-    assert done["plan"] == foretold["plan"] and "went with the interface" in done["plan"][0]["reason"]
+    assert (
+        done["plan"] == foretold["plan"] and "went with the interface" in done["plan"][0]["reason"]
+    )
     assert lab.seen(lab.near, elsewhere) == BARE and lab.pins() == []
     assert not lab.run(lab.both[:1], state="absent")["changed"]
 
@@ -226,7 +284,9 @@ def test_another_interface_of_the_name_of_one_that_was_moved(lab: Lab, elsewhere
     make_veth(lab)
     foretold = lab.run(lab.both[:1], check_mode=True)
     done = lab.run(lab.both[:1])
-    assert done["plan"] == foretold["plan"] and "went with the interface" in done["plan"][0]["reason"]
+    assert (
+        done["plan"] == foretold["plan"] and "went with the interface" in done["plan"][0]["reason"]
+    )
     assert lab.seen(lab.near) == INGRESS and lab.seen(lab.near, elsewhere) == BARE
     assert lab.pins() == [lab.near] and not lab.run(lab.both[:1])["changed"]
 
@@ -252,7 +312,10 @@ def test_an_interface_in_a_bridge(lab: Lab, mode: str) -> None:
     ip("link", "add", bridge, "type", "bridge")
     try:
         for attach_first in (True, False):
-            steps: list[c.Callable[[], object]] = [lambda: lab.run(lab.both[:1], mode=mode), lambda: ip("link", "set", lab.near, "master", bridge)]
+            steps: list[c.Callable[[], object]] = [
+                lambda: lab.run(lab.both[:1], mode=mode),
+                lambda: ip("link", "set", lab.near, "master", bridge),
+            ]
             for step in steps if attach_first else reversed(steps):
                 step()
             assert lab.seen(lab.near) == ("ingress", mode)

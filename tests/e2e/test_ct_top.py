@@ -54,32 +54,65 @@ def sent(ct: Ct, wire: Wire) -> c.Iterator[list[float]]:
     sender.join()
 
 
-def test_the_rates_are_what_was_sent(ct: Ct, sent: list[float], figure: c.Callable[[str, object], None]) -> None:
+def test_the_rates_are_what_was_sent(
+    ct: Ct, sent: list[float], figure: c.Callable[[str, object], None]
+) -> None:
     (batch,) = ct.json("top", "--once", "--interval", "1")
     end = datetime.datetime.fromisoformat(batch["time"]).timestamp()
     number = bisect.bisect(sent, end) - bisect.bisect(sent, end - batch["seconds"])
     first, *others = batch["top"]
-    assert (first["orig"]["src"], first["orig"]["sport"], first["orig"]["dport"]) == (CLIENT, STREAM, STREAM) and len(others) == batch["flows"] - 1 == 3
+    assert (first["orig"]["src"], first["orig"]["sport"], first["orig"]["dport"]) == (
+        CLIENT,
+        STREAM,
+        STREAM,
+    ) and len(others) == batch["flows"] - 1 == 3
     assert [one["rate"]["packets"] for one in others] == [0.0] * 3
     ratio = first["rate"]["orig"]["packets"] * batch["seconds"] / number
     figure("packets a second in ct top / sent", f"{ratio:.3f}")
     assert 0.8 < ratio < 1.25, (first["rate"], number, batch["seconds"])
     rate = first["rate"]
-    assert rate["orig"]["bytes"] == pytest.approx((THERE + HEAD) * rate["orig"]["packets"], rel=0.01)
-    assert rate["reply"]["bytes"] == pytest.approx((BACK + HEAD) * rate["reply"]["packets"], rel=0.01)
+    assert rate["orig"]["bytes"] == pytest.approx(
+        (THERE + HEAD) * rate["orig"]["packets"], rel=0.01
+    )
+    assert rate["reply"]["bytes"] == pytest.approx(
+        (BACK + HEAD) * rate["reply"]["packets"], rel=0.01
+    )
 
-    lines = [json.loads(line) for line in ct("top", "--count", "2", "--interval", "0.3", "--group-by", "proto", "--sort", "flows", "-o", "jsonl").splitlines()]
-    assert [{one["proto"]: one["flows"] for one in line["top"]} for line in lines] == [{"udp": 2, "tcp": 1, "icmp": 1}] * 2
+    lines = [
+        json.loads(line)
+        for line in ct(
+            "top",
+            "--count",
+            "2",
+            "--interval",
+            "0.3",
+            "--group-by",
+            "proto",
+            "--sort",
+            "flows",
+            "-o",
+            "jsonl",
+        ).splitlines()
+    ]
+    assert [{one["proto"]: one["flows"] for one in line["top"]} for line in lines] == [
+        {"udp": 2, "tcp": 1, "icmp": 1}
+    ] * 2
     assert lines[1]["top"][0]["share"] == 50.0 and lines[1]["top"][0]["rate"]["packets"] > 0
     text = ct("top", "--once", "--interval", "0.3", "--dport", str(STREAM)).splitlines()
-    assert text[0].startswith("ct top  ") and text[2].split()[0] == "PROTO" and text[3].startswith(f"udp   {CLIENT}:{STREAM} {SERVER}:{STREAM} ")
+    assert (
+        text[0].startswith("ct top  ")
+        and text[2].split()[0] == "PROTO"
+        and text[3].startswith(f"udp   {CLIENT}:{STREAM} {SERVER}:{STREAM} ")
+    )
     assert len(text) == 4
 
 
 class Terminal:
     """A command on a terminal of its own, as its session's leader, and what the terminal shows."""
 
-    def __init__(self, argv: c.Sequence[str], columns: int = 80, lines: int = 24, ignoring: bool = False) -> None:
+    def __init__(
+        self, argv: c.Sequence[str], columns: int = 80, lines: int = 24, ignoring: bool = False
+    ) -> None:
         """Start it.
 
         :param ignoring: as a shell without job control starts what ends with &: without SIGINT.
@@ -132,7 +165,9 @@ class Terminal:
         status = self.process.wait(PATIENCE)
         while select.select([self.here], [], [], 0)[0]:
             self.written += os.read(self.here, 1 << 16)
-        assert self.written.rfind(b"\x1b[?1049l") > self.written.rfind(b"\x1b[?1049h") > -1, "the screen of before"
+        assert self.written.rfind(b"\x1b[?1049l") > self.written.rfind(b"\x1b[?1049h") > -1, (
+            "the screen of before"
+        )
         assert self.written.rfind(b"\x1b[?25h") > self.written.rfind(b"\x1b[?25l"), "the cursor"
         assert termios.tcgetattr(self.there) == self.before
         return status
@@ -152,8 +187,18 @@ def terminal(argv: c.Sequence[str], ignoring: bool = False) -> c.Iterator[Termin
 
 def test_on_a_terminal(ct: Ct, sent: list[float]) -> None:
     with terminal(ct.argv("top", "--interval", "0.5")) as shown:
-        lines = shown.wait("a rate", lambda lines: any(line.startswith("udp") and line.split()[3] not in ("-", "0") for line in lines))
-        assert lines[0].startswith("ct top  ") and "4 flows" in lines[0] and lines[1].endswith("by bytes/s") and lines[2].endswith("q end")
+        lines = shown.wait(
+            "a rate",
+            lambda lines: any(
+                line.startswith("udp") and line.split()[3] not in ("-", "0") for line in lines
+            ),
+        )
+        assert (
+            lines[0].startswith("ct top  ")
+            and "4 flows" in lines[0]
+            and lines[1].endswith("by bytes/s")
+            and lines[2].endswith("q end")
+        )
         assert lines[3].split() == ["PROTO", "FROM", "TO", "PKTS/S", "OUT/S", "BACK/S", "BYTES"]
         assert lines[4].startswith(f"udp   {CLIENT}:{STREAM}") and lines[8:] == [""] * 16
         assert sorted(line.split()[0] for line in lines[5:8]) == ["icmp", "tcp", "udp"]
@@ -169,9 +214,22 @@ def test_on_a_terminal(ct: Ct, sent: list[float]) -> None:
 
 @pytest.mark.parametrize("way", ["Ctrl-C", "Ctrl-C, ignored before", "SIGTERM"])
 def test_the_terminal_is_restored_whatever_ends_it(ct: Ct, way: str) -> None:
-    with terminal(ct.argv("top", "--group-by", "proto", "--interval", "30"), ignoring="ignored" in way) as shown:
-        lines = shown.wait("the groups", lambda lines: any(line.startswith("udp") for line in lines))
-        assert lines[3].split() == ["PROTO", "FLOWS", "SHARE", "PKTS/S", "OUT/S", "BACK/S", "PACKETS", "BYTES"]
+    with terminal(
+        ct.argv("top", "--group-by", "proto", "--interval", "30"), ignoring="ignored" in way
+    ) as shown:
+        lines = shown.wait(
+            "the groups", lambda lines: any(line.startswith("udp") for line in lines)
+        )
+        assert lines[3].split() == [
+            "PROTO",
+            "FLOWS",
+            "SHARE",
+            "PKTS/S",
+            "OUT/S",
+            "BACK/S",
+            "PACKETS",
+            "BYTES",
+        ]
         if way.startswith("Ctrl-C"):
             shown.type(b"\x03")
         else:
@@ -181,7 +239,19 @@ def test_the_terminal_is_restored_whatever_ends_it(ct: Ct, way: str) -> None:
 
 def test_a_terminal_that_can_not_be_drawn_on(ct: Ct) -> None:
     here, there = os.openpty()
-    done = subprocess.run(ct.argv("top"), env={"TERM": "dumb"}, stdin=there, stdout=there, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        ct.argv("top"),
+        env={"TERM": "dumb"},
+        stdin=there,
+        stdout=there,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     os.close(here)
     os.close(there)
-    assert done.returncode == 1 and done.stderr.startswith("ct top: TERM: 'dumb' is not valid") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("ct top: TERM: 'dumb' is not valid")
+        and done.stderr.count("\n") == 1
+    )

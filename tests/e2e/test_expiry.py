@@ -31,7 +31,10 @@ def test_an_expired_flow_that_gets_a_packet_is_a_new_one(wire: Wire) -> None:
     (record,) = wire.records("udp")
     assert record["orig"]["packets"] == 1
     after = wire.counters()
-    assert after["created"] - before["created"] == 2 and after["deleted_expired"] - before["deleted_expired"] == 1
+    assert (
+        after["created"] - before["created"] == 2
+        and after["deleted_expired"] - before["deleted_expired"] == 1
+    )
 
 
 def test_a_sweep_takes_what_is_over_and_leaves_the_rest(wire: Wire) -> None:

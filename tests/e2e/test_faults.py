@@ -23,9 +23,13 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import libraries
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import apply as generation_apply
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    apply as generation_apply,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import probe as generation_probe
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    probe as generation_probe,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
 from ansible_collections.ebpf.conntrack.tests.e2e import faults, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
@@ -48,16 +52,25 @@ def lab(*more: str) -> dict[str, t.Any]:
 
     return {
         "namespaces": [
-            *({"name": f"ns{n}", "routes": [{"dst": "default", "via": f"{net}.1"}]} for n, (net, dummy) in nets.items()),
+            *(
+                {"name": f"ns{n}", "routes": [{"dst": "default", "via": f"{net}.1"}]}
+                for n, (net, dummy) in nets.items()
+            ),
             *({"name": name, "sysctls": {"net.ipv4.tcp_syncookies": 0}} for name in more),
         ],
-        "links": [{"ends": [end(f"ns{n}-wan", f"ns{n}", 105, both), end(f"ns{n}-lan", None, 1, both)]} for n, both in nets.items()],
+        "links": [
+            {"ends": [end(f"ns{n}-wan", f"ns{n}", 105, both), end(f"ns{n}-lan", None, 1, both)]}
+            for n, both in nets.items()
+        ],
     }
 
 
 def traffic_passes() -> None:
     """A datagram goes from ns1 to ns2 and is answered, and one over IPv6 to the router."""
-    for family, namespace, address in ((socket.AF_INET, "ns2", SERVER), (socket.AF_INET6, None, ROUTER6)):
+    for family, namespace, address in (
+        (socket.AF_INET, "ns2", SERVER),
+        (socket.AF_INET6, None, ROUTER6),
+    ):
         with netns.entered("ns1"):
             client = socket.socket(family, socket.SOCK_DGRAM)
         with netns.entered(namespace):
@@ -92,23 +105,51 @@ def lab_drifts() -> None:
 
 
 LAB_SCENARIOS = {
-    "build": Scenario(lambda: None, LAB, (Ending(LAB, traffic_passes), Ending(NO_LAB, nothing_there)), (NO_LAB.run,)),
-    "change": Scenario(lab_drifts, OTHER_LAB, (Ending(OTHER_LAB, traffic_passes), Ending(NO_LAB, nothing_there)), (NO_LAB.run,)),
-    "remove": Scenario(LAB.run, NO_LAB, (Ending(NO_LAB, nothing_there), Ending(LAB, traffic_passes)), (NO_LAB.run,)),
+    "build": Scenario(
+        lambda: None,
+        LAB,
+        (Ending(LAB, traffic_passes), Ending(NO_LAB, nothing_there)),
+        (NO_LAB.run,),
+    ),
+    "change": Scenario(
+        lab_drifts,
+        OTHER_LAB,
+        (Ending(OTHER_LAB, traffic_passes), Ending(NO_LAB, nothing_there)),
+        (NO_LAB.run,),
+    ),
+    "remove": Scenario(
+        LAB.run, NO_LAB, (Ending(NO_LAB, nothing_there), Ending(LAB, traffic_passes)), (NO_LAB.run,)
+    ),
 }
 
 
 # ---------------------------------------------------------------- a chain that costs no compiler
 #: The sources of two generations: what is compiled plays no part in how they follow each other.
 SOURCES = [render.pack(f'"{render.MAP_DIR}/meta" {number}', {"header.h": ""}) for number in (1, 2)]
-TABLE: dict[str, t.Any] = {"table_size": 64, "table_size6": 16, "half_open_size": 16, "half_open_size6": 16}
+TABLE: dict[str, t.Any] = {
+    "table_size": 64,
+    "table_size6": 16,
+    "half_open_size": 16,
+    "half_open_size6": 16,
+}
 ENTRIES = 20
 CHAIN = Call("xdp_program", {"rendered": SOURCES[0], **TABLE})
 NEXT_CHAIN, NO_CHAIN = CHAIN.but(rendered=SOURCES[1]), Call("xdp_program", {"state": "absent"})
-ATTACH = Call("xdp_attach", {"interfaces": [{"name": "ns1-lan", "program": "ingress"}, {"name": "ns2-lan", "program": "egress"}]})
+ATTACH = Call(
+    "xdp_attach",
+    {
+        "interfaces": [
+            {"name": "ns1-lan", "program": "ingress"},
+            {"name": "ns2-lan", "program": "egress"},
+        ]
+    },
+)
 DETACH = Call("xdp_attach", {"state": "absent"})
 #: Where each hook counts, besides where the frame of proof counts.
-COUNTERS = {"ingress": chain.COUNTERS.index("untracked_eth_short"), "egress": chain.COUNTERS.index("untracked_vlan_depth")}
+COUNTERS = {
+    "ingress": chain.COUNTERS.index("untracked_eth_short"),
+    "egress": chain.COUNTERS.index("untracked_vlan_depth"),
+}
 PROOF = chain.COUNTERS.index("untracked_not_ip")
 PATHS = bpffs.Paths(bpffs.STANDARD)
 U32, U64 = struct.Struct("=I"), struct.Struct("=Q")
@@ -119,27 +160,42 @@ def counting(stats: int, *counters: int) -> bytes:
     insn = struct.Struct("=BBhi").pack
     code = b""
     for counter in counters:
-        code += insn(0x62, 10, -4, counter) + insn(0x18, 0x11, 0, stats) + bytes(8)  # the key on the stack; r1 = the map
-        code += insn(0xBF, 0xA2, 0, 0) + insn(0x07, 2, 0, -4) + insn(0x85, 0, 0, 1)  # r2 = the key; r0 = bpf_map_lookup_elem()
-        code += insn(0x15, 0, 3, 0) + insn(0x79, 1, 0, 0) + insn(0x07, 1, 0, 1) + insn(0x7B, 0x10, 0, 0)  # if (r0) ++*r0
+        code += (
+            insn(0x62, 10, -4, counter) + insn(0x18, 0x11, 0, stats) + bytes(8)
+        )  # the key on the stack; r1 = the map
+        code += (
+            insn(0xBF, 0xA2, 0, 0) + insn(0x07, 2, 0, -4) + insn(0x85, 0, 0, 1)
+        )  # r2 = the key; r0 = bpf_map_lookup_elem()
+        code += (
+            insn(0x15, 0, 3, 0) + insn(0x79, 1, 0, 0) + insn(0x07, 1, 0, 1) + insn(0x7B, 0x10, 0, 0)
+        )  # if (r0) ++*r0
     return code + bpf.xdp_pass_insns()
 
 
 def build(text: str, dummy_headers: t.Mapping[str, str]) -> dict[str, int]:
     """Stand in for the compiler: the entries count frames, the other stages only pass them."""
     directory = os.path.dirname(text.split('"')[1])
-    with bpf.closing(bpf.obj_get(f"{directory}/meta")) as meta:  # what the first frame does; it was long before the entries of fill_table() were seen last
-        for name, value in {"jiffies": (1 << 33) - (1 << 20), "ktime_ns": time.monotonic_ns()}.items():
+    with (
+        bpf.closing(bpf.obj_get(f"{directory}/meta")) as meta
+    ):  # what the first frame does; it was long before the entries of fill_table() were seen last
+        for name, value in {
+            "jiffies": (1 << 33) - (1 << 20),
+            "ktime_ns": time.monotonic_ns(),
+        }.items():
             bpf.map_update(meta, U32.pack(chain.META[name]), U64.pack(value))
     with bpf.closing(bpf.obj_get(f"{directory}/stats")) as stats:
         code = {name: counting(stats, PROOF, counter) for name, counter in COUNTERS.items()}
-        return {name: bpf.prog_load(code.get(name, bpf.xdp_pass_insns()), name) for name in chain.SLOTS}
+        return {
+            name: bpf.prog_load(code.get(name, bpf.xdp_pass_insns()), name) for name in chain.SLOTS
+        }
 
 
 def lab_with_quick_chain() -> None:
     """Bring the lab up, and let what loads the chain neither compile nor wait."""
     generation_apply.build_bcc.build = build  # type: ignore[assignment]
-    generation_probe.prove_whole = lambda entries, stats, guests=False: generation_probe.prove(entries["ingress"], stats, guests)
+    generation_probe.prove_whole = lambda entries, stats, guests=False: generation_probe.prove(
+        entries["ingress"], stats, guests
+    )
     generation_apply._GRACE_SECONDS = health._PAUSE = 0
     LAB.run()
 
@@ -151,7 +207,10 @@ def lab_with_chain() -> None:
 
 def counted() -> list[int]:
     with bpf.closing(bpf.obj_get(PATHS.map("stats"))) as stats:
-        return [sum(U64.unpack(value)[0] for value in bpf.percpu_value(stats, counter, U64.size)) for counter in COUNTERS.values()]
+        return [
+            sum(U64.unpack(value)[0] for value in bpf.percpu_value(stats, counter, U64.size))
+            for counter in COUNTERS.values()
+        ]
 
 
 def traffic_is_counted() -> None:
@@ -165,12 +224,18 @@ def traffic_is_counted() -> None:
 def fill_table() -> None:
     with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
         for number in range(ENTRIES):
-            bpf.map_update(ctt, number.to_bytes(chain.KEY4.size, "big"), number.to_bytes(chain.ENTRY.size, "little"))
+            bpf.map_update(
+                ctt,
+                number.to_bytes(chain.KEY4.size, "big"),
+                number.to_bytes(chain.ENTRY.size, "little"),
+            )
 
 
 def flows() -> int:
     with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
-        return sum(count for count, dummy, dummy in bpf.map_batches(ctt, chain.KEY4.size, chain.ENTRY.size))
+        return sum(
+            count for count, dummy, dummy in bpf.map_batches(ctt, chain.KEY4.size, chain.ENTRY.size)
+        )
 
 
 def in_use() -> None:
@@ -187,7 +252,10 @@ def goes_on() -> None:
 
 
 def no_chain() -> None:
-    assert not os.path.ismount(bpffs.STANDARD) or set(os.listdir(bpffs.STANDARD)) <= {"maps.debug", "progs.debug"}  # the kernel's own
+    assert not os.path.ismount(bpffs.STANDARD) or set(os.listdir(bpffs.STANDARD)) <= {
+        "maps.debug",
+        "progs.debug",
+    }  # the kernel's own
     assert "xdp" not in shell("ip link")
     traffic_passes()
 
@@ -198,7 +266,9 @@ def bare_interfaces() -> None:
 
 
 GENERIC = ATTACH.but(mode="generic")
-SWAPPED = ATTACH.but(interfaces=[{"name": "ns1-lan", "program": "egress"}, {"name": "ns2-lan", "program": "ingress"}])
+SWAPPED = ATTACH.but(
+    interfaces=[{"name": "ns1-lan", "program": "egress"}, {"name": "ns2-lan", "program": "ingress"}]
+)
 
 
 def foreign() -> None:
@@ -214,11 +284,41 @@ def foreign_goes() -> None:
 TAKE_OVER = ATTACH.but(takeover=True)
 
 ATTACH_SCENARIOS = {
-    "attach": Scenario(lambda: None, ATTACH, (Ending(ATTACH, traffic_is_counted), Ending(DETACH, bare_interfaces)), (DETACH.run,), lab_with_chain),
-    "exchange": Scenario(ATTACH.run, SWAPPED, (Ending(SWAPPED, traffic_is_counted), Ending(DETACH, bare_interfaces)), (DETACH.run,), lab_with_chain),
-    "mode": Scenario(ATTACH.run, GENERIC, (Ending(GENERIC, traffic_is_counted), Ending(DETACH, bare_interfaces)), (DETACH.run,), lab_with_chain),
-    "takeover": Scenario(foreign, TAKE_OVER, (Ending(TAKE_OVER, traffic_is_counted),), (DETACH.run, foreign_goes), lab_with_chain),
-    "detach": Scenario(ATTACH.run, DETACH, (Ending(DETACH, bare_interfaces), Ending(ATTACH, traffic_is_counted)), (DETACH.run,), lab_with_chain),
+    "attach": Scenario(
+        lambda: None,
+        ATTACH,
+        (Ending(ATTACH, traffic_is_counted), Ending(DETACH, bare_interfaces)),
+        (DETACH.run,),
+        lab_with_chain,
+    ),
+    "exchange": Scenario(
+        ATTACH.run,
+        SWAPPED,
+        (Ending(SWAPPED, traffic_is_counted), Ending(DETACH, bare_interfaces)),
+        (DETACH.run,),
+        lab_with_chain,
+    ),
+    "mode": Scenario(
+        ATTACH.run,
+        GENERIC,
+        (Ending(GENERIC, traffic_is_counted), Ending(DETACH, bare_interfaces)),
+        (DETACH.run,),
+        lab_with_chain,
+    ),
+    "takeover": Scenario(
+        foreign,
+        TAKE_OVER,
+        (Ending(TAKE_OVER, traffic_is_counted),),
+        (DETACH.run, foreign_goes),
+        lab_with_chain,
+    ),
+    "detach": Scenario(
+        ATTACH.run,
+        DETACH,
+        (Ending(DETACH, bare_interfaces), Ending(ATTACH, traffic_is_counted)),
+        (DETACH.run,),
+        lab_with_chain,
+    ),
 }
 
 #: The table grows while it holds flows.
@@ -258,7 +358,13 @@ def with_object(call: Call) -> Call:
     manifest = object_file.Manifest(
         digest="0" * 32,
         sources=object_file.sources_digest(*render.unpack(call.arguments["rendered"])),
-        settings={"checksum": "offload", "fused": False, "forward": "off", "events": False, "guests": []},
+        settings={
+            "checksum": "offload",
+            "fused": False,
+            "forward": "off",
+            "events": False,
+            "guests": [],
+        },
         compiler={"name": "clang", "version": "14.0.6"},
         target=build_clang.here()._asdict(),
         layout=chain.LAYOUT_VERSION,
@@ -285,15 +391,49 @@ def lab_with_object() -> None:
 
 
 PROGRAM_SCENARIOS = {
-    "first": Scenario(lambda: None, CHAIN, (Ending(CHAIN, lambda: None), removed(NO_CHAIN)), AWAY, lab_with_quick_chain),
-    "upgrade": Scenario(in_use, NEXT_CHAIN, (Ending(NEXT_CHAIN, goes_on), Ending(CHAIN, goes_on)), AWAY, lab_with_quick_chain),
-    "roll back": Scenario(upgraded, BACK, (Ending(BACK, goes_on), Ending(NEXT_CHAIN, goes_on)), AWAY, lab_with_quick_chain),
+    "first": Scenario(
+        lambda: None,
+        CHAIN,
+        (Ending(CHAIN, lambda: None), removed(NO_CHAIN)),
+        AWAY,
+        lab_with_quick_chain,
+    ),
+    "upgrade": Scenario(
+        in_use,
+        NEXT_CHAIN,
+        (Ending(NEXT_CHAIN, goes_on), Ending(CHAIN, goes_on)),
+        AWAY,
+        lab_with_quick_chain,
+    ),
+    "roll back": Scenario(
+        upgraded,
+        BACK,
+        (Ending(BACK, goes_on), Ending(NEXT_CHAIN, goes_on)),
+        AWAY,
+        lab_with_quick_chain,
+    ),
     "resize": Scenario(in_use, BIGGER, (Ending(BIGGER, goes_on),), AWAY, lab_with_quick_chain),
     "object": Scenario(in_use, NEXT_OBJECT, (Ending(NEXT_OBJECT, goes_on),), AWAY, lab_with_object),
-    "compiler": Scenario(in_use, SAME_CHAIN, (Ending(SAME_CHAIN, goes_on), Ending(CHAIN, goes_on)), AWAY, lab_with_object),
-    "settings": Scenario(in_use, SETTINGS, (Ending(SETTINGS, goes_on),), AWAY, lab_with_quick_chain),
-    "mount": Scenario(lambda: None, CHAIN, (Ending(CHAIN, lambda: None), removed(NO_CHAIN)), AWAY, without_bpffs),
-    "remove": Scenario(detached, NO_CHAIN, (removed(NO_CHAIN), Ending(CHAIN, lambda: None)), AWAY, lab_with_quick_chain),
+    "compiler": Scenario(
+        in_use,
+        SAME_CHAIN,
+        (Ending(SAME_CHAIN, goes_on), Ending(CHAIN, goes_on)),
+        AWAY,
+        lab_with_object,
+    ),
+    "settings": Scenario(
+        in_use, SETTINGS, (Ending(SETTINGS, goes_on),), AWAY, lab_with_quick_chain
+    ),
+    "mount": Scenario(
+        lambda: None, CHAIN, (Ending(CHAIN, lambda: None), removed(NO_CHAIN)), AWAY, without_bpffs
+    ),
+    "remove": Scenario(
+        detached,
+        NO_CHAIN,
+        (removed(NO_CHAIN), Ending(CHAIN, lambda: None)),
+        AWAY,
+        lab_with_quick_chain,
+    ),
 }
 
 
@@ -301,7 +441,10 @@ def test_a_killed_build_leaves_nothing() -> None:
     """With the compiler: until it begins, and when it has ended."""
 
     def body() -> int:
-        text, headers = render.render(str(tree.ROOT / "files/bpf"), render.Settings(**TABLE)), render.read_headers(str(tree.ROOT / "files/bpf"))
+        text, headers = (
+            render.render(str(tree.ROOT / "files/bpf"), render.Settings(**TABLE)),
+            render.read_headers(str(tree.ROOT / "files/bpf")),
+        )
         bare, call, kills = faults.picture(), CHAIN.but(rendered=render.pack(text, headers)), 0
         while True:
             left = kills
@@ -328,7 +471,14 @@ def test_a_killed_build_leaves_nothing() -> None:
 FLUSH = Call("ct_flush", {"dport": [53]})
 FLUSH_ALL = Call("ct_flush", {"all": True})
 #: Nothing in it moves with time.
-LIST = Call("ct_flows", {"dest": f"{faults.OUTPUT}/flows", "format": "jsonl", "fields": ["proto", "src", "sport", "dport"]})
+LIST = Call(
+    "ct_flows",
+    {
+        "dest": f"{faults.OUTPUT}/flows",
+        "format": "jsonl",
+        "fields": ["proto", "src", "sport", "dport"],
+    },
+)
 
 
 def with_flows() -> None:
@@ -339,7 +489,15 @@ def with_flows() -> None:
             bpf.map_update(meta, U32.pack(chain.META[name]), U64.pack(ticks))
     with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
         for number in range(10):
-            key, value = flow_fakes.entry(sport=40000 + number, dport=53 if number % 2 else 80, proto=17, ctl=0, left=86400, now=now, hz=hz)
+            key, value = flow_fakes.entry(
+                sport=40000 + number,
+                dport=53 if number % 2 else 80,
+                proto=17,
+                ctl=0,
+                left=86400,
+                now=now,
+                hz=hz,
+            )
             bpf.map_update(ctt, key, value)
 
 
@@ -347,7 +505,9 @@ def without_flows() -> None:
     size = chain.KEY4.size
     with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
         for dummy, keys, _values in list(bpf.map_batches(ctt, size, chain.ENTRY.size)):
-            bpf.map_delete_batch(ctt, [bytes(keys[at : at + size]) for at in range(0, len(keys), size)])
+            bpf.map_delete_batch(
+                ctt, [bytes(keys[at : at + size]) for at in range(0, len(keys), size)]
+            )
     with bpf.closing(bpf.obj_get(PATHS.map("deletions"))) as deletions:
         for index in range(len(chain.DELETIONS)):
             bpf.map_update(deletions, U32.pack(index), bytes(8))
@@ -378,8 +538,12 @@ def no_list() -> None:
 
 
 TABLE_SCENARIOS = {
-    "ct_flush": Scenario(with_flows, FLUSH, (Ending(FLUSH, remaining(5)),), (without_flows,), lab_with_chain),
-    "ct_flush, all": Scenario(with_flows, FLUSH_ALL, (Ending(FLUSH_ALL, remaining(0)),), (without_flows,), lab_with_chain),
+    "ct_flush": Scenario(
+        with_flows, FLUSH, (Ending(FLUSH, remaining(5)),), (without_flows,), lab_with_chain
+    ),
+    "ct_flush, all": Scenario(
+        with_flows, FLUSH_ALL, (Ending(FLUSH_ALL, remaining(0)),), (without_flows,), lab_with_chain
+    ),
     "ct_flows": Scenario(lambda: None, LIST, (Ending(LIST, listed),), (no_list,), with_output),
 }
 
@@ -430,7 +594,9 @@ def refused(words: str, *calls: Call) -> None:
 def test_no_room_for_the_state() -> None:
     def body() -> None:
         lab_with_quick_chain()
-        shell("mkdir /var/lib/ebpf_conntrack; mount -t tmpfs -o size=64k tmpfs /var/lib/ebpf_conntrack")
+        shell(
+            "mkdir /var/lib/ebpf_conntrack; mount -t tmpfs -o size=64k tmpfs /var/lib/ebpf_conntrack"
+        )
         fill = "dd if=/dev/zero of=/var/lib/ebpf_conntrack/rubbish bs=1k 2>/dev/null || true"
         shell(fill)
         words = r"/var/lib/ebpf_conntrack/.*: the manifest of the generation can not be kept: No space left on device\. Make room"
@@ -456,7 +622,10 @@ def test_a_read_only_bpf_file_system() -> None:
         shell("mount -o remount,ro /sys/fs/bpf")
         for call in (CHAIN, NEXT_CHAIN, NO_CHAIN, BACK, ATTACH, DETACH, FLUSH):
             message = call.fails()["msg"]
-            assert re.search(r"pin_root: .* mounted read-only; remount it: mount -o remount,rw /sys/fs/bpf", message), message
+            assert re.search(
+                r"pin_root: .* mounted read-only; remount it: mount -o remount,rw /sys/fs/bpf",
+                message,
+            ), message
         shell("mount -o remount,rw /sys/fs/bpf")
         assert faults.differences(before, faults.picture()) == []
         goes_on()
@@ -469,7 +638,15 @@ def test_something_else_is_mounted_over_the_bpf_file_system() -> None:
         lab_with_quick_chain()
         in_use()
         shell("mount -t tmpfs tmpfs /sys/fs/bpf")
-        refused(r"of type tmpfs is mounted at /sys/fs/bpf, and hides the BPF file system; unmount it", CHAIN, NEXT_CHAIN, NO_CHAIN, ATTACH, DETACH, FLUSH)
+        refused(
+            r"of type tmpfs is mounted at /sys/fs/bpf, and hides the BPF file system; unmount it",
+            CHAIN,
+            NEXT_CHAIN,
+            NO_CHAIN,
+            ATTACH,
+            DETACH,
+            FLUSH,
+        )
         assert os.listdir(bpffs.STANDARD) == []
         shell("umount /sys/fs/bpf")
         goes_on()
@@ -501,7 +678,9 @@ def test_labs_at_once() -> None:
     def body() -> None:
         bare = faults.picture()
         for dummy in range(3):
-            assert sum(result["changed"] for result in faults.at_once(*[LAB] * 4)) == 1, "one built it, the others waited and saw that"
+            assert sum(result["changed"] for result in faults.at_once(*[LAB] * 4)) == 1, (
+                "one built it, the others waited and saw that"
+            )
             faults.at_once(LAB, NO_LAB, OTHER_LAB, NO_LAB)
             LAB.run()
             traffic_passes()

@@ -90,7 +90,9 @@ class Talks:
     def found(self) -> dict[tuple[str, str, int], tuple[t.Any, ...]]:
         """Return their flows: state, whether assured, packets and bytes of both sides."""
         found: dict[tuple[str, str, int], tuple[t.Any, ...]] = {}
-        for one in self._lab.read(src=[frames.text(pair.a) for pair in frames.PAIRS.values()]).flows:
+        for one in self._lab.read(
+            src=[frames.text(pair.a) for pair in frames.PAIRS.values()]
+        ).flows:
             key = (one["family"], one["proto"], one["orig"]["sport"])
             assert key not in found, "a flow is listed once"
             sides = (one[side][what] for side in ("orig", "reply") for what in ("packets", "bytes"))
@@ -98,7 +100,10 @@ class Talks:
         return found
 
     def _flow(self, key: tuple[str, str, int]) -> tuple[t.Any, ...]:
-        sizes = [[len(step.frame) - 14 for step in self._steps[key] if step.side == side] for side in "ab"]
+        sizes = [
+            [len(step.frame) - 14 for step in self._steps[key] if step.side == side]
+            for side in "ab"
+        ]
         return ("ESTABLISHED", True, len(sizes[0]), sum(sizes[0]), len(sizes[1]), sum(sizes[1]))
 
     def __len__(self) -> int:
@@ -110,14 +115,18 @@ def raised(after: t.Mapping[str, t.Any], before: t.Mapping[str, t.Any]) -> dict[
     found = {}
     for name, value in after.items():
         if isinstance(value, dict):
-            found.update({f"{name}.{inner}": number for inner, number in raised(value, before[name]).items()})
+            found.update(
+                {f"{name}.{inner}": number for inner, number in raised(value, before[name]).items()}
+            )
         elif value != before[name]:
             found[name] = value - before[name]
     return found
 
 
 # ---------------------------------------------------------------- floods
-def test_established_flows_survive_a_flood(lab: Lab, figure: c.Callable[[str, object], None], request: pytest.FixtureRequest) -> None:
+def test_established_flows_survive_a_flood(
+    lab: Lab, figure: c.Callable[[str, object], None], request: pytest.FixtureRequest
+) -> None:
     """With one table a family, as it was before, 0 of the 220 survive."""
     talks = Talks(lab, tcp4=100, tcp6=20, udp4=100)
     assert talks.there() == len(talks) == 220
@@ -125,17 +134,26 @@ def test_established_flows_survive_a_flood(lab: Lab, figure: c.Callable[[str, ob
     for name, number in FLOODED.items():
         lab.flood(name, number)
     survivors = talks.there()
-    figure(f"established flows that survive a flood of {sum(FLOODED.values())} new ones, {request.node.callspec.id}", f"{survivors} of {len(talks)}")
+    figure(
+        f"established flows that survive a flood of {sum(FLOODED.values())} new ones, {request.node.callspec.id}",
+        f"{survivors} of {len(talks)}",
+    )
     assert survivors == len(talks), talks.found()
 
     reading = lab.read(0, **FLOODING)
     assert reading.summary is not None
     up = raised(reading.summary["counters"], before)
     began = sum(FLOODED.values())
-    assert up == {"created": began, "tracked": began, "evicted": began - reading.count}, "what is not there any more was evicted, and nothing else"
+    assert up == {"created": began, "tracked": began, "evicted": began - reading.count}, (
+        "what is not there any more was evicted, and nothing else"
+    )
     assert reading.summary["pressure"]["assured"]["entries"] == len(talks)
     half_open = reading.summary["pressure"]["half_open"]
-    assert half_open["entries"] == reading.count and half_open["capacity"] == 2 * TABLE_SIZE and half_open["percent"] > 98
+    assert (
+        half_open["entries"] == reading.count
+        and half_open["capacity"] == 2 * TABLE_SIZE
+        and half_open["percent"] > 98
+    )
 
     talks.go_on()
     assert talks.there() == len(talks), "each goes on in its window"
@@ -153,12 +171,22 @@ def test_only_assured_flows_push_out_assured_flows() -> None:
         summary = flow_table.read(rig.tables, flow_filter.parse_query({})).summary
         assert summary is not None
         counters = summary["counters"]
-        assert (counters["created"], counters["promoted"], counters["promote_failed"]) == (opened + half_open, opened, 0)
+        assert (counters["created"], counters["promoted"], counters["promote_failed"]) == (
+            opened + half_open,
+            opened,
+            0,
+        )
         assert 0 < left[True] <= 512 and 0 < left[False] <= 512
         assert counters["evicted_assured"] == opened - left[True]
         assert counters["evicted"] - counters["evicted_assured"] == half_open - left[False]
-        assert {name: one["entries"] for name, one in summary["pressure"].items()} == {"assured": left[True], "half_open": left[False]}
-        assert summary["tables"]["ctt"]["entries"] == left[True] and summary["tables"]["ctt_new"]["entries"] == left[False]
+        assert {name: one["entries"] for name, one in summary["pressure"].items()} == {
+            "assured": left[True],
+            "half_open": left[False],
+        }
+        assert (
+            summary["tables"]["ctt"]["entries"] == left[True]
+            and summary["tables"]["ctt_new"]["entries"] == left[False]
+        )
 
 
 # ---------------------------------------------------------------- in the place of an assured flow
@@ -174,7 +202,14 @@ def test_what_begins_anew_in_the_place_of_an_assured_flow_stays_there(lab: Lab) 
     lab.send([talk.pair.tcp("b", "RA", 0, 7_000_001)])
     assert (lab.read().flows, tables_of(lab)) == ([], {})
     up = raised(lab.counters(), before)
-    assert up == {"created": 1, "promoted": 1, "reopened": 1, "deleted.reset": 1, "assured_deleted": 1, "tracked": len(talk.steps) + 2}
+    assert up == {
+        "created": 1,
+        "promoted": 1,
+        "reopened": 1,
+        "deleted.reset": 1,
+        "assured_deleted": 1,
+        "tracked": len(talk.steps) + 2,
+    }
 
 
 def test_an_assured_flow_whose_time_is_over(lab: Lab) -> None:
@@ -188,9 +223,21 @@ def test_an_assured_flow_whose_time_is_over(lab: Lab) -> None:
     lab.send(talk.send("a", "PA", 10).steps[-1:])  # picked up in the middle
     lab.send(other.send("a", "FA").steps[-1:])
     (record,) = lab.read().flows
-    assert (record["state"], record["assured"], record["orig"]["packets"], tables_of(lab)) == ("ESTABLISHED", False, 1, {"ctt": 1})
+    assert (record["state"], record["assured"], record["orig"]["packets"], tables_of(lab)) == (
+        "ESTABLISHED",
+        False,
+        1,
+        {"ctt": 1},
+    )
     up = raised(lab.counters(), before)
-    assert up == {"created": 3, "promoted": 2, "deleted.expired": 2, "assured_deleted": 1, "tracked": 7, "invalid.tcp_new": 1}
+    assert up == {
+        "created": 3,
+        "promoted": 2,
+        "deleted.expired": 2,
+        "assured_deleted": 1,
+        "tracked": 7,
+        "invalid.tcp_new": 1,
+    }
 
 
 def test_flushing_deletes_from_both_tables(lab: Lab) -> None:
@@ -200,12 +247,21 @@ def test_flushing_deletes_from_both_tables(lab: Lab) -> None:
     assert tables_of(lab) == {"ctt": 7, "ctt_new": 13}
     assert lab.flush() == 20
     assert tables_of(lab) == {}
-    assert raised(lab.counters(), before) == {"created": 20, "promoted": 7, "deleted.flushed": 20, "assured_deleted": 7, "tracked": 34}
+    assert raised(lab.counters(), before) == {
+        "created": 20,
+        "promoted": 7,
+        "deleted.flushed": 20,
+        "assured_deleted": 7,
+        "tracked": 34,
+    }
 
 
 def tables_of(lab: Lab) -> dict[str, int]:
     """Return how many entries each table has, empty ones left out."""
-    found = {opened.table.name: sum(count for count, dummy, dummy in lab.rig.tables.batches(opened)) for opened in lab.rig.tables.tables}
+    found = {
+        opened.table.name: sum(count for count, dummy, dummy in lab.rig.tables.batches(opened))
+        for opened in lab.rig.tables.tables
+    }
     return {name: number for name, number in found.items() if number}
 
 
@@ -230,7 +286,9 @@ def test_no_more_flows_begin_in_a_second_than_are_allowed(lab: Lab) -> None:
     lab.rig.settings()
     before = lab.counters()
     lab.flood("udp4", 10_000)
-    assert raised(lab.counters(), before) == {"created": 10_000, "tracked": 10_000}, "without a bound each begins a flow"
+    assert raised(lab.counters(), before) == {"created": 10_000, "tracked": 10_000}, (
+        "without a bound each begins a flow"
+    )
 
 
 def test_the_bound_holds_again_after_a_quiet_time(lab: Lab) -> None:
@@ -241,12 +299,18 @@ def test_the_bound_holds_again_after_a_quiet_time(lab: Lab) -> None:
         time.sleep(1.2)
         before, start = lab.counters(), time.monotonic()
         lab.flood("udp4", 3 * allowed)
-        assert allowed <= raised(lab.counters(), before)["created"] <= allowed * (1.1 + time.monotonic() - start)
+        assert (
+            allowed
+            <= raised(lab.counters(), before)["created"]
+            <= allowed * (1.1 + time.monotonic() - start)
+        )
 
 
 # ---------------------------------------------------------------- reading meanwhile
 @pytest.mark.parametrize("sort", [None, "sport"])
-def test_flows_that_become_assured_while_they_are_read_are_listed_once(lab: Lab, sort: str | None) -> None:
+def test_flows_that_become_assured_while_they_are_read_are_listed_once(
+    lab: Lab, sort: str | None
+) -> None:
     flows = 6000
     talks = [Talk(pair).open() for pair in pairs("ipv4", flows)]
     for talk in talks:

@@ -68,7 +68,21 @@ def test_no_metadata_is_left_on_the_packets(wire: Wire) -> None:
     with netns.entered(wire.ns("router")):
         subprocess.run(["tc", "qdisc", "add", "dev", "ns1-lan", "clsact"], check=True)
         try:
-            subprocess.run(["tc", "filter", "add", "dev", "ns1-lan", "ingress", "bpf", "da", "object-pinned", pin], check=True)
+            subprocess.run(
+                [
+                    "tc",
+                    "filter",
+                    "add",
+                    "dev",
+                    "ns1-lan",
+                    "ingress",
+                    "bpf",
+                    "da",
+                    "object-pinned",
+                    pin,
+                ],
+                check=True,
+            )
             assert "3 received" in wire.run("client", "ping", "-c", "3", "-i", "0.2", SERVER)
         finally:
             subprocess.run(["tc", "qdisc", "del", "dev", "ns1-lan", "clsact"], check=True)
@@ -97,16 +111,25 @@ def test_addresses_are_still_resolved(wire: Wire) -> None:
 def test_ip_options_do_not_shift_the_ports(wire: Wire) -> None:
     server = wire.udp("server", PORT)
     ends = frames.address(CLIENT), frames.address(SERVER)
-    packet = frames.ipv4(*ends, frames.UDP, frames.udp(*ends, 4444, PORT, b"alert"), options=IP_OPTIONS_ROUTER_ALERT)
+    packet = frames.ipv4(
+        *ends, frames.UDP, frames.udp(*ends, 4444, PORT, b"alert"), options=IP_OPTIONS_ROUTER_ALERT
+    )
     wire.raw("client").sendto(packet, (SERVER, 0))
     assert server.recv(10) == b"alert"
     record = wire.only("udp", state="NEW")
-    assert (record["orig"]["sport"], record["orig"]["dport"], record["orig"]["bytes"]) == (4444, PORT, len(packet))
+    assert (record["orig"]["sport"], record["orig"]["dport"], record["orig"]["bytes"]) == (
+        4444,
+        PORT,
+        len(packet),
+    )
 
 
 def test_padding_is_not_counted(wire: Wire) -> None:
     server, link = wire.udp("server", PORT), wire.capture("client", "ns1-wan")
-    macs = [wire.run(where, "ip", "-br", "link", "show", "dev", name).split()[2] for where, name in (("router", "ns1-lan"), ("client", "ns1-wan"))]
+    macs = [
+        wire.run(where, "ip", "-br", "link", "show", "dev", name).split()[2]
+        for where, name in (("router", "ns1-lan"), ("client", "ns1-wan"))
+    ]
     ends = frames.address(CLIENT), frames.address(SERVER)
     packet = frames.ipv4(*ends, frames.UDP, frames.udp(*ends, 4444, PORT))
     frame = bytes.fromhex("".join(macs).replace(":", "")) + b"\x08\x00" + packet

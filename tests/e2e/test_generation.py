@@ -33,10 +33,16 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec a
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import apply as generation_apply
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    apply as generation_apply,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health, manifest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import probe as generation_probe
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    probe as generation_probe,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
@@ -50,18 +56,41 @@ SIZES: dict[str, t.Any] = dict.fromkeys(render.SIZES, TABLE_SIZE)
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")
 #: What frames of proof are counted as, each beside the traffic, when a chain is proved.
-PROOF = dict(collections.Counter(probe.counter for probe in generation_probe.PROBES for hook in chain.TRACKING_HOOKS))
+PROOF = dict(
+    collections.Counter(
+        probe.counter for probe in generation_probe.PROBES for hook in chain.TRACKING_HOOKS
+    )
+)
 CTL_AT = 64  # offset of ct_entry.ctl: after two halves of 32 bytes
 
 
 def udp_frame(sport: int, payload: int = 18) -> bytes:
     """A frame of 172.20.56.105:sport -> 172.30.56.105:53; a UDP checksum of 0 is none."""
     total = 28 + payload
-    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, total, 0, 0, 64, 17, 0, bytes((172, 20, 56, 105)), bytes((172, 30, 56, 105)))
+    head = struct.pack(
+        "!BBHHHBBH4s4s",
+        0x45,
+        0,
+        total,
+        0,
+        0,
+        64,
+        17,
+        0,
+        bytes((172, 20, 56, 105)),
+        bytes((172, 30, 56, 105)),
+    )
     check = sum(struct.unpack("!10H", head))
     check = ~((check & 0xFFFF) + (check >> 16)) & 0xFFFF
     ip = head[:10] + struct.pack("!H", check) + head[12:]
-    return b"\x02" + bytes(11) + b"\x08\x00" + ip + struct.pack("!HHHH", sport, 53, 8 + payload, 0) + bytes(payload)
+    return (
+        b"\x02"
+        + bytes(11)
+        + b"\x08\x00"
+        + ip
+        + struct.pack("!HHHH", sport, 53, 8 + payload, 0)
+        + bytes(payload)
+    )
 
 
 @dataclasses.dataclass
@@ -80,17 +109,25 @@ class Chain:
 
     def resized(self, **sizes: int) -> generation.Want:
         """Tables of other sizes."""
-        return self.want(render.render(str(SOURCES), render.Settings(**{**SIZES, **sizes})), **sizes)
+        return self.want(
+            render.render(str(SOURCES), render.Settings(**{**SIZES, **sizes})), **sizes
+        )
 
     def changed(self, mark: str = "changed") -> generation.Want:
         """Other sources: a comment."""
         return self.want(f"{self.text}\n/* {mark} */\n")
 
-    def ensure(self, want: generation.Want | None = None, check_mode: bool = False, keep: int = 0) -> tuple[list[dict[str, t.Any]], generation.Have]:
-        plan, have = generation.ensure(self.paths, want or self.want(), check_mode, generation.Policy(keep))
+    def ensure(
+        self, want: generation.Want | None = None, check_mode: bool = False, keep: int = 0
+    ) -> tuple[list[dict[str, t.Any]], generation.Have]:
+        plan, have = generation.ensure(
+            self.paths, want or self.want(), check_mode, generation.Policy(keep)
+        )
         return [step.as_dict() for step in plan], have
 
-    def roll_back(self, number: int | None = None, check_mode: bool = False) -> tuple[list[dict[str, t.Any]], generation.Have]:
+    def roll_back(
+        self, number: int | None = None, check_mode: bool = False
+    ) -> tuple[list[dict[str, t.Any]], generation.Have]:
         plan, have = generation.roll_back(self.paths, number, check_mode)
         return [step.as_dict() for step in plan], have
 
@@ -109,7 +146,9 @@ class Chain:
                     found[f"state {name}"] = "directory"
                 else:
                     manifest = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-                    found[f"state {name}"] = json.dumps({**manifest, "written": "at some time"}, sort_keys=True)
+                    found[f"state {name}"] = json.dumps(
+                        {**manifest, "written": "at some time"}, sort_keys=True
+                    )
         return found
 
     def tree(self) -> dict[str, str]:
@@ -126,16 +165,31 @@ class Chain:
                 else:
                     with bpf.closing(bpf.obj_get(path)) as fd:
                         kind = bpf.kind_of(fd)
-                        read: dict[str, c.Callable[[int], t.Any]] = {"map": bpf.map_info, "prog": bpf.prog_info, "link": bpf.link_info}
+                        read: dict[str, c.Callable[[int], t.Any]] = {
+                            "map": bpf.map_info,
+                            "prog": bpf.prog_info,
+                            "link": bpf.link_info,
+                        }
                         info = read[kind](fd)
-                        found[shown] = f"{kind} {info.id}" + (f" runs {info.prog_id}" if kind == "link" else "")
+                        found[shown] = f"{kind} {info.id}" + (
+                            f" runs {info.prog_id}" if kind == "link" else ""
+                        )
         return found
 
     def stamps(self) -> dict[str, tuple[int, int, int]]:
         """What a write changes of each file below the pin root."""
         tops = (self.paths.pin_root, self.paths.state_dir)
-        paths = [os.path.join(where, name) for top in tops for where, below, names in os.walk(top) for name in below + names]
-        return {path: (found.st_ino, found.st_mtime_ns, found.st_ctime_ns) for path in paths for found in [os.lstat(path)]}
+        paths = [
+            os.path.join(where, name)
+            for top in tops
+            for where, below, names in os.walk(top)
+            for name in below + names
+        ]
+        return {
+            path: (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+            for path in paths
+            for found in [os.lstat(path)]
+        }
 
     def reachable(self) -> int:
         """How many IPv4 flows the active generation has, or takes over from another one with their next packet."""
@@ -148,21 +202,41 @@ class Chain:
         key, value = chain.KEY4.size, chain.ENTRY.size
         found: dict[bytes, bytes] = {}
         for name in tables:
-            path = self.paths.map(name) if generation_number is None else self.paths.map_of(generation_number, name)
+            path = (
+                self.paths.map(name)
+                if generation_number is None
+                else self.paths.map_of(generation_number, name)
+            )
             with bpf.closing(bpf.obj_get(path)) as fd:
                 for count, keys, values in bpf.map_batches(fd, key, value):
-                    found.update((bytes(keys[n * key : (n + 1) * key]), bytes(values[n * value : (n + 1) * value])) for n in range(count))
+                    found.update(
+                        (
+                            bytes(keys[n * key : (n + 1) * key]),
+                            bytes(values[n * value : (n + 1) * value]),
+                        )
+                        for n in range(count)
+                    )
         return found
 
     def stats(self) -> dict[str, int]:
         with bpf.closing(bpf.obj_get(self.paths.map("stats"))) as fd:
-            return {name: sum(U64.unpack(value)[0] for value in bpf.percpu_value(fd, index, 8)) for index, name in enumerate(chain.COUNTERS)}
+            return {
+                name: sum(U64.unpack(value)[0] for value in bpf.percpu_value(fd, index, 8))
+                for index, name in enumerate(chain.COUNTERS)
+            }
 
     def proved(self) -> dict[str, int]:
         """What frames of proof were counted as."""
         with bpf.closing(bpf.obj_get(self.paths.map("proof"))) as fd:
-            counts = (bpf.map_lookup(fd, U32.pack(chain.PROOF["counts"] + index), 8) or b"" for index in range(len(chain.OUTCOMES)))
-            return {name: number for (name, dummy), (number,) in zip(chain.OUTCOMES, map(U64.unpack, counts)) if number}
+            counts = (
+                bpf.map_lookup(fd, U32.pack(chain.PROOF["counts"] + index), 8) or b""
+                for index in range(len(chain.OUTCOMES))
+            )
+            return {
+                name: number
+                for (name, dummy), (number,) in zip(chain.OUTCOMES, map(U64.unpack, counts))
+                if number
+            }
 
     def send(self, *frames: bytes, hook: str = "ingress") -> None:
         """Run frames through the active generation; each has to be passed as it is."""
@@ -173,21 +247,40 @@ class Chain:
 
     def interface(self) -> dict[str, t.Any]:
         """Attach ingress to ``left``, and return what is attached."""
-        result, dummy = attach.converge("present", [{"name": "left", "program": "ingress"}], "native", False, self.paths.pin_root, False)
+        result, dummy = attach.converge(
+            "present",
+            [{"name": "left", "program": "ingress"}],
+            "native",
+            False,
+            self.paths.pin_root,
+            False,
+        )
         return t.cast("dict[str, t.Any]", result["interfaces"][0])
 
     def assert_whole(self, number: int) -> None:
         """The one generation that is there is this one, whole, and both the hooks and the seed's paths lead to it."""
         have = self.observe()
         assert (have.generation, have.faults, have.leftovers) == (number, (), ())
-        assert set(os.listdir(self.paths.gen)) == {str(number), *(str(one.number) for one in have.kept)}
+        assert set(os.listdir(self.paths.gen)) == {
+            str(number),
+            *(str(one.number) for one in have.kept),
+        }
         manifests = {name for name in self.written() if name.endswith(".json")}
         assert manifests == {f"state {name}.json" for name in os.listdir(self.paths.gen)}
-        assert (have.state.active, have.state.made_of["digest"] if have.state.made_of else "") == (number, have.digest)
+        assert (have.state.active, have.state.made_of["digest"] if have.state.made_of else "") == (
+            number,
+            have.digest,
+        )
         for path, target in self.paths.seed_links().items():
             assert os.readlink(path) == target
-        assert {info.prog_id for info, dummy in have.links.values()} <= {program.id for program in have.programs.values()}
-        assert not [name for name in (*os.listdir(self.paths.pin_root), *os.listdir(self.paths.base)) if "%new" in name]
+        assert {info.prog_id for info, dummy in have.links.values()} <= {
+            program.id for program in have.programs.values()
+        }
+        assert not [
+            name
+            for name in (*os.listdir(self.paths.pin_root), *os.listdir(self.paths.base))
+            if "%new" in name
+        ]
 
 
 def gone(program: int) -> bool:
@@ -246,7 +339,10 @@ def quick(made: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
         (meta,) = set(re.findall(r'"([^"]+/map/meta)"', text))
         with bpf.closing(bpf.obj_get(meta)) as fd:  # what the first frame does
             # before all that the entries of prepare_running() say they were last seen, so that each is brought after
-            for name, value in {"jiffies": (1 << 33) - (1 << 20), "ktime_ns": time.monotonic_ns()}.items():
+            for name, value in {
+                "jiffies": (1 << 33) - (1 << 20),
+                "ktime_ns": time.monotonic_ns(),
+            }.items():
                 bpf.map_update(fd, U32.pack(chain.META[name]), U64.pack(value))
         return {name: bpf.prog_load(bpf.xdp_pass_insns(), name) for name in chain.SLOTS}
 
@@ -261,7 +357,9 @@ def quick(made: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
 def veth() -> c.Iterator[None]:
     """The veth pair left and right, both ends in a namespace without a name, which the test runs in."""
     with netns.anonymous():
-        subprocess.run(["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True)
+        subprocess.run(
+            ["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True
+        )
         for name in ("left", "right"):
             subprocess.run(["ip", "link", "set", name, "addrgenmode", "none", "up"], check=True)
         yield
@@ -288,16 +386,36 @@ def test_present_in_four_runs(made: Chain) -> None:
 
 def test_what_is_loaded_is_what_is_reported(loaded: Chain) -> None:
     facts = generation.facts(loaded.observe(), loaded.paths)
-    assert (facts["generation"], facts["digest"], facts["healthy"], facts["faults"]) == (1, loaded.want().digest, True, [])
-    assert {program["slot"]: program["name"] for program in facts["programs"]} == {slot: name for name, slot in chain.SLOTS.items()}
+    assert (facts["generation"], facts["digest"], facts["healthy"], facts["faults"]) == (
+        1,
+        loaded.want().digest,
+        True,
+        [],
+    )
+    assert {program["slot"]: program["name"] for program in facts["programs"]} == {
+        slot: name for name, slot in chain.SLOTS.items()
+    }
     for program in facts["programs"]:
-        shown = subprocess.run(["bpftool", "-j", "prog", "show", "pinned", program["pin"]], check=True, capture_output=True, text=True).stdout
-        assert f'"id":{program["id"]},"type":"xdp","name":"{program["name"]}","tag":"{program["tag"]}"' in shown
+        shown = subprocess.run(
+            ["bpftool", "-j", "prog", "show", "pinned", program["pin"]],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        assert (
+            f'"id":{program["id"]},"type":"xdp","name":"{program["name"]}","tag":"{program["tag"]}"'
+            in shown
+        )
     specs = {spec.name: spec for spec in loaded.want().maps}
     assert {found["name"] for found in facts["maps"]} == set(specs)
     for found in facts["maps"]:
         spec = specs[found["name"]]
-        assert (found["type"], found["key_size"], found["value_size"], found["max_entries"]) == (spec.kind, spec.key_size, spec.value_size, spec.entries)
+        assert (found["type"], found["key_size"], found["value_size"], found["max_entries"]) == (
+            spec.kind,
+            spec.key_size,
+            spec.value_size,
+            spec.entries,
+        )
         assert os.path.exists(found["pin"])
     assert facts["settings"]["timeouts"] == chain.TIMEOUTS
     assert {name: facts["settings"][name] for name in chain.KNOBS} == chain.KNOBS
@@ -312,7 +430,9 @@ def test_meta_tells_the_generation_and_the_clock(loaded: Chain) -> None:
     assert abs(meta["ktime"] - meta["ktime_ns"] // 1_000_000_000) <= 1
 
 
-def test_an_unchanged_run_neither_imports_bcc_nor_writes(loaded: Chain, tmp_path: pathlib.Path) -> None:
+def test_an_unchanged_run_neither_imports_bcc_nor_writes(
+    loaded: Chain, tmp_path: pathlib.Path
+) -> None:
     (tmp_path / "chain.c").write_text(loaded.text, encoding="utf-8")
     code = (
         "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render; from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs\n"
@@ -323,7 +443,11 @@ def test_an_unchanged_run_neither_imports_bcc_nor_writes(loaded: Chain, tmp_path
     )
 
     before, tree = loaded.stamps(), loaded.tree()
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
     assert (loaded.stamps(), loaded.tree()) == (before, tree)
 
 
@@ -334,23 +458,37 @@ def test_settings_change_without_a_compiler(loaded: Chain, monkeypatch: pytest.M
     foretold, dummy = loaded.ensure(want, check_mode=True)
     assert loaded.observe() == before
     done, have = loaded.ensure(want)
-    assert done == foretold and [(step["action"], step["kind"], step["name"]) for step in done] == [("change", "map", "settings")]
-    assert "udp=30" in done[0]["before"] and "udp=7" in done[0]["after"] and "tcp_loose=0" in done[0]["after"]
+    assert done == foretold and [(step["action"], step["kind"], step["name"]) for step in done] == [
+        ("change", "map", "settings")
+    ]
+    assert (
+        "udp=30" in done[0]["before"]
+        and "udp=7" in done[0]["after"]
+        and "tcp_loose=0" in done[0]["after"]
+    )
     assert (have.programs, have.generation) == (before.programs, 1)
     facts = generation.facts(have, loaded.paths)["settings"]
-    assert (facts["timeouts"]["udp"], facts["timeouts"]["udp_stream"], facts["tcp_loose"]) == (7, 120, 0)
+    assert (facts["timeouts"]["udp"], facts["timeouts"]["udp_stream"], facts["tcp_loose"]) == (
+        7,
+        120,
+        0,
+    )
     loaded.send(udp_frame(4000))
     (entry,) = loaded.flows().values()
     expires, last_seen = struct.unpack_from("=II", entry, CTL_AT + 8)
     assert expires - last_seen == 7 * facts["hz"]
     assert loaded.ensure(want) == ([], have)
-    assert [step["name"] for step in loaded.ensure()[0]] == ["settings"], "what is no longer given has the kernel's default again"
+    assert [step["name"] for step in loaded.ensure()[0]] == ["settings"], (
+        "what is no longer given has the kernel's default again"
+    )
 
 
 def test_absent_in_four_runs(loaded: Chain) -> None:
     programs = [program.id for program in loaded.observe().programs.values()]
     foretold = generation.remove(loaded.paths, check_mode=True)
-    assert [(step.action, step.kind, step.name) for step in foretold] == [("delete", "generation", "1")]
+    assert [(step.action, step.kind, step.name) for step in foretold] == [
+        ("delete", "generation", "1")
+    ]
     loaded.assert_whole(1)
     assert generation.remove(loaded.paths) == foretold
     assert loaded.tree() == {}
@@ -367,7 +505,11 @@ def test_changed_sources_inherit_the_flows(loaded: Chain) -> None:
     foretold, dummy = loaded.ensure(loaded.changed(), check_mode=True)
     done, have = loaded.ensure(loaded.changed())
     assert done == foretold
-    assert [(step["action"], step["name"]) for step in done] == [("load", "2"), ("activate", "2"), ("delete", "1")]
+    assert [(step["action"], step["name"]) for step in done] == [
+        ("load", "2"),
+        ("activate", "2"),
+        ("delete", "1"),
+    ]
     loaded.assert_whole(2)
     assert have.digest == loaded.changed().digest != before.digest
     kept = {spec.name for spec in chain.maps(1) if spec.inherited}
@@ -400,7 +542,12 @@ def test_interfaces_are_handed_over_without_an_unseen_frame(loaded: Chain, veth:
         try:
             for number in range(3):
                 done, dummy = loaded.ensure(loaded.changed(f"turn {number}"))
-                assert [step["action"] for step in done] == ["load", "replace", "activate", "delete"] and done[1]["name"] == "left"
+                assert [step["action"] for step in done] == [
+                    "load",
+                    "replace",
+                    "activate",
+                    "delete",
+                ] and done[1]["name"] == "left"
             done, dummy = loaded.ensure(loaded.resized(half_open_size=2 * TABLE_SIZE))
             assert ("move", "ctt_new") in [(step["action"], step["name"]) for step in done]
         finally:
@@ -411,7 +558,9 @@ def test_interfaces_are_handed_over_without_an_unseen_frame(loaded: Chain, veth:
     (entry,) = loaded.flows().values()
     packets, octets = struct.unpack_from("=QQ", entry)
     assert sent > 1000
-    assert after["tracked"] - before["tracked"] == sent - dropped(), "every frame was tracked, by one generation or the other"
+    assert after["tracked"] - before["tracked"] == sent - dropped(), (
+        "every frame was tracked, by one generation or the other"
+    )
     assert after["created"] - before["created"] == 1 and after["untracked_no_slot"] == 0
     assert packets == sent - dropped(), "and counted in the flow"
     assert octets == packets * (len(frame) - 14)
@@ -420,7 +569,9 @@ def test_interfaces_are_handed_over_without_an_unseen_frame(loaded: Chain, veth:
     assert link[0].id == attached["link_id"], "still the same bpf_link"
 
 
-@pytest.mark.parametrize(("option", "table"), [("table_size", "ctt"), ("half_open_size", "ctt_new")])
+@pytest.mark.parametrize(
+    ("option", "table"), [("table_size", "ctt"), ("half_open_size", "ctt_new")]
+)
 def test_another_table_size_takes_the_flows_along(loaded: Chain, option: str, table: str) -> None:
     loaded.ensure(loaded.want(timeouts=LIVING))
     loaded.send(*(udp_frame(1000 + number) for number in range(300)))
@@ -428,15 +579,26 @@ def test_another_table_size_takes_the_flows_along(loaded: Chain, option: str, ta
     if table == "ctt":
         move(loaded, flows)
     victim = next(iter(flows))
-    with bpf.closing(bpf.obj_get(loaded.paths.map(table))) as fd:  # as if a packet were in it while it is copied
-        locked = flows[victim][:CTL_AT] + U64.pack(U64.unpack_from(flows[victim], CTL_AT)[0] | chain.CTL_LOCK) + flows[victim][CTL_AT + 8 :]
+    with bpf.closing(
+        bpf.obj_get(loaded.paths.map(table))
+    ) as fd:  # as if a packet were in it while it is copied
+        locked = (
+            flows[victim][:CTL_AT]
+            + U64.pack(U64.unpack_from(flows[victim], CTL_AT)[0] | chain.CTL_LOCK)
+            + flows[victim][CTL_AT + 8 :]
+        )
         bpf.map_update(fd, victim, locked)
     want = dataclasses.replace(loaded.resized(**{option: 4 * TABLE_SIZE}), timeouts=LIVING)
     foretold, dummy = loaded.ensure(want, check_mode=True)
     done, have = loaded.ensure(want)
     assert done == foretold
     change = next(step for step in done if step["kind"] == "map")
-    assert (change["action"], change["name"], change["before"], change["after"]) == ("move", table, f"{table}: 1024 entries", f"{table}: 4096 entries")
+    assert (change["action"], change["name"], change["before"], change["after"]) == (
+        "move",
+        table,
+        f"{table}: 1024 entries",
+        f"{table}: 4096 entries",
+    )
     assert have.maps[table].max_entries == 4 * TABLE_SIZE
     assert loaded.flows(table) == loaded.flows() == flows, "all of them, and none locked"
     loaded.assert_whole(2)
@@ -447,7 +609,10 @@ def test_another_table_size_takes_the_flows_along(loaded: Chain, option: str, ta
 
 def move(made: Chain, flows: t.Mapping[bytes, bytes]) -> None:
     """Move flows to the table of assured ones."""
-    with bpf.closing(bpf.obj_get(made.paths.map("ctt_new"))) as half_open, bpf.closing(bpf.obj_get(made.paths.map("ctt"))) as assured:
+    with (
+        bpf.closing(bpf.obj_get(made.paths.map("ctt_new"))) as half_open,
+        bpf.closing(bpf.obj_get(made.paths.map("ctt"))) as assured,
+    ):
         for key, value in flows.items():
             bpf.map_update(assured, key, value)
             bpf.map_delete(half_open, key)
@@ -456,7 +621,10 @@ def move(made: Chain, flows: t.Mapping[bytes, bytes]) -> None:
 def test_a_source_that_is_put_back_after_a_killed_upgrade(loaded: Chain, veth: None) -> None:
     """The interface runs a generation that never became active: the active one takes it back."""
     loaded.interface()
-    assert killed_at(lambda: loaded.ensure(loaded.changed()), lambda number, event: event == "os.rename active%new"), "after the link is handed over"
+    assert killed_at(
+        lambda: loaded.ensure(loaded.changed()),
+        lambda number, event: event == "os.rename active%new",
+    ), "after the link is handed over"
     have = loaded.observe()
     assert have.generation == 1 and have.leftovers
     (link,) = have.links.values()
@@ -474,17 +642,37 @@ def test_earlier_generations_are_kept(loaded: Chain) -> None:
     done, second = loaded.ensure(loaded.changed("second"), keep=1)
     assert [(step["action"], step["name"]) for step in done] == [("load", "2"), ("activate", "2")]
     (kept,) = second.kept
-    assert (kept.number, kept.digest, kept.programs, kept.since, kept.faults) == (1, first.digest, first.programs, first.since, ())
+    assert (kept.number, kept.digest, kept.programs, kept.since, kept.faults) == (
+        1,
+        first.digest,
+        first.programs,
+        first.since,
+        (),
+    )
     assert kept.since <= second.since
-    assert {name: info.id for name, info in kept.maps.items() if name in ("ctt", "stats")} == {name: second.maps[name].id for name in ("ctt", "stats")}
+    assert {name: info.id for name, info in kept.maps.items() if name in ("ctt", "stats")} == {
+        name: second.maps[name].id for name in ("ctt", "stats")
+    }
     loaded.assert_whole(2)
     assert loaded.ensure(loaded.changed("second"), keep=1) == ([], second)
     done, third = loaded.ensure(loaded.changed("third"), keep=1)
-    assert [(step["action"], step["name"]) for step in done] == [("load", "3"), ("activate", "3"), ("delete", "1")]
+    assert [(step["action"], step["name"]) for step in done] == [
+        ("load", "3"),
+        ("activate", "3"),
+        ("delete", "1"),
+    ]
     assert [one.number for one in third.kept] == [2]
     assert all(gone(program.id) for program in first.programs.values())
     facts = generation.facts(third, loaded.paths)["kept"]
-    assert facts == [{"generation": 2, "digest": second.digest, "since": second.since, "rejected": False, "faults": []}]
+    assert facts == [
+        {
+            "generation": 2,
+            "digest": second.digest,
+            "since": second.since,
+            "rejected": False,
+            "faults": [],
+        }
+    ]
     assert [step["name"] for step in loaded.ensure(loaded.changed("third"), keep=0)[0]] == ["2"]
     loaded.assert_whole(3)
     generation.remove(loaded.paths)
@@ -507,8 +695,15 @@ def test_rolled_back_in_four_runs(loaded: Chain, veth: None) -> None:
         ("replace", "link", "left"),
         ("activate", "generation", "1"),
     ]
-    assert (have.generation, have.programs, have.maps, have.settings) == (1, first.programs, first.maps, first.settings)
-    assert [(one.number, one.programs, one.since) for one in have.rejected] == [(2, second.programs, second.since)] and have.earlier == ()
+    assert (have.generation, have.programs, have.maps, have.settings) == (
+        1,
+        first.programs,
+        first.maps,
+        first.settings,
+    )
+    assert [(one.number, one.programs, one.since) for one in have.rejected] == [
+        (2, second.programs, second.since)
+    ] and have.earlier == ()
     loaded.assert_whole(1)
     (link,) = have.links.values()
     assert (link[0].id, link[0].prog_id) == (attached["link_id"], attached["program_id"])
@@ -520,12 +715,23 @@ def test_rolled_back_in_four_runs(loaded: Chain, veth: None) -> None:
         assert loaded.roll_back(1, check_mode) == ([], have)
     assert (loaded.tree(), loaded.stamps()) == (before, stamps)
     loaded.send(udp_frame(9000))
-    expires, last_seen = next(struct.unpack_from("=II", entry, CTL_AT + 8) for key, entry in loaded.flows().items() if key not in flows)
-    assert expires - last_seen == 7 * generation.facts(have, loaded.paths)["settings"]["hz"], "its settings are its own"
+    expires, last_seen = next(
+        struct.unpack_from("=II", entry, CTL_AT + 8)
+        for key, entry in loaded.flows().items()
+        if key not in flows
+    )
+    assert expires - last_seen == 7 * generation.facts(have, loaded.paths)["settings"]["hz"], (
+        "its settings are its own"
+    )
     done, have = loaded.ensure(loaded.want(timeouts={"udp": 7}), keep=1)
-    assert [(step["action"], step["name"], step["reason"]) for step in done] == [("delete", "2", "it was rolled back from")]
+    assert [(step["action"], step["name"], step["reason"]) for step in done] == [
+        ("delete", "2", "it was rolled back from")
+    ]
     assert all(gone(program.id) for program in second.programs.values())
-    with pytest.raises(ConntrackError, match=r"^there is no generation before 1 to go back to: none is kept; the option keep"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"^there is no generation before 1 to go back to: none is kept; the option keep",
+    ):
         loaded.roll_back()
 
 
@@ -543,18 +749,27 @@ def test_back_and_forth_by_number(loaded: Chain) -> None:
     for check_mode in (True, False):
         with pytest.raises(ConntrackError) as raised:
             loaded.roll_back(1, check_mode)
-        kept = "; ".join(f"generation {one.number}, digest {one.digest}, active since {one.since}" for one in fourth.kept)
+        kept = "; ".join(
+            f"generation {one.number}, digest {one.digest}, active since {one.since}"
+            for one in fourth.kept
+        )
         assert raised.value.message == f"generation 1 is not pinned: kept are: {kept}."
     loaded.assert_whole(4)
     loaded.roll_back()
     done, have = loaded.ensure(loaded.changed("fifth"), keep=2)
-    assert [(step["action"], step["name"]) for step in done] == [("load", "5"), ("activate", "5"), ("delete", "4")]
+    assert [(step["action"], step["name"]) for step in done] == [
+        ("load", "5"),
+        ("activate", "5"),
+        ("delete", "4"),
+    ]
     assert [one.number for one in have.kept] == [3, 2]
 
 
 def test_nothing_to_go_back_to(made: Chain) -> None:
     for check_mode in (True, False):
-        with pytest.raises(ConntrackError, match="no chain is loaded, so there is nothing to go back from"):
+        with pytest.raises(
+            ConntrackError, match="no chain is loaded, so there is nothing to go back from"
+        ):
             made.roll_back(check_mode=check_mode)
     assert made.tree() == {}
 
@@ -569,7 +784,10 @@ def test_a_damaged_generation_does_not_take_over(loaded: Chain, damage: str) -> 
     else:
         os.unlink(loaded.paths.prog_of(2, chain.SLOTS["ct"]))
     before = loaded.tree()
-    with pytest.raises(ConntrackError, match=r"^generation 2 can not take over: .*ct.*\. Kept are: generation 2, .*; generation 1, "):
+    with pytest.raises(
+        ConntrackError,
+        match=r"^generation 2 can not take over: .*ct.*\. Kept are: generation 2, .*; generation 1, ",
+    ):
         loaded.roll_back(2)
     assert loaded.tree() == before
     assert loaded.roll_back()[1].generation == 1, "the last good one"
@@ -580,20 +798,40 @@ def test_a_damaged_generation_does_not_take_over(loaded: Chain, damage: str) -> 
 def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fused: bool) -> None:
     """Each slot is emptied in turn; the fused entry programs have some of the stages in themselves."""
     made.ensure(made.want(render.render(str(SOURCES), render.Settings(**SIZES, fused=fused))))
-    assert made.proved() == PROOF and not any(made.stats().values()), "it is counted beside the traffic"
+    assert made.proved() == PROOF and not any(made.stats().values()), (
+        "it is counted beside the traffic"
+    )
     for name in ("ctt", "ctt_new", "ctt6", "ctt6_new", "frags"):
         with bpf.closing(bpf.obj_get(made.paths.map(name))) as fd:
             info = bpf.map_info(fd)
-            assert sum(count for count, dummy, dummy in bpf.map_batches(fd, info.key_size, info.value_size)) == 0
-    passed_over = {*chain.HOOKS, "prs_end", "forward"} | ({"ct", "ct6", "prs_tcp", "prs_udp"} if fused else set())
+            assert (
+                sum(
+                    count
+                    for count, dummy, dummy in bpf.map_batches(fd, info.key_size, info.value_size)
+                )
+                == 0
+            )
+    passed_over = {*chain.HOOKS, "prs_end", "forward"} | (
+        {"ct", "ct6", "prs_tcp", "prs_udp"} if fused else set()
+    )
     with contextlib.ExitStack() as stack:
-        jt, stats = (stack.enter_context(bpf.closing(bpf.obj_get(made.paths.map(name)))) for name in ("jt", "stats"))
-        entries = {hook: stack.enter_context(bpf.closing(bpf.obj_get(made.paths.prog(chain.SLOTS[hook])))) for hook in chain.TRACKING_HOOKS}
+        jt, stats = (
+            stack.enter_context(bpf.closing(bpf.obj_get(made.paths.map(name))))
+            for name in ("jt", "stats")
+        )
+        entries = {
+            hook: stack.enter_context(bpf.closing(bpf.obj_get(made.paths.prog(chain.SLOTS[hook]))))
+            for hook in chain.TRACKING_HOOKS
+        }
         for name, slot in chain.SLOTS.items():
             with bpf.closing(bpf.obj_get(made.paths.prog(slot))) as fd:
                 bpf.map_delete(jt, U32.pack(slot))
                 for hook, entry in entries.items():
-                    with contextlib.nullcontext() if name in passed_over else pytest.raises(ConntrackError, match=rf"^{hook}: .* not counted as "):
+                    with (
+                        contextlib.nullcontext()
+                        if name in passed_over
+                        else pytest.raises(ConntrackError, match=rf"^{hook}: .* not counted as ")
+                    ):
                         generation_probe.prove_whole({hook: entry}, stats)
                 bpf.map_update(jt, U32.pack(slot), U32.pack(fd))
 
@@ -609,7 +847,12 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
         if not prover:
             with contextlib.ExitStack() as stack:
                 stats = stack.enter_context(bpf.closing(bpf.obj_get(made.paths.map("stats"))))
-                entries = {hook: stack.enter_context(bpf.closing(bpf.obj_get(made.paths.prog(chain.SLOTS[hook])))) for hook in chain.TRACKING_HOOKS}
+                entries = {
+                    hook: stack.enter_context(
+                        bpf.closing(bpf.obj_get(made.paths.prog(chain.SLOTS[hook])))
+                    )
+                    for hook in chain.TRACKING_HOOKS
+                }
                 while True:
                     generation_probe.prove_whole(entries, stats)
                     os.write(told, b".")
@@ -625,8 +868,12 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
             for fd in (ready, told):
                 os.close(fd)
     expected = collections.Counter(probe.counter for probe in generation_probe.PROBES)
-    assert {name: number for name, number in made.stats().items() if number} == {name: sent * number for name, number in expected.items()}
-    assert sum(made.proved().values()) >= len(generation_probe.PROBES) * len(chain.TRACKING_HOOKS) * 9
+    assert {name: number for name, number in made.stats().items() if number} == {
+        name: sent * number for name, number in expected.items()
+    }
+    assert (
+        sum(made.proved().values()) >= len(generation_probe.PROBES) * len(chain.TRACKING_HOOKS) * 9
+    )
 
 
 def test_a_mark_is_of_one_generation_and_no_frame_without_it_is_proof(made: Chain) -> None:
@@ -641,9 +888,15 @@ def test_a_mark_is_of_one_generation_and_no_frame_without_it_is_proof(made: Chai
         before, proved = made.stats()["untracked_not_ip"], made.proved()
         for mark in (first, near, bytes(8), b"\xff" * 8):
             made.send(mark + generation_probe.NOT_IP.frame[8:])
-        bpf.map_update(fd, U32.pack(chain.PROOF["mark"]), bytes(8))  # as where another loader wrote none
+        bpf.map_update(
+            fd, U32.pack(chain.PROOF["mark"]), bytes(8)
+        )  # as where another loader wrote none
         made.send(generation_probe.NOT_IP.frame)
-    assert first != second and made.stats()["untracked_not_ip"] == before + 5 and made.proved() == proved
+    assert (
+        first != second
+        and made.stats()["untracked_not_ip"] == before + 5
+        and made.proved() == proved
+    )
 
 
 def test_a_chain_without_the_map_of_the_proof_is_proved_as_before(made: Chain) -> None:
@@ -655,19 +908,29 @@ def test_a_chain_without_the_map_of_the_proof_is_proved_as_before(made: Chain) -
     assert {name: number for name, number in made.stats().items() if number} == PROOF
     made.ensure(keep=1)
     assert made.roll_back()[1].generation == 1, "it can be gone back to"
-    assert {name: number for name, number in made.stats().items() if number} == {name: 2 * number for name, number in PROOF.items()}
+    assert {name: number for name, number in made.stats().items() if number} == {
+        name: 2 * number for name, number in PROOF.items()
+    }
 
 
-def test_a_chain_that_stopped_passing_frames_is_found_before_it_takes_over(loaded: Chain, veth: None) -> None:
+def test_a_chain_that_stopped_passing_frames_is_found_before_it_takes_over(
+    loaded: Chain, veth: None
+) -> None:
     """A foreign program of the right type where the pins and slots agree: only the proof can tell."""
     loaded.interface()
     loaded.ensure(loaded.changed(), keep=1)
-    with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "prs_eth")) as fd, bpf.closing(bpf.obj_get(loaded.paths.map_of(1, "jt"))) as jt:
+    with (
+        bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "prs_eth")) as fd,
+        bpf.closing(bpf.obj_get(loaded.paths.map_of(1, "jt"))) as jt,
+    ):
         bpf.map_update(jt, U32.pack(chain.SLOTS["prs_eth"]), U32.pack(fd))
         os.unlink(loaded.paths.prog_of(1, chain.SLOTS["prs_eth"]))
         bpf.obj_pin(fd, loaded.paths.prog_of(1, chain.SLOTS["prs_eth"]))
     before = loaded.tree()
-    with pytest.raises(ConntrackError, match=r"^prove generation 1: ingress: the chain does not pass a frame as it is: .*not counted") as raised:
+    with pytest.raises(
+        ConntrackError,
+        match=r"^prove generation 1: ingress: the chain does not pass a frame as it is: .*not counted",
+    ) as raised:
         loaded.roll_back()
     assert raised.value.facts["applied"] == [] and loaded.tree() == before
     loaded.assert_whole(2)
@@ -675,7 +938,9 @@ def test_a_chain_that_stopped_passing_frames_is_found_before_it_takes_over(loade
 
 def dropped() -> int:
     """Frames that the veth did not take from ``right``."""
-    return int(pathlib.Path("/proc/net/dev").read_text(encoding="utf-8").split("right:")[1].split()[11])
+    return int(
+        pathlib.Path("/proc/net/dev").read_text(encoding="utf-8").split("right:")[1].split()[11]
+    )
 
 
 class Traffic:
@@ -707,27 +972,49 @@ class Traffic:
         self._stop.set()
         self._thread.join()
         self._socket.close()
-        assert within(lambda: bpf.link_facts("left").received - self._before == self.sent - dropped())
+        assert within(
+            lambda: bpf.link_facts("left").received - self._before == self.sent - dropped()
+        )
         self.sent -= dropped()
 
 
-def test_rolled_back_to_another_table_size_while_traffic_flows(loaded: Chain, veth: None, figure: c.Callable[[str, object], None]) -> None:
+def test_rolled_back_to_another_table_size_while_traffic_flows(
+    loaded: Chain, veth: None, figure: c.Callable[[str, object], None]
+) -> None:
     """What came meanwhile goes along: new flows, their counts; what was deleted meanwhile does not come back."""
     loaded.ensure(loaded.want(timeouts=LIVING))
     loaded.interface()
     loaded.send(*(udp_frame(1000 + number) for number in range(100)))
     old = set(loaded.flows())
-    loaded.ensure(dataclasses.replace(loaded.resized(half_open_size=4 * TABLE_SIZE, table_size=2 * TABLE_SIZE), timeouts=LIVING), keep=1)
+    loaded.ensure(
+        dataclasses.replace(
+            loaded.resized(half_open_size=4 * TABLE_SIZE, table_size=2 * TABLE_SIZE),
+            timeouts=LIVING,
+        ),
+        keep=1,
+    )
     with bpf.closing(bpf.obj_get(loaded.paths.map("ctt_new"))) as fd:
         assert bpf.map_delete_batch(fd, sorted(old)[:40]) == 40
-    loaded.send(*(udp_frame(2000 + number) for number in range(100)), *(udp_frame(2000 + number) for number in range(100)))
+    loaded.send(
+        *(udp_frame(2000 + number) for number in range(100)),
+        *(udp_frame(2000 + number) for number in range(100)),
+    )
     expected, before = loaded.flows(), loaded.stats()
     with Traffic(udp_frame(4000)) as traffic:
         time.sleep(0.1)
         done, have = loaded.roll_back()
         time.sleep(0.1)
-    assert [(step["action"], step["name"], step["before"], step["after"]) for step in done if step["kind"] == "map"] == [
-        ("move", "ctt_new, ctt", "ctt_new: 4096 entries, ctt: 2048 entries", "ctt_new: 1024 entries, ctt: 1024 entries"),
+    assert [
+        (step["action"], step["name"], step["before"], step["after"])
+        for step in done
+        if step["kind"] == "map"
+    ] == [
+        (
+            "move",
+            "ctt_new, ctt",
+            "ctt_new: 4096 entries, ctt: 2048 entries",
+            "ctt_new: 1024 entries, ctt: 1024 entries",
+        ),
     ]
     assert have.maps["ctt"].max_entries == have.maps["ctt_new"].max_entries == TABLE_SIZE
     loaded.assert_whole(1)
@@ -741,28 +1028,44 @@ def test_rolled_back_to_another_table_size_while_traffic_flows(loaded: Chain, ve
     before = after
     with Traffic(udp_frame(4000)) as traffic:
         assert loaded.roll_back(2)[1].generation == 2
-    assert set(loaded.flows()) == set(flows) and loaded.stats()["tracked"] - before["tracked"] == traffic.sent
+    assert (
+        set(loaded.flows()) == set(flows)
+        and loaded.stats()["tracked"] - before["tracked"] == traffic.sent
+    )
 
 
 @pytest.mark.parametrize("run", ["present", "rolled_back"])
-def test_links_that_were_handed_over_go_back_when_one_can_not_be(loaded: Chain, veth: None, monkeypatch: pytest.MonkeyPatch, run: str) -> None:
+def test_links_that_were_handed_over_go_back_when_one_can_not_be(
+    loaded: Chain, veth: None, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
     """Three interfaces; the second one's link refuses the update."""
     for name in ("two", "three"):
-        subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
+        subprocess.run(
+            ["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True
+        )
         subprocess.run(["ip", "link", "set", name, "up"], check=True)
-    interfaces = [{"name": name, "program": hook} for name, hook in (("left", "ingress"), ("two", "egress"), ("three", "ingress"))]
+    interfaces = [
+        {"name": name, "program": hook}
+        for name, hook in (("left", "ingress"), ("two", "egress"), ("three", "ingress"))
+    ]
     attach.converge("present", interfaces, "native", False, loaded.paths.pin_root, False)
     loaded.ensure(loaded.changed(), keep=1)
     before, numbers = loaded.tree(), iter(range(9))
     update = bpf.link_update
 
     def refuse(link_fd: int, new_prog_fd: int, old_prog_fd: int | None = None) -> None:
-        update(link_fd, new_prog_fd, new_prog_fd if next(numbers) == 1 else old_prog_fd)  # the kernel finds another program than it was told
+        update(
+            link_fd, new_prog_fd, new_prog_fd if next(numbers) == 1 else old_prog_fd
+        )  # the kernel finds another program than it was told
 
     monkeypatch.setattr(bpf, "link_update", refuse)
-    with pytest.raises(ConntrackError, match=r"^replace link three: .*Operation not permitted") as raised:
+    with pytest.raises(
+        ConntrackError, match=r"^replace link three: .*Operation not permitted"
+    ) as raised:
         loaded.ensure(loaded.changed("other"), keep=1) if run == "present" else loaded.roll_back()
-    assert [step["name"] for step in raised.value.facts["rolled_back"] if step["kind"] == "link"] == ["left"]
+    assert [
+        step["name"] for step in raised.value.facts["rolled_back"] if step["kind"] == "link"
+    ] == ["left"]
     assert raised.value.facts["not_rolled_back"] == []
     assert "generation 2 still runs" in raised.value.message
     assert loaded.tree() == before
@@ -776,7 +1079,11 @@ def test_an_emptied_slot_is_mended(loaded: Chain, slot: str) -> None:
     with bpf.closing(bpf.obj_get(loaded.paths.map("jt"))) as fd:
         bpf.map_delete(fd, U32.pack(chain.SLOTS[slot]))
     have = loaded.observe()
-    assert have.faults == (health.Fault("slot_empty", f"jt[{chain.SLOTS[slot]}]", f"slot {chain.SLOTS[slot]} ({slot}) is empty"),)
+    assert have.faults == (
+        health.Fault(
+            "slot_empty", f"jt[{chain.SLOTS[slot]}]", f"slot {chain.SLOTS[slot]} ({slot}) is empty"
+        ),
+    )
     assert generation.facts(have, loaded.paths)["healthy"] is False
     done, dummy = loaded.ensure()
     assert done[0]["reason"] == have.faults[0].detail
@@ -785,7 +1092,10 @@ def test_an_emptied_slot_is_mended(loaded: Chain, slot: str) -> None:
 
 
 def test_a_foreign_program_in_a_slot_of_ours_is_mended(loaded: Chain) -> None:
-    with bpf.closing(bpf.obj_get(loaded.paths.map("jt"))) as jt, bpf.closing(bpf.obj_get(loaded.paths.prog(chain.SLOTS["egress"]))) as program:
+    with (
+        bpf.closing(bpf.obj_get(loaded.paths.map("jt"))) as jt,
+        bpf.closing(bpf.obj_get(loaded.paths.prog(chain.SLOTS["egress"]))) as program,
+    ):
         bpf.map_update(jt, U32.pack(chain.SLOTS["ct"]), U32.pack(program))
     assert "slot 3 (ct) holds program" in loaded.ensure()[0][0]["reason"]
     loaded.assert_whole(2)
@@ -805,7 +1115,9 @@ def test_the_seeds_paths_are_mended(loaded: Chain, which: str) -> None:
     os.unlink(os.path.join(loaded.paths.pin_root, which))
     foretold, dummy = loaded.ensure(check_mode=True)
     done, have = loaded.ensure()
-    assert done == foretold and [(step["action"], step["kind"], step["name"]) for step in done] == [("create", "path", f"{loaded.paths.pin_root}/{which}")]
+    assert done == foretold and [(step["action"], step["kind"], step["name"]) for step in done] == [
+        ("create", "path", f"{loaded.paths.pin_root}/{which}")
+    ]
     assert have.generation == 1
     loaded.assert_whole(1)
     assert loaded.ensure()[0] == []
@@ -816,7 +1128,8 @@ def test_another_layout_is_refused(loaded: Chain) -> None:
         bpf.map_update(fd, U32.pack(chain.META["layout"]), U64.pack(chain.LAYOUT_VERSION + 1))
     before = loaded.tree()
     with pytest.raises(
-        ConntrackError, match=rf"generation 1 have layout {chain.LAYOUT_VERSION + 1} .* this release's have layout {chain.LAYOUT_VERSION} .*drop"
+        ConntrackError,
+        match=rf"generation 1 have layout {chain.LAYOUT_VERSION + 1} .* this release's have layout {chain.LAYOUT_VERSION} .*drop",
     ):
         loaded.ensure(loaded.changed())
     assert loaded.tree() == before
@@ -858,7 +1171,10 @@ def test_absent_is_refused_while_attached(loaded: Chain, veth: None) -> None:
             generation.remove(loaded.paths, check_mode)
     assert loaded.tree() == before
     subprocess.run(["ip", "link", "del", "left"], check=True)
-    assert [(step.action, step.kind) for step in generation.remove(loaded.paths)] == [("delete", "link"), ("delete", "generation")]
+    assert [(step.action, step.kind) for step in generation.remove(loaded.paths)] == [
+        ("delete", "link"),
+        ("delete", "generation"),
+    ]
     assert loaded.tree() == {}
 
 
@@ -867,24 +1183,41 @@ BROKEN = {
     "C syntax": (
         "return enter(ctx, 0);",
         "return enter(ctx, 0)",
-        [r"compiling the chain failed", r"ingress\.c:6:\d+: error: expected ';'", r"return enter\(ctx, 0\)"],
+        [
+            r"compiling the chain failed",
+            r"ingress\.c:6:\d+: error: expected ';'",
+            r"return enter\(ctx, 0\)",
+        ],
     ),
     "an unchecked access": (
         "\tproto = eth->h_proto;",
         "\tproto = *(volatile __be16 *)((void *)(long)ctx->data + 60);",
-        [r"loading prs_eth failed", r"invalid access to packet", r"R\d offset is outside of the packet", r"prs_eth\.c:23: proto = \*\(volatile"],
+        [
+            r"loading prs_eth failed",
+            r"invalid access to packet",
+            r"R\d offset is outside of the packet",
+            r"prs_eth\.c:23: proto = \*\(volatile",
+        ],
     ),
     "a stage that only some frames meet drops": (
         "STAGE(prs_gre)\n{\n",
         "STAGE(prs_gre)\n{\n\treturn XDP_DROP;\n",
-        [r"ingress: the chain does not pass a frame as it is: a GRE header .*: verdict 1 \(XDP_PASS is 2\)"],
+        [
+            r"ingress: the chain does not pass a frame as it is: a GRE header .*: verdict 1 \(XDP_PASS is 2\)"
+        ],
     ),
     "a stage that drops": (
         PRS_ETH,
         f"{PRS_ETH}\treturn XDP_DROP;\n",
-        [r"the chain does not pass a frame as it is: a frame that is not IP: verdict 1 \(XDP_PASS is 2\)"],
+        [
+            r"the chain does not pass a frame as it is: a frame that is not IP: verdict 1 \(XDP_PASS is 2\)"
+        ],
     ),
-    "a stage that counts nothing": (PRS_ETH, f"{PRS_ETH}\treturn XDP_PASS;\n", [r"verdict 2 .*not counted as untracked_not_ip"]),
+    "a stage that counts nothing": (
+        PRS_ETH,
+        f"{PRS_ETH}\treturn XDP_PASS;\n",
+        [r"verdict 2 .*not counted as untracked_not_ip"],
+    ),
 }
 
 
@@ -910,7 +1243,14 @@ def test_sources_that_can_not_be_loaded(made: Chain, fault: str, first: bool) ->
 
 
 # ---------------------------------------------------------------- broken at every step
-_FILE_EVENTS = {"os.mkdir": 0, "os.rename": 0, "os.symlink": 1, "os.remove": 0, "os.rmdir": 0, "open": 0}
+_FILE_EVENTS = {
+    "os.mkdir": 0,
+    "os.rename": 0,
+    "os.symlink": 1,
+    "os.remove": 0,
+    "os.rmdir": 0,
+    "open": 0,
+}
 _STATE = "/tmp/pytest-"
 _watcher: c.Callable[[str], None] | None = None
 
@@ -1004,7 +1344,11 @@ def prepare_running(made: Chain, want: generation.Want | None = None) -> None:
     made.interface()
     with bpf.closing(bpf.obj_get(made.paths.map("ctt"))) as fd:
         for number in range(ENTRIES):
-            bpf.map_update(fd, number.to_bytes(chain.KEY4.size, "big"), number.to_bytes(chain.ENTRY.size, "little"))
+            bpf.map_update(
+                fd,
+                number.to_bytes(chain.KEY4.size, "big"),
+                number.to_bytes(chain.ENTRY.size, "little"),
+            )
 
 
 def prepare_resized(made: Chain) -> None:
@@ -1020,7 +1364,10 @@ def take_away(made: Chain) -> None:
 
 #: Those in which flows move. test_faults.py breaks all kinds of runs at each of their system calls.
 SCENARIOS = {
-    "resize": Scenario(prepare_running, lambda made: made.ensure(made.want(f"{made.text}\n", table_size=2 * TABLE_SIZE))),
+    "resize": Scenario(
+        prepare_running,
+        lambda made: made.ensure(made.want(f"{made.text}\n", table_size=2 * TABLE_SIZE)),
+    ),
     "rolled_back_resized": Scenario(prepare_resized, lambda made: made.roll_back()),
 }
 
@@ -1029,7 +1376,9 @@ SCENARIOS = {
 def test_killed_at_any_step_the_next_run_converges(quick: Chain, veth: None, name: str) -> None:
     """Of equal changes in a row, as pins of one generation, the first and the last stand for those between; test_faults.py has all."""
     scenario = SCENARIOS[name]
-    changes = [(site, event) for site, event in enumerate(scenario.events(quick)) if event not in READS]  # a read is the same as before the next change
+    changes = [
+        (site, event) for site, event in enumerate(scenario.events(quick)) if event not in READS
+    ]  # a read is the same as before the next change
     for place, (site, event) in enumerate(changes):
         if [event] * 3 == [other for dummy, other in changes[max(place - 1, 0) : place + 2]]:
             continue
@@ -1125,22 +1474,36 @@ def test_another_run_that_does_not_end_is_named(loaded: Chain, veth: None) -> No
     """Whatever plans or changes waits for the lock; what only looks does not."""
 
     def attach_it(check_mode: bool) -> None:
-        attach.converge("present", [{"name": "left", "program": "ingress"}], "native", False, loaded.paths.pin_root, check_mode, lock_timeout=0)
+        attach.converge(
+            "present",
+            [{"name": "left", "program": "ingress"}],
+            "native",
+            False,
+            loaded.paths.pin_root,
+            check_mode,
+            lock_timeout=0,
+        )
 
     before = loaded.tree()
     with lock.held(loaded.paths.base, 0):
         runs: dict[str, c.Callable[[], object]] = {
             "load": lambda: generation.ensure(loaded.paths, loaded.changed(), patience=0),
-            "plan to load": lambda: generation.ensure(loaded.paths, loaded.changed(), True, patience=0),
+            "plan to load": lambda: generation.ensure(
+                loaded.paths, loaded.changed(), True, patience=0
+            ),
             "remove": lambda: generation.remove(loaded.paths, patience=0),
             "plan to remove": lambda: generation.remove(loaded.paths, True, patience=0),
             "roll back": lambda: generation.roll_back(loaded.paths, patience=0),
             "attach": lambda: attach_it(False),
             "plan to attach": lambda: attach_it(True),
-            "flush": lambda: contextlib.ExitStack().enter_context(flow_table.writing(loaded.paths.pin_root, 0)),
+            "flush": lambda: contextlib.ExitStack().enter_context(
+                flow_table.writing(loaded.paths.pin_root, 0)
+            ),
         }
         for name, run in runs.items():
-            with pytest.raises(ConntrackError, match=rf"another run has the lock: process {os.getpid()} \(") as raised:
+            with pytest.raises(
+                ConntrackError, match=rf"another run has the lock: process {os.getpid()} \("
+            ) as raised:
                 run()
             assert raised.value.message.startswith(loaded.paths.base), name
         assert loaded.observe().generation == 1

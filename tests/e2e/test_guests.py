@@ -22,7 +22,9 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
@@ -45,14 +47,25 @@ XDP_DROP, XDP_PASS = 1, 2
 
 def bpftool(*words: str) -> t.Any:
     """Return what bpftool says, as data."""
-    return json.loads(subprocess.run(["bpftool", "-j", *words], check=True, capture_output=True, text=True).stdout or "null")
+    return json.loads(
+        subprocess.run(["bpftool", "-j", *words], check=True, capture_output=True, text=True).stdout
+        or "null"
+    )
 
 
 def jump_table(root: str) -> dict[int, int]:
     """Program id by slot, as bpftool sees them."""
     rows = bpftool("map", "dump", "pinned", f"{root}/map/jt")
-    number = {tuple(f"0x{byte:02x}" for byte in U32.pack(slot)): slot for slot in range(chain.JT_ENTRIES)}
-    return {number[tuple(row["key"])]: int.from_bytes(bytes(int(byte, 16) for byte in row["value"]), "little") for row in rows if "value" in row}
+    number = {
+        tuple(f"0x{byte:02x}" for byte in U32.pack(slot)): slot for slot in range(chain.JT_ENTRIES)
+    }
+    return {
+        number[tuple(row["key"])]: int.from_bytes(
+            bytes(int(byte, 16) for byte in row["value"]), "little"
+        )
+        for row in rows
+        if "value" in row
+    }
 
 
 @dataclasses.dataclass
@@ -65,18 +78,47 @@ class Acl:
         return f"{self.wire.chain.paths.pin_root}/map/{name}"
 
     def set(self, setting: int, value: int) -> None:
-        bpftool("map", "update", "pinned", self.pin("acl_set"), "key", *hexed(U32.pack(setting)), "value", *hexed(U32.pack(value)))
+        bpftool(
+            "map",
+            "update",
+            "pinned",
+            self.pin("acl_set"),
+            "key",
+            *hexed(U32.pack(setting)),
+            "value",
+            *hexed(U32.pack(value)),
+        )
 
-    def rule(self, proto: int, dport: int, source: str = "0.0.0.0", bits: int = 0, may: int = 1) -> None:
-        key = struct.pack("=IBx", 32 + 96 + bits, proto) + struct.pack("!H", dport) + bytes(10) + b"\xff\xff" + socket.inet_aton(source)
-        bpftool("map", "update", "pinned", self.pin("acl_rules"), "key", *hexed(key), "value", *hexed(U32.pack(may)))
+    def rule(
+        self, proto: int, dport: int, source: str = "0.0.0.0", bits: int = 0, may: int = 1
+    ) -> None:
+        key = (
+            struct.pack("=IBx", 32 + 96 + bits, proto)
+            + struct.pack("!H", dport)
+            + bytes(10)
+            + b"\xff\xff"
+            + socket.inet_aton(source)
+        )
+        bpftool(
+            "map",
+            "update",
+            "pinned",
+            self.pin("acl_rules"),
+            "key",
+            *hexed(key),
+            "value",
+            *hexed(U32.pack(may)),
+        )
 
     def rules(self) -> list[t.Any]:
         return [row["key"] for row in bpftool("map", "dump", "pinned", self.pin("acl_rules"))]
 
     def hits(self) -> tuple[int, ...]:
         with bpf.closing(bpf.obj_get(self.pin("acl_hits"))) as fd:
-            return tuple(sum(int.from_bytes(one, "little") for one in bpf.percpu_value(fd, index, 8)) for index in range(3))
+            return tuple(
+                sum(int.from_bytes(one, "little") for one in bpf.percpu_value(fd, index, 8))
+                for index in range(3)
+            )
 
     def counts(self) -> dict[str, int]:
         with bpf.closing(bpf.obj_get(self.pin("guest_stats"))) as fd:
@@ -88,7 +130,10 @@ class Acl:
     def clear(self) -> None:
         """As it is when it was just loaded, but for the counts."""
         for key in self.rules():
-            subprocess.run(["bpftool", "map", "delete", "pinned", self.pin("acl_rules"), "key", *key], check=True)
+            subprocess.run(
+                ["bpftool", "map", "delete", "pinned", self.pin("acl_rules"), "key", *key],
+                check=True,
+            )
         self.set(MODE, COUNT)
         self.set(FRAGMENTS, 0)
 
@@ -169,9 +214,17 @@ def test_what_was_not_asked_for_is_dropped_counted_and_leaves_no_flow(acl: Acl, 
     assert dropped >= 1
     assert acl.hits() == (hits[UNSOLICITED] + dropped, hits[FRAGMENT], hits[UNCLEAR])
     after = wire.counters()
-    assert after["tracked"] - counters["tracked"] == dropped, "the outcome stays what the tracker said"
-    assert after["created"] - counters["created"] == after["deleted_dropped"] - counters["deleted_dropped"] == dropped
-    assert wire.records("tcp") == wire.records("udp") == [] and not [one for one in wire.kernel() if one.proto in ("tcp", "udp")]
+    assert after["tracked"] - counters["tracked"] == dropped, (
+        "the outcome stays what the tracker said"
+    )
+    assert (
+        after["created"] - counters["created"]
+        == after["deleted_dropped"] - counters["deleted_dropped"]
+        == dropped
+    )
+    assert wire.records("tcp") == wire.records("udp") == [] and not [
+        one for one in wire.kernel() if one.proto in ("tcp", "udp")
+    ]
 
 
 @pytest.mark.parametrize("proto", [TCP, UDP])
@@ -224,7 +277,12 @@ def test_errors_about_a_flow_pass_and_others_do_not(acl: Acl) -> None:
     assert wire.only("udp", state="NEW", dir="ingress")["related"]["packets"] == 1
     assert acl.hits() == hits
     before = acl.dropped()
-    ip = frames.ipv4(frames.address(CLIENT), frames.address(SERVER), UDP, frames.udp(frames.address(CLIENT), frames.address(SERVER), 1, 2))
+    ip = frames.ipv4(
+        frames.address(CLIENT),
+        frames.address(SERVER),
+        UDP,
+        frames.udp(frames.address(CLIENT), frames.address(SERVER), 1, 2),
+    )
     error = frames.icmp(3, 3, payload=ip)
     wire.open("server", socket.SOCK_RAW, socket.IPPROTO_ICMP).sendto(error, (CLIENT, 0))
     assert wait_for(lambda: acl.dropped() - before) == 1
@@ -259,7 +317,9 @@ def test_fragments_pass_only_when_they_are_let(acl: Acl) -> None:
     server.sendto(bytes(4000), there)
     with pytest.raises(TimeoutError):
         client.recv(5000)
-    assert acl.hits() == (hits[UNSOLICITED], hits[FRAGMENT] + 2, hits[UNCLEAR]), "of three, the one that completes the datagram belongs to the flow"
+    assert acl.hits() == (hits[UNSOLICITED], hits[FRAGMENT] + 2, hits[UNCLEAR]), (
+        "of three, the one that completes the datagram belongs to the flow"
+    )
     acl.set(FRAGMENTS, 1)
     server.sendto(bytes(4000), there)
     client.settimeout(5)
@@ -291,10 +351,16 @@ def test_both_families_alike(acl: Acl, pair: frames.Pair) -> None:
 
 
 # ---------------------------------------------------------------- generations
-def test_a_new_generation_keeps_the_list_and_its_rules_under_traffic(acl: Acl, figure: c.Callable[[str, object], None]) -> None:
+def test_a_new_generation_keeps_the_list_and_its_rules_under_traffic(
+    acl: Acl, figure: c.Callable[[str, object], None]
+) -> None:
     wire = acl.wire
     acl.rule(UDP, OPEN_PORT)
-    rules, identity, before = acl.rules(), bpftool("map", "show", "pinned", acl.pin("acl_rules"))["id"], acl.dropped()
+    rules, identity, before = (
+        acl.rules(),
+        bpftool("map", "show", "pinned", acl.pin("acl_rules"))["id"],
+        acl.dropped(),
+    )
     opened, shut = (wire.udp("client", port) for port in (OPEN_PORT, SHUT_PORT))
     outside, ended = wire.udp("server"), threading.Event()
     sent = 0
@@ -312,7 +378,10 @@ def test_a_new_generation_keeps_the_list_and_its_rules_under_traffic(acl: Acl, f
     try:
         want, swaps = wire.chain.want([ACL]), 2
         for number in range(swaps):
-            generation.ensure(wire.chain.paths, dataclasses.replace(want, text=f"{want.text}\n/* {number} {time.monotonic()} */\n"))
+            generation.ensure(
+                wire.chain.paths,
+                dataclasses.replace(want, text=f"{want.text}\n/* {number} {time.monotonic()} */\n"),
+            )
     finally:
         ended.set()
         thread.join()
@@ -328,11 +397,19 @@ def test_a_new_generation_keeps_the_list_and_its_rules_under_traffic(acl: Acl, f
     except BlockingIOError:
         pass
     assert heard > 0
-    assert acl.rules() == rules and bpftool("map", "show", "pinned", acl.pin("acl_rules"))["id"] == identity
+    assert (
+        acl.rules() == rules
+        and bpftool("map", "show", "pinned", acl.pin("acl_rules"))["id"] == identity
+    )
     have = generation.observe(wire.chain.paths)
     assert have.faults == () and set(have.guest_maps) == {"acl_set", "acl_rules", "acl_hits"}
-    assert jump_table(wire.chain.paths.pin_root) == {slot: info.id for slot, info in have.programs.items()}
-    figure("guests: generation swaps with an access list, packets that it had to drop, let in by mistake", f"{swaps}, {sent}, 0")
+    assert jump_table(wire.chain.paths.pin_root) == {
+        slot: info.id for slot, info in have.programs.items()
+    }
+    figure(
+        "guests: generation swaps with an access list, packets that it had to drop, let in by mistake",
+        f"{swaps}, {sent}, 0",
+    )
 
 
 def test_a_list_that_is_taken_away_is_gone(acl: Acl) -> None:
@@ -343,9 +420,14 @@ def test_a_list_that_is_taken_away_is_gone(acl: Acl) -> None:
     acl.rule(TCP, SHUT_PORT)
     try:
         plan, have = generation.ensure(wire.chain.paths, wire.chain.want())
-        assert [step.action for step in plan if step.kind == "generation"][:2] == ["load", "activate"]
+        assert [step.action for step in plan if step.kind == "generation"][:2] == [
+            "load",
+            "activate",
+        ]
         assert slot not in have.programs and have.guest_maps == {} and slot not in jump_table(root)
-        assert not os.path.exists(f"{root}/prog/xdp_{slot}") and not os.path.exists(acl.pin("acl_rules"))
+        assert not os.path.exists(f"{root}/prog/xdp_{slot}") and not os.path.exists(
+            acl.pin("acl_rules")
+        )
         wire.flush()
         assert knock(wire, OPEN_PORT)
         assert generation.ensure(wire.chain.paths, wire.chain.want())[0] == []
@@ -389,7 +471,9 @@ class Bare:
         path.write_text(text, encoding="utf-8")
         return str(path)
 
-    def ensure(self, *asked: dict[str, t.Any], check_mode: bool = False) -> tuple[list[t.Any], generation.Have]:
+    def ensure(
+        self, *asked: dict[str, t.Any], check_mode: bool = False
+    ) -> tuple[list[t.Any], generation.Have]:
         return generation.ensure(self.rig.paths, self.rig.want(asked), check_mode)
 
     def run(self, frame: bytes) -> tuple[int, bytes]:
@@ -431,18 +515,30 @@ def test_a_pinned_program_is_taken_as_it_is(bare: Bare) -> None:
     mine = bpftool("prog", "show", "pinned", path)
     plan, have = bare.ensure(asked)
     assert [step.action for step in plan][:2] == ["load", "activate"]
-    shown = next(program for program in generation.facts(have, bare.rig.paths)["programs"] if program["slot"] == 21)
+    shown = next(
+        program
+        for program in generation.facts(have, bare.rig.paths)["programs"]
+        if program["slot"] == 21
+    )
     assert (shown["name"], shown["id"], shown["tag"]) == (mine["name"], mine["id"], mine["tag"])
-    assert bpftool("prog", "show", "pinned", shown["pin"])["id"] == mine["id"] == jump_table(bare.rig.paths.pin_root)[21]
+    assert (
+        bpftool("prog", "show", "pinned", shown["pin"])["id"]
+        == mine["id"]
+        == jump_table(bare.rig.paths.pin_root)[21]
+    )
     before = bare.counts(21)
     assert bare.run(FRAME) == (XDP_PASS, FRAME)
-    assert bare.counts(21) == {**before, "seen": before["seen"] + 1}, "what it does with a frame nobody can count"
+    assert bare.counts(21) == {**before, "seen": before["seen"] + 1}, (
+        "what it does with a frame nobody can count"
+    )
     assert bare.ensure(asked)[0] == [], "a second run changes nothing"
     os.unlink(path)
     assert bare.run(FRAME) == (XDP_PASS, FRAME), "the generation holds it"
     bare.pin(DROPPER, "passer")
     plan, have = bare.ensure(asked)
-    assert [step.action for step in plan][:2] == ["load", "activate"], "another program behind the same path is another guest"
+    assert [step.action for step in plan][:2] == ["load", "activate"], (
+        "another program behind the same path is another guest"
+    )
     assert bare.run(FRAME)[0] == XDP_DROP, "a chain whose guest drops everything can be proved, too"
 
 
@@ -457,11 +553,28 @@ def test_guests_run_in_the_order_of_their_slots(bare: Bare) -> None:
 
 
 def test_an_empty_slot_is_passed_over_named_and_filled_again(bare: Bare) -> None:
-    sources = {slot: {"slot": slot, "src": bare.source(NOTHING.replace("nothing", f"g{slot}"), f"g{slot}.c")} for slot in (4, 5, 21)}
+    sources = {
+        slot: {
+            "slot": slot,
+            "src": bare.source(NOTHING.replace("nothing", f"g{slot}"), f"g{slot}.c"),
+        }
+        for slot in (4, 5, 21)
+    }
     dummy, have = bare.ensure(*sources.values())
     seen = bare.seen_by(4, 5, 21)
     for slot in (4, 21):
-        subprocess.run(["bpftool", "map", "delete", "pinned", f"{bare.rig.paths.pin_root}/map/jt", "key", *hexed(U32.pack(slot))], check=True)
+        subprocess.run(
+            [
+                "bpftool",
+                "map",
+                "delete",
+                "pinned",
+                f"{bare.rig.paths.pin_root}/map/jt",
+                "key",
+                *hexed(U32.pack(slot)),
+            ],
+            check=True,
+        )
     assert bare.run(FRAME) == (XDP_PASS, FRAME)
     assert bare.seen_by(4, 5, 21) == [seen[0], seen[1] + 1, seen[2]]
     faults = " ".join(map(str, generation.observe(bare.rig.paths).faults))
@@ -481,7 +594,11 @@ def test_going_back_brings_the_guests_of_then_with_what_their_maps_held(bare: Ba
     bare.ensure()
     assert bare.run(FRAME) == (XDP_PASS, FRAME)
     dummy, back = generation.roll_back(bare.rig.paths)
-    assert (back.generation, back.faults, back.programs[21].id) == (have.generation, (), have.programs[21].id)
+    assert (back.generation, back.faults, back.programs[21].id) == (
+        have.generation,
+        (),
+        have.programs[21].id,
+    )
     assert bare.run(FRAME)[0] == XDP_DROP and bare.counts(21)["dropped"] >= 1
     with bpf.closing(bpf.obj_get(bare.rig.paths.map("kept"))) as fd:
         assert bpf.map_lookup(fd, bytes(4), 4) == U32.pack(7)
@@ -491,7 +608,11 @@ def test_the_example_of_the_docs_can_be_loaded_and_counts(bare: Bare) -> None:
     page = (SOURCE.parents[3] / "docs/guests.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```c\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     bare.ensure({"slot": 21, "src": bare.source(example)})
-    steps = (frames.V4.tcp("a", "S", 1, 0, 100), frames.V4.tcp("a", "S", 1, 0, 100), frames.V4.udp("a"))
+    steps = (
+        frames.V4.tcp("a", "S", 1, 0, 100),
+        frames.V4.tcp("a", "S", 1, 0, 100),
+        frames.V4.udp("a"),
+    )
     assert {bare.run(step.frame) for step in steps} == {(XDP_PASS, step.frame) for step in steps}
     with bpf.closing(bpf.obj_get(bare.rig.paths.map("seen_syns"))) as fd:
         assert sum(int.from_bytes(one, "little") for one in bpf.percpu_value(fd, 0, 8)) == 1
@@ -499,26 +620,47 @@ def test_the_example_of_the_docs_can_be_loaded_and_counts(bare: Bare) -> None:
 
 # ---------------------------------------------------------------- what is refused
 REFUSED = {
-    "no pin": (lambda bare: {"slot": 21, "pinned": f"{bare.rig.paths.pin_root}/nothing"}, [r"guests\[0\]\.pinned: .*nothing' is not valid: No such file"]),
-    "a map": (lambda bare: {"slot": 21, "pinned": bare.rig.paths.map("ctt")}, [r"it is a map; give an XDP program"]),
+    "no pin": (
+        lambda bare: {"slot": 21, "pinned": f"{bare.rig.paths.pin_root}/nothing"},
+        [r"guests\[0\]\.pinned: .*nothing' is not valid: No such file"],
+    ),
+    "a map": (
+        lambda bare: {"slot": 21, "pinned": bare.rig.paths.map("ctt")},
+        [r"it is a map; give an XDP program"],
+    ),
     "another kind of program": (
         lambda bare: {"slot": 21, "pinned": bare.pin(NOT_XDP, "filter", kind=1, attach_type=0)},
         [r"it is a program of type 1; give an XDP program"],
     ),
     "another attach type": (
         lambda bare: {"slot": 21, "pinned": bare.pin(PASSER, "untyped", attach_type=0)},
-        [r"one jump table with the chain \(Invalid argument\): it has to be loaded with expected_attach_type BPF_XDP \(37\)"],
+        [
+            r"one jump table with the chain \(Invalid argument\): it has to be loaded with expected_attach_type BPF_XDP \(37\)"
+        ],
     ),
     "C syntax": (
         lambda bare: {"slot": 4, "src": bare.source(NOTHING.replace(";", ""))},
-        [r"compiling the chain failed", r"mine\.c:3:\d+: error: expected ';'", r"return guest_next\(ctx\)"],
+        [
+            r"compiling the chain failed",
+            r"mine\.c:3:\d+: error: expected ';'",
+            r"return guest_next\(ctx\)",
+        ],
     ),
     "an unchecked access": (
         lambda bare: {
             "slot": 4,
-            "src": bare.source(NOTHING.replace("\treturn", "\tif (*(volatile u8 *)((void *)(long)ctx->data + 60))\n\t\treturn XDP_DROP;\n\treturn")),
+            "src": bare.source(
+                NOTHING.replace(
+                    "\treturn",
+                    "\tif (*(volatile u8 *)((void *)(long)ctx->data + 60))\n\t\treturn XDP_DROP;\n\treturn",
+                )
+            ),
         },
-        [r"loading nothing failed", r"invalid access to packet", r"mine\.c:3: if \(\*\(volatile u8"],
+        [
+            r"loading nothing failed",
+            r"invalid access to packet",
+            r"mine\.c:3: if \(\*\(volatile u8",
+        ],
     ),
 }
 
@@ -527,21 +669,37 @@ REFUSED = {
 def test_what_can_not_be_a_guest_changes_nothing(bare: Bare, fault: str) -> None:
     make, patterns = REFUSED[fault]
     asked = make(bare)
-    before = (jump_table(bare.rig.paths.pin_root), os.listdir(bare.rig.paths.gen), os.listdir(bare.rig.paths.pin_root))
+    before = (
+        jump_table(bare.rig.paths.pin_root),
+        os.listdir(bare.rig.paths.gen),
+        os.listdir(bare.rig.paths.pin_root),
+    )
     with pytest.raises(ConntrackError) as raised:
         bare.ensure(asked)
     for pattern in patterns:
         assert re.search(pattern, raised.value.message), raised.value.message
-    assert (jump_table(bare.rig.paths.pin_root), os.listdir(bare.rig.paths.gen), os.listdir(bare.rig.paths.pin_root)) == before
+    assert (
+        jump_table(bare.rig.paths.pin_root),
+        os.listdir(bare.rig.paths.gen),
+        os.listdir(bare.rig.paths.pin_root),
+    ) == before
 
 
 def test_a_map_of_another_shape_needs_another_name(bare: Bare) -> None:
     text = 'GUEST_MAP(mine, "hash", u32, u64, 16, 0);\n' + NOTHING
     bare.ensure({"slot": 4, "src": bare.source(text)})
     before = jump_table(bare.rig.paths.pin_root)
-    for old, new, words in (("u32", "u64", "key_size 4, now 8"), ('"hash"', '"lru_hash"', "type 1, now 9")):
-        with pytest.raises(ConntrackError, match=f"guests: the map mine has another shape in the running generation: {words}. Give it another name"):
+    for old, new, words in (
+        ("u32", "u64", "key_size 4, now 8"),
+        ('"hash"', '"lru_hash"', "type 1, now 9"),
+    ):
+        with pytest.raises(
+            ConntrackError,
+            match=f"guests: the map mine has another shape in the running generation: {words}. Give it another name",
+        ):
             bare.ensure({"slot": 4, "src": bare.source(text.replace(old, new, 1))})
         assert jump_table(bare.rig.paths.pin_root) == before
-    dummy, have = bare.ensure({"slot": 4, "src": bare.source(text.replace("u32", "u64").replace("mine", "mine2"))})
+    dummy, have = bare.ensure(
+        {"slot": 4, "src": bare.source(text.replace("u32", "u64").replace("mine", "mine2"))}
+    )
     assert set(have.guest_maps) == {"mine2"}

@@ -21,11 +21,21 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
-from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import U32, U64, Chain, made, rendered, udp_frame, veth
+from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
+    U32,
+    U64,
+    Chain,
+    made,
+    rendered,
+    udp_frame,
+    veth,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 __all__ = ["made", "rendered", "veth"]  # fixtures
@@ -78,7 +88,9 @@ def empty_the_jump_table(made: Chain) -> None:
 
 
 def empty_one_slot(made: Chain) -> None:
-    bpftool("map", "delete", "pinned", pin(made, "map/jt"), "key", str(chain.SLOTS["ct"]), "0", "0", "0")
+    bpftool(
+        "map", "delete", "pinned", pin(made, "map/jt"), "key", str(chain.SLOTS["ct"]), "0", "0", "0"
+    )
 
 
 def fill_a_slot_with_another_program(made: Chain) -> None:
@@ -122,12 +134,26 @@ def pin_another_table_of_another_shape(made: Chain) -> None:
 
 def forget_in_meta(made: Chain) -> None:
     for key in chain.META.values():
-        bpftool("map", "update", "pinned", pin(made, "map/meta"), "key", str(key), "0", "0", "0", "value", *"00000000")
+        bpftool(
+            "map",
+            "update",
+            "pinned",
+            pin(made, "map/meta"),
+            "key",
+            str(key),
+            "0",
+            "0",
+            "0",
+            "value",
+            *"00000000",
+        )
 
 
 def set_the_clock_ahead(made: Chain) -> None:
     with bpf.closing(bpf.obj_get(pin(made, "map/meta"))) as fd:
-        bpf.map_update(fd, U32.pack(chain.META["ktime_ns"]), U64.pack(time.monotonic_ns() + (1 << 40)))
+        bpf.map_update(
+            fd, U32.pack(chain.META["ktime_ns"]), U64.pack(time.monotonic_ns() + (1 << 40))
+        )
 
 
 def overwrite_settings(value: bytes) -> c.Callable[[Chain], None]:
@@ -152,12 +178,18 @@ def lose_a_path(made: Chain) -> None:
 
 
 def run_a_stranger_in_the_link(made: Chain) -> None:
-    with bpf.closing(bpf.obj_get(made.paths.link(None, "left"))) as link, bpf.closing(passing()) as program:
+    with (
+        bpf.closing(bpf.obj_get(made.paths.link(None, "left"))) as link,
+        bpf.closing(passing()) as program,
+    ):
         bpf.link_update(link, program)
 
 
 def run_an_older_generation_in_the_link(made: Chain) -> None:
-    with bpf.closing(bpf.obj_get(made.paths.link(None, "left"))) as link, bpf.closing(passing("ingress")) as program:
+    with (
+        bpf.closing(bpf.obj_get(made.paths.link(None, "left"))) as link,
+        bpf.closing(passing("ingress")) as program,
+    ):
         bpf.link_update(link, program)
 
 
@@ -167,12 +199,17 @@ def detach_the_link(made: Chain) -> None:
 
 def make_the_interface_anew(made: Chain) -> None:
     subprocess.run(["ip", "link", "del", "left"], check=True)
-    subprocess.run(["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True)
+    subprocess.run(
+        ["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True
+    )
 
 
 SLOT = f"jt[{chain.SLOTS['ct']}]"
 NO_TABLES = chain.SETTINGS_STRUCT.pack(
-    *[0] * len(chain.TCP_ROWS), *chain.SETTINGS_STRUCT.unpack(chain.settings_value(clock.hz(), {}, {})[: chain.SETTINGS_STRUCT.size])[len(chain.TCP_ROWS) :]
+    *[0] * len(chain.TCP_ROWS),
+    *chain.SETTINGS_STRUCT.unpack(
+        chain.settings_value(clock.hz(), {}, {})[: chain.SETTINGS_STRUCT.size]
+    )[len(chain.TCP_ROWS) :],
 )
 
 
@@ -190,27 +227,54 @@ class Case:
 
 
 CASES = {
-    "jt emptied": Case(empty_the_jump_table, {("slot_empty", f"jt[{slot}]") for slot in chain.SLOTS.values()}),
+    "jt emptied": Case(
+        empty_the_jump_table, {("slot_empty", f"jt[{slot}]") for slot in chain.SLOTS.values()}
+    ),
     "one slot emptied": Case(empty_one_slot, {("slot_empty", SLOT)}),
     "foreign slot": Case(fill_a_slot_with_another_program, {("slot_foreign", SLOT)}),
-    "mixed attach types": Case(pin_a_program_of_another_attach_type, {("slot_foreign", SLOT), ("attach_type", "prog/xdp_3")}),
+    "mixed attach types": Case(
+        pin_a_program_of_another_attach_type,
+        {("slot_foreign", SLOT), ("attach_type", "prog/xdp_3")},
+    ),
     "program unpinned": Case(lose("prog/xdp_3"), {("pin_missing", "prog/xdp_3")}),
-    "tables unpinned": Case(lose("map/ctt", "map/ctt_new"), {("pin_missing", "map/ctt"), ("pin_missing", "map/ctt_new")}),
-    "counters unpinned": Case(lose("map/stats", "map/settings", "map/meta"), {("pin_missing", f"map/{name}") for name in ("stats", "settings", "meta")}),
+    "tables unpinned": Case(
+        lose("map/ctt", "map/ctt_new"), {("pin_missing", "map/ctt"), ("pin_missing", "map/ctt_new")}
+    ),
+    "counters unpinned": Case(
+        lose("map/stats", "map/settings", "map/meta"),
+        {("pin_missing", f"map/{name}") for name in ("stats", "settings", "meta")},
+    ),
     "map for a program": Case(pin_a_map_as_program, {("pin_foreign", "prog/xdp_3")}),
     "program for a map": Case(pin_a_program_as_table, {("pin_foreign", "map/ctt")}),
-    "directory for a program": Case(make_a_directory_in_the_place_of_a_program, {("pin_foreign", "prog/xdp_11")}),
+    "directory for a program": Case(
+        make_a_directory_in_the_place_of_a_program, {("pin_foreign", "prog/xdp_11")}
+    ),
     "another table": Case(pin_another_table, {("map_replaced", "map/ctt_new")}),
-    "another table of another shape": Case(pin_another_table_of_another_shape, {("map_replaced", "map/ctt"), ("map_shape", "map/ctt")}),
+    "another table of another shape": Case(
+        pin_another_table_of_another_shape, {("map_replaced", "map/ctt"), ("map_shape", "map/ctt")}
+    ),
     "meta zeroed": Case(forget_in_meta, {("meta_damaged", "map/meta")}),
     "clock ahead": Case(set_the_clock_ahead, {("meta_damaged", "map/meta")}),
-    "settings zeroed": Case(overwrite_settings(bytes(chain.SETTINGS_BYTES)), {("settings_damaged", "map/settings")}),
-    "settings without tables": Case(overwrite_settings(NO_TABLES.ljust(chain.SETTINGS_BYTES, b"\0")), {("settings_damaged", "map/settings")}),
-    "active lost": Case(lose_the_link_to_the_active_generation, {("active_missing", "ebpf_conntrack/active")}),
-    "active dangling": Case(let_the_link_lead_nowhere, {("active_missing", "ebpf_conntrack/active")}),
+    "settings zeroed": Case(
+        overwrite_settings(bytes(chain.SETTINGS_BYTES)), {("settings_damaged", "map/settings")}
+    ),
+    "settings without tables": Case(
+        overwrite_settings(NO_TABLES.ljust(chain.SETTINGS_BYTES, b"\0")),
+        {("settings_damaged", "map/settings")},
+    ),
+    "active lost": Case(
+        lose_the_link_to_the_active_generation, {("active_missing", "ebpf_conntrack/active")}
+    ),
+    "active dangling": Case(
+        let_the_link_lead_nowhere, {("active_missing", "ebpf_conntrack/active")}
+    ),
     "path lost": Case(lose_a_path, {("path_missing", "map")}),
-    "older generation in the link": Case(run_an_older_generation_in_the_link, {("link_program", "left")}),
-    "stranger in the link": Case(run_a_stranger_in_the_link, {("link_program", "left")}, "xdp_attach"),
+    "older generation in the link": Case(
+        run_an_older_generation_in_the_link, {("link_program", "left")}
+    ),
+    "stranger in the link": Case(
+        run_a_stranger_in_the_link, {("link_program", "left")}, "xdp_attach"
+    ),
     "link detached": Case(detach_the_link, {("link_stale", "left")}, "xdp_attach"),
     "interface made anew": Case(make_the_interface_anew, {("link_stale", "left")}, "xdp_attach"),
 }
@@ -218,7 +282,14 @@ CASES = {
 
 def attached(made: Chain, check_mode: bool = False) -> dict[str, t.Any]:
     """What xdp_attach returns."""
-    return attach.converge("present", [{"name": "left", "program": "ingress"}], "native", False, made.paths.pin_root, check_mode)[0]
+    return attach.converge(
+        "present",
+        [{"name": "left", "program": "ingress"}],
+        "native",
+        False,
+        made.paths.pin_root,
+        check_mode,
+    )[0]
 
 
 def named(made: Chain, faults: c.Iterable[health.Fault]) -> set[tuple[str, str]]:
@@ -227,11 +298,17 @@ def named(made: Chain, faults: c.Iterable[health.Fault]) -> set[tuple[str, str]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_fault_is_named_and_mended(running: Chain, name: str, figure: c.Callable[[str, object], None]) -> None:
+def test_each_fault_is_named_and_mended(
+    running: Chain, name: str, figure: c.Callable[[str, object], None]
+) -> None:
     case = CASES[name]
     flows = set(running.flows())
     assert len(flows) == FLOWS
-    assert running.ensure() == ([], running.observe()) and running.observe().faults == () and not attached(running)["changed"]
+    assert (
+        running.ensure() == ([], running.observe())
+        and running.observe().faults == ()
+        and not attached(running)["changed"]
+    )
     case.damage(running)
 
     foretold, seen = running.ensure(check_mode=True)
@@ -247,11 +324,19 @@ def test_each_fault_is_named_and_mended(running: Chain, name: str, figure: c.Cal
         assert foretold == [] and running.ensure() == ([], seen), "nothing that xdp_program can do"
         for check_mode in (True, False):
             result = attached(running, check_mode)
-            assert result["changed"] and [result["faults"], result["mended"]] == ([facts["faults"], []] if check_mode else [[], facts["faults"]])
+            assert result["changed"] and [result["faults"], result["mended"]] == (
+                [facts["faults"], []] if check_mode else [[], facts["faults"]]
+            )
     have = running.observe()
     assert have.faults == () and generation.facts(have, running.paths)["healthy"]
-    assert running.ensure() == ([], have) and not attached(running)["changed"] and attached(running)["faults"] == []
-    assert {info.prog_id for info, dummy in have.links.values()} == {have.programs[chain.SLOTS["ingress"]].id}
+    assert (
+        running.ensure() == ([], have)
+        and not attached(running)["changed"]
+        and attached(running)["faults"] == []
+    )
+    assert {info.prog_id for info, dummy in have.links.values()} == {
+        have.programs[chain.SLOTS["ingress"]].id
+    }
     assert set(running.flows()) == flows, "no flow is lost"
     running.send(udp_frame(4000))
     assert set(running.flows()) == flows, "and they are still found"
@@ -269,8 +354,13 @@ def test_what_only_people_can_mend_is_named(running: Chain) -> None:
     os.unlink(running.paths.seed_map)
     os.symlink("elsewhere", running.paths.seed_map)
     result = attached(running)
-    assert [(fault["fault"], fault["object"]) for fault in result["faults"]] == [("path_foreign", running.paths.seed_map)] and result["mended"] == []
-    with pytest.raises(ConntrackError, match=f"^{running.paths.seed_map} is a symbolic link of somebody else, to elsewhere"):
+    assert [(fault["fault"], fault["object"]) for fault in result["faults"]] == [
+        ("path_foreign", running.paths.seed_map)
+    ] and result["mended"] == []
+    with pytest.raises(
+        ConntrackError,
+        match=f"^{running.paths.seed_map} is a symbolic link of somebody else, to elsewhere",
+    ):
         running.ensure()
 
 
@@ -306,7 +396,14 @@ def traffic(made: Chain) -> c.Iterator[None]:
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_an_interface_counts_what_it_receives_in_each_mode(running: Chain, mode: str) -> None:
     """What listening builds on; veth counts frames for a native program in another place than for others."""
-    attach.converge("present", [{"name": "left", "program": "ingress"}], mode, False, running.paths.pin_root, False)
+    attach.converge(
+        "present",
+        [{"name": "left", "program": "ingress"}],
+        mode,
+        False,
+        running.paths.pin_root,
+        False,
+    )
     before, counted = bpf.link_facts("left").received, running.stats()["tracked"]
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
         sender.bind(("right", 0))
@@ -321,9 +418,18 @@ def test_an_interface_counts_what_it_receives_in_each_mode(running: Chain, mode:
 
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_a_chain_that_works_is_not_suspected(running: Chain, mode: str) -> None:
-    attach.converge("present", [{"name": "left", "program": "ingress"}], mode, False, running.paths.pin_root, False)
+    attach.converge(
+        "present",
+        [{"name": "left", "program": "ingress"}],
+        mode,
+        False,
+        running.paths.pin_root,
+        False,
+    )
     before = running.stats()
-    assert generation.listen(running.paths) == () and running.stats() == before, "no traffic, and no frame of proof"
+    assert generation.listen(running.paths) == () and running.stats() == before, (
+        "no traffic, and no frame of proof"
+    )
     with traffic(running):
         assert generation.listen(running.paths) == ()
     assert running.stats()["untracked_not_ip"] == before["untracked_not_ip"]
@@ -341,13 +447,20 @@ def test_a_chain_that_counts_nothing(running: Chain) -> None:
         bpf.obj_pin(program, pin(running, "prog/xdp_0"))
         bpf.map_update(jt, U32.pack(0), U32.pack(program))
         bpf.link_update(link, program)
-    assert running.observe().faults == () and generation.listen(running.paths) == (), "without traffic nothing can be told"
+    assert running.observe().faults == () and generation.listen(running.paths) == (), (
+        "without traffic nothing can be told"
+    )
     with traffic(running):
         heard = generation.listen(running.paths)
         assert named(running, heard) == {("chain_dead", "left")}
         assert [fault["fault"] for fault in attached(running)["faults"]] == ["chain_dead"]
         plan, have = generation.ensure(running.paths, running.want(), heard=heard)
-        assert [step.action for step in plan] == ["load", "replace", "activate", "delete"] and have.faults == ()
+        assert [step.action for step in plan] == [
+            "load",
+            "replace",
+            "activate",
+            "delete",
+        ] and have.faults == ()
         assert plan[0].reason == heard[0].detail
         assert generation.listen(running.paths) == ()
     assert set(running.flows()) == flows
@@ -363,5 +476,7 @@ def test_frames_that_go_past_a_chain_that_works(running: Chain) -> None:
         assert plan == [], "a new generation would not help"
         assert named(running, have.faults) == {("frames_unseen", "left"), ("link_program", "left")}
         result = attached(running)
-        assert [fault["fault"] for fault in result["mended"]] == ["link_program"] and result["faults"] == []
+        assert [fault["fault"] for fault in result["mended"]] == ["link_program"] and result[
+            "faults"
+        ] == []
         assert generation.listen(running.paths) == ()

@@ -30,11 +30,28 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec a
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import server as http_server
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
+    options as service_options,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
+    server as http_server,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
-from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import NOBODY, Ct, ct, installed, lines_of, still
-from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered, udp_frame, veth
+from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import (
+    NOBODY,
+    Ct,
+    ct,
+    installed,
+    lines_of,
+    still,
+)
+from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
+    Chain,
+    made,
+    rendered,
+    udp_frame,
+    veth,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e.test_health import FLOWS, empty_one_slot, running
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
@@ -79,7 +96,9 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def ask(where: str, target: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
+def ask(
+    where: str, target: str, method: str = "GET", body: bytes | None = None, **headers: str
+) -> Answer:
     """One request, on a connection of its own."""
     connection = Connection(where)
     try:
@@ -107,9 +126,13 @@ def everything(connection: socket.socket) -> bytes:
 @contextlib.contextmanager
 def serving(ct: Ct, *words: str) -> c.Iterator[str]:
     """Run ``ct serve``; give where it listens. It ends when it is told to, and says nothing else."""
-    with subprocess.Popen(ct.argv("serve", *words), env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        ct.argv("serve", *words), env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
-            assert process.stdout is not None and select.select([process.stdout], [], [], SECONDS)[0]
+            assert (
+                process.stdout is not None and select.select([process.stdout], [], [], SECONDS)[0]
+            )
             line = process.stdout.readline()
             assert line.startswith("listening on "), process.communicate()[1]
             yield line.rsplit(" ", 1)[1].strip()
@@ -168,34 +191,82 @@ def test_flows_are_what_ct_list_prints(ct: Ct, served: str) -> None:
     asked = {
         "": (),
         "proto=tcp": ("--proto", "tcp"),
-        "proto=tcp,icmp&state=established&state=REPLIED": ("--proto", "tcp,icmp", "--state", "established", "--state", "REPLIED"),
-        f"src={CLIENT}/32&dport={PORT}&assured": ("--src", f"{CLIENT}/32", "--dport", str(PORT), "--assured"),
+        "proto=tcp,icmp&state=established&state=REPLIED": (
+            "--proto",
+            "tcp,icmp",
+            "--state",
+            "established",
+            "--state",
+            "REPLIED",
+        ),
+        f"src={CLIENT}/32&dport={PORT}&assured": (
+            "--src",
+            f"{CLIENT}/32",
+            "--dport",
+            str(PORT),
+            "--assured",
+        ),
         "sort=-bytes&limit=2": ("--sort=-bytes", "--limit", "2"),
-        f"addr={SERVER}&min_bytes=100&idle_for=0&sort=bytes": ("--addr", SERVER, "--min-bytes", "100", "--idle-for", "0", "--sort", "bytes"),
+        f"addr={SERVER}&min_bytes=100&idle_for=0&sort=bytes": (
+            "--addr",
+            SERVER,
+            "--min-bytes",
+            "100",
+            "--idle-for",
+            "0",
+            "--sort",
+            "bytes",
+        ),
         "dst=192.0.2.0%2F24": ("--dst", "192.0.2.0/24"),
     }
-    kinds = {"json": "application/json", "jsonl": "application/x-ndjson", "csv": "text/csv", "table": "text/plain"}
+    kinds = {
+        "json": "application/json",
+        "jsonl": "application/x-ndjson",
+        "csv": "text/csv",
+        "table": "text/plain",
+    }
     for (query, words), (form, kind) in zip(asked.items(), itertools.cycle(kinds.items())):
         answer = ask(served, f"/flows?output={form}&fields={fields}&{query}")
-        assert (answer.status, answer.headers["Content-Type"].partition(";")[0], answer.headers["Transfer-Encoding"]) == (200, kind, "chunked")
-        assert answer.body.decode() == ct("list", "-o", form, "--fields", fields, *words), (form, query)
+        assert (
+            answer.status,
+            answer.headers["Content-Type"].partition(";")[0],
+            answer.headers["Transfer-Encoding"],
+        ) == (200, kind, "chunked")
+        assert answer.body.decode() == ct("list", "-o", form, "--fields", fields, *words), (
+            form,
+            query,
+        )
     assert still(ask(served, "/flows").json()) == still(ct.json("list"))
-    assert lines_of(ask(served, "/flows?output=conntrack").body.decode()) == lines_of(ct("list", "-o", "conntrack"))
+    assert lines_of(ask(served, "/flows?output=conntrack").body.decode()) == lines_of(
+        ct("list", "-o", "conntrack")
+    )
     assert len(ask(served, "/flows").json()) == 3
     assert "td_end" in ask(served, "/flows?proto=tcp&window").json()[0]["window"]["orig"]
-    assert ask(served, "/flows?output=conntrack&extended=true&proto=udp").body.startswith(b"ipv4     2 udp")
+    assert ask(served, "/flows?output=conntrack&extended=true&proto=udp").body.startswith(
+        b"ipv4     2 udp"
+    )
 
 
 def test_summary_is_that_of_ct(ct: Ct, served: str) -> None:
     for query, words in (("", ()), ("?proto=tcp", ("--proto", "tcp"))):
-        assert {**ask(served, f"/summary{query}").json(), "clock": 0} == {**ct.json("summary", *words), "clock": 0}
+        assert {**ask(served, f"/summary{query}").json(), "clock": 0} == {
+            **ct.json("summary", *words),
+            "clock": 0,
+        }
     found = ask(served, "/summary?group_by=proto&limit=2").json()
-    assert (found["groups"], found["group_count"]) == (ct.json("count", "--group-by", "proto", "--limit", "2")["groups"], 3)
+    assert (found["groups"], found["group_count"]) == (
+        ct.json("count", "--group-by", "proto", "--limit", "2")["groups"],
+        3,
+    )
 
 
 def test_the_original_is_answered(served: str, ct: Ct) -> None:
     answer = ask(served, "/", "POST", b'{"action": "QueryForward", "traceId": "a\\"b"}').json()
-    assert (answer["code"], answer["traceId"], list(answer)) == (200, 'a"b', ["code", "traceId", "Conn"])
+    assert (answer["code"], answer["traceId"], list(answer)) == (
+        200,
+        'a"b',
+        ["code", "traceId", "Conn"],
+    )
     lines = {line.split()[0]: line.split() for line in answer["Conn"]}
     assert set(lines) == {"tcp", "udp", "icmp"}
     for record in ct.json("list"):
@@ -206,12 +277,30 @@ def test_the_original_is_answered(served: str, ct: Ct) -> None:
             wanted = record[side]
             sport, dport = wanted.get("sport", 0), wanted.get("dport", 0)
             if "icmp" in record:
-                sport, dport = (record["icmp"]["id"], 0) if side == "orig" else (0, record["icmp"]["id"])
-            assert words[0] == state and abs(int(words[1].partition("=")[2]) - record["timeout"]) <= 2
-            assert words[2:6] == [f"src={wanted['src']}", f"dst={wanted['dst']}", f"sport={sport}", f"dport={dport}"]
-            assert words[6:] == [f"{way}bytes={wanted['bytes']}", f"{way}pkts={wanted['packets']}", f"{way}relbytes=0", f"{way}relpkts=0"]
+                sport, dport = (
+                    (record["icmp"]["id"], 0) if side == "orig" else (0, record["icmp"]["id"])
+                )
+            assert (
+                words[0] == state and abs(int(words[1].partition("=")[2]) - record["timeout"]) <= 2
+            )
+            assert words[2:6] == [
+                f"src={wanted['src']}",
+                f"dst={wanted['dst']}",
+                f"sport={sport}",
+                f"dport={dport}",
+            ]
+            assert words[6:] == [
+                f"{way}bytes={wanted['bytes']}",
+                f"{way}pkts={wanted['packets']}",
+                f"{way}relbytes=0",
+                f"{way}relpkts=0",
+            ]
     assert list(ask(served, "/", "POST", b'{"action": "QueryForward"}').json()) == ["code", "Conn"]
-    for body, code, words in ((b"{", 1100, "no request in JSON"), (b'{"action": "Drop", "traceId": "x"}', 1101, "'Drop' is not known"), (b"[]", 1100, "")):
+    for body, code, words in (
+        (b"{", 1100, "no request in JSON"),
+        (b'{"action": "Drop", "traceId": "x"}', 1101, "'Drop' is not known"),
+        (b"[]", 1100, ""),
+    ):
         refused = ask(served, "/", "POST", body)
         assert refused.status == 400 and words in refused.error
         assert (refused.json()["code"], refused.json()["errors"][0]["code"]) == (500, code)
@@ -256,7 +345,9 @@ def test_the_original_is_answered(served: str, ct: Ct) -> None:
 )
 def test_what_is_refused(idle: str, request_line: str, status: int, words: str) -> None:
     version = "" if "HTTP/" in request_line or " " not in request_line else " HTTP/1.1"
-    with dial(idle, f"{request_line}{version}\r\nHost: ct\r\nConnection: close\r\n\r\n") as connection:
+    with dial(
+        idle, f"{request_line}{version}\r\nHost: ct\r\nConnection: close\r\n\r\n"
+    ) as connection:
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         body = json.loads(answer.read())
@@ -270,7 +361,10 @@ def idle() -> c.Iterator[str]:
     """A server without a chain."""
     with tempfile.TemporaryDirectory() as directory:
         place = os.path.join(directory, "sub/ct.sock")
-        with http_server.Server(http_server.bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)) as server:
+        with http_server.Server(
+            http_server.bpffs.Paths("/sys/fs/bpf/nothing_here"),
+            service_options.parse_address(place),
+        ) as server:
             server.start()
             yield place
         assert os.listdir(directory) == []
@@ -282,19 +376,33 @@ def test_without_a_chain_it_says_so(idle: str) -> None:
         assert answer.status == 503 and "Run xdp_program" in answer.error, target
         assert ask(idle, target, "HEAD").status == 503
     answer = ask(idle, "/", "POST", b'{"action": "QueryForward"}')
-    assert (answer.status, answer.json()["errors"][0]["code"]) == (503, 1201) and "Run xdp_program" in answer.error
+    assert (answer.status, answer.json()["errors"][0]["code"]) == (
+        503,
+        1201,
+    ) and "Run xdp_program" in answer.error
 
 
 def test_head_and_many_requests_on_one_connection(served: str) -> None:
     connection = Connection(served)
-    for target in ("/flows", "/summary?proto=udp", "/healthz", "/nothing", "/flows?proto=x", "/summary"):
+    for target in (
+        "/flows",
+        "/summary?proto=udp",
+        "/healthz",
+        "/nothing",
+        "/flows?proto=x",
+        "/summary",
+    ):
         connection.request("GET", target)
         whole = connection.getresponse()
         body = whole.read()
         used = connection.sock
         connection.request("HEAD", target)
         head = connection.getresponse()
-        assert (head.status, head.read(), head.getheader("Content-Type")) == (whole.status, b"", whole.getheader("Content-Type")) and body
+        assert (head.status, head.read(), head.getheader("Content-Type")) == (
+            whole.status,
+            b"",
+            whole.getheader("Content-Type"),
+        ) and body
         assert connection.sock is used, "it stays open"
     connection.close()
     with dial(served, "GET /flows?output=csv HTTP/1.0\r\n\r\n") as old:
@@ -304,16 +412,35 @@ def test_head_and_many_requests_on_one_connection(served: str) -> None:
 
 def test_a_body_that_is_refused_does_not_cost_the_answer(served: str) -> None:
     """It is sent as a whole before the answer is read."""
-    for method, target, status in (("POST", "/", 413), ("PUT", "/flows", 405), ("GET", "/nothing", 404)):
+    for method, target, status in (
+        ("POST", "/", 413),
+        ("PUT", "/flows", 405),
+        ("GET", "/nothing", 404),
+    ):
         assert ask(served, target, method, bytes(1 << 20)).status == status
     assert ask(served, "/flows?limit=1", body=b"x").status == 200
 
 
-@pytest.mark.parametrize(("size", "status"), [(http_server.BODY_BYTES - 1, 503), (http_server.BODY_BYTES, 503), (http_server.BODY_BYTES + 1, 413)])
+@pytest.mark.parametrize(
+    ("size", "status"),
+    [
+        (http_server.BODY_BYTES - 1, 503),
+        (http_server.BODY_BYTES, 503),
+        (http_server.BODY_BYTES + 1, 413),
+    ],
+)
 def test_a_body_of_64_kib_is_taken_and_no_more(idle: str, size: int, status: int) -> None:
     assert http_server.BODY_BYTES == 65536
     answer = ask(idle, "/", "POST", b'{"action": "QueryForward"}'.ljust(size))
-    assert answer.status == status and ("Run xdp_program" if status == 503 else f"the body has {size} bytes: 65536 are taken at most") in answer.error
+    assert (
+        answer.status == status
+        and (
+            "Run xdp_program"
+            if status == 503
+            else f"the body has {size} bytes: 65536 are taken at most"
+        )
+        in answer.error
+    )
 
 
 # ---------------------------------------------------------------- who may ask
@@ -325,7 +452,15 @@ def test_a_group_may_read_and_no_more(ct: Ct, served: str) -> None:
     argv = ["/usr/bin/python3", "-I", "-c", ASK, served]
     gid = os.stat(served).st_gid
     assert gid != 0
-    member = subprocess.run(argv, capture_output=True, text=True, check=True, user=NOBODY, group=NOBODY, extra_groups=[gid])
+    member = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        check=True,
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[gid],
+    )
     head, dummy, body = member.stdout.partition("\n\n")
     assert "200 OK" in head and len(json.loads(body)) == 3
     for groups in ([gid], []):
@@ -341,22 +476,56 @@ def test_a_group_may_read_and_no_more(ct: Ct, served: str) -> None:
             cwd="/",
         )
         assert done.returncode == 1 and "root" in done.stderr
-    stranger = subprocess.run(argv, check=False, capture_output=True, text=True, user=NOBODY, group=NOBODY, extra_groups=[])
+    stranger = subprocess.run(
+        argv,
+        check=False,
+        capture_output=True,
+        text=True,
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+    )
     assert stranger.returncode == 1 and "PermissionError" in stranger.stderr
 
 
 def test_tcp_on_this_host_only(ct: Ct) -> None:
     with serving(ct, "--listen", "127.0.0.1:0") as where:
         assert where.startswith("http://127.0.0.1:") and len(ask(where, "/flows").json()) == 3
-        curl = subprocess.run(["curl", "-sS", "--noproxy", "*", "--compressed", f"{where}flows?proto=tcp&output=jsonl"], check=True, capture_output=True)
+        curl = subprocess.run(
+            [
+                "curl",
+                "-sS",
+                "--noproxy",
+                "*",
+                "--compressed",
+                f"{where}flows?proto=tcp&output=jsonl",
+            ],
+            check=True,
+            capture_output=True,
+        )
         assert json.loads(curl.stdout)["proto"] == "tcp"
         port = urllib.parse.urlsplit(where).port
-        assert ask(where, "/flows", Host=f"localhost:{port}").status == ask(where, "/flows", Host="[::1]").status == 200
-        for host in ("ct.example.org", f"192.0.2.1:{port}", "localhost.example.org", "", "[", "127.0.0.1.example.org"):
+        assert (
+            ask(where, "/flows", Host=f"localhost:{port}").status
+            == ask(where, "/flows", Host="[::1]").status
+            == 200
+        )
+        for host in (
+            "ct.example.org",
+            f"192.0.2.1:{port}",
+            "localhost.example.org",
+            "",
+            "[",
+            "127.0.0.1.example.org",
+        ):
             answer = ask(where, "/flows", Host=host)
             assert answer.status == 421 and "use its loopback address" in answer.error
-        assert "it can not be had: Address already in use" in ct.refuses("serve", "--listen", f"127.0.0.1:{port}", status=1)
-    assert "listen: '0.0.0.0:80' is not valid: give a loopback address" in ct.refuses("serve", "--listen", "0.0.0.0:80", status=2)
+        assert "it can not be had: Address already in use" in ct.refuses(
+            "serve", "--listen", f"127.0.0.1:{port}", status=1
+        )
+    assert "listen: '0.0.0.0:80' is not valid: give a loopback address" in ct.refuses(
+        "serve", "--listen", "0.0.0.0:80", status=2
+    )
 
 
 def test_a_socket_of_its_own(ct: Ct, place: str) -> None:
@@ -370,15 +539,21 @@ def test_a_socket_of_its_own(ct: Ct, place: str) -> None:
         assert len(ask(place, "/flows").json()) == 3
     assert os.listdir(directory) == []
     pathlib.Path(place).write_text("mine", "utf-8")
-    assert "something else than a socket stands there" in ct.refuses("serve", "--socket", place, status=1)
+    assert "something else than a socket stands there" in ct.refuses(
+        "serve", "--socket", place, status=1
+    )
     assert pathlib.Path(place).read_text("utf-8") == "mine"
-    assert "there is no such group; make it: groupadd" in ct.refuses("serve", "--group", "no_such_group", status=2)
+    assert "there is no such group; make it: groupadd" in ct.refuses(
+        "serve", "--group", "no_such_group", status=2
+    )
 
 
 @pytest.mark.parametrize("kind", ["a socket", "a file", "a link to a socket"])
 def test_what_another_process_put_there_meanwhile_stays(place: str, kind: str) -> None:
     """The socket of a server whose path was taken over, as by the next one of its kind, is not the server's to remove."""
-    server = http_server.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)).start()
+    server = http_server.Server(
+        bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)
+    ).start()
     other = socket.socket(socket.AF_UNIX)
     elsewhere = f"{place}.other"
     os.unlink(place)
@@ -395,11 +570,20 @@ def test_what_another_process_put_there_meanwhile_stays(place: str, kind: str) -
     if kind != "a file":
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(place)
-    with pytest.raises(ConntrackError, match="another process serves there" if kind == "a socket" else "something else than a socket"):
-        http_server.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place))
+    with pytest.raises(
+        ConntrackError,
+        match="another process serves there"
+        if kind == "a socket"
+        else "something else than a socket",
+    ):
+        http_server.Server(
+            bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)
+        )
     assert os.lstat(place) == before, "nor is it taken for one that nobody listens on"
     other.close()
-    for path in {place, elsewhere} & {os.path.join(os.path.dirname(place), name) for name in os.listdir(os.path.dirname(place))}:
+    for path in {place, elsewhere} & {
+        os.path.join(os.path.dirname(place), name) for name in os.listdir(os.path.dirname(place))
+    }:
         os.unlink(path)
 
 
@@ -412,19 +596,32 @@ def test_healthz_names_what_is_wrong(running: Chain, place: str) -> None:
         empty_one_slot(running)
         answer = ask(server.where, "/healthz")
         assert answer.status == 503 and answer.error == f"slot_empty jt[{chain.SLOTS['ct']}]"
-        assert answer.json()["faults"] == [fault.as_dict() for fault in running.observe().faults] and not answer.json()["healthy"]
-        assert len(ask(server.where, "/flows").json()) == FLOWS, "what is there can be read all the same"
+        assert (
+            answer.json()["faults"] == [fault.as_dict() for fault in running.observe().faults]
+            and not answer.json()["healthy"]
+        )
+        assert len(ask(server.where, "/flows").json()) == FLOWS, (
+            "what is there can be read all the same"
+        )
 
 
-def test_a_chain_that_comes_changes_and_goes(made: Chain, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_that_comes_changes_and_goes(
+    made: Chain, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     with here(made.paths, place) as server:
         assert ask(server.where, "/healthz").status == 503
         made.ensure()
         made.send(*(udp_frame(4000 + number) for number in range(3)))
-        assert ask(server.where, "/healthz").json()["generation"] == 1 and len(ask(server.where, "/flows").json()) == 3
+        assert (
+            ask(server.where, "/healthz").json()["generation"] == 1
+            and len(ask(server.where, "/flows").json()) == 3
+        )
         made.ensure(made.changed())
-        assert ask(server.where, "/healthz").json()["generation"] == 2 and len(ask(server.where, "/flows").json()) == 3
+        assert (
+            ask(server.where, "/healthz").json()["generation"] == 2
+            and len(ask(server.where, "/flows").json()) == 3
+        )
         http_server.generation.remove(made.paths)
         assert ask(server.where, "/healthz").status == ask(server.where, "/flows").status == 503
         assert server.log == []
@@ -454,8 +651,14 @@ def test_a_slow_reader_keeps_nobody_from_anything(ct: Ct, wire: Wire, place: str
     number = ct.json("count")["count"]
     assert number > 100
     with here(wire.chain.paths, place) as server, contextlib.ExitStack() as held:
-        readers = [held.enter_context(slow(server.where)) for dummy in range(http_server.READERS - 1)]
-        assert len(ask(server.where, "/flows").json()) == ask(server.where, "/summary").json()["flows"] == number
+        readers = [
+            held.enter_context(slow(server.where)) for dummy in range(http_server.READERS - 1)
+        ]
+        assert (
+            len(ask(server.where, "/flows").json())
+            == ask(server.where, "/summary").json()["flows"]
+            == number
+        )
         with flow_table.writing(wire.chain.paths.pin_root, patience=0) as tables:
             assert flow_table.sweep(tables) == 0
         assert ct("flush", "--proto", "tcp", "--yes") == "1 flow deleted\n"
@@ -463,7 +666,10 @@ def test_a_slow_reader_keeps_nobody_from_anything(ct: Ct, wire: Wire, place: str
         assert len(ask(server.where, "/flows?proto=tcp").json()) == 1
         readers.append(held.enter_context(slow(server.where)))
         refused = ask(server.where, "/flows?limit=1")
-        assert (refused.status, refused.headers["Retry-After"]) == (503, "1") and "as many as are at once" in refused.error
+        assert (refused.status, refused.headers["Retry-After"]) == (
+            503,
+            "1",
+        ) and "as many as are at once" in refused.error
         assert ask(server.where, "/summary").status == ask(server.where, "/healthz").status == 200
         for connection in readers:
             answer = http.client.HTTPResponse(connection)
@@ -476,15 +682,23 @@ def test_a_slow_reader_keeps_nobody_from_anything(ct: Ct, wire: Wire, place: str
         assert server.log == []
 
 
-def test_who_takes_nothing_is_cut_off(wire: Wire, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_takes_nothing_is_cut_off(
+    wire: Wire, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(wire, MANY)
     monkeypatch.setattr(http_server, "PIECE_SECONDS", 0.2)
     monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.5)
     with here(wire.chain.paths, place) as server:
-        with slow(server.where) as reader, dial(server.where) as silent, dial(server.where, "GET /flows HT") as stuck:
+        with (
+            slow(server.where) as reader,
+            dial(server.where) as silent,
+            dial(server.where, "GET /flows HT") as stuck,
+        ):
             assert everything(silent) == everything(stuck) == b""
             whole = everything(reader)
-            assert whole.startswith(b"HTTP/1.1 200") and not whole.endswith(b"0\r\n\r\n"), "the reader can tell that it is not all"
+            assert whole.startswith(b"HTTP/1.1 200") and not whole.endswith(b"0\r\n\r\n"), (
+                "the reader can tell that it is not all"
+            )
         with dial(server.where) as dripping:  # each byte in time, but not the request
             began = time.monotonic()
             with pytest.raises(BrokenPipeError):
@@ -497,14 +711,22 @@ def test_who_takes_nothing_is_cut_off(wire: Wire, place: str, monkeypatch: pytes
 def test_connections_have_a_bound(idle: str) -> None:
     """The slow ones among them make room for those who ask at once, however many they are."""
     with contextlib.ExitStack() as held:
-        slow_ones = [held.enter_context(dial(idle, "GET /hea")) for dummy in range(3 * http_server.CONNECTIONS)]
+        slow_ones = [
+            held.enter_context(dial(idle, "GET /hea"))
+            for dummy in range(3 * http_server.CONNECTIONS)
+        ]
         for dummy in range(5):
             assert "Run xdp_program" in ask(idle, "/healthz").error
         refused = http.client.HTTPResponse(slow_ones[0])
         refused.begin()
-        assert (refused.status, refused.headers["Retry-After"]) == (503, "1") and "connections are open" in json.loads(refused.read())["error"]
+        assert (refused.status, refused.headers["Retry-After"]) == (
+            503,
+            "1",
+        ) and "connections are open" in json.loads(refused.read())["error"]
         slow_ones[-1].sendall(b"lthz HTTP/1.0\r\n\r\n")
-        assert b"Run xdp_program" in everything(slow_ones[-1]), "one that has room goes on as slowly as it likes"
+        assert b"Run xdp_program" in everything(slow_ones[-1]), (
+            "one that has room goes on as slowly as it likes"
+        )
 
 
 #: Keeps every connection that it gets, each of them slow, as one user; says how many were turned away for being its own.
@@ -532,7 +754,15 @@ def test_a_user_of_the_group_keeps_nobody_out(wire: Wire, place: str) -> None:
     with here(wire.chain.paths, place):
         os.chmod(place, 0o666)
         argv = ["/usr/bin/python3", "-I", "-c", HOLD, place]
-        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=NOBODY, group=NOBODY, extra_groups=[]) as holding:
+        with subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+        ) as holding:
             assert holding.stdin is not None and holding.stdout is not None
             assert int(holding.stdout.readline()) == 8 - http_server.EACH_READERS
             for target in ("/healthz", "/flows?limit=1", "/summary", "/flows?sort=bytes"):
@@ -542,7 +772,10 @@ def test_a_user_of_the_group_keeps_nobody_out(wire: Wire, place: str) -> None:
 
 def test_sorting_all_is_for_one_at_a_time(wire: Wire, place: str) -> None:
     fill(wire, MANY)
-    with here(wire.chain.paths, place) as server, slow(server.where, LISTING.replace("flows", "flows?sort=sport")):
+    with (
+        here(wire.chain.paths, place) as server,
+        slow(server.where, LISTING.replace("flows", "flows?sort=sport")),
+    ):
         refused = ask(server.where, "/flows?sort=bytes")
         assert refused.status == 503 and "give a limit of at most 10000" in refused.error
         assert len(ask(server.where, "/flows?sort=bytes&limit=5").json()) == 5
@@ -560,8 +793,16 @@ def test_it_ends_in_the_middle_of_an_answer(ct: Ct, wire: Wire, place: str) -> N
 
 def test_it_ends_with_either_signal(ct: Ct, place: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        with subprocess.Popen(ct.argv("serve", "--socket", place), env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None and process.stdout.readline() == f"listening on {place}\n".encode()
+        with subprocess.Popen(
+            ct.argv("serve", "--socket", place),
+            env={},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert (
+                process.stdout is not None
+                and process.stdout.readline() == f"listening on {place}\n".encode()
+            )
             process.send_signal(number)
             assert (process.wait(SECONDS), process.stderr and process.stderr.read()) == (0, b"")
         assert not os.path.exists(place)

@@ -9,7 +9,15 @@ import socket
 import time
 
 import pytest
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, FAR, NARROW, NOBODY, PORT, SERVER, Wire
+from ansible_collections.ebpf.conntrack.tests.e2e.wire import (
+    CLIENT,
+    FAR,
+    NARROW,
+    NOBODY,
+    PORT,
+    SERVER,
+    Wire,
+)
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
 IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2  # include/uapi/linux/in.h
@@ -44,7 +52,9 @@ def test_time_exceeded_at_the_router_itself(wire: Wire) -> None:
     client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
     client.sendto(b"traceroute", (FAR, 33434))
     assert errors.recvfrom(1500)[0][20] == 11
-    (record,) = wire.records("udp")  # XDP sees what comes in; what the router sends by itself it does not
+    (record,) = wire.records(
+        "udp"
+    )  # XDP sees what comes in; what the router sends by itself it does not
     assert record["related"]["packets"] == 0
 
 
@@ -54,7 +64,9 @@ def test_fragmentation_needed(wire: Wire) -> None:
     client.connect((FAR, PORT))
     client.send(bytes(1400))
     deadline = time.monotonic() + 5
-    while client.getsockopt(socket.IPPROTO_IP, 14) != NARROW:  # IP_MTU: path MTU discovery gets its answer
+    while (
+        client.getsockopt(socket.IPPROTO_IP, 14) != NARROW
+    ):  # IP_MTU: path MTU discovery gets its answer
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert related(wire, state="NEW") == 1
@@ -72,9 +84,13 @@ def test_an_error_that_quotes_eight_bytes_of_tcp(wire: Wire) -> None:
     before = wire.only("tcp", state="ESTABLISHED")
     errors = wire.open("client", socket.SOCK_RAW, socket.IPPROTO_ICMP)
     quoted_ends = frames.address(CLIENT), frames.address(SERVER)
-    segment = frames.tcp(*quoted_ends, tcp.client.getsockname()[1], PORT, 1, 1, frames.tcp_flags("A"), 100)
+    segment = frames.tcp(
+        *quoted_ends, tcp.client.getsockname()[1], PORT, 1, 1, frames.tcp_flags("A"), 100
+    )
     quote = frames.ipv4(*quoted_ends, frames.TCP, segment)[: 20 + 8]
-    error = frames.ipv4(*quoted_ends[::-1], frames.ICMP, frames.icmp(UNREACHABLE, PORT_UNREACHABLE, payload=quote))
+    error = frames.ipv4(
+        *quoted_ends[::-1], frames.ICMP, frames.icmp(UNREACHABLE, PORT_UNREACHABLE, payload=quote)
+    )
     wire.raw("server").sendto(error, (CLIENT, 0))
     assert errors.recv(1500)[20] == UNREACHABLE  # it gets through
     after = wire.only("tcp", state="ESTABLISHED")
@@ -87,7 +103,12 @@ def test_an_error_that_nobody_asked_for_makes_no_flow(wire: Wire) -> None:
     ends = frames.address(CLIENT), frames.address(SERVER)
     quote = frames.ipv4(*ends, frames.UDP, frames.udp(*ends, 4444, 5555, b"x" * 10))
     before = wire.counters()["invalid_icmp_error"]
-    wire.raw("server").sendto(frames.ipv4(*ends[::-1], frames.ICMP, frames.icmp(UNREACHABLE, PORT_UNREACHABLE, payload=quote)), (CLIENT, 0))
+    wire.raw("server").sendto(
+        frames.ipv4(
+            *ends[::-1], frames.ICMP, frames.icmp(UNREACHABLE, PORT_UNREACHABLE, payload=quote)
+        ),
+        (CLIENT, 0),
+    )
     assert errors.recv(1500)[20] == UNREACHABLE
     assert wire.chain.records() == [] and wire.kernel() == []
     assert wire.counters()["invalid_icmp_error"] == before + 1

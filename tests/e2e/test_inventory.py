@@ -103,7 +103,10 @@ class Lab:
         return {
             "name": self.tag,
             "router": self.name("router"),
-            "namespaces": [{"name": self.name(host), "routes": [{"dst": "default", "via": via}]} for host, via in routes.items()],
+            "namespaces": [
+                {"name": self.name(host), "routes": [{"dst": "default", "via": via}]}
+                for host, via in routes.items()
+            ],
             "links": [link(1, "client"), link(2, "server")],
             "routes": [{"dst": "default", "via": "10.77.2.2"}],
         }
@@ -111,7 +114,15 @@ class Lab:
     def run(self, tool: str, inventory: str, *argv: str, fails: bool = False) -> str:
         source = self.directory / inventory
         command = [f"{tree.VENV}/{tool}", "-i", str(source), *argv]
-        done = subprocess.run(command, cwd=tree.ROOT, env=tree.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=tree.ROOT,
+            env=tree.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert bool(done.returncode) == fails, done.stdout + done.stderr
         return done.stdout if tool == "ansible-inventory" else done.stdout + done.stderr
 
@@ -122,15 +133,29 @@ class Lab:
 
     def here(self) -> set[str]:
         prefixes = pathlib.Path("/usr/local/lib").glob(f"*{self.tag}*")
-        return {name for name in leftovers.snapshot() if self.tag in name and name.startswith("pin")} | {str(path) for path in prefixes}
+        return {
+            name for name in leftovers.snapshot() if self.tag in name and name.startswith("pin")
+        } | {str(path) for path in prefixes}
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> c.Iterator[Lab]:
     made = Lab(f"i{random.randrange(1 << 20):05x}", tmp_path_factory.mktemp("inventory"))
-    (made.directory / "described.yml").write_text(json.dumps({"plugin": "ebpf.conntrack.netns_lab", "topology": "lab.yml"}))
-    (made.directory / "lab.yml").write_text(json.dumps({f"netns_lab_{name}": value for name, value in made.description.items()}))
-    (made.directory / "there.yml").write_text(json.dumps({"plugin": "ebpf.conntrack.netns_lab", "lab": made.tag, "compose": {"kind": "netns_role"}}))
+    (made.directory / "described.yml").write_text(
+        json.dumps({"plugin": "ebpf.conntrack.netns_lab", "topology": "lab.yml"})
+    )
+    (made.directory / "lab.yml").write_text(
+        json.dumps({f"netns_lab_{name}": value for name, value in made.description.items()})
+    )
+    (made.directory / "there.yml").write_text(
+        json.dumps(
+            {
+                "plugin": "ebpf.conntrack.netns_lab",
+                "lab": made.tag,
+                "compose": {"kind": "netns_role"},
+            }
+        )
+    )
     try:
         lab_converge.converge(topology.parse(made.description))
         yield made
@@ -145,8 +170,13 @@ def hosts(text: str) -> dict[str, t.Any]:
 
 
 def test_a_lab_is_the_same_inventory_from_its_description_and_as_it_is(lab: Lab) -> None:
-    described, there = (hosts(lab.run("ansible-inventory", name, "--list")) for name in ("described.yml", "there.yml"))
-    assert {name: found.pop("kind") for name, found in there.items()} == {name: found["netns_role"] for name, found in described.items()}
+    described, there = (
+        hosts(lab.run("ansible-inventory", name, "--list"))
+        for name in ("described.yml", "there.yml")
+    )
+    assert {name: found.pop("kind") for name, found in there.items()} == {
+        name: found["netns_role"] for name, found in described.items()
+    }
     assert there == described
     assert {name: found["netns_role"] for name, found in there.items()} == {
         lab.name("client"): "endpoint",
@@ -163,12 +193,32 @@ def test_tasks_run_in_the_namespace(lab: Lab) -> None:
 def test_a_playbook_of_hosts(lab: Lab) -> None:
     assert changes(lab.play(SITE)) == 3 + 1 + 3, "loaded, attached, installed; the copy; and back"
     (flow,) = json.loads((lab.directory / "flows").read_text())
-    assert (flow["proto"], flow["state"], flow["orig"]["src"], flow["dir"]) == ("icmp", "REPLIED", "10.77.1.2", "ingress")
+    assert (flow["proto"], flow["state"], flow["orig"]["src"], flow["dir"]) == (
+        "icmp",
+        "REPLIED",
+        "10.77.1.2",
+        "ingress",
+    )
     assert lab.here() == set()
 
 
 def test_a_missing_namespace_or_lab_is_named(lab: Lab) -> None:
-    text = lab.run("ansible", "described.yml", lab.name("client"), "-m", "ansible.builtin.ping", "-e", "ansible_netns=gone", fails=True)
-    assert "UNREACHABLE" in text and "there is no namespace 'gone'" in text and lab.name("router") in text
+    text = lab.run(
+        "ansible",
+        "described.yml",
+        lab.name("client"),
+        "-m",
+        "ansible.builtin.ping",
+        "-e",
+        "ansible_netns=gone",
+        fails=True,
+    )
+    assert (
+        "UNREACHABLE" in text
+        and "there is no namespace 'gone'" in text
+        and lab.name("router") in text
+    )
     (lab.directory / "none.yml").write_text("plugin: ebpf.conntrack.netns_lab\nlab: nowhere\n")
-    assert "there is no lab 'nowhere' on this machine" in " ".join(lab.run("ansible", "none.yml", "all", "--list-hosts").split())
+    assert "there is no lab 'nowhere' on this machine" in " ".join(
+        lab.run("ansible", "none.yml", "all", "--list-hosts").split()
+    )

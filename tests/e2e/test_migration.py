@@ -32,7 +32,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import schema
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
@@ -59,10 +61,15 @@ class Chain:
     def want(self, sizes: t.Mapping[str, int]) -> generation.Want:
         """The chain as it comes with the collection, with tables of SIZE entries but for those given."""
         given = {**dict.fromkeys(render.SIZES, SIZE), **sizes}
-        return generation.Want(render.render(str(SOURCES), render.Settings(**given)), self.headers, **given)  # type: ignore[arg-type]
+        return generation.Want(
+            render.render(str(SOURCES), render.Settings(**given)), self.headers, **given
+        )  # type: ignore[arg-type]
 
     def ensure(
-        self, sizes: t.Mapping[str, int] = ALIKE, check_mode: bool = False, on_schema_change: str = "fail"
+        self,
+        sizes: t.Mapping[str, int] = ALIKE,
+        check_mode: bool = False,
+        on_schema_change: str = "fail",
     ) -> tuple[list[dict[str, t.Any]], dict[str, int], list[str]]:
         """The plan that was done, the flows that it does not keep, and its warnings."""
         policy = generation.Policy(0, on_schema_change=on_schema_change)
@@ -103,7 +110,10 @@ class Chain:
         assert (have.source, have.faults, have.leftovers, have.kept) == (0, (), (), ())
         for name in ("pred", "pred6"):
             with bpf.closing(bpf.obj_get(self.paths.map(name))) as fd:
-                assert [bpf.map_lookup(fd, U32.pack(index), 4) for index in range(2)] == [None, None]
+                assert [bpf.map_lookup(fd, U32.pack(index), 4) for index in range(2)] == [
+                    None,
+                    None,
+                ]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +150,9 @@ def wires() -> c.Iterator[None]:
     """The veth pairs of SIDES, in a namespace without a name, which the test runs in."""
     with netns.anonymous():
         for name, peer, dummy in SIDES:
-            subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", peer], check=True)
+            subprocess.run(
+                ["ip", "link", "add", name, "type", "veth", "peer", "name", peer], check=True
+            )
             for end in (name, peer):
                 subprocess.run(["ip", "link", "set", end, "addrgenmode", "none", "up"], check=True)
         yield
@@ -166,7 +178,9 @@ class Talk:
     def ends(self) -> tuple[bytes, bytes]:
         if self.family == 6:
             return frames.address(f"fd00::{self.number + 1:x}"), frames.address("fd01::1")
-        return frames.address(f"10.1.{self.number >> 8}.{self.number & 255}"), frames.address("10.2.0.1")
+        return frames.address(f"10.1.{self.number >> 8}.{self.number & 255}"), frames.address(
+            "10.2.0.1"
+        )
 
     @property
     def key(self) -> tuple[t.Any, ...]:
@@ -179,10 +193,19 @@ class Talk:
         sport, dport = (80, 40000) if reply else (40000, 80)
         if self.proto == frames.UDP:
             self.octets[reply] += 28 + len(data)
-            return frames.frame(frames.ip(src, dst, frames.UDP, frames.udp(src, dst, sport, dport, data)))
+            return frames.frame(
+                frames.ip(src, dst, frames.UDP, frames.udp(src, dst, sport, dport, data))
+            )
         opening = flags.startswith("S")
         seq = self.sequence[reply] - opening
-        ack = 0 if flags == "S" else max(self.sequence[not reply] - (0 if opening or flags == "A" else 100), 1001 if reply else 5001)
+        ack = (
+            0
+            if flags == "S"
+            else max(
+                self.sequence[not reply] - (0 if opening or flags == "A" else 100),
+                1001 if reply else 5001,
+            )
+        )
         self.sequence[reply] += len(data)
         segment = frames.tcp(src, dst, sport, dport, seq, ack, frames.tcp_flags(flags), 60000, data)
         return frames.frame(frames.ip(src, dst, frames.TCP, segment))
@@ -191,7 +214,11 @@ class Talk:
         """What opens the flow: (whether it is the answering side's, frame)."""
         if self.proto == frames.UDP:
             return [(False, self.frame(False, data=bytes(10)))]
-        return [(False, self.frame(False, "S")), (True, self.frame(True, "SA")), (False, self.frame(False, "A"))]
+        return [
+            (False, self.frame(False, "S")),
+            (True, self.frame(True, "SA")),
+            (False, self.frame(False, "A")),
+        ]
 
     def round(self) -> list[tuple[bool, bytes]]:
         return [(side, self.frame(side, "PA", bytes(100))) for side in (False, True)]
@@ -239,7 +266,11 @@ class Traffic:
         self._thread.join()
         for end in self._ends:
             end.close()
-        assert within(lambda: received() - self._before == self._sent - dropped()), (received() - self._before, self._sent, dropped())
+        assert within(lambda: received() - self._before == self._sent - dropped()), (
+            received() - self._before,
+            self._sent,
+            dropped(),
+        )
 
 
 def received() -> int:
@@ -250,7 +281,11 @@ def received() -> int:
 def dropped() -> int:
     """Packets that the interfaces did not take."""
     lines = pathlib.Path("/proc/thread-self/net/dev").read_text(encoding="utf-8")
-    return sum(int(lines.split(f"{name}:")[1].split()[column]) for name, peer, dummy in SIDES for name, column in ((name, 3), (peer, 11)))
+    return sum(
+        int(lines.split(f"{name}:")[1].split()[column])
+        for name, peer, dummy in SIDES
+        for name, column in ((name, 3), (peer, 11))
+    )
 
 
 def opened(count: int) -> list[Talk]:
@@ -263,51 +298,102 @@ def assert_all_there(made: Chain, talks: list[Talk], before: dict[str, int], idl
     """Each flow has each of its packets, and each packet was tracked; ``idle`` are flows of fill()."""
     flows, after = made.flows(), made.counters()
     assert dropped() == 0
-    wrong = {talk.key: (talk.sent, flows.get(talk.key)) for talk in talks if talk.key not in flows or packets(flows[talk.key]) != talk.sent}
-    assert not wrong, f"{len(wrong)} of {len(talks)}: {next(iter(wrong.items()))}; { ({n: after[n] - before[n] for n in after if after[n] != before[n]}) }"
+    wrong = {
+        talk.key: (talk.sent, flows.get(talk.key))
+        for talk in talks
+        if talk.key not in flows or packets(flows[talk.key]) != talk.sent
+    }
+    assert not wrong, (
+        f"{len(wrong)} of {len(talks)}: {next(iter(wrong.items()))}; { ({n: after[n] - before[n] for n in after if after[n] != before[n]}) }"
+    )
     assert len(flows) == len(talks) + idle
     assert after["tracked"] - before["tracked"] == sum(sum(talk.sent) for talk in talks)
     assert after["created"] - before["created"] == len(talks)
-    assert {flows[talk.key]["state"] for talk in talks if talk.proto == frames.TCP} == {"ESTABLISHED"}
+    assert {flows[talk.key]["state"] for talk in talks if talk.proto == frames.TCP} == {
+        "ESTABLISHED"
+    }
 
 
 def packets(record: dict[str, t.Any]) -> list[int]:
     return [record["orig"]["packets"], record["reply"]["packets"]]
 
 
-def fill(made: Chain, table: str, number: int, idle: c.Callable[[int], int] = lambda number: 0, assured: c.Callable[[int], bool] = lambda number: True) -> None:
+def fill(
+    made: Chain,
+    table: str,
+    number: int,
+    idle: c.Callable[[int], int] = lambda number: 0,
+    assured: c.Callable[[int], bool] = lambda number: True,
+) -> None:
     """Write so many TCP flows over IPv4 into a table, without traffic."""
     with flow_table.FlowTables(made.paths.pin_root) as tables:
         now, rate = tables.clock().jiffies, tables.clock().hz
     with bpf.closing(bpf.obj_get(made.paths.map(table))) as fd:
         for start in range(0, number, 16384):
             some = range(start, min(start + 16384, number))
-            keys = (chain.KEY4.pack((0x0A000000 + one).to_bytes(4, "big"), b"\xac\x10\0\1", 0x409C, 0x5000, frames.TCP, 0, 0) for one in some)
+            keys = (
+                chain.KEY4.pack(
+                    (0x0A000000 + one).to_bytes(4, "big"),
+                    b"\xac\x10\0\1",
+                    0x409C,
+                    0x5000,
+                    frames.TCP,
+                    0,
+                    0,
+                )
+                for one in some
+            )
             values = []
             for one in some:
                 seen = now - idle(one) * rate
                 fields = dict.fromkeys((name for name, dummy in chain.ENTRY_FIELDS), 0)
-                fields.update({"orig.packets": one + 1, "reply.packets": 2, "ctl": 3 | chain.CTL_SEEN_REPLY | chain.CTL_ASSURED * assured(one)})
-                fields.update(expires=(now + 1000 * rate) & 0xFFFFFFFF, last_seen=seen & 0xFFFFFFFF, created=seen // rate)
+                fields.update(
+                    {
+                        "orig.packets": one + 1,
+                        "reply.packets": 2,
+                        "ctl": 3 | chain.CTL_SEEN_REPLY | chain.CTL_ASSURED * assured(one),
+                    }
+                )
+                fields.update(
+                    expires=(now + 1000 * rate) & 0xFFFFFFFF,
+                    last_seen=seen & 0xFFFFFFFF,
+                    created=seen // rate,
+                )
                 values.append(chain.ENTRY.pack(*fields.values()))
             bpf.map_update_batch(fd, b"".join(keys), b"".join(values), len(some))
 
 
 # ---------------------------------------------------------------- another size
-def test_tables_change_their_size_under_traffic(made: Chain, wires: None, figure: c.Callable[[str, object], None]) -> None:
+def test_tables_change_their_size_under_traffic(
+    made: Chain, wires: None, figure: c.Callable[[str, object], None]
+) -> None:
     made.ensure()
     made.attach()
     before, talks = made.counters(), opened(60)
     with Traffic(talks):
-        for sizes in (dict.fromkeys(render.SIZES, 4 * SIZE), {"table_size": 4 * SIZE, "half_open_size6": 2 * SIZE}, {}):
+        for sizes in (
+            dict.fromkeys(render.SIZES, 4 * SIZE),
+            {"table_size": 4 * SIZE, "half_open_size6": 2 * SIZE},
+            {},
+        ):
             time.sleep(0.1)
             foretold = made.ensure(sizes, check_mode=True)
             done, lost, dummy = made.ensure(sizes)
             assert foretold[0] == done and lost == {}
-            assert [step["action"] for step in done] == ["load", "activate", "replace", "replace", "move", "delete"]
+            assert [step["action"] for step in done] == [
+                "load",
+                "activate",
+                "replace",
+                "replace",
+                "move",
+                "delete",
+            ]
     assert_all_there(made, talks, before)
     made.assert_settled()
-    figure("tables resized under traffic: flows kept, packets missing in them", f"{len(talks)} of {len(talks)}, 0 of {sum(sum(talk.sent) for talk in talks)}")
+    figure(
+        "tables resized under traffic: flows kept, packets missing in them",
+        f"{len(talks)} of {len(talks)}, 0 of {sum(sum(talk.sent) for talk in talks)}",
+    )
     made.attach("absent")
 
 
@@ -318,14 +404,20 @@ def test_a_smaller_table_keeps_the_assured_and_latest(made: Chain) -> None:
     room = 1024 - bpf.possible_cpus() * min(1024 // bpf.possible_cpus() // 2, 128)
     foretold, lost, warnings = made.ensure({"table_size": 1024}, check_mode=True)
     assert lost == {"ctt": 1500 - room}
-    assert warnings == [f"ctt: {1500 - room} of 1500 flows can not be kept, there is room for {room}: the assured and latest ones are kept."]
-    assert f"{1500 - room} flows of ctt can not be kept" in next(step["reason"] for step in foretold if step["action"] == "move")
+    assert warnings == [
+        f"ctt: {1500 - room} of 1500 flows can not be kept, there is room for {room}: the assured and latest ones are kept."
+    ]
+    assert f"{1500 - room} flows of ctt can not be kept" in next(
+        step["reason"] for step in foretold if step["action"] == "move"
+    )
     assert len(made.flows()) == 1500, "check mode"
     assert made.ensure({"table_size": 1024}) == (foretold, lost, warnings)
     kept = {packets(record)[0] - 1 for record in made.flows().values()}
     sure = room // 10 * 10
     assert len(kept) == room and all(record["assured"] for record in made.flows().values())
-    assert set(range(500, 500 + sure)) <= kept <= set(range(500, 510 + sure)), "the latest; those of one second are equal"
+    assert set(range(500, 500 + sure)) <= kept <= set(range(500, 510 + sure)), (
+        "the latest; those of one second are equal"
+    )
     made.assert_settled()
 
 
@@ -350,13 +442,27 @@ def test_flows_whose_time_is_over_are_counted_once(made: Chain) -> None:
         for opened_table in tables.tables:
             for count, keys, values in list(tables.batches(opened_table)):
                 for number in range(count):
-                    fields = list(chain.ENTRY.unpack(bytes(values[number * chain.ENTRY.size : (number + 1) * chain.ENTRY.size])))
+                    fields = list(
+                        chain.ENTRY.unpack(
+                            bytes(
+                                values[number * chain.ENTRY.size : (number + 1) * chain.ENTRY.size]
+                            )
+                        )
+                    )
                     fields[13] = now & 0xFFFFFFFF
                     size = opened_table.table.key.size
-                    bpf.map_update(opened_table.fd, bytes(keys[number * size : (number + 1) * size]), chain.ENTRY.pack(*fields))
+                    bpf.map_update(
+                        opened_table.fd,
+                        bytes(keys[number * size : (number + 1) * size]),
+                        chain.ENTRY.pack(*fields),
+                    )
     made.ensure(TWICE)
     assert made.flows() == {}
-    assert {name: number for name, number in made.counters().items() if name.startswith(("created", "deleted"))}["deleted_expired"] == 9
+    assert {
+        name: number
+        for name, number in made.counters().items()
+        if name.startswith(("created", "deleted"))
+    }["deleted_expired"] == 9
     assert made.counters()["created"] == 9
 
 
@@ -380,8 +486,13 @@ def killed(run: c.Callable[[], object], call: str, turn: int) -> bool:
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
-@pytest.mark.parametrize(("call", "turn"), [("bpf_link_update", 1), ("bpf_link_update", 2), ("bpf_prog_test_run_opts", 4)])
-def test_a_run_that_is_killed_while_flows_go_over_loses_none(made: Chain, wires: None, call: str, turn: int) -> None:
+@pytest.mark.parametrize(
+    ("call", "turn"),
+    [("bpf_link_update", 1), ("bpf_link_update", 2), ("bpf_prog_test_run_opts", 4)],
+)
+def test_a_run_that_is_killed_while_flows_go_over_loses_none(
+    made: Chain, wires: None, call: str, turn: int
+) -> None:
     """Between the interfaces, and while flows are moved; the chain works on, and the next run goes on, with the same or with other sources."""
     made.ensure()
     made.attach()
@@ -400,7 +511,9 @@ def test_a_run_that_is_killed_while_flows_go_over_loses_none(made: Chain, wires:
     made.attach("absent")
 
 
-def test_a_run_that_is_refused_while_interfaces_are_switched_goes_back(made: Chain, wires: None) -> None:
+def test_a_run_that_is_refused_while_interfaces_are_switched_goes_back(
+    made: Chain, wires: None
+) -> None:
     """The flows that the new tables had already go back as well."""
     made.ensure()
     made.attach()
@@ -426,7 +539,9 @@ def test_a_run_that_is_refused_while_interfaces_are_switched_goes_back(made: Cha
     made.attach("absent")
 
 
-def test_a_million_flows_go_over_under_traffic(made: Chain, wires: None, figure: c.Callable[[str, object], None]) -> None:
+def test_a_million_flows_go_over_under_traffic(
+    made: Chain, wires: None, figure: c.Callable[[str, object], None]
+) -> None:
     made.ensure({"table_size": 1 << 20})
     made.attach()
     fill(made, "ctt", 1_000_000)
@@ -438,7 +553,11 @@ def test_a_million_flows_go_over_under_traffic(made: Chain, wires: None, figure:
             spent.setdefault("switch", now)
         spent["end"] = now
 
-    before, talks, rss = made.counters(), opened(60), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, talks, rss = (
+        made.counters(),
+        opened(60),
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    )
     with Traffic(talks):
         bpf.fault = watch
         done, lost, dummy = made.ensure({"table_size": 1 << 21})
@@ -446,11 +565,20 @@ def test_a_million_flows_go_over_under_traffic(made: Chain, wires: None, figure:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - rss) / 1024
     assert lost == {} and "move" in [step["action"] for step in done]
     with flow_table.FlowTables(made.paths.pin_root) as tables:
-        kept = sum(count for opened_table in tables.tables for count, dummy, dummy in tables.batches(opened_table))
+        kept = sum(
+            count
+            for opened_table in tables.tables
+            for count, dummy, dummy in tables.batches(opened_table)
+        )
     assert kept == 1_000_000 + len(talks)
     after = made.counters()
-    assert dropped() == 0 and after["tracked"] - before["tracked"] == sum(sum(talk.sent) for talk in talks)
-    figure("a table of 1000000 flows resized under traffic", f"{spent['end'] - spent['switch']:.1f} s from the switch on, {grown:.0f} MB more memory, 0 lost")
+    assert dropped() == 0 and after["tracked"] - before["tracked"] == sum(
+        sum(talk.sent) for talk in talks
+    )
+    figure(
+        "a table of 1000000 flows resized under traffic",
+        f"{spent['end'] - spent['switch']:.1f} s from the switch on, {grown:.0f} MB more memory, 0 lost",
+    )
     made.attach("absent")
 
 
@@ -462,10 +590,23 @@ def later_layout() -> schema.Description:
     fields = dict(map(tuple, there["entry"]))
     fields.update({"orig.packets": "I", "related.packets": "Q", "last_win": "I", "colour": "Q"})
     del fields["retrans"]
-    there["entry"] = sorted(map(list, fields.items()), key=lambda field: (field[0] != "ctl", -struct.calcsize(field[1]), field[0]))
-    there["ctl"] = {**there["ctl"], "assured": 1 << 60, "seen_reply": 1 << 41, "state": 0xF << 4, "orig_hi": 1 << 61, "egress": 1 << 59}
+    there["entry"] = sorted(
+        map(list, fields.items()),
+        key=lambda field: (field[0] != "ctl", -struct.calcsize(field[1]), field[0]),
+    )
+    there["ctl"] = {
+        **there["ctl"],
+        "assured": 1 << 60,
+        "seen_reply": 1 << 41,
+        "state": 0xF << 4,
+        "orig_hi": 1 << 61,
+        "egress": 1 << 59,
+    }
     there["ctl"]["vlan_outer"] = 0xFFF << 42
-    there["counters"] = {"stats": ["created", "retired", "tracked"], "deletions": ["deleted_flushed"]}
+    there["counters"] = {
+        "stats": ["created", "retired", "tracked"],
+        "deletions": ["deleted_flushed"],
+    }
     size = chain.codec(map(tuple, there["entry"])).size
     for table in there["tables"]:
         there["maps"][table] = [*there["maps"][table][:2], size]
@@ -557,13 +698,20 @@ class Old:
     """Generation 1 of another layout, made by hand, byte for byte, as its release pins it; attached to SIDES."""
 
     def __init__(self, made: Chain, there: schema.Description) -> None:
-        self.there, self.made, self.table = there, made, "ctt" if there["layout"] == 1 else "ctt_new"
+        self.there, self.made, self.table = (
+            there,
+            made,
+            "ctt" if there["layout"] == 1 else "ctt_new",
+        )
         self.codec = chain.codec(map(tuple, there["entry"]))
         directory = made.paths.gen_dir(1)
         for name in ("prog", "map"):
             os.makedirs(f"{directory}/{name}")
         self.maps = {}
-        sizes = {"meta": 8 if there["layout"] == 1 else len(chain.META), **{name: len(names) for name, names in there["counters"].items()}}
+        sizes = {
+            "meta": 8 if there["layout"] == 1 else len(chain.META),
+            **{name: len(names) for name, names in there["counters"].items()},
+        }
         shapes = {"meta": ["array", 4, 8], "settings": ["array", 4, 64], **there["maps"]}
         if there["layout"] != 1:
             shapes["schema"] = ["array", 4, chain.SCHEMA_BYTES]
@@ -574,7 +722,11 @@ class Old:
         self.meta(layout=there["layout"], generation=1)
         if there["layout"] != 1:
             self.meta(schema=schema.digest(there))
-            bpf.map_update(self.maps["schema"], U32.pack(0), json.dumps(there).encode().ljust(chain.SCHEMA_BYTES, b"\0"))
+            bpf.map_update(
+                self.maps["schema"],
+                U32.pack(0),
+                json.dumps(there).encode().ljust(chain.SCHEMA_BYTES, b"\0"),
+            )
         self._load(directory)
         os.symlink("gen/1", made.paths.active)
         for path, target in made.paths.seed_links().items():
@@ -588,7 +740,9 @@ class Old:
     def _load(self, directory: str) -> None:
         import bcc
 
-        fields = " ".join(f"{TYPES[code]} {name.replace('.', '_')};" for name, code in self.there["entry"])
+        fields = " ".join(
+            f"{TYPES[code]} {name.replace('.', '_')};" for name, code in self.there["entry"]
+        )
         names = self.there["counters"]["stats"]
         text = OLD_CHAIN % {
             "fields": fields,
@@ -605,7 +759,9 @@ class Old:
         os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES / "stub")
         module = bcc.BPF(text=text.encode(), cflags=build_bcc.flags())
         for name in ("ingress", "egress"):
-            program = module.load_func(name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP)
+            program = module.load_func(
+                name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP
+            )
             bpf.obj_pin(program.fd, f"{directory}/prog/xdp_{chain.SLOTS[name]}")
         module.cleanup()
 
@@ -613,7 +769,12 @@ class Old:
         """jiffies64 of this instant, and jiffies a second."""
         with bpf.closing(bpf.obj_get(self.made.paths.prog(chain.SLOTS["ingress"]))) as fd:
             bpf.prog_test_run(fd, bytes(60))  # it takes the clock with its first packet
-        raw = {name: U64.unpack(bpf.map_lookup(self.maps["meta"], U32.pack(chain.META[name]), 8) or b"")[0] for name in ("jiffies", "ktime_ns")}
+        raw = {
+            name: U64.unpack(
+                bpf.map_lookup(self.maps["meta"], U32.pack(chain.META[name]), 8) or b""
+            )[0]
+            for name in ("jiffies", "ktime_ns")
+        }
         return clock.jiffies_now(raw), clock.hz()
 
     def write(self, table: str, key: bytes, parts: t.Mapping[str, int], **fields: int) -> None:
@@ -623,7 +784,11 @@ class Old:
             mask = self.there["ctl"][name]
             ctl |= number * (mask & -mask)
         given = {"ctl": ctl, **{name.replace("__", "."): value for name, value in fields.items()}}
-        bpf.map_update(self.maps[table], key, self.codec.pack(*(given.get(name, 0) for name, dummy in self.there["entry"])))
+        bpf.map_update(
+            self.maps[table],
+            key,
+            self.codec.pack(*(given.get(name, 0) for name, dummy in self.there["entry"])),
+        )
 
     def close(self) -> None:
         for fd in self.maps.values():
@@ -646,14 +811,19 @@ AHEAD = 40
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_another_layout_is_taken_over_under_traffic(made: Chain, wires: None, figure: c.Callable[[str, object], None], layout: str) -> None:
+def test_another_layout_is_taken_over_under_traffic(
+    made: Chain, wires: None, figure: c.Callable[[str, object], None], layout: str
+) -> None:
     make, policy = LAYOUTS[layout]
     there = make()
     old = Old(made, there)
     now, rate = old.now()
     talks = [Talk(frames.UDP, 4, number) for number in range(60)]
     idle = [Talk(frames.TCP, (4, 6)[number % 2], number) for number in range(1000, 1000 + IDLE)]
-    ahead = [Talk(frames.TCP, 4, number, sequence=[1 << 20, 1 << 31]) for number in range(2000, 2000 + AHEAD)]
+    ahead = [
+        Talk(frames.TCP, 4, number, sequence=[1 << 20, 1 << 31])
+        for number in range(2000, 2000 + AHEAD)
+    ]
     switched = 0
 
     def run_ahead(name: str) -> None:
@@ -668,13 +838,30 @@ def test_another_layout_is_taken_over_under_traffic(made: Chain, wires: None, fi
     try:
         for talk in talks:
             # in a table that holds all flows some are assured; each goes on being found, whichever side's packets the old chain still gets
-            parts = {"seen_reply": 1, "assured": 1} if there["layout"] == 1 and talk.number % 2 else {}
-            times = {"created": now // rate, "expires": (now + 1000 * rate) & 0xFFFFFFFF, "last_end": (now + rate * 900) & 0xFFFFFFFF}
+            parts = (
+                {"seen_reply": 1, "assured": 1} if there["layout"] == 1 and talk.number % 2 else {}
+            )
+            times = {
+                "created": now // rate,
+                "expires": (now + 1000 * rate) & 0xFFFFFFFF,
+                "last_end": (now + rate * 900) & 0xFFFFFFFF,
+            }
             old.write(old.table, key_of(talk), parts, **times)
         for talk in idle:
             assured = talk.number % 3 > 0
-            names = {"ipv4": "ctt", "ipv6": "ctt6"} if there["layout"] == 1 or assured else {"ipv4": "ctt_new", "ipv6": "ctt6_new"}
-            parts = {"state": 3 if assured else 2, "assured": assured, "seen_reply": 1, "egress": talk.number & 1, "vlans": 1, "vlan_outer": 77}
+            names = (
+                {"ipv4": "ctt", "ipv6": "ctt6"}
+                if there["layout"] == 1 or assured
+                else {"ipv4": "ctt_new", "ipv6": "ctt6_new"}
+            )
+            parts = {
+                "state": 3 if assured else 2,
+                "assured": assured,
+                "seen_reply": 1,
+                "egress": talk.number & 1,
+                "vlans": 1,
+                "vlan_outer": 77,
+            }
             old.write(
                 names[f"ipv{talk.family}"],
                 key_of(talk),
@@ -689,46 +876,99 @@ def test_another_layout_is_taken_over_under_traffic(made: Chain, wires: None, fi
         for talk in ahead:
             behind = 0 if there["layout"] == 1 else 1 << 19
             sides = {"orig": talk.sequence[0], "reply": talk.sequence[1]}
-            windows = {f"{side}__{name}": at - behind for side, at in sides.items() for name in ("td_end", "td_maxend", "td_maxack")}
+            windows = {
+                f"{side}__{name}": at - behind
+                for side, at in sides.items()
+                for name in ("td_end", "td_maxend", "td_maxack")
+            }
             windows |= dict.fromkeys(("orig__td_maxwin", "reply__td_maxwin"), 60000)
             times = {"created": now // rate, "expires": (now + 1000 * rate) & 0xFFFFFFFF}
-            old.write("ctt", key_of(talk), {"state": 3, "assured": 1, "seen_reply": 1}, **windows, **times)
+            old.write(
+                "ctt", key_of(talk), {"state": 3, "assured": 1, "seen_reply": 1}, **windows, **times
+            )
         for name, number in {"created": IDLE + AHEAD + len(talks), "tracked": 5}.items():
             values = bpf.percpu_value(old.maps["stats"], there["counters"]["stats"].index(name), 8)
             values[0] = U64.pack(number)
-            bpf.map_update(old.maps["stats"], U32.pack(there["counters"]["stats"].index(name)), b"".join(values))
+            bpf.map_update(
+                old.maps["stats"],
+                U32.pack(there["counters"]["stats"].index(name)),
+                b"".join(values),
+            )
         deleted = there["counters"]["deletions"].index("deleted_flushed")
         bpf.map_update(old.maps["deletions"], U32.pack(deleted), U64.pack(4))
         with Traffic(talks, fresh=False) as traffic:
             time.sleep(0.2)
-            assert made.ensure(check_mode=True, on_schema_change="drop")[1] != {}, "all flows would be forgotten"
+            assert made.ensure(check_mode=True, on_schema_change="drop")[1] != {}, (
+                "all flows would be forgotten"
+            )
             if policy != "fail":
-                with pytest.raises(ConntrackError, match="ctl assured was 0x1000000000000000 and is 0x20.*Nothing was changed.*three ways on"):
+                with pytest.raises(
+                    ConntrackError,
+                    match="ctl assured was 0x1000000000000000 and is 0x20.*Nothing was changed.*three ways on",
+                ):
                     made.ensure()
                 assert generation.observe(made.paths).leftovers == ()
             bpf.fault = run_ahead
             done, lost, warnings = made.ensure(on_schema_change=policy)
             bpf.fault = None
             assert lost == {} and warnings == [] and "move" in [step["action"] for step in done]
-            traffic.send([packet for talk in ahead for dummy in range(3) for packet in talk.round()])
+            traffic.send(
+                [packet for talk in ahead for dummy in range(3) for packet in talk.round()]
+            )
     finally:
         old.close()
     flows, counters = made.flows(), made.counters()
     assert dropped() == 0
-    wrong = {talk.key: (talk.sent, flows.get(talk.key)) for talk in talks if talk.key not in flows or packets(flows[talk.key]) != talk.sent}
+    wrong = {
+        talk.key: (talk.sent, flows.get(talk.key))
+        for talk in talks
+        if talk.key not in flows or packets(flows[talk.key]) != talk.sent
+    }
     assert not wrong, f"{len(wrong)} of {len(talks)}: {next(iter(wrong.items()))}"
-    odd = {talk.key: (talk.octets, flows[talk.key]) for talk in talks if flows[talk.key]["reply"]["bytes"] != talk.octets[1]}
+    odd = {
+        talk.key: (talk.octets, flows[talk.key])
+        for talk in talks
+        if flows[talk.key]["reply"]["bytes"] != talk.octets[1]
+    }
     assert not odd, f"{len(odd)} of {len(talks)}: {next(iter(odd.items()))}"
     for talk in idle:
         record, assured = flows[talk.key], talk.number % 3 > 0
-        assert record["table"] == {(4, True): "ctt", (4, False): "ctt_new", (6, True): "ctt6", (6, False): "ctt6_new"}[talk.family, assured]
-        assert (record["state"], record["assured"], record["seen_reply"]) == ("ESTABLISHED" if assured else "SYN_RECV", assured, True)
-        assert (record["orig"]["packets"], record["reply"]["bytes"], record["related"]["packets"], record["vlan"]) == (talk.number, 1 << 40, 3, [77])
-        assert record["dir"] == ("ingress", "egress")[talk.number & 1] and 50 <= record["age"] < 200 and 7 <= record["idle"] < 150
-    assert [packets(flows[talk.key]) for talk in ahead] == [talk.sent for talk in ahead] == [[4, 4]] * AHEAD, "each is within its window"
+        assert (
+            record["table"]
+            == {(4, True): "ctt", (4, False): "ctt_new", (6, True): "ctt6", (6, False): "ctt6_new"}[
+                talk.family, assured
+            ]
+        )
+        assert (record["state"], record["assured"], record["seen_reply"]) == (
+            "ESTABLISHED" if assured else "SYN_RECV",
+            assured,
+            True,
+        )
+        assert (
+            record["orig"]["packets"],
+            record["reply"]["bytes"],
+            record["related"]["packets"],
+            record["vlan"],
+        ) == (talk.number, 1 << 40, 3, [77])
+        assert (
+            record["dir"] == ("ingress", "egress")[talk.number & 1]
+            and 50 <= record["age"] < 200
+            and 7 <= record["idle"] < 150
+        )
+    assert (
+        [packets(flows[talk.key]) for talk in ahead]
+        == [talk.sent for talk in ahead]
+        == [[4, 4]] * AHEAD
+    ), "each is within its window"
     assert len(flows) == len(talks) + IDLE + AHEAD
-    assert counters["tracked"] == 5 + sum(sum(talk.sent) for talk in (*talks, *ahead)) and counters["deleted_flushed"] == 4
+    assert (
+        counters["tracked"] == 5 + sum(sum(talk.sent) for talk in (*talks, *ahead))
+        and counters["deleted_flushed"] == 4
+    )
     assert counters["created"] == IDLE + AHEAD + len(talks), "none was made anew"
     made.assert_settled()
-    figure(f"flows kept when {layout} is taken over under traffic, packets missing in them", f"{len(flows)} of {len(talks) + IDLE + AHEAD}, 0")
+    figure(
+        f"flows kept when {layout} is taken over under traffic, packets missing in them",
+        f"{len(flows)} of {len(talks) + IDLE + AHEAD}, 0",
+    )
     made.attach("absent")

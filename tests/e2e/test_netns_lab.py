@@ -33,12 +33,18 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 FORWARDING = "net.ipv4.conf.all.forwarding"
 #: What the lab changes on a host, as Linux comes; accept_redirects last, for forwarding changes it.
-FRESH = {FORWARDING: "0", "net.ipv6.conf.all.forwarding": "0", "net.ipv4.conf.all.accept_redirects": "1"}
+FRESH = {
+    FORWARDING: "0",
+    "net.ipv6.conf.all.forwarding": "0",
+    "net.ipv4.conf.all.accept_redirects": "1",
+}
 
 
 def sh(command: str) -> str:
     """Run a command in the calling thread's namespace."""
-    done = subprocess.run(["/bin/sh", "-ec", command], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        ["/bin/sh", "-ec", command], capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -84,12 +90,23 @@ def description(p: str, router: str | None = None) -> dict[str, t.Any]:
         "name": p,
         "router": router,
         "namespaces": [
-            {"name": f"{p}{i}", "routes": [{"dst": "default", "via": f"10.9.{i}.1"}, {"dst": "default", "via": f"2001:db8:{i}::1"}]} for i in (1, 2)
+            {
+                "name": f"{p}{i}",
+                "routes": [
+                    {"dst": "default", "via": f"10.9.{i}.1"},
+                    {"dst": "default", "via": f"2001:db8:{i}::1"},
+                ],
+            }
+            for i in (1, 2)
         ],
         "links": [
             {
                 "ends": [
-                    {"name": f"{p}w{i}", "netns": f"{p}{i}", "addresses": [f"10.9.{i}.2/24", f"10.9.{i}.3/24", f"2001:db8:{i}::2/64"]},
+                    {
+                        "name": f"{p}w{i}",
+                        "netns": f"{p}{i}",
+                        "addresses": [f"10.9.{i}.2/24", f"10.9.{i}.3/24", f"2001:db8:{i}::2/64"],
+                    },
                     {"name": f"{p}l{i}", "addresses": [f"10.9.{i}.1/24", f"2001:db8:{i}::1/64"]},
                 ]
             }
@@ -109,9 +126,16 @@ def assert_whole(p: str) -> None:
     for family, address in ((4, "10.9.2.2"), (6, "2001:db8:2::2")):
         sh(f"ip netns exec {p}1 ping -{family} -c 1 -W 1 {address}")
     for netns_name in (f"{p}1", f"{p}2"):
-        assert json.loads(sh(f"ip -n {netns_name} -j link show lo"))[0]["ifalias"] == f"ebpf.conntrack:{p}"
+        assert (
+            json.loads(sh(f"ip -n {netns_name} -j link show lo"))[0]["ifalias"]
+            == f"ebpf.conntrack:{p}"
+        )
     (link,) = json.loads(sh(f"ip -j link show {p}l1"))
-    assert (link["ifalias"], link["group"], link["mtu"]) == (f"ebpf.conntrack:{p} {p}w1@{p}1", "default", 1500)
+    assert (link["ifalias"], link["group"], link["mtu"]) == (
+        f"ebpf.conntrack:{p} {p}w1@{p}1",
+        "default",
+        1500,
+    )
 
 
 def assert_gone(p: str) -> None:
@@ -139,7 +163,11 @@ def test_default_topology_is_the_described_one() -> None:
                 inside = json.loads(sh(f"ip -n ns{i} -j addr show dev ns{i}-wan"))[0]
                 for link, last in ((host, 1), (inside, 105)):
                     (address,) = [a for a in link["addr_info"] if a["family"] == "inet"]
-                    assert (address["local"], address["prefixlen"], address["broadcast"]) == (f"{net}.{last}", 24, f"{net}.255")
+                    assert (address["local"], address["prefixlen"], address["broadcast"]) == (
+                        f"{net}.{last}",
+                        24,
+                        f"{net}.255",
+                    )
                     assert link["operstate"] == "UP"
                 (route,) = json.loads(sh(f"ip -n ns{i} -j route show default"))
                 assert (route["gateway"], route["dev"]) == (f"{net}.1", f"ns{i}-wan")
@@ -155,10 +183,15 @@ def test_default_topology_is_the_described_one() -> None:
 @pytest.mark.parametrize("router", [None, "r"])
 def test_build_rerun_absent(p: str, router: str | None) -> None:
     lab = description(p, router and f"{p}{router}")
-    checked = [f"{s.action} {s.kind} {s.name}" for s in lab_converge.converge(topology.parse(lab), check=True).plan]
+    checked = [
+        f"{s.action} {s.kind} {s.name}"
+        for s in lab_converge.converge(topology.parse(lab), check=True).plan
+    ]
     assert_gone(p)
     assert run(lab) == checked
-    sh(f"ip netns exec {p}1 ping -c 1 -W 1 10.9.2.2; ip netns exec {p}1 ping -6 -c 1 -W 1 2001:db8:2::2")
+    sh(
+        f"ip netns exec {p}1 ping -c 1 -W 1 10.9.2.2; ip netns exec {p}1 ping -6 -c 1 -W 1 2001:db8:2::2"
+    )
     assert run(lab) == []
     if router:
         assert sysctl(FORWARDING) == "0"
@@ -204,7 +237,11 @@ def picture(p: str) -> str:
     """Return what ``ip`` shows of links, addresses and routes, without counters and random parts."""
     lines = []
     for where in ("", f"-n {p}1", f"-n {p}2"):
-        lines += [sh(f"ip {where} -o link"), sh(f"ip {where} -o -br addr"), sh(f"ip {where} route; ip {where} -6 route")]
+        lines += [
+            sh(f"ip {where} -o link"),
+            sh(f"ip {where} -o -br addr"),
+            sh(f"ip {where} route; ip {where} -6 route"),
+        ]
     lines += [sh(f"ethtool -k {p}l1 | grep vlan; ip netns exec {p}1 ethtool -k {p}w1 | grep vlan")]
     return "".join(lines)
 
@@ -214,9 +251,14 @@ def test_drift_is_repaired_and_nothing_else_touched(p: str, drift: str) -> None:
     lab = description(p)
     run(lab)
     before = sorted(picture(p).split())
-    assert not re.search(r"vlan-\S*(offload|insert|parse): on", picture(p)), "no tag travels beside a frame of a lab"
+    assert not re.search(r"vlan-\S*(offload|insert|parse): on", picture(p)), (
+        "no tag travels beside a frame of a lab"
+    )
     sh(drift.format(p=p))
-    checked = [f"{s.action} {s.kind} {s.name}" for s in lab_converge.converge(topology.parse(lab), check=True).plan]
+    checked = [
+        f"{s.action} {s.kind} {s.name}"
+        for s in lab_converge.converge(topology.parse(lab), check=True).plan
+    ]
     assert checked
     assert run(lab) == checked
     assert sorted(picture(p).split()) == before
@@ -229,9 +271,19 @@ def test_adding_and_removing_a_link_leaves_the_others_alone(p: str) -> None:
     run(lab)
     before = indexes(p, "l1", "l2")
     more = description(p)
-    more["links"].append({"ends": [{"name": f"{p}x", "netns": f"{p}1", "addresses": ["10.9.3.2/24"]}, {"name": f"{p}y", "netns": f"{p}2"}]})
+    more["links"].append(
+        {
+            "ends": [
+                {"name": f"{p}x", "netns": f"{p}1", "addresses": ["10.9.3.2/24"]},
+                {"name": f"{p}y", "netns": f"{p}2"},
+            ]
+        }
+    )
     steps = run(more)
-    assert steps == [f"create link {p}x@{p}1 - {p}y@{p}2", f"create address 10.9.3.2/24 on {p}x@{p}1"]
+    assert steps == [
+        f"create link {p}x@{p}1 - {p}y@{p}2",
+        f"create address 10.9.3.2/24 on {p}x@{p}1",
+    ]
     assert indexes(p, "l1", "l2") == before
     assert run(lab) == [f"delete link {p}x@{p}1 - {p}y@{p}2"]
     assert indexes(p, "l1", "l2") == before
@@ -258,14 +310,18 @@ def test_a_link_with_another_other_end_is_made_anew(p: str) -> None:
     assert run(lab) == []
 
 
-def test_absent_while_a_process_lives_in_a_namespace(p: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_while_a_process_lives_in_a_namespace(
+    p: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lab_kernel, "VANISH_SECONDS", 0.3)
     run(description(p))
     inside = netns.inode(f"{p}1")
     with subprocess.Popen(["ip", "netns", "exec", f"{p}1", "sleep", "60"]) as sleeper:
         try:
             deadline = time.monotonic() + 20
-            while os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino != inside:  # or it would not live there yet
+            while (
+                os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino != inside
+            ):  # or it would not live there yet
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
             run(topology.absent(p))
@@ -275,7 +331,9 @@ def test_absent_while_a_process_lives_in_a_namespace(p: str, monkeypatch: pytest
 
 
 # ---------------------------------------------------------------- what goes between the plan and its steps
-def meanwhile(monkeypatch: pytest.MonkeyPatch, command: str, turn: int = 1, fail: bool = False) -> None:
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, command: str, turn: int = 1, fail: bool = False
+) -> None:
     """Run a command right before the ``turn``-th step of the next run; with ``fail`` the step after that one is refused."""
     real, seen = lab_apply.Apply.__call__, [0]
 
@@ -293,18 +351,32 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, command: str, turn: int = 1, fail
 #: What drifts, and what takes the object away before the step that is planned for it.
 VANISHED = {
     "an address": ("ip address add 10.9.7.1/24 dev {p}l1", "ip address del 10.9.7.1/24 dev {p}l1"),
-    "an address of IPv6": ("ip address add 2001:db8:7::1/64 dev {p}l1 nodad", "ip address del 2001:db8:7::1/64 dev {p}l1"),
-    "a route": ("ip -n {p}1 route add 10.55.0.0/16 via 10.9.1.1", "ip -n {p}1 route del 10.55.0.0/16"),
-    "a route of IPv6": ("ip -n {p}1 route add 2001:db8:55::/48 via 2001:db8:1::1", "ip -n {p}1 route del 2001:db8:55::/48"),
+    "an address of IPv6": (
+        "ip address add 2001:db8:7::1/64 dev {p}l1 nodad",
+        "ip address del 2001:db8:7::1/64 dev {p}l1",
+    ),
+    "a route": (
+        "ip -n {p}1 route add 10.55.0.0/16 via 10.9.1.1",
+        "ip -n {p}1 route del 10.55.0.0/16",
+    ),
+    "a route of IPv6": (
+        "ip -n {p}1 route add 2001:db8:55::/48 via 2001:db8:1::1",
+        "ip -n {p}1 route del 2001:db8:55::/48",
+    ),
     "a link": ("ip link set {p}l1 down; ip link set {p}l1 name {p}q", "ip link del {p}q"),
 }
 
 
 @pytest.mark.parametrize(("drift", "goes"), VANISHED.values(), ids=list(VANISHED))
-def test_what_is_to_go_and_went_already(p: str, monkeypatch: pytest.MonkeyPatch, drift: str, goes: str) -> None:
+def test_what_is_to_go_and_went_already(
+    p: str, monkeypatch: pytest.MonkeyPatch, drift: str, goes: str
+) -> None:
     run(description(p))
     sh(drift.format(p=p))
-    plan = [f"{s.action} {s.kind} {s.name}" for s in lab_converge.converge(topology.parse(description(p)), check=True).plan]
+    plan = [
+        f"{s.action} {s.kind} {s.name}"
+        for s in lab_converge.converge(topology.parse(description(p)), check=True).plan
+    ]
     assert plan[0].startswith("delete ")
     meanwhile(monkeypatch, goes.format(p=p))
     assert run(description(p)) == plan
@@ -343,11 +415,16 @@ def test_a_route_that_was_there_before_comes_back(p: str, monkeypatch: pytest.Mo
     broken(p)
     assert routes_of(p) == before, "the first was set, and put back"
     monkeypatch.undo()
-    assert [step.partition(" route")[0] for step in run(description(p))] == ["change", "change"] and run(description(p)) == []
+    assert [step.partition(" route")[0] for step in run(description(p))] == [
+        "change",
+        "change",
+    ] and run(description(p)) == []
 
 
 @pytest.mark.parametrize("kind", ["delete", "change"])
-def test_a_route_that_went_by_itself_does_not_come_back(p: str, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_route_that_went_by_itself_does_not_come_back(
+    p: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     run(description(p))
     whole = routes_of(p)
     if kind == "delete":
@@ -367,8 +444,14 @@ def test_a_route_that_went_by_itself_does_not_come_back(p: str, monkeypatch: pyt
 
 FOREIGN = {
     "a namespace": ("ip netns add {p}1", "network namespace {p}1"),
-    "a file": ("mkdir -p /run/netns; touch /run/netns/{p}1", "the file /run/netns/{p}1, which is no network namespace"),
-    "a directory": ("mkdir -p /run/netns/{p}1", "the directory /run/netns/{p}1, which is no network namespace"),
+    "a file": (
+        "mkdir -p /run/netns; touch /run/netns/{p}1",
+        "the file /run/netns/{p}1, which is no network namespace",
+    ),
+    "a directory": (
+        "mkdir -p /run/netns/{p}1",
+        "the directory /run/netns/{p}1, which is no network namespace",
+    ),
     "a link": ("ip link add {p}l1 type veth peer name {p}q", "link {p}l1"),
 }
 
@@ -381,10 +464,14 @@ def test_foreign_objects_are_refused_by_name_and_left_alone(p: str, make: str, n
             lab_converge.converge(topology.parse(description(p)), check=check)
         assert caught.value.facts["foreign"] == [named.format(p=p)]
         assert named.format(p=p) in caught.value.message
-    assert not [name for name in os.listdir(netns.RUN_DIR) if name.startswith(p) and name != f"{p}1"]
+    assert not [
+        name for name in os.listdir(netns.RUN_DIR) if name.startswith(p) and name != f"{p}1"
+    ]
     assert sysctl(FORWARDING) == "0"
     assert run(topology.absent(p)) == []
-    sh(f"test -e /run/netns/{p}1 || ip link show {p}l1; ! rmdir /run/netns/{p}1 2> /dev/null || true")
+    sh(
+        f"test -e /run/netns/{p}1 || ip link show {p}l1; ! rmdir /run/netns/{p}1 2> /dev/null || true"
+    )
 
 
 def test_another_labs_objects_are_foreign(p: str) -> None:
@@ -398,7 +485,9 @@ def test_another_labs_objects_are_foreign(p: str) -> None:
 
 
 def test_a_foreign_route_of_the_host_is_refused(p: str) -> None:
-    sh(f"ip link add {p}q type veth peer name {p}v; ip link set {p}q up; ip link set {p}v up; ip route add 10.55.0.0/16 dev {p}q")
+    sh(
+        f"ip link add {p}q type veth peer name {p}v; ip link set {p}q up; ip link set {p}v up; ip route add 10.55.0.0/16 dev {p}q"
+    )
     lab = {**description(p), "routes": [{"dst": "10.55.0.0/16", "via": "10.9.1.2"}]}
     with pytest.raises(ConntrackError, match=rf"route 10\.55\.0\.0/16 through {p}q on the host"):
         lab_converge.converge(topology.parse(lab))
@@ -406,14 +495,22 @@ def test_a_foreign_route_of_the_host_is_refused(p: str) -> None:
 
 def test_sysctls_come_back_as_they_were(p: str) -> None:
     sh(f"ip link add {p}q type veth peer name {p}v")
-    names = [f"net.ipv4.conf.{p}q.forwarding", f"net.ipv6.conf.{p}q.forwarding", "net.ipv4.conf.all.accept_redirects", "net.ipv4.conf.all.log_martians"]
+    names = [
+        f"net.ipv4.conf.{p}q.forwarding",
+        f"net.ipv6.conf.{p}q.forwarding",
+        "net.ipv4.conf.all.accept_redirects",
+        "net.ipv4.conf.all.log_martians",
+    ]
     before = ["1", "1", "0", "0"]
     for name, value in zip(names, before, strict=True):
         set_sysctl(name, value)
     lab = {**description(p), "sysctls": {"net.ipv4.conf.all.log_martians": 1}}
     run(lab)
     assert (sysctl(FORWARDING), sysctl(names[3])) == ("1", "1")
-    assert run(description(p)) == [f"change sysctl {names[3]}", f"change record {topology.record_path(p)}"]
+    assert run(description(p)) == [
+        f"change sysctl {names[3]}",
+        f"change record {topology.record_path(p)}",
+    ]
     assert sysctl(names[3]) == "0"
     run(topology.absent(p))
     assert [sysctl(name) for name in names] == before
@@ -465,7 +562,9 @@ def test_runs_of_one_lab_at_once(p: str) -> None:
 def test_another_run_that_does_not_end_is_named(p: str) -> None:
     with lock.held(topology.RECORD_DIR, 0, make=0o755):
         want = topology.parse(description(p))
-        with pytest.raises(ConntrackError, match=rf"another run has the lock: process {os.getpid()} "):
+        with pytest.raises(
+            ConntrackError, match=rf"another run has the lock: process {os.getpid()} "
+        ):
             lab_converge.converge(want, patience=0)
         assert len(lab_converge.converge(want, check=True).plan) > 1, "looking needs no lock"
     assert_gone(p)
@@ -473,14 +572,25 @@ def test_another_run_that_does_not_end_is_named(p: str) -> None:
 
 def test_sysctls_of_a_namespace(p: str) -> None:
     lab = description(p)
-    wanted = {f"net.ipv4.conf.{p}w1.rp_filter": 2, "net.ipv4.tcp_rmem": "4096 131072 6291456", "net.ipv4.tcp_syncookies": False}
+    wanted = {
+        f"net.ipv4.conf.{p}w1.rp_filter": 2,
+        "net.ipv4.tcp_rmem": "4096 131072 6291456",
+        "net.ipv4.tcp_syncookies": False,
+    }
     lab["namespaces"][0]["sysctls"] = wanted
     run(lab)
     with netns.entered(f"{p}1"):
-        assert [sysctl(name).split() for name in wanted] == [["2"], ["4096", "131072", "6291456"], ["0"]]
+        assert [sysctl(name).split() for name in wanted] == [
+            ["2"],
+            ["4096", "131072", "6291456"],
+            ["0"],
+        ]
     assert run(lab) == []
     del wanted["net.ipv4.tcp_syncookies"]
-    assert run(lab) == [f"change sysctl net.ipv4.tcp_syncookies@{p}1", f"change record {topology.record_path(p)}"]
+    assert run(lab) == [
+        f"change sysctl net.ipv4.tcp_syncookies@{p}1",
+        f"change record {topology.record_path(p)}",
+    ]
     with netns.entered(f"{p}1"):
         assert sysctl("net.ipv4.tcp_syncookies") == "1"
 
@@ -494,22 +604,56 @@ def inside(p: str, **sysctls: t.Any) -> dict[str, t.Any]:
 
 #: Sysctls in the first namespace, what is done before the run, and what ``sysctl`` shows afterwards where that is not what was written.
 SETTLING: dict[str, tuple[dict[str, t.Any], str, dict[str, str]]] = {
-    "hexadecimal": ({"net.ipv4.conf.{p}w1.rp_filter": "0x1", "net.ipv4.tcp_syncookies": "0x2"}, "", {"net.ipv4.tcp_syncookies": "2"}),
+    "hexadecimal": (
+        {"net.ipv4.conf.{p}w1.rp_filter": "0x1", "net.ipv4.tcp_syncookies": "0x2"},
+        "",
+        {"net.ipv4.tcp_syncookies": "2"},
+    ),
     "octal": ({"net.ipv4.ip_default_ttl": "0100"}, "", {"net.ipv4.ip_default_ttl": "64"}),
-    "a list in another order": ({"net.ipv4.ip_local_reserved_ports": "8081,8080,7"}, "", {"net.ipv4.ip_local_reserved_ports": "7,8080-8081"}),
-    "numbers of several words": ({"net.ipv4.ping_group_range": "0x0 0x7fffffff"}, "", {"net.ipv4.ping_group_range": "0\t2147483647"}),
+    "a list in another order": (
+        {"net.ipv4.ip_local_reserved_ports": "8081,8080,7"},
+        "",
+        {"net.ipv4.ip_local_reserved_ports": "7,8080-8081"},
+    ),
+    "numbers of several words": (
+        {"net.ipv4.ping_group_range": "0x0 0x7fffffff"},
+        "",
+        {"net.ipv4.ping_group_range": "0\t2147483647"},
+    ),
     "no link-local address is made": ({"net.ipv6.conf.{p}w1.addr_gen_mode": 1}, "", {}),
-    "nor on any link": ({"net.ipv6.conf.all.addr_gen_mode": 1, "net.ipv6.conf.{p}w1.addr_gen_mode": 0}, "", {}),
-    "addresses went with IPv6": ({"net.ipv6.conf.all.disable_ipv6": 0}, "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6", {}),
-    "one link lost IPv6": ({"net.ipv6.conf.{p}w1.disable_ipv6": 0}, "echo 1 > /proc/sys/net/ipv6/conf/{p}w1/disable_ipv6", {}),
-    "a default that links take up": ({"net.ipv4.conf.{p}w1.arp_ignore": 0, "net.ipv4.conf.default.arp_ignore": 2}, "", {}),
-    "redirects that forwarding turns round": ({"net.ipv4.conf.all.accept_redirects": 1, "net.ipv4.ip_forward": 1}, "", {}),
+    "nor on any link": (
+        {"net.ipv6.conf.all.addr_gen_mode": 1, "net.ipv6.conf.{p}w1.addr_gen_mode": 0},
+        "",
+        {},
+    ),
+    "addresses went with IPv6": (
+        {"net.ipv6.conf.all.disable_ipv6": 0},
+        "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6",
+        {},
+    ),
+    "one link lost IPv6": (
+        {"net.ipv6.conf.{p}w1.disable_ipv6": 0},
+        "echo 1 > /proc/sys/net/ipv6/conf/{p}w1/disable_ipv6",
+        {},
+    ),
+    "a default that links take up": (
+        {"net.ipv4.conf.{p}w1.arp_ignore": 0, "net.ipv4.conf.default.arp_ignore": 2},
+        "",
+        {},
+    ),
+    "redirects that forwarding turns round": (
+        {"net.ipv4.conf.all.accept_redirects": 1, "net.ipv4.ip_forward": 1},
+        "",
+        {},
+    ),
 }
 
 
 @pytest.mark.parametrize(("sysctls", "before", "shown"), SETTLING.values(), ids=list(SETTLING))
 @pytest.mark.parametrize("first", [True, False], ids=["with the lab", "in a lab that is there"])
-def test_one_run_is_enough_whatever_a_sysctl_changes_elsewhere(p: str, first: bool, sysctls: dict[str, t.Any], before: str, shown: dict[str, str]) -> None:
+def test_one_run_is_enough_whatever_a_sysctl_changes_elsewhere(
+    p: str, first: bool, sysctls: dict[str, t.Any], before: str, shown: dict[str, str]
+) -> None:
     lab = inside(p, **sysctls)
     if not first or before:
         run(description(p))
@@ -519,7 +663,9 @@ def test_one_run_is_enough_whatever_a_sysctl_changes_elsewhere(p: str, first: bo
     assert run(lab) == []
     with netns.entered(f"{p}1"):
         for name, value in lab["namespaces"][0]["sysctls"].items():
-            assert sysctl(name) == shown.get(name, str(int(value, 0) if isinstance(value, str) and name not in shown else value)), name
+            assert sysctl(name) == shown.get(
+                name, str(int(value, 0) if isinstance(value, str) and name not in shown else value)
+            ), name
     assert_whole(p)
 
 
@@ -528,11 +674,16 @@ def test_two_names_of_one_sysctl_are_refused(p: str) -> None:
         topology.parse(inside(p, **{"net.ipv4.ip_forward": 1, FORWARDING: 0}))
 
 
-def test_settings_that_never_come_to_rest_are_named(p: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_never_come_to_rest_are_named(
+    p: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if another one undid each write."""
     run(description(p))
     monkeypatch.setattr(lab_apply.Apply, "_set_sysctl", lambda self, args: None)
-    with pytest.raises(ConntrackError, match=rf"does not come to rest: net\.ipv4\.tcp_syncookies@{p}1 had to be set 4 times") as caught:
+    with pytest.raises(
+        ConntrackError,
+        match=rf"does not come to rest: net\.ipv4\.tcp_syncookies@{p}1 had to be set 4 times",
+    ) as caught:
         run(inside(p, **{"net.ipv4.tcp_syncookies": 0}))
     assert any("tcp_syncookies" in step["name"] for step in caught.value.facts["applied"])
 
@@ -545,7 +696,9 @@ def test_settings_that_never_come_to_rest_are_named(p: str, monkeypatch: pytest.
         ({"net.core.bpf_jit_enable": 1}, "in a network namespace"),
     ],
 )
-def test_bad_sysctls_are_found_before_anything_is_changed(p: str, sysctls: dict[str, t.Any], words: str) -> None:
+def test_bad_sysctls_are_found_before_anything_is_changed(
+    p: str, sysctls: dict[str, t.Any], words: str
+) -> None:
     lab = description(p)
     lab["namespaces"][0]["sysctls"] = sysctls
     with pytest.raises(ConntrackError, match=words):

@@ -30,16 +30,30 @@ HERE: dict[str, t.Any] = {
         "interfaces": [],
         "memory": None,
         "would_install": [],
-        "before": {"generation": None, "timeouts": {}, "settings": {}, "interfaces": [], "command": False, "service": False},
+        "before": {
+            "generation": None,
+            "timeouts": {},
+            "settings": {},
+            "interfaces": [],
+            "command": False,
+            "service": False,
+        },
     },
 }
 #: Nothing listens there, so that it is refused at once.
-CUT_OFF: dict[str, t.Any] = {**HERE, "ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+CUT_OFF: dict[str, t.Any] = {
+    **HERE,
+    "ansible_connection": "ssh",
+    "ansible_host": "127.0.0.1",
+    "ansible_port": 1,
+}
 CHANGED: dict[str, t.Any] = {"xdp_ct_did_load": {"changed": True, "chain": {"generation": 1}}}
 GONE: dict[str, t.Any] = {"unreachable": True, "msg": "No route to host"}
 
 
-def play(directory: pathlib.Path, tasks: str, hosts: dict[str, dict[str, t.Any]], **variables: t.Any) -> tuple[int, str]:
+def play(
+    directory: pathlib.Path, tasks: str, hosts: dict[str, dict[str, t.Any]], **variables: t.Any
+) -> tuple[int, str]:
     """Run one file of the role's tasks on hosts that have these variables already; return how it ended and what it printed."""
     (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}), "utf-8")
     role = {"ansible.builtin.import_role": {"name": "ebpf.conntrack.rollout", "tasks_from": tasks}}
@@ -53,9 +67,25 @@ def play(directory: pathlib.Path, tasks: str, hosts: dict[str, dict[str, t.Any]]
     }
     if tasks == "verdict":
         del variables["rollout_fitness"]
-    (directory / "play.json").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "vars": variables, "tasks": [role]}]), "utf-8")
-    argv = [str(tree.VENV / "ansible-playbook"), "-i", str(directory / "hosts.json"), str(directory / "play.json")]
-    done = subprocess.run(argv, cwd=tree.ROOT, env=tree.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    (directory / "play.json").write_text(
+        json.dumps([{"hosts": "all", "gather_facts": False, "vars": variables, "tasks": [role]}]),
+        "utf-8",
+    )
+    argv = [
+        str(tree.VENV / "ansible-playbook"),
+        "-i",
+        str(directory / "hosts.json"),
+        str(directory / "play.json"),
+    ]
+    done = subprocess.run(
+        argv,
+        cwd=tree.ROOT,
+        env=tree.environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -67,12 +97,22 @@ def play(directory: pathlib.Path, tasks: str, hosts: dict[str, dict[str, t.Any]]
         ({"rollout_skip_unfit": True, "rollout_skip_unreachable": True}, ""),
     ],
 )
-def test_each_switch_leaves_out_its_own_hosts(skip: dict[str, bool], said: str, tmp_path: pathlib.Path) -> None:
-    hosts = {"a": {**HERE, "xdp_ct_preflight": {}, "rollout_refused": "no"}, "b": {**HERE, "xdp_ct_preflight": GONE}, "c": HERE}
+def test_each_switch_leaves_out_its_own_hosts(
+    skip: dict[str, bool], said: str, tmp_path: pathlib.Path
+) -> None:
+    hosts = {
+        "a": {**HERE, "xdp_ct_preflight": {}, "rollout_refused": "no"},
+        "b": {**HERE, "xdp_ct_preflight": GONE},
+        "c": HERE,
+    }
     switches = {"rollout_skip_unfit": False, "rollout_skip_unreachable": False, **skip}
     status, text = play(tmp_path, "verdict", hosts, **switches)
     assert (status != 0) == bool(said), text
-    reasons = [words for words in ("a can not take the chain", "b can not be reached") if f"Nothing was changed: {words}" in text]
+    reasons = [
+        words
+        for words in ("a can not take the chain", "b can not be reached")
+        if f"Nothing was changed: {words}" in text
+    ]
     assert reasons == ([said] if said else []), text
 
 
@@ -86,7 +126,15 @@ def test_hosts_that_are_lost_are_asked_once_more_and_put_back(tmp_path: pathlib.
         "d": HERE,
     }
     ((status, text),) = sandboxed(lambda: play(tmp_path, "watch", hosts))
-    said = {line.split()[0]: line for line in text.splitlines() if line.split()[:1] and line.split()[0] in "abcd" and "none" in line}
-    assert status != 0 and said["a"].endswith("failed, nothing to put back") and said["b"].endswith("lost, nothing to put back"), text
+    said = {
+        line.split()[0]: line
+        for line in text.splitlines()
+        if line.split()[:1] and line.split()[0] in "abcd" and "none" in line
+    }
+    assert (
+        status != 0
+        and said["a"].endswith("failed, nothing to put back")
+        and said["b"].endswith("lost, nothing to put back")
+    ), text
     assert "lost, NOT PUT BACK: " in said["c"] and said["d"].endswith("not touched"), text
     assert "Put back: none. Not put back: c. 1 host of later batches was not touched." in text, text

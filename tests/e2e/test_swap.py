@@ -28,7 +28,9 @@ MISSED = 2
 
 
 @pytest.fixture
-def load(request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> c.Iterator[swap.Load]:
+def load(
+    request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> c.Iterator[swap.Load]:
     """Return a lab in which what the test's parameter names is sent; both sources of its generations were compiled."""
     monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     with swap.Load(request.param, FLOWS, str(tmp_path)) as made:
@@ -50,8 +52,18 @@ def told(result: swap.Result, figure: c.Callable[[str, object], None], what: str
     figure(f"{what}: flows kept", f"{result.flows - result.lost_flows} of {result.flows}")
 
 
-@pytest.mark.parametrize(("load", "swaps"), [(ONE, 8), (ALL, 4)], indirect=["load"], ids=["one hook", "both hooks and families"])
-def test_no_frame_goes_unseen(load: swap.Load, swaps: int, figure: c.Callable[[str, object], None], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("load", "swaps"),
+    [(ONE, 8), (ALL, 4)],
+    indirect=["load"],
+    ids=["one hook", "both hooks and families"],
+)
+def test_no_frame_goes_unseen(
+    load: swap.Load,
+    swaps: int,
+    figure: c.Callable[[str, object], None],
+    request: pytest.FixtureRequest,
+) -> None:
     def turn(number: int) -> None:
         assert load.take_over("ab"[number % 2]) == SWAP
 
@@ -66,7 +78,9 @@ def test_no_frame_goes_unseen(load: swap.Load, swaps: int, figure: c.Callable[[s
 
 
 @pytest.mark.parametrize("load", [ALL], indirect=True)
-def test_no_frame_goes_unseen_while_tables_are_copied(load: swap.Load, figure: c.Callable[[str, object], None]) -> None:
+def test_no_frame_goes_unseen_while_tables_are_copied(
+    load: swap.Load, figure: c.Callable[[str, object], None]
+) -> None:
     """Every second generation has tables of another size."""
     swaps = 4
     resized = 0
@@ -85,8 +99,14 @@ def test_no_frame_goes_unseen_while_tables_are_copied(load: swap.Load, figure: c
 
 
 @pytest.mark.parametrize("load", [ONE], indirect=True)
-def test_what_the_others_would_see_if_it_were_not_so(load: swap.Load, figure: c.Callable[[str, object], None]) -> None:
+def test_what_the_others_would_see_if_it_were_not_so(
+    load: swap.Load, figure: c.Callable[[str, object], None]
+) -> None:
     """An interface that is detached and attached again, as without links, has frames that nobody sees."""
     result = load.run(3, lambda dummy: load.attach_anew())
     figure("detached and attached 3 times under load instead: packets unseen", result.unseen)
-    assert result.unseen > 0 and result.sent - result.received == result.dropped and result.missing == result.unseen + result.dropped
+    assert (
+        result.unseen > 0
+        and result.sent - result.received == result.dropped
+        and result.missing == result.unseen + result.dropped
+    )

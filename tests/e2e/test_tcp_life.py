@@ -63,7 +63,9 @@ def test_the_same_ports_again_are_a_new_connection(wire: Wire) -> None:
     tcp = wire.connect()
     sport = tcp.client.getsockname()[1]
     tcp.exchange(5000, 5000)
-    tcp.close(tcp.server, tcp.client)  # the server is the one to wait, so the client may use its port again
+    tcp.close(
+        tcp.server, tcp.client
+    )  # the server is the one to wait, so the client may use its port again
     wire.only("tcp", state="TIME_WAIT")
     again = wire.connect(sport)
     again.exchange(10, 10)
@@ -78,14 +80,20 @@ def test_a_reset_out_of_the_window_changes_nothing(wire: Wire, side: str) -> Non
     tcp = wire.connect()
     tcp.exchange()
     wire.only("tcp", state="ESTABLISHED")
-    source, target = ((CLIENT, tcp.client.getsockname()[1]), (SERVER, PORT))[:: 1 if side == "client" else -1]
+    source, target = ((CLIENT, tcp.client.getsockname()[1]), (SERVER, PORT))[
+        :: 1 if side == "client" else -1
+    ]
     ends = frames.address(source[0]), frames.address(target[0])
     segment = frames.tcp(*ends, source[1], target[1], 123456789, 0, frames.tcp_flags("R"), 0)
     before = wire.counters()
     wire.raw(side).sendto(frames.ipv4(*ends, frames.TCP, segment), (target[0], 0))
 
     def refused() -> dict[str, int]:
-        return {name: number - before[name] for name, number in wire.counters().items() if name.startswith("invalid_") and number != before[name]}
+        return {
+            name: number - before[name]
+            for name, number in wire.counters().items()
+            if name.startswith("invalid_") and number != before[name]
+        }
 
     assert within(refused) and sum(refused().values()) == 1, refused()
     tcp.exchange()
@@ -114,4 +122,8 @@ def test_a_chain_attached_in_the_middle_of_a_connection(wire: Wire) -> None:
         wire.attach()
     tcp.exchange()
     (record,) = wire.records("tcp")
-    assert (record["state"], record["seen_reply"], record["orig"]["dport"]) == ("ESTABLISHED", True, PORT)
+    assert (record["state"], record["seen_reply"], record["orig"]["dport"]) == (
+        "ESTABLISHED",
+        True,
+        PORT,
+    )

@@ -43,10 +43,17 @@ def test_a_tcp_connection_while_it_is_open(wire: Wire) -> None:
     tcp = wire.connect()
     tcp.exchange(300, 1200)
     record = wire.only("tcp", state="ESTABLISHED", assured=True, seen_reply=True, dir="ingress")
-    assert (record["orig"]["src"], record["orig"]["dst"], record["orig"]["dport"]) == (CLIENT, SERVER, PORT)
+    assert (record["orig"]["src"], record["orig"]["dst"], record["orig"]["dport"]) == (
+        CLIENT,
+        SERVER,
+        PORT,
+    )
     assert record["orig"]["sport"] == tcp.client.getsockname()[1]
     out, back = segments(tcp)
-    assert sides(record) == ((out, 300 + SYN_EXTRA + IP_TCP * out), (back, 1200 + SYN_EXTRA + IP_TCP * back))
+    assert sides(record) == (
+        (out, 300 + SYN_EXTRA + IP_TCP * out),
+        (back, 1200 + SYN_EXTRA + IP_TCP * back),
+    )
 
 
 def test_a_large_transfer_loses_no_count(wire: Wire) -> None:
@@ -92,5 +99,9 @@ def test_what_the_other_side_begins_has_it_as_the_initiator(wire: Wire) -> None:
     client.sendto(b"hi", client.recvfrom(10)[1])
     server.recv(10)
     record = wire.only("udp", state="REPLIED", dir="egress")
-    assert (record["orig"]["src"], record["orig"]["dst"], record["orig"]["dport"]) == (SERVER, CLIENT, PORT)
+    assert (record["orig"]["src"], record["orig"]["dst"], record["orig"]["dport"]) == (
+        SERVER,
+        CLIENT,
+        PORT,
+    )
     assert sides(record) == ((1, 5 + IP_UDP), (1, 2 + IP_UDP))

@@ -26,7 +26,15 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec a
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, installed
-from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import SIZES, SOURCES, Chain, made, rendered, udp_frame, veth
+from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
+    SIZES,
+    SOURCES,
+    Chain,
+    made,
+    rendered,
+    udp_frame,
+    veth,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e.test_health import FLOWS, running
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
@@ -74,7 +82,11 @@ def watched(paths: t.Any) -> int:
     """Whether the chain is told to tell."""
     try:
         with bpf.closing(bpf.obj_get(paths.map(chain.EVENTS_WORDS_MAP))) as fd:
-            return int.from_bytes(bpf.map_lookup(fd, chain.EVENT_WORDS.index("watched").to_bytes(4, "little"), 8) or b"", "little")
+            return int.from_bytes(
+                bpf.map_lookup(fd, chain.EVENT_WORDS.index("watched").to_bytes(4, "little"), 8)
+                or b"",
+                "little",
+            )
     except FileNotFoundError:
         return 0
 
@@ -87,7 +99,14 @@ def watch(tmp_path: pathlib.Path) -> c.Iterator[c.Callable[..., Watcher]]:
     def start(ct: Ct, paths: t.Any, *words: str, listens: bool = True) -> Watcher:
         out, err = (tmp_path / f"{len(started)}.{name}" for name in ("out", "err"))
         with open(out, "wb") as stdout, open(err, "wb") as stderr:
-            process = subprocess.Popen(ct.argv("watch", *words), env={}, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True)
+            process = subprocess.Popen(
+                ct.argv("watch", *words),
+                env={},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+            )
         started.append(Watcher(process, out, err))
         if listens:
             until(lambda: watched(paths) or process.poll() is not None, err.read_text("utf-8"))
@@ -120,9 +139,17 @@ def told(lab: Wire) -> c.Iterator[Wire]:
 def conntrack_events(wire: Wire, out: pathlib.Path) -> c.Iterator[None]:
     """Let conntrack -E write into a file meanwhile, which it does to the end."""
     with open(out, "wb") as stdout, netns.entered(wire.ns("router")):
-        process = subprocess.Popen(["conntrack", "-E", "-b", "4194304"], stdout=stdout, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            ["conntrack", "-E", "-b", "4194304"], stdout=stdout, stderr=subprocess.DEVNULL
+        )
     try:
-        until(lambda: any(str(process.pid) in line.split() for line in wire.run("router", "cat", "/proc/net/netlink").splitlines()), "it listens")
+        until(
+            lambda: any(
+                str(process.pid) in line.split()
+                for line in wire.run("router", "cat", "/proc/net/netlink").splitlines()
+            ),
+            "it listens",
+        )
         yield
     finally:
         process.terminate()
@@ -134,7 +161,9 @@ def stories(lines: c.Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = collections.defaultdict(list)
     for line in lines:
         event, proto, words = re.fullmatch(r" *\[(\w+)\] (\w+ +\d+ )(.*)", line.rstrip()).groups()  # type: ignore[union-attr]
-        words = re.sub(r" \[USERSPACE\].*", "", re.sub(r"^\d+ ", "", words))  # who deleted it, besides
+        words = re.sub(
+            r" \[USERSPACE\].*", "", re.sub(r"^\d+ ", "", words)
+        )  # who deleted it, besides
         tuple_of = " ".join(re.findall(r"(?:src|dst|sport|dport|type|id)=\S+", words)[:4])
         found[proto + tuple_of].append(f"{event} {words}")
     return dict(found)
@@ -162,9 +191,17 @@ def traffic(wire: Wire) -> None:
 
 # ---------------------------------------------------------------- what is told
 def test_the_story_of_each_connection_is_conntracks(
-    told: Wire, installed: str, watch: c.Callable[..., Watcher], tmp_path: pathlib.Path, figure: c.Callable[[str, object], None]
+    told: Wire,
+    installed: str,
+    watch: c.Callable[..., Watcher],
+    tmp_path: pathlib.Path,
+    figure: c.Callable[[str, object], None],
 ) -> None:
-    ct, paths, theirs = Ct(installed, told.chain.paths.pin_root), told.chain.paths, tmp_path / "theirs"
+    ct, paths, theirs = (
+        Ct(installed, told.chain.paths.pin_root),
+        told.chain.paths,
+        tmp_path / "theirs",
+    )
     mine = watch(ct, paths, "-o", "conntrack")
     with conntrack_events(told, theirs):
         traffic(told)
@@ -172,18 +209,29 @@ def test_the_story_of_each_connection_is_conntracks(
         told.run("router", "conntrack", "-D", "-p", "icmp")
         assert ct("flush", "--proto", "udp,icmp", "--yes") == "2 flows deleted\n"
         for told_by in (mine.out, theirs):
-            until(lambda path=told_by: path.read_text("utf-8").count("[DESTROY]") == 3, told_by.read_text("utf-8"))  # type: ignore[misc]
+            until(
+                lambda path=told_by: path.read_text("utf-8").count("[DESTROY]") == 3,
+                told_by.read_text("utf-8"),
+            )  # type: ignore[misc]
     mine.end()
     expected = stories(theirs.read_text("utf-8").splitlines())
     assert stories(mine.lines()) == expected and len(expected) == 4
     assert sum(map(len, expected.values())) >= 14
-    assert f"{len(mine.lines())} events were read, none was lost. 0 entries made room" in mine.notes()
+    assert (
+        f"{len(mine.lines())} events were read, none was lost. 0 entries made room" in mine.notes()
+    )
     assert not watched(paths), "nobody watches any more"
     figure("events that ct watch and conntrack -E tell alike", len(mine.lines()))
 
 
-def test_records_and_filters(told: Wire, installed: str, watch: c.Callable[..., Watcher], tmp_path: pathlib.Path) -> None:
-    ct, paths, saved = Ct(installed, told.chain.paths.pin_root), told.chain.paths, str(tmp_path / "events")
+def test_records_and_filters(
+    told: Wire, installed: str, watch: c.Callable[..., Watcher], tmp_path: pathlib.Path
+) -> None:
+    ct, paths, saved = (
+        Ct(installed, told.chain.paths.pin_root),
+        told.chain.paths,
+        str(tmp_path / "events"),
+    )
     every = watch(ct, paths, "-o", "jsonl", "--save", saved)
     tcp = told.connect(40001)
     tcp.exchange()
@@ -191,26 +239,48 @@ def test_records_and_filters(told: Wire, installed: str, watch: c.Callable[..., 
     client.sendto(b"x", (SERVER, PORT))
     server.recv(10)
     tcp.close()
-    until(lambda: any(record["state"] == "TIME_WAIT" for record in every.records()), every.out.read_text("utf-8"))
-    assert "have one reader at a time" in ct.refuses("watch", status=1) and f"process {every.process.pid}" in ct.refuses("watch", status=1)
-    here = {(one["proto"], one["state"], one["assured"], one["orig"]["sport"]) for one in ct.json("list")}
+    until(
+        lambda: any(record["state"] == "TIME_WAIT" for record in every.records()),
+        every.out.read_text("utf-8"),
+    )
+    assert "have one reader at a time" in ct.refuses(
+        "watch", status=1
+    ) and f"process {every.process.pid}" in ct.refuses("watch", status=1)
+    here = {
+        (one["proto"], one["state"], one["assured"], one["orig"]["sport"])
+        for one in ct.json("list")
+    }
     every.end(signal.SIGTERM)
     records = every.records()
-    assert [record["seq"] for record in records] == list(range(records[0]["seq"], records[0]["seq"] + len(records)))
+    assert [record["seq"] for record in records] == list(
+        range(records[0]["seq"], records[0]["seq"] + len(records))
+    )
     assert [record["event"] for record in records if record["proto"] == "udp"] == ["new"]
     states = [record["state"] for record in records if record["proto"] == "tcp"]
     assert states[:3] == ["SYN_SENT", "SYN_RECV", "ESTABLISHED"] and states[-1] == "TIME_WAIT"
     assert records[0]["orig"]["packets"] == 1 and records[0]["time"] < records[-1]["time"]
     # replayed: the same, through the same filters, and as the flows that were there at the end
-    assert ct("watch", "--input", saved, "-o", "jsonl") == every.out.read_text("utf-8") == pathlib.Path(saved).read_text("utf-8")
-    udp = [json.loads(line) for line in ct("watch", "--input", saved, "-o", "jsonl", "--proto", "udp").splitlines()]
+    assert (
+        ct("watch", "--input", saved, "-o", "jsonl")
+        == every.out.read_text("utf-8")
+        == pathlib.Path(saved).read_text("utf-8")
+    )
+    udp = [
+        json.loads(line)
+        for line in ct("watch", "--input", saved, "-o", "jsonl", "--proto", "udp").splitlines()
+    ]
     assert udp == [record for record in records if record["proto"] == "udp"]
     assert len(ct("watch", "--input", saved, "--event", "update", "--limit", "2").splitlines()) == 2
-    assert {(one["proto"], one["state"], one["assured"], one["orig"]["sport"]) for one in ct.json("list", "--input", saved)} == here and len(here) == 2
+    assert {
+        (one["proto"], one["state"], one["assured"], one["orig"]["sport"])
+        for one in ct.json("list", "--input", saved)
+    } == here and len(here) == 2
     assert ct("count", "--input", saved, "--state", "time_wait") == "1\n"
 
 
-def test_limit_and_live_filters_end_it(told: Wire, installed: str, watch: c.Callable[..., Watcher]) -> None:
+def test_limit_and_live_filters_end_it(
+    told: Wire, installed: str, watch: c.Callable[..., Watcher]
+) -> None:
     ct, paths = Ct(installed, told.chain.paths.pin_root), told.chain.paths
     one = watch(ct, paths, "--dport", str(PORT), "--event", "new", "--limit", "1")
     client = told.udp("client")
@@ -221,7 +291,12 @@ def test_limit_and_live_filters_end_it(told: Wire, installed: str, watch: c.Call
     assert f"-> {SERVER}:{PORT}  NEW, unreplied" in line and " new " in line
 
 
-def test_what_is_lost_is_counted(told: Wire, installed: str, watch: c.Callable[..., Watcher], figure: c.Callable[[str, object], None]) -> None:
+def test_what_is_lost_is_counted(
+    told: Wire,
+    installed: str,
+    watch: c.Callable[..., Watcher],
+    figure: c.Callable[[str, object], None],
+) -> None:
     ct, paths = Ct(installed, told.chain.paths.pin_root), told.chain.paths
     slow = watch(ct, paths, "-o", "jsonl")
     slow.process.send_signal(signal.SIGSTOP)
@@ -233,16 +308,25 @@ def test_what_is_lost_is_counted(told: Wire, installed: str, watch: c.Callable[.
     until(lambda: "were lost: the buffer had no room" in slow.notes(), "it says so")
     slow.end()
     numbers = [record["seq"] for record in slow.records()]
-    lost = int(re.search(r"(\d+) were lost for want of room \(new \d+, update 0, destroy 0\)", slow.notes()).group(1))  # type: ignore[union-attr]
+    lost = int(
+        re.search(
+            r"(\d+) were lost for want of room \(new \d+, update 0, destroy 0\)", slow.notes()
+        ).group(1)
+    )  # type: ignore[union-attr]
     assert len(set(numbers)) == len(numbers) and len(numbers) + lost == MANY and lost >= 1000
     assert f"{len(numbers)} events were read" in slow.notes()
     evicted = int(re.search(r"(\d+) entries made room", slow.notes()).group(1))  # type: ignore[union-attr]
     assert evicted >= MANY - 2 * SIZES["table_size"], slow.notes()
-    figure("events of a flood that a stopped ct watch read, and counted as lost", f"{len(numbers)}, {lost}")
+    figure(
+        "events of a flood that a stopped ct watch read, and counted as lost",
+        f"{len(numbers)}, {lost}",
+    )
 
 
 # ---------------------------------------------------------------- generations
-def test_it_goes_on_with_the_next_generation(running: Chain, installed: str, watch: c.Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_with_the_next_generation(
+    running: Chain, installed: str, watch: c.Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     ct = Ct(installed, running.paths.pin_root, running.paths.state_dir)
     long = {"udp": 36000}  # compiling can take longer than a flow lives
@@ -252,7 +336,11 @@ def test_it_goes_on_with_the_next_generation(running: Chain, installed: str, wat
     until(lambda: "generation 1 runs, without events" in one.notes(), "it says so")
 
     def with_events(**sizes: int) -> t.Any:
-        return running.want(render.render(str(SOURCES), render.Settings(**{**SIZES, **sizes}, events=True)), timeouts=long, **sizes)
+        return running.want(
+            render.render(str(SOURCES), render.Settings(**{**SIZES, **sizes}, events=True)),
+            timeouts=long,
+            **sizes,
+        )
 
     running.ensure(with_events())
     until(lambda: watched(running.paths), "it goes over")
@@ -260,7 +348,13 @@ def test_it_goes_on_with_the_next_generation(running: Chain, installed: str, wat
     dummy, have = running.ensure(with_events(half_open_size=2 * SIZES["table_size"]))
     assert have.faults == () and have.maps["events"].id
     running.send(udp_frame(30002))
-    until(lambda: "generation 3 took over from generation 2, and goes on with the same buffer" in one.notes(), one.notes())
+    until(
+        lambda: (
+            "generation 3 took over from generation 2, and goes on with the same buffer"
+            in one.notes()
+        ),
+        one.notes(),
+    )
     until(lambda: len(one.records()) == 2, "it goes on")
     ports = [(record["seq"], record["orig"]["sport"]) for record in one.records()]
     assert ports == [(0, 30001), (1, 30002)]
@@ -278,8 +372,14 @@ def test_it_goes_on_with_the_next_generation(running: Chain, installed: str, wat
 
 def test_what_is_refused(told: Wire, installed: str, tmp_path: pathlib.Path) -> None:
     ct = Ct(installed, told.chain.paths.pin_root)
-    assert "event: 'end' is not valid: give some of new, update, destroy" in ct.refuses("watch", "--event", "end", status=2)
-    assert "save: '/nowhere/x' is not valid" in ct.refuses("watch", "--save", "/nowhere/x", status=1)
+    assert "event: 'end' is not valid: give some of new, update, destroy" in ct.refuses(
+        "watch", "--event", "end", status=2
+    )
+    assert "save: '/nowhere/x' is not valid" in ct.refuses(
+        "watch", "--save", "/nowhere/x", status=1
+    )
     (tmp_path / "x").write_text('{"event": "new"}\n', "utf-8")
-    assert "is no event: give a file that ct watch" in ct.refuses("watch", "--input", str(tmp_path / "x"), status=1)
+    assert "is no event: give a file that ct watch" in ct.refuses(
+        "watch", "--input", str(tmp_path / "x"), status=1
+    )
     assert re.search("[Rr]un as root", ct.refuses("watch", status=1, user=65534))

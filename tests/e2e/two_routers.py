@@ -32,7 +32,10 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainR
 CLIENT, SERVER, PORT = "10.77.0.1", "10.77.9.1", 8080
 ROUTERS = ("a", "b")
 #: The networks of the links of each router.
-NETWORKS = {"a": ["10.77.1.1/24", "10.77.3.1/24", "10.77.5.1/24", "10.77.0.254/24"], "b": ["10.77.2.1/24", "10.77.4.1/24", "10.77.5.2/24", "10.77.9.254/24"]}
+NETWORKS = {
+    "a": ["10.77.1.1/24", "10.77.3.1/24", "10.77.5.1/24", "10.77.0.254/24"],
+    "b": ["10.77.2.1/24", "10.77.4.1/24", "10.77.5.2/24", "10.77.9.254/24"],
+}
 _HOOKS = {
     "a": [("a-client", "ingress"), ("a-server", "egress"), ("a-b", "egress")],
     "b": [("b-client", "ingress"), ("b-server", "egress"), ("b-a", "ingress")],
@@ -63,7 +66,12 @@ class TwoRouters:
     def __enter__(self) -> TwoRouters:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: types.TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
         while self._sockets:
             self._sockets.pop().close()
         self._undo.close()
@@ -75,7 +83,16 @@ class TwoRouters:
     def _description(self) -> dict[str, t.Any]:
         def link(one: str, two: str, number: int) -> dict[str, t.Any]:
             ends = ((one, two, 1), (two, one, 2))
-            return {"ends": [{"netns": self.ns(mine), "name": f"{mine}-{other}", "addresses": [f"10.77.{number}.{host}/24"]} for mine, other, host in ends]}
+            return {
+                "ends": [
+                    {
+                        "netns": self.ns(mine),
+                        "name": f"{mine}-{other}",
+                        "addresses": [f"10.77.{number}.{host}/24"],
+                    }
+                    for mine, other, host in ends
+                ]
+            }
 
         pairs = (("a", "client"), ("b", "client"), ("a", "server"), ("b", "server"), ("a", "b"))
         return {
@@ -85,8 +102,13 @@ class TwoRouters:
         }
 
     def _attach(self, name: str, state: str) -> None:
-        interfaces = [{"name": interface, "netns": self.ns(name), "program": hook} for interface, hook in _HOOKS[name]]
-        attach.converge(state, interfaces, "native", False, self.chains[name].paths.pin_root, check_mode=False)
+        interfaces = [
+            {"name": interface, "netns": self.ns(name), "program": hook}
+            for interface, hook in _HOOKS[name]
+        ]
+        attach.converge(
+            state, interfaces, "native", False, self.chains[name].paths.pin_root, check_mode=False
+        )
 
     def ip(self, where: str, *words: str) -> None:
         """Run ip(8) in a namespace."""
@@ -139,7 +161,11 @@ class TwoRouters:
 
     def records(self, name: str, sport: int) -> list[flow.Record]:
         """Return a router's flows of the connection from this port."""
-        return [one for one in self.chains[name].records() if sport in (one["orig"].get("sport"), one["reply"].get("sport"))]
+        return [
+            one
+            for one in self.chains[name].records()
+            if sport in (one["orig"].get("sport"), one["reply"].get("sport"))
+        ]
 
     def counters(self, name: str) -> dict[str, int]:
         """Return a chain's counters by name."""

@@ -36,7 +36,10 @@ PORT = 8080
 NARROW = 1280
 SECONDS = 5  # to wait for what must come
 RULES = "table ip both { chain seen { type filter hook prerouting priority 0; ct state invalid counter; }; }"
-SYSCTLS = {"router": {"net/netfilter/nf_conntrack_acct": "1"}, "server": {"net/ipv4/icmp_ratelimit": "0", "net/ipv4/ip_forward": "1"}}
+SYSCTLS = {
+    "router": {"net/netfilter/nf_conntrack_acct": "1"},
+    "server": {"net/ipv4/icmp_ratelimit": "0", "net/ipv4/ip_forward": "1"},
+}
 #: Both clocks are read one after the other, on a machine that may be busy.
 TIMEOUT_SLACK = 2
 
@@ -58,7 +61,10 @@ class Tcp:
 
     def exchange(self, request: int = 300, response: int = 1200) -> None:
         """Send so many bytes there and so many back."""
-        for sender, receiver, size in ((self.client, self.server, request), (self.server, self.client, response)):
+        for sender, receiver, size in (
+            (self.client, self.server, request),
+            (self.server, self.client, response),
+        ):
             sender.sendall(bytes(size))
             read(receiver, size)
 
@@ -89,7 +95,9 @@ class Wire:
                 with netns.entered(self.ns(where)):
                     if where == "router":
                         subprocess.run(["nft", RULES], check=True)
-                        if compiled.get("forward", "off") != "off":  # else no such chain may be attached where nf_conntrack tracks
+                        if (
+                            compiled.get("forward", "off") != "off"
+                        ):  # else no such chain may be attached where nf_conntrack tracks
                             sysctls.write_sysctl(netfilter.LIBERAL, "1")
                     for name, value in values.items():
                         sysctls.write_sysctl(name, value)
@@ -110,18 +118,34 @@ class Wire:
 
     def _description(self) -> dict[str, t.Any]:
         def link(*ends: tuple[str, str, str], mtu: int = 1500) -> dict[str, t.Any]:
-            return {"ends": [{"netns": self.ns(where), "name": name, "addresses": [address], "mtu": mtu} for where, name, address in ends]}
+            return {
+                "ends": [
+                    {"netns": self.ns(where), "name": name, "addresses": [address], "mtu": mtu}
+                    for where, name, address in ends
+                ]
+            }
 
         default = {"client": "172.20.56.1", "server": "172.30.56.1", "far": "10.99.3.1"}
         return {
             "name": self.tag,
             "router": self.ns("router"),
             "routes": [{"dst": "10.99.3.0/24", "via": SERVER}],
-            "namespaces": [{"name": self.ns(where), "routes": [{"dst": "default", "via": via}]} for where, via in default.items()],
+            "namespaces": [
+                {"name": self.ns(where), "routes": [{"dst": "default", "via": via}]}
+                for where, via in default.items()
+            ],
             "links": [
-                link(("client", "ns1-wan", f"{CLIENT}/24"), ("router", "ns1-lan", "172.20.56.1/24")),
-                link(("server", "ns2-wan", f"{SERVER}/24"), ("router", "ns2-lan", "172.30.56.1/24")),
-                link(("server", "ns3-lan", "10.99.3.1/24"), ("far", "ns3-wan", f"{FAR}/24"), mtu=NARROW),
+                link(
+                    ("client", "ns1-wan", f"{CLIENT}/24"), ("router", "ns1-lan", "172.20.56.1/24")
+                ),
+                link(
+                    ("server", "ns2-wan", f"{SERVER}/24"), ("router", "ns2-lan", "172.30.56.1/24")
+                ),
+                link(
+                    ("server", "ns3-lan", "10.99.3.1/24"),
+                    ("far", "ns3-wan", f"{FAR}/24"),
+                    mtu=NARROW,
+                ),
             ],
         }
 
@@ -134,16 +158,24 @@ class Wire:
         hooks = [("router", "ns1-lan", "ingress"), ("router", "ns2-lan", "egress")]
         if far_ends:
             hooks += [("client", "ns1-wan", "pass"), ("server", "ns2-wan", "pass")]
-        interfaces = [{"name": name, "netns": self.ns(where), "program": hook} for where, name, hook in hooks]
-        return attach.converge(state, interfaces, self.mode, False, self.chain.paths.pin_root, check_mode=False)[0]
+        interfaces = [
+            {"name": name, "netns": self.ns(where), "program": hook} for where, name, hook in hooks
+        ]
+        return attach.converge(
+            state, interfaces, self.mode, False, self.chain.paths.pin_root, check_mode=False
+        )[0]
 
     # ------------------------------------------------------------ traffic
     def run(self, where: str, *argv: str) -> str:
         """Run a command in a namespace; return what it printed, whatever its exit status."""
-        with netns.entered(self.ns(where)):  # the child is born in the thread's namespace, and sees /sys/fs/bpf
+        with netns.entered(
+            self.ns(where)
+        ):  # the child is born in the thread's namespace, and sees /sys/fs/bpf
             return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
-    def open(self, where: str, kind: int, proto: int = 0, family: int = socket.AF_INET) -> socket.socket:
+    def open(
+        self, where: str, kind: int, proto: int = 0, family: int = socket.AF_INET
+    ) -> socket.socket:
         """Return a socket in a namespace; the end of the test closes it."""
         with netns.entered(self.ns(where)):
             made = socket.socket(family, kind, proto)
@@ -169,7 +201,10 @@ class Wire:
 
     def connect(self, sport: int = 0) -> Tcp:
         """Return a connection from the client to PORT of the server."""
-        listener, client = self.open("server", socket.SOCK_STREAM), self.open("client", socket.SOCK_STREAM)
+        listener, client = (
+            self.open("server", socket.SOCK_STREAM),
+            self.open("client", socket.SOCK_STREAM),
+        )
         for one in (listener, client):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((SERVER, PORT))
@@ -197,7 +232,10 @@ class Wire:
 
     def kernel(self) -> list[view.Flow]:
         """Return nf_conntrack's flows."""
-        with netns.entered(self.ns("router")), open("/proc/thread-self/net/nf_conntrack", encoding="ascii") as lines:
+        with (
+            netns.entered(self.ns("router")),
+            open("/proc/thread-self/net/nf_conntrack", encoding="ascii") as lines,
+        ):
             return [nf.parse(line) for line in lines]
 
     def records(self, proto: str) -> list[flow.Record]:
@@ -214,16 +252,28 @@ class Wire:
         while True:
             mine = self.records(proto)
             theirs = [one for one in self.kernel() if one.proto == proto]
-            good = len(mine) == 1 and fields.items() <= {key: value for key, value in mine[0].items() if key in fields}.items()
+            good = (
+                len(mine) == 1
+                and fields.items()
+                <= {key: value for key, value in mine[0].items() if key in fields}.items()
+            )
             if (good and same(map(viewed, mine), theirs)) or time.monotonic() > deadline:
                 break
             time.sleep(0.02)
-        assert {key: mine[0][key] for key in fields} == fields if len(mine) == 1 else len(mine) == 1, mine
-        assert same(map(viewed, mine), theirs), f"{viewed(mine[0])}\nnf_conntrack: {', '.join(map(str, theirs))}"
+        assert (
+            {key: mine[0][key] for key in fields} == fields if len(mine) == 1 else len(mine) == 1
+        ), mine
+        assert same(map(viewed, mine), theirs), (
+            f"{viewed(mine[0])}\nnf_conntrack: {', '.join(map(str, theirs))}"
+        )
         return mine[0]
 
 
 def same(mine: t.Iterable[view.Flow], theirs: t.Iterable[view.Flow]) -> bool:
     """Tell whether both trackers say the same, but for a moment between their clocks."""
     pairs = list(zip(list(mine), list(theirs), strict=True))
-    return all(dataclasses.replace(one, timeout=other.timeout) == other and abs(one.timeout - other.timeout) <= TIMEOUT_SLACK for one, other in pairs)
+    return all(
+        dataclasses.replace(one, timeout=other.timeout) == other
+        and abs(one.timeout - other.timeout) <= TIMEOUT_SLACK
+        for one, other in pairs
+    )

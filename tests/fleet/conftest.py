@@ -22,7 +22,9 @@ HOSTS = int(os.environ.get("FLEET_HOSTS", "3"))
 
 
 @contextlib.contextmanager
-def booted(tmp_path_factory: pytest.TempPathFactory, up: c.Callable[[Fleet], object]) -> c.Iterator[Fleet]:
+def booted(
+    tmp_path_factory: pytest.TempPathFactory, up: c.Callable[[Fleet], object]
+) -> c.Iterator[Fleet]:
     """A fleet of which nothing is left behind, whatever the tests do.
 
     :param up: boots its hosts.

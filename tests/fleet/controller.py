@@ -38,7 +38,12 @@ class Played:
     @property
     def recap(self) -> dict[str, dict[str, int]]:
         """What became of each host: ok, changed, unreachable, failed and so on, by name."""
-        return {host: {name: int(number) for name, number in (word.split("=") for word in words.split())} for host, words in RECAP.findall(self.text)}
+        return {
+            host: {
+                name: int(number) for name, number in (word.split("=") for word in words.split())
+            }
+            for host, words in RECAP.findall(self.text)
+        }
 
     def changed(self) -> dict[str, int]:
         """Return how many tasks changed something on each host; the test fails when something else failed."""
@@ -49,11 +54,21 @@ class Played:
 class Playing:
     """A playbook that runs."""
 
-    def __init__(self, argv: list[str], cwd: pathlib.Path, env: dict[str, str], output: pathlib.Path) -> None:
+    def __init__(
+        self, argv: list[str], cwd: pathlib.Path, env: dict[str, str], output: pathlib.Path
+    ) -> None:
         self._output = output
         self._started = time.monotonic()
         with output.open("wb") as out:
-            self.process = subprocess.Popen(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+            self.process = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
 
     def text(self) -> str:
         """Return what it has printed by now."""
@@ -70,7 +85,12 @@ class Playing:
         """Wait for its end."""
         dummy, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
-        return Played(self.process.returncode, self.text(), time.monotonic() - self._started, usage.ru_maxrss / 1024)
+        return Played(
+            self.process.returncode,
+            self.text(),
+            time.monotonic() - self._started,
+            usage.ru_maxrss / 1024,
+        )
 
 
 class Controller:
@@ -84,18 +104,35 @@ class Controller:
         self.home = home
         (home / "clone").mkdir()
         tarball = tree.build_tarball(tree.copy_tree(home / "clone/c"), home)
-        self._run(str(tree.VENV / "ansible-galaxy"), "collection", "install", "--offline", str(tarball))
+        self._run(
+            str(tree.VENV / "ansible-galaxy"), "collection", "install", "--offline", str(tarball)
+        )
         self._plays = 0
 
     def _environment(self) -> dict[str, str]:
         kept = tree.environment()
-        return {"PATH": kept["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", "ANSIBLE_FORKS": str(max(5, len(self.fleet.hosts())))}
+        return {
+            "PATH": kept["PATH"],
+            "HOME": str(self.home),
+            "LANG": "C.UTF-8",
+            "ANSIBLE_FORKS": str(max(5, len(self.fleet.hosts()))),
+        }
 
     def _run(self, *argv: str) -> None:
-        done = subprocess.run(argv, cwd=self.home, env=self._environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv,
+            cwd=self.home,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(self, what: str | list[dict[str, t.Any]], limit: str | None = "fleet", **variables: t.Any) -> Playing:
+    def start(
+        self, what: str | list[dict[str, t.Any]], limit: str | None = "fleet", **variables: t.Any
+    ) -> Playing:
         """Let a playbook run.
 
         :param what: the name of an installed one, or plays.
@@ -107,10 +144,25 @@ class Controller:
             path.write_text(json.dumps(what), "utf-8")
             what = str(path)
         limited = ["--limit", limit] if limit else []
-        argv = [str(tree.VENV / "ansible-playbook"), "-i", str(self.fleet.inventory()), what, *limited, "-e", json.dumps(variables)]
-        return Playing(self.fleet.argv(*argv), self.home, self._environment(), self.home / f"play{self._plays}.log")
+        argv = [
+            str(tree.VENV / "ansible-playbook"),
+            "-i",
+            str(self.fleet.inventory()),
+            what,
+            *limited,
+            "-e",
+            json.dumps(variables),
+        ]
+        return Playing(
+            self.fleet.argv(*argv),
+            self.home,
+            self._environment(),
+            self.home / f"play{self._plays}.log",
+        )
 
-    def play(self, what: str | list[dict[str, t.Any]], limit: str | None = "fleet", **variables: t.Any) -> Played:
+    def play(
+        self, what: str | list[dict[str, t.Any]], limit: str | None = "fleet", **variables: t.Any
+    ) -> Played:
         """Run a playbook to its end."""
         return self.start(what, limit, **variables).wait()
 
@@ -119,4 +171,6 @@ class Controller:
         return self.play(ROLE, limit, **variables)
 
 
-ROLE: list[dict[str, t.Any]] = [{"hosts": "fleet", "gather_facts": False, "roles": ["ebpf.conntrack.xdp_ct"]}]
+ROLE: list[dict[str, t.Any]] = [
+    {"hosts": "fleet", "gather_facts": False, "roles": ["ebpf.conntrack.xdp_ct"]}
+]

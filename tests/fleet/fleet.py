@@ -64,11 +64,33 @@ SIZE = "192m"
 NET, DATA = "10.231.0", "10.232"
 DATA_NICS = 2
 #: A cut host is reported in seconds: keepalives that are not answered end a connection, and new ones are not waited for longer.
-SSH_ARGS = "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=3 -o ServerAliveCountMax=3"
+SSH_ARGS = (
+    "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=3 -o ServerAliveCountMax=3"
+)
 #: What hosts do without when they are bare, as packages.
 COMPILERS = (
-    *("*bpfcc*", "clang*", "libclang*", "llvm*", "libllvm*", "gcc*", "cpp*", "g++*", "tcc", "binutils*", "make"),
-    *("linux-libc-dev", "linux-headers-*", "linux-kbuild-*", "libbpf-dev", "libc6-dev", "libgcc-*-dev", "libstdc++-*-dev"),
+    *(
+        "*bpfcc*",
+        "clang*",
+        "libclang*",
+        "llvm*",
+        "libllvm*",
+        "gcc*",
+        "cpp*",
+        "g++*",
+        "tcc",
+        "binutils*",
+        "make",
+    ),
+    *(
+        "linux-libc-dev",
+        "linux-headers-*",
+        "linux-kbuild-*",
+        "libbpf-dev",
+        "libc6-dev",
+        "libgcc-*-dev",
+        "libstdc++-*-dev",
+    ),
 )
 #: inotify instances of a host; all hosts of a machine share its limit.
 INOTIFY = pathlib.Path("/proc/sys/fs/inotify/max_user_instances")
@@ -145,7 +167,9 @@ class Fleet:
         :raises FleetError: there is none of this name.
         """
         if name not in self.hosts():
-            raise FleetError(f"there is no host {name!r}; there are {', '.join(self.hosts()) or 'none'}")
+            raise FleetError(
+                f"there is no host {name!r}; there are {', '.join(self.hosts()) or 'none'}"
+            )
         return container.Container(self.directory / "hosts" / name)
 
     @staticmethod
@@ -182,7 +206,9 @@ class Fleet:
         names = [f"h{number:02}" for number in range(1, count + 1)]
         for name in names:
             if name not in self.hosts():
-                made = container.Container(self.directory / "hosts" / name, self._spec(name, holder, bare, size))
+                made = container.Container(
+                    self.directory / "hosts" / name, self._spec(name, holder, bare, size)
+                )
                 made.launch("nsenter", "-t", str(holder), "--mount", "--")
                 self._until(name, lambda host: host.boots() > 0)
         self._write_known_hosts()
@@ -195,10 +221,28 @@ class Fleet:
         (self.directory / "hosts").mkdir(parents=True)
         for name in ("shared", "bpf", "cp", "keys"):
             (self.directory / name).mkdir()
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "fleet", "-f", self.key], check=True)
-        argv = [*container.PRIVATELY, "--net", sys.executable, os.path.abspath(__file__), "--directory", str(self.directory), "hold"]
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "fleet", "-f", self.key],
+            check=True,
+        )
+        argv = [
+            *container.PRIVATELY,
+            "--net",
+            sys.executable,
+            os.path.abspath(__file__),
+            "--directory",
+            str(self.directory),
+            "hold",
+        ]
         with (self.directory / "hold.log").open("wb") as log:
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True)
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+            )
         while not (self.directory / "ready").exists():
             if process.poll() is not None:
                 raise FleetError((self.directory / "hold.log").read_text("utf-8"))
@@ -217,7 +261,12 @@ class Fleet:
         with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "fleet_pass")) as program:
             bpf.obj_pin(program, str(self.directory / "bpf/pass"))
         # an overlay takes no layer that lies in another one
-        shutil.copytree(SERVERS, self.directory / "shared/servers", symlinks=True, ignore=lambda *dummy: [".complete"])
+        shutil.copytree(
+            SERVERS,
+            self.directory / "shared/servers",
+            symlinks=True,
+            ignore=lambda *dummy: [".complete"],
+        )
         (self.directory / "shared/bare").mkdir()
         container.hide(self.directory / "shared/bare", compilers())
         (self.directory / "ready").touch()
@@ -246,37 +295,64 @@ class Fleet:
 
     def _spec(self, name: str, holder: int, bare: bool, size: str) -> container.Spec:
         key = self.directory / "keys" / name
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", key], check=True
+        )
         files = {
             "etc/hostname": f"{name}\n",
             "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n",
             "etc/ssh/sshd_config": SSHD_CONFIG,
             "etc/ssh/ssh_host_ed25519_key": key.read_text("utf-8"),
-            **{f"{home}/.ssh/authorized_keys": self.key.with_suffix(".pub").read_text("utf-8") for home in ("root", f"home/{USER}")},
+            **{
+                f"{home}/.ssh/authorized_keys": self.key.with_suffix(".pub").read_text("utf-8")
+                for home in ("root", f"home/{USER}")
+            },
             f"etc/sudoers.d/{USER}": f"{USER} ALL=(ALL) NOPASSWD: ALL\n",
             "etc/systemd/journald.conf": "[Journal]\nStorage=persistent\nSystemMaxUse=32M\nRateLimitIntervalSec=0\n",
             "etc/passwd": with_users(pathlib.Path("/etc/passwd").read_text("utf-8")),
         }
         # hier(7)
-        files.update((f"usr/local/{name}/.keep", "") for name in ("bin", "etc", "lib", "sbin", "share/man", "src"))
+        files.update(
+            (f"usr/local/{name}/.keep", "")
+            for name in ("bin", "etc", "lib", "sbin", "share/man", "src")
+        )
         if bare:
-            files["var/lib/dpkg/status"] = without_compilers(pathlib.Path("/var/lib/dpkg/status").read_text("utf-8"))
+            files["var/lib/dpkg/status"] = without_compilers(
+                pathlib.Path("/var/lib/dpkg/status").read_text("utf-8")
+            )
         for number in range(1 + DATA_NICS):
             required = "" if number == 0 else "RequiredForOnline=no\n"
             text = f"[Match]\nName=eth{number}\n[Link]\n{required}[Network]\nAddress={self.address(name, number)}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
             files[f"etc/systemd/network/10-eth{number}.network"] = text
-        wanted = {"multi-user.target": ["ssh.service", "systemd-networkd.service"], "network-online.target": ["systemd-networkd-wait-online.service"]}
+        wanted = {
+            "multi-user.target": ["ssh.service", "systemd-networkd.service"],
+            "network-online.target": ["systemd-networkd-wait-online.service"],
+        }
         wires = WIRES
-        for word, value in {"switch": holder, "pass": self.directory / "bpf/pass", "user": USER_ID, "name": USER}.items():
+        for word, value in {
+            "switch": holder,
+            "pass": self.directory / "bpf/pass",
+            "user": USER_ID,
+            "name": USER,
+        }.items():
             wires = wires.replace(f"@{word}@", str(value))
         return container.Spec(
             group=f"{self.name}/{name}",
             hostname=name,
             files=files,
-            links={f"etc/systemd/system/{target}.wants/{unit}": f"/lib/systemd/system/{unit}" for target, units in wanted.items() for unit in units},
+            links={
+                f"etc/systemd/system/{target}.wants/{unit}": f"/lib/systemd/system/{unit}"
+                for target, units in wanted.items()
+                for unit in units
+            },
             emptied=["root", "home", "usr/local", "var/tmp", "etc/ssh", "etc/systemd/network"],
-            hidden=[] if ROOT.parts[1] in ("root", "home", "tmp", "run") else [str(ROOT).lstrip("/")],
-            layers=[str(self.directory / "shared" / layer) for layer in (["bare", "servers"] if bare else ["servers"])],
+            hidden=[]
+            if ROOT.parts[1] in ("root", "home", "tmp", "run")
+            else [str(ROOT).lstrip("/")],
+            layers=[
+                str(self.directory / "shared" / layer)
+                for layer in (["bare", "servers"] if bare else ["servers"])
+            ],
             size=size,
             boot=wires,
             writable="network",
@@ -302,7 +378,11 @@ class Fleet:
         """Return what is left of the fleet, a line each."""
         found = [f"process {pid}" for pid in container.members(self.name)]
         mounts = pathlib.Path("/proc/self/mounts").read_text("utf-8").splitlines()
-        found += [f"mount {line.split()[1]}" for line in mounts if line.split()[1].startswith(f"{self.directory}/")]
+        found += [
+            f"mount {line.split()[1]}"
+            for line in mounts
+            if line.split()[1].startswith(f"{self.directory}/")
+        ]
         found += [f"directory {self.directory}"] if self.directory.exists() else []
         found += [f"limit {INOTIFY_BEFORE}"] if INOTIFY_BEFORE.exists() and not fleets() else []
         return found
@@ -330,20 +410,44 @@ class Fleet:
         """Return the command line that runs a command where hosts can be reached; what it leaves running ends with the fleet."""
         holder = self._holder()
         join = f"echo 0 >/proc/{holder}/root/sys/fs/cgroup/{self.name}/control/cgroup.procs"
-        return ["sh", "-euc", f'{join}; exec nsenter --net=/proc/{holder}/ns/net -- "$@"', "sh", *words]
+        return [
+            "sh",
+            "-euc",
+            f'{join}; exec nsenter --net=/proc/{holder}/ns/net -- "$@"',
+            "sh",
+            *words,
+        ]
 
     def ssh_argv(self, name: str, *words: str) -> list[str]:
         """Return the command line that runs a command on a host; its words are quoted."""
-        options = [f"UserKnownHostsFile={self.directory}/known_hosts", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes", "LogLevel=ERROR", "ConnectTimeout=10"]
+        options = [
+            f"UserKnownHostsFile={self.directory}/known_hosts",
+            "StrictHostKeyChecking=yes",
+            "IdentitiesOnly=yes",
+            "LogLevel=ERROR",
+            "ConnectTimeout=10",
+        ]
         options += ["ServerAliveInterval=3", "ServerAliveCountMax=3", "BatchMode=yes"]
-        argv = ["ssh", "-F", "none", "-i", str(self.key), *(word for option in options for word in ("-o", option)), f"root@{self.address(name)}"]
+        argv = [
+            "ssh",
+            "-F",
+            "none",
+            "-i",
+            str(self.key),
+            *(word for option in options for word in ("-o", option)),
+            f"root@{self.address(name)}",
+        ]
         return self.argv(*argv, shlex.join(words))
 
     def ssh(self, name: str, *words: str, check: bool = True, stdin: str = "") -> str:
         """Run a command on a host, by SSH; return what it printed."""
-        done = subprocess.run(self.ssh_argv(name, *words), input=stdin, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self.ssh_argv(name, *words), input=stdin, capture_output=True, text=True, check=False
+        )
         if check and done.returncode:
-            raise FleetError(f"{name}: {shlex.join(words)}: status {done.returncode}: {done.stdout}{done.stderr}")
+            raise FleetError(
+                f"{name}: {shlex.join(words)}: status {done.returncode}: {done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     def inventory(self) -> pathlib.Path:
@@ -374,7 +478,9 @@ class Fleet:
         """
         with open(f"/proc/{self._holder()}/ns/net", "rb") as namespace:
             for name in self._missing(namespace.fileno(), names, time.monotonic() + seconds):
-                raise FleetError(f"{name} does not answer within {seconds:g} s: {self.host(name).console()}")
+                raise FleetError(
+                    f"{name} does not answer within {seconds:g} s: {self.host(name).console()}"
+                )
 
     def _missing(self, namespace: int, names: c.Sequence[str], deadline: float) -> list[str]:
         left = list(names)
@@ -383,7 +489,11 @@ class Fleet:
             """In a thread, for it alone changes its namespace."""
             if ctypes.CDLL(None, use_errno=True).setns(namespace, 0) != 0:
                 return
-            while left and time.monotonic() < deadline and not any(self.host(name).off() for name in left):
+            while (
+                left
+                and time.monotonic() < deadline
+                and not any(self.host(name).off() for name in left)
+            ):
                 left[:] = [name for name in left if not answers(self.address(name))]
                 time.sleep(0.05)
 
@@ -412,7 +522,9 @@ class Fleet:
             what(name)
         for name in names:
             self._until(name, lambda host: host.boots() > before[host.spec.hostname])
-        self.wait(*names, seconds=VM_SECONDS if any(name.startswith("v") for name in names) else SECONDS)
+        self.wait(
+            *names, seconds=VM_SECONDS if any(name.startswith("v") for name in names) else SECONDS
+        )
 
     def poweroff(self, *names: str) -> None:
         """Let hosts end in order; they stay off."""
@@ -449,7 +561,10 @@ class Fleet:
     def _cut(self, verb: str, name: str, networks: c.Sequence[int]) -> None:
         self.host(name)
         ports = ", ".join(f"{name}_{network}" for network in networks)
-        subprocess.run(self.argv("nft", verb, "element", "bridge", "fleet", "cut", f"{{ {ports} }}"), check=True)
+        subprocess.run(
+            self.argv("nft", verb, "element", "bridge", "fleet", "cut", f"{{ {ports} }}"),
+            check=True,
+        )
 
     def fill(self, name: str) -> None:
         """Fill a host's disk to the last byte."""
@@ -461,12 +576,17 @@ class Fleet:
 
     def work(self, name: str) -> float:
         """Return how much processor time a host has taken since it was first booted, in seconds."""
-        stat = pathlib.Path(f"/proc/{self._holder()}/root/sys/fs/cgroup/{self.name}/{name}/cpu.stat").read_text("ascii")
+        stat = pathlib.Path(
+            f"/proc/{self._holder()}/root/sys/fs/cgroup/{self.name}/{name}/cpu.stat"
+        ).read_text("ascii")
         return int(dict(line.split() for line in stat.splitlines())["usage_usec"]) / 1e6
 
     def status(self) -> list[str]:
         """Return a line for each host."""
-        return [f"{name} {self.address(name)} {'on' if self.host(name).pid1() else 'off'}, boot {self.host(name).boots()}" for name in self.hosts()]
+        return [
+            f"{name} {self.address(name)} {'on' if self.host(name).pid1() else 'off'}, boot {self.host(name).boots()}"
+            for name in self.hosts()
+        ]
 
 
 def fleets() -> list[int]:
@@ -488,14 +608,21 @@ def _inotify_lock() -> c.Iterator[None]:
 
 def answers(address: str) -> bool:
     """Whether an SSH server says its name there."""
-    with contextlib.suppress(OSError), socket.create_connection((address, 22), timeout=2) as connection:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((address, 22), timeout=2) as connection,
+    ):
         return connection.recv(4) == b"SSH-"
     return False
 
 
 def with_users(passwd: str) -> str:
     """Return the users of a machine, and USER and that of OpenSSH's server among them."""
-    kept = [line for line in passwd.splitlines() if line.split(":")[0] != USER and line.split(":")[2:3] != [str(USER_ID)]]
+    kept = [
+        line
+        for line in passwd.splitlines()
+        if line.split(":")[0] != USER and line.split(":")[2:3] != [str(USER_ID)]
+    ]
     used = {int(line.split(":")[2]) for line in kept if line.count(":") == 6}
     if not any(line.startswith("sshd:") for line in kept):
         free = next(number for number in range(100, 1000) if number not in used)
@@ -509,26 +636,54 @@ def _is_compiler(package: str) -> bool:
 
 def compilers() -> list[str]:
     """Return the files of this machine's compilers, BCC and kernel headers, from the root on."""
-    listed = subprocess.run(["dpkg-query", "-W", "-f", "${Package}:${Architecture}\n"], capture_output=True, text=True, check=True).stdout.split()
-    packages = [name.removesuffix(":all") for name in listed if _is_compiler(name.partition(":")[0])]
+    listed = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package}:${Architecture}\n"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    packages = [
+        name.removesuffix(":all") for name in listed if _is_compiler(name.partition(":")[0])
+    ]
     if not packages:
         return []
-    files = subprocess.run(["dpkg-query", "-L", *packages], capture_output=True, text=True, check=True).stdout.splitlines()
-    real = {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in files if path.startswith("/")}
-    found = {path.lstrip("/") for path in real if not path.startswith("/usr/share/doc") and (os.path.islink(path) or os.path.isfile(path))}
+    files = subprocess.run(
+        ["dpkg-query", "-L", *packages], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    real = {
+        os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        for path in files
+        if path.startswith("/")
+    }
+    found = {
+        path.lstrip("/")
+        for path in real
+        if not path.startswith("/usr/share/doc") and (os.path.islink(path) or os.path.isfile(path))
+    }
     # a Python package goes as a whole, since what its files were compiled to belongs to nobody
     return sorted({re.sub(r"(/dist-packages/[^/]+)/.*", r"\1", path) for path in found})
 
 
 def without_compilers(status: str) -> str:
     """Return dpkg's own table without the packages of compilers()."""
-    return "\n\n".join(part for part in status.split("\n\n") if not _is_compiler(part.partition("Package: ")[2].partition("\n")[0]))
+    return "\n\n".join(
+        part
+        for part in status.split("\n\n")
+        if not _is_compiler(part.partition("Package: ")[2].partition("\n")[0])
+    )
 
 
 def main(words: list[str]) -> int:
     """Do what the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=pathlib.Path, default=ROOT / "build/fleet", help="what the fleet is known by")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--directory",
+        type=pathlib.Path,
+        default=ROOT / "build/fleet",
+        help="what the fleet is known by",
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     up = verbs.add_parser("up")
     up.add_argument("count", type=int)
@@ -555,7 +710,9 @@ def main(words: list[str]) -> int:
 def _do(fleet: Fleet, chosen: argparse.Namespace) -> int:
     verb: str = chosen.verb
     if verb == "up":
-        print(f"{chosen.count} hosts answer after {fleet.up(chosen.count, chosen.bare, chosen.size):.1f} s; inventory: {fleet.inventory()}")
+        print(
+            f"{chosen.count} hosts answer after {fleet.up(chosen.count, chosen.bare, chosen.size):.1f} s; inventory: {fleet.inventory()}"
+        )
     elif verb == "up-vm":
         print(f"v01 answers after {fleet.up_vm():.1f} s; inventory: {fleet.inventory()}")
     elif verb in ("reboot", "reset", "poweroff", "crash", "start"):

@@ -14,7 +14,10 @@ import typing as t
 from ansible_collections.ebpf.conntrack.tests.fleet.fleet import Fleet
 
 INTERFACES = [{"name": "eth1", "program": "ingress"}, {"name": "eth2", "program": "egress"}]
-SIZES = {f"xdp_ct_{name}": 4096 for name in ("table_size", "table_size6", "half_open_size", "half_open_size6")}
+SIZES = {
+    f"xdp_ct_{name}": 4096
+    for name in ("table_size", "table_size6", "half_open_size", "half_open_size6")
+}
 PORT, FLOWS = 5300, 64
 #: A cut-off host is told within: three keepalives of three seconds, and a connection that is tried again for ten, and the time of a task.
 CUT_SECONDS = 30
@@ -74,13 +77,18 @@ print(sent, back)
 
 
 def status(fleet: Fleet, name: str) -> dict[str, t.Any]:
-    return t.cast("dict[str, t.Any]", json.loads(fleet.ssh(name, "ct", "status", "-o", "json", check=False) or "{}"))
+    return t.cast(
+        "dict[str, t.Any]",
+        json.loads(fleet.ssh(name, "ct", "status", "-o", "json", check=False) or "{}"),
+    )
 
 
 def well(fleet: Fleet, name: str) -> bool:
     """Whether both interfaces of a host run the chain and nothing is wrong with it."""
     found = status(fleet, name)
-    return bool(found.get("healthy")) and {one["interface"]: one["program"] for one in found["interfaces"]} == {"eth1": "ingress", "eth2": "egress"}
+    return bool(found.get("healthy")) and {
+        one["interface"]: one["program"] for one in found["interfaces"]
+    } == {"eth1": "ingress", "eth2": "egress"}
 
 
 def not_well(fleet: Fleet) -> list[str]:
@@ -136,15 +144,24 @@ class Traffic:
         fleet, address = self._fleet, self._fleet.address(self._server, 1)
         fleet.ssh(self._server, "ct", "flush", "--all", "--yes")
         pipe: dict[str, t.Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._receiving = subprocess.Popen(fleet.ssh_argv(self._server, "python3", "-c", ECHO, str(PORT)), **pipe)
+        self._receiving = subprocess.Popen(
+            fleet.ssh_argv(self._server, "python3", "-c", ECHO, str(PORT)), **pipe
+        )
         assert within(20, lambda: f":{PORT} " in fleet.ssh(self._server, "ss", "-Hlun"))
-        self._sending = subprocess.Popen(fleet.ssh_argv(self._client, "python3", "-c", SEND, address, str(PORT), str(FLOWS)), **pipe)
+        self._sending = subprocess.Popen(
+            fleet.ssh_argv(self._client, "python3", "-c", SEND, address, str(PORT), str(FLOWS)),
+            **pipe,
+        )
         assert within(20, lambda: self._tracked() != {})
         return self
 
     def _tracked(self) -> dict[int, int]:
         """Return the packets that the server's chain counted, by the client's port."""
-        listed = json.loads(self._fleet.ssh(self._server, "ct", "list", "--proto", "udp", "--dport", str(PORT), "-o", "json"))
+        listed = json.loads(
+            self._fleet.ssh(
+                self._server, "ct", "list", "--proto", "udp", "--dport", str(PORT), "-o", "json"
+            )
+        )
         return {flow["orig"]["sport"]: flow["orig"]["packets"] for flow in listed}
 
     def __exit__(self, kind: object, *dummy: object) -> None:
@@ -156,7 +173,10 @@ class Traffic:
             return
         self.sent, back = map(int, told.split())
         self.lost = self.sent - back
-        got = {int(port): number for port, number in json.loads(self._receiving.communicate(timeout=60)[0]).items()}
+        got = {
+            int(port): number
+            for port, number in json.loads(self._receiving.communicate(timeout=60)[0]).items()
+        }
         tracked = self._tracked()
         self.flows = len(got)
         self.unseen = sum(number - tracked.get(port, 0) for port, number in got.items())

@@ -16,16 +16,40 @@ from ansible_collections.ebpf.conntrack.tests.e2e.conftest import Figure
 from ansible_collections.ebpf.conntrack.tests.fleet.conftest import booted
 from ansible_collections.ebpf.conntrack.tests.fleet.controller import Controller
 from ansible_collections.ebpf.conntrack.tests.fleet.fleet import USER, Fleet
-from ansible_collections.ebpf.conntrack.tests.fleet.seen import FLOWS, INTERFACES, PORT, SIZES, Traffic, left_on, nobody, not_well, status, well, within
+from ansible_collections.ebpf.conntrack.tests.fleet.seen import (
+    FLOWS,
+    INTERFACES,
+    PORT,
+    SIZES,
+    Traffic,
+    left_on,
+    nobody,
+    not_well,
+    status,
+    well,
+    within,
+)
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.only_in_test_fleet]
 
 ROLLOUT = "ebpf.conntrack.rollout"
 AS_USER = {"ansible_user": USER}
-WANTED: dict[str, t.Any] = {**AS_USER, "xdp_ct_interfaces": INTERFACES, **SIZES, "xdp_ct_build": "clang", "rollout_soak": 1, "rollout_batches": [1, "100%"]}
+WANTED: dict[str, t.Any] = {
+    **AS_USER,
+    "xdp_ct_interfaces": INTERFACES,
+    **SIZES,
+    "xdp_ct_build": "clang",
+    "rollout_soak": 1,
+    "rollout_batches": [1, "100%"],
+}
 OBJECT = {"fused": True, "events": True}
 #: Each of these fails on a bare host.
-ABSENT = (["python3", "-c", "import bcc"], ["clang", "--version"], ["gcc", "--version"], ["ls", "/usr/include/linux/bpf.h"])
+ABSENT = (
+    ["python3", "-c", "import bcc"],
+    ["clang", "--version"],
+    ["gcc", "--version"],
+    ["ls", "/usr/include/linux/bpf.h"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +65,19 @@ def digests(fleet: Fleet) -> dict[str, str]:
 
 def flows_on(fleet: Fleet, name: str) -> dict[int, tuple[int, str]]:
     """Return packets and state of the flows of Traffic, by the client's port."""
-    listed = json.loads(fleet.ssh(name, "ct", "list", "--proto", "udp", "--dport", str(PORT), "-o", "json"))
+    listed = json.loads(
+        fleet.ssh(name, "ct", "list", "--proto", "udp", "--dport", str(PORT), "-o", "json")
+    )
     return traffic_in(listed)
 
 
 def traffic_in(records: list[dict[str, t.Any]]) -> dict[int, tuple[int, str]]:
     """Without the flow of the datagram that ends the traffic."""
-    return {one["orig"]["sport"]: (one["orig"]["packets"], one["state"]) for one in records if one["orig"]["packets"] > 1}
+    return {
+        one["orig"]["sport"]: (one["orig"]["packets"], one["state"])
+        for one in records
+        if one["orig"]["packets"] > 1
+    }
 
 
 def test_hosts_without_compilers(fleet: Fleet, before: dict[str, dict[str, str]]) -> None:
@@ -61,7 +91,10 @@ def test_what_the_controller_compiles(fleet: Fleet, controller: Controller, figu
     assert min(played.changed().values()) > 0 and not_well(fleet) == [], played.text
     again = controller.play(ROLLOUT, **WANTED)
     assert again.changed() == nobody(fleet)
-    figure(f"fleet: rollout to {len(fleet.hosts())} hosts without compilers, first and second", f"{played.seconds:.1f} s, {again.seconds:.1f} s")
+    figure(
+        f"fleet: rollout to {len(fleet.hosts())} hosts without compilers, first and second",
+        f"{played.seconds:.1f} s, {again.seconds:.1f} s",
+    )
 
 
 def test_reboots(fleet: Fleet) -> None:
@@ -77,18 +110,35 @@ def test_reboots(fleet: Fleet) -> None:
 def objects(fleet: Fleet, controller: Controller) -> dict[str, t.Any]:
     """Return the variables for an object that was prepared and signed."""
     directory = controller.home / "objects"
-    made = controller.play("ebpf.conntrack.build", limit=None, build_directory=str(directory), build_objects=[OBJECT])
+    made = controller.play(
+        "ebpf.conntrack.build", limit=None, build_directory=str(directory), build_objects=[OBJECT]
+    )
     assert made.changed() == {"localhost": 1}, made.text
     (manifest,) = directory.glob("*.json")
-    subprocess.run(["ssh-keygen", "-q", "-Y", "sign", "-f", fleet.key, "-n", "ebpf-conntrack", manifest], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-Y", "sign", "-f", fleet.key, "-n", "ebpf-conntrack", manifest],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     signers = controller.home / "signers"
-    signers.write_text(f"ops@example.com {fleet.key.with_suffix('.pub').read_text('ascii')}", "ascii")
+    signers.write_text(
+        f"ops@example.com {fleet.key.with_suffix('.pub').read_text('ascii')}", "ascii"
+    )
     form = {f"xdp_ct_{name}": value for name, value in OBJECT.items()}
     # the flows have to last until the tests that read them
-    return {**WANTED, **form, "xdp_ct_timeouts": {"udp": 600}, "xdp_ct_build": "object", "xdp_ct_objects": str(directory), "xdp_ct_signers": str(signers)}
+    return {
+        **WANTED,
+        **form,
+        "xdp_ct_timeouts": {"udp": 600},
+        "xdp_ct_build": "object",
+        "xdp_ct_objects": str(directory),
+        "xdp_ct_signers": str(signers),
+    }
 
 
-def test_an_object_that_is_not_whole(fleet: Fleet, controller: Controller, objects: dict[str, t.Any]) -> None:
+def test_an_object_that_is_not_whole(
+    fleet: Fleet, controller: Controller, objects: dict[str, t.Any]
+) -> None:
     """It is refused here, before anything is sent."""
     old = digests(fleet)
     (path,) = pathlib.Path(objects["xdp_ct_objects"]).glob("*.o")
@@ -98,16 +148,22 @@ def test_an_object_that_is_not_whole(fleet: Fleet, controller: Controller, objec
         played = controller.play(ROLLOUT, **objects)
     finally:
         path.write_bytes(whole)
-    assert played.status != 0 and "its sha256 is" in played.text and "Traceback" not in played.text, played.text
+    assert (
+        played.status != 0 and "its sha256 is" in played.text and "Traceback" not in played.text
+    ), played.text
     assert digests(fleet) == old and not_well(fleet) == []
 
 
-def test_an_object_that_was_made_before(fleet: Fleet, controller: Controller, objects: dict[str, t.Any], figure: Figure) -> None:
+def test_an_object_that_was_made_before(
+    fleet: Fleet, controller: Controller, objects: dict[str, t.Any], figure: Figure
+) -> None:
     old = digests(fleet)
     with Traffic(fleet, "h01", "h02") as traffic:
         played = controller.play(ROLLOUT, **objects)
         assert min(played.changed().values()) > 0, played.text
-    assert not_well(fleet) == [] and all(digest != old[name] for name, digest in digests(fleet).items())
+    assert not_well(fleet) == [] and all(
+        digest != old[name] for name, digest in digests(fleet).items()
+    )
     assert (traffic.lost, traffic.unseen, traffic.kept) == (0, 0, FLOWS)
     assert controller.play(ROLLOUT, **objects).changed() == nobody(fleet)
     figure(
@@ -120,10 +176,18 @@ def test_one_table_of_all_hosts(fleet: Fleet, controller: Controller) -> None:
     """With the flows of the traffic before, which h02 answered."""
     wanted = flows_on(fleet, "h02")
     table = controller.home / "flows.jsonl"
-    played = controller.play("ebpf.conntrack.flows", **AS_USER, flows_file=str(table), flows_options={"proto": ["udp"], "dport": [PORT]})
+    played = controller.play(
+        "ebpf.conntrack.flows",
+        **AS_USER,
+        flows_file=str(table),
+        flows_options={"proto": ["udp"], "dport": [PORT]},
+    )
     assert played.status == 0, played.text
     records = [json.loads(line) for line in table.read_text("utf-8").splitlines()]
-    assert traffic_in([one for one in records if one["host"] == "h02"]) == wanted and len(wanted) == FLOWS
+    assert (
+        traffic_in([one for one in records if one["host"] == "h02"]) == wanted
+        and len(wanted) == FLOWS
+    )
     assert not list(controller.home.glob(".flows.*"))
 
 
@@ -145,6 +209,8 @@ def test_flows_are_handed_to_another_host(fleet: Fleet, controller: Controller) 
     assert not list(controller.home.glob("*.flows"))
 
 
-def test_nothing_is_left(fleet: Fleet, controller: Controller, before: dict[str, dict[str, str]]) -> None:
+def test_nothing_is_left(
+    fleet: Fleet, controller: Controller, before: dict[str, dict[str, str]]
+) -> None:
     assert min(controller.play("ebpf.conntrack.uninstall", **AS_USER).changed().values()) > 0
     assert {name: left_on(fleet, name) for name in fleet.hosts()} == before

@@ -14,12 +14,29 @@ import pytest
 from ansible_collections.ebpf.conntrack.tests.e2e.conftest import Figure
 from ansible_collections.ebpf.conntrack.tests.fleet.controller import Controller, Played
 from ansible_collections.ebpf.conntrack.tests.fleet.fleet import Fleet
-from ansible_collections.ebpf.conntrack.tests.fleet.seen import CUT_SECONDS, FLOWS, INTERFACES, SIZES, Traffic, left_on, nobody, not_well, status, well, within
+from ansible_collections.ebpf.conntrack.tests.fleet.seen import (
+    CUT_SECONDS,
+    FLOWS,
+    INTERFACES,
+    SIZES,
+    Traffic,
+    left_on,
+    nobody,
+    not_well,
+    status,
+    well,
+    within,
+)
 
 pytestmark = pytest.mark.timeout(900)
 
 #: What the fleet is to be; tests of upgrades change it.
-WANTED: dict[str, t.Any] = {"xdp_ct_interfaces": INTERFACES, **SIZES, "rollout_soak": 1, "rollout_batches": [1, "100%"]}
+WANTED: dict[str, t.Any] = {
+    "xdp_ct_interfaces": INTERFACES,
+    **SIZES,
+    "rollout_soak": 1,
+    "rollout_batches": [1, "100%"],
+}
 #: In make test only the others are run, for time is short there; make test-fleet runs all.
 only_in_test_fleet = pytest.mark.only_in_test_fleet
 ROLLOUT = "ebpf.conntrack.rollout"
@@ -50,23 +67,46 @@ def converges(fleet: Fleet, controller: Controller) -> None:
     assert not_well(fleet) == [] and len({digest for dummy, digest in chains(fleet).values()}) == 1
 
 
-def test_from_nothing(fleet: Fleet, controller: Controller, before: dict[str, dict[str, str]], figure: Figure) -> None:
+def test_from_nothing(
+    fleet: Fleet, controller: Controller, before: dict[str, dict[str, str]], figure: Figure
+) -> None:
     figure(f"fleet: {len(before)} hosts answer SSH after", f"{fleet.seconds:.1f} s")
     played = controller.play(ROLLOUT, **WANTED)
     assert min(played.changed().values()) > 0 and not_well(fleet) == []
-    figure(f"fleet: rollout to {len(before)} hosts in 2 batches", f"{played.seconds:.1f} s, {played.memory:.0f} MiB on the controller")
+    figure(
+        f"fleet: rollout to {len(before)} hosts in 2 batches",
+        f"{played.seconds:.1f} s, {played.memory:.0f} MiB on the controller",
+    )
 
 
 def test_a_second_run_changes_nothing(fleet: Fleet, controller: Controller, figure: Figure) -> None:
     again, work = worked(fleet, lambda: controller.play(ROLLOUT, **WANTED))
     assert again.changed() == nobody(fleet)
-    assert max(told["ok"] for name, told in again.recap.items() if name != fleet.hosts()[0]) == TASKS + 2, (
-        "and the settings of two roles, which are looked at here"
+    assert (
+        max(told["ok"] for name, told in again.recap.items() if name != fleet.hosts()[0])
+        == TASKS + 2
+    ), "and the settings of two roles, which are looked at here"
+    bare, of_pings = worked(
+        fleet,
+        lambda: controller.play(
+            [
+                {
+                    "hosts": "fleet",
+                    "gather_facts": False,
+                    "tasks": [{"ansible.builtin.ping": None}] * TASKS,
+                }
+            ]
+        ),
     )
-    bare, of_pings = worked(fleet, lambda: controller.play([{"hosts": "fleet", "gather_facts": False, "tasks": [{"ansible.builtin.ping": None}] * TASKS}]))
     ratio = f"{again.seconds / bare.seconds:.2f} of {TASKS} pings"
-    figure(f"fleet: second rollout to {len(fleet.hosts())} hosts", f"{again.seconds:.1f} s, {ratio}, {again.memory:.0f} MiB on the controller")
-    figure("fleet: second rollout, processor time on a host", f"{work:.2f} s, {of_pings:.2f} s for the pings")
+    figure(
+        f"fleet: second rollout to {len(fleet.hosts())} hosts",
+        f"{again.seconds:.1f} s, {ratio}, {again.memory:.0f} MiB on the controller",
+    )
+    figure(
+        "fleet: second rollout, processor time on a host",
+        f"{work:.2f} s, {of_pings:.2f} s for the pings",
+    )
     # what is done once a run, such as making the modules' archives, shows the more the fewer hosts there are
     assert again.seconds < (2 if len(fleet.hosts()) >= 20 else 4) * bare.seconds, ratio
 
@@ -79,7 +119,9 @@ def test_an_upgrade_under_traffic(fleet: Fleet, controller: Controller, figure: 
     with Traffic(fleet, "h01", "h02") as traffic:
         played, work = worked(fleet, lambda: controller.play(ROLLOUT, **WANTED))
         assert min(played.changed().values()) > 0, played.text
-    assert {name: number for name, (number, dummy) in chains(fleet).items()} == {name: number + 1 for name, number in generations.items()}
+    assert {name: number for name, (number, dummy) in chains(fleet).items()} == {
+        name: number + 1 for name, number in generations.items()
+    }
     assert (traffic.lost, traffic.unseen, traffic.kept) == (0, 0, FLOWS)
     figure(
         f"fleet: upgrade of {len(generations)} hosts in 2 batches under traffic",
@@ -88,14 +130,23 @@ def test_an_upgrade_under_traffic(fleet: Fleet, controller: Controller, figure: 
     figure("fleet: upgrade, processor time on a host", f"{work:.2f} s")
 
 
-def test_a_canary_that_fails_its_probe(fleet: Fleet, controller: Controller, figure: Figure) -> None:
+def test_a_canary_that_fails_its_probe(
+    fleet: Fleet, controller: Controller, figure: Figure
+) -> None:
     """It gets back what it had, with its flows, and no later batch is touched."""
     old = chains(fleet)
     with Traffic(fleet, "h02", "h01") as traffic:
-        played = controller.play(ROLLOUT, **{**WANTED, "xdp_ct_events": True, "rollout_probe": ["test", "-e", "/var/tmp/well"]})
+        played = controller.play(
+            ROLLOUT,
+            **{**WANTED, "xdp_ct_events": True, "rollout_probe": ["test", "-e", "/var/tmp/well"]},
+        )
     assert played.status != 0 and "Put back: h01." in played.text, played.text
     new = chains(fleet)
-    assert new["h01"][1] == old["h01"][1] and but_the_first(fleet, new) == but_the_first(fleet, old) and not_well(fleet) == []
+    assert (
+        new["h01"][1] == old["h01"][1]
+        and but_the_first(fleet, new) == but_the_first(fleet, old)
+        and not_well(fleet) == []
+    )
     assert (traffic.lost, traffic.unseen, traffic.kept) == (0, 0, FLOWS)
     figure(
         "fleet: a canary that fails its probe under traffic",
@@ -131,7 +182,10 @@ def test_a_controller_that_is_killed(fleet: Fleet, controller: Controller) -> No
     WANTED["xdp_ct_events"] = False
     playing = controller.start(ROLLOUT, **WANTED)
     playing.until("TASK [ebpf.conntrack.rollout : Begin the batch]")
-    playing.until("TASK [ebpf.conntrack.xdp_ct : Load the chain]", after="TASK [ebpf.conntrack.rollout : Begin the batch]")
+    playing.until(
+        "TASK [ebpf.conntrack.xdp_ct : Load the chain]",
+        after="TASK [ebpf.conntrack.rollout : Begin the batch]",
+    )
     time.sleep(1)
     os.killpg(playing.process.pid, signal.SIGKILL)
     assert playing.wait().status == -signal.SIGKILL
@@ -146,7 +200,11 @@ def test_drift_and_a_power_cut(fleet: Fleet, controller: Controller) -> None:
     assert within(90, lambda: well(fleet, "h02"))
     fleet.ssh("h01", "ct", "detach", "eth1")
     told = controller.play("ebpf.conntrack.drift", **WANTED)
-    assert [line.split()[0] for line in told.text.splitlines() if "eth1" in line and "h02" not in line and "h01" in line], told.text
+    assert [
+        line.split()[0]
+        for line in told.text.splitlines()
+        if "eth1" in line and "h02" not in line and "h01" in line
+    ], told.text
     fleet.ssh("h01", "ct", "attach", "eth1", "--program", "ingress")
     assert controller.play(ROLLOUT, **WANTED).changed() == nobody(fleet)
 
@@ -157,10 +215,15 @@ def test_back(fleet: Fleet, controller: Controller) -> None:
     old = {name: digest for name, (dummy, digest) in chains(fleet).items()}
     assert min(controller.role(**{**WANTED, "xdp_ct_events": True}).changed().values()) == 1
     assert not set(old.values()) & {digest for dummy, digest in chains(fleet).values()}
-    assert min(controller.play("ebpf.conntrack.rollback", **WANTED).changed().values()) > 0 and not_well(fleet) == []
+    assert (
+        min(controller.play("ebpf.conntrack.rollback", **WANTED).changed().values()) > 0
+        and not_well(fleet) == []
+    )
     assert {name: digest for name, (dummy, digest) in chains(fleet).items()} == old
 
 
-def test_nothing_is_left(fleet: Fleet, controller: Controller, before: dict[str, dict[str, str]]) -> None:
+def test_nothing_is_left(
+    fleet: Fleet, controller: Controller, before: dict[str, dict[str, str]]
+) -> None:
     assert min(controller.play("ebpf.conntrack.uninstall", **WANTED).changed().values()) > 0
     assert {name: left_on(fleet, name) for name in fleet.hosts()} == before

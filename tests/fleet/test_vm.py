@@ -15,7 +15,13 @@ from ansible_collections.ebpf.conntrack.tests.fleet import vm
 from ansible_collections.ebpf.conntrack.tests.fleet.conftest import booted
 from ansible_collections.ebpf.conntrack.tests.fleet.controller import Controller
 from ansible_collections.ebpf.conntrack.tests.fleet.fleet import Fleet
-from ansible_collections.ebpf.conntrack.tests.fleet.seen import INTERFACES, SIZES, status, well, within
+from ansible_collections.ebpf.conntrack.tests.fleet.seen import (
+    INTERFACES,
+    SIZES,
+    status,
+    well,
+    within,
+)
 
 pytestmark = [pytest.mark.timeout(1800)]
 
@@ -51,7 +57,10 @@ def all_is_well(fleet: Fleet) -> None:
 def test_the_kernel_is_another_one(fleet: Fleet, figure: Figure) -> None:
     assert fleet.ssh(NAME, "uname", "-r").strip() == vm.version() != os.uname().release
     assert "driver: virtio_net" in fleet.ssh(NAME, "ethtool", "-i", "eth1")
-    figure(f"fleet: a virtual machine with Linux {vm.version()} answers SSH after", f"{fleet.seconds:.1f} s")
+    figure(
+        f"fleet: a virtual machine with Linux {vm.version()} answers SSH after",
+        f"{fleet.seconds:.1f} s",
+    )
 
 
 def test_install(fleet: Fleet, controller: Controller, figure: Figure) -> None:
@@ -60,7 +69,10 @@ def test_install(fleet: Fleet, controller: Controller, figure: Figure) -> None:
     all_is_well(fleet)
     again = controller.role(NAME, **WANTED)
     assert again.changed() == {NAME: 0}
-    figure("fleet: role on the virtual machine, first and second run", f"{played.seconds:.1f} s, {again.seconds:.1f} s")
+    figure(
+        "fleet: role on the virtual machine, first and second run",
+        f"{played.seconds:.1f} s, {again.seconds:.1f} s",
+    )
 
 
 def test_an_upgrade_and_back(fleet: Fleet, controller: Controller) -> None:
@@ -85,7 +97,10 @@ def test_the_other_compiler(fleet: Fleet, controller: Controller) -> None:
 
 def test_a_reboot(fleet: Fleet) -> None:
     """Of a kernel: all that it had is gone, and comes back, from the object that is kept."""
-    before = fleet.ssh(NAME, "cat", "/proc/sys/kernel/random/boot_id"), status(fleet, NAME)["digest"]
+    before = (
+        fleet.ssh(NAME, "cat", "/proc/sys/kernel/random/boot_id"),
+        status(fleet, NAME)["digest"],
+    )
     fleet.reboot(NAME)
     assert fleet.ssh(NAME, "cat", "/proc/sys/kernel/random/boot_id") != before[0]
     all_is_well(fleet)
@@ -94,4 +109,7 @@ def test_a_reboot(fleet: Fleet) -> None:
 
 def test_nothing_is_left(fleet: Fleet, controller: Controller) -> None:
     assert controller.role(NAME, xdp_ct_state="absent").changed() == {NAME: 4}
-    assert "xdp" not in fleet.ssh(NAME, "ip", "link") and "ct" not in fleet.ssh(NAME, "ls", "/sys/fs/bpf", "/usr/local/bin", "/run").split()
+    assert (
+        "xdp" not in fleet.ssh(NAME, "ip", "link")
+        and "ct" not in fleet.ssh(NAME, "ls", "/sys/fs/bpf", "/usr/local/bin", "/run").split()
+    )

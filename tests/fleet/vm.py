@@ -70,20 +70,32 @@ def initrd(directory: pathlib.Path) -> pathlib.Path:
     shutil.rmtree(work, ignore_errors=True)
     for name in ("bin", "m", "root", "proc", "dev"):
         (work / name).mkdir(parents=True)
-    shutil.copy2("/usr/bin/busybox" if pathlib.Path("/usr/bin/busybox").exists() else "/bin/busybox", work / "bin/busybox")
+    shutil.copy2(
+        "/usr/bin/busybox" if pathlib.Path("/usr/bin/busybox").exists() else "/bin/busybox",
+        work / "bin/busybox",
+    )
     (work / "init").write_text(INIT, "ascii")
     (work / "init").chmod(0o755)
     files: list[str] = []
     for name in MODULES:
         argv = ["modprobe", "-d", str(KERNEL), "-S", version(), "--show-depends", name]
-        for line in subprocess.run(argv, check=True, capture_output=True, text=True).stdout.splitlines():
+        for line in subprocess.run(
+            argv, check=True, capture_output=True, text=True
+        ).stdout.splitlines():
             kind, path = line.split()[:2]
             if kind == "insmod" and path not in files:
                 files.append(path)
     for number, path in enumerate(files):
         shutil.copy2(path, work / f"m/{number:02}.ko")
     with target.open("wb") as out:
-        subprocess.run(f"find . | {work}/bin/busybox cpio -o -H newc", shell=True, cwd=work, check=True, stdout=out, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            f"find . | {work}/bin/busybox cpio -o -H newc",
+            shell=True,
+            cwd=work,
+            check=True,
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+        )
     return target
 
 
@@ -95,23 +107,69 @@ def spec(host: Spec, directory: pathlib.Path, holder: int, addresses: t.Sequence
     :param holder: the process that has the fleet's network.
     :param addresses: that of each card.
     """
-    argv = ["nsenter", f"--net=/proc/{holder}/ns/net", "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,la57=off"]
-    argv += ["-smp", "1", "-m", "1536", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio", "-monitor", "none"]
+    argv = [
+        "nsenter",
+        f"--net=/proc/{holder}/ns/net",
+        "qemu-system-x86_64",
+        "-M",
+        "q35",
+        "-accel",
+        "tcg,thread=multi,tb-size=256",
+        "-cpu",
+        "max,la57=off",
+    ]
+    argv += [
+        "-smp",
+        "1",
+        "-m",
+        "1536",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-monitor",
+        "none",
+    ]
     argv += ["-kernel", f"{KERNEL}/boot/vmlinuz-{version()}", "-initrd", str(initrd(directory))]
-    argv += ["-append", "console=ttyS0 net.ifnames=0 systemd.show_status=1 mitigations=off random.trust_cpu=on panic=-1"]
-    argv += ["-fsdev", "local,id=root,path=@root@,security_model=passthrough,multidevs=remap", "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]
+    argv += [
+        "-append",
+        "console=ttyS0 net.ifnames=0 systemd.show_status=1 mitigations=off random.trust_cpu=on panic=-1",
+    ]
+    argv += [
+        "-fsdev",
+        "local,id=root,path=@root@,security_model=passthrough,multidevs=remap",
+        "-device",
+        "virtio-9p-pci,fsdev=root,mount_tag=root",
+    ]
     for number in range(3):
-        argv += ["-netdev", f"tap,id=n{number},ifname={host.hostname}_{number},script=no,downscript=no"]
-        argv += ["-device", f"virtio-net-pci,netdev=n{number},romfile=,mac=02:fe:0{number}:01:00:{host.hostname[1:]},{PLAIN}"]
-    up = [f"ExecStart=ip addr add {address}/24 dev eth{number}\nExecStart=ip link set eth{number} up\n" for number, address in enumerate(addresses)]
+        argv += [
+            "-netdev",
+            f"tap,id=n{number},ifname={host.hostname}_{number},script=no,downscript=no",
+        ]
+        argv += [
+            "-device",
+            f"virtio-net-pci,netdev=n{number},romfile=,mac=02:fe:0{number}:01:00:{host.hostname[1:]},{PLAIN}",
+        ]
+    up = [
+        f"ExecStart=ip addr add {address}/24 dev eth{number}\nExecStart=ip link set eth{number} up\n"
+        for number, address in enumerate(addresses)
+    ]
     wants = "etc/systemd/system/multi-user.target.wants"
     return dataclasses.replace(
         host,
         files={**host.files, "etc/systemd/system/fleet-network.service": NETWORK + "".join(up)},
-        links={f"{wants}/ssh.service": "/lib/systemd/system/ssh.service", f"{wants}/fleet-network.service": "../fleet-network.service"},
+        links={
+            f"{wants}/ssh.service": "/lib/systemd/system/ssh.service",
+            f"{wants}/fleet-network.service": "../fleet-network.service",
+        },
         hidden=[*host.hidden, ".dockerenv"],
         command=argv,
-        boot=TAPS.replace("@switch@", str(holder)).replace("@modules@", str(KERNEL / "lib/modules")),
+        boot=TAPS.replace("@switch@", str(holder)).replace(
+            "@modules@", str(KERNEL / "lib/modules")
+        ),
         emptied=[*host.emptied, "tmp", "run"],
         bpffs=False,
     )

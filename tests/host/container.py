@@ -30,12 +30,34 @@ CGROUP = pathlib.Path("/sys/fs/cgroup")
 REBOOT = 133
 #: What would take time at each boot, or needs a bus.
 IDLE = (
-    *(f"{name}.timer" for name in ("apt-daily", "apt-daily-upgrade", "e2scrub_all", "fstrim", "man-db", "dpkg-db-backup")),
-    *("getty.target", "console-getty.service", "systemd-logind.service", "dbus.socket", "dbus.service", "systemd-journal-flush.service"),
+    *(
+        f"{name}.timer"
+        for name in (
+            "apt-daily",
+            "apt-daily-upgrade",
+            "e2scrub_all",
+            "fstrim",
+            "man-db",
+            "dpkg-db-backup",
+        )
+    ),
+    *(
+        "getty.target",
+        "console-getty.service",
+        "systemd-logind.service",
+        "dbus.socket",
+        "dbus.service",
+        "systemd-journal-flush.service",
+    ),
 )
 #: What has no business in a container: this machine does it.
 KERNELS = (
-    *("systemd-udevd.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket", "systemd-udev-trigger.service"),
+    *(
+        "systemd-udevd.service",
+        "systemd-udevd-control.socket",
+        "systemd-udevd-kernel.socket",
+        "systemd-udev-trigger.service",
+    ),
     "systemd-modules-load.service",
 )
 #: What this machine has of its own, and of the collection if it is there, that the container starts without. The directories are there, empty.
@@ -55,7 +77,9 @@ PRIVATELY = ("unshare", "--mount", "--propagation", "private")
 
 def end_group(group: str) -> None:
     """Kill whatever runs in a control group and those below it, and remove them; one that is not there is fine."""
-    subprocess.run([*PRIVATELY, "sh", "-c", _END, "sh", group], stdin=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        [*PRIVATELY, "sh", "-c", _END, "sh", group], stdin=subprocess.DEVNULL, check=True
+    )
 
 
 def members(group: str, first: bool = False, below: bool = True) -> list[int]:
@@ -67,9 +91,18 @@ def members(group: str, first: bool = False, below: bool = True) -> list[int]:
     found = []
     for directory in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, KeyError):
-            if re.search(f"/{group}{'(/|$)' if below else '$'}", (directory / "cgroup").read_text("utf-8"), re.MULTILINE):
-                status = dict(line.split(":", 1) for line in (directory / "status").read_text("utf-8").splitlines())
-                if status["State"].split()[0] != "Z" and (not first or status["NSpid"].split()[1:] == ["1"]):
+            if re.search(
+                f"/{group}{'(/|$)' if below else '$'}",
+                (directory / "cgroup").read_text("utf-8"),
+                re.MULTILINE,
+            ):
+                status = dict(
+                    line.split(":", 1)
+                    for line in (directory / "status").read_text("utf-8").splitlines()
+                )
+                if status["State"].split()[0] != "Z" and (
+                    not first or status["NSpid"].split()[1:] == ["1"]
+                ):
                     found.append(int(directory.name))
     return found
 
@@ -128,9 +161,22 @@ class Container:
 
         :param through: the start of the command line, for namespaces to run in.
         """
-        argv = [*through, *PRIVATELY, sys.executable, os.path.abspath(__file__), str(self.directory)]
+        argv = [
+            *through,
+            *PRIVATELY,
+            sys.executable,
+            os.path.abspath(__file__),
+            str(self.directory),
+        ]
         with (self.directory / "console.log").open("ab") as log:
-            return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True)
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+            )
 
     def console(self) -> str:
         """Return the end of what the machine wrote on its console."""
@@ -154,7 +200,11 @@ class Container:
     def boot_id(self) -> str:
         """Return what PID 1 is known by: another one after each boot."""
         pid = self.pid1()
-        return f"{pid} {pathlib.Path(f'/proc/{pid}/stat').read_text('utf-8').split()[21]}" if pid else ""
+        return (
+            f"{pid} {pathlib.Path(f'/proc/{pid}/stat').read_text('utf-8').split()[21]}"
+            if pid
+            else ""
+        )
 
     def cut_power(self) -> None:
         """Let all processes of the machine die at once, and nothing else."""
@@ -171,18 +221,34 @@ class Container:
         files = seen / str(self.directory / "files").lstrip("/")
         lower = [files / "own", *(seen / layer.lstrip("/") for layer in self.spec.layers), seen]
         paths = [path.relative_to(files / "upper") for path in (files / "upper").rglob("*")]
-        return sorted(str(path) for path in paths if not ((files / "upper" / path).is_dir() and any((layer / path).is_dir() for layer in lower)))
+        return sorted(
+            str(path)
+            for path in paths
+            if not (
+                (files / "upper" / path).is_dir()
+                and any((layer / path).is_dir() for layer in lower)
+            )
+        )
 
     # ------------------------------------------------------------ commands
     def argv(self, *words: str) -> list[str]:
         """Return the command line that runs a command inside."""
         return ["nsenter", "-t", str(self.pid1()), "-m", "-u", "-i", "-n", "-p", "-C", "--", *words]
 
-    def run(self, *words: str, check: bool = True, stdin: str = "", cwd: str = "/", **environment: str) -> str:
+    def run(
+        self, *words: str, check: bool = True, stdin: str = "", cwd: str = "/", **environment: str
+    ) -> str:
         """Run a command inside; return what it printed."""
-        env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", **environment}
+        env = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "LC_ALL": "C.UTF-8",
+            **environment,
+        }
         inside = ["env", "-C", cwd, *words] if cwd != "/" else words
-        done = subprocess.run(self.argv(*inside), env=env, input=stdin, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self.argv(*inside), env=env, input=stdin, capture_output=True, text=True, check=False
+        )
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -202,7 +268,9 @@ def hide(layer: pathlib.Path, paths: c.Iterable[str], emptied: c.Iterable[str] =
                 shutil.copymode(pathlib.Path("/") / path, layer / path)
             os.setxattr(layer / path, "trusted.overlay.opaque", b"y")
         else:
-            os.mknod(layer / path, 0o020000, os.makedev(0, 0))  # kernel's Documentation/filesystems/overlayfs.rst: a whiteout
+            os.mknod(
+                layer / path, 0o020000, os.makedev(0, 0)
+            )  # kernel's Documentation/filesystems/overlayfs.rst: a whiteout
 
 
 def parents(layer: pathlib.Path, path: str) -> None:
@@ -219,14 +287,19 @@ def parents(layer: pathlib.Path, path: str) -> None:
 def _lay(layer: pathlib.Path, spec: Spec) -> None:
     """Write what the machine has of its own."""
     hide(layer, [*HIDDEN, *spec.hidden], [*EMPTIED, *spec.emptied])
-    masks = {f"etc/systemd/system/{unit}": "/dev/null" for unit in (IDLE if spec.command else IDLE + KERNELS)}
+    masks = {
+        f"etc/systemd/system/{unit}": "/dev/null"
+        for unit in (IDLE if spec.command else IDLE + KERNELS)
+    }
     for path, target in {**masks, **spec.links}.items():
         parents(layer, path)
         (layer / path).symlink_to(target)
     for path, text in {"etc/machine-id": f"{secrets.token_hex(16)}\n", **spec.files}.items():
         parents(layer, path)
         (layer / path).write_text(text, "utf-8")
-        (layer / path).chmod(0o600 if path.startswith(("etc/ssh/", "root/", "etc/shadow")) else 0o644)
+        (layer / path).chmod(
+            0o600 if path.startswith(("etc/ssh/", "root/", "etc/shadow")) else 0o644
+        )
 
 
 def _mount(kind: str, where: pathlib.Path, options: str = "mode=755") -> None:
@@ -235,7 +308,12 @@ def _mount(kind: str, where: pathlib.Path, options: str = "mode=755") -> None:
 
 def mount_cgroups() -> None:
     """Have the one hierarchy of control groups where systemd wants it; for a mount namespace of one's own."""
-    if subprocess.run(["stat", "-fc", "%T", CGROUP], check=True, capture_output=True, text=True).stdout != "cgroup2fs\n":
+    if (
+        subprocess.run(
+            ["stat", "-fc", "%T", CGROUP], check=True, capture_output=True, text=True
+        ).stdout
+        != "cgroup2fs\n"
+    ):
         _mount("cgroup2", CGROUP, "rw")
 
 
@@ -257,8 +335,22 @@ exec "$@"
 
 def _nspawn(files: pathlib.Path, spec: Spec) -> list[str]:
     """Return the command line that boots the machine as a container."""
-    argv = ["systemd-nspawn", "--quiet", f"--directory={files}/root", f"--machine={spec.hostname}", f"--hostname={spec.hostname}", "--register=no"]
-    argv += ["--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--capability=all", "--system-call-filter=bpf perf_event_open"]
+    argv = [
+        "systemd-nspawn",
+        "--quiet",
+        f"--directory={files}/root",
+        f"--machine={spec.hostname}",
+        f"--hostname={spec.hostname}",
+        "--register=no",
+    ]
+    argv += [
+        "--keep-unit",
+        "--link-journal=no",
+        "--resolv-conf=off",
+        "--timezone=off",
+        "--capability=all",
+        "--system-call-filter=bpf perf_event_open",
+    ]
     argv += ["--console=read-only", "--boot", *spec.options]
     return [*argv, f"--bind={files}/bpf:/sys/fs/bpf"] if spec.bpffs else argv
 
@@ -277,8 +369,12 @@ def supervise(directory: pathlib.Path) -> None:
         (files / name).mkdir()
     _lay(files / "own", spec)
     lower = ":".join([str(files / "own"), *spec.layers, "/"])
-    _mount("overlay", files / "root", f"lowerdir={lower},upperdir={files}/upper,workdir={files}/work")
-    command = [word.replace("@root@", f"{files}/root") for word in spec.command] or _nspawn(files, spec)
+    _mount(
+        "overlay", files / "root", f"lowerdir={lower},upperdir={files}/upper,workdir={files}/work"
+    )
+    command = [word.replace("@root@", f"{files}/root") for word in spec.command] or _nspawn(
+        files, spec
+    )
     env = {**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": spec.writable}
     boot = 0
     while True:
@@ -289,14 +385,36 @@ def supervise(directory: pathlib.Path) -> None:
         group.mkdir()
         if spec.bpffs:
             _mount("bpf", files / "bpf", "mode=700")
-        enter = ["sh", "-euc", 'echo 0 >"$0/cgroup.procs"; exec "$@"', str(group), "unshare", "--net"]
+        enter = [
+            "sh",
+            "-euc",
+            'echo 0 >"$0/cgroup.procs"; exec "$@"',
+            str(group),
+            "unshare",
+            "--net",
+        ]
         status = subprocess.run(
-            [*enter, "sh", "-c", _BOOT, "sh", spec.boot.replace("@root@", f"{files}/root"), spec.hostname, *command], env=env, check=False
+            [
+                *enter,
+                "sh",
+                "-c",
+                _BOOT,
+                "sh",
+                spec.boot.replace("@root@", f"{files}/root"),
+                spec.hostname,
+                *command,
+            ],
+            env=env,
+            check=False,
         ).returncode
         print(f"-- boot {boot} ended: {status}", flush=True)
         if spec.bpffs:
             subprocess.run(["umount", files / "bpf"], check=True)
-        subprocess.run(["find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(
+            ["find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"],
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
         if status == (0 if spec.command else REBOOT):
             continue
         if not spec.stays:

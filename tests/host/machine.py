@@ -29,11 +29,16 @@ class Machine(Container):
     def __init__(self, units: t.Mapping[str, str]) -> None:
         name = f"ctm{secrets.token_hex(3)}"
         # the overlay has the files of one file system, and the machine has its own /tmp and /run
-        elsewhere = ROOT.stat().st_dev != pathlib.Path("/").stat().st_dev or ROOT.parts[1] in ("tmp", "run")
+        elsewhere = ROOT.stat().st_dev != pathlib.Path("/").stat().st_dev or ROOT.parts[1] in (
+            "tmp",
+            "run",
+        )
         spec = Spec(
             group=name,
             files={f"etc/systemd/system/{unit}": text for unit, text in units.items()},
-            links={f"etc/systemd/system/multi-user.target.wants/{unit}": f"../{unit}" for unit in units},
+            links={
+                f"etc/systemd/system/multi-user.target.wants/{unit}": f"../{unit}" for unit in units
+            },
             options=[f"--bind={ROOT}"] if elsewhere else [],
         )
         self._stack = contextlib.ExitStack()
@@ -70,7 +75,9 @@ class Machine(Container):
             assert self._process is not None
             assert self._process.poll() is None, self.console()
             with contextlib.suppress(OSError):
-                if self.boot_id() not in ("", before) and self.run("systemctl", "is-system-running", check=False).strip() in ("running", "degraded"):
+                if self.boot_id() not in ("", before) and self.run(
+                    "systemctl", "is-system-running", check=False
+                ).strip() in ("running", "degraded"):
                     return
             time.sleep(0.1)
         raise AssertionError(f"the machine does not start: {self.console()}")

@@ -16,7 +16,9 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
+    options as service_options,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import sd_notify
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import unit as ct_unit
 from ansible_collections.ebpf.conntrack.tests.host.machine import ROOT, Machine
@@ -38,7 +40,10 @@ ExecStart=sh -euc 'ip netns add peer; ip link add wan0 type veth peer name wan1 
   ip addr add 10.77.0.1/24 dev wan0; ip -n peer addr add 10.77.0.2/24 dev wan1; ip link set wan0 up; ip -n peer link set wan1 up'
 ExecStop=ip netns del peer
 """
-INTERFACES = [{"name": "wan0", "program": "ingress"}, {"name": "wan1", "netns": "peer", "program": "egress"}]
+INTERFACES = [
+    {"name": "wan0", "program": "ingress"},
+    {"name": "wan1", "netns": "peer", "program": "egress"},
+]
 #: The maps take more memory than the service may: tests/e2e/test_restore.py has that its bound is one.
 TABLE_SIZE = 1 << 22
 BOTH = {"wan0": "ingress", "wan1@peer": "egress"}
@@ -86,7 +91,15 @@ def changed(machine: Machine, **variables: t.Any) -> int:
         ],
     }
     machine.run("tee", "/root/play.yml", stdin=json.dumps([play]))
-    argv = [f"{ROOT}/.venv/bin/ansible-playbook", "-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={os.path.realpath(sys.executable)}"]
+    argv = [
+        f"{ROOT}/.venv/bin/ansible-playbook",
+        "-i",
+        "localhost,",
+        "-c",
+        "local",
+        "-e",
+        f"ansible_python_interpreter={os.path.realpath(sys.executable)}",
+    ]
     told = machine.run(*argv, "/root/play.yml", cwd=str(ROOT), ANSIBLE_CONFIG=f"{ROOT}/ansible.cfg")
     (number,) = re.findall(r"changed=(\d+) ", told)
     assert "[WARNING]" not in told, told
@@ -105,7 +118,11 @@ def within(seconds: float, what: c.Callable[[], bool]) -> bool:
 def attached(machine: Machine) -> dict[str, str | None]:
     """Return which hook runs on which interface, as ct has it, where all is well."""
     found = json.loads(machine.run("ct", "status", "-o", "json", check=False) or "{}")
-    return {one["interface"]: one["program"] for one in found["interfaces"]} if found.get("healthy") else {}
+    return (
+        {one["interface"]: one["program"] for one in found["interfaces"]}
+        if found.get("healthy")
+        else {}
+    )
 
 
 def tracked(machine: Machine) -> int:
@@ -113,7 +130,9 @@ def tracked(machine: Machine) -> int:
 
 
 def send(machine: Machine, number: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(machine.argv("python3", "-c", TRAFFIC, str(number)), stdin=subprocess.DEVNULL)
+    return subprocess.Popen(
+        machine.argv("python3", "-c", TRAFFIC, str(number)), stdin=subprocess.DEVNULL
+    )
 
 
 def all_is_tracked(machine: Machine) -> None:
@@ -133,13 +152,22 @@ def xdp_in(machine: Machine) -> bool:
 
 def test_it_runs_and_a_second_run_changes_nothing(machine: Machine) -> None:
     assert changed(machine) == 0
-    assert property_of(machine, "ct", "ActiveState") == "active" and property_of(machine, "ct", "UnitFileState") == "enabled"
-    assert "2 of 2 interfaces run the chain" in property_of(machine, "ct", "StatusText") and attached(machine) == BOTH
+    assert (
+        property_of(machine, "ct", "ActiveState") == "active"
+        and property_of(machine, "ct", "UnitFileState") == "enabled"
+    )
+    assert (
+        "2 of 2 interfaces run the chain" in property_of(machine, "ct", "StatusText")
+        and attached(machine) == BOTH
+    )
     all_is_tracked(machine)
 
 
 #: What docs/service.md says of `systemd-analyze security`, with the version of systemd that said so.
-SCORES = re.compile(r"says (\d\.\d) of `ct.service`, (\d\.\d) of\s+`ct-restore.service`, and (\d\.\d) of a `ct.service`.* \(systemd (\d+)\)", re.DOTALL)
+SCORES = re.compile(
+    r"says (\d\.\d) of `ct.service`, (\d\.\d) of\s+`ct-restore.service`, and (\d\.\d) of a `ct.service`.* \(systemd (\d+)\)",
+    re.DOTALL,
+)
 
 
 def test_what_systemd_says_of_its_confinement(machine: Machine) -> None:
@@ -147,16 +175,26 @@ def test_what_systemd_says_of_its_confinement(machine: Machine) -> None:
     found = SCORES.search((ROOT / "docs/service.md").read_text("utf-8"))
     assert found is not None
     *documented, version = found.groups()
-    listening = service_options.Options(bpffs.Paths("/sys/fs/bpf"), address=service_options.parse_address(listen="127.0.0.1:9477"))
+    listening = service_options.Options(
+        bpffs.Paths("/sys/fs/bpf"), address=service_options.parse_address(listen="127.0.0.1:9477")
+    )
     machine.run("mkdir", "-p", "/run/listening")
-    machine.run("tee", "/run/listening/ct.service", stdin=ct_unit.Want("/usr/local", listening).text)
+    machine.run(
+        "tee", "/run/listening/ct.service", stdin=ct_unit.Want("/usr/local", listening).text
+    )
     measured = []
-    for path in ("/etc/systemd/system/ct.service", "/etc/systemd/system/ct-restore.service", "/run/listening/ct.service"):
+    for path in (
+        "/etc/systemd/system/ct.service",
+        "/etc/systemd/system/ct-restore.service",
+        "/run/listening/ct.service",
+    ):
         told = machine.run("systemd-analyze", "security", "--no-pager", "--offline=true", path)
         measured += re.findall(r"Overall exposure level for \S+ (\d+\.\d) ", told)
     if machine.run("systemctl", "--version").split()[1] == version:
         assert measured == documented
-    assert len(measured) == 3 and all(float(one) <= float(other) + 0.5 for one, other in zip(measured, documented, strict=True))
+    assert len(measured) == 3 and all(
+        float(one) <= float(other) + 0.5 for one, other in zip(measured, documented, strict=True)
+    )
 
 
 def test_its_group_reads_over_http(machine: Machine) -> None:
@@ -164,8 +202,13 @@ def test_its_group_reads_over_http(machine: Machine) -> None:
     script = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/ebpf_conntrack/ct.sock'); s.sendall(b'GET /flows HTTP/1.0\\r\\n\\r\\n');"
     script += "print(s.makefile().read())"
     as_user = ["setpriv", "--reuid=65534", "--clear-groups"]
-    head, dummy, body = machine.run(*as_user, f"--regid={GROUP}", "python3", "-c", script).partition("\n\n")
-    assert " 200 " in head.splitlines()[0] and [flow["reply"]["src"] for flow in json.loads(body)].count("10.77.0.1") >= 1
+    head, dummy, body = machine.run(
+        *as_user, f"--regid={GROUP}", "python3", "-c", script
+    ).partition("\n\n")
+    assert (
+        " 200 " in head.splitlines()[0]
+        and [flow["reply"]["src"] for flow in json.loads(body)].count("10.77.0.1") >= 1
+    )
     assert machine.run(*as_user, "--regid=65534", "python3", "-c", script, check=False) == ""
 
 
@@ -175,31 +218,63 @@ def test_what_it_tells_of_itself(machine: Machine) -> None:
     assert json.loads(machine.run(*curl, "http://ct/healthz"))["healthy"]
     lines = machine.run(*curl, "http://ct/metrics").splitlines()
     assert {f"ct_{name} 1.0" for name in ("up", "healthy", "sweeper")} <= set(lines)
-    assert sum(line.startswith("ct_attached{") and line.endswith("} 1.0") for line in lines) == len(BOTH)
-    assert [line for line in lines if line.startswith("ct_scrape_errors_total{") and not line.endswith(" 0.0")] == []
+    assert sum(line.startswith("ct_attached{") and line.endswith("} 1.0") for line in lines) == len(
+        BOTH
+    )
+    assert [
+        line
+        for line in lines
+        if line.startswith("ct_scrape_errors_total{") and not line.endswith(" 0.0")
+    ] == []
 
 
 def test_a_reboot(machine: Machine) -> None:
     before = json.loads(machine.run("ct", "status", "-o", "json"))
     machine.reboot()
-    assert property_of(machine, "ct", "ActiveState") == "active" and within(SECONDS, lambda: attached(machine) == BOTH)
+    assert property_of(machine, "ct", "ActiveState") == "active" and within(
+        SECONDS, lambda: attached(machine) == BOTH
+    )
     after = json.loads(machine.run("ct", "status", "-o", "json"))
-    assert (after["digest"], after["settings"]) == (before["digest"], before["settings"]) and after["settings"]["timeouts"]["udp"] == 77
+    assert (after["digest"], after["settings"]) == (before["digest"], before["settings"]) and after[
+        "settings"
+    ]["timeouts"]["udp"] == 77
     assert after["generation"] == before["generation"] + 1
-    assert json.loads(machine.run("ct", "summary", "-o", "json"))["tables"]["ctt"]["capacity"] == TABLE_SIZE
-    assert property_of(machine, "ct", "MemoryMax") == str(ct_unit.MEMORY << 20) and property_of(machine, "ct-restore", "MemoryMax") == "infinity"
-    assert property_of(machine, "ct", "NRestarts") == "0" and property_of(machine, "ct-restore", "Result") == "success"
-    assert property_of(machine, "ct-restore", "ActiveState") == "inactive", "its control group, to which the maps were charged, is gone"
-    built, watched = (machine.run("journalctl", "-b", "-u", unit, "-o", "cat", "--no-pager") for unit in ("ct-restore", "ct"))
+    assert (
+        json.loads(machine.run("ct", "summary", "-o", "json"))["tables"]["ctt"]["capacity"]
+        == TABLE_SIZE
+    )
+    assert (
+        property_of(machine, "ct", "MemoryMax") == str(ct_unit.MEMORY << 20)
+        and property_of(machine, "ct-restore", "MemoryMax") == "infinity"
+    )
+    assert (
+        property_of(machine, "ct", "NRestarts") == "0"
+        and property_of(machine, "ct-restore", "Result") == "success"
+    )
+    assert property_of(machine, "ct-restore", "ActiveState") == "inactive", (
+        "its control group, to which the maps were charged, is gone"
+    )
+    built, watched = (
+        machine.run("journalctl", "-b", "-u", unit, "-o", "cat", "--no-pager")
+        for unit in ("ct-restore", "ct")
+    )
     assert "no chain is loaded" in built and "no chain is loaded" not in watched
-    ready, net = (int(property_of(machine, *of)) for of in (("ct", "ActiveEnterTimestampMonotonic"), ("net", "ExecMainStartTimestampMonotonic")))
+    ready, net = (
+        int(property_of(machine, *of))
+        for of in (
+            ("ct", "ActiveEnterTimestampMonotonic"),
+            ("net", "ExecMainStartTimestampMonotonic"),
+        )
+    )
     assert ready < net, "the chain is there before the network is"
     all_is_tracked(machine)
 
 
 def test_interfaces_come_back(machine: Machine) -> None:
     machine.run("systemctl", "stop", "net")
-    assert "peer" not in machine.run("ip", "netns") and within(SECONDS, lambda: "wan0" not in machine.run("ip", "link")), "nobody holds the namespace"
+    assert "peer" not in machine.run("ip", "netns") and within(
+        SECONDS, lambda: "wan0" not in machine.run("ip", "link")
+    ), "nobody holds the namespace"
     machine.run("systemctl", "start", "net")
     assert within(SECONDS, lambda: attached(machine) == BOTH)
     all_is_tracked(machine)
@@ -224,7 +299,13 @@ def test_its_death_costs_no_packet(machine: Machine) -> None:
     before, pid = tracked(machine), property_of(machine, "ct", "MainPID")
     sending = send(machine, 300)
     machine.run("kill", "-9", pid)
-    assert within(SECONDS, lambda: property_of(machine, "ct", "MainPID") not in (pid, "0") and property_of(machine, "ct", "ActiveState") == "active")
+    assert within(
+        SECONDS,
+        lambda: (
+            property_of(machine, "ct", "MainPID") not in (pid, "0")
+            and property_of(machine, "ct", "ActiveState") == "active"
+        ),
+    )
     assert sending.wait(SECONDS) == 0 and tracked(machine) == before + 300
     assert property_of(machine, "ct", "NRestarts") == "1" and attached(machine) == BOTH
 
@@ -236,7 +317,9 @@ def test_a_service_that_hangs_is_started_again(machine: Machine) -> None:
         return machine.run("systemctl", "show", "-P", "MainPID", "ct").strip()
 
     machine.run("mkdir", "-p", "/run/systemd/system/ct.service.d")
-    machine.run("tee", "/run/systemd/system/ct.service.d/watchdog.conf", stdin="[Service]\nWatchdogSec=3\n")
+    machine.run(
+        "tee", "/run/systemd/system/ct.service.d/watchdog.conf", stdin="[Service]\nWatchdogSec=3\n"
+    )
     try:
         machine.run("systemctl", "daemon-reload")
         machine.run("systemctl", "restart", "ct")
@@ -244,7 +327,13 @@ def test_a_service_that_hangs_is_started_again(machine: Machine) -> None:
         assert not within(5, lambda: main_pid() != pid), "one that answers is left alone"
         machine.run("kill", "-STOP", pid)
         all_is_tracked(machine)
-        assert within(SECONDS, lambda: main_pid() not in (pid, "0") and machine.run("systemctl", "is-active", "ct", check=False).strip() == "active")
+        assert within(
+            SECONDS,
+            lambda: (
+                main_pid() not in (pid, "0")
+                and machine.run("systemctl", "is-active", "ct", check=False).strip() == "active"
+            ),
+        )
         assert "Watchdog timeout" in machine.run("journalctl", "-b", "-u", "ct", "--no-pager")
         assert attached(machine) == BOTH
     finally:
@@ -257,10 +346,16 @@ def test_stop_keeps_or_removes(machine: Machine) -> None:
     machine.run("systemctl", "stop", "ct")
     assert attached(machine) == BOTH
     all_is_tracked(machine)
-    assert changed(machine, xdp_ct_service_on_stop="remove", xdp_ct_service_sweep_interval=1) == 1 and property_of(machine, "ct", "ActiveState") == "active"
+    assert (
+        changed(machine, xdp_ct_service_on_stop="remove", xdp_ct_service_sweep_interval=1) == 1
+        and property_of(machine, "ct", "ActiveState") == "active"
+    )
     generation = machine.run("readlink", "/sys/fs/bpf/ebpf_conntrack/active")
     machine.run("systemctl", "restart", "ct")
-    assert machine.run("readlink", "/sys/fs/bpf/ebpf_conntrack/active") == generation and attached(machine) == BOTH
+    assert (
+        machine.run("readlink", "/sys/fs/bpf/ebpf_conntrack/active") == generation
+        and attached(machine) == BOTH
+    )
     machine.run("systemctl", "stop", "ct")
     assert not xdp_in(machine) and "ebpf_conntrack" not in machine.run("ls", "/sys/fs/bpf")
     machine.run("systemctl", "start", "ct")
@@ -275,7 +370,15 @@ def test_it_sweeps(machine: Machine) -> None:
     machine.run("ct", "load", "--set", "timeouts.udp=1")
     machine.run("ct", "flush", "--all", "--yes")
     assert send(machine, 1).wait(SECONDS) == 0
-    assert within(SECONDS, lambda: not any(one["entries"] for one in json.loads(machine.run("ct", "summary", "-o", "json"))["tables"].values()))
+    assert within(
+        SECONDS,
+        lambda: (
+            not any(
+                one["entries"]
+                for one in json.loads(machine.run("ct", "summary", "-o", "json"))["tables"].values()
+            )
+        ),
+    )
     assert machine.run("ct", "gc") == "0 entries deleted whose time was over\n"
     machine.run("ct", "load", "--set", "table_size=1024", check=False)  # is refused for want of bcc
     assert attached(machine) == BOTH and property_of(machine, "ct", "ActiveState") == "active"
@@ -284,10 +387,25 @@ def test_it_sweeps(machine: Machine) -> None:
 
 def test_the_journal(machine: Machine) -> None:
     """Each line has a priority, and none is a traceback."""
-    lines = [json.loads(line) for line in machine.run("journalctl", "-u", "ct", "-o", "json").splitlines()]
-    own = [(int(line["PRIORITY"]), line["MESSAGE"]) for line in lines if line.get("_TRANSPORT") == "stdout"]
-    assert (sd_notify.NOTICE, "wan0: attach: nothing is attached") in own and "Traceback" not in str(own)
-    assert {priority for priority, dummy in own} <= {sd_notify.ERROR, sd_notify.WARNING, sd_notify.NOTICE, sd_notify.INFO}
+    lines = [
+        json.loads(line)
+        for line in machine.run("journalctl", "-u", "ct", "-o", "json").splitlines()
+    ]
+    own = [
+        (int(line["PRIORITY"]), line["MESSAGE"])
+        for line in lines
+        if line.get("_TRANSPORT") == "stdout"
+    ]
+    assert (
+        sd_notify.NOTICE,
+        "wan0: attach: nothing is attached",
+    ) in own and "Traceback" not in str(own)
+    assert {priority for priority, dummy in own} <= {
+        sd_notify.ERROR,
+        sd_notify.WARNING,
+        sd_notify.NOTICE,
+        sd_notify.INFO,
+    }
 
 
 def test_absent(machine: Machine) -> None:

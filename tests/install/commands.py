@@ -26,7 +26,15 @@ class Place:
 
     def run(self, *argv: str) -> str:
         """Run a command with nothing on stdin; return what it printed. A failing command fails the test with its output."""
-        done = subprocess.run(argv, cwd=self.path, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv,
+            cwd=self.path,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         text = done.stdout + done.stderr
         assert done.returncode == 0, f"{' '.join(argv)} ended with {done.returncode}:\n{text}"
         return text

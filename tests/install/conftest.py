@@ -24,8 +24,17 @@ def untouched() -> c.Iterator[None]:
 @pytest.fixture(scope="session")
 def plain_environment() -> dict[str, str]:
     """Return what a login shell has, and what pip needs to find its packages here."""
-    kept = {k: v for k, v in os.environ.items() if k.startswith(("PIP_", "SSL_")) or k.lower().endswith("_proxy")}
-    return {**kept, "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": os.environ["HOME"], "LANG": "C.UTF-8"}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k.startswith(("PIP_", "SSL_")) or k.lower().endswith("_proxy")
+    }
+    return {
+        **kept,
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": os.environ["HOME"],
+        "LANG": "C.UTF-8",
+    }
 
 
 @pytest.fixture(scope="session")

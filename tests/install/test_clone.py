@@ -33,7 +33,11 @@ def test_a_check_run_changes_nothing(clone: Place) -> None:
 def test_the_lab_prints_the_flows_it_tracked(clone: Place) -> None:
     text = clone.run("make", "lab")
     assert changes(text) > 0
-    table = [line.lower() for line in text.splitlines() if "172.20.56.105" in line and "172.30.56.105" in line]
+    table = [
+        line.lower()
+        for line in text.splitlines()
+        if "172.20.56.105" in line and "172.30.56.105" in line
+    ]
     for proto in ("tcp", "udp", "icmp"):
         assert any(proto in line for line in table), f"no {proto} flow in:\n{text}"
 
@@ -44,7 +48,14 @@ def test_the_second_lab_changes_nothing(clone: Place) -> None:
 
 @pytest.mark.parametrize("module", ["ct_flows", "ct_flows_info"])
 def test_the_flows_as_a_single_command(clone: Place, module: str) -> None:
-    text = clone.run(".venv/bin/ansible", "localhost", "-m", f"ebpf.conntrack.{module}", "-e", "ansible_callback_result_format=json")
+    text = clone.run(
+        ".venv/bin/ansible",
+        "localhost",
+        "-m",
+        f"ebpf.conntrack.{module}",
+        "-e",
+        "ansible_callback_result_format=json",
+    )
     assert "SUCCESS" in text
     assert "172.20.56.105" in text
 
@@ -57,7 +68,9 @@ def test_the_flows_as_a_playbook(clone: Place) -> None:
 
 def test_clean_leaves_the_clone_as_git_has_it(clone: Place) -> None:
     clone.run("make", "clean")
-    left = {path.name for path in clone.path.iterdir()} - {name.split("/")[0] for name in tree.names()}
+    left = {path.name for path in clone.path.iterdir()} - {
+        name.split("/")[0] for name in tree.names()
+    }
     assert left == {".git", ".venv", ".ansible"}
     assert not list((clone.path / "tests").rglob("__pycache__"))
 

@@ -24,10 +24,18 @@ def tarball(copied_tree: pathlib.Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def user(tarball: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, plain_environment: dict[str, str]) -> Place:
+def user(
+    tarball: pathlib.Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    plain_environment: dict[str, str],
+) -> Place:
     """Return a directory with nothing in it, and the environment of somebody who has installed the tarball."""
     home = tmp_path_factory.mktemp("home")
-    env = {**plain_environment, "PATH": f"{tree.VENV}:{plain_environment['PATH']}", "HOME": str(home)}
+    env = {
+        **plain_environment,
+        "PATH": f"{tree.VENV}:{plain_environment['PATH']}",
+        "HOME": str(home),
+    }
     place = Place(home, env)
     place.run("ansible-galaxy", "collection", "install", "--offline", str(tarball))
     return place
@@ -36,10 +44,23 @@ def user(tarball: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, plain_
 def test_what_the_tarball_holds(tarball: pathlib.Path) -> None:
     with tarfile.open(tarball) as archive:
         names = set(archive.getnames())
-        environment = yaml.safe_load(t.cast("t.IO[bytes]", archive.extractfile("meta/execution-environment.yml")))
+        environment = yaml.safe_load(
+            t.cast("t.IO[bytes]", archive.extractfile("meta/execution-environment.yml"))
+        )
     assert set(environment["dependencies"].values()) <= names, "what ansible-builder reads"
-    assert {"README.md", "LICENSES/GPL-3.0-or-later.txt", "LICENSES/GPL-2.0-only.txt", "meta/runtime.yml", "playbooks/lab.yml"} <= names
-    assert not [name for name in names if name.split("/")[0] in (".venv", ".ansible", ".git", ".ci", "build") or "__pycache__" in name]
+    assert {
+        "README.md",
+        "LICENSES/GPL-3.0-or-later.txt",
+        "LICENSES/GPL-2.0-only.txt",
+        "meta/runtime.yml",
+        "playbooks/lab.yml",
+    } <= names
+    assert not [
+        name
+        for name in names
+        if name.split("/")[0] in (".venv", ".ansible", ".git", ".ci", "build")
+        or "__pycache__" in name
+    ]
 
 
 def gaps(name: str, options: t.Mapping[str, t.Any], returned: bool = False) -> list[str]:
@@ -50,7 +71,13 @@ def gaps(name: str, options: t.Mapping[str, t.Any], returned: bool = False) -> l
         wanted = ("description", "type", "returned") if returned else ("description", "type")
         found += [f"{where}: no {field}" for field in wanted if not option.get(field)]
         below = option.get("contains" if returned else "suboptions") or option.get("options") or {}
-        found += gaps(where, {sub: {"returned": "always", **one} for sub, one in below.items()} if returned else below, returned)
+        found += gaps(
+            where,
+            {sub: {"returned": "always", **one} for sub, one in below.items()}
+            if returned
+            else below,
+            returned,
+        )
     return found
 
 
@@ -62,12 +89,28 @@ def documentation(user: Place) -> dict[str, t.Any]:
 
 @pytest.mark.parametrize("kind", ["module", "connection", "inventory"])
 def test_ansible_doc_has_all_of_every_plugin(documentation: dict[str, t.Any], kind: str) -> None:
-    there = {f"ebpf.conntrack.{path.stem}" for path in (tree.ROOT / "plugins" / ("modules" if kind == "module" else kind)).glob("*.py")}
-    found = {name: one for name, one in documentation[kind].items() if name.startswith("ebpf.conntrack.")}
+    there = {
+        f"ebpf.conntrack.{path.stem}"
+        for path in (tree.ROOT / "plugins" / ("modules" if kind == "module" else kind)).glob("*.py")
+    }
+    found = {
+        name: one for name, one in documentation[kind].items() if name.startswith("ebpf.conntrack.")
+    }
     assert there == found.keys()
     for name, one in found.items():
-        missing = [f"{name}: no {field}" for field in ("short_description", "description", "author", "version_added") if not one["doc"].get(field)]
-        missing += gaps(name, {key: option for key, option in one["doc"]["options"].items() if option.get("version_added_collection") != "ansible.builtin"})
+        missing = [
+            f"{name}: no {field}"
+            for field in ("short_description", "description", "author", "version_added")
+            if not one["doc"].get(field)
+        ]
+        missing += gaps(
+            name,
+            {
+                key: option
+                for key, option in one["doc"]["options"].items()
+                if option.get("version_added_collection") != "ansible.builtin"
+            },
+        )
         missing += gaps(f"{name}: returns", one["return"] or {}, returned=True)
         assert missing == []
         assert one["examples"] and name in one["examples"] and (one["return"] or kind != "module")
@@ -76,32 +119,57 @@ def test_ansible_doc_has_all_of_every_plugin(documentation: dict[str, t.Any], ki
 def test_ansible_doc_has_all_of_every_role(documentation: dict[str, t.Any]) -> None:
     """And its defaults and its README have no variable that it has not, nor lack one."""
     roles = tree.ROOT / "roles"
-    found = {name: one for name, one in documentation["role"].items() if name.startswith("ebpf.conntrack.")}
+    found = {
+        name: one
+        for name, one in documentation["role"].items()
+        if name.startswith("ebpf.conntrack.")
+    }
     assert found.keys() == {f"ebpf.conntrack.{path.name}" for path in roles.iterdir()}
     for name, one in found.items():
         for entry, spec in one["entry_points"].items():
-            assert all(spec.get(field) for field in ("short_description", "description", "author")), (name, entry)
+            assert all(
+                spec.get(field) for field in ("short_description", "description", "author")
+            ), (name, entry)
             assert gaps(f"{name} {entry}", spec["options"]) == []
-        options = {key: option for spec in one["entry_points"].values() for key, option in spec["options"].items()}
-        defaults = yaml.safe_load((roles / name.rpartition(".")[2] / "defaults/main.yml").read_text("utf-8"))
+        options = {
+            key: option
+            for spec in one["entry_points"].values()
+            for key, option in spec["options"].items()
+        }
+        defaults = yaml.safe_load(
+            (roles / name.rpartition(".")[2] / "defaults/main.yml").read_text("utf-8")
+        )
         readme = (roles / name.rpartition(".")[2] / "README.md").read_text("utf-8")
         assert defaults.keys() <= options.keys()
-        fixed = {key: value for key, value in defaults.items() if not (isinstance(value, str) and "{{" in value)}
+        fixed = {
+            key: value
+            for key, value in defaults.items()
+            if not (isinstance(value, str) and "{{" in value)
+        }
         assert {key: options[key].get("default") for key in fixed} == fixed
         assert [key for key in options if f"`{key}`" not in readme] == []
 
 
 def test_every_playbook_runs_by_its_name(user: Place) -> None:
-    names = [f"ebpf.conntrack.{path.stem}" for path in sorted((tree.ROOT / "playbooks").glob("*.yml"))]
+    names = [
+        f"ebpf.conntrack.{path.stem}" for path in sorted((tree.ROOT / "playbooks").glob("*.yml"))
+    ]
     told = user.run("ansible-playbook", *names, "--syntax-check")
-    assert [name for name in names if f"/{name.rpartition('.')[2]}.yml" not in told and name not in told] == []
+    assert [
+        name for name in names if f"/{name.rpartition('.')[2]}.yml" not in told and name not in told
+    ] == []
 
 
 def test_a_lab_is_an_inventory(user: Place) -> None:
     """The inventory and the connection plugin are found where the collection is installed."""
-    (user.path / "lab.yml").write_text("plugin: ebpf.conntrack.netns_lab\ntopology: {}\n", encoding="utf-8")
+    (user.path / "lab.yml").write_text(
+        "plugin: ebpf.conntrack.netns_lab\ntopology: {}\n", encoding="utf-8"
+    )
     found = json.loads(user.run("ansible-inventory", "-i", "lab.yml", "--list"))
-    assert (found["endpoints"]["hosts"], found["routers"]["hosts"]) == (["ns1", "ns2"], ["localhost"])
+    assert (found["endpoints"]["hosts"], found["routers"]["hosts"]) == (
+        ["ns1", "ns2"],
+        ["localhost"],
+    )
 
 
 def test_the_lab_by_name(user: Place) -> None:
@@ -110,8 +178,12 @@ def test_the_lab_by_name(user: Place) -> None:
         assert changes(user.run("ansible-playbook", "ebpf.conntrack.lab")) == 0
         assert "172.20.56.105" in user.run("ansible", "localhost", "-m", "ebpf.conntrack.ct_flows")
         assert "172.20.56.105" in user.run("ansible-playbook", "ebpf.conntrack.flows")
-        user.run("ansible-playbook", "ebpf.conntrack.picture", "-e", f"picture_directory={user.path}")
+        user.run(
+            "ansible-playbook", "ebpf.conntrack.picture", "-e", f"picture_directory={user.path}"
+        )
         assert "172.20.56.105" in (user.path / "localhost.html").read_text("utf-8")
-        assert "172.20.56.105/24" in user.run("ansible", "-i", "lab.yml", "ns1", "-m", "ansible.builtin.command", "-a", "ip address")
+        assert "172.20.56.105/24" in user.run(
+            "ansible", "-i", "lab.yml", "ns1", "-m", "ansible.builtin.command", "-a", "ip address"
+        )
     finally:
         changes(user.run("ansible-playbook", "ebpf.conntrack.clean"))

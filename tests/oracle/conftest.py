@@ -16,7 +16,13 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainR
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
 
 # Every run tries the same cases: a red run is red for everybody. fuzz.py is for new ones.
-hypothesis.settings.register_profile("fixed", derandomize=True, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.register_profile(
+    "fixed",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
 hypothesis.settings.load_profile("fixed")
 
 
@@ -36,7 +42,11 @@ Chains = dict[str, ChainRig]
 
 #: The forms of the chain that are compared: each stage a program, the entry programs that do the common packets themselves, and those that forward them.
 #: Some are made by clang and some by bcc, so that each case meets both forms of both front ends.
-FORMS: dict[str, dict[str, t.Any]] = {"chain": {}, "fused": {"fused": True, "build": "clang"}, "forward": {"fused": True, "forward": "all"}}
+FORMS: dict[str, dict[str, t.Any]] = {
+    "chain": {},
+    "fused": {"fused": True, "build": "clang"},
+    "forward": {"fused": True, "forward": "all"},
+}
 #: What is compared besides, and has no tests of its own.
 BESIDES: dict[str, dict[str, t.Any]] = {"chain, by clang": {"build": "clang"}}
 
@@ -52,7 +62,10 @@ def kernel() -> t.Iterator[NfRig]:
 def chains() -> t.Iterator[Chains]:
     """The chain in all its forms."""
     with contextlib.ExitStack() as rigs:
-        yield {name: rigs.enter_context(ChainRig(checksum="strict", **form)) for name, form in {**FORMS, **BESIDES}.items()}
+        yield {
+            name: rigs.enter_context(ChainRig(checksum="strict", **form))
+            for name, form in {**FORMS, **BESIDES}.items()
+        }
 
 
 @pytest.fixture(params=FORMS)
@@ -79,8 +92,13 @@ def tune(kernel: NfRig, chains: Chains) -> t.Iterator[Tune]:
     """``tune(timeouts={"udp": 1}, knobs={"tcp_loose": 0})`` sets all sides by the chain's names, until the test ends."""
     before: dict[str, int] = {}
 
-    def everywhere(timeouts: t.Mapping[str, int] | None = None, knobs: t.Mapping[str, int] | None = None) -> None:
-        named = {**{timeout_sysctl(name): value for name, value in (timeouts or {}).items()}, **(knobs or {})}
+    def everywhere(
+        timeouts: t.Mapping[str, int] | None = None, knobs: t.Mapping[str, int] | None = None
+    ) -> None:
+        named = {
+            **{timeout_sysctl(name): value for name, value in (timeouts or {}).items()},
+            **(knobs or {}),
+        }
         for name, value in named.items():
             before.setdefault(name, kernel.sysctl(name, value))
         for rig in chains.values():

@@ -66,7 +66,10 @@ def main() -> int:
     options = parser.parse_args()
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
-        rigs = {name: stack.enter_context(ChainRig(fused, "strict", TABLE_SIZE)) for name, fused in (("chain", False), ("fused", True))}
+        rigs = {
+            name: stack.enter_context(ChainRig(fused, "strict", TABLE_SIZE))
+            for name, fused in (("chain", False), ("fused", True))
+        }
         try:
             seen = fuzz(rigs, options.frames, options.seed)
         except Misbehaviour as exc:

@@ -47,16 +47,43 @@ def _error(side: str, quoted: Step, keep: int | None = None, dst: bytes | None =
     packet = quoted.frame[14:]
     if packet[0] >> 4 == 6:
         src, dst = packet[24:40], dst or packet[8:24]
-        return Step(side, frames.frame(frames.ipv6(src, dst, frames.ICMPV6, frames.icmpv6(src, dst, 1, 4, payload=packet[:keep]))))
-    return Step(side, frames.frame(frames.ipv4(packet[16:20], dst or packet[12:16], frames.ICMP, frames.icmp(3, 3, payload=packet[:keep]))))
+        return Step(
+            side,
+            frames.frame(
+                frames.ipv6(
+                    src, dst, frames.ICMPV6, frames.icmpv6(src, dst, 1, 4, payload=packet[:keep])
+                )
+            ),
+        )
+    return Step(
+        side,
+        frames.frame(
+            frames.ipv4(
+                packet[16:20],
+                dst or packet[12:16],
+                frames.ICMP,
+                frames.icmp(3, 3, payload=packet[:keep]),
+            )
+        ),
+    )
 
 
 # ---------------------------------------------------------------- TCP
 def tcp_lives(pair: Pair) -> list[Step]:
     """Return a whole connection with data, options and both ends closing, and the same tuple used again."""
     offer = frames.mss() + frames.SACK_PERMITTED + frames.NOP + frames.wscale(7)
-    talk = Talk(pair).send("a", "S", options=offer).send("b", "SA", options=offer).send("a", "A").send("a", "PA", 400).send("b", "A").send("b", "PA", 1000)
-    talk.send("a", "A", dack=-500, options=frames.NOP * 2 + frames.sack((3_000_000_700, 3_000_001_001))).send("a", "A")
+    talk = (
+        Talk(pair)
+        .send("a", "S", options=offer)
+        .send("b", "SA", options=offer)
+        .send("a", "A")
+        .send("a", "PA", 400)
+        .send("b", "A")
+        .send("b", "PA", 1000)
+    )
+    talk.send(
+        "a", "A", dack=-500, options=frames.NOP * 2 + frames.sack((3_000_000_700, 3_000_001_001))
+    ).send("a", "A")
     talk.send("a", "FA").send("b", "A").send("b", "FA").send("a", "A")
     return talk.restart((9_000_000, 70_000_000)).open().steps
 
@@ -66,7 +93,9 @@ def tcp_state(pair: Pair, state: str) -> list[Step]:
     talk = Talk(pair).until(state)
     if talk.steps:
         talk.again()
-    talk.send("a", "A", 10, dseq=200_000).send("b", "A", dack=-100_000).send("a", "S", dseq=5).send("b", "SA").send("b", "A").send("a", "R")
+    talk.send("a", "A", 10, dseq=200_000).send("b", "A", dack=-100_000).send("a", "S", dseq=5).send(
+        "b", "SA"
+    ).send("b", "A").send("a", "R")
     return talk.steps
 
 
@@ -74,7 +103,10 @@ def tcp_odds(pair: Pair) -> list[Step]:
     """Return what is refused whatever the state, an unanswered SYN that a reset ends, and retransmissions."""
     steps = [pair.tcp("a", flags, 1) for flags in ("", "SF", "SR", "FR", "SAFPU")]
     ends = pair.ends("a")
-    steps += [_raw(pair, "a", frames.TCP, frames.tcp(*ends, 1, 0, 2, 8192, doff=words)) for words in (4, 15)]
+    steps += [
+        _raw(pair, "a", frames.TCP, frames.tcp(*ends, 1, 0, 2, 8192, doff=words))
+        for words in (4, 15)
+    ]
     segment = frames.tcp(*ends, 1, 0, 2, 8192)
     steps += [_raw(pair, "a", frames.TCP, segment[:cut]) for cut in (0, 13, 19)]
     steps.append(_raw(pair, "a", frames.TCP, segment[:19] + b"\1"))
@@ -83,8 +115,18 @@ def tcp_odds(pair: Pair) -> list[Step]:
         for side, flags in zip("ab", moves):
             talk.send(side, flags)
         steps += talk.again().steps
-    talk = Talk(dataclasses.replace(pair, aport=pair.aport + 5)).open().send("a", "PA", 100).again().again().again().again()
-    return steps + talk.send("b", "R", dseq=-70_000).send("b", "R", dack=5).send("b", "A", win=0).steps
+    talk = (
+        Talk(dataclasses.replace(pair, aport=pair.aport + 5))
+        .open()
+        .send("a", "PA", 100)
+        .again()
+        .again()
+        .again()
+        .again()
+    )
+    return (
+        steps + talk.send("b", "R", dseq=-70_000).send("b", "R", dack=5).send("b", "A", win=0).steps
+    )
 
 
 # ---------------------------------------------------------------- other transports
@@ -94,32 +136,69 @@ def udp(pair: Pair) -> list[Step]:
     none = whole[:6] + b"\0\0" + whole[8:]
     return [
         *(pair.udp(side, 20) for side in "aabab"),
-        *(_raw(pair, "a", frames.UDP, broken) for broken in (whole[:7], whole[:12], none, whole[:-1] + b"x")),
+        *(
+            _raw(pair, "a", frames.UDP, broken)
+            for broken in (whole[:7], whole[:12], none, whole[:-1] + b"x")
+        ),
     ]
 
 
 def icmp(pair: Pair) -> list[Step]:
     """Return queries, answers nobody asked for, unknown types, and errors about flows that are known and that are not."""
-    steps = [pair.echo(side, ident, reply) for side, ident, reply in (("a", 7, False), ("b", 7, True), ("b", 8, True), ("b", 7, False), ("a", 7, True))]
+    steps = [
+        pair.echo(side, ident, reply)
+        for side, ident, reply in (
+            ("a", 7, False),
+            ("b", 7, True),
+            ("b", 8, True),
+            ("b", 7, False),
+            ("a", 7, True),
+        )
+    ]
     if len(pair.a) == 4:
         kinds = [(13, 0), (14, 0), (15, 0), (17, 0), (9, 0), (42, 0), (8, 3)]
-        steps += [_raw(pair, "a", frames.ICMP, frames.icmp(kind, code, b"\0\7\0\1", bytes(12))) for kind, code in kinds]
+        steps += [
+            _raw(pair, "a", frames.ICMP, frames.icmp(kind, code, b"\0\7\0\1", bytes(12)))
+            for kind, code in kinds
+        ]
     else:
         kinds = [(139, 0), (140, 0), (130, 0), (133, 0), (135, 0), (143, 0), (150, 0), (200, 0)]
-        steps += [_raw(pair, "a", frames.ICMPV6, frames.icmpv6(pair.a, pair.b, kind, code, b"\0\7\0\1", bytes(20))) for kind, code in kinds]
+        steps += [
+            _raw(
+                pair,
+                "a",
+                frames.ICMPV6,
+                frames.icmpv6(pair.a, pair.b, kind, code, b"\0\7\0\1", bytes(20)),
+            )
+            for kind, code in kinds
+        ]
     known, other = pair.udp("a", 40), dataclasses.replace(pair, aport=pair.aport + 1).udp("a")
     header = 20 if len(pair.a) == 4 else 40
-    steps += [known, _error("b", known), _error("b", known, header + 8), _error("b", known, header + 3), _error("b", other), _error("b", known, dst=pair.b)]
-    return [*steps, _error("b", steps[0]), *Talk(pair).send("a", "S").steps, _error("b", Talk(pair).send("a", "S").steps[0])]
+    steps += [
+        known,
+        _error("b", known),
+        _error("b", known, header + 8),
+        _error("b", known, header + 3),
+        _error("b", other),
+        _error("b", known, dst=pair.b),
+    ]
+    return [
+        *steps,
+        _error("b", steps[0]),
+        *Talk(pair).send("a", "S").steps,
+        _error("b", Talk(pair).send("a", "S").steps[0]),
+    ]
 
 
 def gre(pair: Pair) -> list[Step]:
     """Return GRE of both versions both ways, and headers that are wrong."""
     good = ("00000800", "20000800" + "00000001", "3001880b0005000700000001")
     bad = ("0001880b00000000", "3002880b0005000700000001", "0000", "3001080000050007")
-    return [_raw(pair, side, frames.GRE, bytes.fromhex(header) + b"inner") for header in good for side in "ab"] + [
-        _raw(pair, "a", frames.GRE, bytes.fromhex(header)) for header in bad
-    ]
+    return [
+        _raw(pair, side, frames.GRE, bytes.fromhex(header) + b"inner")
+        for header in good
+        for side in "ab"
+    ] + [_raw(pair, "a", frames.GRE, bytes.fromhex(header)) for header in bad]
 
 
 def _chunks(pair: Pair, side: str, tag: int, *chunks: bytes) -> Step:
@@ -154,12 +233,31 @@ def sctp_life(pair: Pair) -> list[Step]:
 def sctp_odds(pair: Pair) -> list[Step]:
     """Return associations begun in other ways, broken packets, and one that is left unfinished."""
     ports = itertools.count(pair.aport)
-    alone = [[frames.chunk(10, b"cook")], [frames.chunk(4, bytes(8))], [], [b"\1\0\0\0"], [_init(1, 1), frames.chunk(0, bytes(16))], [frames.chunk(6)]]
-    steps = [_chunks(dataclasses.replace(pair, aport=next(ports)), "a", 5, *chunks) for chunks in alone]
-    steps.append(_chunks(dataclasses.replace(pair, aport=pair.aport + 1), "b", 0, frames.chunk(14)))  # to the heartbeat
+    alone = [
+        [frames.chunk(10, b"cook")],
+        [frames.chunk(4, bytes(8))],
+        [],
+        [b"\1\0\0\0"],
+        [_init(1, 1), frames.chunk(0, bytes(16))],
+        [frames.chunk(6)],
+    ]
+    steps = [
+        _chunks(dataclasses.replace(pair, aport=next(ports)), "a", 5, *chunks) for chunks in alone
+    ]
+    steps.append(
+        _chunks(dataclasses.replace(pair, aport=pair.aport + 1), "b", 0, frames.chunk(14))
+    )  # to the heartbeat
     other = dataclasses.replace(pair, aport=next(ports))
-    steps += [_chunks(other, "a", 0, _init(1, 0xA)), _chunks(other, "b", 0xA, _init(2, 0xB)), _chunks(other, "b", 0xA, frames.chunk(14))]
-    return [*steps, _raw(pair, "a", frames.SCTP, bytes(7)), _raw(pair, "a", frames.SCTP, frames.sctp(1, 2, 0, _init(1, 1))[:-1] + b"\xee")]
+    steps += [
+        _chunks(other, "a", 0, _init(1, 0xA)),
+        _chunks(other, "b", 0xA, _init(2, 0xB)),
+        _chunks(other, "b", 0xA, frames.chunk(14)),
+    ]
+    return [
+        *steps,
+        _raw(pair, "a", frames.SCTP, bytes(7)),
+        _raw(pair, "a", frames.SCTP, frames.sctp(1, 2, 0, _init(1, 1))[:-1] + b"\xee"),
+    ]
 
 
 def silence(pair: Pair) -> list[Step]:
@@ -172,7 +270,11 @@ def silence(pair: Pair) -> list[Step]:
 
 def others(pair: Pair) -> list[Step]:
     """Return protocols without a tracker."""
-    return [_raw(pair, side, proto, struct.pack(">HHII", 1000, 2000, 1, 2)) for proto in (4, 50, 99) for side in "ab"]
+    return [
+        _raw(pair, side, proto, struct.pack(">HHII", 1000, 2000, 1, 2))
+        for proto in (4, 50, 99)
+        for side in "ab"
+    ]
 
 
 # ---------------------------------------------------------------- what carries them
@@ -189,7 +291,9 @@ def fragments4(pair: Pair) -> list[Step]:
     whole = frames.udp(*pair.ends("a"), b"x" * 40)
     segment = frames.tcp(*pair.ends("a"), 1, 0, 2, 8192, b"x" * 28)
 
-    def part(ident: int, start: int, end: int, more: bool, data: bytes = whole, proto: int = frames.UDP) -> Step:
+    def part(
+        ident: int, start: int, end: int, more: bool, data: bytes = whole, proto: int = frames.UDP
+    ) -> Step:
         return _raw(pair, "a", proto, data[start:end], ident=IDENT + ident, offset=start, more=more)
 
     return [
@@ -208,9 +312,26 @@ def fragments6(pair: Pair) -> list[Step]:
     whole = frames.udp(*pair.ends("a"), b"x" * 40)
 
     def part(ident: int, start: int, end: int) -> Step:
-        return _raw(pair, "a", frames.UDP, whole[start:end], headers=[frames.ipv6_fragment(IDENT + ident, start, end < 48)])
+        return _raw(
+            pair,
+            "a",
+            frames.UDP,
+            whole[start:end],
+            headers=[frames.ipv6_fragment(IDENT + ident, start, end < 48)],
+        )
 
-    return [part(*one) for one in ((1, 0, 48), (2, 0, 24), (2, 24, 48), (3, 24, 48), (3, 0, 24), (4, 0, 24), (4, 16, 48))]
+    return [
+        part(*one)
+        for one in (
+            (1, 0, 48),
+            (2, 0, 24),
+            (2, 24, 48),
+            (3, 24, 48),
+            (3, 0, 24),
+            (4, 0, 24),
+            (4, 16, 48),
+        )
+    ]
 
 
 def headers4(pair: Pair) -> list[Step]:
@@ -251,13 +372,24 @@ def headers6(pair: Pair) -> list[Step]:
 def different(pair: Pair) -> list[Step]:
     """Return what nf_conntrack makes something else of, as docs/differences.md has it: UDP-Lite, three VLAN tags, many extension headers."""
     datagram = frames.udp(*pair.ends("a"), b"12345")
-    steps = [*(pair.udp(side, proto=frames.UDPLITE) for side in "ab"), Step("a", frames.frame(frames.ip(*pair.ends("a")[:2], frames.UDP, datagram), (7, 8, 9)))]
-    return steps if len(pair.a) == 4 else [*steps, _raw(pair, "a", frames.UDP, datagram, headers=[(60, PADDING)] * 9)]
+    steps = [
+        *(pair.udp(side, proto=frames.UDPLITE) for side in "ab"),
+        Step("a", frames.frame(frames.ip(*pair.ends("a")[:2], frames.UDP, datagram), (7, 8, 9))),
+    ]
+    return (
+        steps
+        if len(pair.a) == 4
+        else [*steps, _raw(pair, "a", frames.UDP, datagram, headers=[(60, PADDING)] * 9)]
+    )
 
 
 def not_ip(dummy: Pair) -> list[Step]:
     """Return what is not IP."""
-    arp, lldp, pppoe = b"\0\1\x08\0\6\4\0\1" + bytes(20), b"\2\7\4abcdef", b"\x11\0\0\1\0\x20\0\x21" + bytes(30)
+    arp, lldp, pppoe = (
+        b"\0\1\x08\0\6\4\0\1" + bytes(20),
+        b"\2\7\4abcdef",
+        b"\x11\0\0\1\0\x20\0\x21" + bytes(30),
+    )
     kinds = {0x0806: arp, 0x88CC: lldp, frames.ETH_PPPOE: pppoe, frames.ETH_VLAN: b"\0"}
     return [Step("a", frames.ethernet(payload, ethertype)) for ethertype, payload in kinds.items()]
 

@@ -39,24 +39,34 @@ def segment(pair: frames.Pair, proto: int, field: str) -> bytes:
     begun = 0xFFFF - frames.checksum(frames.pseudo(src, dst, proto, len(whole)))
     right = int.from_bytes(whole[at : at + 2], "big")
     number = {"right": right, "begun": begun, "wrong": right ^ 0x10}[field]
-    return frames.frame(frames.ip(src, dst, proto, whole[:at] + struct.pack(">H", number) + whole[at + 2 :]))
+    return frames.frame(
+        frames.ip(src, dst, proto, whole[:at] + struct.pack(">H", number) + whole[at + 2 :])
+    )
 
 
 @pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
 @pytest.mark.parametrize("proto", [frames.TCP, frames.UDP])
 def test_modes(rig: ChainRig, pair: frames.Pair, proto: int) -> None:
     """Off takes all; offload takes what is right and what is begun; strict only what is right."""
-    taken = {"off": {"right", "begun", "wrong"}, "offload": {"right", "begun"}, "strict": {"right"}}[rig.checksum]
+    taken = {
+        "off": {"right", "begun", "wrong"},
+        "offload": {"right", "begun"},
+        "strict": {"right"},
+    }[rig.checksum]
     for field in ("right", "begun", "wrong"):
         rig.flush()
-        assert rig.run("a", segment(pair, proto, field)) == ("tracked" if field in taken else "invalid_checksum"), field
+        assert rig.run("a", segment(pair, proto, field)) == (
+            "tracked" if field in taken else "invalid_checksum"
+        ), field
 
 
 def test_nobody_leaves_icmpv6_to_the_card(rig: ChainRig) -> None:
     """Its checksum is made by the host, so one that is only begun is wrong."""
     rig.flush()
     assert rig.run("a", segment(frames.V6, frames.ICMPV6, "right")) == "tracked"
-    assert rig.run("a", segment(frames.V6, frames.ICMPV6, "begun")) == ("tracked" if rig.checksum == "off" else "invalid_checksum")
+    assert rig.run("a", segment(frames.V6, frames.ICMPV6, "begun")) == (
+        "tracked" if rig.checksum == "off" else "invalid_checksum"
+    )
 
 
 # ---------------------------------------------------------------- the IPv4 header's, of a packet that is forwarded
@@ -97,9 +107,15 @@ def test_a_smaller_ttl_keeps_each_checksum_right(monkeypatch: pytest.MonkeyPatch
     import bcc
 
     monkeypatch.setenv("BCC_KERNEL_SOURCE", str(SOURCES / "stub"))
-    found = re.search(r"^static __always_inline void ipv4_decrease_ttl\(.*?^}$", (SOURCES / "forward.h.j2").read_text("utf-8"), re.M | re.S)
+    found = re.search(
+        r"^static __always_inline void ipv4_decrease_ttl\(.*?^}$",
+        (SOURCES / "forward.h.j2").read_text("utf-8"),
+        re.M | re.S,
+    )
     assert found
-    module = bcc.BPF(text=(PROGRAM % (found[0], HEADERS, HEADERS)).encode(), cflags=build_bcc.flags())
+    module = bcc.BPF(
+        text=(PROGRAM % (found[0], HEADERS, HEADERS)).encode(), cflags=build_bcc.flags()
+    )
     fd = module.load_func(b"decrease", bcc.BPF.XDP).fd
     for first in range(0, 1 << 16, HEADERS):
         checks = [number & 0xFFFF for number in range(first, first + HEADERS)]
@@ -109,7 +125,9 @@ def test_a_smaller_ttl_keeps_each_checksum_right(monkeypatch: pytest.MonkeyPatch
         for at, check in enumerate(checks):
             words = struct.unpack_from(">10H", done.data_out, 14 + 20 * at)
             swapped = int.from_bytes(check.to_bytes(2, "little"), "big") + 1
-            kernel = int.from_bytes(((swapped + (swapped >= 0xFFFF)) & 0xFFFF).to_bytes(2, "little"), "big")
+            kernel = int.from_bytes(
+                ((swapped + (swapped >= 0xFFFF)) & 0xFFFF).to_bytes(2, "little"), "big"
+            )
             assert words[4] >> 8 == 1 + check % 254 and words[5] == kernel
             assert sum(words) % 0xFFFF == 0
     module.cleanup()

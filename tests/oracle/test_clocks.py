@@ -67,7 +67,10 @@ def test_what_is_over_stays_over(chain: ChainRig, pair: Pair, proto: str, late: 
     assert chain.run(more.side, more.frame) == "tracked"
     assert [flow.packets for flow in chain.flows().values()] == [(1, 0)]
     after = dict(zip(chain_data.COUNTERS, chain.counters()))
-    assert {name: after[name] - before[name] for name in ("created", "deleted_expired")} == {"created": 1, "deleted_expired": 1}
+    assert {name: after[name] - before[name] for name in ("created", "deleted_expired")} == {
+        "created": 1,
+        "deleted_expired": 1,
+    }
 
 
 @each_family
@@ -79,7 +82,10 @@ def test_only_the_time_left_is_wrong(chain: ChainRig, pair: Pair, late: str) -> 
     chain.flush()
     for step in began(pair)["tcp"][0]:
         chain.run(step.side, step.frame)
-    assert chain.change(lambda entry: {"expires": (chain.tables.clock().jiffies - LATE[late]) & WORDS}) == 1
+    assert (
+        chain.change(lambda entry: {"expires": (chain.tables.clock().jiffies - LATE[late]) & WORDS})
+        == 1
+    )
     assert chain.flows() == {}
 
 
@@ -87,7 +93,12 @@ def test_only_the_time_left_is_wrong(chain: ChainRig, pair: Pair, late: str) -> 
 @pytest.mark.parametrize("proto", ["tcp", "udp", "echo"])
 def test_what_is_live_stays_live(chain: ChainRig, pair: Pair, proto: str) -> None:
     """Up to its last seconds, and where another CPU read the clock later than this one."""
-    for idle in (lambda timeout: timeout - 5 * HZ, lambda timeout: 0, lambda timeout: -1, lambda timeout: -10 * HZ):
+    for idle in (
+        lambda timeout: timeout - 5 * HZ,
+        lambda timeout: 0,
+        lambda timeout: -1,
+        lambda timeout: -10 * HZ,
+    ):
         chain.flush()
         steps, more = began(pair)[proto]
         for step in steps:
@@ -119,10 +130,14 @@ def test_a_stream_stays_a_stream(chain: ChainRig, pair: Pair, age: int) -> None:
         chain.run(side, pair.udp(side).frame)
     chain.change(lambda entry: {"last_end": (entry["last_seen"] - 1) & WORDS})
     chain.run("a", pair.udp("a").frame)
-    assert [(flow.state, flow.timeout > 100) for flow in chain.flows().values()] == [("ESTABLISHED", True)]
+    assert [(flow.state, flow.timeout > 100) for flow in chain.flows().values()] == [
+        ("ESTABLISHED", True)
+    ]
     chain.change(lambda entry: {"last_end": (entry["last_seen"] - age) & WORDS})
     chain.run("b", pair.udp("b").frame)
-    assert [(flow.state, flow.timeout > 100) for flow in chain.flows().values()] == [("ESTABLISHED", True)]
+    assert [(flow.state, flow.timeout > 100) for flow in chain.flows().values()] == [
+        ("ESTABLISHED", True)
+    ]
 
 
 @each_family
@@ -137,4 +152,6 @@ def test_the_first_answer_may_take_its_time(chain: ChainRig, pair: Pair, quarter
         assert [flow.state for flow in chain.flows().values()] == ["NEW"]
     for side in "ba":
         chain.run(side, pair.udp(side).frame)
-    assert [(flow.state, flow.assured) for flow in chain.flows().values()] == [("ESTABLISHED", True)]
+    assert [(flow.state, flow.assured) for flow in chain.flows().values()] == [
+        ("ESTABLISHED", True)
+    ]

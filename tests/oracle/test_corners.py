@@ -24,12 +24,23 @@ LAST = compare.Rules(each=False)
 
 # ---------------------------------------------------------------- what an ICMP error quotes
 @each_family
-@pytest.mark.parametrize(("offset", "more", "found"), [(0, True, True), (0, False, True), (8, True, False), (8, False, False), (65528, False, False)])
-def test_error_that_quotes_a_fragment(play: Play, pair: Pair, offset: int, more: bool, found: bool) -> None:
+@pytest.mark.parametrize(
+    ("offset", "more", "found"),
+    [(0, True, True), (0, False, True), (8, True, False), (8, False, False), (65528, False, False)],
+)
+def test_error_that_quotes_a_fragment(
+    play: Play, pair: Pair, offset: int, more: bool, found: bool
+) -> None:
     """The first one has the ports; in a later one these bytes are something else, whatever flow they would name."""
     datagram = frames.udp(*pair.ends("a"), b"12345678")
-    parts: dict[int, dict[str, t.Any]] = {4: {"ident": 9, "offset": offset, "more": more}, 16: {"headers": [frames.ipv6_fragment(9, offset, more)]}}
-    quoted = Step("a", frames.frame(frames.ip(*pair.ends("a")[:2], frames.UDP, datagram, **parts[len(pair.a)])))
+    parts: dict[int, dict[str, t.Any]] = {
+        4: {"ident": 9, "offset": offset, "more": more},
+        16: {"headers": [frames.ipv6_fragment(9, offset, more)]},
+    }
+    quoted = Step(
+        "a",
+        frames.frame(frames.ip(*pair.ends("a")[:2], frames.UDP, datagram, **parts[len(pair.a)])),
+    )
     told = error("b", quoted, *((3, 3) if pair is V4 else (1, 4)), keep=16)
     assert play([pair.udp("a"), told]).outcome == ("related" if found else "invalid")
 
@@ -41,7 +52,16 @@ def test_quote_that_goes_on_in_the_padding(play: Play, pair: Pair, keep: int) ->
     known = pair.udp("a")
     told = error("b", known, *((3, 3) if pair is V4 else (1, 4)), keep=keep)
     header = len(known.frame) - 14 - 18
-    play([known, Step("b", told.frame + known.frame[14 + header + keep :], f"keeps {keep}, the rest is padding")])
+    play(
+        [
+            known,
+            Step(
+                "b",
+                told.frame + known.frame[14 + header + keep :],
+                f"keeps {keep}, the rest is padding",
+            ),
+        ]
+    )
 
 
 # ---------------------------------------------------------------- what follows a packet in its frame
@@ -49,12 +69,32 @@ def test_quote_that_goes_on_in_the_padding(play: Play, pair: Pair, keep: int) ->
 @pytest.mark.parametrize("trailer", [b"\1", b"\0" * 6, bytes(range(46)), b"\xff" * 200])
 def test_trailers(play: Play, pair: Pair, trailer: bytes) -> None:
     """It counts for no checksum, no length and no option."""
-    talk = Talk(pair).send("a", "S", options=frames.mss() + frames.SACK_PERMITTED).send("b", "SA", options=frames.NOP + frames.wscale(7)).send("a", "A")
+    talk = (
+        Talk(pair)
+        .send("a", "S", options=frames.mss() + frames.SACK_PERMITTED)
+        .send("b", "SA", options=frames.NOP + frames.wscale(7))
+        .send("a", "A")
+    )
     talk.send("a", "PA", 33).send("b", "FA")
-    init = frames.sctp(*pair.ends("a")[2:], 0, frames.chunk(1, struct.pack(">IIHHI", 7, 1000, 1, 1, 1)))
-    others = [(frames.SCTP, init), (frames.GRE, bytes.fromhex("3001880b0005000700000001")), (99, b"x")]
-    steps = [*talk.steps, pair.udp("a", 3), pair.udp("b", 0), pair.echo("a", 5), pair.echo("b", 5, reply=True)]
-    steps += [Step("a", frames.frame(frames.ip(*pair.ends("a")[:2], proto, payload))) for proto, payload in others]
+    init = frames.sctp(
+        *pair.ends("a")[2:], 0, frames.chunk(1, struct.pack(">IIHHI", 7, 1000, 1, 1, 1))
+    )
+    others = [
+        (frames.SCTP, init),
+        (frames.GRE, bytes.fromhex("3001880b0005000700000001")),
+        (99, b"x"),
+    ]
+    steps = [
+        *talk.steps,
+        pair.udp("a", 3),
+        pair.udp("b", 0),
+        pair.echo("a", 5),
+        pair.echo("b", 5, reply=True),
+    ]
+    steps += [
+        Step("a", frames.frame(frames.ip(*pair.ends("a")[:2], proto, payload)))
+        for proto, payload in others
+    ]
     steps.append(error("b", steps[0], *((3, 3) if pair is V4 else (1, 4))))
     play([Step(step.side, step.frame + trailer, step.label) for step in steps])
 
@@ -72,11 +112,18 @@ def test_retransmissions_without_end(play: Play, times: int) -> None:
 @pytest.mark.parametrize("established", [119, 125, 200])
 @pytest.mark.parametrize("unacknowledged", [60, 122, 300])
 @pytest.mark.parametrize("flags", ["FA", "RA"])
-def test_end_out_of_the_window_both_ways(play: Play, tune: Tune, flags: str, unacknowledged: int, established: int) -> None:
+def test_end_out_of_the_window_both_ways(
+    play: Play, tune: Tune, flags: str, unacknowledged: int, established: int
+) -> None:
     """It shortens the rest to tcp_unacknowledged, where that is less and two minutes are left."""
     tune(timeouts={"tcp_established": established, "tcp_unacknowledged": unacknowledged})
     talk = Talk(V4).open().send("a", "PA", 100).send("b", "A")
-    play(talk.send("a", flags, dseq=100_000).send("b", flags, dseq=100_000).send("a", flags, dseq=100_000).steps)
+    play(
+        talk.send("a", flags, dseq=100_000)
+        .send("b", flags, dseq=100_000)
+        .send("a", flags, dseq=100_000)
+        .steps
+    )
 
 
 FLOOR = 66_000
@@ -97,7 +144,10 @@ def test_acknowledgement_at_the_floor(play: Play, win: int, off: int) -> None:
 def test_acknowledgement_at_the_floor_of_a_large_window(play: Play, scale: int, off: int) -> None:
     """The sender's own largest window is the floor where it is above 66,000."""
     talk = (
-        Talk(V4, win=65_535).send("a", "S", options=frames.NOP + frames.wscale(scale)).send("b", "SA", options=frames.NOP + frames.wscale(scale)).send("a", "A")
+        Talk(V4, win=65_535)
+        .send("a", "S", options=frames.NOP + frames.wscale(scale))
+        .send("b", "SA", options=frames.NOP + frames.wscale(scale))
+        .send("a", "A")
     )
     window = 65_535 << scale
     for dummy in range(window // 60_000 + 2):
@@ -111,7 +161,11 @@ def test_acknowledgement_at_the_floor_of_a_large_window(play: Play, scale: int, 
 @pytest.fixture(scope="module")
 def broken() -> t.Iterator[ChainRig]:
     """A chain whose tables of assured flows have no room, and which does not compare the headers of fragments with their datagram."""
-    with ChainRig(checksum="strict", without="q->claimed > q->total", always="table_create(key, &copy, v6, true)") as chain:
+    with ChainRig(
+        checksum="strict",
+        without="q->claimed > q->total",
+        always="table_create(key, &copy, v6, true)",
+    ) as chain:
         yield chain
 
 
@@ -123,8 +177,12 @@ def test_a_promotion_that_is_refused(broken: ChainRig, pair: Pair) -> None:
     talk = Talk(pair).open().send("a", "PA", 10).send("b", "A")
     for step in talk.steps:
         assert broken.run(step.side, step.frame) == "tracked"
-    assert [(flow.packets, flow.state, flow.assured) for flow in broken.flows().values()] == [((3, 2), "ESTABLISHED", True)]
-    assert raised(broken, before, "promoted", "promote_failed", "created", "untracked_contended") == [0, 3, 1, 0]
+    assert [(flow.packets, flow.state, flow.assured) for flow in broken.flows().values()] == [
+        ((3, 2), "ESTABLISHED", True)
+    ]
+    assert raised(
+        broken, before, "promoted", "promote_failed", "created", "untracked_contended"
+    ) == [0, 3, 1, 0]
     assert all(not entry[12] & chain_data.CTL_LOCK for entry in broken.entries_now())
 
 
@@ -143,4 +201,7 @@ def test_what_is_not_tracked_leaves_no_entry(broken: ChainRig, pair: Pair) -> No
 
 def raised(chain: ChainRig, before: t.Sequence[int], *names: str) -> list[int]:
     """Return by how much some counters are more than they were."""
-    return [chain.counters()[chain_data.COUNTERS.index(name)] - before[chain_data.COUNTERS.index(name)] for name in names]
+    return [
+        chain.counters()[chain_data.COUNTERS.index(name)] - before[chain_data.COUNTERS.index(name)]
+        for name in names
+    ]

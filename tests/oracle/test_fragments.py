@@ -37,13 +37,27 @@ class Part:
     proto: int = PLAIN
     ecn: int = 0
 
-    def step(self, pair: Pair, ident: int, payload: bytes = bytes(1 << 17), side: str = "a") -> Step:
+    def step(
+        self, pair: Pair, ident: int, payload: bytes = bytes(1 << 17), side: str = "a"
+    ) -> Step:
         """Return it as a frame."""
         src, dst = pair.ends(side)[:2]
         data, label = payload[self.start : self.start + self.size], f"{ident}: {self}"
         if len(src) == 4:
-            return Step(side, frames.frame(frames.ipv4(src, dst, self.proto, data, ident, self.start, self.more, tos=self.ecn)), label)
-        packet = bytearray(frames.ipv6(src, dst, self.proto, data, [frames.ipv6_fragment(ident, self.start, self.more)]))
+            return Step(
+                side,
+                frames.frame(
+                    frames.ipv4(
+                        src, dst, self.proto, data, ident, self.start, self.more, tos=self.ecn
+                    )
+                ),
+                label,
+            )
+        packet = bytearray(
+            frames.ipv6(
+                src, dst, self.proto, data, [frames.ipv6_fragment(ident, self.start, self.more)]
+            )
+        )
         packet[1] |= self.ecn << 4
         return Step(side, frames.frame(bytes(packet)), label)
 
@@ -100,7 +114,11 @@ def held_against(kernel: NfRig, chains: Chains, steps: t.Sequence[Step]) -> list
         detail = views["chain"].detail
         if views["kernel"].outcome == "unseen" and step.frame[12:14] == b"\x08\0":
             void = kernel.voided() != before
-            faults += [f"void: kernel {void}, chain {detail}"] if detail != ("untracked_fragment" if void else "fragment") else []
+            faults += (
+                [f"void: kernel {void}, chain {detail}"]
+                if detail != ("untracked_fragment" if void else "fragment")
+                else []
+            )
         if faults:
             raise compare.Difference(compare.report(steps[:number], seen, faults))
     return [views["chain"] for views in seen]
@@ -118,13 +136,25 @@ def test_set(kernel: NfRig, chains: Chains, pair: Pair, name: str) -> None:
 def test_a_part_off_a_boundary_is_no_loss(kernel: NfRig, chains: Chains) -> None:
     """What the next one repeats is cut off, and the datagram counts."""
     ident = frames.new_ident()
-    seen = held_against(kernel, chains, [part.step(V4, ident) for part in SETS["ends off a boundary"]])
+    seen = held_against(
+        kernel, chains, [part.step(V4, ident) for part in SETS["ends off a boundary"]]
+    )
     assert [one.detail for one in seen] == ["fragment", "tracked"]
     assert [flow.bytes for flow in seen[-1].flows.values()] == [(20 + 72, 0)]
 
 
-starts, sizes = st.sampled_from([0, 8, 16, 24, 32]), st.sampled_from([8, 16, 24, 8, 16, 24, 32, 0, 3, 13, 20, 31])
-anything = st.builds(Part, starts, sizes, st.booleans(), st.sampled_from([PLAIN] * 6 + [OTHER]), st.sampled_from([0] * 12 + [1, 2, 3]))
+starts, sizes = (
+    st.sampled_from([0, 8, 16, 24, 32]),
+    st.sampled_from([8, 16, 24, 8, 16, 24, 32, 0, 3, 13, 20, 31]),
+)
+anything = st.builds(
+    Part,
+    starts,
+    sizes,
+    st.booleans(),
+    st.sampled_from([PLAIN] * 6 + [OTHER]),
+    st.sampled_from([0] * 12 + [1, 2, 3]),
+)
 
 
 @st.composite
@@ -133,7 +163,9 @@ def whole(draw: st.DrawFn) -> list[Part]:
     cuts = sorted(draw(st.sets(st.sampled_from([8, 16, 24, 32, 40]), min_size=1, max_size=4)))
     ends = [*cuts, cuts[-1] + draw(st.integers(1, 20))]
     cut = [Part(start, end - start, end != ends[-1]) for start, end in zip([0, *cuts], ends)]
-    return draw(st.permutations(cut + draw(st.lists(st.one_of(anything, st.sampled_from(cut)), max_size=3))))
+    return draw(
+        st.permutations(cut + draw(st.lists(st.one_of(anything, st.sampled_from(cut)), max_size=3)))
+    )
 
 
 @pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
@@ -174,7 +206,10 @@ def test_identification_that_is_used_again(kernel: NfRig, chains: Chains) -> Non
     """After its time a datagram is forgotten: what comes under its identification is another one, however long ago that was."""
     trackers: dict[str, compare.Tracker] = {"kernel": kernel, **chains}
     hz = clock.hz()
-    late = {frames.new_ident(): jiffies for jiffies in (0, 1, 1 << 31, (1 << 31) + 1, (1 << 32) - 100 * hz)}
+    late = {
+        frames.new_ident(): jiffies
+        for jiffies in (0, 1, 1 << 31, (1 << 31) + 1, (1 << 32) - 100 * hz)
+    }
     for tracker in trackers.values():
         tracker.flush()
     timed_out = kernel.timed_out()
@@ -202,7 +237,14 @@ def until(true: t.Callable[[], bool]) -> None:
 
 
 # ---------------------------------------------------------------- lengths that headers claim
-def pieces(pair: Pair, proto: int, payload: bytes, cuts: tuple[int, ...], side: str = "a", behind: bytes = b"") -> list[Step]:
+def pieces(
+    pair: Pair,
+    proto: int,
+    payload: bytes,
+    cuts: tuple[int, ...],
+    side: str = "a",
+    behind: bytes = b"",
+) -> list[Step]:
     """Return a datagram in parts; without cuts it is an atomic fragment, which IPv6 alone has.
 
     :param behind: destination options that stand behind the fragment header.
@@ -210,14 +252,29 @@ def pieces(pair: Pair, proto: int, payload: bytes, cuts: tuple[int, ...], side: 
     if behind:
         payload, proto = bytes([proto]) + behind[1:] + payload, 60
     ident, ends = frames.new_ident(), [*cuts, len(payload)]
-    found = [Part(start, end - start, end != len(payload), proto) for start, end in zip([0, *cuts], ends)]
+    found = [
+        Part(start, end - start, end != len(payload), proto) for start, end in zip([0, *cuts], ends)
+    ]
     return [part.step(pair, ident, payload, side) for part in found]
 
 
-def segment(pair: Pair, side: str, words: int, size: int, flags: str, seq: int, ack: int = 0) -> bytes:
+def segment(
+    pair: Pair, side: str, words: int, size: int, flags: str, seq: int, ack: int = 0
+) -> bytes:
     """Return a TCP segment of so many bytes whose data offset claims so many words."""
     src, dst, sport, dport = pair.ends(side)
-    return frames.tcp(src, dst, sport, dport, seq, ack, frames.tcp_flags(flags), 8192, bytes(size - 20), doff=words)
+    return frames.tcp(
+        src,
+        dst,
+        sport,
+        dport,
+        seq,
+        ack,
+        frames.tcp_flags(flags),
+        8192,
+        bytes(size - 20),
+        doff=words,
+    )
 
 
 OPTIONS = b"\0\0\1\4" + bytes(4)
@@ -227,24 +284,41 @@ OPTIONS = b"\0\0\1\4" + bytes(4)
 @pytest.mark.parametrize("behind", [b"", OPTIONS], ids=["", "options before it"])
 @pytest.mark.parametrize("words", [5, 9, 10, 11, 15])
 @pytest.mark.parametrize("cuts", [(), (24,), (24, 32)])
-def test_data_offset(kernel: NfRig, chains: Chains, pair: Pair, cuts: tuple[int, ...], words: int, behind: bytes) -> None:
+def test_data_offset(
+    kernel: NfRig, chains: Chains, pair: Pair, cuts: tuple[int, ...], words: int, behind: bytes
+) -> None:
     """A TCP header ends within its datagram: a SYN whose header does not makes no entry, and in an open connection it changes nothing."""
     if pair is V4:
         cuts, behind = cuts or (32,), b""
     cuts = tuple(cut + len(behind) for cut in cuts)
     for order in (1, -1):
-        seen = held_against(kernel, chains, pieces(pair, frames.TCP, segment(pair, "a", words, 40, "S", 1), cuts, behind=behind)[::order])
-        assert (seen[-1].detail, len(seen[-1].flows)) == (("tracked", 1) if words <= 10 else ("invalid_tcp_header", 0))
+        seen = held_against(
+            kernel,
+            chains,
+            pieces(pair, frames.TCP, segment(pair, "a", words, 40, "S", 1), cuts, behind=behind)[
+                ::order
+            ],
+        )
+        assert (seen[-1].detail, len(seen[-1].flows)) == (
+            ("tracked", 1) if words <= 10 else ("invalid_tcp_header", 0)
+        )
 
 
 @each_family
 @pytest.mark.parametrize("flags", ["R", "RA", "A", "FA"])
 @pytest.mark.parametrize("opening", [1, 2, 3])
-def test_data_offset_in_a_connection(kernel: NfRig, chains: Chains, pair: Pair, opening: int, flags: str) -> None:
+def test_data_offset_in_a_connection(
+    kernel: NfRig, chains: Chains, pair: Pair, opening: int, flags: str
+) -> None:
     """Such a segment neither opens nor assures nor closes what is there."""
     talk = Talk(pair).open()
     begun, number = talk.steps[:opening], talk.next["a"]
-    lying = pieces(pair, frames.TCP, segment(pair, "a", 15, 40, flags, number, talk.next["b"] if "A" in flags else 0), (24,))
+    lying = pieces(
+        pair,
+        frames.TCP,
+        segment(pair, "a", 15, 40, flags, number, talk.next["b"] if "A" in flags else 0),
+        (24,),
+    )
     before, *dummy, last = held_against(kernel, chains, [*begun, *lying])[opening - 1 :]
     assert last.detail == "invalid_tcp_header"
     assert [(flow.state, flow.assured, flow.packets) for flow in last.flows.values()] == [
@@ -267,7 +341,9 @@ def test_options_end_with_the_fragment(chains: Chains) -> None:
 @functools.lru_cache(None)
 def chain_scale() -> int:
     """Return where the window scale stands in what entries_now() returns."""
-    return [name for name, dummy in chain_data.ENTRY_FIELDS].index("scale") - 2  # three clocks are one number there
+    return [name for name, dummy in chain_data.ENTRY_FIELDS].index(
+        "scale"
+    ) - 2  # three clocks are one number there
 
 
 @pytest.mark.parametrize("coverage", [0, 8, 24, 40, 41, 65535])
@@ -287,7 +363,11 @@ def test_udplite_coverage(kernel: NfRig, chains: Chains, coverage: int) -> None:
 @pytest.mark.parametrize("size", [28, 31, 32, 40])
 def test_sctp_init_that_is_cut_off(kernel: NfRig, chains: Chains, pair: Pair, size: int) -> None:
     """INIT has 20 bytes at least, wherever they are."""
-    whole = frames.sctp(*pair.ends("a")[2:], 0, frames.chunk(1, struct.pack(">IIHHI", 7, 1000, 1, 1, 1) + bytes(8)))[:size]
-    whole = whole[:8] + struct.pack("<I", frames.crc32c(whole[:8] + bytes(4) + whole[12:])) + whole[12:]
+    whole = frames.sctp(
+        *pair.ends("a")[2:], 0, frames.chunk(1, struct.pack(">IIHHI", 7, 1000, 1, 1, 1) + bytes(8))
+    )[:size]
+    whole = (
+        whole[:8] + struct.pack("<I", frames.crc32c(whole[:8] + bytes(4) + whole[12:])) + whole[12:]
+    )
     last = held_against(kernel, chains, pieces(pair, frames.SCTP, whole, (24,)))[-1]
     assert last.detail == ("tracked" if size >= 32 else "invalid_sctp_chunks")

@@ -36,9 +36,19 @@ def test_opens_what_the_kernel_opens(kernel: NfRig, chains: Chains, rng: random.
     for tracker in trackers.values():
         tracker.flush()
     lag = 0.0
-    for step in (*Talk(V4).open().steps, *Talk(V6).open().steps, V4.udp("a"), V6.udp("a"), V4.echo("a", 1), V6.echo("a", 1)):
+    for step in (
+        *Talk(V4).open().steps,
+        *Talk(V6).open().steps,
+        V4.udp("a"),
+        V6.udp("a"),
+        V4.echo("a", 1),
+        V6.echo("a", 1),
+    ):
         lag = max(lag, compare.step_all(trackers, step.side, step.frame)[1])
-    side, frame = rng.choice("ab"), mutate.mutated(rng, start=12, seal=1, without=("udplite",), ident=frames.new_ident())
+    side, frame = (
+        rng.choice("ab"),
+        mutate.mutated(rng, start=12, seal=1, without=("udplite",), ident=frames.new_ident()),
+    )
     seen, took = compare.step_all(trackers, side, frame)
     if not left_out(seen, frame):
         faults = compare.all_differences(seen, lag=max(lag, took))

@@ -51,7 +51,9 @@ class Watched(ChainRig):
 
     def __init__(self, source: pathlib.Path, **form: t.Any) -> None:
         super().__init__(checksum="strict", asked=[{"slot": SLOT, "src": str(source)}], **form)
-        self._told, self._guest_stats = (bpf.obj_get(self.paths.map(name)) for name in ("told", "guest_stats"))
+        self._told, self._guest_stats = (
+            bpf.obj_get(self.paths.map(name)) for name in ("told", "guest_stats")
+        )
         self._seen = 0
         self.told = (0, 0)
 
@@ -63,9 +65,17 @@ class Watched(ChainRig):
     def run(self, side: str, frame: bytes) -> str:
         detail = super().run(side, frame)
         self._seen += 1
-        assert guests.counts(self._guest_stats, SLOT) == {"seen": self._seen, "passed": self._seen, "dropped": 0}
-        number, *rest = FOUND.unpack(t.cast("bytes", bpf.map_lookup(self._told, bytes(4), FOUND.size)))
-        assert chain.COUNTERS[number] == detail, f"told {chain.COUNTERS[number]}, counted {detail}: {side} {frame.hex()}"
+        assert guests.counts(self._guest_stats, SLOT) == {
+            "seen": self._seen,
+            "passed": self._seen,
+            "dropped": 0,
+        }
+        number, *rest = FOUND.unpack(
+            t.cast("bytes", bpf.map_lookup(self._told, bytes(4), FOUND.size))
+        )
+        assert chain.COUNTERS[number] == detail, (
+            f"told {chain.COUNTERS[number]}, counted {detail}: {side} {frame.hex()}"
+        )
         self.told = (rest[0], rest[1])
         return detail
 
@@ -79,12 +89,27 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Watchers]:
     source = tmp_path_factory.mktemp("guests") / "witness.c"
     source.write_text(WITNESS, encoding="utf-8")
     with contextlib.ExitStack() as rigs:
-        yield {name: t.cast("Watched", rigs.enter_context(Watched(source, **form))) for name, form in FORMS.items()}
+        yield {
+            name: t.cast("Watched", rigs.enter_context(Watched(source, **form)))
+            for name, form in FORMS.items()
+        }
 
 
 def talks() -> t.Iterator[list[frames.Step]]:
     """TCP in each of its states, and whatever else has one."""
-    for pair, state in itertools.product((V4, V6), ("SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE")):
+    for pair, state in itertools.product(
+        (V4, V6),
+        (
+            "SYN_SENT",
+            "SYN_RECV",
+            "ESTABLISHED",
+            "FIN_WAIT",
+            "CLOSE_WAIT",
+            "LAST_ACK",
+            "TIME_WAIT",
+            "CLOSE",
+        ),
+    ):
         yield Talk(pair).until(state).steps
         yield Talk(pair).until(state, opener="b").steps
     for pair in (V4, V6):
@@ -126,14 +151,21 @@ def test_it_is_told_what_the_tracker_found(kernel: NfRig, watched: Watchers) -> 
                 told_bits.add(rig.told[1])
                 if seen.flows:  # who began it, and which way this packet goes
                     bits = rig.told[1]
-                    assert bool(bits & WAS_ASSURED) == any(one.assured for one in flows.values()) or seen.outcome == "related"
+                    assert (
+                        bool(bits & WAS_ASSURED) == any(one.assured for one in flows.values())
+                        or seen.outcome == "related"
+                    )
                     assert bool(bits & EGRESS) == (steps[0].side == "b")
-                    assert bool(bits & REPLY) == (step.side != steps[0].side and seen.outcome != "related")
+                    assert bool(bits & REPLY) == (
+                        step.side != steps[0].side and seen.outcome != "related"
+                    )
                 flows = seen.flows
     union = 0
     for bits in told_bits:
         union |= bits
-    assert union == FLOW | NEW | REPLY | SEEN_REPLY | ASSURED | EGRESS | WAS_ASSURED, "the talks show every bit"
+    assert union == FLOW | NEW | REPLY | SEEN_REPLY | ASSURED | EGRESS | WAS_ASSURED, (
+        "the talks show every bit"
+    )
 
 
 def test_the_tracker_is_the_same_with_a_guest(kernel: NfRig, watched: Watchers) -> None:
@@ -146,11 +178,17 @@ def test_the_tracker_is_the_same_with_a_guest(kernel: NfRig, watched: Watchers) 
         for step in (*Talk(V4).open().steps, V6.udp("a"), V4.echo("a", 1)):
             for tracker in trackers.values():
                 tracker.step(step.side, step.frame)
-        side, frame = rng.choice("ab"), mutate.mutated(rng, start=12, seal=1, without=("udplite",), ident=frames.new_ident())
+        side, frame = (
+            rng.choice("ab"),
+            mutate.mutated(rng, start=12, seal=1, without=("udplite",), ident=frames.new_ident()),
+        )
         seen = {name: tracker.step(side, frame) for name, tracker in trackers.items()}
         details.add(seen["chain"].detail.partition("_")[0])
         assert seen["chain"].detail == seen["fused"].detail
-        skipped = seen["kernel"].outcome in ("ignored", "unseen") or seen["chain"].detail == "untracked_vlan_depth"
+        skipped = (
+            seen["kernel"].outcome in ("ignored", "unseen")
+            or seen["chain"].detail == "untracked_vlan_depth"
+        )
         if not skipped:
             faults = compare.all_differences(seen)
             assert not faults, (*faults, side, frame.hex())

@@ -37,7 +37,13 @@ HEADERS: dict[str, list[tuple[int, bytes]]] = {
     "routing, one left": [(43, b"\2\0\1" + bytes(4) + bytes(16))],
     "segment routing": [(43, b"\2\4\0\0\0\0\0" + bytes(16))],
     "authentication": [(51, b"\4" + bytes(22))],
-    "all of them": [(0, PADDING), (60, PADDING), (43, bytes(7)), (51, b"\4" + bytes(22)), (60, PADDING)],
+    "all of them": [
+        (0, PADDING),
+        (60, PADDING),
+        (43, bytes(7)),
+        (51, b"\4" + bytes(22)),
+        (60, PADDING),
+    ],
     "five": [(60, PADDING)] * 5,
     "whole in one fragment": [frames.ipv6_fragment(frames.FIXED_IDENT, 0, False)],
 }
@@ -46,10 +52,22 @@ HEADERS: dict[str, list[tuple[int, bytes]]] = {
 @pytest.mark.parametrize("name", HEADERS)
 def test_extension_headers(play: Play, name: str) -> None:
     """The transport is found behind them, and their bytes count."""
-    datagram, segment = frames.udp(V6.a, V6.b, 40000, 80, b"12345"), frames.tcp(V6.a, V6.b, 40000, 80, 1, 0, 2, 99)
+    datagram, segment = (
+        frames.udp(V6.a, V6.b, 40000, 80, b"12345"),
+        frames.tcp(V6.a, V6.b, 40000, 80, 1, 0, 2, 99),
+    )
     message = frames.icmpv6(V6.a, V6.b, 128, 0, b"\0\7\0\1")
     for proto, payload in ((frames.UDP, datagram), (frames.TCP, segment), (frames.ICMPV6, message)):
-        play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, proto, payload, HEADERS[name])), f"{name}, then {proto}"), V6.udp("b")])
+        play(
+            [
+                Step(
+                    "a",
+                    frames.frame(frames.ipv6(V6.a, V6.b, proto, payload, HEADERS[name])),
+                    f"{name}, then {proto}",
+                ),
+                V6.udp("b"),
+            ]
+        )
 
 
 def test_no_next_header(play: Play) -> None:
@@ -61,21 +79,49 @@ def test_no_next_header(play: Play) -> None:
 @pytest.mark.parametrize("kind", [0, 43, 51, 60])
 def test_extension_header_longer_than_the_packet(play: Play, kind: int, size: int) -> None:
     """The length of an extension header lies."""
-    play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 1, 2), [(kind, bytes([size]) + PADDING[1:])])))])
+    play(
+        [
+            Step(
+                "a",
+                frames.frame(
+                    frames.ipv6(
+                        V6.a,
+                        V6.b,
+                        frames.UDP,
+                        frames.udp(V6.a, V6.b, 1, 2),
+                        [(kind, bytes([size]) + PADDING[1:])],
+                    )
+                ),
+            )
+        ]
+    )
 
 
 @pytest.mark.parametrize("kind", [43, 51, 60])
 def test_extension_header_longer_than_the_packet_before_any_protocol(play: Play, kind: int) -> None:
     """What needs no transport header is tracked all the same, and errors that quote it find it."""
-    sent = Step("a", frames.frame(frames.ipv6(V6.a, V6.b, 99, b"", [(kind, b"\x80" + PADDING[1:])])), f"{kind} leads past the end")
+    sent = Step(
+        "a",
+        frames.frame(frames.ipv6(V6.a, V6.b, 99, b"", [(kind, b"\x80" + PADDING[1:])])),
+        f"{kind} leads past the end",
+    )
     assert play([sent, error("b", sent)]).outcome == "related"
 
 
-MARTIANS = [("127.0.0.1", "198.19.0.1"), ("198.18.0.1", "127.255.255.254"), ("224.0.0.1", "198.19.0.1"), ("239.255.255.255", "198.19.0.1")]
+MARTIANS = [
+    ("127.0.0.1", "198.19.0.1"),
+    ("198.18.0.1", "127.255.255.254"),
+    ("224.0.0.1", "198.19.0.1"),
+    ("239.255.255.255", "198.19.0.1"),
+]
 
 
-@pytest.mark.parametrize(("src", "dst"), [*MARTIANS, ("126.255.255.255", "128.0.0.1"), ("223.255.255.255", "240.0.0.1")])
-def test_addresses_that_no_router_forwards(kernel: NfRig, chain: ChainRig, src: str, dst: str) -> None:
+@pytest.mark.parametrize(
+    ("src", "dst"), [*MARTIANS, ("126.255.255.255", "128.0.0.1"), ("223.255.255.255", "240.0.0.1")]
+)
+def test_addresses_that_no_router_forwards(
+    kernel: NfRig, chain: ChainRig, src: str, dst: str
+) -> None:
     """nf_conntrack drops the flow with its first packet; here there is none to begin with."""
     frame = Pair(frames.address(src), frames.address(dst)).udp("a").frame
     chain.flush()
@@ -85,27 +131,54 @@ def test_addresses_that_no_router_forwards(kernel: NfRig, chain: ChainRig, src: 
     assert kernel.flows().keys() == chain.flows().keys()
 
 
-SCOPES = ["ff00::1", "ff01::1", "ff02::1", "ff11::1", "ff12::1", "ff0e::1", "::1", "::2", "::", "::ffff:192.0.2.1"]
+SCOPES = [
+    "ff00::1",
+    "ff01::1",
+    "ff02::1",
+    "ff11::1",
+    "ff12::1",
+    "ff0e::1",
+    "::1",
+    "::2",
+    "::",
+    "::ffff:192.0.2.1",
+]
 
 
 @pytest.mark.parametrize("side", ["source", "destination"])
 @pytest.mark.parametrize("name", SCOPES)
-def test_addresses_that_no_wire_may_carry(kernel: NfRig, chain: ChainRig, name: str, side: str) -> None:
+def test_addresses_that_no_wire_may_carry(
+    kernel: NfRig, chain: ChainRig, name: str, side: str
+) -> None:
     """The stack throws them away, and they open no flow; what a router only does not forward is tracked here."""
-    pair = Pair(frames.address(name), V6.b) if side == "source" else Pair(V6.a, frames.address(name))
+    pair = (
+        Pair(frames.address(name), V6.b) if side == "source" else Pair(V6.a, frames.address(name))
+    )
     chain.flush()
     kernel.flush()
     seen = kernel.step("a", pair.udp("a").frame)
-    assert chain.run("a", pair.udp("a").frame) == ("invalid_ip_header" if seen.outcome == "unseen" else "tracked")
+    assert chain.run("a", pair.udp("a").frame) == (
+        "invalid_ip_header" if seen.outcome == "unseen" else "tracked"
+    )
 
 
 def test_cut_ipv6(play: Play) -> None:
     """The frame ends early, or the payload length is wrong."""
-    packet = frames.ipv6(V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 40000, 80, b"12345"), [(60, PADDING)])
+    packet = frames.ipv6(
+        V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 40000, 80, b"12345"), [(60, PADDING)]
+    )
     for length in range(len(packet)):
         play([Step("a", frames.frame(packet)[: 14 + length], f"{length} bytes of {len(packet)}")])
     for length in range(24):
-        play([Step("a", frames.frame(packet[:4] + struct.pack(">H", length) + packet[6:]), f"payload length {length}")])
+        play(
+            [
+                Step(
+                    "a",
+                    frames.frame(packet[:4] + struct.pack(">H", length) + packet[6:]),
+                    f"payload length {length}",
+                )
+            ]
+        )
 
 
 @pytest.mark.parametrize("kind", range(256))
@@ -118,7 +191,12 @@ def test_icmpv6_type(play: Play, kind: int) -> None:
 def test_icmpv6_query(play: Play, query: tuple[int, int]) -> None:
     """Query and answer are one flow."""
     ask, answer = query
-    there = [icmp("a", ask, pair=V6), icmp("b", answer, pair=V6), icmp("b", answer, ident=8, pair=V6), icmp("a", ask, ident=8, pair=V6)]
+    there = [
+        icmp("a", ask, pair=V6),
+        icmp("b", answer, pair=V6),
+        icmp("b", answer, ident=8, pair=V6),
+        icmp("a", ask, ident=8, pair=V6),
+    ]
     play([*there, icmp("b", ask, pair=V6), icmp("a", answer, pair=V6)])
 
 
@@ -131,7 +209,10 @@ def test_icmpv6_error(play: Play, flow: str, kind: int) -> None:
         side = "b" if quoted.side == "a" else "a"
         for keep in (None, 8):
             for src in (None, other):
-                assert play([*known, error(side, quoted, kind, 0, keep=keep, src=src)]).outcome == "related"
+                assert (
+                    play([*known, error(side, quoted, kind, 0, keep=keep, src=src)]).outcome
+                    == "related"
+                )
         play([*known, error(side, quoted, kind, 0, dst=other)])
         play([error(side, quoted, kind, 0)])
 
@@ -147,7 +228,14 @@ def test_icmpv6_error_quotes_little(play: Play, keep: int) -> None:
 @pytest.mark.parametrize("name", HEADERS)
 def test_icmpv6_error_quotes_extension_headers(play: Play, name: str) -> None:
     """The quoted transport is found behind them."""
-    known = Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 40000, 80, b"12345"), HEADERS[name])))
+    known = Step(
+        "a",
+        frames.frame(
+            frames.ipv6(
+                V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 40000, 80, b"12345"), HEADERS[name]
+            )
+        ),
+    )
     play([V6.udp("a"), error("b", known, keep=200)])
 
 
@@ -156,11 +244,25 @@ def test_icmpv6_error_quotes_extension_headers(play: Play, name: str) -> None:
 @pytest.mark.parametrize("tags", [(5,), (0,), (4095,), (5, 6), (5, 5)])
 def test_tags_do_not_matter(play: Play, pair: Pair, tags: tuple[int, ...]) -> None:
     """One or two tags, and bytes that count without them."""
-    steps = [*Talk(pair).open().send("a", "PA", 33).steps, pair.udp("a"), pair.udp("b"), pair.echo("a", 5), pair.echo("b", 5, reply=True)]
-    play([Step(step.side, frames.frame(step.frame[14:], tags), f"{tags} {step.label}") for step in steps])
+    steps = [
+        *Talk(pair).open().send("a", "PA", 33).steps,
+        pair.udp("a"),
+        pair.udp("b"),
+        pair.echo("a", 5),
+        pair.echo("b", 5, reply=True),
+    ]
+    play(
+        [
+            Step(step.side, frames.frame(step.frame[14:], tags), f"{tags} {step.label}")
+            for step in steps
+        ]
+    )
 
 
-@pytest.mark.parametrize("tpids", [(frames.ETH_VLAN, frames.ETH_VLAN), (frames.ETH_QINQ, frames.ETH_QINQ), (frames.ETH_QINQ,)])
+@pytest.mark.parametrize(
+    "tpids",
+    [(frames.ETH_VLAN, frames.ETH_VLAN), (frames.ETH_QINQ, frames.ETH_QINQ), (frames.ETH_QINQ,)],
+)
 def test_tag_types(play: Play, tpids: tuple[int, ...]) -> None:
     """Either tag may stand on either place."""
     packet = V4.udp("a").frame[14:]
@@ -168,7 +270,15 @@ def test_tag_types(play: Play, tpids: tuple[int, ...]) -> None:
 
 
 # ---------------------------------------------------------------- fragments
-def pieces(pair: Pair, payload: bytes, proto: int, cuts: tuple[int, ...], side: str = "a", options: bytes = b"", ident: int | None = None) -> list[Step]:
+def pieces(
+    pair: Pair,
+    payload: bytes,
+    proto: int,
+    cuts: tuple[int, ...],
+    side: str = "a",
+    options: bytes = b"",
+    ident: int | None = None,
+) -> list[Step]:
     """Return the fragments of one datagram, in order, cut before the given bytes."""
     src, dst = pair.ends(side)[:2]
     ident = frames.new_ident() if ident is None else ident
@@ -178,8 +288,20 @@ def pieces(pair: Pair, payload: bytes, proto: int, cuts: tuple[int, ...], side: 
         if len(src) == 4:
             packet = frames.ipv4(src, dst, proto, part, ident, start, more, options=options)
         else:
-            packet = frames.ipv6(src, dst, proto, part, [*([(60, PADDING)] if options else []), frames.ipv6_fragment(ident, start, more)])
-        found.append(Step(side, frames.frame(packet), f"fragment {ident}: bytes {start} to {end}{' more' if more else ''}"))
+            packet = frames.ipv6(
+                src,
+                dst,
+                proto,
+                part,
+                [*([(60, PADDING)] if options else []), frames.ipv6_fragment(ident, start, more)],
+            )
+        found.append(
+            Step(
+                side,
+                frames.frame(packet),
+                f"fragment {ident}: bytes {start} to {end}{' more' if more else ''}",
+            )
+        )
     return found
 
 
@@ -189,8 +311,21 @@ def datagrams(pair: Pair, side: str = "a") -> dict[str, tuple[int, bytes]]:
     ping = frames.echo(src, dst, 9, payload=bytes(56))
     return {
         "udp": (frames.UDP, frames.udp(src, dst, sport, dport, bytes(64))),
-        "tcp": (frames.TCP, frames.tcp(src, dst, sport, dport, 1, 0, 2, 99, bytes(32), frames.mss() + frames.SACK_PERMITTED)),
-        "sctp": (frames.SCTP, frames.sctp(sport, dport, 0, frames.chunk(1, struct.pack(">IIHHI", 7, 1000, 1, 1, 1) + bytes(32)))),
+        "tcp": (
+            frames.TCP,
+            frames.tcp(
+                src, dst, sport, dport, 1, 0, 2, 99, bytes(32), frames.mss() + frames.SACK_PERMITTED
+            ),
+        ),
+        "sctp": (
+            frames.SCTP,
+            frames.sctp(
+                sport,
+                dport,
+                0,
+                frames.chunk(1, struct.pack(">IIHHI", 7, 1000, 1, 1, 1) + bytes(32)),
+            ),
+        ),
         "echo": (frames.ICMPV6, ping[40:]) if len(src) == 16 else (frames.ICMP, ping[20:]),
     }
 
@@ -209,9 +344,26 @@ def test_fragment_orders(play: Play, pair: Pair, name: str, order: tuple[int, ..
 @each_family
 def test_fragments_of_both_sides(play: Play, pair: Pair) -> None:
     """A fragmented question and a fragmented answer; the same identification on both sides means nothing."""
-    for order in (lambda asked, answered: [*asked, *answered], lambda asked, answered: [part for both in zip(asked, answered) for part in both]):
+    for order in (
+        lambda asked, answered: [*asked, *answered],
+        lambda asked, answered: [part for both in zip(asked, answered) for part in both],
+    ):
         ident = frames.new_ident()
-        play(order(*(pieces(pair, datagrams(pair, side)["udp"][1], frames.UDP, (24, 48), side, ident=ident) for side in "ab")))
+        play(
+            order(
+                *(
+                    pieces(
+                        pair,
+                        datagrams(pair, side)["udp"][1],
+                        frames.UDP,
+                        (24, 48),
+                        side,
+                        ident=ident,
+                    )
+                    for side in "ab"
+                )
+            )
+        )
 
 
 @each_family
@@ -234,7 +386,14 @@ def test_fragment_that_ends_with_its_headers(play: Play, more: bool) -> None:
     """Too short for any transport: it is taken for a packet of its own."""
     for proto in (frames.TCP, frames.UDP, 99):
         fragment = frames.ipv6_fragment(frames.new_ident(), 0, more)
-        play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, proto, b"", [fragment, (60, PADDING)])))])
+        play(
+            [
+                Step(
+                    "a",
+                    frames.frame(frames.ipv6(V6.a, V6.b, proto, b"", [fragment, (60, PADDING)])),
+                )
+            ]
+        )
 
 
 @pytest.mark.parametrize("offset", [0, 8, 65528])
@@ -245,19 +404,43 @@ def test_fragment_of_no_even_length(play: Play, proto: int, size: int, offset: i
     part = frames.udp(V6.a, V6.b, 40000, 80, bytes(8))[:size]
     for more in (False, True):
         fragment = frames.ipv6_fragment(frames.new_ident(), offset, more)
-        play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, proto, part, [fragment])), f"{size} bytes at {offset} {more}")])
+        play(
+            [
+                Step(
+                    "a",
+                    frames.frame(frames.ipv6(V6.a, V6.b, proto, part, [fragment])),
+                    f"{size} bytes at {offset} {more}",
+                )
+            ]
+        )
 
 
 @pytest.mark.parametrize("second", [(0, False), (0, True), (8, False)])
 @pytest.mark.parametrize("first", [(0, False), (0, True), (8, False)])
-def test_fragment_of_a_fragment(play: Play, first: tuple[int, bool], second: tuple[int, bool]) -> None:
+def test_fragment_of_a_fragment(
+    play: Play, first: tuple[int, bool], second: tuple[int, bool]
+) -> None:
     """What is put together may have a fragment header again; the kernel does not do it twice."""
     headers = [frames.ipv6_fragment(frames.new_ident(), *part) for part in (first, second)]
-    play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 40000, 80, bytes(8)), headers)))])
+    play(
+        [
+            Step(
+                "a",
+                frames.frame(
+                    frames.ipv6(
+                        V6.a, V6.b, frames.UDP, frames.udp(V6.a, V6.b, 40000, 80, bytes(8)), headers
+                    )
+                ),
+            )
+        ]
+    )
 
 
 HOPS = [(0, PADDING)]
-PARTS = [frames.ipv6_fragment(frames.FIXED_IDENT + 1, 0, True), frames.ipv6_fragment(frames.FIXED_IDENT + 2, 8, False)]
+PARTS = [
+    frames.ipv6_fragment(frames.FIXED_IDENT + 1, 0, True),
+    frames.ipv6_fragment(frames.FIXED_IDENT + 2, 8, False),
+]
 
 
 @pytest.mark.parametrize("headers", [HOPS, *([*HOPS, part] for part in PARTS)])
@@ -265,23 +448,55 @@ def test_no_payload_length(play: Play, headers: list[tuple[int, bytes]]) -> None
     """Behind hop-by-hop options it means a jumbogram: everything counts, and nothing is a fragment."""
     datagram = frames.udp(V6.a, V6.b, 40000, 80, bytes(8))
     for tail in (b"", b"padding"):
-        play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, datagram, headers, length=0)) + tail)])
-    play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, datagram, [(60, PADDING)], length=0)))])
+        play(
+            [
+                Step(
+                    "a",
+                    frames.frame(frames.ipv6(V6.a, V6.b, frames.UDP, datagram, headers, length=0))
+                    + tail,
+                )
+            ]
+        )
+    play(
+        [
+            Step(
+                "a",
+                frames.frame(
+                    frames.ipv6(V6.a, V6.b, frames.UDP, datagram, [(60, PADDING)], length=0)
+                ),
+            )
+        ]
+    )
 
 
 @pytest.mark.parametrize("left", range(9))
 @pytest.mark.parametrize("kind", [43, 51, 60])
 def test_cut_extension_header(play: Play, kind: int, left: int) -> None:
     """Two bytes are enough to step over it."""
-    play([Step("a", frames.frame(frames.ipv6(V6.a, V6.b, 99, b"", [(60, PADDING), (kind, PADDING)], length=8 + left)))])
+    play(
+        [
+            Step(
+                "a",
+                frames.frame(
+                    frames.ipv6(
+                        V6.a, V6.b, 99, b"", [(60, PADDING), (kind, PADDING)], length=8 + left
+                    )
+                ),
+            )
+        ]
+    )
 
 
 @each_family
 @pytest.mark.parametrize("extra", [0, 1])
 def test_fragments_of_the_longest_datagram(play: Play, pair: Pair, extra: int) -> None:
     """One byte more, headers counted, and it is nothing."""
-    longest = 65535 - (20 + 4 if len(pair.a) == 4 else 8)  # with options, so that each fragment could be right
-    payload = struct.pack(">HHHH", *pair.ends("a")[2:], longest + extra, 0) + bytes(longest + extra - 8)
+    longest = 65535 - (
+        20 + 4 if len(pair.a) == 4 else 8
+    )  # with options, so that each fragment could be right
+    payload = struct.pack(">HHHH", *pair.ends("a")[2:], longest + extra, 0) + bytes(
+        longest + extra - 8
+    )
     cuts = tuple(range(3200, longest, 3200))
     kernel = play(pieces(pair, payload, frames.UDP, cuts, options=b"\x94\4\0\0"))
     assert len(kernel.flows) == 1 - extra
@@ -300,7 +515,11 @@ def test_two_datagrams_interleaved(play: Play, pair: Pair) -> None:
 def packet(pair: Pair, side: str, proto: int, payload: bytes, label: str = "") -> Step:
     """Return the step of one packet of any protocol."""
     src, dst = pair.ends(side)[:2]
-    return Step(side, frames.frame(frames.ip(src, dst, proto, payload)), label or f"proto {proto} {payload.hex()}")
+    return Step(
+        side,
+        frames.frame(frames.ip(src, dst, proto, payload)),
+        label or f"proto {proto} {payload.hex()}",
+    )
 
 
 @each_family
@@ -310,7 +529,16 @@ def test_any_protocol(play: Play, pair: Pair, proto: int) -> None:
     play([packet(pair, side, proto, b"\0\1\0\2payload") for side in "aaba"])
 
 
-GRE_HEADERS = ["", "00", "00000800", "2000080000000005", "20000800" + "00000006", "b0000800" + "00" * 12, "2001880b00000005", "3001880b0000000500000001"]
+GRE_HEADERS = [
+    "",
+    "00",
+    "00000800",
+    "2000080000000005",
+    "20000800" + "00000006",
+    "b0000800" + "00" * 12,
+    "2001880b00000005",
+    "3001880b0000000500000001",
+]
 
 
 @each_family
@@ -325,10 +553,19 @@ def udplite(pair: Pair, side: str, coverage: int, flip: int | None = None) -> St
     src, dst, sport, dport = pair.ends(side)
     whole = bytearray(struct.pack(">HHHH", sport, dport, coverage, 0) + b"0123456789")
     covered = bytes(whole[: coverage or None])
-    whole[6:8] = struct.pack(">H", frames.checksum(frames.pseudo(src, dst, frames.UDPLITE, len(whole)) + covered) or 0xFFFF)
+    whole[6:8] = struct.pack(
+        ">H",
+        frames.checksum(frames.pseudo(src, dst, frames.UDPLITE, len(whole)) + covered) or 0xFFFF,
+    )
     if flip is not None:
         whole[flip] ^= 0x10
-    return packet(pair, side, frames.UDPLITE, bytes(whole), f"UDP-Lite, {coverage} bytes covered, byte {flip} is wrong")
+    return packet(
+        pair,
+        side,
+        frames.UDPLITE,
+        bytes(whole),
+        f"UDP-Lite, {coverage} bytes covered, byte {flip} is wrong",
+    )
 
 
 @pytest.fixture
@@ -363,28 +600,65 @@ def test_udplite_checksum(chain: ChainRig, pair: Pair, coverage: int) -> None:
     for flip in range(18):
         broken = udplite(pair, "a", coverage, flip).frame
         if flip not in (4, 5):  # these change what is covered
-            assert chain.run("a", broken) == ("invalid_checksum" if flip < (coverage or 18) else "tracked"), flip
+            assert chain.run("a", broken) == (
+                "invalid_checksum" if flip < (coverage or 18) else "tracked"
+            ), flip
     without = bytearray(udplite(pair, "a", coverage).frame)
     without[-12:-10] = bytes(2)
     assert chain.run("a", bytes(without)) == "invalid_checksum"
 
 
-DATA, INIT, INIT_ACK, SACK, HEARTBEAT, HEARTBEAT_ACK, ABORT, SHUTDOWN, SHUTDOWN_ACK, ERROR, COOKIE_ECHO, COOKIE_ACK, SHUTDOWN_COMPLETE = *range(12), 14
+(
+    DATA,
+    INIT,
+    INIT_ACK,
+    SACK,
+    HEARTBEAT,
+    HEARTBEAT_ACK,
+    ABORT,
+    SHUTDOWN,
+    SHUTDOWN_ACK,
+    ERROR,
+    COOKIE_ECHO,
+    COOKIE_ACK,
+    SHUTDOWN_COMPLETE,
+) = *range(12), 14
 TAGS = {"a": 0xA, "b": 0xB}
 
 
-def association(pair: Pair, side: str, kind: int, tag: int | None = None, flags: int = 0, also: bytes = b"") -> Step:
+def association(
+    pair: Pair, side: str, kind: int, tag: int | None = None, flags: int = 0, also: bytes = b""
+) -> Step:
     """Return the step of one SCTP chunk with the right verification tag, that of the receiver, or with another."""
     src, dst, sport, dport = pair.ends(side)
-    value = {INIT: struct.pack(">IIHHI", TAGS[side], 1000, 1, 1, 1), DATA: bytes(16), SHUTDOWN: bytes(4)}
+    value = {
+        INIT: struct.pack(">IIHHI", TAGS[side], 1000, 1, 1, 1),
+        DATA: bytes(16),
+        SHUTDOWN: bytes(4),
+    }
     value[INIT_ACK] = value[INIT] + b"\0\7\0\x08cook"
     if tag is None:
         tag = 0 if kind == INIT else TAGS["b" if side == "a" else "a"]
-    body = frames.sctp(sport, dport, tag, frames.chunk(kind, value.get(kind, b""), flags), *([also] if also else []))
+    body = frames.sctp(
+        sport,
+        dport,
+        tag,
+        frames.chunk(kind, value.get(kind, b""), flags),
+        *([also] if also else []),
+    )
     return packet(pair, side, frames.SCTP, body, f"sctp chunk {kind} tag {tag} flags {flags}")
 
 
-ASSOCIATION = [("a", INIT), ("b", INIT_ACK), ("a", COOKIE_ECHO), ("b", COOKIE_ACK), ("a", DATA), ("b", SACK), ("a", SHUTDOWN), ("b", SHUTDOWN_ACK)]
+ASSOCIATION = [
+    ("a", INIT),
+    ("b", INIT_ACK),
+    ("a", COOKIE_ECHO),
+    ("b", COOKIE_ACK),
+    ("a", DATA),
+    ("b", SACK),
+    ("a", SHUTDOWN),
+    ("b", SHUTDOWN_ACK),
+]
 CHUNKS = [*range(12), 14, 15, 64]
 
 
@@ -394,27 +668,56 @@ CHUNKS = [*range(12), 14, 15, 64]
 @pytest.mark.parametrize("side", "ab")
 def test_sctp_cell(play: Play, pair: Pair, side: str, kind: int, steps: int) -> None:
     """Every kind of chunk at every step of an association's life."""
-    play([*(association(pair, *step) for step in ASSOCIATION[:steps]), association(pair, side, kind)])
+    play(
+        [*(association(pair, *step) for step in ASSOCIATION[:steps]), association(pair, side, kind)]
+    )
 
 
-chunks = st.tuples(st.sampled_from("ab"), st.sampled_from(CHUNKS), st.sampled_from([None, None, None, 0, 0xA, 0xB, 9]), st.sampled_from([0, 1]))
+chunks = st.tuples(
+    st.sampled_from("ab"),
+    st.sampled_from(CHUNKS),
+    st.sampled_from([None, None, None, 0, 0xA, 0xB, 9]),
+    st.sampled_from([0, 1]),
+)
 
 
 @hypothesis.settings(max_examples=1000)
 @hypothesis.given(steps=st.integers(0, len(ASSOCIATION)), more=st.lists(chunks, max_size=6))
 def test_sctp_any(play: Play, steps: int, more: list[tuple[str, int, int | None, int]]) -> None:
     """Associations that nobody thought of."""
-    play([*(association(V4, *step) for step in ASSOCIATION[:steps]), *(association(V4, *step) for step in more)])
+    play(
+        [
+            *(association(V4, *step) for step in ASSOCIATION[:steps]),
+            *(association(V4, *step) for step in more),
+        ]
+    )
 
 
 def test_sctp_broken(play: Play) -> None:
     """Checksum, chunk length and what may not stand together."""
     whole = association(V4, "a", INIT).frame[34:]
-    for body in (whole[:11], whole[:12], whole[:14], whole[:16], whole[:20], whole[:8] + b"1234" + whole[12:]):
+    for body in (
+        whole[:11],
+        whole[:12],
+        whole[:14],
+        whole[:16],
+        whole[:20],
+        whole[:8] + b"1234" + whole[12:],
+    ):
         play([packet(V4, "a", frames.SCTP, body)])
     for length in (0, 3, 4, 19, 20, 21, 200):
         broken = struct.pack(">BBH", INIT, 0, length) + whole[16:]
-        play([packet(V4, "a", frames.SCTP, frames.sctp(40000, 80, 0, broken), f"chunk length {length}")])
+        play(
+            [
+                packet(
+                    V4,
+                    "a",
+                    frames.SCTP,
+                    frames.sctp(40000, 80, 0, broken),
+                    f"chunk length {length}",
+                )
+            ]
+        )
     for kind in (INIT, INIT_ACK, SHUTDOWN_COMPLETE, COOKIE_ECHO, DATA):
         steps = [association(V4, *step) for step in ASSOCIATION[:4]]
         play([*steps, association(V4, "a", kind, also=frames.chunk(DATA, bytes(16)))])
@@ -426,14 +729,26 @@ def bundle(rng: random.Random, pair: Pair, side: str) -> Step:
     kinds = [rng.choice(CHUNKS) for dummy in range(rng.choice((1, 1, 1, 1, 2, 2, 3, 4, 6)))]
     if len(kinds) > 1 and rng.random() < 0.8:
         kinds = [kind for kind in kinds if kind not in (INIT, INIT_ACK, SHUTDOWN_COMPLETE)]
-        kinds = [kind for at, kind in enumerate(kinds) if at == 0 or kind not in (COOKIE_ECHO, COOKIE_ACK)]
+        kinds = [
+            kind
+            for at, kind in enumerate(kinds)
+            if at == 0 or kind not in (COOKIE_ECHO, COOKIE_ACK)
+        ]
     body = b""
     for kind in kinds or [DATA]:
-        value = {INIT: struct.pack(">IIHHI", rng.choice((TAGS[side], TAGS[side], 0, 9)), 1000, 1, 1, 1), SHUTDOWN: bytes(4)}
-        value |= {INIT_ACK: value[INIT] + b"\0\7\0\x08cook", DATA: bytes(rng.choice((12, 13, 16, 100, 1000)))}
+        value = {
+            INIT: struct.pack(">IIHHI", rng.choice((TAGS[side], TAGS[side], 0, 9)), 1000, 1, 1, 1),
+            SHUTDOWN: bytes(4),
+        }
+        value |= {
+            INIT_ACK: value[INIT] + b"\0\7\0\x08cook",
+            DATA: bytes(rng.choice((12, 13, 16, 100, 1000))),
+        }
         whole = frames.chunk(kind, value.get(kind, b""), rng.choice((0, 0, 0, 1)))
         if rng.random() < 0.02:
-            whole = whole[:2] + struct.pack(">H", rng.choice((0, 1, 3, 5, 8, 30, 0xFFFF))) + whole[4:]
+            whole = (
+                whole[:2] + struct.pack(">H", rng.choice((0, 1, 3, 5, 8, 30, 0xFFFF))) + whole[4:]
+            )
         body += whole
     if rng.random() < 0.03:
         body = body[: rng.randrange(len(body) + 1)]
@@ -441,7 +756,13 @@ def bundle(rng: random.Random, pair: Pair, side: str) -> Step:
     src, dst, sport, dport = pair.ends(side)
     right = 0 if kinds[:1] == [INIT] else TAGS["b" if side == "a" else "a"]
     tag = rng.choice([right] * 5 + [0, 0xA, 0xB, 9])
-    return packet(pair, side, frames.SCTP, frames.sctp(sport, dport, tag, body), f"sctp chunks {kinds} tag {tag}, {len(body)} bytes")
+    return packet(
+        pair,
+        side,
+        frames.SCTP,
+        frames.sctp(sport, dport, tag, body),
+        f"sctp chunks {kinds} tag {tag}, {len(body)} bytes",
+    )
 
 
 @each_family
@@ -450,8 +771,15 @@ def test_sctp_bundles(play: Play, pair: Pair, seed: int) -> None:
     """Several chunks in a packet, repeated, out of place and with any tag."""
     rng = random.Random(seed)
     for dummy in range(60):
-        begun = [association(pair, *step) for step in ASSOCIATION[: rng.choice((0, rng.randrange(9)))]]
-        play([*begun, *(bundle(rng, pair, rng.choice("aab")) for other in range(rng.randrange(1, 9)))])
+        begun = [
+            association(pair, *step) for step in ASSOCIATION[: rng.choice((0, rng.randrange(9)))]
+        ]
+        play(
+            [
+                *begun,
+                *(bundle(rng, pair, rng.choice("aab")) for other in range(rng.randrange(1, 9))),
+            ]
+        )
 
 
 @each_family
@@ -459,12 +787,23 @@ def test_sctp_bundles(play: Play, pair: Pair, seed: int) -> None:
 def test_sctp_error(play: Play, pair: Pair, keep: int | None) -> None:
     """An ICMP error about an association is related to it."""
     begun = [association(pair, *step) for step in ASSOCIATION[:5]]
-    assert play([*begun, error("b", begun[-1], *((3, 3) if pair is V4 else (1, 4)), keep=keep)]).outcome == "related"
+    assert (
+        play(
+            [*begun, error("b", begun[-1], *((3, 3) if pair is V4 else (1, 4)), keep=keep)]
+        ).outcome
+        == "related"
+    )
 
 
 def test_sctp_timeouts(play: Play, tune: Tune) -> None:
     """Each state has its own, and each can be set."""
-    tune({f"sctp_{state.lower()}": 100 + 10 * at for at, state in enumerate(STATES[frames.SCTP]) if state != "NONE"})
+    tune(
+        {
+            f"sctp_{state.lower()}": 100 + 10 * at
+            for at, state in enumerate(STATES[frames.SCTP])
+            if state != "NONE"
+        }
+    )
     for steps in range(1, len(ASSOCIATION) + 1):
         play([association(V4, *step) for step in ASSOCIATION[:steps]])
     play([association(V4, *step) for step in [*ASSOCIATION[:6], ("b", SHUTDOWN)]])
@@ -495,14 +834,26 @@ def test_equal_ends(play: Play, pair: Pair, proto: int) -> None:
 def test_equal_ends_of_other_protocols(play: Play, pair: Pair) -> None:
     """Queries tell by their type who asks; GRE and SCTP are like the rest."""
     same = alike(pair)
-    play([same.echo("a", 7), same.echo("a", 7), same.echo("a", 7, reply=True), same.echo("b", 0x0800), same.echo("b", 0x0800)])
+    play(
+        [
+            same.echo("a", 7),
+            same.echo("a", 7),
+            same.echo("a", 7, reply=True),
+            same.echo("b", 0x0800),
+            same.echo("b", 0x0800),
+        ]
+    )
     for header in ("00000800", "3001880b0000000000000001", "3001880b0000000500000001"):
         play([packet(same, "a", frames.GRE, bytes.fromhex(header))] * 3)
     play([association(same, "a", INIT)] * 3)
     play([association(same, "a", kind, tag=0xA) for kind in (HEARTBEAT, HEARTBEAT, HEARTBEAT_ACK)])
 
 
-land = st.tuples(st.sampled_from(["S", "SA", "A", "FA", "R", "RA"]), st.sampled_from([0, 1, 2, 11, -1, 100_000]), st.sampled_from([0, 1, 2, 11, 100_000]))
+land = st.tuples(
+    st.sampled_from(["S", "SA", "A", "FA", "R", "RA"]),
+    st.sampled_from([0, 1, 2, 11, -1, 100_000]),
+    st.sampled_from([0, 1, 2, 11, 100_000]),
+)
 
 
 @hypothesis.settings(max_examples=150)
@@ -510,7 +861,12 @@ land = st.tuples(st.sampled_from(["S", "SA", "A", "FA", "R", "RA"]), st.sampled_
 def test_equal_ends_over_tcp(play: Play, family: Pair, more: list[tuple[str, int, int]]) -> None:
     """The attack by the name of LAND, and whatever may follow: a SYN that comes again is a simultaneous opening."""
     same = alike(family)
-    play([same.tcp("a", flags, seq, ack if "A" in flags else 0) for flags, seq, ack in [("S", 0, 0), *more]])
+    play(
+        [
+            same.tcp("a", flags, seq, ack if "A" in flags else 0)
+            for flags, seq, ack in [("S", 0, 0), *more]
+        ]
+    )
 
 
 # ---------------------------------------------------------------- everything at once
@@ -521,7 +877,12 @@ def test_a_crowd(kernel: NfRig, chains: Chains) -> None:
     for number in range(150):
         family = rng.choice((V4, V6))
         pair = Pair(family.a, family.b, 20000 + number, rng.choice((80, 443, 53)))
-        state, closer = rng.choice(("SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "LAST_ACK", "TIME_WAIT")), rng.choice("ab")
+        state, closer = (
+            rng.choice(
+                ("SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "LAST_ACK", "TIME_WAIT")
+            ),
+            rng.choice("ab"),
+        )
         queues.append(Talk(pair).until(state, closer=closer).steps)
         queues.append([pair.udp(side, rng.randrange(50)) for side in rng.choice(("a", "ab", "ba"))])
         queues.append([pair.echo("a", number), pair.echo("b", number, reply=True)])

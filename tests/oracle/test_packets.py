@@ -29,9 +29,18 @@ def test_udp(play: Play, pair: frames.Pair, sides: str) -> None:
 @each_family
 def test_udp_stream(play: Play, pair: frames.Pair) -> None:
     """120 s and ASSURED only with traffic both ways after two seconds."""
-    steps = [pair.udp("a"), pair.udp("b"), pair.udp("a", wait=1.5), pair.udp("b", wait=0.8), pair.udp("a")]
+    steps = [
+        pair.udp("a"),
+        pair.udp("b"),
+        pair.udp("a", wait=1.5),
+        pair.udp("b", wait=0.8),
+        pair.udp("a"),
+    ]
     states = [play(steps[:3]), play(steps)]
-    assert [flow.state for seen in states for flow in seen.flows.values()] == ["REPLIED", "ESTABLISHED"]
+    assert [flow.state for seen in states for flow in seen.flows.values()] == [
+        "REPLIED",
+        "ESTABLISHED",
+    ]
 
 
 @each_family
@@ -46,7 +55,11 @@ def test_expired_flow_is_a_new_one(play: Play, tune: Tune, pair: frames.Pair) ->
     """After its time an entry is gone, and the tuple opens another from whichever side comes first."""
     tune(timeouts={"udp": 1, "icmp": 1, "icmpv6": 1, "tcp_syn_sent": 1})
     steps = [pair.udp("a"), pair.udp("b"), pair.echo("a", 9), *Talk(pair).send("a", "S").steps]
-    late = [pair.udp("b", wait=2.2), pair.echo("b", 9, reply=True), *Talk(pair).send("b", "SA").steps]
+    late = [
+        pair.udp("b", wait=2.2),
+        pair.echo("b", 9, reply=True),
+        *Talk(pair).send("b", "SA").steps,
+    ]
     kernel = play(steps + late)
     assert [(flow.proto, flow.packets) for flow in kernel.flows.values()] == [("udp", (1, 0))]
 
@@ -62,14 +75,30 @@ def test_timeouts_change_while_running(play: Play, tune: Tune) -> None:
 QUERIES = {"echo": (8, 0), "timestamp": (13, 14), "information": (15, 16), "address mask": (17, 18)}
 
 
-def icmp(side: str, kind: int, code: int = 0, ident: int = 7, rest: bytes | None = None, payload: bytes = b"12345678", pair: frames.Pair = V4) -> Step:
+def icmp(
+    side: str,
+    kind: int,
+    code: int = 0,
+    ident: int = 7,
+    rest: bytes | None = None,
+    payload: bytes = b"12345678",
+    pair: frames.Pair = V4,
+) -> Step:
     """Return the step of one ICMP message."""
     src, dst = pair.ends(side)[:2]
     rest = struct.pack(">HH", ident, 1) if rest is None else rest
     if len(src) == 16:
         message = frames.icmpv6(src, dst, kind, code, rest, payload)
-        return Step(side, frames.frame(frames.ipv6(src, dst, frames.ICMPV6, message)), f"icmpv6 type {kind} code {code} id {ident}")
-    return Step(side, frames.frame(frames.ipv4(src, dst, frames.ICMP, frames.icmp(kind, code, rest, payload))), f"icmp type {kind} code {code} id {ident}")
+        return Step(
+            side,
+            frames.frame(frames.ipv6(src, dst, frames.ICMPV6, message)),
+            f"icmpv6 type {kind} code {code} id {ident}",
+        )
+    return Step(
+        side,
+        frames.frame(frames.ipv4(src, dst, frames.ICMP, frames.icmp(kind, code, rest, payload))),
+        f"icmp type {kind} code {code} id {ident}",
+    )
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -104,7 +133,15 @@ def test_icmp_code_is_part_of_the_tuple(play: Play) -> None:
 @each_family
 def test_echo_both_ways_with_one_id(play: Play, pair: frames.Pair) -> None:
     """Two hosts that ping each other with the same id have two flows."""
-    play([pair.echo("a", 5), pair.echo("b", 5), pair.echo("a", 5, reply=True), pair.echo("b", 5, reply=True), pair.echo("b", 5, reply=True)])
+    play(
+        [
+            pair.echo("a", 5),
+            pair.echo("b", 5),
+            pair.echo("a", 5, reply=True),
+            pair.echo("b", 5, reply=True),
+            pair.echo("b", 5, reply=True),
+        ]
+    )
 
 
 # ---------------------------------------------------------------- ICMP errors
@@ -126,7 +163,15 @@ FLOWS: dict[str, t.Callable[[frames.Pair], list[Step]]] = {
 }
 
 
-def error(side: str, quoted: Step, kind: int = 3, code: int = 1, keep: int | None = None, src: bytes | None = None, dst: bytes | None = None) -> Step:
+def error(
+    side: str,
+    quoted: Step,
+    kind: int = 3,
+    code: int = 1,
+    keep: int | None = None,
+    src: bytes | None = None,
+    dst: bytes | None = None,
+) -> Step:
     """Return an ICMP error, sent in at ``side``, that quotes the packet of a step.
 
     :param keep: bytes of the quoted transport; None for all.
@@ -136,11 +181,21 @@ def error(side: str, quoted: Step, kind: int = 3, code: int = 1, keep: int | Non
     packet = quoted.frame[14:]
     if packet[0] >> 4 == 6:
         src, dst = src or packet[24:40], dst or packet[8:24]
-        message = frames.icmpv6(src, dst, kind, code, payload=packet[: None if keep is None else 40 + keep])
-        return Step(side, frames.frame(frames.ipv6(src, dst, frames.ICMPV6, message)), f"icmpv6 error {kind}/{code} quotes {quoted}")
+        message = frames.icmpv6(
+            src, dst, kind, code, payload=packet[: None if keep is None else 40 + keep]
+        )
+        return Step(
+            side,
+            frames.frame(frames.ipv6(src, dst, frames.ICMPV6, message)),
+            f"icmpv6 error {kind}/{code} quotes {quoted}",
+        )
     src, dst, head = src or packet[16:20], dst or packet[12:16], (packet[0] & 15) * 4
     message = frames.icmp(kind, code, payload=packet[: None if keep is None else head + keep])
-    return Step(side, frames.frame(frames.ipv4(src, dst, frames.ICMP, message)), f"icmp error {kind}/{code} from {frames.text(src)} quotes {quoted}")
+    return Step(
+        side,
+        frames.frame(frames.ipv4(src, dst, frames.ICMP, message)),
+        f"icmp error {kind}/{code} from {frames.text(src)} quotes {quoted}",
+    )
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -194,27 +249,50 @@ def test_icmp_error_is_cut(play: Play, tail: int) -> None:
     """An error too short for the IP header that it should quote."""
     known = V4.udp("a")
     message = frames.icmp(3, 1, payload=known.frame[14 : 14 + tail])
-    play([known, Step("b", frames.frame(frames.ipv4(V4.b, V4.a, frames.ICMP, message)), f"error with {tail} bytes quoted")])
+    play(
+        [
+            known,
+            Step(
+                "b",
+                frames.frame(frames.ipv4(V4.b, V4.a, frames.ICMP, message)),
+                f"error with {tail} bytes quoted",
+            ),
+        ]
+    )
 
 
 def test_icmp_error_quotes_options(play: Play) -> None:
     """The quoted header's length counts."""
     segment = frames.udp(V4.a, V4.b, 40000, 80, b"x" * 20)
-    known = Step("a", frames.frame(frames.ipv4(V4.a, V4.b, frames.UDP, segment, options=b"\x94\x04\0\0")), "udp, router alert")
+    known = Step(
+        "a",
+        frames.frame(frames.ipv4(V4.a, V4.b, frames.UDP, segment, options=b"\x94\x04\0\0")),
+        "udp, router alert",
+    )
     assert play([known, error("b", known, keep=8)]).outcome == "related"
 
 
 # ---------------------------------------------------------------- what is wrong with a frame
-def ip(side: str, proto: int, payload: bytes, label: str = "", tail: bytes = b"", **more: t.Any) -> Step:
+def ip(
+    side: str, proto: int, payload: bytes, label: str = "", tail: bytes = b"", **more: t.Any
+) -> Step:
     """Return the step of one IPv4 packet with the given payload."""
     src, dst = V4.ends(side)[:2]
-    return Step(side, frames.frame(frames.ipv4(src, dst, proto, payload, **more)) + tail, label or f"proto {proto} {payload.hex()} {more}")
+    return Step(
+        side,
+        frames.frame(frames.ipv4(src, dst, proto, payload, **more)) + tail,
+        label or f"proto {proto} {payload.hex()} {more}",
+    )
 
 
 UDP_DATAGRAM = frames.udp(V4.a, V4.b, 40000, 80, b"0123456789")
 TCP_SYN = frames.tcp(V4.a, V4.b, 40000, 80, 1000, 0, 2, 8192, options=frames.mss())
 ECHO = frames.icmp(8, 0, b"\0\1\0\1", b"payload")
-TRANSPORTS = {"udp": (frames.UDP, UDP_DATAGRAM), "tcp": (frames.TCP, TCP_SYN), "icmp": (frames.ICMP, ECHO)}
+TRANSPORTS = {
+    "udp": (frames.UDP, UDP_DATAGRAM),
+    "tcp": (frames.TCP, TCP_SYN),
+    "icmp": (frames.ICMP, ECHO),
+}
 each_transport = pytest.mark.parametrize(("proto", "message"), TRANSPORTS.values(), ids=TRANSPORTS)
 
 
@@ -224,7 +302,9 @@ def test_cut_transport(play: Play, proto: int, message: bytes) -> None:
     for length in range(len(message)):
         cut = message[:length]
         if proto == frames.ICMP and length >= 4:
-            cut = cut[:2] + struct.pack(">H", frames.checksum(cut[:2] + b"\0\0" + cut[4:])) + cut[4:]
+            cut = (
+                cut[:2] + struct.pack(">H", frames.checksum(cut[:2] + b"\0\0" + cut[4:])) + cut[4:]
+            )
         elif proto == frames.TCP and length >= 20:
             cut = frames.sealed(V4.a, V4.b, proto, cut[:16] + b"\0\0" + cut[18:], 16)
         play([ip("a", proto, cut)])
@@ -269,12 +349,27 @@ def test_ip_header(play: Play, proto: int, message: bytes) -> None:
     good = ip("a", proto, message).frame
     for version in (0x35, 0x44, 0x40, 0x4F, 0x65):
         head = bytes([version]) + good[15:24] + b"\0\0" + good[26:34]
-        play([Step("a", good[:14] + head[:10] + struct.pack(">H", frames.checksum(head)) + head[12:] + good[34:], f"first byte {version:#x}")])
+        play(
+            [
+                Step(
+                    "a",
+                    good[:14]
+                    + head[:10]
+                    + struct.pack(">H", frames.checksum(head))
+                    + head[12:]
+                    + good[34:],
+                    f"first byte {version:#x}",
+                )
+            ]
+        )
 
 
 def test_udp_without_checksum(play: Play) -> None:
     """Zero means that there is none."""
-    assert play([ip("a", frames.UDP, UDP_DATAGRAM[:6] + b"\0\0" + UDP_DATAGRAM[8:])]).outcome == "tracked"
+    assert (
+        play([ip("a", frames.UDP, UDP_DATAGRAM[:6] + b"\0\0" + UDP_DATAGRAM[8:])]).outcome
+        == "tracked"
+    )
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 10, 17, 18, 19, 100])
@@ -296,7 +391,15 @@ def test_udp_checksum_covers_the_packet(play: Play, length: int) -> None:
 def test_tcp_data_offset(play: Play, doff: int) -> None:
     """The TCP header is shorter than possible, or longer than the packet."""
     for options in (b"", frames.mss() + frames.SACK_PERMITTED):
-        play([ip("a", frames.TCP, frames.tcp(V4.a, V4.b, 40000, 80, 1000, 0, 2, 8192, b"xx", options, doff))])
+        play(
+            [
+                ip(
+                    "a",
+                    frames.TCP,
+                    frames.tcp(V4.a, V4.b, 40000, 80, 1000, 0, 2, 8192, b"xx", options, doff),
+                )
+            ]
+        )
 
 
 @pytest.mark.parametrize("flags", range(256))
@@ -337,8 +440,22 @@ TCP_OPTIONS = [
 def test_tcp_options(play: Play, options: bytes) -> None:
     """Options in any order and shape: scaling shows in what is in the window later."""
     for answer in (frames.NOP + frames.wscale(7), options):
-        talk = Talk(V4).send("a", "S", options=options).send("b", "SA", options=answer).send("a", "A", win=100).send("b", "A", win=100)
-        play([*talk.steps, *Talk(V4, (1_000_001, 3_000_000_001)).send("a", "A", 10, dseq=9000).send("b", "A", 10, dseq=9000).steps])
+        talk = (
+            Talk(V4)
+            .send("a", "S", options=options)
+            .send("b", "SA", options=answer)
+            .send("a", "A", win=100)
+            .send("b", "A", win=100)
+        )
+        play(
+            [
+                *talk.steps,
+                *Talk(V4, (1_000_001, 3_000_000_001))
+                .send("a", "A", 10, dseq=9000)
+                .send("b", "A", 10, dseq=9000)
+                .steps,
+            ]
+        )
 
 
 SACKS = [
@@ -361,11 +478,24 @@ SACKS = [
 def test_tcp_sack(play: Play, options: bytes, allowed: bool) -> None:
     """The highest selectively acknowledged byte counts as acknowledged, where the other side had said that it may."""
     offer = frames.NOP * 2 + frames.SACK_PERMITTED if allowed else b""
-    talk = Talk(V4, win=1000).open(options=offer).send("a", "A", 100).send("a", "A", 100).send("b", "A", dack=-200, options=options).send("a", "A", 900)
+    talk = (
+        Talk(V4, win=1000)
+        .open(options=offer)
+        .send("a", "A", 100)
+        .send("a", "A", 100)
+        .send("b", "A", dack=-200, options=options)
+        .send("a", "A", 900)
+    )
     play(talk.send("b", "A").steps)
 
 
 def test_not_ip(play: Play) -> None:
     """ARP and whatever else has an Ethernet header passes by."""
-    for ethertype, payload in ((0x0806, b"\0\1\x08\0\6\4\0\1" + b"x" * 20), (0x88CC, b"\2\7\4abcdef"), (100, b"llc"), (0x0800, b""), (0x86DD, b"")):
+    for ethertype, payload in (
+        (0x0806, b"\0\1\x08\0\6\4\0\1" + b"x" * 20),
+        (0x88CC, b"\2\7\4abcdef"),
+        (100, b"llc"),
+        (0x0800, b""),
+        (0x86DD, b""),
+    ):
         play([Step("a", frames.ethernet(payload, ethertype), f"ethertype {ethertype:#x}")])

@@ -21,7 +21,11 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain_data
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames, view
-from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import OUTCOMES, XDP_PASS, ChainRig
+from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import (
+    OUTCOMES,
+    XDP_PASS,
+    ChainRig,
+)
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import Pair, Step
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import OTHER, Talk
 
@@ -60,7 +64,13 @@ def together(rig: ChainRig, *steps: Step) -> collections.Counter[str]:
 
 def raised(rig: ChainRig, before: t.Sequence[int]) -> collections.Counter[str]:
     """Return which counters went up since."""
-    return collections.Counter({name: now - was for name, was, now in zip(chain_data.COUNTERS, before, rig.counters()) if now != was})
+    return collections.Counter(
+        {
+            name: now - was
+            for name, was, now in zip(chain_data.COUNTERS, before, rig.counters())
+            if now != was
+        }
+    )
 
 
 def in_step(rig: ChainRig, rounds: t.Sequence[t.Sequence[Step]]) -> collections.Counter[str]:
@@ -140,12 +150,17 @@ def test_both_directions_at_once(rig: ChainRig, pair: Pair, name: str) -> None:
     counted = together(rig, there, there, back, back)  # each side on two CPUs
     now = only(rig)
     packets = [after - earlier for after, earlier in zip(now.packets, was.packets)]
-    assert {name for name in counted if not name.startswith("forward_")} <= {"tracked", "untracked_contended"}, counted
+    assert {name for name in counted if not name.startswith("forward_")} <= {
+        "tracked",
+        "untracked_contended",
+    }, counted
     assert sum(packets) == counted["tracked"]
     assert 4 * MANY - sum(packets) == counted["untracked_contended"]
     assert all(0 < number <= 2 * MANY for number in packets)
     sizes = [len(step.frame) - 14 for step in (there, back)]
-    assert [after - earlier for after, earlier in zip(now.bytes, was.bytes)] == [number * size for number, size in zip(packets, sizes)]
+    assert [after - earlier for after, earlier in zip(now.bytes, was.bytes)] == [
+        number * size for number, size in zip(packets, sizes)
+    ]
     assert (now.state, now.orig) == (was.state if name == "tcp" else "REPLIED", was.orig)
 
 
@@ -155,9 +170,16 @@ def test_errors_are_not_lost(rig: ChainRig, pair: Pair) -> None:
     before, there, back = conversations(pair)["udp"]
     send(rig, before)
     if len(pair.a) == 4:
-        packet = frames.ipv4(pair.b, pair.a, frames.ICMP, frames.icmp(3, 1, payload=there.frame[14:]))
+        packet = frames.ipv4(
+            pair.b, pair.a, frames.ICMP, frames.icmp(3, 1, payload=there.frame[14:])
+        )
     else:
-        packet = frames.ipv6(pair.b, pair.a, frames.ICMPV6, frames.icmpv6(pair.b, pair.a, 1, 0, payload=there.frame[14:]))
+        packet = frames.ipv6(
+            pair.b,
+            pair.a,
+            frames.ICMPV6,
+            frames.icmpv6(pair.b, pair.a, 1, 0, payload=there.frame[14:]),
+        )
     error = Step("b", frames.frame(packet), "error")
     counted = together(rig, error, error, there, back)
     (record,) = rig.records()
@@ -185,14 +207,23 @@ def test_two_create_one_flow(rig: ChainRig, pair: Pair, name: str) -> None:
     counted = in_step(rig, [CREATORS[name](each) for each in pairs(pair)])
     flows = rig.flows()
     assert counted["created"] == len(flows) == FLOWS
-    assert counted["tracked"] == sum(sum(flow.packets) for flow in flows.values()) == 2 * FLOWS - counted["untracked_contended"]
+    assert (
+        counted["tracked"]
+        == sum(sum(flow.packets) for flow in flows.values())
+        == 2 * FLOWS - counted["untracked_contended"]
+    )
 
 
 #: What was before, and two frames of which one or both make the flow assured.
 PROMOTERS: dict[str, t.Callable[[Pair], tuple[list[Step], list[Step]]]] = {
     "tcp": lambda pair: _last(Talk(pair).until("SYN_RECV").send("a", "A").send("a", "PA", 10)),
-    "tcp, both ways": lambda pair: _last(Talk(pair).until("SYN_RECV").send("a", "A").send("b", "PA", 10)),
-    "udp, both ways": lambda pair: ([pair.udp("a"), pair.udp("b")], [pair.udp("a", 33), pair.udp("b", 44)]),
+    "tcp, both ways": lambda pair: _last(
+        Talk(pair).until("SYN_RECV").send("a", "A").send("b", "PA", 10)
+    ),
+    "udp, both ways": lambda pair: (
+        [pair.udp("a"), pair.udp("b")],
+        [pair.udp("a", 33), pair.udp("b", 44)],
+    ),
 }
 #: Seconds after which UDP with traffic both ways is a stream.
 STREAM_SECONDS = 2.2
@@ -206,7 +237,9 @@ def in_tables(rig: ChainRig) -> dict[str, int]:
     """Return how many entries there are for each class of flows, where there are any."""
     found = {opened.table.flow_class: 0 for opened in rig.tables.tables}
     for opened in rig.tables.tables:
-        found[opened.table.flow_class] += sum(count for count, dummy, dummy in rig.tables.batches(opened))
+        found[opened.table.flow_class] += sum(
+            count for count, dummy, dummy in rig.tables.batches(opened)
+        )
     return {name: number for name, number in found.items() if number}
 
 
@@ -226,8 +259,14 @@ def test_a_flow_becomes_assured_while_both_write_it(rig: ChainRig, pair: Pair, n
     there, flows = in_tables(rig), rig.flows()
     assert there["assured"] == counted["promoted"] == sum(flow.assured for flow in flows.values())
     assert sum(there.values()) == len(flows) == FLOWS
-    assert there.get("half_open", 0) <= counted["untracked_contended"], "who did not get the lock made nothing assured"
-    assert sum(sum(flow.packets) for flow in flows.values()) - was == counted["tracked"] == 2 * FLOWS - counted["untracked_contended"]
+    assert there.get("half_open", 0) <= counted["untracked_contended"], (
+        "who did not get the lock made nothing assured"
+    )
+    assert (
+        sum(sum(flow.packets) for flow in flows.values()) - was
+        == counted["tracked"]
+        == 2 * FLOWS - counted["untracked_contended"]
+    )
 
 
 #: What was before, and the frames that come at the same time.
@@ -261,7 +300,9 @@ def test_some_order_explains_it(rig: ChainRig, pair: Pair, name: str) -> None:
 
     def race(each: Pair) -> tuple[list[Step], list[Step]]:
         talk = Talk(each).until(state)
-        return Talk(each).until(state).steps, [talk.send(side, flags).steps.pop() for side, flags in what]
+        return Talk(each).until(state).steps, [
+            talk.send(side, flags).steps.pop() for side, flags in what
+        ]
 
     before, steps = race(pairs(pair)[0])
     one_way, other_way = (outcome_of(rig, before, order) for order in (steps, steps[::-1]))
@@ -292,13 +333,20 @@ def test_a_guest_drops_one_of_two_that_race(pair: Pair, tmp_path: pathlib.Path) 
     """The flow goes with its first packet, unless the other one was counted in it before; that one then stays, and no entry stays locked."""
     source = tmp_path / "dropper.c"
     source.write_text(DROPPER, encoding="utf-8")
-    with ChainRig(fused=True, asked=[{"slot": DROPPER_SLOT, "src": str(source)}]) as rig, bpf.closing(bpf.obj_get(rig.paths.map("guest_stats"))) as stats:
+    with (
+        ChainRig(fused=True, asked=[{"slot": DROPPER_SLOT, "src": str(source)}]) as rig,
+        bpf.closing(bpf.obj_get(rig.paths.map("guest_stats"))) as stats,
+    ):
         each = pairs(pair)
         counted = in_step(rig, [[one.udp("a"), one.udp("b")] for one in each])
         seen, flows = guests.counts(stats, DROPPER_SLOT), rig.flows()
         assert seen["seen"] == seen["passed"] + seen["dropped"] == 2 * len(each)
         untracked = sum(number for name, number in counted.items() if name.startswith("untracked_"))
-        assert seen["passed"] - untracked == len(flows) == counted["created"] - counted["deleted_dropped"], counted
+        assert (
+            seen["passed"] - untracked
+            == len(flows)
+            == counted["created"] - counted["deleted_dropped"]
+        ), counted
         assert {flow.packets for flow in flows.values()} <= {(1, 1)}
         before = rig.counters()
         send(rig, [one.udp(side) for one in each for side in "ab" for dummy in range(2)])

@@ -23,13 +23,21 @@ logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 scapy = pytest.importorskip("scapy.all")
 
 #: What no frame is counted as where nothing is limited and the chain is whole.
-FAILURES = {"untracked_rate", "untracked_no_entry", "untracked_contended", "untracked_no_meta", "untracked_no_slot"}
+FAILURES = {
+    "untracked_rate",
+    "untracked_no_entry",
+    "untracked_contended",
+    "untracked_no_meta",
+    "untracked_no_slot",
+}
 HOOKS = {"a": "ingress", "b": "egress"}
 CONVERSATIONS = replay_set.conversations()
 
 
 def test_the_file_is_up_to_date() -> None:
-    assert replay_set.FILE.read_bytes() == capture.write(replay_set.packets()), "run python tests/oracle/replay_set.py"
+    assert replay_set.FILE.read_bytes() == capture.write(replay_set.packets()), (
+        "run python tests/oracle/replay_set.py"
+    )
 
 
 def test_scapy_reads_the_same_frames() -> None:
@@ -47,14 +55,22 @@ def test_each_frame_comes_in_where_it_was_meant_to() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_every_outcome_is_among_them(fused: bool) -> None:
-    headers, settings, frames = render.read_headers(str(SOURCES)), chain.settings_value(clock.hz(), {}, {}), replay.frames_of(replay_set.packets(), "both")
+    headers, settings, frames = (
+        render.read_headers(str(SOURCES)),
+        chain.settings_value(clock.hz(), {}, {}),
+        replay.frames_of(replay_set.packets(), "both"),
+    )
     text = render.render(str(SOURCES), render.Settings(fused=fused))
     with Shadow(text, headers, settings, clock.hz(), len(frames)) as shadow:
         report = replay.compare(frames, None, shadow, True)
     assert report.verdicts == {"new": {"pass": len(frames)}}
     assert {name for name, dummy in chain.OUTCOMES} - report.counters["new"].keys() == FAILURES
-    assert sum(number for name, number in report.counters["new"].items() if name in dict(chain.OUTCOMES)) == len(frames)
-    assert {"created", "reopened", "deleted_reset", "deleted_expired"} <= report.counters["new"].keys()
+    assert sum(
+        number for name, number in report.counters["new"].items() if name in dict(chain.OUTCOMES)
+    ) == len(frames)
+    assert {"created", "reopened", "deleted_reset", "deleted_expired"} <= report.counters[
+        "new"
+    ].keys()
 
 
 @pytest.mark.parametrize("name", [name for name in CONVERSATIONS if not name.endswith("different")])

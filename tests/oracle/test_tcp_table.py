@@ -10,8 +10,28 @@ from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import OTHER, Talk
 
-STATES = ("NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2")
-SHORT = {"SS": "SYN_SENT", "SR": "SYN_RECV", "ES": "ESTABLISHED", "FW": "FIN_WAIT", "CW": "CLOSE_WAIT", "LA": "LAST_ACK", "TW": "TIME_WAIT", "CL": "CLOSE"}
+STATES = (
+    "NONE",
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "SYN_SENT2",
+)
+SHORT = {
+    "SS": "SYN_SENT",
+    "SR": "SYN_RECV",
+    "ES": "ESTABLISHED",
+    "FW": "FIN_WAIT",
+    "CW": "CLOSE_WAIT",
+    "LA": "LAST_ACK",
+    "TW": "TIME_WAIT",
+    "CL": "CLOSE",
+}
 SHORT.update(S2="SYN_SENT2")
 
 # The table, as far as sequence numbers are right: the state after the segment. iv: invalid, ig: let pass and not counted, --: the entry goes.
@@ -32,7 +52,9 @@ reply R   iv --    CL    CL    CL    CL    CL    CL    CL    CL
 reply .   iv iv    iv    iv    iv    iv    iv    iv    iv    iv
 """
 CELLS = [
-    (direction, flags.strip("."), state, cell) for direction, flags, *cells in map(str.split, TABLE.strip().splitlines()) for state, cell in zip(STATES, cells)
+    (direction, flags.strip("."), state, cell)
+    for direction, flags, *cells in map(str.split, TABLE.strip().splitlines())
+    for state, cell in zip(STATES, cells)
 ]
 
 
@@ -48,10 +70,18 @@ def expected(state: str, cell: str) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
 @pytest.mark.parametrize("opener", "ab")
-@pytest.mark.parametrize(("direction", "flags", "state", "cell"), CELLS, ids=["-".join(map(str, cell[:3])) for cell in CELLS])
-def test_cell(play: Play, pair: frames.Pair, opener: str, direction: str, flags: str, state: str, cell: str) -> None:
+@pytest.mark.parametrize(
+    ("direction", "flags", "state", "cell"),
+    CELLS,
+    ids=["-".join(map(str, cell[:3])) for cell in CELLS],
+)
+def test_cell(
+    play: Play, pair: frames.Pair, opener: str, direction: str, flags: str, state: str, cell: str
+) -> None:
     """One segment in one state, whoever opened and closed the connection."""
     side = opener if direction == "orig" else OTHER[opener]
     for closer in {side} if state == "CLOSE" else "ab":
         kernel = play(Talk(pair).until(state, opener, closer).send(side, flags).steps)
-        assert (kernel.outcome, [flow.state for flow in kernel.flows.values()]) == expected(state, cell)
+        assert (kernel.outcome, [flow.state for flow in kernel.flows.values()]) == expected(
+            state, cell
+        )

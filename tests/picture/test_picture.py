@@ -50,7 +50,9 @@ INSIDE = """() => [...document.querySelectorAll('svg.ct .place')].map(one => {
 @pytest.fixture(scope="module")
 def browser() -> c.Iterator[sync_api.Browser]:
     with sync_api.sync_playwright() as running:
-        made = running.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
+        made = running.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+        )
         yield made
         made.close()
 
@@ -58,8 +60,16 @@ def browser() -> c.Iterator[sync_api.Browser]:
 class Page:
     """A picture in the browser, and what the browser said."""
 
-    def __init__(self, browser: sync_api.Browser, path: pathlib.Path, scheme: t.Literal["light", "dark"], offline: bool = True) -> None:
-        self.context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900}, offline=offline)
+    def __init__(
+        self,
+        browser: sync_api.Browser,
+        path: pathlib.Path,
+        scheme: t.Literal["light", "dark"],
+        offline: bool = True,
+    ) -> None:
+        self.context = browser.new_context(
+            color_scheme=scheme, viewport={"width": 1280, "height": 900}, offline=offline
+        )
         self.page = self.context.new_page()
         self.said: list[str] = []
         self.asked: list[str] = []
@@ -73,7 +83,9 @@ class Page:
 
     def close(self, path: pathlib.Path) -> None:
         self.context.close()
-        assert self.said == [] and self.asked == [path.as_uri()], "the page loads nothing and complains of nothing"
+        assert self.said == [] and self.asked == [path.as_uri()], (
+            "the page loads nothing and complains of nothing"
+        )
         assert self.shot.read_bytes().startswith(b"\x89PNG") and self.shot.stat().st_size > 5000
 
 
@@ -85,7 +97,9 @@ def rgb(colour: str) -> str:
 def luminance(colour: str) -> float:
     """Return the relative luminance of a colour as the browser tells it (WCAG 2, section 1.4.3)."""
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
@@ -101,32 +115,65 @@ def look(browser: sync_api.Browser, path: pathlib.Path, graph: ct_graph.Graph) -
     for at, scheme in enumerate(schemes):
         opened = Page(browser, path, scheme)
         flows = {(one["from"], one["to"], one["state"]): one for one in opened.page.evaluate(LOOK)}
-        assert set(flows) == {(names[edge["from"]], names[edge["to"]], edge["state"]) for edge in graph["edges"]}
+        assert set(flows) == {
+            (names[edge["from"]], names[edge["to"]], edge["state"]) for edge in graph["edges"]
+        }
         for edge in graph["edges"]:
             seen = flows[names[edge["from"]], names[edge["to"]], edge["state"]]
             wanted = rgb(graph_draw.PHASES[graph_draw.phase_of(edge["state"])][:2][at])
-            assert (seen["colour"], seen["head"], seen["flows"], seen["seen"]) == (wanted, wanted, str(edge["flows"]), True)
+            assert (seen["colour"], seen["head"], seen["flows"], seen["seen"]) == (
+                wanted,
+                wanted,
+                str(edge["flows"]),
+                True,
+            )
             assert f"{edge['bytes']} bytes" in seen["title"]
         by_bytes = sorted(graph["edges"], key=lambda edge: edge["bytes"])
-        widths = [flows[names[edge["from"]], names[edge["to"]], edge["state"]]["width"] for edge in by_bytes]
+        widths = [
+            flows[names[edge["from"]], names[edge["to"]], edge["state"]]["width"]
+            for edge in by_bytes
+        ]
         assert widths == sorted(widths)
 
-        ground = opened.page.evaluate("() => getComputedStyle(document.querySelector('svg.ct .ground')).fill")
-        texts, places = opened.page.evaluate(TEXTS), {one["place"]: one["box"] for one in opened.page.evaluate(INSIDE)}
+        ground = opened.page.evaluate(
+            "() => getComputedStyle(document.querySelector('svg.ct .ground')).fill"
+        )
+        texts, places = (
+            opened.page.evaluate(TEXTS),
+            {one["place"]: one["box"] for one in opened.page.evaluate(INSIDE)},
+        )
         assert set(places) == set(names.values())
         assert min(contrast(one["colour"], ground) for one in texts) >= 4.4, scheme
         assert min(contrast(one["colour"], ground) for one in flows.values()) >= 3, scheme
-        picture = opened.page.evaluate("() => {const b = document.querySelector('svg.ct').getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]}")
+        picture = opened.page.evaluate(
+            "() => {const b = document.querySelector('svg.ct').getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]}"
+        )
         for one in texts:
             outer = places[one["place"]] if one["place"] else picture
-            assert outer[0] <= one["box"][0] and one["box"][2] <= outer[2] and outer[1] <= one["box"][1] and one["box"][3] <= outer[3], one
+            assert (
+                outer[0] <= one["box"][0]
+                and one["box"][2] <= outer[2]
+                and outer[1] <= one["box"][1]
+                and one["box"][3] <= outer[3]
+            ), one
         words = [one["box"] for one in texts if one["kind"] == "words"]
-        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] + 2 < b[3] and b[1] + 2 < a[3] for n, a in enumerate(words) for b in words[:n]), "captions collide"
+        assert not any(
+            a[0] < b[2] and b[0] < a[2] and a[1] + 2 < b[3] and b[1] + 2 < a[3]
+            for n, a in enumerate(words)
+            for b in words[:n]
+        ), "captions collide"
         opened.close(path)
 
 
 FAKES: dict[str, tuple[list[str], list[dict[str, t.Any]]]] = {
-    "two": (["ns1", "ns2"], [group(0, 1, octets=9000), group(1, 0, "udp", "NEW", 5), group(0, "192.0.2.7", "tcp", "CLOSE")]),
+    "two": (
+        ["ns1", "ns2"],
+        [
+            group(0, 1, octets=9000),
+            group(1, 0, "udp", "NEW", 5),
+            group(0, "192.0.2.7", "tcp", "CLOSE"),
+        ],
+    ),
     "five": ([f"site{n}" for n in range(5)], everyone(5)),
     "nasty": ([*NASTY, "x" * 60, "W" * 60], everyone(4)),
     "fifty": ([f"ns{n}" for n in range(50)], everyone(50)),
@@ -135,7 +182,9 @@ FAKES: dict[str, tuple[list[str], list[dict[str, t.Any]]]] = {
 
 @pytest.mark.parametrize("name", FAKES)
 def test_pages(browser: sync_api.Browser, name: str, tmp_path: pathlib.Path) -> None:
-    graph = ct_graph.build(host(FAKES[name][0]), FAKES[name][1], title=name, read_at="2026-01-01T00:00:00Z")
+    graph = ct_graph.build(
+        host(FAKES[name][0]), FAKES[name][1], title=name, read_at="2026-01-01T00:00:00Z"
+    )
     path = tmp_path / f"{name}.html"
     path.write_text(graph_draw.html(graph), "utf-8")
     look(browser, path, graph)
@@ -149,28 +198,47 @@ def test_a_real_lab(browser: sync_api.Browser, ct: Ct, wire: Wire, tmp_path: pat
     path = tmp_path / "lab.html"
     path.write_text(ct("graph", "--lab", wire.tag), "utf-8")
     graph = ct.json("graph", "--lab", wire.tag)
-    assert {edge["state"] for edge in graph["edges"]} == {"ESTABLISHED", "REPLIED", "TIME_WAIT", "NEW"}
+    assert {edge["state"] for edge in graph["edges"]} == {
+        "ESTABLISHED",
+        "REPLIED",
+        "TIME_WAIT",
+        "NEW",
+    }
     look(browser, path, graph)
 
 
-def test_the_playbook_keeps_a_picture(browser: sync_api.Browser, playbooks: Playbooks, tmp_path: pathlib.Path) -> None:
+def test_the_playbook_keeps_a_picture(
+    browser: sync_api.Browser, playbooks: Playbooks, tmp_path: pathlib.Path
+) -> None:
     playbooks.run("lab")
     playbooks.run("picture", "-e", f"picture_directory={tmp_path} picture_lab={playbooks.tag}")
     path = tmp_path / "localhost.html"
     opened = Page(browser, path, "light")
-    assert {one["place"] for one in opened.page.evaluate(INSIDE)} == {f"{playbooks.tag}{end}" for end in "12r"}
-    assert {(one["from"], one["to"]) for one in opened.page.evaluate(LOOK)} == {(f"{playbooks.tag}1", f"{playbooks.tag}2")}
+    assert {one["place"] for one in opened.page.evaluate(INSIDE)} == {
+        f"{playbooks.tag}{end}" for end in "12r"
+    }
+    assert {(one["from"], one["to"]) for one in opened.page.evaluate(LOOK)} == {
+        (f"{playbooks.tag}1", f"{playbooks.tag}2")
+    }
     opened.close(path)
 
 
 @pytest.mark.parametrize("name", FAKES)
 def test_graphviz_reads_the_dot(name: str) -> None:
     graph = ct_graph.build(host(FAKES[name][0]), FAKES[name][1], title=name)
-    done = subprocess.run(["dot", "-Tjson"], input=graph_draw.dot(graph), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["dot", "-Tjson"], input=graph_draw.dot(graph), capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
-    assert done.stderr == "" and len(found["objects"]) == len(graph["places"]) and len(found["edges"]) == len(graph["links"]) + len(graph["edges"])
+    assert (
+        done.stderr == ""
+        and len(found["objects"]) == len(graph["places"])
+        and len(found["edges"]) == len(graph["links"]) + len(graph["edges"])
+    )
     assert {one["label"].split("\\n")[0] for one in found["objects"]} >= {"rt"}
-    drawn = subprocess.run(["dot", "-Tplain"], input=graph_draw.dot(graph), capture_output=True, text=True, check=True).stdout
+    drawn = subprocess.run(
+        ["dot", "-Tplain"], input=graph_draw.dot(graph), capture_output=True, text=True, check=True
+    ).stdout
     for raw in FAKES[name][0]:
         assert raw.replace('"', '\\"') in drawn, "names stay names"
 
@@ -181,10 +249,17 @@ def test_mermaid_draws_the_flowchart(browser: sync_api.Browser, name: str) -> No
     page = browser.new_page()
     page.set_content("<body></body>")
     page.add_script_tag(path=MERMAID)
-    page.evaluate("() => mermaid.initialize({startOnLoad: false, securityLevel: 'strict', maxEdges: 1000})")
+    page.evaluate(
+        "() => mermaid.initialize({startOnLoad: false, securityLevel: 'strict', maxEdges: 1000})"
+    )
     text = graph_draw.mermaid(graph)
-    assert page.evaluate("async text => (await mermaid.parse(text)).diagramType", text).startswith("flowchart")
+    assert page.evaluate("async text => (await mermaid.parse(text)).diagramType", text).startswith(
+        "flowchart"
+    )
     if len(graph["places"]) < 10:  # mermaid takes long to lay out many
-        drawn = page.evaluate("async text => {document.body.innerHTML = (await mermaid.render('one', text)).svg; return document.body.textContent}", text)
+        drawn = page.evaluate(
+            "async text => {document.body.innerHTML = (await mermaid.render('one', text)).svg; return document.body.textContent}",
+            text,
+        )
         assert all(place["name"] in drawn for place in graph["places"])
     page.close()

@@ -35,10 +35,24 @@ def main(arguments: list[str]) -> int:
     for command in SET_UP:
         subprocess.run(command, check=True)
     before = leftovers.snapshot()
-    status = subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=pathlib.Path(__file__).resolve().parents[2])
+    status = subprocess.call(
+        [sys.executable, "-m", "pytest", *arguments],
+        cwd=pathlib.Path(__file__).resolve().parents[2],
+    )
     # What other suites had mounted when this process got mounts of its own goes with them, hidden as it is.
-    left = [line for line in leftovers.differences(before, leftovers.snapshot()) if not (line.startswith("mount ") and line.endswith(" is gone"))]
-    print("\n".join(["FAIL left behind:", *(f"  {line}" for line in left)] if left else ["ok   nothing is left behind"]), flush=True)
+    left = [
+        line
+        for line in leftovers.differences(before, leftovers.snapshot())
+        if not (line.startswith("mount ") and line.endswith(" is gone"))
+    ]
+    print(
+        "\n".join(
+            ["FAIL left behind:", *(f"  {line}" for line in left)]
+            if left
+            else ["ok   nothing is left behind"]
+        ),
+        flush=True,
+    )
     return status or int(bool(left))
 
 

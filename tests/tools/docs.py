@@ -49,9 +49,20 @@ def build() -> str:
         DOCS / "rst",
         "ebpf.conntrack",
     ]
-    html: Argv = [VENV / "sphinx-build", "-q", "-W", "--keep-going", "-b", "html", DOCS / "rst", DOCS / "html"]
+    html: Argv = [
+        VENV / "sphinx-build",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-b",
+        "html",
+        DOCS / "rst",
+        DOCS / "html",
+    ]
     for argv in (pages, html):
-        status, out = run(argv, BUILD, environment(ANSIBLE_COLLECTIONS_PATH=str(BUILD)), 10, quiet=True)
+        status, out = run(
+            argv, BUILD, environment(ANSIBLE_COLLECTIONS_PATH=str(BUILD)), 10, quiet=True
+        )
         if status:
             return out or f"{argv[0]} ended with {status}"
         (DOCS / "rst/conf.py").write_text(CONF, encoding="utf-8")

@@ -18,7 +18,16 @@ BARE_SUFFIXES = (".json", ".rst", ".txt", ".md", ".svg", ".png", ".pcap")
 BARE_NAMES = ("changelog.yaml", "COPYING", ".gitignore", ".gitkeep", "aliases")
 BARE_DIRECTORIES = ("LICENSES", "build", "output")
 #: What tools keep in a clone that was worked in.
-TOOLS_DIRECTORIES = (".git", "__pycache__", ".venv", ".ansible", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
+TOOLS_DIRECTORIES = (
+    ".git",
+    "__pycache__",
+    ".venv",
+    ".ansible",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+)
 LINES = 12
 
 
@@ -27,7 +36,11 @@ def faults(root: pathlib.Path) -> list[str]:
     found = []
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)
-        if not path.is_file() or path.is_symlink() or set(inside.parts) & {*BARE_DIRECTORIES, *TOOLS_DIRECTORIES}:
+        if (
+            not path.is_file()
+            or path.is_symlink()
+            or set(inside.parts) & {*BARE_DIRECTORIES, *TOOLS_DIRECTORIES}
+        ):
             continue
         if inside.parts[:2] == ("tests", "sanity") and inside.name.startswith("ignore-"):
             found.append(f"{inside}: mend what the sanity test finds instead of ignoring it")

@@ -10,15 +10,30 @@ import pathlib
 BPFFS = "/sys/fs/bpf"
 Snapshot = dict[str, str]
 
-SYSCTLS = ("net/ipv4/ip_forward", "net/ipv4/conf/*/forwarding", "net/ipv4/conf/*/rp_filter", "net/ipv6/conf/*/forwarding", "net/ipv6/conf/*/disable_ipv6")
+SYSCTLS = (
+    "net/ipv4/ip_forward",
+    "net/ipv4/conf/*/forwarding",
+    "net/ipv4/conf/*/rp_filter",
+    "net/ipv6/conf/*/forwarding",
+    "net/ipv6/conf/*/disable_ipv6",
+)
 
-COMMAND = ("/usr/local/bin/ct", "/usr/local/share/man/man8/ct.8", "/usr/local/share/bash-completion/completions/ct")
+COMMAND = (
+    "/usr/local/bin/ct",
+    "/usr/local/share/man/man8/ct.8",
+    "/usr/local/share/bash-completion/completions/ct",
+)
 
 
 def snapshot() -> Snapshot:
     """Return what is there now: one name for each object, with its value where it has one."""
     seen: Snapshot = {}
-    for kind, directory in (("netns", "/run/netns"), ("link", "/sys/class/net"), ("state", "/run/ebpf_conntrack"), ("state", "/var/lib/ebpf_conntrack")):
+    for kind, directory in (
+        ("netns", "/run/netns"),
+        ("link", "/sys/class/net"),
+        ("state", "/run/ebpf_conntrack"),
+        ("state", "/var/lib/ebpf_conntrack"),
+    ):
         path = pathlib.Path(directory)
         if path.is_dir():
             seen.update((f"{kind} {entry.name}", "") for entry in path.iterdir())
@@ -33,7 +48,9 @@ def snapshot() -> Snapshot:
     seen.update((f"file {name}", "") for name in COMMAND if pathlib.Path(name).exists())
     for pattern in SYSCTLS:
         for path in pathlib.Path("/proc/sys").glob(pattern):
-            seen[f"sysctl {path.relative_to('/proc/sys')}"] = path.read_text(encoding="utf-8").strip()
+            seen[f"sysctl {path.relative_to('/proc/sys')}"] = path.read_text(
+                encoding="utf-8"
+            ).strip()
     return seen
 
 
@@ -42,5 +59,9 @@ def differences(before: Snapshot, after: Snapshot) -> list[str]:
     return (
         [f"{name} is left" for name in sorted(after.keys() - before.keys())]
         + [f"{name} is gone" for name in sorted(before.keys() - after.keys())]
-        + [f"{name} is {after[name]!r}, was {before[name]!r}" for name in sorted(before.keys() & after.keys()) if before[name] != after[name]]
+        + [
+            f"{name} is {after[name]!r}, was {before[name]!r}"
+            for name in sorted(before.keys() & after.keys())
+            if before[name] != after[name]
+        ]
     )

@@ -46,7 +46,9 @@ class Tally:
     skipped: int = 0
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+        return Tally(
+            self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped
+        )
 
     def __str__(self) -> str:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
@@ -57,7 +59,9 @@ def gate(name: str, argv: Argv, cwd: pathlib.Path = TREE, minutes: float = 10, *
     """Run one gate; show its output when it fails."""
     start = time.monotonic()
     status, out = run(argv, cwd, environment(**env), minutes, quiet=True)
-    print(f"{'ok  ' if status == 0 else 'FAIL'} {name} ({time.monotonic() - start:.1f} s)", flush=True)
+    print(
+        f"{'ok  ' if status == 0 else 'FAIL'} {name} ({time.monotonic() - start:.1f} s)", flush=True
+    )
     if status:
         print(out, flush=True)
     return Tally(passed=1) if status == 0 else Tally(failed=1)
@@ -83,8 +87,18 @@ def lint() -> Tally:
     tally += gate("ruff format", [VENV / "ruff", "format", "--no-cache", "--check", "."], ROOT)
     tally += gate("file headers", [sys.executable, ROOT / "tests/tools/headers.py", TREE])
     tally += mypy()
-    tally += gate("ansible-test sanity", ansible_test("sanity", "--local", "--python", PYTHON), minutes=20, HOME=str(HOME))
-    tally += gate("ansible-lint", [VENV / "ansible-lint", "--offline", "--profile", "production"], ANSIBLE_COLLECTIONS_PATH=collections, NO_COLOR="1")
+    tally += gate(
+        "ansible-test sanity",
+        ansible_test("sanity", "--local", "--python", PYTHON),
+        minutes=20,
+        HOME=str(HOME),
+    )
+    tally += gate(
+        "ansible-lint",
+        [VENV / "ansible-lint", "--offline", "--profile", "production"],
+        ANSIBLE_COLLECTIONS_PATH=collections,
+        NO_COLOR="1",
+    )
     docs: Argv = [
         VENV / "antsibull-docs",
         "lint-collection-docs",
@@ -102,7 +116,13 @@ def lint() -> Tally:
 def mypy() -> Tally:
     """Check the types: the collection by its own name, then the directories of scripts, which import each other plainly."""
     scripts = [TREE / where for where in SCRIPTS]
-    common: list[str | pathlib.Path] = [VENV / "mypy", "--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
+    common: list[str | pathlib.Path] = [
+        VENV / "mypy",
+        "--config-file",
+        ROOT / "pyproject.toml",
+        "--cache-dir",
+        ROOT / ".mypy_cache",
+    ]
     files = [path for path in sorted(TREE.rglob("*.py")) if not set(scripts) & set(path.parents)]
     tally = gate("mypy", [*common, *files], BUILD, MYPYPATH=str(BUILD))
     for script in scripts:
@@ -119,22 +139,31 @@ def importer() -> Tally:
         print(f"FAIL collection build\n{exc}", flush=True)
         return Tally(failed=1)
     print("ok   collection build", flush=True)
-    status, out = run(["bash", "tests/tools/setup.sh", "importer"], ROOT, environment(), 10, quiet=True)
+    status, out = run(
+        ["bash", "tests/tools/setup.sh", "importer"], ROOT, environment(), 10, quiet=True
+    )
     if status:
         print(f"FAIL galaxy-importer: cannot install it\n{out}", flush=True)
         return Tally(passed=1, failed=1)
     config = BUILD / "importer.cfg"
     config.write_text(
-        "[galaxy-importer]\nRUN_ANSIBLE_TEST = False\nRUN_FLAKE8 = False\nOFFLINE_ANSIBLE_LINT = True\nCHECK_REQUIRED_TAGS = True\n", encoding="utf-8"
+        "[galaxy-importer]\nRUN_ANSIBLE_TEST = False\nRUN_FLAKE8 = False\nOFFLINE_ANSIBLE_LINT = True\nCHECK_REQUIRED_TAGS = True\n",
+        encoding="utf-8",
     )
     venv = ROOT / ".venv/importer/bin"
     path = f"{venv}:{environment()['PATH']}"
     return Tally(passed=1) + gate(
-        "galaxy-importer", [venv / "python", "-m", "galaxy_importer.main", str(tarball)], BUILD, GALAXY_IMPORTER_CONFIG=str(config), PATH=path
+        "galaxy-importer",
+        [venv / "python", "-m", "galaxy_importer.main", str(tarball)],
+        BUILD,
+        GALAXY_IMPORTER_CONFIG=str(config),
+        PATH=path,
     )
 
 
-def pytest(name: str, minutes: float, *arguments: str, start: Argv = (sys.executable, "-m", "pytest")) -> Tally:
+def pytest(
+    name: str, minutes: float, *arguments: str, start: Argv = (sys.executable, "-m", "pytest")
+) -> Tally:
     """Run one suite of tests/ with pytest, in the tree itself; count what its report holds.
 
     :param arguments: what to run, when it is not all of the suite.
@@ -146,7 +175,10 @@ def pytest(name: str, minutes: float, *arguments: str, start: Argv = (sys.execut
     tally = Tally()
     if report.exists():
         suites = list(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
-        count = {key: sum(int(suite.get(key, "0")) for suite in suites) for key in ("tests", "failures", "errors", "skipped")}
+        count = {
+            key: sum(int(suite.get(key, "0")) for suite in suites)
+            for key in ("tests", "failures", "errors", "skipped")
+        }
         bad = count["failures"] + count["errors"]
         tally = Tally(count["tests"] - bad - count["skipped"], bad, count["skipped"])
     if status and not tally.failed:
@@ -157,29 +189,51 @@ def pytest(name: str, minutes: float, *arguments: str, start: Argv = (sys.execut
 
 def unit() -> Tally:
     """Run the unit tests as they stand, and as ansible-test runs a collection's."""
-    return pytest("unit", 5) + gate("ansible-test units", ansible_test("units", "--local", "--python", PYTHON), HOME=str(HOME))
+    return pytest("unit", 5) + gate(
+        "ansible-test units", ansible_test("units", "--local", "--python", PYTHON), HOME=str(HOME)
+    )
 
 
 def integration() -> Tally:
     """Run each integration target with ansible-test, on the system's Python, which sees the system's libraries."""
     targets = sorted(
-        path.parent.name for path in (TREE / "tests/integration/targets").glob("*/aliases") if "hidden" not in path.read_text(encoding="utf-8").split()
+        path.parent.name
+        for path in (TREE / "tests/integration/targets").glob("*/aliases")
+        if "hidden" not in path.read_text(encoding="utf-8").split()
     )
     if not targets:
         print("FAIL no integration targets", flush=True)
         return Tally(failed=1)
     system = os.path.realpath(sys.executable)
-    where = ["--controller", f"origin:python={PYTHON}", "--target", f"controller:python={PYTHON}@{system}"]
+    where = [
+        "--controller",
+        f"origin:python={PYTHON}",
+        "--target",
+        f"controller:python={PYTHON}@{system}",
+    ]
     return sum(
         (
-            gate(f"integration {name}", ansible_test("integration", name, *where, "--allow-root", "--allow-destructive"), minutes=15, HOME=str(HOME))
+            gate(
+                f"integration {name}",
+                ansible_test("integration", name, *where, "--allow-root", "--allow-destructive"),
+                minutes=15,
+                HOME=str(HOME),
+            )
             for name in targets
         ),
         Tally(),
     )
 
 
-IN_PLACES_OF_ITS_OWN = ("unshare", "--net", "--mount", "--propagation", "private", sys.executable, "tests/tools/apart.py")
+IN_PLACES_OF_ITS_OWN = (
+    "unshare",
+    "--net",
+    "--mount",
+    "--propagation",
+    "private",
+    sys.executable,
+    "tests/tools/apart.py",
+)
 
 
 def e2e_here() -> Tally:
@@ -217,8 +271,15 @@ SUITES: dict[str, c.Callable[[], Tally]] = {
 def molecule() -> Tally:
     """Run the scenarios of extensions/molecule in the copied tree."""
     venv = ROOT / ".venv/molecule/bin"
-    env = {"ANSIBLE_COLLECTIONS_PATH": str(BUILD), "PATH": f"{venv}:{environment()['PATH']}", "NO_COLOR": "1", "HOME": str(HOME)}
-    return gate("molecule", [venv / "molecule", "test", "--all"], TREE / "extensions", minutes=15, **env)
+    env = {
+        "ANSIBLE_COLLECTIONS_PATH": str(BUILD),
+        "PATH": f"{venv}:{environment()['PATH']}",
+        "NO_COLOR": "1",
+        "HOME": str(HOME),
+    }
+    return gate(
+        "molecule", [venv / "molecule", "test", "--all"], TREE / "extensions", minutes=15, **env
+    )
 
 
 #: Suites that run only when they are named, for what they need takes long to install.
@@ -254,7 +315,12 @@ _APART = (
 )
 APART = [f"tests/e2e/test_{name}.py" for name in _APART]
 #: When everything is run, a second process runs these one after the other, so that two CPUs have something to do.
-ASIDE: dict[str, c.Callable[[], Tally]] = {"lint": lint, "unit": unit, "oracle": oracle_apart, "e2e, apart": e2e_apart}
+ASIDE: dict[str, c.Callable[[], Tally]] = {
+    "lint": lint,
+    "unit": unit,
+    "oracle": oracle_apart,
+    "e2e, apart": e2e_apart,
+}
 #: Meanwhile these are run. ansible-lint takes what the integration tests leave for a moment for ours, so those come late.
 HERE: dict[str, c.Callable[[], Tally]] = {
     "e2e": e2e_here,
@@ -270,7 +336,10 @@ def bpf_file_system(wanted: bool) -> c.Iterator[None]:
     missing = (
         wanted
         and os.geteuid() == 0
-        and not any(line.split()[1] == leftovers.BPFFS for line in pathlib.Path("/proc/self/mounts").read_text("utf-8").splitlines())
+        and not any(
+            line.split()[1] == leftovers.BPFFS
+            for line in pathlib.Path("/proc/self/mounts").read_text("utf-8").splitlines()
+        )
     )
     if missing:
         subprocess.run(["mount", "-t", "bpf", "bpf", leftovers.BPFFS], check=True)
@@ -289,10 +358,17 @@ def orphans() -> list[str]:
     found = []
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+            state, parent = (
+                stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+            )
             if int(parent) != os.getpid() or state == "Z":
                 continue
-            found.append((stat.parent / "cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip())
+            found.append(
+                (stat.parent / "cmdline")
+                .read_text(encoding="utf-8", errors="replace")
+                .replace("\0", " ")
+                .strip()
+            )
             os.kill(int(stat.parent.name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -301,8 +377,18 @@ def orphans() -> list[str]:
 
 def left_behind(before: leftovers.Snapshot) -> Tally:
     """Compare the machine with what it was; name what is there now and was not, or went away."""
-    lines = [f"process {line}" for line in orphans()] + leftovers.differences(before, leftovers.snapshot())
-    print("\n".join([f"{'FAIL' if lines else 'ok  '} nothing is left behind", *(f"  {line}" for line in lines)]), flush=True)
+    lines = [f"process {line}" for line in orphans()] + leftovers.differences(
+        before, leftovers.snapshot()
+    )
+    print(
+        "\n".join(
+            [
+                f"{'FAIL' if lines else 'ok  '} nothing is left behind",
+                *(f"  {line}" for line in lines),
+            ]
+        ),
+        flush=True,
+    )
     return Tally(failed=1) if lines else Tally(passed=1)
 
 
@@ -312,7 +398,11 @@ def main(names: list[str]) -> int:
         return aside()
     unknown = set(names) - set(SUITES) - set(ON_DEMAND) - {"all"}
     if unknown or not names:
-        print(f"usage: run.py all | {' '.join([*SUITES, *ON_DEMAND])}" + (f"; not known: {', '.join(sorted(unknown))}" if unknown else ""), file=sys.stderr)
+        print(
+            f"usage: run.py all | {' '.join([*SUITES, *ON_DEMAND])}"
+            + (f"; not known: {', '.join(sorted(unknown))}" if unknown else ""),
+            file=sys.stderr,
+        )
         return 2
     HOME.mkdir(parents=True, exist_ok=True)
     with (HOME / "run.lock").open("w") as lock:
@@ -328,7 +418,10 @@ def run_suites(names: list[str], everything: bool) -> int:
     copy_tree()
     results: dict[str, Tally] = {}
     known = {**SUITES, **ON_DEMAND}
-    with bpf_file_system(bool(KERNEL_SUITES & set(names))), beside(ASIDE if everything else {}, results):
+    with (
+        bpf_file_system(bool(KERNEL_SUITES & set(names))),
+        beside(ASIDE if everything else {}, results),
+    ):
         for name, suite in HERE.items() if everything else [(name, known[name]) for name in names]:
             results[name] = timed(name, suite)
     if everything:
@@ -357,7 +450,12 @@ def beside(suites: c.Collection[str], results: dict[str, Tally]) -> c.Iterator[N
     told, printed = BUILD / "aside.json", BUILD / "aside.log"
     told.unlink(missing_ok=True)
     with printed.open("wb") as log:
-        process = subprocess.Popen([sys.executable, __file__, "--aside"], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--aside"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
         try:
             yield
             process.wait()
@@ -366,12 +464,19 @@ def beside(suites: c.Collection[str], results: dict[str, Tally]) -> c.Iterator[N
             process.wait()
     print(printed.read_text(encoding="utf-8", errors="replace"), flush=True)
     found = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
-    results.update((name, Tally(*found[name]) if name in found else Tally(failed=1)) for name in suites)
+    results.update(
+        (name, Tally(*found[name]) if name in found else Tally(failed=1)) for name in suites
+    )
 
 
 def aside() -> int:
     """Run the suites of ASIDE for beside(); what they counted goes to a file."""
-    (BUILD / "aside.json").write_text(json.dumps({name: dataclasses.astuple(timed(name, suite)) for name, suite in ASIDE.items()}), encoding="utf-8")
+    (BUILD / "aside.json").write_text(
+        json.dumps(
+            {name: dataclasses.astuple(timed(name, suite)) for name, suite in ASIDE.items()}
+        ),
+        encoding="utf-8",
+    )
     return 0
 
 

@@ -23,12 +23,20 @@ Argv = c.Sequence[str | pathlib.Path]
 
 def environment(**extra: str) -> dict[str, str]:
     """Return the environment for tools: the venv and the system first, no version manager's shims, nothing of Ansible's from outside."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "PYENV", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "MAKE"))}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(
+            ("ANSIBLE_", "PYENV", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "MAKE")
+        )
+    }
     env["PATH"] = f"{VENV}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return {**env, **extra}
 
 
-def run(argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quiet: bool) -> tuple[int, str]:
+def run(
+    argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quiet: bool
+) -> tuple[int, str]:
     """Run a command in a process group of its own; return its exit status and, when quiet, what it printed.
 
     When the time is over the whole group is killed and the status is 124, as timeout(1) has it.
@@ -36,20 +44,38 @@ def run(argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quie
     # A file, not a pipe: a process left behind keeps a pipe open, and reading it would never end.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as out:
         to = out if quiet else None
-        with subprocess.Popen(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=to, stderr=to, start_new_session=True) as process:
+        with subprocess.Popen(
+            argv,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=to,
+            stderr=to,
+            start_new_session=True,
+        ) as process:
             try:
                 status = process.wait(minutes * 60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 status = 124
         out.seek(0)
-        return status, out.read() + (f"stopped after {minutes:g} minutes\n" if status == 124 else "")
+        return status, out.read() + (
+            f"stopped after {minutes:g} minutes\n" if status == 124 else ""
+        )
 
 
 def names() -> list[str]:
     """Return the files that git knows of, or would: changes not yet committed count, ignored files do not."""
-    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return [name for name in listed.split("\0") if name and os.path.lexists(ROOT / name)]  # one deleted and not yet committed is listed too
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return [
+        name for name in listed.split("\0") if name and os.path.lexists(ROOT / name)
+    ]  # one deleted and not yet committed is listed too
 
 
 def copy_tree(target: pathlib.Path = TREE) -> pathlib.Path:
@@ -70,7 +96,15 @@ def build_tarball(tree: pathlib.Path = TREE, target: pathlib.Path = BUILD) -> pa
     """
     for old in target.glob("*.tar.gz"):
         old.unlink()
-    argv: Argv = [VENV / "ansible-galaxy", "collection", "build", "--force", "--output-path", target, tree]
+    argv: Argv = [
+        VENV / "ansible-galaxy",
+        "collection",
+        "build",
+        "--force",
+        "--output-path",
+        target,
+        tree,
+    ]
     status, out = run(argv, target, environment(), 5, quiet=True)
     found = list(target.glob("*.tar.gz"))
     if status or len(found) != 1:

@@ -17,7 +17,9 @@ LONGEST = 60
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Bound the time of each unit test; not where ansible-test runs each in a process of its own, whose parent the bound would end."""
-    if config.pluginmanager.hasplugin("timeout") and not config.pluginmanager.hasplugin("ansible_forked"):
+    if config.pluginmanager.hasplugin("timeout") and not config.pluginmanager.hasplugin(
+        "ansible_forked"
+    ):
         here = pathlib.Path(__file__).parent
         for item in items:
             if here in item.path.parents and item.get_closest_marker("timeout") is None:

@@ -76,9 +76,19 @@ class FakeTables:
     :param batch: rows in a batch.
     """
 
-    def __init__(self, tables: t.Mapping[str, t.Iterable[tuple[bytes, bytes]]], batch: int = 3, clock: Clock = CLOCK, capacity: int = 1024) -> None:
+    def __init__(
+        self,
+        tables: t.Mapping[str, t.Iterable[tuple[bytes, bytes]]],
+        batch: int = 3,
+        clock: Clock = CLOCK,
+        capacity: int = 1024,
+    ) -> None:
         self.entries = {name: dict(rows) for name, rows in tables.items()}
-        self.tables = tuple(flow_table.OpenTable(table, number, capacity) for number, table in enumerate(flow.TABLES) if table.name in tables)
+        self.tables = tuple(
+            flow_table.OpenTable(table, number, capacity)
+            for number, table in enumerate(flow.TABLES)
+            if table.name in tables
+        )
         self.now = clock
         self.batch = batch
         self.stats = dict.fromkeys(chain.COUNTERS, 0)
@@ -106,12 +116,18 @@ class FakeTables:
     def promoted(self) -> int:
         return self.stats["promoted"]
 
-    def batches(self, opened: flow_table.OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
+    def batches(
+        self, opened: flow_table.OpenTable
+    ) -> t.Iterator[tuple[int, memoryview, memoryview]]:
         rows = list(self.entries[opened.table.name].items())
         for start in range(0, len(rows), self.batch):
             part = rows[start : start + self.batch]
             self.batches_read += 1
-            yield len(part), memoryview(b"".join(key for key, dummy in part)), memoryview(b"".join(value for dummy, value in part))
+            yield (
+                len(part),
+                memoryview(b"".join(key for key, dummy in part)),
+                memoryview(b"".join(value for dummy, value in part)),
+            )
 
     def lookup(self, opened: flow_table.OpenTable, key: bytes) -> bytes | None:
         self.meanwhile()

@@ -33,13 +33,17 @@ def test_every_switch_is_there_with_its_default(name: str, default: int) -> None
 
 @pytest.mark.parametrize(("name", "kind"), health.FAULTS.items())
 def test_every_fault_is_explained(name: str, kind: health.Kind) -> None:
-    assert f"\n| `{name}` | {kind.meaning} | " in (ROOT / "docs/health.md").read_text(encoding="utf-8")
+    assert f"\n| `{name}` | {kind.meaning} | " in (ROOT / "docs/health.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(("name", "metric"), ct_metrics.METRICS.items())
 def test_every_metric_is_explained(name: str, metric: ct_metrics.Metric) -> None:
     labels = "".join(f" `{label}`" for label in metric.labels)
-    assert f"\n| `{name}` |{labels} | {metric.help} |\n" in (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    assert f"\n| `{name}` |{labels} | {metric.help} |\n" in (ROOT / "docs/metrics.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_readme_names_every_module_role_playbook_and_plugin() -> None:
@@ -47,6 +51,10 @@ def test_the_readme_names_every_module_role_playbook_and_plugin() -> None:
     modules = [path.stem for path in (ROOT / "plugins/modules").glob("*.py")]
     roles = [path.name for path in (ROOT / "roles").iterdir()]
     playbooks = [path.stem for path in (ROOT / "playbooks").glob("*.yml")]
-    plugins = [f"| `{path.stem}` ({kind}) |" for kind in ("connection", "inventory") for path in (ROOT / "plugins" / kind).glob("*.py")]
+    plugins = [
+        f"| `{path.stem}` ({kind}) |"
+        for kind in ("connection", "inventory")
+        for path in (ROOT / "plugins" / kind).glob("*.py")
+    ]
     assert [name for name in modules + roles + playbooks if f"`{name}`" not in readme] == []
     assert [row for row in plugins if row not in readme] == []

@@ -111,10 +111,16 @@ def lines_of_code(text: str) -> int:
     """Return how many lines of a file are neither blank, nor comment, nor docstring."""
     documented = set[int]()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
             first = node.body[0]
             documented |= set(range(first.lineno, (first.end_lineno or 0) + 1))
-    code = (number for number, line in enumerate(text.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#"))
+    code = (
+        number
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    )
     return len(set(code) - documented)
 
 
@@ -152,13 +158,20 @@ def test_a_circle_is_found() -> None:
 
 
 def test_no_package_is_too_large() -> None:
-    lines = {package: sum(text.count("\n") for path, text in files().items() if path.parts[0] == package) for package in PACKAGES}
+    lines = {
+        package: sum(text.count("\n") for path, text in files().items() if path.parts[0] == package)
+        for package in PACKAGES
+    }
     share = {package: 100 * count // sum(lines.values()) for package, count in lines.items()}
     assert max(share.values()) <= LARGEST_SHARE, share
 
 
 def test_no_file_is_too_long() -> None:
-    long = {str(path): lines_of_code(text) for path, text in files().items() if lines_of_code(text) > LONGEST_FILE}
+    long = {
+        str(path): lines_of_code(text)
+        for path, text in files().items()
+        if lines_of_code(text) > LONGEST_FILE
+    }
     assert long == {}
 
 
@@ -166,7 +179,9 @@ def test_hosts_that_only_attach_carry_little() -> None:
     needed = closure(ROOT / "plugins/modules/xdp_attach.py")
     assert not [path for path in needed if path.parts[0] == "lab"]
     count = sum((LIBRARY / path).read_text("utf-8").count("\n") for path in needed)
-    assert count <= ATTACH_CLOSURE, sorted((files()[path].count("\n"), str(path)) for path in needed)
+    assert count <= ATTACH_CLOSURE, sorted(
+        (files()[path].count("\n"), str(path)) for path in needed
+    )
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -175,4 +190,6 @@ def test_each_package_says_what_it_may_import(package: str) -> None:
     text = (LIBRARY / package / "README.md").read_text("utf-8")
     group = next(number for number, group in enumerate(ORDER) if package in group)
     left = [name for names in ORDER[:group] for name in names]
-    assert re.search(r"^May import: (.*)\.$", text, re.MULTILINE)[1] == (", ".join(left) or "nothing of ours")  # type: ignore[index]
+    assert re.search(r"^May import: (.*)\.$", text, re.MULTILINE)[1] == (
+        ", ".join(left) or "nothing of ours"
+    )  # type: ignore[index]

@@ -38,9 +38,34 @@ ENTRY: tuple[str | None, ...] = (
     *("last_flags", "scale", "retrans", "td_flags[0]", "td_flags[1]", "rel_packets", "rel_bytes"),
 )
 #: None stands for each byte that is not used.
-EVENT: tuple[str | None, ...] = ("seq", "jiffies", "ktime", "what", "reason", "v6", *[None] * 5, "key", "entry")
-MACROS = ("CTL_LOCK", "CTL_STATE", "CTL_SEEN_REPLY", "CTL_ASSURED", "CTL_ORIG_HI", "CTL_EGRESS", "CTL_VLANS_SHIFT")
-STRUCTS = sorted({kind for spec in chain.maps() for kind in (spec.key, spec.value) if kind and kind.startswith("struct ")})
+EVENT: tuple[str | None, ...] = (
+    "seq",
+    "jiffies",
+    "ktime",
+    "what",
+    "reason",
+    "v6",
+    *[None] * 5,
+    "key",
+    "entry",
+)
+MACROS = (
+    "CTL_LOCK",
+    "CTL_STATE",
+    "CTL_SEEN_REPLY",
+    "CTL_ASSURED",
+    "CTL_ORIG_HI",
+    "CTL_EGRESS",
+    "CTL_VLANS_SHIFT",
+)
+STRUCTS = sorted(
+    {
+        kind
+        for spec in chain.maps()
+        for kind in (spec.key, spec.value)
+        if kind and kind.startswith("struct ")
+    }
+)
 ENUMS: dict[str, dict[str, int]] = {
     "SLOT": dict(chain.SLOTS),
     "META": dict(chain.META),
@@ -60,7 +85,11 @@ ENUMS: dict[str, dict[str, int]] = {
 
 def offsets(codec: struct.Struct) -> list[tuple[int, int]]:
     """Return (offset, size) of each field of a codec."""
-    codes = [code for count, code in re.findall(r"(\d*)([a-zA-Z])", codec.format) for code in ([f"{count}s"] if code == "s" else code * int(count or 1))]
+    codes = [
+        code
+        for count, code in re.findall(r"(\d*)([a-zA-Z])", codec.format)
+        for code in ([f"{count}s"] if code == "s" else code * int(count or 1))
+    ]
     found, at = [], 0
     for code in codes:
         size = struct.calcsize(f"={code}")
@@ -84,19 +113,57 @@ def c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, t.Any]:
         "int printf(const char *, ...);",
         "int main(void)\n{",
     ]
-    values = {f"sizeof {name}": f"sizeof({name})" for name in ("struct flow", "struct ct_half", "struct ct_settings", "struct ct_event", *STRUCTS)}
-    for where, members in (("ct_key", KEY), ("ct_key6", KEY), ("ct_entry", ENTRY), ("ct_event", EVENT)):
+    values = {
+        f"sizeof {name}": f"sizeof({name})"
+        for name in (
+            "struct flow",
+            "struct ct_half",
+            "struct ct_settings",
+            "struct ct_event",
+            *STRUCTS,
+        )
+    }
+    for where, members in (
+        ("ct_key", KEY),
+        ("ct_key6", KEY),
+        ("ct_entry", ENTRY),
+        ("ct_event", EVENT),
+    ):
         for member in members:
             if member:
-                values[f"{where}.{member}"] = f"offsetof(struct {where}, {member}) << 8 | sizeof(((struct {where} *)0)->{member})"
-    values.update((name, name) for name in (*MACROS, "NR_TIMEOUTS", "NR_KNOBS", "CTL_VLAN_SHIFT", "VLAN_VID_BITS"))
-    values.update((f"{prefix}_{name.upper()}", f"{prefix}_{name.upper()}") for prefix, names in ENUMS.items() for name in names)
-    parts += ['printf("{");', *(f'printf("\\"{name}\\": %llu, ", (unsigned long long)({code}));' for name, code in values.items())]
+                values[f"{where}.{member}"] = (
+                    f"offsetof(struct {where}, {member}) << 8 | sizeof(((struct {where} *)0)->{member})"
+                )
+    values.update(
+        (name, name)
+        for name in (*MACROS, "NR_TIMEOUTS", "NR_KNOBS", "CTL_VLAN_SHIFT", "VLAN_VID_BITS")
+    )
+    values.update(
+        (f"{prefix}_{name.upper()}", f"{prefix}_{name.upper()}")
+        for prefix, names in ENUMS.items()
+        for name in names
+    )
+    parts += [
+        'printf("{");',
+        *(
+            f'printf("\\"{name}\\": %llu, ", (unsigned long long)({code}));'
+            for name, code in values.items()
+        ),
+    ]
     parts += ['printf("\\"end\\": 0}");', "return 0;\n}\n"]
     directory = tmp_path_factory.mktemp("layout")
     (directory / "layout.c").write_text("\n".join(parts), encoding="utf-8")
-    subprocess.run([str(COMPILER), "-w", "-o", directory / "layout", directory / "layout.c"], check=True)
-    return t.cast("dict[str, t.Any]", json.loads(subprocess.run([directory / "layout"], check=True, capture_output=True, text=True).stdout))
+    subprocess.run(
+        [str(COMPILER), "-w", "-o", directory / "layout", directory / "layout.c"], check=True
+    )
+    return t.cast(
+        "dict[str, t.Any]",
+        json.loads(
+            subprocess.run(
+                [directory / "layout"], check=True, capture_output=True, text=True
+            ).stdout
+        ),
+    )
 
 
 def test_the_parsed_packet_fits_every_drivers_metadata(c: dict[str, t.Any]) -> None:
@@ -104,9 +171,15 @@ def test_the_parsed_packet_fits_every_drivers_metadata(c: dict[str, t.Any]) -> N
 
 
 def test_an_entry_has_the_size_that_was_chosen(c: dict[str, t.Any]) -> None:
-    assert (c["sizeof struct ct_key"], c["sizeof struct ct_half"], c["sizeof struct ct_entry"]) == (chain.KEY4.size, chain.HALF.size, chain.ENTRY.size)
+    assert (c["sizeof struct ct_key"], c["sizeof struct ct_half"], c["sizeof struct ct_entry"]) == (
+        chain.KEY4.size,
+        chain.HALF.size,
+        chain.ENTRY.size,
+    )
     assert (chain.KEY4.size, chain.HALF.size, chain.ENTRY.size) == (16, 32, 112)
-    assert c["sizeof struct ct_event"] == chain.EVENT.size == 3 * 64 - 8, "with the ring buffer's own 8 bytes three cache lines"
+    assert c["sizeof struct ct_event"] == chain.EVENT.size == 3 * 64 - 8, (
+        "with the ring buffer's own 8 bytes three cache lines"
+    )
 
 
 @pytest.mark.parametrize("name", STRUCTS)
@@ -120,9 +193,16 @@ def test_maps_have_room_for_their_structs(c: dict[str, t.Any], name: str) -> Non
 
 @pytest.mark.parametrize(
     ("name", "members", "codec"),
-    [("ct_key", KEY, chain.KEY4), ("ct_key6", KEY, chain.KEY6), ("ct_entry", ENTRY, chain.ENTRY), ("ct_event", EVENT, chain.EVENT)],
+    [
+        ("ct_key", KEY, chain.KEY4),
+        ("ct_key6", KEY, chain.KEY6),
+        ("ct_entry", ENTRY, chain.ENTRY),
+        ("ct_event", EVENT, chain.EVENT),
+    ],
 )
-def test_every_field_stands_where_the_codec_looks(c: dict[str, t.Any], name: str, members: tuple[str | None, ...], codec: struct.Struct) -> None:
+def test_every_field_stands_where_the_codec_looks(
+    c: dict[str, t.Any], name: str, members: tuple[str | None, ...], codec: struct.Struct
+) -> None:
     assert len(offsets(codec)) == len(members)
     for member, (at, size) in zip(members, offsets(codec)):
         if member:
@@ -136,9 +216,14 @@ def test_numbers(c: dict[str, t.Any], prefix: str) -> None:
 
 def test_bits_of_the_control_word(c: dict[str, t.Any]) -> None:
     assert {name: c[name] for name in MACROS} == {name: getattr(chain, name) for name in MACROS}
-    assert (c["CTL_VLAN_SHIFT"], c["CTL_VLAN_SHIFT"] + c["VLAN_VID_BITS"]) == (chain.CTL_VLAN_OUTER_SHIFT, chain.CTL_VLAN_INNER_SHIFT)
+    assert (c["CTL_VLAN_SHIFT"], c["CTL_VLAN_SHIFT"] + c["VLAN_VID_BITS"]) == (
+        chain.CTL_VLAN_OUTER_SHIFT,
+        chain.CTL_VLAN_INNER_SHIFT,
+    )
     bits = [c[name] for name in MACROS[:-1]]
-    assert sum(bits) == 0x80000000000000FF, "none stands on another, and the VLAN fields begin above them"
+    assert sum(bits) == 0x80000000000000FF, (
+        "none stands on another, and the VLAN fields begin above them"
+    )
     assert c["CTL_VLANS_SHIFT"] == 8 and c["CTL_VLAN_SHIFT"] + 2 * c["VLAN_VID_BITS"] < 63
 
 
@@ -147,12 +232,20 @@ def test_the_description_names_what_the_structs_hold(c: dict[str, t.Any]) -> Non
     for fields in chain.KEY_FIELDS.values():
         assert tuple(name for name, dummy in fields) == KEY
     assert tuple(name for name, dummy in chain.HALF_FIELDS) == HALF
-    there = {"half[0]": "orig", "half[1]": "reply", "td_flags[0]": "orig.td_flags", "td_flags[1]": "reply.td_flags"}
+    there = {
+        "half[0]": "orig",
+        "half[1]": "reply",
+        "td_flags[0]": "orig.td_flags",
+        "td_flags[1]": "reply.td_flags",
+    }
     names = []
     for member in ENTRY:
         half, dot, name = (member or "last").partition(".")
         names.append(there.get(half, half) + dot + name)
-    assert [{"rel_packets": "related.packets", "rel_bytes": "related.bytes"}.get(name, name) for name in names] == [name for name, dummy in chain.ENTRY_FIELDS]
+    assert [
+        {"rel_packets": "related.packets", "rel_bytes": "related.bytes"}.get(name, name)
+        for name in names
+    ] == [name for name, dummy in chain.ENTRY_FIELDS]
 
 
 def test_the_description_has_every_part_of_the_control_word(c: dict[str, t.Any]) -> None:

@@ -13,7 +13,9 @@ import pytest
 from ansible_collections.ebpf.conntrack.tests.tools import tree
 
 
-@pytest.mark.parametrize(("target", "playbook"), [("lab", "playbooks/lab.yml"), ("clean", "playbooks/clean.yml")])
+@pytest.mark.parametrize(
+    ("target", "playbook"), [("lab", "playbooks/lab.yml"), ("clean", "playbooks/clean.yml")]
+)
 def test_the_lab_is_made_and_taken_away(target: str, playbook: str, tmp_path: pathlib.Path) -> None:
     place = tmp_path / "my clone"
     (place / ".venv/bin").mkdir(parents=True)
@@ -22,5 +24,17 @@ def test_the_lab_is_made_and_taken_away(target: str, playbook: str, tmp_path: pa
     program.write_text('#!/bin/sh\necho "$0 $*"\n')
     program.chmod(0o755)
     argv = ["make", "-s", target, "SETUP=true"]
-    done = subprocess.run(argv, cwd=place, env=tree.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", f".venv/bin/ansible-playbook {playbook}\n")
+    done = subprocess.run(
+        argv,
+        cwd=place,
+        env=tree.environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (
+        0,
+        "",
+        f".venv/bin/ansible-playbook {playbook}\n",
+    )

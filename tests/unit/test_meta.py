@@ -18,7 +18,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core import names
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))
-GROUPS: dict[str, list[str]] = yaml.safe_load((ROOT / "meta/runtime.yml").read_text("utf-8"))["action_groups"]
+GROUPS: dict[str, list[str]] = yaml.safe_load((ROOT / "meta/runtime.yml").read_text("utf-8"))[
+    "action_groups"
+]
 #: The options that a group is for, where it is not called by its one.
 OPTIONS = {"all": ("pin_root",), "chain_form": ("checksum", "fused", "forward", "events", "guests")}
 
@@ -26,9 +28,15 @@ OPTIONS = {"all": ("pin_root",), "chain_form": ("checksum", "fused", "forward", 
 @functools.lru_cache(None)
 def documented(module: str) -> dict[str, t.Any]:
     """Return a module's documentation, with the options and attributes of its fragments."""
-    whole = yaml.safe_load(importlib.import_module(f"ansible_collections.ebpf.conntrack.plugins.modules.{module}").DOCUMENTATION)
+    whole = yaml.safe_load(
+        importlib.import_module(
+            f"ansible_collections.ebpf.conntrack.plugins.modules.{module}"
+        ).DOCUMENTATION
+    )
     for name in whole.get("extends_documentation_fragment", ()):
-        fragment = importlib.import_module(f"ansible_collections.ebpf.conntrack.plugins.doc_fragments.{name.split('.')[-1]}")
+        fragment = importlib.import_module(
+            f"ansible_collections.ebpf.conntrack.plugins.doc_fragments.{name.split('.')[-1]}"
+        )
         more = yaml.safe_load(fragment.ModuleDocFragment.DOCUMENTATION)
         for part in ("options", "attributes"):
             for key, value in (more.get(part) or {}).items():
@@ -40,7 +48,9 @@ def documented(module: str) -> dict[str, t.Any]:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_module_of_a_group_has_the_option_that_the_group_is_for(group: str) -> None:
     options = OPTIONS.get(group, (group,))
-    assert sorted(GROUPS[group]) == [module for module in MODULES if set(options) <= set(documented(module)["options"])]
+    assert sorted(GROUPS[group]) == [
+        module for module in MODULES if set(options) <= set(documented(module)["options"])
+    ]
     assert GROUPS[group], "module_defaults of it set something"
 
 
@@ -64,15 +74,47 @@ def test_a_module_says_whether_it_runs_with_async(module: str) -> None:
 @pytest.mark.parametrize(
     ("owner", "found", "said"),
     [
-        ("xdp_ct", "xdp_ct_interface", "xdp_ct_interface: there is no such variable of xdp_ct. Did you mean xdp_ct_interfaces?"),
-        ("xdp_ct", "xdp_ct_pinroot", "xdp_ct_pinroot: there is no such variable of xdp_ct. Did you mean xdp_ct_pin_root?"),
-        ("xdp_ct", "xdp_ct_tiemouts", "xdp_ct_tiemouts: there is no such variable of xdp_ct. Did you mean xdp_ct_timeouts?"),
+        (
+            "xdp_ct",
+            "xdp_ct_interface",
+            "xdp_ct_interface: there is no such variable of xdp_ct. Did you mean xdp_ct_interfaces?",
+        ),
+        (
+            "xdp_ct",
+            "xdp_ct_pinroot",
+            "xdp_ct_pinroot: there is no such variable of xdp_ct. Did you mean xdp_ct_pin_root?",
+        ),
+        (
+            "xdp_ct",
+            "xdp_ct_tiemouts",
+            "xdp_ct_tiemouts: there is no such variable of xdp_ct. Did you mean xdp_ct_timeouts?",
+        ),
         ("xdp_ct", "xdp_ct_qqq", "xdp_ct_qqq: there is no such variable of xdp_ct."),
-        ("netns_lab", "netns_lab_sysctl", "netns_lab_sysctl: there is no such variable of netns_lab. Did you mean netns_lab_sysctls?"),
-        ("rollout", "rollout_skip_unfitt", "rollout_skip_unfitt: there is no such variable of rollout. Did you mean rollout_skip_unfit?"),
-        ("rollout", "rollout_batch_size", "rollout_batch_size: there is no such variable of rollout. Did you mean rollout_batches?"),
-        ("handoff", "handoff_form", "handoff_form: there is no such variable of handoff. Did you mean handoff_from?"),
-        ("flows", "flows_flie", "flows_flie: there is no such variable of flows. Did you mean flows_file?"),
+        (
+            "netns_lab",
+            "netns_lab_sysctl",
+            "netns_lab_sysctl: there is no such variable of netns_lab. Did you mean netns_lab_sysctls?",
+        ),
+        (
+            "rollout",
+            "rollout_skip_unfitt",
+            "rollout_skip_unfitt: there is no such variable of rollout. Did you mean rollout_skip_unfit?",
+        ),
+        (
+            "rollout",
+            "rollout_batch_size",
+            "rollout_batch_size: there is no such variable of rollout. Did you mean rollout_batches?",
+        ),
+        (
+            "handoff",
+            "handoff_form",
+            "handoff_form: there is no such variable of handoff. Did you mean handoff_from?",
+        ),
+        (
+            "flows",
+            "flows_flie",
+            "flows_flie: there is no such variable of flows. Did you mean flows_file?",
+        ),
         ("lab", "lab_room", None),
         ("build", "build_number", None),
         ("xdp_ct", "my_xdp_ct_interface", None),
@@ -81,19 +123,25 @@ def test_a_module_says_whether_it_runs_with_async(module: str) -> None:
 )
 def test_misspelt_variables(owner: str, found: str, said: str | None) -> None:
     """Names that begin as a playbook's may be somebody else's, those of a role may not."""
-    assert names_filter.ct_unknown([found, "ansible_host", f"{owner}_unknown"], owner) == ([said] if said else [])
+    assert names_filter.ct_unknown([found, "ansible_host", f"{owner}_unknown"], owner) == (
+        [said] if said else []
+    )
 
 
 @pytest.mark.parametrize("role", ["netns_lab", "rollout", "xdp_ct"])
 def test_every_variable_of_a_role_is_known(role: str) -> None:
-    spec = yaml.safe_load((ROOT / "roles" / role / "meta/argument_specs.yml").read_text("utf-8"))["argument_specs"]
+    spec = yaml.safe_load((ROOT / "roles" / role / "meta/argument_specs.yml").read_text("utf-8"))[
+        "argument_specs"
+    ]
     listed = {name for entry in spec.values() for name in entry["options"]}
     readme = names.mentioned((ROOT / "roles" / role / "README.md").read_text("utf-8"), role)
     assert names_filter.ct_unknown(listed | readme, role) == []
     assert {name for name in listed if name.startswith(f"{role}_")} <= names_filter.known(role)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "playbooks").glob("*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "playbooks").glob("*.yml")), ids=lambda path: path.stem
+)
 def test_every_playbook_looks_at_the_names_before_anything_else(path: pathlib.Path) -> None:
     """rollout.yml and rollback.yml do in the role, which all of their variables belong to."""
     text = re.sub("^ *#.*$", "", path.read_text("utf-8"), flags=re.MULTILINE)
@@ -101,7 +149,9 @@ def test_every_playbook_looks_at_the_names_before_anything_else(path: pathlib.Pa
     tasks = first.get("pre_tasks") or first["tasks"]
     if path.stem in ("rollout", "rollback"):
         include = tasks[0]["ansible.builtin.import_role"]
-        entry = yaml.safe_load((ROOT / "roles/rollout/tasks" / f"{include['tasks_from']}.yml").read_text("utf-8"))
+        entry = yaml.safe_load(
+            (ROOT / "roles/rollout/tasks" / f"{include['tasks_from']}.yml").read_text("utf-8")
+        )
         assert entry[0]["ansible.builtin.import_tasks"] == "settings.yml"
         tasks = yaml.safe_load((ROOT / "roles/rollout/tasks/settings.yml").read_text("utf-8"))
         assert tasks[0]["any_errors_fatal"] is True
@@ -110,5 +160,11 @@ def test_every_playbook_looks_at_the_names_before_anything_else(path: pathlib.Pa
     own = {"clean": "lab", "rollback": "rollout"}.get(path.stem, path.stem)
     assert owner == f"{own}_unknown"
     owners = re.findall(r"'([a-z_]+)'", expression.partition("ct_unknown")[2])
-    used = {role for role in ("xdp_ct", "netns_lab", "rollout") if names.mentioned(text, role) or f"ebpf.conntrack.{role}\n" in text}
-    assert {own, *used} <= set(owners) and expression.count(f"^({'|'.join(owners)})_" if len(owners) > 1 else f"^{own}_") == 1
+    used = {
+        role
+        for role in ("xdp_ct", "netns_lab", "rollout")
+        if names.mentioned(text, role) or f"ebpf.conntrack.{role}\n" in text
+    }
+    assert {own, *used} <= set(owners) and expression.count(
+        f"^({'|'.join(owners)})_" if len(owners) > 1 else f"^{own}_"
+    ) == 1

@@ -41,7 +41,13 @@ VETH_PAGE_OVERHEAD = 590
 VETH_MAX_MTU = os.sysconf("SC_PAGE_SIZE") - VETH_PAGE_OVERHEAD
 #: When native fails for one of these, the driver has no XDP or cannot run it as the interface is set up: MTU, queues, features. All others would
 #: stop generic as well, or pass: rights (EPERM), who holds the interface (EBUSY, EEXIST), memory (ENOMEM), a link that went (ENODEV).
-_DRIVER_CANNOT = (errno.EOPNOTSUPP, 524, errno.EINVAL, errno.ERANGE, errno.ENOSPC)  # 524 is ENOTSUPP, which the kernel keeps to itself
+_DRIVER_CANNOT = (
+    errno.EOPNOTSUPP,
+    524,
+    errno.EINVAL,
+    errno.ERANGE,
+    errno.ENOSPC,
+)  # 524 is ENOTSUPP, which the kernel keeps to itself
 _MEND_NATIVE = {
     errno.ERANGE: f"Lower the MTU of the veth's other end to at most {VETH_MAX_MTU}, or give mode: generic or auto.",
     errno.ENOSPC: "Give this end of the veth at least as many rx queues as the other has tx queues (ethtool -L), or give mode: generic or auto.",
@@ -73,7 +79,12 @@ class Want:
         return self.name if self.netns is None else f"{self.name}@{self.netns}"
 
 
-def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, longest: int = bpf.IFNAMSIZ - 1) -> list[Want]:
+def parse(
+    state: str,
+    interfaces: t.Sequence[t.Mapping[str, t.Any]],
+    mode: str,
+    longest: int = bpf.IFNAMSIZ - 1,
+) -> list[Want]:
     """Check the module's ``interfaces`` and return those that are named.
 
     :param interfaces: as the module has them, or as interface_select.resolve() returns them.
@@ -89,18 +100,36 @@ def parse(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, 
             _check_name(f"{field}.name", name, longest, "an interface's name")
         if namespace is not None:
             _check_name(f"{field}.netns", namespace, 255, "a namespace's name")
-        if name is not None and len(os.fsencode(bpffs.interface_key(namespace, name))) > safe_path.NAME_BYTES:
-            raise bad_value(f"{field}.netns", namespace, f"it is too long: the name of the pin is made of it and of {name}")
+        if (
+            name is not None
+            and len(os.fsencode(bpffs.interface_key(namespace, name))) > safe_path.NAME_BYTES
+        ):
+            raise bad_value(
+                f"{field}.netns",
+                namespace,
+                f"it is too long: the name of the pin is made of it and of {name}",
+            )
         hook = item.get("program") or ""
         if state == "present" and not hook:
             raise ConntrackError(f"{field}.program: is missing: give {' or '.join(HOOKS)}.")
         if name is None:  # chosen when it is known what there is
             continue
-        want = Want(field, name, namespace, hook if state == "present" else "", item.get("mode") or mode, item.get("chosen_by") or "")
+        want = Want(
+            field,
+            name,
+            namespace,
+            hook if state == "present" else "",
+            item.get("mode") or mode,
+            item.get("chosen_by") or "",
+        )
         for other in wants:
             if (other.netns, other.name) == (namespace, name):
                 which = f"it is {want.label}, which" if "given" in item else "the interface"
-                raise bad_value(f"{field}.name", item.get("given", name), f"{which} is already in {other.field}; name each once")
+                raise bad_value(
+                    f"{field}.name",
+                    item.get("given", name),
+                    f"{which} is already in {other.field}; name each once",
+                )
         wants.append(want)
     return wants
 
@@ -115,9 +144,18 @@ def check(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) 
 
 def _check_name(field: str, value: str, limit: int, what: str) -> None:
     """Refuse a name that the kernel refuses (net/core/dev.c, dev_valid_name; a namespace's name is a file's)."""
-    signs = value and value not in (".", "..") and value.isprintable() and not any(c == "/" or c.isspace() for c in value)
+    signs = (
+        value
+        and value not in (".", "..")
+        and value.isprintable()
+        and not any(c == "/" or c.isspace() for c in value)
+    )
     if not signs or len(value.encode()) > limit:
-        raise bad_value(field, value, f"{what} has 1 to {limit} bytes, no '/', no white space and nothing that cannot be printed")
+        raise bad_value(
+            field,
+            value,
+            f"{what} has 1 to {limit} bytes, no '/', no white space and nothing that cannot be printed",
+        )
     if limit < 255 and ":" in value:
         raise bad_value(field, value, f"{what} has no ':'")
 
@@ -135,7 +173,9 @@ def looked(interfaces: t.Sequence[t.Mapping[str, t.Any]]) -> list[dict[str, t.An
         real = _real_name(namespace, name) if name is not None else None
         found.append({**item, "netns": namespace})
         if (real, namespace) != (name, item.get("netns")):
-            found[-1].update(name=real, given=name if item.get("netns") is None else f"{name}@{item['netns']}")
+            found[-1].update(
+                name=real, given=name if item.get("netns") is None else f"{name}@{item['netns']}"
+            )
         if real != name:
             found[-1]["chosen_by"] = f"alternative name {name}"
     return found
@@ -183,7 +223,13 @@ class Attached:
         """Return the form for plans and diffs."""
         link_id = self.link_ids[0] if len(self.link_ids) == 1 else None
         name = self.program.hook or self.program.name
-        return {"program": name, "program_id": self.program.id, "tag": self.program.tag, "mode": self.mode, "link_id": link_id}
+        return {
+            "program": name,
+            "program_id": self.program.id,
+            "tag": self.program.tag,
+            "mode": self.mode,
+            "link_id": link_id,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,10 +279,14 @@ def _pinned_link(path: str) -> bpf.LinkInfo | None:
             if bpf.kind_of(fd) == "link":
                 info = bpf.link_info(fd)
     except bpf.BpfError as exc:
-        if exc.errno != errno.EACCES:  # the kernel's answers to a directory and to a file of another kind
+        if (
+            exc.errno != errno.EACCES
+        ):  # the kernel's answers to a directory and to a file of another kind
             raise
     if info is None or info.type != bpf.LINK_TYPE_XDP:
-        raise ConntrackError(f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another pin_root.")
+        raise ConntrackError(
+            f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another pin_root."
+        )
     return info
 
 
@@ -246,7 +296,10 @@ def held(paths: bpffs.Paths) -> dict[str, bpf.LinkInfo]:
         names = sorted(os.listdir(paths.link_dir))
     except FileNotFoundError:
         return {}
-    found = {os.path.join(paths.link_dir, name): _pinned_link(os.path.join(paths.link_dir, name)) for name in names}
+    found = {
+        os.path.join(paths.link_dir, name): _pinned_link(os.path.join(paths.link_dir, name))
+        for name in names
+    }
     return {path: info for path, info in found.items() if info is not None}
 
 
@@ -283,10 +336,14 @@ def open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) ->
         if not os.path.exists(path):
             if check_mode:
                 continue
-            raise ConntrackError(f"{users[0].field}.program: {hook!r} is not loaded: {path} does not exist. Run ebpf.conntrack.xdp_program first.")
+            raise ConntrackError(
+                f"{users[0].field}.program: {hook!r} is not loaded: {path} does not exist. Run ebpf.conntrack.xdp_program first."
+            )
         with bpf.closing(bpf.obj_get(path)) as fd:
             if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).type != bpf.PROG_TYPE_XDP:
-                raise ConntrackError(f"{path} is no XDP program. Run ebpf.conntrack.xdp_program again.")
+                raise ConntrackError(
+                    f"{path} is no XDP program. Run ebpf.conntrack.xdp_program again."
+                )
             info = bpf.prog_info(fd)
         found[hook] = Program(info.id, info.name, info.tag, hook)
     return found
@@ -301,39 +358,70 @@ def observe(paths: bpffs.Paths, wants: t.Sequence[Want], forward: str | None = N
     pins, programs = held(paths), _generation_programs(paths)
     forward = health.forwards(paths) if forward is None else forward
     rules: dict[str | None, netfilter.Seen] = {}
-    haves = [_observe_one(paths.link(want.netns, want.name), want, pins, programs, forward, rules) for want in wants]
+    haves = [
+        _observe_one(paths.link(want.netns, want.name), want, pins, programs, forward, rules)
+        for want in wants
+    ]
     for namespace in {want.netns for want in wants if want.hook in TRACKING_HOOKS}:
         _observe_stacks(namespace, wants, haves, pins, programs)
     return haves
 
 
 def _observe_stacks(
-    namespace: str | None, wants: t.Sequence[Want], haves: list[Have], pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]
+    namespace: str | None,
+    wants: t.Sequence[Want],
+    haves: list[Have],
+    pins: t.Mapping[str, bpf.LinkInfo],
+    programs: t.Mapping[int, str],
 ) -> None:
     """Say in ``haves`` which interfaces of a namespace get frames that were counted below them, on wanted interfaces or on others that we hold."""
-    wanted = {have.ifindex: at for at, (want, have) in enumerate(zip(wants, haves)) if want.netns == namespace and want.hook in TRACKING_HOOKS and have.ifindex}
+    wanted = {
+        have.ifindex: at
+        for at, (want, have) in enumerate(zip(wants, haves))
+        if want.netns == namespace and want.hook in TRACKING_HOOKS and have.ifindex
+    }
     spoken_of = {have.ifindex for want, have in zip(wants, haves) if want.netns == namespace}
-    links = {(info.ifindex, info.prog_id) for where, info in _tracking(pins, programs) if where == namespace}
+    links = {
+        (info.ifindex, info.prog_id)
+        for where, info in _tracking(pins, programs)
+        if where == namespace
+    }
     if len(wanted) + len(links) < 2:
         return
     with netns.entered(namespace):
         there = {facts.ifindex: facts for facts in bpf.links()}
-    kept = {index for index, prog_id in links if index in there and index not in spoken_of and prog_id in there[index].xdp.values()}
+    kept = {
+        index
+        for index, prog_id in links
+        if index in there and index not in spoken_of and prog_id in there[index].xdp.values()
+    }
     below = link_fitness.below(there.values())
     for index, at in wanted.items():
         lower = sorted(below.get(index, set()) & (wanted.keys() | kept))
         upper = sorted(one for one in kept if index in below[one])
         if lower:
             name = there[lower[0]].name
-            haves[at] = dataclasses.replace(haves[at], counted=f"all its frames that come by {name} are counted there, where the chain is wanted or attached")
+            haves[at] = dataclasses.replace(
+                haves[at],
+                counted=f"all its frames that come by {name} are counted there, where the chain is wanted or attached",
+            )
         elif upper:
             name = there[upper[0]].name
-            haves[at] = dataclasses.replace(haves[at], counted=f"its frames that {name} gets are counted there, where the chain is attached")
+            haves[at] = dataclasses.replace(
+                haves[at],
+                counted=f"its frames that {name} gets are counted there, where the chain is attached",
+            )
 
 
-def _tracking(pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]) -> list[tuple[str | None, bpf.LinkInfo]]:
+def _tracking(
+    pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]
+) -> list[tuple[str | None, bpf.LinkInfo]]:
     """Return the links of ours that track on an interface, each with the namespace that its pin names."""
-    found = {pin: info for pin, info in pins.items() if info.ifindex and programs.get(info.prog_id) in TRACKING_HOOKS}
+    found = {
+        pin: info
+        for pin, info in pins.items()
+        if info.ifindex and programs.get(info.prog_id) in TRACKING_HOOKS
+    }
     named = {pin: bpffs.interface_of(os.path.basename(pin))[0] for pin in found}
     namespaces = netns.canonical(named.values())
     return [(namespaces[named[pin]], info) for pin, info in found.items()]
@@ -350,7 +438,10 @@ def _observe_one(
     have = Have(pin=pin, pinned=pins.get(pin))
     if want.netns is not None and not netns.exists(want.netns):
         there = ", ".join(netns.names()[0]) or "none"
-        return dataclasses.replace(have, missing=f"{want.field}.netns: there is no namespace {want.netns!r}; there are: {there}.")
+        return dataclasses.replace(
+            have,
+            missing=f"{want.field}.netns: there is no namespace {want.netns!r}; there are: {there}.",
+        )
     with netns.entered(want.netns):
         try:
             facts = bpf.link_facts(want.name)
@@ -359,14 +450,23 @@ def _observe_one(
                 raise
             there = ", ".join(sorted(name for dummy, name in socket.if_nameindex()))
             where = "the host's namespace" if want.netns is None else f"namespace {want.netns}"
-            return dataclasses.replace(have, missing=f"{want.field}.name: there is no interface {want.name!r} in {where}; there are: {there}.")
+            return dataclasses.replace(
+                have,
+                missing=f"{want.field}.name: there is no interface {want.name!r} in {where}; there are: {there}.",
+            )
         attached = _attached(facts, pin, pins, programs)
         mode = attached.mode if attached else None
         here, past = None, ""
         if forward != chain.FORWARDS[0] and want.hook in TRACKING_HOOKS:
             here = forwarding.look(forward, want.netns, facts, rules)
             past = "" if here.rules.rulesets == () else here.rules.shown
-        port = redirect.Port(want.label, facts.ifindex, facts.mac, redirect.transmits(facts, mode), past) if redirect.is_ethernet(facts) else None
+        port = (
+            redirect.Port(
+                want.label, facts.ifindex, facts.mac, redirect.transmits(facts, mode), past
+            )
+            if redirect.is_ethernet(facts)
+            else None
+        )
         peer = _peer(facts)
         return dataclasses.replace(
             have,
@@ -390,7 +490,12 @@ def _peer(facts: bpf.LinkFacts) -> bpf.LinkFacts | None:
         return None
 
 
-def _attached(facts: bpf.LinkFacts, pin: str, pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]) -> Attached | None:
+def _attached(
+    facts: bpf.LinkFacts,
+    pin: str,
+    pins: t.Mapping[str, bpf.LinkInfo],
+    programs: t.Mapping[int, str],
+) -> Attached | None:
     """Return the program that sees the interface's frames, and who holds it; call it inside the interface's namespace.
 
     :param pins: see held().
@@ -407,7 +512,14 @@ def _attached(facts: bpf.LinkFacts, pin: str, pins: t.Mapping[str, bpf.LinkInfo]
             return None
         raise
     program = Program(info.id, info.name, info.tag, programs.get(info.id))
-    ours = sorted((path for path, link in pins.items() if (link.ifindex, link.prog_id) == (facts.ifindex, info.id)), key=lambda path: path != pin)
+    ours = sorted(
+        (
+            path
+            for path, link in pins.items()
+            if (link.ifindex, link.prog_id) == (facts.ifindex, info.id)
+        ),
+        key=lambda path: path != pin,
+    )
     if ours and ours[0] == pin:
         return Attached(program, mode, True, (pins[pin].id,), pin)
     with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "probe")) as other:
@@ -415,7 +527,9 @@ def _attached(facts: bpf.LinkFacts, pin: str, pins: t.Mapping[str, bpf.LinkInfo]
     if not by_link:
         return Attached(program, mode, False)
     links = tuple(_links_of(facts.ifindex, info.id))
-    ours = [path for path in ours if (pins[path].id,) == links]  # the interface was renamed or moved since we attached
+    ours = [
+        path for path in ours if (pins[path].id,) == links
+    ]  # the interface was renamed or moved since we attached
     return Attached(program, mode, True, links, ours[0] if ours else None)
 
 
@@ -455,12 +569,23 @@ class Change:
     why_generic: str = ""
 
 
-def make_plan(wants: t.Sequence[Want], haves: t.Sequence[Have], hooks: t.Mapping[str, Program], takeover: bool, check_mode: bool) -> plan.Plan:
+def make_plan(
+    wants: t.Sequence[Want],
+    haves: t.Sequence[Have],
+    hooks: t.Mapping[str, Program],
+    takeover: bool,
+    check_mode: bool,
+) -> plan.Plan:
     """Return the steps from what is there to what is wanted. Pure.
 
     :raises ConntrackError: when the wish can not be fulfilled; nothing has been touched then.
     """
-    steps = [_plan_free(want, have) if not want.hook else _plan_one(want, have, hooks, takeover, check_mode) for want, have in zip(wants, haves)]
+    steps = [
+        _plan_free(want, have)
+        if not want.hook
+        else _plan_one(want, have, hooks, takeover, check_mode)
+        for want, have in zip(wants, haves)
+    ]
     return [step for step in steps if step is not None]
 
 
@@ -475,7 +600,11 @@ def _pins(have: Have) -> tuple[str, ...]:
 def _elsewhere(have: Have) -> str:
     """Return where the link that is pinned for an interface is, when it does not hold that interface; "" when there is none, or nothing is known of it."""
     pinned = have.pinned
-    if pinned is None or not pinned.ifindex or (have.attached is not None and have.attached.pin == have.pin):
+    if (
+        pinned is None
+        or not pinned.ifindex
+        or (have.attached is not None and have.attached.pin == have.pin)
+    ):
         return ""
     return f"its link {pinned.id} went with the interface of number {pinned.ifindex}, which now has another name or is in another namespace"
 
@@ -490,18 +619,31 @@ def _plan_free(want: Want, have: Have) -> plan.Step | None:
     by_pin = _by_pin(attached)
     change = Change(want, have, drop_pins=_pins(have), drop=attached if by_pin else None)
     if attached is not None and (by_pin or attached.pin is not None):
-        reason = "it shall have no program of the chain" + (", and this one was attached by its pin, without a link" if by_pin else "")
+        reason = "it shall have no program of the chain" + (
+            ", and this one was attached by its pin, without a link" if by_pin else ""
+        )
         return plan.Step("detach", "xdp", want.label, reason, attached.shown(), None, change)
     if have.pinned is not None:
         reason = _elsewhere(have) or "the link that is pinned for it holds no interface any more"
-        return plan.Step("detach", "xdp", want.label, reason, {"link_id": have.pinned.id}, None, change)
+        return plan.Step(
+            "detach", "xdp", want.label, reason, {"link_id": have.pinned.id}, None, change
+        )
     return None
 
 
-def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: bool, check_mode: bool) -> plan.Step | None:
+def _plan_one(
+    want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: bool, check_mode: bool
+) -> plan.Step | None:
     if have.missing and not check_mode:
         where = _elsewhere(have)
-        raise ConntrackError(have.missing + (f" But {where}: name it as it is now, or detach it (state: absent)." if where else ""))
+        raise ConntrackError(
+            have.missing
+            + (
+                f" But {where}: name it as it is now, or detach it (state: absent)."
+                if where
+                else ""
+            )
+        )
     _refuse_interface(want, have)
     if have.forwards is not None:
         forwarding.refuse(want.field, want.label, have.forwards)
@@ -516,20 +658,36 @@ def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: 
 
     def step(action: str, reason: str, **change: t.Any) -> plan.Step:
         before = attached.shown() if attached is not None else None
-        whole: dict[str, t.Any] = {"drop_pins": _pins(have), "modes": modes, "why_generic": why_generic, **change}
-        return plan.Step(action, "xdp", want.label, reason, before, after, Change(want, have, **whole))
+        whole: dict[str, t.Any] = {
+            "drop_pins": _pins(have),
+            "modes": modes,
+            "why_generic": why_generic,
+            **change,
+        }
+        return plan.Step(
+            action, "xdp", want.label, reason, before, after, Change(want, have, **whole)
+        )
 
     if have.missing:
         return step("attach", "the interface does not exist yet")
     if attached is None:
-        stale = _elsewhere(have) or "its link is stale: the interface was made anew, or the link was detached"
+        stale = (
+            _elsewhere(have)
+            or "its link is stale: the interface was made anew, or the link was detached"
+        )
         reason = stale if have.pinned else "nothing is attached"
         return step("attach", reason if program else f"{reason}, and the program is not loaded yet")
     if attached.pin is None and not _by_pin(attached):
         _refuse_foreign(want, attached, takeover)
-        return step("replace", f"takeover of {attached.program.name}, id {attached.program.id}", drop=attached)
+        return step(
+            "replace",
+            f"takeover of {attached.program.name}, id {attached.program.id}",
+            drop=attached,
+        )
     if attached.pin is None:
-        return step("replace", "the chain's program was attached by its pin, without a link", drop=attached)
+        return step(
+            "replace", "the chain's program was attached by its pin, without a link", drop=attached
+        )
     if attached.pin != have.pin:
         reason = f"the interface was renamed or moved: its link is pinned at {attached.pin}"
         if want.mode not in ("auto", attached.mode):
@@ -537,12 +695,18 @@ def _plan_one(want: Want, have: Have, hooks: t.Mapping[str, Program], takeover: 
         after["mode"] = attached.mode
         update = attached if program is not None and attached.program.id != program.id else None
         drop_pins = (have.pin,) if have.pinned is not None else ()
-        return step("replace", reason, moved_from=attached.pin, drop_pins=drop_pins, update=update, modes=())
+        return step(
+            "replace", reason, moved_from=attached.pin, drop_pins=drop_pins, update=update, modes=()
+        )
     if want.mode not in ("auto", attached.mode):
         return step("replace", f"mode {want.mode} is wanted")
     if program is not None and attached.program.id != program.id:
         after["mode"] = attached.mode
-        reason = "it shall run another hook" if attached.program.hook != want.hook else "another generation is active"
+        reason = (
+            "it shall run another hook"
+            if attached.program.hook != want.hook
+            else "another generation is active"
+        )
         return step("replace", reason, update=attached, drop_pins=(), modes=())
     return None
 
@@ -569,7 +733,11 @@ def _modes(want: Want, have: Have) -> tuple[tuple[str, ...], str]:
     """
     if want.mode == "generic" or have.too_long is None:
         return (HOST_MODES if want.mode == "auto" else (want.mode,)), ""
-    already = have.attached is not None and have.attached.pin == have.pin and have.attached.mode == "native"
+    already = (
+        have.attached is not None
+        and have.attached.pin == have.pin
+        and have.attached.mode == "native"
+    )
     why = f"native XDP on a veth takes an MTU of at most {VETH_MAX_MTU}, and the MTU of its other end is {have.too_long}"
     if want.mode == "native" and not already:
         raise ConntrackError(f"{want.field}.mode: {want.name}: {why}. {_MEND_NATIVE[errno.ERANGE]}")
@@ -583,16 +751,24 @@ def _refuse_foreign(want: Want, attached: Attached, takeover: bool) -> None:
         how = "attached through netlink (as by ip link)"
     elif attached.link_ids:
         how = f"held by bpf_link {' or '.join(map(str, attached.link_ids))}"
-        how += "".join(f" of process {pid} ({name})" for number in attached.link_ids for pid, name in _holders(number))
+        how += "".join(
+            f" of process {pid} ({name})"
+            for number in attached.link_ids
+            for pid, name in _holders(number)
+        )
     else:
         how = "held by a bpf_link that is already gone"
     what = f"an XDP program that is not ours: id {program.id}, name {program.name}, tag {program.tag}, mode {attached.mode}, {how}"
     if program.name == "xdp_dispatcher":
         what += "; it is libxdp's dispatcher, xdp-loader unload frees the interface"
     if not takeover:
-        raise ConntrackError(f"{want.field}: {want.label} has {what}. Detach it, or give takeover: true to have it replaced.")
+        raise ConntrackError(
+            f"{want.field}: {want.label} has {what}. Detach it, or give takeover: true to have it replaced."
+        )
     if attached.by_link and len(attached.link_ids) != 1:
-        raise ConntrackError(f"{want.field}: {want.label} has {what}. Which link it is can not be told, so detach it yourself (bpftool link detach).")
+        raise ConntrackError(
+            f"{want.field}: {want.label} has {what}. Which link it is can not be told, so detach it yourself (bpftool link detach)."
+        )
 
 
 def _holders(link_id: int) -> list[tuple[int, str]]:
@@ -601,7 +777,10 @@ def _holders(link_id: int) -> list[tuple[int, str]]:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # ended since
             for fd in os.listdir(f"/proc/{pid}/fd"):
-                if os.readlink(f"/proc/{pid}/fd/{fd}") not in ("anon_inode:bpf_link", "anon_inode:bpf-link"):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") not in (
+                    "anon_inode:bpf_link",
+                    "anon_inode:bpf-link",
+                ):
                     continue
                 with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as lines:
                     if f"link_id:\t{link_id}\n" not in lines:
@@ -638,7 +817,11 @@ class Applier:
         """Apply one step. :return: what undoes it."""
         change: Change = step.args
         with self._where(change):
-            return self._update(change, change.update) if change.update is not None and not change.moved_from else self._exchange(change)
+            return (
+                self._update(change, change.update)
+                if change.update is not None and not change.moved_from
+                else self._exchange(change)
+            )
 
     @staticmethod
     def _where(change: Change) -> t.ContextManager[None]:
@@ -684,7 +867,9 @@ class Applier:
             try:
                 undo_all()
             except bpf.BpfError as undo_exc:
-                raise ConntrackError(f"{exc} What was attached before could not be put back: {undo_exc}.") from exc
+                raise ConntrackError(
+                    f"{exc} What was attached before could not be put back: {undo_exc}."
+                ) from exc
             raise
         return undo_all
 
@@ -695,20 +880,27 @@ class Applier:
         old = self._keep(bpf.prog_get_fd_by_id(live.program.id)) if live is not None else -1
         os.unlink(path)  # first, for it can be put back as it was
         try:
-            bpf.link_detach(link)  # not the last fd perhaps: somebody may hold the link besides our pin
+            bpf.link_detach(
+                link
+            )  # not the last fd perhaps: somebody may hold the link besides our pin
         except BaseException:
             bpf.obj_pin(link, path)
             raise
 
         def put_back() -> None:
             if live is not None:
-                self._pin(self._keep(bpf.link_create(old, ifindex, flags=bpf.XDP_FLAGS[live.mode])), path)
+                self._pin(
+                    self._keep(bpf.link_create(old, ifindex, flags=bpf.XDP_FLAGS[live.mode])), path
+                )
 
         return put_back
 
     def _drop_foreign(self, change: Change, foreign: Attached) -> t.Callable[[], None]:
         ifindex = change.have.ifindex
-        old, flags = self._keep(bpf.prog_get_fd_by_id(foreign.program.id)), bpf.XDP_FLAGS[foreign.mode]
+        old, flags = (
+            self._keep(bpf.prog_get_fd_by_id(foreign.program.id)),
+            bpf.XDP_FLAGS[foreign.mode],
+        )
         if foreign.by_link:
             bpf.link_detach(self._keep(bpf.link_get_fd_by_id(foreign.link_ids[0])))
         else:
@@ -717,7 +909,9 @@ class Applier:
         def put_back() -> None:
             bpf.xdp_set(ifindex, old, flags | bpf.XDP_FLAGS_UPDATE_IF_NOEXIST)
             if foreign.by_link:
-                self.warnings.append(f"{change.want.label}: program {foreign.program.id} is back, but through netlink: a detached bpf_link can not be revived.")
+                self.warnings.append(
+                    f"{change.want.label}: program {foreign.program.id} is back, but through netlink: a detached bpf_link can not be revived."
+                )
 
         return put_back
 
@@ -731,10 +925,18 @@ class Applier:
             except bpf.BpfError as exc:
                 why = exc.words or exc.message
                 if exc.errno not in _DRIVER_CANNOT or number + 1 == len(change.modes):
-                    mend = f" {_MEND_NATIVE.get(exc.errno, _MEND_NATIVE_ELSE)}" if mode == "native" and exc.errno in _DRIVER_CANNOT else ""
-                    raise ConntrackError(f"{want.field}: {want.label}: the kernel refuses {mode} XDP: {exc.message}.{mend}") from exc
+                    mend = (
+                        f" {_MEND_NATIVE.get(exc.errno, _MEND_NATIVE_ELSE)}"
+                        if mode == "native" and exc.errno in _DRIVER_CANNOT
+                        else ""
+                    )
+                    raise ConntrackError(
+                        f"{want.field}: {want.label}: the kernel refuses {mode} XDP: {exc.message}.{mend}"
+                    ) from exc
         if mode == "generic" and want.mode == "auto":
-            self.warnings.append(f"{want.label}: attached in generic mode, which is slower, because native was not possible: {why}.")
+            self.warnings.append(
+                f"{want.label}: attached in generic mode, which is slower, because native was not possible: {why}."
+            )
         if mode == "generic" and change.have.big:
             self.warnings.append(
                 f"{want.label}: packets of up to {change.have.longest} bytes come here (BIG TCP), and in generic mode the kernel copies each into one piece of "
@@ -760,7 +962,9 @@ class Applier:
 
 
 # ---------------------------------------------------------------- forwarding
-def converge_ports(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have], check_mode: bool) -> plan.Plan:
+def converge_ports(
+    paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have], check_mode: bool
+) -> plan.Plan:
     """Let the chain know the interfaces between which it forwards, where it does: the plan that was needed.
 
     Whether an interface takes redirected frames depends on what is attached, so this is planned when all is.
@@ -768,7 +972,11 @@ def converge_ports(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequenc
     if not os.path.exists(paths.map("ports")) or health.forwards(paths) == chain.FORWARDS[0]:
         return []
     with bpf.closing(bpf.obj_get(paths.map("ports"))) as fd:
-        wanted = [have.port for want, have in zip(wants, haves) if want.hook in TRACKING_HOOKS and have.port is not None]
+        wanted = [
+            have.port
+            for want, have in zip(wants, haves)
+            if want.hook in TRACKING_HOOKS and have.port is not None
+        ]
         steps = redirect.make_plan(redirect.read(fd), wanted, _other_ports(paths, wants))
         if not check_mode:
             plan.apply(steps, lambda step: redirect.do(fd, step))
@@ -780,7 +988,10 @@ def _other_ports(paths: bpffs.Paths, wants: t.Sequence[Want]) -> t.Iterator[byte
     spoken_of = {paths.link(want.netns, want.name) for want in wants}
     for pin in held(paths).keys() - spoken_of:
         namespace, name = bpffs.interface_of(os.path.basename(pin))
-        with contextlib.suppress(ConntrackError), netns.entered(namespace):  # gone, or renamed: no port until it is attached again
+        with (
+            contextlib.suppress(ConntrackError),
+            netns.entered(namespace),
+        ):  # gone, or renamed: no port until it is attached again
             facts = bpf.link_facts(name)
             yield redirect.Port(name, facts.ifindex, facts.mac, False).key
 
@@ -798,27 +1009,53 @@ def _plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> pl
     for want in wants:
         kept.pop(bpffs.interface_key(want.netns, want.name), None)
         if want.hook:
-            kept[bpffs.interface_key(want.netns, want.name)] = {"name": want.name, "netns": want.netns, "program": want.hook, "mode": want.mode}
+            kept[bpffs.interface_key(want.netns, want.name)] = {
+                "name": want.name,
+                "netns": want.netns,
+                "program": want.hook,
+                "mode": want.mode,
+            }
     after = [] if whole else [item for dummy, item in sorted(kept.items())]
     if before == after:
         return []
 
     def shown(items: t.Sequence[t.Mapping[str, t.Any]]) -> str | None:
-        return ", ".join(f"{item['program']} on {health.interface(bpffs.interface_key(item['netns'], item['name']))}" for item in items) or None
+        return (
+            ", ".join(
+                f"{item['program']} on {health.interface(bpffs.interface_key(item['netns'], item['name']))}"
+                for item in items
+            )
+            or None
+        )
 
-    return [plan.Step("change", "manifest", "interfaces", "a reboot is to bring back what is attached", shown(before), shown(after), (before, after))]
+    return [
+        plan.Step(
+            "change",
+            "manifest",
+            "interfaces",
+            "a reboot is to bring back what is attached",
+            shown(before),
+            shown(after),
+            (before, after),
+        )
+    ]
 
 
 def recorded(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
     """Return the interfaces that are written down, each once and by its one name; an earlier release wrote down what it was given."""
     found = {(item["netns"], item["name"]): item for item in looked(statedir.interfaces(paths))}
-    return [{name: item[name] for name in ("name", "netns", "program", "mode")} for item in found.values()]
+    return [
+        {name: item[name] for name in ("name", "netns", "program", "mode")}
+        for item in found.values()
+    ]
 
 
 def _do_record(paths: bpffs.Paths, step: plan.Step) -> plan.Undo:
     before, after = step.args
     with contextlib.ExitStack() as undo:
-        undo.callback(statedir.write_interfaces, paths, before)  # also where it fails itself, for then it can be there without being safe on the disk
+        undo.callback(
+            statedir.write_interfaces, paths, before
+        )  # also where it fails itself, for then it can be there without being safe on the disk
         statedir.write_interfaces(paths, after)
         return undo.pop_all().close
 
@@ -831,7 +1068,13 @@ def _record(want: Want, have: Have, step: plan.Step | None) -> dict[str, t.Any]:
         shown.update(step.after or {})
     elif have.attached is not None:
         shown.update(have.attached.shown())
-    return {"name": want.name, "netns": want.netns, "ifindex": have.ifindex or None, **shown, "chosen_by": want.chosen_by or None}
+    return {
+        "name": want.name,
+        "netns": want.netns,
+        "ifindex": have.ifindex or None,
+        **shown,
+        "chosen_by": want.chosen_by or None,
+    }
 
 
 class Chosen(t.NamedTuple):
@@ -848,7 +1091,9 @@ class Chosen(t.NamedTuple):
     left_out: list[str]
 
 
-def choose(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, check_mode: bool) -> Chosen:
+def choose(
+    state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, check_mode: bool
+) -> Chosen:
     """Find out which interfaces are meant, where some are chosen by what they are or called by another name.
 
     :raises ConntrackError: nothing fits, and it is no check run.
@@ -862,9 +1107,23 @@ def choose(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str,
         if missing and not check_mode:
             raise ConntrackError(missing[0].message)
         for one in missing:
-            after = {"program": one.item.get("program"), "program_id": None, "tag": None, "mode": one.item.get("mode") or mode}
-            steps.append(plan.Step("attach", "xdp", one.label, "no interface that fits exists yet", None, after))
-    return Chosen(parse(state, items, mode), steps, [one.message for one in missing] if state == "present" else [], left_out)
+            after = {
+                "program": one.item.get("program"),
+                "program_id": None,
+                "tag": None,
+                "mode": one.item.get("mode") or mode,
+            }
+            steps.append(
+                plan.Step(
+                    "attach", "xdp", one.label, "no interface that fits exists yet", None, after
+                )
+            )
+    return Chosen(
+        parse(state, items, mode),
+        steps,
+        [one.message for one in missing] if state == "present" else [],
+        left_out,
+    )
 
 
 def candidates(namespace: str | None) -> list[select.Candidate]:
@@ -900,9 +1159,14 @@ def _sharing(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have
     if not wanted:
         return []
     spoken_of = {pin for want, have in zip(wants, haves) for pin in (have.pin, *_pins(have))}
-    others = _tracking({pin: info for pin, info in held(paths).items() if pin not in spoken_of}, _generation_programs(paths))
+    others = _tracking(
+        {pin: info for pin, info in held(paths).items() if pin not in spoken_of},
+        _generation_programs(paths),
+    )
     namespaces = {want.netns for want, dummy in wanted} | {namespace for namespace, dummy in others}
-    if len(namespaces) < 2 or (len(wanted) == 2 and not others and _one_link(*wanted[0], *wanted[1])):
+    if len(namespaces) < 2 or (
+        len(wanted) == 2 and not others and _one_link(*wanted[0], *wanted[1])
+    ):
         return []
     where = [name or "the host's" for name in sorted(namespaces, key=lambda name: name or "")]
     return [
@@ -922,10 +1186,16 @@ def _one_link(want: Want, have: Have, other: Want, other_have: Have) -> bool:
     except ConntrackError:  # one is not there, or has no other end
         return False
     # numbers repeat between namespaces, and so may names: the address makes it certain
-    return near.kind == "veth" and (peer.ifindex, peer.name, peer.mac) == (far.ifindex, far.name, far.mac)
+    return near.kind == "veth" and (peer.ifindex, peer.name, peer.mac) == (
+        far.ifindex,
+        far.name,
+        far.mac,
+    )
 
 
-def check_typed(paths: bpffs.Paths, state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) -> None:
+def check_typed(
+    paths: bpffs.Paths, state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str
+) -> None:
     """Refuse interfaces that are not there, where no earlier task could have made them: somebody typed their names.
 
     One that is gone, and of which there is still a link or a note, can be detached.
@@ -968,7 +1238,9 @@ def converge(
     paths = bpffs.Paths(pin_root, state_dir)
     check(state, interfaces or (), mode)  # before anything is looked at
     if os.geteuid() != 0:
-        raise ConntrackError("Reading and changing what is attached needs root: run the task with become: true.")
+        raise ConntrackError(
+            "Reading and changing what is attached needs root: run the task with become: true."
+        )
     bpffs.check_text(paths)
     bpffs.check(pin_root)
     with contextlib.ExitStack() as stack:
@@ -976,12 +1248,16 @@ def converge(
             stack.enter_context(lock.held(paths.base, lock_timeout))
             if not check_mode:
                 statedir.end_write_interfaces(paths)
-                stack.callback(_rmdir, paths.link_dir)  # when the last link is gone: by this run, or by one that was killed then
+                stack.callback(
+                    _rmdir, paths.link_dir
+                )  # when the last link is gone: by this run, or by one that was killed then
         wants, to_come, missing, left_out = choose(state, interfaces or (), mode, check_mode)
         warnings = missing + left_out
         if state == "absent" and interfaces is None:
             names = [bpffs.interface_of(os.path.basename(path)) for path in held(paths)]
-            wants = parse(state, [{"name": name, "netns": namespace} for namespace, name in names], mode)
+            wants = parse(
+                state, [{"name": name, "netns": namespace} for namespace, name in names], mode
+            )
         hooks = open_hooks(paths, wants, check_mode)
         heard = health.listen(paths, generation_probe.prove) if state == "present" else ()
         found = faults = health.examine(paths) + heard
@@ -993,7 +1269,10 @@ def converge(
         record = _plan_record(paths, wants, state == "absent" and interfaces is None)
         applier = stack.enter_context(Applier(paths))
         if not check_mode and (steps or record):
-            plan.apply(record + steps, lambda step: _do_record(paths, step) if step in record else applier.do(step))
+            plan.apply(
+                record + steps,
+                lambda step: _do_record(paths, step) if step in record else applier.do(step),
+            )
             with plan.applied(record + steps):
                 haves, faults = observe(paths, wants), health.examine(paths)
         todo = {step.args.want: step for step in steps} if check_mode else {}

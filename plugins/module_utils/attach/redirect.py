@@ -23,7 +23,24 @@ VALUE = struct.Struct("=I")
 #: enum port_flag
 TRANSMITS = 1
 #: Drivers that send redirected frames (ndo_xdp_xmit) in Linux 5.12, the oldest that the chain takes, by the names that ethtool -i has.
-KNOWN_TO_TRANSMIT = (*("bnxt_en", "ena", "fsl_dpaa2_eth", "i40e", "ice", "igb", "ixgbe", "mlx5_core", "mvneta", "mvpp2", "qede", "sfc", "tun", "virtio_net"),)
+KNOWN_TO_TRANSMIT = (
+    *(
+        "bnxt_en",
+        "ena",
+        "fsl_dpaa2_eth",
+        "i40e",
+        "ice",
+        "igb",
+        "ixgbe",
+        "mlx5_core",
+        "mvneta",
+        "mvpp2",
+        "qede",
+        "sfc",
+        "tun",
+        "virtio_net",
+    ),
+)
 #: Bytes of an Ethernet address.
 _ADDRESS_BYTES = 6
 
@@ -81,13 +98,17 @@ def transmits(facts: bpf.LinkFacts, mode: str | None) -> bool:
 def read(fd: int) -> dict[bytes, int]:
     """Return the flags of each port by its key."""
     return {
-        bytes(keys[number * KEY.size : (number + 1) * KEY.size]): VALUE.unpack_from(values, number * VALUE.size)[0]
+        bytes(keys[number * KEY.size : (number + 1) * KEY.size]): VALUE.unpack_from(
+            values, number * VALUE.size
+        )[0]
         for count, keys, values in bpf.map_batches(fd, KEY.size, VALUE.size)
         for number in range(count)
     }
 
 
-def make_plan(have: t.Mapping[bytes, int], wanted: t.Sequence[Port], kept: t.Iterable[bytes]) -> plan.Plan:
+def make_plan(
+    have: t.Mapping[bytes, int], wanted: t.Sequence[Port], kept: t.Iterable[bytes]
+) -> plan.Plan:
     """Return the steps from the ports that there are to those that are wanted. Pure.
 
     :param kept: keys of ports besides, which stay as they are; all others go.
@@ -96,13 +117,41 @@ def make_plan(have: t.Mapping[bytes, int], wanted: t.Sequence[Port], kept: t.Ite
     for port in wanted:
         if have.get(port.key) != port.flags:
             before = shown(port.key, have[port.key]) if port.key in have else None
-            reason = "packets may be forwarded through it" if port.transmits else "packets that come in there may be forwarded, but it takes none"
-            reason += f"; rulesets of the forward hook that they do not meet: {port.past}" if port.past else ""
-            steps.append(plan.Step("change" if before else "create", "port", port.label, reason, before, shown(port.key, port.flags), (port.key, port.flags)))
+            reason = (
+                "packets may be forwarded through it"
+                if port.transmits
+                else "packets that come in there may be forwarded, but it takes none"
+            )
+            reason += (
+                f"; rulesets of the forward hook that they do not meet: {port.past}"
+                if port.past
+                else ""
+            )
+            steps.append(
+                plan.Step(
+                    "change" if before else "create",
+                    "port",
+                    port.label,
+                    reason,
+                    before,
+                    shown(port.key, port.flags),
+                    (port.key, port.flags),
+                )
+            )
     stale = have.keys() - {port.key for port in wanted} - set(kept)
     for key in sorted(stale):
         ifindex, mac = KEY.unpack(key)
-        steps.append(plan.Step("delete", "port", f"{ifindex} {mac.hex(':')}", "the chain is not attached there", shown(key, have[key]), None, (key, None)))
+        steps.append(
+            plan.Step(
+                "delete",
+                "port",
+                f"{ifindex} {mac.hex(':')}",
+                "the chain is not attached there",
+                shown(key, have[key]),
+                None,
+                (key, None),
+            )
+        )
     return steps
 
 

@@ -48,7 +48,10 @@ class Candidate:
         """Tell whether it is all that an entry asks for."""
         pattern, driver = item.get("pattern"), item.get("driver")
         return (
-            (not pattern or any(fnmatch.fnmatchcase(name, pattern) for name in (self.name, *self.altnames)))
+            (
+                not pattern
+                or any(fnmatch.fnmatchcase(name, pattern) for name in (self.name, *self.altnames))
+            )
             and (not driver or self.driver == driver)
             and (not item.get("default_route") or self.default_route)
         )
@@ -82,9 +85,15 @@ def check(field: str, item: Item) -> None:
         if item.get(name) == "":
             raise bad_value(f"{field}.{name}", "", "give a text, or leave it out")
     if item.get("name") is None and not given:
-        raise ConntrackError(f"{field}: it says no interface: give its name, or {', '.join(CRITERIA[:-1])} or {CRITERIA[-1]}: true to choose by.")
+        raise ConntrackError(
+            f"{field}: it says no interface: give its name, or {', '.join(CRITERIA[:-1])} or {CRITERIA[-1]}: true to choose by."
+        )
     if item.get("name") is not None and given:
-        raise bad_value(f"{field}.{given[0]}", item[given[0]], f"the entry names the interface {item['name']!r} already; give either that or {given[0]}")
+        raise bad_value(
+            f"{field}.{given[0]}",
+            item[given[0]],
+            f"the entry names the interface {item['name']!r} already; give either that or {given[0]}",
+        )
 
 
 def label(item: Item) -> str:
@@ -110,14 +119,24 @@ class Choice(t.NamedTuple):
     left_out: list[str]
 
 
-def resolve(items: t.Sequence[Item], look: t.Callable[[str | None], t.Sequence[Candidate]]) -> Choice:
+def resolve(
+    items: t.Sequence[Item], look: t.Callable[[str | None], t.Sequence[Candidate]]
+) -> Choice:
     """Return the entries with one for each interface that was chosen, and those for which there is none.
 
     :param items: checked entries of ``interfaces``.
     :param look: returns what there is in a namespace; it may raise ConntrackError where there is no such namespace.
     """
-    owners = {(item.get("netns"), item["name"]): f"interfaces[{number}]" for number, item in enumerate(items) if item.get("name") is not None}
-    tracked = {(item.get("netns"), item["name"]) for item in items if item.get("name") is not None and item.get("program") in TRACKING_HOOKS}
+    owners = {
+        (item.get("netns"), item["name"]): f"interfaces[{number}]"
+        for number, item in enumerate(items)
+        if item.get("name") is not None
+    }
+    tracked = {
+        (item.get("netns"), item["name"])
+        for item in items
+        if item.get("name") is not None and item.get("program") in TRACKING_HOOKS
+    }
     seen: dict[str | None, t.Sequence[Candidate]] = {}
     choice = Choice([], [], [])
     for number, item in enumerate(items):
@@ -131,7 +150,10 @@ def resolve(items: t.Sequence[Item], look: t.Callable[[str | None], t.Sequence[C
         except ConntrackError as exc:
             choice.missing.append(Nothing(item, label(item), f"{field}.{exc.message}"))
             continue
-        fitting = sorted((one for one in seen[netns] if one.fits(item)), key=lambda one: (len(one.below), one.name))
+        fitting = sorted(
+            (one for one in seen[netns] if one.fits(item)),
+            key=lambda one: (len(one.below), one.name),
+        )
         reasons: dict[str, str] = {}
         names = []
         for one in fitting:
@@ -146,12 +168,22 @@ def resolve(items: t.Sequence[Item], look: t.Callable[[str | None], t.Sequence[C
             owners[netns, one.name] = field
             names.append(one.name)
         if not names:
-            taken = {one.name: owners[netns, one.name] for one in fitting if (netns, one.name) in owners}
-            choice.missing.append(Nothing(item, label(item), _why(field, item, seen[netns], taken, reasons)))
+            taken = {
+                one.name: owners[netns, one.name] for one in fitting if (netns, one.name) in owners
+            }
+            choice.missing.append(
+                Nothing(item, label(item), _why(field, item, seen[netns], taken, reasons))
+            )
         elif reasons:
             choice.left_out.append(f"{field}: {label(item)}: left out: {_listed(reasons)}.")
         for name in sorted(names):
-            choice.found.append({**dict.fromkeys(CRITERIA), **{key: item[key] for key in item if key not in CRITERIA}, "name": name})
+            choice.found.append(
+                {
+                    **dict.fromkeys(CRITERIA),
+                    **{key: item[key] for key in item if key not in CRITERIA},
+                    "name": name,
+                }
+            )
             choice.found[-1].update(field=field, chosen_by=label(item))
     return choice
 
@@ -174,7 +206,13 @@ def _counted(
     return ""
 
 
-def _why(field: str, item: Item, there: t.Sequence[Candidate], taken: t.Mapping[str, str], left_out: t.Mapping[str, str]) -> str:
+def _why(
+    field: str,
+    item: Item,
+    there: t.Sequence[Candidate],
+    taken: t.Mapping[str, str],
+    left_out: t.Mapping[str, str],
+) -> str:
     where = "the host's namespace" if item.get("netns") is None else f"namespace {item['netns']}"
     if left_out:
         return f"{field}: {label(item)}: no interface in {where} is left; left out: {_listed(left_out)}. Remove the entry, or let it ask for others."
@@ -185,7 +223,9 @@ def _why(field: str, item: Item, there: t.Sequence[Candidate], taken: t.Mapping[
     return f"{field}: {label(item)}: no interface in {where} fits; there are: {shown}. Correct the entry, or make the interface first."
 
 
-def chains(items: t.Sequence[Item], pin_root: str, per_netns: bool, every: bool = False) -> list[dict[str, t.Any]]:
+def chains(
+    items: t.Sequence[Item], pin_root: str, per_netns: bool, every: bool = False
+) -> list[dict[str, t.Any]]:
     """Return the chains that entries of ``interfaces`` need, each with ``pin_root``, its ``interfaces``, and whether it is the ``main`` one.
 
     A chain's tables count a packet once for each namespace in which it is tracked, so each
@@ -196,7 +236,9 @@ def chains(items: t.Sequence[Item], pin_root: str, per_netns: bool, every: bool 
     :param every: also the chain at ``pin_root``, and those of namespaces in which nothing is tracked: what may be there from before. That at ``pin_root``
         is the last, since its directory holds the others.
     """
-    tracked = dict.fromkeys(item.get("netns") for item in items if every or item.get("program") in TRACKING_HOOKS)
+    tracked = dict.fromkeys(
+        item.get("netns") for item in items if every or item.get("program") in TRACKING_HOOKS
+    )
     if every:
         tracked.pop(None, None)
         tracked[None] = None
@@ -206,7 +248,11 @@ def chains(items: t.Sequence[Item], pin_root: str, per_netns: bool, every: bool 
     return [
         {
             "pin_root": bpffs.own_root(netns, pin_root) if netns else pin_root,
-            "interfaces": [item for item in items if (item.get("netns") if item.get("netns") in tracked else main) == netns],
+            "interfaces": [
+                item
+                for item in items
+                if (item.get("netns") if item.get("netns") in tracked else main) == netns
+            ],
             "main": netns == main,
         }
         for netns in tracked

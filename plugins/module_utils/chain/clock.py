@@ -28,7 +28,9 @@ def hz() -> int:
     return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
 
 
-def jiffies_now(meta: t.Mapping[str, int], monotonic_ns: int | None = None, rate: int | None = None) -> int:
+def jiffies_now(
+    meta: t.Mapping[str, int], monotonic_ns: int | None = None, rate: int | None = None
+) -> int:
     """Return jiffies64 of this instant.
 
     :param meta: the chain's ``meta`` by name; ``jiffies`` and ``ktime_ns`` are the pair taken at one instant.
@@ -37,7 +39,9 @@ def jiffies_now(meta: t.Mapping[str, int], monotonic_ns: int | None = None, rate
     :raises ConntrackError: when the chain has not stored the pair.
     """
     if not meta.get("jiffies"):
-        raise ConntrackError("meta: the chain has not stored its clock (jiffies, ktime_ns). Run xdp_program again.")
+        raise ConntrackError(
+            "meta: the chain has not stored its clock (jiffies, ktime_ns). Run xdp_program again."
+        )
     elapsed = (time.monotonic_ns() if monotonic_ns is None else monotonic_ns) - meta["ktime_ns"]
     return meta["jiffies"] + elapsed * (hz() if rate is None else rate) // _NS
 
@@ -56,7 +60,10 @@ def over(expires: int, last_seen: int, now: int, rate: int) -> bool:
     (False, True, True)
     """
     left = (expires - now) & _MASK32
-    return not 0 < left <= chain.LONGEST_TIMEOUT * rate or left > ((expires - last_seen) & _MASK32) + chain.CLOCK_SLACK * rate
+    return (
+        not 0 < left <= chain.LONGEST_TIMEOUT * rate
+        or left > ((expires - last_seen) & _MASK32) + chain.CLOCK_SLACK * rate
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,13 @@ class Offload(t.NamedTuple):
     mend: str
 
 
-def _beside(features: t.Mapping[str, bool], names: t.Mapping[str, str], interface: str, of: str, where: str = "") -> t.Iterator[Offload]:
+def _beside(
+    features: t.Mapping[str, bool],
+    names: t.Mapping[str, str],
+    interface: str,
+    of: str,
+    where: str = "",
+) -> t.Iterator[Offload]:
     for feature, said in names.items():
         if features.get(feature):
             yield Offload(f"{said} of {of} is on", f"Run ethtool -K {interface} {said} off{where}")
@@ -54,29 +60,53 @@ def _beside(features: t.Mapping[str, bool], names: t.Mapping[str, str], interfac
 
 def card_offloads(name: str, features: t.Mapping[str, bool]) -> list[Offload]:
     """Return what takes tags out of the frames that an interface receives. Pure."""
-    return list(_beside(features, {ethtool.RX_TAG: "rxvlan", ethtool.RX_STAG: ethtool.RX_STAG}, name, name))
+    return list(
+        _beside(features, {ethtool.RX_TAG: "rxvlan", ethtool.RX_STAG: ethtool.RX_STAG}, name, name)
+    )
 
 
-def veth_offloads(peer: str, features: t.Mapping[str, bool], service_tags: bool, where: str = "") -> list[Offload]:
+def veth_offloads(
+    peer: str, features: t.Mapping[str, bool], service_tags: bool, where: str = ""
+) -> list[Offload]:
     """Return what takes tags out of the frames that a veth receives: its other end, which leaves them to a card that there is none. Pure.
 
     :param service_tags: whether an interface on the other end sends tags of IEEE 802.1ad.
     :param where: goes behind a command that is to be run at the other end.
     """
-    names = {ethtool.TX_TAG: "txvlan", **({ethtool.TX_STAG: ethtool.TX_STAG} if service_tags else {})}
+    names = {
+        ethtool.TX_TAG: "txvlan",
+        **({ethtool.TX_STAG: ethtool.TX_STAG} if service_tags else {}),
+    }
     return list(_beside(features, names, peer, f"the veth's other end {peer}", where))
 
 
 def _veth(facts: bpf.LinkFacts) -> list[Offload]:
-    unknown = [Offload("", f"Bring the other end of {facts.name} into a namespace that ip netns lists, so that its VLAN offloads can be seen")]
-    there = netns.entered_where(lambda handle: bpf.namespace_id(handle) == facts.peer_nsid) if facts.peer_nsid is not None else contextlib.nullcontext(True)
+    unknown = [
+        Offload(
+            "",
+            f"Bring the other end of {facts.name} into a namespace that ip netns lists, so that its VLAN offloads can be seen",
+        )
+    ]
+    there = (
+        netns.entered_where(lambda handle: bpf.namespace_id(handle) == facts.peer_nsid)
+        if facts.peer_nsid is not None
+        else contextlib.nullcontext(True)
+    )
     try:
         with there as found:
             if not found:
                 return unknown
             peer = bpf.link_facts(facts.peer_ifindex).name
-            service_tags = any(data.get(_VLAN_PROTOCOL) == _8021AD for data in bpf.links_above(facts.peer_ifindex, "vlan"))
-            return veth_offloads(peer, ethtool.features(peer), service_tags, " in the namespace of that end" if facts.peer_nsid is not None else "")
+            service_tags = any(
+                data.get(_VLAN_PROTOCOL) == _8021AD
+                for data in bpf.links_above(facts.peer_ifindex, "vlan")
+            )
+            return veth_offloads(
+                peer,
+                ethtool.features(peer),
+                service_tags,
+                " in the namespace of that end" if facts.peer_nsid is not None else "",
+            )
     except OSError:  # the peer is being moved or its namespace dies
         return unknown
 
@@ -115,7 +145,9 @@ def place(where: str | None) -> str:
     return "the host's namespace" if where is None else f"namespace {where}"
 
 
-def look(forward: str, where: str | None, facts: bpf.LinkFacts, rules: dict[str | None, netfilter.Seen]) -> Seen:
+def look(
+    forward: str, where: str | None, facts: bpf.LinkFacts, rules: dict[str | None, netfilter.Seen]
+) -> Seen:
     """Return what there is to know of an interface; call it inside its namespace.
 
     :param rules: what was seen of namespaces before, by their names; this one's is added.
@@ -150,9 +182,19 @@ def problems(seen: Seen) -> list[tuple[str, str]]:
     found = []
     for one in seen.offloads:
         if one.what:
-            found.append((f"{one.what}, so the chain sees no VLAN tag, and would forward tagged frames as untagged ones", one.mend))
+            found.append(
+                (
+                    f"{one.what}, so the chain sees no VLAN tag, and would forward tagged frames as untagged ones",
+                    one.mend,
+                )
+            )
         else:
-            found.append(("whether VLAN tags are in its frames is not known, and tagged frames may be forwarded as untagged ones", one.mend))
+            found.append(
+                (
+                    "whether VLAN tags are in its frames is not known, and tagged frames may be forwarded as untagged ones",
+                    one.mend,
+                )
+            )
     if seen.rules.tracks and not seen.rules.liberal:
         sysctl = netfilter.LIBERAL.replace("/", ".")
         found.append(
@@ -168,15 +210,24 @@ def problems(seen: Seen) -> list[tuple[str, str]]:
 def refuse(field: str, label: str, seen: Seen) -> None:
     """:raises ConntrackError: where the chain must not forward through an interface."""
     for problem, mend in problems(seen):
-        raise ConntrackError(f"{field}: {label}: the chain must not forward there (forward: {seen.forward}): {problem}. {mend}, or load it with forward: off.")
+        raise ConntrackError(
+            f"{field}: {label}: the chain must not forward there (forward: {seen.forward}): {problem}. {mend}, or load it with forward: off."
+        )
 
 
 def shown(rules: t.Mapping[str | None, netfilter.Seen]) -> str:
     """Return the rulesets that are passed by, for people; "" where there are none."""
-    return "; ".join(f"{seen.shown} in {place(where)}" for where, seen in rules.items() if seen.rulesets != ())
+    return "; ".join(
+        f"{seen.shown} in {place(where)}" for where, seen in rules.items() if seen.rulesets != ()
+    )
 
 
 def as_dict(where: str | None, rules: netfilter.Seen) -> dict[str, t.Any]:
     """Return a namespace in the form in which modules report it."""
     bypassed = None if rules.rulesets is None else [one.as_dict() for one in rules.rulesets]
-    return {"netns": where, "bypassed": bypassed, "nf_conntrack": rules.tracks, "tcp_be_liberal": rules.liberal}
+    return {
+        "netns": where,
+        "bypassed": bypassed,
+        "nf_conntrack": rules.tracks,
+        "tcp_be_liberal": rules.liberal,
+    }

@@ -27,7 +27,9 @@ _FILE = re.compile(r"[\w.+-]+")
 _GUEST = re.compile(r"^GUEST\(\s*(\w+)\s*\)", re.MULTILINE)
 _MAP = re.compile(r"^GUEST_MAP\(\s*(\w+)\s*,", re.MULTILINE)
 _IN_TEXT = re.compile(r"^#define GUEST_SLOT (\d+)$|" + _GUEST.pattern, re.MULTILINE)
-_FREE = "give acl, nat or the number of a free slot, {} to {}".format(*(sorted(chain.GUEST_SLOTS.values())[at] for at in (2, -1)))
+_FREE = "give acl, nat or the number of a free slot, {} to {}".format(
+    *(sorted(chain.GUEST_SLOTS.values())[at] for at in (2, -1))
+)
 _U32 = struct.Struct("=I")
 _COUNTS = struct.Struct(f"={len(chain.GUEST_COUNTS)}Q")
 
@@ -81,8 +83,14 @@ def _slot(field: str, value: t.Any) -> int:
     slot = {**names, **chain.GUEST_SLOTS}.get(str(value))
     if slot is not None:
         return slot
-    holder = next((name for name, number in chain.SLOTS.items() if str(value) in (name, str(number))), None)
-    raise bad_value(f"{field}.slot", value, f"it is {holder}'s, a stage of the chain; {_FREE}" if holder else _FREE)
+    holder = next(
+        (name for name, number in chain.SLOTS.items() if str(value) in (name, str(number))), None
+    )
+    raise bad_value(
+        f"{field}.slot",
+        value,
+        f"it is {holder}'s, a stage of the chain; {_FREE}" if holder else _FREE,
+    )
 
 
 def parse(values: t.Any) -> tuple[Guest, ...]:
@@ -103,15 +111,23 @@ def parse(values: t.Any) -> tuple[Guest, ...]:
         given = {name: str(value[name]) for name in ("src", "pinned") if value.get(name)}
         slot = _slot(field, value.get("slot"))
         if slot in found:
-            raise bad_value(f"{field}.slot", value["slot"], f"{found[slot].field} has it; give each guest a slot of its own")
+            raise bad_value(
+                f"{field}.slot",
+                value["slot"],
+                f"{found[slot].field} has it; give each guest a slot of its own",
+            )
         if len(given) != 1:
-            raise ConntrackError(f"{field}: {'src and pinned exclude each other' if given else 'src or pinned is missing'}: give one of them.")
+            raise ConntrackError(
+                f"{field}: {'src and pinned exclude each other' if given else 'src or pinned is missing'}: give one of them."
+            )
         found[slot] = Guest(field, slot, **given)
     return tuple(found[slot] for slot in sorted(found))
 
 
 # ---------------------------------------------------------------- on the controller
-def read(guests: t.Sequence[Guest], find: t.Callable[[str], str], taken: t.Container[str]) -> tuple[Guest, ...]:
+def read(
+    guests: t.Sequence[Guest], find: t.Callable[[str], str], taken: t.Container[str]
+) -> tuple[Guest, ...]:
     """Return the guests with their files' text.
 
     :param find: makes a path of the controller absolute.
@@ -122,9 +138,16 @@ def read(guests: t.Sequence[Guest], find: t.Callable[[str], str], taken: t.Conta
     for guest in guests:
         done.append(_read(guest, find, taken) if guest.src is not None else guest)
         for other in done[:-1]:
-            for what, mine, theirs in (("name", done[-1].name, other.name), ("file", done[-1].file, other.file)):
+            for what, mine, theirs in (
+                ("name", done[-1].name, other.name),
+                ("file", done[-1].file, other.file),
+            ):
                 if mine and mine == theirs:
-                    raise bad_value(f"{guest.field}.src", guest.src, f"{other.field} has the {what} {mine} already; give each guest a {what} of its own")
+                    raise bad_value(
+                        f"{guest.field}.src",
+                        guest.src,
+                        f"{other.field} has the {what} {mine} already; give each guest a {what} of its own",
+                    )
     return tuple(done)
 
 
@@ -134,7 +157,9 @@ def _read(guest: Guest, find: t.Callable[[str], str], taken: t.Container[str]) -
         with open(path, encoding="utf-8") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConntrackError(f"{field}: {path} can not be read: {getattr(exc, 'strerror', None) or exc}.") from exc
+        raise ConntrackError(
+            f"{field}: {path} can not be read: {getattr(exc, 'strerror', None) or exc}."
+        ) from exc
     name = os.path.basename(path)
     if name in taken:
         raise bad_value(field, guest.src, "a file of the chain has this name; give it another")
@@ -142,7 +167,11 @@ def _read(guest: Guest, find: t.Callable[[str], str], taken: t.Container[str]) -
         raise bad_value(field, guest.src, "use letters, digits and .+-_ for its name")
     programs = _GUEST.findall(text)
     if len(programs) != 1:
-        raise bad_value(field, guest.src, f"it has {len(programs)} programs; a guest's file has one, which begins with GUEST(name) in a line of its own")
+        raise bad_value(
+            field,
+            guest.src,
+            f"it has {len(programs)} programs; a guest's file has one, which begins with GUEST(name) in a line of its own",
+        )
     program = programs[0]
     if program in chain.SLOTS or not _NAME.fullmatch(program) or len(program) > _NAME_BYTES:
         raise bad_value(
@@ -150,10 +179,16 @@ def _read(guest: Guest, find: t.Callable[[str], str], taken: t.Container[str]) -
             program,
             f"a guest's program needs a name of C, of {_NAME_BYTES} characters at most, that no stage of the chain has",
         )
-    hidden = [found for found in maps_in(text) if found in {spec.name for spec in chain.maps(events=True)}]
+    hidden = [
+        found for found in maps_in(text) if found in {spec.name for spec in chain.maps(events=True)}
+    ]
     if hidden:
-        raise bad_value(field, hidden[0], "the chain has a map of this name; give the guest's another")
-    return dataclasses.replace(guest, name=program, file=name, text=text if text.endswith("\n") else f"{text}\n")
+        raise bad_value(
+            field, hidden[0], "the chain has a map of this name; give the guest's another"
+        )
+    return dataclasses.replace(
+        guest, name=program, file=name, text=text if text.endswith("\n") else f"{text}\n"
+    )
 
 
 # ---------------------------------------------------------------- what a rendered text holds
@@ -188,18 +223,28 @@ def pinned_here(guests: t.Sequence[Guest]) -> tuple[Pinned, ...]:
 
 def _pinned_here(guest: Guest, path: str) -> Pinned:
     field = f"{guest.field}.pinned"
-    safe_path.check_text(field, path, "give the absolute path of a program that is pinned on the target")
+    safe_path.check_text(
+        field, path, "give the absolute path of a program that is pinned on the target"
+    )
     safe_path.refuse_foreign_way(path)
     safe_path.refuse_foreign(path)
     try:
         fd = bpf.obj_get(path)
     except bpf.BpfError as exc:
-        raise bad_value(field, path, f"{exc.words or os.strerror(exc.errno or 0)}; give the path of a program that is pinned on the target") from exc
+        raise bad_value(
+            field,
+            path,
+            f"{exc.words or os.strerror(exc.errno or 0)}; give the path of a program that is pinned on the target",
+        ) from exc
     with bpf.closing(fd):
         kind = bpf.kind_of(fd)
         info = bpf.prog_info(fd) if kind == "prog" else None
         if info is None or info.type != bpf.PROG_TYPE_XDP:
-            raise bad_value(field, path, f"it is a {kind if info is None else f'program of type {info.type}'}; give an XDP program (type {bpf.PROG_TYPE_XDP})")
+            raise bad_value(
+                field,
+                path,
+                f"it is a {kind if info is None else f'program of type {info.type}'}; give an XDP program (type {bpf.PROG_TYPE_XDP})",
+            )
         try:
             _fits(fd)
         except bpf.BpfError as exc:
@@ -220,7 +265,9 @@ def open_pinned(guest: Pinned) -> int:
     fd = bpf.obj_get(guest.path)
     if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).tag != guest.tag:
         bpf.close(fd)
-        raise ConntrackError(f"{guest.path}: another program was pinned there meanwhile. Run it again.")
+        raise ConntrackError(
+            f"{guest.path}: another program was pinned there meanwhile. Run it again."
+        )
     return fd
 
 
@@ -229,13 +276,23 @@ def _fits(fd: int) -> None:
 
     :raises BpfError: where the kernel refuses it (kernel/bpf/core.c, __bpf_prog_map_compatible).
     """
-    with bpf.closing(bpf.map_create(chain.MAP_TYPES["prog_array"], "fits", _U32.size, _U32.size, 2)) as table:
+    with bpf.closing(
+        bpf.map_create(chain.MAP_TYPES["prog_array"], "fits", _U32.size, _U32.size, 2)
+    ) as table:
         with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "fits")) as plain:
             for index, program in enumerate((plain, fd)):
                 bpf.map_update(table, _U32.pack(index), _U32.pack(program))
 
 
-def check_shape(name: str, found: bpf.MapInfo, kind: int, key_size: int, value_size: int, max_entries: int, flags: int) -> None:
+def check_shape(
+    name: str,
+    found: bpf.MapInfo,
+    kind: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    flags: int,
+) -> None:
     """Compare a map that was pinned before with what the text says of it.
 
     :raises ConntrackError: where it has another shape.
@@ -247,7 +304,9 @@ def check_shape(name: str, found: bpf.MapInfo, kind: int, key_size: int, value_s
         "max_entries": (found.max_entries, max_entries),
         "flags": (found.flags, flags),
     }
-    other = [f"{what} {there}, now {here}" for what, (there, here) in wanted.items() if there != here]
+    other = [
+        f"{what} {there}, now {here}" for what, (there, here) in wanted.items() if there != here
+    ]
     if other:
         raise ConntrackError(
             f"guests: the map {name} has another shape in the running generation: {', '.join(other)}. Give it another name; it begins empty then."
@@ -273,7 +332,10 @@ def counts_by_cpu(guest_stats: int, slot: int) -> list[dict[str, int]]:
 
     :param guest_stats: file descriptor of the map of that name.
     """
-    return [dict(zip(chain.GUEST_COUNTS, _COUNTS.unpack(value))) for value in bpf.percpu_value(guest_stats, slot, _COUNTS.size)]
+    return [
+        dict(zip(chain.GUEST_COUNTS, _COUNTS.unpack(value)))
+        for value in bpf.percpu_value(guest_stats, slot, _COUNTS.size)
+    ]
 
 
 def counts(guest_stats: int, slot: int) -> dict[str, int]:

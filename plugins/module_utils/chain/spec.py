@@ -82,7 +82,10 @@ OUTCOMES = (
     ("tracked", "counted in a flow"),
     ("related", "ICMP error matched to the flow that it quotes"),
     ("fragment", "a fragment; its datagram counts in the flow with the fragment that completes it"),
-    ("invalid_ip_header", "IP version, header length, total length or header checksum is wrong, or an address is one that no wire may carry"),
+    (
+        "invalid_ip_header",
+        "IP version, header length, total length or header checksum is wrong, or an address is one that no wire may carry",
+    ),
     ("invalid_ext_headers", "IPv6 extension headers that lead nowhere"),
     ("invalid_l4_short", "the transport header is cut off"),
     ("invalid_checksum", "the transport checksum is wrong"),
@@ -92,26 +95,47 @@ OUTCOMES = (
     ("invalid_tcp_new", "the TCP segment can not open a connection"),
     ("invalid_tcp_window", "the TCP sequence or acknowledgement number is out of the window"),
     ("invalid_tcp_rst", "a TCP reset that the window checks refuse"),
-    ("invalid_icmp_type", "an ICMP message that is neither a query, nor a reply to one seen, nor an error"),
-    ("invalid_icmp_error", "an ICMP error that quotes no known flow, or goes to somebody else than the sender of what it quotes"),
+    (
+        "invalid_icmp_type",
+        "an ICMP message that is neither a query, nor a reply to one seen, nor an error",
+    ),
+    (
+        "invalid_icmp_error",
+        "an ICMP error that quotes no known flow, or goes to somebody else than the sender of what it quotes",
+    ),
     ("invalid_gre", "a GRE header of version 1 that is not PPTP's"),
-    ("invalid_sctp_chunks", "no SCTP chunk, one without a length, or one that may not stand where it does"),
+    (
+        "invalid_sctp_chunks",
+        "no SCTP chunk, one without a length, or one that may not stand where it does",
+    ),
     ("invalid_sctp_new", "the SCTP chunks can not open an association"),
     ("invalid_sctp_tag", "the SCTP verification tag is wrong"),
     ("invalid_sctp_state", "the SCTP chunk fits no transition of the association's state"),
     ("ignored_tcp_syn", "a repeated SYN that nobody answered yet: let pass, not counted"),
     ("ignored_tcp_state", "the TCP segment is let pass without changing the connection's state"),
     ("ignored_tcp_window", "an old TCP segment or acknowledgement: let pass, not counted"),
-    ("ignored_sctp", "an SCTP INIT that came again, or a heartbeat with a new tag: let pass, not counted"),
+    (
+        "ignored_sctp",
+        "an SCTP INIT that came again, or a heartbeat with a new tag: let pass, not counted",
+    ),
     ("untracked_not_ip", "not an IP packet (ARP, LLDP, ...)"),
     ("untracked_eth_short", "shorter than an Ethernet header"),
     ("untracked_vlan_depth", "more than two VLAN tags"),
     ("untracked_pppoe", "PPPoE"),
     ("untracked_nd", "neighbour discovery or multicast listener discovery (as in the kernel)"),
-    ("untracked_fragment", "a fragment that fits no datagram: overlapping, too long together, or no room to remember it"),
-    ("untracked_limit", "more or longer headers than are followed: what is behind them was not looked at"),
+    (
+        "untracked_fragment",
+        "a fragment that fits no datagram: overlapping, too long together, or no room to remember it",
+    ),
+    (
+        "untracked_limit",
+        "more or longer headers than are followed: what is behind them was not looked at",
+    ),
     ("untracked_no_entry", "no entry could be made: the table is full or being resized"),
-    ("untracked_rate", "it would begin a flow, and more began lately than new_flows_per_second allows"),
+    (
+        "untracked_rate",
+        "it would begin a flow, and more began lately than new_flows_per_second allows",
+    ),
     ("untracked_contended", "the entry stayed locked by another CPU"),
     ("untracked_no_meta", "the driver offers no XDP metadata"),
     ("untracked_no_slot", "a slot of the jump table is empty"),
@@ -126,17 +150,35 @@ EVENTS = (
     ("deleted_untracked", "entries that began with a packet which was then not tracked"),
     ("insert_failed", "entries that could not be made"),
     ("promoted", "entries that moved to the table of assured flows"),
-    ("promote_failed", "packets of assured flows that the table of assured flows had no room for: the flow stayed where it was"),
+    (
+        "promote_failed",
+        "packets of assured flows that the table of assured flows had no room for: the flow stayed where it was",
+    ),
     ("assured_deleted", "those of the deleted entries that stood in a table of assured flows"),
     ("forwarded", "packets forwarded past the stack"),
-    ("forward_unusual", "left to the stack: tagged, with IP options or extension headers, or longer than the IP packet in it"),
+    (
+        "forward_unusual",
+        "left to the stack: tagged, with IP options or extension headers, or longer than the IP packet in it",
+    ),
     ("forward_ttl", "left to the stack: the TTL is used up"),
     ("forward_mtu", "left to the stack: longer than the route's MTU"),
-    ("forward_route", "left to the stack: no route leads on, forwarding is off, it is for this host, or it would go back where it came from"),
+    (
+        "forward_route",
+        "left to the stack: no route leads on, forwarding is off, it is for this host, or it would go back where it came from",
+    ),
     ("forward_neighbour", "left to the stack: the next hop's address is not known yet"),
-    ("forward_port", "left to the stack: not addressed to an attached interface, or routed to one that takes no redirected frames"),
-    ("forward_refresh", "left to the stack, which sees one packet of a flow and direction every five seconds, so that neighbours and nf_conntrack stay alive"),
-    ("forward_martian", "left to the stack: an address that no router forwards, such as one of this host's own as the sender's"),
+    (
+        "forward_port",
+        "left to the stack: not addressed to an attached interface, or routed to one that takes no redirected frames",
+    ),
+    (
+        "forward_refresh",
+        "left to the stack, which sees one packet of a flow and direction every five seconds, so that neighbours and nf_conntrack stay alive",
+    ),
+    (
+        "forward_martian",
+        "left to the stack: an address that no router forwards, such as one of this host's own as the sender's",
+    ),
 )
 COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
 #: What user space counts in the array ``deletions``, index is the position here. Writing a per-CPU array from user space would overwrite
@@ -255,7 +297,10 @@ def transition_rows(table: str) -> tuple[int, ...]:
     """
     states, *rows = (line.split() for line in table.strip().splitlines())
     numbers = {name: number for number, name in enumerate([*states, "IV", "IG"])}
-    return tuple(sum(numbers[cell] << 4 * position for position, cell in enumerate(cells)) for dummy, *cells in rows)
+    return tuple(
+        sum(numbers[cell] << 4 * position for position, cell in enumerate(cells))
+        for dummy, *cells in rows
+    )
 
 
 TCP_ROWS = transition_rows(_TCP_TABLE)
@@ -328,7 +373,9 @@ def crc32c_tables() -> tuple[int, ...]:
 CRC32C_TABLES = crc32c_tables()
 #: Layout of the one value of ``settings``: the transition tables of TCP and SCTP, jiffies a second, the timeouts in jiffies, the knobs,
 #: and the tables of SCTP's checksum, which are no settings but have their place here.
-SETTINGS_STRUCT = struct.Struct(f"={len(TCP_ROWS)}Q{len(SCTP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I{len(CRC32C_TABLES)}I")
+SETTINGS_STRUCT = struct.Struct(
+    f"={len(TCP_ROWS)}Q{len(SCTP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I{len(CRC32C_TABLES)}I"
+)
 SETTINGS_BYTES = (SETTINGS_STRUCT.size + 7) // 8 * 8
 #: What is forwarded past the stack.
 FORWARDS = ("off", "established", "all")
@@ -398,13 +445,67 @@ def maps(
         MapSpec("jt", "prog_array", None, "u32", 4, 4, JT_ENTRIES, False),
         MapSpec("settings", "array", None, "struct ct_settings", 4, SETTINGS_BYTES, 1, False),
         MapSpec("stats", "percpu_array", None, "u64", 4, 8, len(COUNTERS), True),
-        MapSpec("guest_stats", "percpu_array", None, "struct guest_count", 4, 8 * len(GUEST_COUNTS), JT_ENTRIES, True),
+        MapSpec(
+            "guest_stats",
+            "percpu_array",
+            None,
+            "struct guest_count",
+            4,
+            8 * len(GUEST_COUNTS),
+            JT_ENTRIES,
+            True,
+        ),
         MapSpec("deletions", "array", None, "u64", 4, 8, len(DELETIONS), True),
-        MapSpec("ctt_new", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, half_open_size, True),
-        MapSpec("ctt", "lru_hash", "struct ct_key", "struct ct_entry", KEY4.size, ENTRY.size, table_size, True),
-        MapSpec("ctt6_new", "lru_hash", "struct ct_key6", "struct ct_entry", KEY6.size, ENTRY.size, half_open_size6, True),
-        MapSpec("ctt6", "lru_hash", "struct ct_key6", "struct ct_entry", KEY6.size, ENTRY.size, table_size6, True),
-        MapSpec("frags", "lru_hash", "struct frag_key", "struct frag_queue", 40, FRAG_QUEUE_BYTES, FRAG_QUEUES, True),
+        MapSpec(
+            "ctt_new",
+            "lru_hash",
+            "struct ct_key",
+            "struct ct_entry",
+            KEY4.size,
+            ENTRY.size,
+            half_open_size,
+            True,
+        ),
+        MapSpec(
+            "ctt",
+            "lru_hash",
+            "struct ct_key",
+            "struct ct_entry",
+            KEY4.size,
+            ENTRY.size,
+            table_size,
+            True,
+        ),
+        MapSpec(
+            "ctt6_new",
+            "lru_hash",
+            "struct ct_key6",
+            "struct ct_entry",
+            KEY6.size,
+            ENTRY.size,
+            half_open_size6,
+            True,
+        ),
+        MapSpec(
+            "ctt6",
+            "lru_hash",
+            "struct ct_key6",
+            "struct ct_entry",
+            KEY6.size,
+            ENTRY.size,
+            table_size6,
+            True,
+        ),
+        MapSpec(
+            "frags",
+            "lru_hash",
+            "struct frag_key",
+            "struct frag_queue",
+            40,
+            FRAG_QUEUE_BYTES,
+            FRAG_QUEUES,
+            True,
+        ),
         MapSpec("ports", "hash", "struct port_key", "u32", 12, 4, PORTS, True),
         MapSpec("scratch", "percpu_array", None, "struct scratch", 4, SCRATCH_BYTES, 1, False),
         MapSpec("guard", "array", None, "u64", 4, 8, 1, False),
@@ -426,12 +527,31 @@ EVENT_MAPS = (
 # ---------------------------------------------------------------- the layout of a flow (files/bpf/flow.h), in host byte order
 #: Fields with their codes in Python's struct: of either key, of one direction, of an entry.
 KEY_FIELDS = {
-    family: (("lo_ip", address), ("hi_ip", address), ("lo_port", "H"), ("hi_port", "H"), ("proto", "B"), ("role", "B"), ("zone", "H"))
+    family: (
+        ("lo_ip", address),
+        ("hi_ip", address),
+        ("lo_port", "H"),
+        ("hi_port", "H"),
+        ("proto", "B"),
+        ("role", "B"),
+        ("zone", "H"),
+    )
     for family, address in (("ipv4", "4s"), ("ipv6", "16s"))
 }
-HALF_FIELDS = (("packets", "Q"), ("bytes", "Q"), ("td_end", "I"), ("td_maxend", "I"), ("td_maxwin", "I"), ("td_maxack", "I"))
+HALF_FIELDS = (
+    ("packets", "Q"),
+    ("bytes", "Q"),
+    ("td_end", "I"),
+    ("td_maxend", "I"),
+    ("td_maxwin", "I"),
+    ("td_maxack", "I"),
+)
 ENTRY_FIELDS = (
-    *((f"{direction}.{name}", code) for direction in ("orig", "reply") for name, code in HALF_FIELDS),
+    *(
+        (f"{direction}.{name}", code)
+        for direction in ("orig", "reply")
+        for name, code in HALF_FIELDS
+    ),
     ("ctl", "Q"),
     ("expires", "I"),  # jiffies
     ("last_seen", "I"),  # jiffies
@@ -509,11 +629,15 @@ def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str,
     """
     seconds = [timeouts.get(name, default) for name, default in TIMEOUTS.items()]
     values = (knobs.get(name, default) for name, default in KNOBS.items())
-    return SETTINGS_STRUCT.pack(*TCP_ROWS, *SCTP_ROWS, hz, *(s * hz for s in seconds), *values, *CRC32C_TABLES).ljust(SETTINGS_BYTES, b"\0")
+    return SETTINGS_STRUCT.pack(
+        *TCP_ROWS, *SCTP_ROWS, hz, *(s * hz for s in seconds), *values, *CRC32C_TABLES
+    ).ljust(SETTINGS_BYTES, b"\0")
 
 
 def settings_of(raw: bytes) -> tuple[int, dict[str, int], dict[str, int]]:
     """Return jiffies a second, the timeouts in seconds and the knobs of a value of ``settings``."""
-    hz, *values = SETTINGS_STRUCT.unpack(raw[: SETTINGS_STRUCT.size])[len(TCP_ROWS) + len(SCTP_ROWS) :]
+    hz, *values = SETTINGS_STRUCT.unpack(raw[: SETTINGS_STRUCT.size])[
+        len(TCP_ROWS) + len(SCTP_ROWS) :
+    ]
     timeouts = {name: value // hz if hz else 0 for name, value in zip(TIMEOUTS, values)}
     return hz, timeouts, dict(zip(KNOBS, values[len(TIMEOUTS) :]))

@@ -14,4 +14,6 @@ def utc(seconds: float) -> str:
     >>> utc(0)
     '1970-01-01T00:00:00Z'
     """
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )

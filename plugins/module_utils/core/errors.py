@@ -34,7 +34,9 @@ def bad_value(field: str, value: object, mend: str, known: t.Iterable[str] = ())
     :param known: the names that are valid, where it is to say which of them is nearest.
     """
     shown = value if isinstance(value, (int, float, bool)) else repr(value)
-    return ConntrackError(f"{field}: {shown} is not valid: {mend.rstrip('.')}.{did_you_mean(value, known)}")
+    return ConntrackError(
+        f"{field}: {shown} is not valid: {mend.rstrip('.')}.{did_you_mean(value, known)}"
+    )
 
 
 def is_whole(value: object) -> t.TypeGuard[int]:

@@ -25,7 +25,9 @@ def file_mode(text: str) -> int:
     except ValueError:
         mode = -1
     if not 0 <= mode <= 0o777:
-        raise bad_value("mode", text, "give the file's permissions as an octal number in quotes, as '0640'")
+        raise bad_value(
+            "mode", text, "give the file's permissions as an octal number in quotes, as '0640'"
+        )
     return mode
 
 
@@ -39,7 +41,9 @@ def check_dest(dest: str, field: str = "dest") -> None:
     if os.path.isdir(dest):
         raise bad_value(field, dest, "it is a directory; give the path of a file")
     if not os.path.isdir(os.path.dirname(dest)):
-        raise bad_value(field, dest, f"the directory {os.path.dirname(dest)} does not exist; make it first")
+        raise bad_value(
+            field, dest, f"the directory {os.path.dirname(dest)} does not exist; make it first"
+        )
 
 
 @contextlib.contextmanager
@@ -68,7 +72,9 @@ def replacing(dest: str, mode: int, dry: bool) -> t.Iterator[_Replacement]:
             replacement.close()
             if not dry and replacement.changed:
                 os.fchmod(temporary.fileno(), mode)
-                os.fsync(temporary.fileno())  # or a power cut leaves the name on a file without content: of the unit, or the command
+                os.fsync(
+                    temporary.fileno()
+                )  # or a power cut leaves the name on a file without content: of the unit, or the command
                 _place(temporary.fileno(), name, where)
                 os.fsync(where)
     except OSError as exc:
@@ -94,7 +100,9 @@ def _place(file: int, name: str, directory: int) -> None:
     beside = f".{name}.new"
     for attempt in range(100):
         try:
-            os.link(f"/proc/self/fd/{file}", beside, dst_dir_fd=directory)  # with a dir_fd Python uses linkat(2), which follows the first
+            os.link(
+                f"/proc/self/fd/{file}", beside, dst_dir_fd=directory
+            )  # with a dir_fd Python uses linkat(2), which follows the first
             os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
             return
         except (FileExistsError, FileNotFoundError):  # another run is at the same point
@@ -131,7 +139,9 @@ class _Replacement:
     def __init__(self, out: t.BinaryIO, dest: str, mode: int) -> None:
         self._out = out
         self._old = _regular(dest)
-        self.changed = self._old is None or stat.S_IMODE(os.fstat(self._old.fileno()).st_mode) != mode
+        self.changed = (
+            self._old is None or stat.S_IMODE(os.fstat(self._old.fileno()).st_mode) != mode
+        )
 
     def write(self, piece: bytes) -> None:
         """Write the next piece."""

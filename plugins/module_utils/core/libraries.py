@@ -44,7 +44,14 @@ class Library:
 LIBRARIES: dict[str, Library] = {
     library.name: library
     for library in (
-        Library("bcc", "0.26", "BPF", "python3-bpfcc", "python3-bcc", "The package bcc on PyPI is another thing."),
+        Library(
+            "bcc",
+            "0.26",
+            "BPF",
+            "python3-bpfcc",
+            "python3-bcc",
+            "The package bcc on PyPI is another thing.",
+        ),
         Library("pyroute2", "0.7.2", "IPRoute", "python3-pyroute2", "python3-pyroute2"),
         Library("jinja2", "2.11", "Environment", "python3-jinja2", "python3-jinja2"),
     )
@@ -85,7 +92,9 @@ def check(library: Library) -> Problem | None:
     """Import a library; return what is wrong with it, or None when it will do."""
     try:
         module = importlib.import_module(library.name)
-    except Exception as exc:  # a broken installation raises anything: OSError for a missing shared object, for one
+    except (
+        Exception
+    ) as exc:  # a broken installation raises anything: OSError for a missing shared object, for one
         absent = isinstance(exc, ModuleNotFoundError) and exc.name == library.name
         return Problem(library, reason="" if absent else f"{type(exc).__name__}: {exc}")
     try:
@@ -93,7 +102,11 @@ def check(library: Library) -> Problem | None:
     except importlib.metadata.PackageNotFoundError:
         version = str(getattr(module, "__version__", "unknown"))
     if not hasattr(module, library.attribute):
-        return Problem(library, version, f"it has no {library.attribute}, so it is another library of that name")
+        return Problem(
+            library,
+            version,
+            f"it has no {library.attribute}, so it is another library of that name",
+        )
     # A version that says nothing is no reason to refuse a library that imports.
     if release(version) and release(version) < release(library.minimum):
         return Problem(library, version)
@@ -114,15 +127,29 @@ def describe(problem: Problem, interpreters: t.Sequence[str]) -> str:
     words = f"{library.name} {library.minimum} or newer is needed and {found} by {where}"
     if problem.reason:
         words += f" ({problem.reason})"
-    packages = library.debian if library.debian == library.fedora else f"{library.debian} (Debian, Ubuntu) or {library.fedora} (Fedora, RHEL)"
+    packages = (
+        library.debian
+        if library.debian == library.fedora
+        else f"{library.debian} (Debian, Ubuntu) or {library.fedora} (Fedora, RHEL)"
+    )
     return " ".join(filter(None, (f"{words}. Install the package {packages}.", library.hint)))
 
 
 def imports(interpreter: str, libraries: t.Iterable[Library]) -> bool:
     """Return whether another interpreter can import all of the libraries."""
-    code = "\n".join(f"import {library.name}\n{library.name}.{library.attribute}" for library in libraries)
+    code = "\n".join(
+        f"import {library.name}\n{library.name}.{library.attribute}" for library in libraries
+    )
     try:
-        return subprocess.run([interpreter, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(
+                [interpreter, "-c", code],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+            ).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -133,7 +160,9 @@ def others() -> list[str]:
     A virtual environment's Python is a link to the system's, but looks elsewhere for libraries: it is another one.
     """
     own = "" if sys.prefix != sys.base_prefix else os.path.realpath(sys.executable or "")
-    return [path for path in SYSTEM_PYTHONS if os.path.exists(path) and os.path.realpath(path) != own]
+    return [
+        path for path in SYSTEM_PYTHONS if os.path.exists(path) and os.path.realpath(path) != own
+    ]
 
 
 def require(module: AnsibleModule, *names: str) -> None:
@@ -148,7 +177,10 @@ def require(module: AnsibleModule, *names: str) -> None:
     problems = [problem for problem in map(check, wanted) if problem]
     if not problems:
         return
-    from ansible.module_utils.common.respawn import has_respawned, respawn_module  # the command ct, which has no Ansible, only checks
+    from ansible.module_utils.common.respawn import (
+        has_respawned,
+        respawn_module,
+    )  # the command ct, which has no Ansible, only checks
 
     asked = [f"{sys.executable} (Python {'.'.join(map(str, sys.version_info[:3]))})"]
     if not has_respawned():
@@ -156,4 +188,7 @@ def require(module: AnsibleModule, *names: str) -> None:
             if imports(interpreter, wanted):
                 respawn_module(interpreter)  # ends this process
             asked.append(interpreter)
-    module.fail_json(msg=" ".join(describe(problem, asked) for problem in problems), missing_libraries=[problem.as_dict() for problem in problems])
+    module.fail_json(
+        msg=" ".join(describe(problem, asked) for problem in problems),
+        missing_libraries=[problem.as_dict() for problem in problems],
+    )

@@ -52,8 +52,12 @@ class _Patience(t.NamedTuple):
 
     def busy(self, who: str) -> Busy:
         """Return the error that names who has it."""
-        waited = f"after {self.seconds:g} s {who} still holds it" if self.seconds else f"{who} holds it"
-        return Busy(f"{self.directory}: another run has the lock: {waited}. Wait for it or end it, then try again; lock_timeout says how long to wait.")
+        waited = (
+            f"after {self.seconds:g} s {who} still holds it" if self.seconds else f"{who} holds it"
+        )
+        return Busy(
+            f"{self.directory}: another run has the lock: {waited}. Wait for it or end it, then try again; lock_timeout says how long to wait."
+        )
 
 
 @contextlib.contextmanager
@@ -82,7 +86,9 @@ def held(directory: str, seconds: float = SECONDS, make: int | None = None) -> t
             stack.callback(os.close, fd)
             found = os.fstat(fd)
             safe_path.refuse_foreign(directory, found, sticky=True)
-            if found.st_uid == os.geteuid() and not found.st_mode & 0o044:  # nobody else can open it
+            if (
+                found.st_uid == os.geteuid() and not found.st_mode & 0o044
+            ):  # nobody else can open it
                 _wait(fd, patience)
             else:
                 afterwards.callback(tidy)
@@ -136,7 +142,10 @@ def _file_of(directory: str) -> str:
     real = os.path.realpath(directory)
     if os.geteuid() != 0:  # no run on a target: the cache of objects of the user who runs Ansible
         return os.path.join(real, SUFFIX)
-    return os.path.join(RUN_DIR, f"{os.path.basename(real)[:_NAME_CHARACTERS]}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}{SUFFIX}")
+    return os.path.join(
+        RUN_DIR,
+        f"{os.path.basename(real)[:_NAME_CHARACTERS]}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}{SUFFIX}",
+    )
 
 
 @contextlib.contextmanager
@@ -201,8 +210,16 @@ def _listed(found: os.stat_result, device: str = "") -> list[int]:
     :param device: as it has that; some file systems have another one for stat(2), so without it all files of that number count.
     """
     with open("/proc/locks", encoding="ascii") as lines:
-        entries = [(fields[4], *fields[5].rpartition(":")[::2]) for fields in map(str.split, lines) if fields[1:2] == ["FLOCK"]]
-    return [int(pid) for pid, where, inode in entries if inode == str(found.st_ino) and where.startswith(device)]
+        entries = [
+            (fields[4], *fields[5].rpartition(":")[::2])
+            for fields in map(str.split, lines)
+            if fields[1:2] == ["FLOCK"]
+        ]
+    return [
+        int(pid)
+        for pid, where, inode in entries
+        if inode == str(found.st_ino) and where.startswith(device)
+    ]
 
 
 def _holders(fd: int) -> list[int]:
@@ -223,7 +240,9 @@ def _has_locked(pid: int, found: os.stat_result) -> bool:
     for number in numbers:
         with contextlib.suppress(OSError):  # closed since
             if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), found):
-                with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as lines:
+                with open(
+                    f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace"
+                ) as lines:
                     if any(line.startswith("lock:") and "FLOCK" in line for line in lines):
                         return True
     return False
@@ -233,7 +252,10 @@ def _is_roots(pid: int) -> bool:
     """Tell whether a process is root's: by all of its user's numbers, since one of a program with set-user-ID has others besides (credentials(7))."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
-            return next((line.split()[1:] for line in lines if line.startswith("Uid:")), []) == ["0"] * 4
+            return (
+                next((line.split()[1:] for line in lines if line.startswith("Uid:")), [])
+                == ["0"] * 4
+            )
     except OSError:
         return False
 
@@ -241,7 +263,9 @@ def _is_roots(pid: int) -> bool:
 def holder(fd: int) -> str:
     """Return who holds the lock on an open file, for people."""
     found = os.fstat(fd)
-    pids = _holders(fd) or _listed(found, f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}")
+    pids = _holders(fd) or _listed(
+        found, f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+    )
     return process(pids[0]) if pids else "a process that can not be seen from here"
 
 

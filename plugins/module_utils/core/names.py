@@ -45,5 +45,8 @@ def unknown(names: t.Iterable[str], owner: str, known: t.Collection[str], alone:
     for name in sorted({name for name in names if name.startswith(head)} - set(known)):
         near = nearest(name[len(head) :], tails, _NEAR if alone else _SURELY)
         if near is not None or alone:
-            said.append(f"{name}: there is no such variable of {owner}." + (f" Did you mean {tails[near]}?" if near is not None else ""))
+            said.append(
+                f"{name}: there is no such variable of {owner}."
+                + (f" Did you mean {tails[near]}?" if near is not None else "")
+            )
     return said

@@ -35,7 +35,9 @@ class Step:
 
     def as_dict(self) -> dict[str, t.Any]:
         """Return the public form of the step, as modules return it in ``plan``."""
-        return {k: getattr(self, k) for k in ("action", "kind", "name", "reason", "before", "after")}
+        return {
+            k: getattr(self, k) for k in ("action", "kind", "name", "reason", "before", "after")
+        }
 
 
 Plan = list[Step]
@@ -51,7 +53,11 @@ def as_diff(plan: Plan) -> dict[str, str]:
     """Return the plan as an Ansible diff: what goes away against what comes, one line an object."""
 
     def lines(which: str) -> str:
-        return "".join(f"{s.kind} {s.name}: {getattr(s, which)}\n" for s in plan if getattr(s, which) is not None)
+        return "".join(
+            f"{s.kind} {s.name}: {getattr(s, which)}\n"
+            for s in plan
+            if getattr(s, which) is not None
+        )
 
     return {"before": lines("before"), "after": lines("after")}
 
@@ -82,10 +88,16 @@ def apply(plan: Plan, do: t.Callable[[Step], Undo]) -> None:
                     if undo is not None:
                         undo()
                     rolled_back.append(earlier.as_dict())
-                except Exception as undo_exc:  # keep going: each object that can be put back is put back
+                except (
+                    Exception
+                ) as undo_exc:  # keep going: each object that can be put back is put back
                     stuck.append({**earlier.as_dict(), "error": str(undo_exc)})
             facts = dict(exc.facts) if isinstance(exc, ConntrackError) else {}
-            facts.update(applied=[s.as_dict() for s, dummy in done], rolled_back=rolled_back, not_rolled_back=stuck)
+            facts.update(
+                applied=[s.as_dict() for s, dummy in done],
+                rolled_back=rolled_back,
+                not_rolled_back=stuck,
+            )
             raise ConntrackError(f"{step.action} {step.kind} {step.name}: {exc}", **facts) from exc
 
 
@@ -100,4 +112,6 @@ def applied(plan: Plan) -> t.Iterator[None]:
     except (ConntrackError, OSError) as exc:
         facts = exc.facts if isinstance(exc, ConntrackError) else {}
         facts = {**facts, "applied": as_dicts(plan), "rolled_back": [], "not_rolled_back": []}
-        raise ConntrackError(f"Everything was done, but what is there now can not be read: {exc}", **facts) from exc
+        raise ConntrackError(
+            f"Everything was done, but what is there now can not be read: {exc}", **facts
+        ) from exc

@@ -9,7 +9,9 @@ import re
 
 #: What a terminal obeys, or what makes text look like another one: control characters (C0, DEL, C1), what ends lines or turns the direction of writing
 #: (Unicode, UAX 9), and halves of surrogate pairs, which are no text.
-_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_UNPRINTABLE = re.compile(
+    "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def printable(text: object, keep: str = "") -> str:
@@ -20,4 +22,6 @@ def printable(text: object, keep: str = "") -> str:
     >>> printable("r1" + chr(27) + "[2J") == "r1" + chr(92) + "u001b[2J"
     True
     """
-    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", str(text))
+    return _UNPRINTABLE.sub(
+        lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", str(text)
+    )

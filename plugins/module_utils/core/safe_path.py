@@ -48,9 +48,19 @@ def check_text(field: str, value: str, mend: str) -> None:
     if not os.path.isabs(value) or os.path.normpath(value) != value or value.startswith("//"):
         raise bad_value(field, value, mend)
     if not all(sign.isalnum() or sign in SIGNS for sign in value):
-        raise bad_value(field, value, f"give an absolute path without white space, quotes, '%', '$', ';' and '\\': letters, digits and {SIGNS} are fine")
-    if len(os.fsencode(value)) > PATH_BYTES or any(len(os.fsencode(name)) > NAME_BYTES for name in value.split("/")):
-        raise bad_value(field, value, f"it is too long; give at most {PATH_BYTES} bytes, and {NAME_BYTES} for each name")
+        raise bad_value(
+            field,
+            value,
+            f"give an absolute path without white space, quotes, '%', '$', ';' and '\\': letters, digits and {SIGNS} are fine",
+        )
+    if len(os.fsencode(value)) > PATH_BYTES or any(
+        len(os.fsencode(name)) > NAME_BYTES for name in value.split("/")
+    ):
+        raise bad_value(
+            field,
+            value,
+            f"it is too long; give at most {PATH_BYTES} bytes, and {NAME_BYTES} for each name",
+        )
 
 
 # ---------------------------------------------------------------- whose it is
@@ -67,7 +77,9 @@ def foreign(found: os.stat_result, sticky: bool = False) -> str:
         return "every user may write to it"
     if found.st_mode & stat.S_IWGRP and found.st_gid != 0:
         group = _name_of(lambda: grp.getgrgid(found.st_gid).gr_name, found.st_gid)
-        own = _name_of(lambda: pwd.getpwuid(found.st_uid).pw_name, found.st_uid)  # a group of one, as many systems give each user
+        own = _name_of(
+            lambda: pwd.getpwuid(found.st_uid).pw_name, found.st_uid
+        )  # a group of one, as many systems give each user
         return "" if group in (*_ADMINS, own) else f"the group {group} may write to it"
     return ""
 
@@ -89,12 +101,22 @@ def refuse_foreign(path: str, found: os.stat_result | None = None, sticky: bool 
     if found is None:
         try:
             found = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):  # who may not look may not open either
+        except (
+            FileNotFoundError,
+            NotADirectoryError,
+            PermissionError,
+        ):  # who may not look may not open either
             return
     why = foreign(found, sticky)
     if why:
-        mend = "make it root's" if found.st_uid not in (0, os.geteuid()) else f"take that right away: chmod go-w {path}"
-        raise ConntrackError(f"{path}: {why}, and root trusts what is there. Look at what it holds, then {mend}, or remove it.")
+        mend = (
+            "make it root's"
+            if found.st_uid not in (0, os.geteuid())
+            else f"take that right away: chmod go-w {path}"
+        )
+        raise ConntrackError(
+            f"{path}: {why}, and root trusts what is there. Look at what it holds, then {mend}, or remove it."
+        )
 
 
 def refuse_foreign_way(path: str) -> None:
@@ -157,7 +179,14 @@ def read(path: str, trusted: bool = False) -> bytes:
     :raises ConntrackError: where it is no regular file, too large, or somebody else may change it.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (os.O_NOFOLLOW if trusted else 0))
+        fd = os.open(
+            path,
+            os.O_RDONLY
+            | os.O_NONBLOCK
+            | os.O_NOCTTY
+            | os.O_CLOEXEC
+            | (os.O_NOFOLLOW if trusted else 0),
+        )
     except OSError as exc:
         if exc.errno == errno.ELOOP and trusted:
             raise _no_file(path, stat.S_IFLNK) from None
@@ -173,9 +202,13 @@ def read(path: str, trusted: bool = False) -> bytes:
     finally:
         os.close(fd)
     if len(data) > _MOST_BYTES:
-        raise ConntrackError(f"{path}: it has more than {_MOST_BYTES >> 20} MiB, which no file of the collection has. Remove it.")
+        raise ConntrackError(
+            f"{path}: it has more than {_MOST_BYTES >> 20} MiB, which no file of the collection has. Remove it."
+        )
     return data
 
 
 def _no_file(path: str, kind: int) -> ConntrackError:
-    return ConntrackError(f"{path}: it is {_KINDS.get(kind, 'something else')}, and a regular file is needed. Put the file itself there.")
+    return ConntrackError(
+        f"{path}: it is {_KINDS.get(kind, 'something else')}, and a regular file is needed. Put the file itself there."
+    )

@@ -75,7 +75,9 @@ class Stop:
         if self.number:
             raise Stopped(self.number)
 
-    def wait(self, seconds: float | None, files: t.Mapping[int, int] | None = None) -> dict[int, int]:
+    def wait(
+        self, seconds: float | None, files: t.Mapping[int, int] | None = None
+    ) -> dict[int, int]:
         """Wait for a signal, for one of the files, or for that time to pass.
 
         :param seconds: None for ever.
@@ -97,7 +99,9 @@ class Stop:
                 return found
         return {}
 
-    def guarded(self, put: t.Callable[[bytes], None], file: t.IO[t.Any] | None) -> t.Callable[[bytes], None]:
+    def guarded(
+        self, put: t.Callable[[bytes], None], file: t.IO[t.Any] | None
+    ) -> t.Callable[[bytes], None]:
         """Return a function that puts as ``put`` does, and does not wait for a reader after a signal: a write that blocks would go on blocking.
 
         :param put: writes to ``file`` at once. It gets at most PIPE_BUF bytes, which a pipe that can be written takes without waiting (pipe(7)).

@@ -126,9 +126,16 @@ def option(word: str) -> str:
 
 
 def _filters(command: Parser) -> None:
-    group = command.add_argument_group(FILTERS, "Different filters must all hold; of several values of one, separated by commas or given again, any.")
+    group = command.add_argument_group(
+        FILTERS,
+        "Different filters must all hold; of several values of one, separated by commas or given again, any.",
+    )
     for word in flow_filter.FILTER_WORDS:
-        more: dict[str, t.Any] = {"metavar": "SECONDS" if word in ("older_than", "idle_for") else word.rpartition("_")[2].upper()}
+        more: dict[str, t.Any] = {
+            "metavar": "SECONDS"
+            if word in ("older_than", "idle_for")
+            else word.rpartition("_")[2].upper()
+        }
         if word == "assured":
             more.update(nargs="?", const="true", metavar="BOOL")
         elif word not in _SINGLE:
@@ -137,27 +144,59 @@ def _filters(command: Parser) -> None:
 
 
 def _form(command: Parser, forms: t.Sequence[str], what: str = "how to print it") -> None:
-    command.add_argument("-o", "--output", choices=forms, default=forms[0], help=f"{what}: {', '.join(forms)}; {forms[0]} when not given")
+    command.add_argument(
+        "-o",
+        "--output",
+        choices=forms,
+        default=forms[0],
+        help=f"{what}: {', '.join(forms)}; {forms[0]} when not given",
+    )
 
 
 def _input(command: Parser) -> None:
-    command.add_argument("--input", metavar="FILE", help="read the flows that ct list -o json or -o jsonl wrote in place of the tables; - for standard input")
+    command.add_argument(
+        "--input",
+        metavar="FILE",
+        help="read the flows that ct list -o json or -o jsonl wrote in place of the tables; - for standard input",
+    )
 
 
 def _flows(command: Parser) -> None:
-    command.add_argument("--sort", metavar="FIELD", help="sort by a field, or by -FIELD for the largest first")
+    command.add_argument(
+        "--sort", metavar="FIELD", help="sort by a field, or by -FIELD for the largest first"
+    )
     command.add_argument("--limit", metavar="N", help="at most so many flows")
-    command.add_argument("--fields", action="append", metavar="FIELDS", help="what to show of each flow, separated by commas, as proto,src,dport,reply.bytes")
+    command.add_argument(
+        "--fields",
+        action="append",
+        metavar="FIELDS",
+        help="what to show of each flow, separated by commas, as proto,src,dport,reply.bytes",
+    )
     _form(command, ("table", "json", "jsonl", "csv", "conntrack"))
-    command.add_argument("--extended", action="store_true", help="with -o conntrack: begin each line with the network protocol")
-    command.add_argument("--window", action="store_true", help="with -o json or jsonl: show the windows of TCP flows")
+    command.add_argument(
+        "--extended",
+        action="store_true",
+        help="with -o conntrack: begin each line with the network protocol",
+    )
+    command.add_argument(
+        "--window", action="store_true", help="with -o json or jsonl: show the windows of TCP flows"
+    )
     _input(command)
     _filters(command)
 
 
 def _counting(command: Parser) -> None:
-    command.add_argument("--group-by", action="append", metavar="FIELDS", help="add up flows, packets and bytes by the values of these fields")
-    command.add_argument("--limit", metavar="N", help="with --group-by: at most so many groups, those with the most flows; 100 when not given")
+    command.add_argument(
+        "--group-by",
+        action="append",
+        metavar="FIELDS",
+        help="add up flows, packets and bytes by the values of these fields",
+    )
+    command.add_argument(
+        "--limit",
+        metavar="N",
+        help="with --group-by: at most so many groups, those with the most flows; 100 when not given",
+    )
     _form(command, ("text", "json"))
     _input(command)
     _filters(command)
@@ -169,42 +208,94 @@ def _summary_words(command: Parser) -> None:
 
 
 def _stats_words(command: Parser) -> None:
-    _form(command, ("text", "json", "conntrack"), "how to print it; conntrack is a line for each CPU as conntrack -S has it")
-    command.add_argument("--all", action="store_true", help="with -o text: show also the counters that are 0")
+    _form(
+        command,
+        ("text", "json", "conntrack"),
+        "how to print it; conntrack is a line for each CPU as conntrack -S has it",
+    )
+    command.add_argument(
+        "--all", action="store_true", help="with -o text: show also the counters that are 0"
+    )
 
 
 def _show_words(command: Parser) -> None:
     command.add_argument(
-        "tuple", nargs="+", metavar="TUPLE", help="PROTO SRC[:PORT] DST[:PORT], IPv6 addresses with a port in brackets; either direction will do"
+        "tuple",
+        nargs="+",
+        metavar="TUPLE",
+        help="PROTO SRC[:PORT] DST[:PORT], IPv6 addresses with a port in brackets; either direction will do",
     )
     _form(command, ("text", "json"))
 
 
 def _top_words(command: Parser) -> None:
-    command.add_argument("--group-by", action="append", metavar="FIELDS", help="add up the flows by the values of these fields, as src or proto,dport")
+    command.add_argument(
+        "--group-by",
+        action="append",
+        metavar="FIELDS",
+        help="add up the flows by the values of these fields, as src or proto,dport",
+    )
     sorts = ("byte-rate", "packet-rate", "bytes", "packets", "flows")
-    command.add_argument("--sort", choices=sorts, default=sorts[0], help=f"what comes first: {', '.join(sorts)}; {sorts[0]} when not given")
-    command.add_argument("--interval", default="2", metavar="SECONDS", help="seconds from one read to the next; 2 when not given")
+    command.add_argument(
+        "--sort",
+        choices=sorts,
+        default=sorts[0],
+        help=f"what comes first: {', '.join(sorts)}; {sorts[0]} when not given",
+    )
+    command.add_argument(
+        "--interval",
+        default="2",
+        metavar="SECONDS",
+        help="seconds from one read to the next; 2 when not given",
+    )
     command.add_argument("--limit", metavar="N", help="at most so many flows or groups")
-    command.add_argument("--count", type=int, metavar="N", help="print N times instead of drawing on the terminal")
-    command.add_argument("--once", action="store_const", const=1, dest="count", help="print once, after one interval, as --count 1")
+    command.add_argument(
+        "--count", type=int, metavar="N", help="print N times instead of drawing on the terminal"
+    )
+    command.add_argument(
+        "--once",
+        action="store_const",
+        const=1,
+        dest="count",
+        help="print once, after one interval, as --count 1",
+    )
     _form(command, ("text", "json", "jsonl"))
     _filters(command)
 
 
 def _watch_words(command: Parser) -> None:
-    command.add_argument("--event", action="append", metavar="EVENTS", help="only these of new, update and destroy")
+    command.add_argument(
+        "--event", action="append", metavar="EVENTS", help="only these of new, update and destroy"
+    )
     command.add_argument("--limit", metavar="N", help="end after so many events")
-    command.add_argument("--save", metavar="FILE", help="write the events to a file as well, anew, which --input here and of ct list and ct count read")
-    _form(command, ("text", "jsonl", "conntrack"), "how to print them; conntrack is a line for each as conntrack -E has it")
-    command.add_argument("--input", metavar="FILE", help="read the events that --save or -o jsonl wrote in place of the chain's; - for standard input")
+    command.add_argument(
+        "--save",
+        metavar="FILE",
+        help="write the events to a file as well, anew, which --input here and of ct list and ct count read",
+    )
+    _form(
+        command,
+        ("text", "jsonl", "conntrack"),
+        "how to print them; conntrack is a line for each as conntrack -E has it",
+    )
+    command.add_argument(
+        "--input",
+        metavar="FILE",
+        help="read the events that --save or -o jsonl wrote in place of the chain's; - for standard input",
+    )
     _filters(command)
 
 
 def _changing(command: Parser) -> None:
-    command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     command.add_argument(
-        "--lock-timeout", type=_at_least(0), default=lock.SECONDS, metavar="SECONDS", help=f"how long to wait for another run; {lock.SECONDS} when not given"
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
+    )
+    command.add_argument(
+        "--lock-timeout",
+        type=_at_least(0),
+        default=lock.SECONDS,
+        metavar="SECONDS",
+        help=f"how long to wait for another run; {lock.SECONDS} when not given",
     )
 
 
@@ -220,7 +311,13 @@ def _export_words(command: Parser) -> None:
 
 
 def _import_words(command: Parser) -> None:
-    command.add_argument("file", nargs="?", default="-", metavar="FILE", help="what ct export wrote; standard input when not given, or -")
+    command.add_argument(
+        "file",
+        nargs="?",
+        default="-",
+        metavar="FILE",
+        help="what ct export wrote; standard input when not given, or -",
+    )
     command.add_argument(
         "--on-conflict",
         choices=("keep", "newer", "replace"),
@@ -233,8 +330,16 @@ def _import_words(command: Parser) -> None:
 
 
 def _graph_words(command: Parser) -> None:
-    command.add_argument("-o", "--output", choices=GRAPHS, default=GRAPHS[0], help=f"what to draw it as: {', '.join(GRAPHS)}; {GRAPHS[0]} when not given")
-    command.add_argument("--lab", metavar="NAME", help="draw only what belongs to this lab of netns_lab")
+    command.add_argument(
+        "-o",
+        "--output",
+        choices=GRAPHS,
+        default=GRAPHS[0],
+        help=f"what to draw it as: {', '.join(GRAPHS)}; {GRAPHS[0]} when not given",
+    )
+    command.add_argument(
+        "--lab", metavar="NAME", help="draw only what belongs to this lab of netns_lab"
+    )
     _filters(command)
 
 
@@ -243,50 +348,122 @@ def _status_words(command: Parser) -> None:
 
 
 def _rollback_words(command: Parser) -> None:
-    command.add_argument("--generation", type=_at_least(1), metavar="N", help="the generation to go to; the last good one when not given")
+    command.add_argument(
+        "--generation",
+        type=_at_least(1),
+        metavar="N",
+        help="the generation to go to; the last good one when not given",
+    )
     _changing(command)
 
 
 def _load_words(command: Parser) -> None:
-    command.add_argument("source", nargs="?", metavar="DIR", help="a directory of sources, as files/bpf of the collection; what was loaded last when not given")
     command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a size, timeout or switch as xdp_program has it: table_size=262144, timeouts.udp=60"
+        "source",
+        nargs="?",
+        metavar="DIR",
+        help="a directory of sources, as files/bpf of the collection; what was loaded last when not given",
     )
-    command.add_argument("--keep", type=int, metavar="N", help="so many of the generations before stay, to go back to; 1 when not given")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a size, timeout or switch as xdp_program has it: table_size=262144, timeouts.udp=60",
+    )
+    command.add_argument(
+        "--keep",
+        type=int,
+        metavar="N",
+        help="so many of the generations before stay, to go back to; 1 when not given",
+    )
     _changing(command)
 
 
 def _attach_words(command: Parser) -> None:
-    command.add_argument("interface", nargs="+", metavar="INTERFACE", help="NAME, or NAME@NETNS in a named network namespace")
-    command.add_argument("--program", choices=HOOKS, required=True, help="ingress on the side of the initiators, egress on the other")
-    command.add_argument("--mode", choices=("auto", "native", "generic"), default="auto", help="where the program runs; auto tries native first")
+    command.add_argument(
+        "interface",
+        nargs="+",
+        metavar="INTERFACE",
+        help="NAME, or NAME@NETNS in a named network namespace",
+    )
+    command.add_argument(
+        "--program",
+        choices=HOOKS,
+        required=True,
+        help="ingress on the side of the initiators, egress on the other",
+    )
+    command.add_argument(
+        "--mode",
+        choices=("auto", "native", "generic"),
+        default="auto",
+        help="where the program runs; auto tries native first",
+    )
     command.add_argument("--takeover", action="store_true", help="replace a foreign XDP program")
     _changing(command)
 
 
 def _detach_words(command: Parser) -> None:
-    command.add_argument("interface", nargs="*", metavar="INTERFACE", help="NAME, or NAME@NETNS in a named network namespace")
+    command.add_argument(
+        "interface",
+        nargs="*",
+        metavar="INTERFACE",
+        help="NAME, or NAME@NETNS in a named network namespace",
+    )
     command.add_argument("--all", action="store_true", help="every interface that runs the chain")
     _changing(command)
 
 
 def _serve_words(command: Parser) -> None:
-    command.add_argument("--socket", metavar="PATH", help="the unix socket to listen on; /run/ebpf_conntrack/ct.sock when not given")
-    command.add_argument("--group", metavar="GROUP", help="a group whose members may read from the socket; root alone when not given")
-    command.add_argument("--listen", metavar="ADDRESS:PORT", help="a loopback address and a TCP port to listen on in place of the socket")
+    command.add_argument(
+        "--socket",
+        metavar="PATH",
+        help="the unix socket to listen on; /run/ebpf_conntrack/ct.sock when not given",
+    )
+    command.add_argument(
+        "--group",
+        metavar="GROUP",
+        help="a group whose members may read from the socket; root alone when not given",
+    )
+    command.add_argument(
+        "--listen",
+        metavar="ADDRESS:PORT",
+        help="a loopback address and a TCP port to listen on in place of the socket",
+    )
 
 
 def _run_words(command: Parser) -> None:
-    command.add_argument("--sweep-interval", type=int, default=30, metavar="SECONDS", help="seconds between two sweeps; 30 when not given")
-    command.add_argument("--on-stop", choices=("keep", "remove"), default="keep", help="what becomes of the chain at the end; keep when not given")
+    command.add_argument(
+        "--sweep-interval",
+        type=int,
+        default=30,
+        metavar="SECONDS",
+        help="seconds between two sweeps; 30 when not given",
+    )
+    command.add_argument(
+        "--on-stop",
+        choices=("keep", "remove"),
+        default="keep",
+        help="what becomes of the chain at the end; keep when not given",
+    )
     command.add_argument("--no-http", action="store_true", help="do not answer over HTTP")
     _serve_words(command)
-    command.add_argument("--mount", action="store_true", help="only mount the BPF file system where it is missing, and end")
-    command.add_argument("--restore", action="store_true", help="only bring the chain back, and end; the exit status is 3 where none is written down")
+    command.add_argument(
+        "--mount",
+        action="store_true",
+        help="only mount the BPF file system where it is missing, and end",
+    )
+    command.add_argument(
+        "--restore",
+        action="store_true",
+        help="only bring the chain back, and end; the exit status is 3 where none is written down",
+    )
 
 
 def _help_words(command: Parser) -> None:
-    command.add_argument("about", nargs="?", choices=COMMANDS, metavar="COMMAND", help="the command")
+    command.add_argument(
+        "about", nargs="?", choices=COMMANDS, metavar="COMMAND", help="the command"
+    )
 
 
 def _split(field: str, values: t.Sequence[str] | None) -> list[str] | None:
@@ -337,7 +514,11 @@ def _asked() -> t.Iterator[None]:
 
 def _words(args: Arguments, words: t.Iterable[str]) -> dict[str, t.Any]:
     given = ((word, getattr(args, word, None)) for word in words)
-    return {word: _split(word, value) if isinstance(value, list) else value for word, value in given if value is not None}
+    return {
+        word: _split(word, value) if isinstance(value, list) else value
+        for word, value in given
+        if value is not None
+    }
 
 
 # ---------------------------------------------------------------- printing
@@ -370,7 +551,9 @@ def _drop(stream: t.TextIO) -> None:
 
 
 def _say(text: str) -> None:
-    _put(f"{printable(text, keep=_LINES)}\n".encode())  # names of the system need not be text, nor fit for a terminal
+    _put(
+        f"{printable(text, keep=_LINES)}\n".encode()
+    )  # names of the system need not be text, nor fit for a terminal
 
 
 def _say_json(value: object) -> None:
@@ -390,7 +573,11 @@ def _number_of(count: int, what: str) -> str:
     >>> _number_of(1, "flow"), _number_of(2, "flow")
     ('1 flow', '2 flows')
     """
-    return f"{count} {what}" if count == 1 else f"{count} {what[:-1] + 'ies' if what.endswith('entry') else what + 's'}"
+    return (
+        f"{count} {what}"
+        if count == 1
+        else f"{count} {what[:-1] + 'ies' if what.endswith('entry') else what + 's'}"
+    )
 
 
 # ---------------------------------------------------------------- reading
@@ -414,7 +601,9 @@ def _tables(args: Arguments) -> flow_table.FlowTables:
 
 
 @contextlib.contextmanager
-def _watched(source: flow_table.Source, what: str, printing: bool = False) -> t.Iterator[flow_table.Source]:
+def _watched(
+    source: flow_table.Source, what: str, printing: bool = False
+) -> t.Iterator[flow_table.Source]:
     """Give a source whose reading is shown to whoever waits for it; see ct_progress.shown()."""
     from ..flows import progress
 
@@ -431,9 +620,13 @@ def _list(args: Arguments) -> int:
         if args.extended and args.output != "conntrack":
             raise bad_value("extended", True, "it belongs to -o conntrack")
         if args.window and args.input is not None:
-            raise bad_value("window", True, "a file of flows has none that could be read back; leave it out")
+            raise bad_value(
+                "window", True, "a file of flows has none that could be read back; leave it out"
+            )
     with _source(args) as source, _watched(source, "reading", printing=True) as source:
-        flow_table.read(source, query, writer, _put, summary=False, window=args.window, listing=False)
+        flow_table.read(
+            source, query, writer, _put, summary=False, window=args.window, listing=False
+        )
     return DONE
 
 
@@ -444,7 +637,9 @@ def _reading(args: Arguments) -> flow_table.Reading:
     with _asked():
         query = flow_filter.parse_query(_words(args, flow_filter.QUERY_WORDS))
     with _source(args) as source, _watched(source, "reading") as source:
-        return flow_table.read(source, query if query.group_by else dataclasses.replace(query, limit=0))
+        return flow_table.read(
+            source, query if query.group_by else dataclasses.replace(query, limit=0)
+        )
 
 
 def _count(args: Arguments) -> int:
@@ -477,7 +672,11 @@ def _stats(args: Arguments) -> int:
     from . import text as ct_text
 
     with _tables(args) as tables:
-        per_cpu, counters, guests = tables.cpu_counters(), tables.counters(), tables.guest_counters()
+        per_cpu, counters, guests = (
+            tables.cpu_counters(),
+            tables.counters(),
+            tables.guest_counters(),
+        )
     evicted = t.cast("dict[str, t.Any]", _reading(args).summary)["counters"]["evicted"]
     if args.output == "conntrack":
         _put(flow_output.stats_lines(per_cpu, evicted).encode())
@@ -496,11 +695,15 @@ def _show(args: Arguments) -> int:
     with _asked():
         wanted = flow_address.parse(" ".join(args.tuple))
     with _tables(args) as tables:
-        found = flow_table.read(tables, dataclasses.replace(wanted.query, limit=1 << 31), summary=False, window=True).flows
+        found = flow_table.read(
+            tables, dataclasses.replace(wanted.query, limit=1 << 31), summary=False, window=True
+        ).flows
         timeouts = tables.settings()[0]
     found = [record for record in found if wanted.matches(record)]
     if not found:
-        raise ConntrackError(f"tuple: no flow {' '.join(args.tuple)} is tracked. ct list --addr {wanted.ends[0].address} shows all of that address.")
+        raise ConntrackError(
+            f"tuple: no flow {' '.join(args.tuple)} is tracked. ct list --addr {wanted.ends[0].address} shows all of that address."
+        )
     if args.output == "json":
         _say_json([{**record, "why": ct_text.why(record, timeouts)} for record in found])
     else:
@@ -512,7 +715,9 @@ def _top(args: Arguments) -> int:
     from . import top as ct_top
 
     with _asked():
-        view = ct_top.parse(_words(args, (*flow_filter.FILTER_WORDS, "limit", "group_by")), args.sort, args.interval)
+        view = ct_top.parse(
+            _words(args, (*flow_filter.FILTER_WORDS, "limit", "group_by")), args.sort, args.interval
+        )
         if args.count is not None and args.count < 1:
             raise bad_value("count", args.count, "give 1 or more")
     return ct_top.run(lambda: _tables(args), view, _put, args.output, args.count)
@@ -544,20 +749,34 @@ def _watch(args: Arguments) -> int:
         query = flow_filter.parse_query(_words(args, (*flow_filter.FILTER_WORDS, "limit")))
         kinds = ct_watch.parse_kinds(_split("event", args.event) or ())
         if args.save is not None and args.input is not None:
-            raise bad_value("save", args.save, "it is for what happens now; with --input, send the output of -o jsonl to a file")
+            raise bad_value(
+                "save",
+                args.save,
+                "it is for what happens now; with --input, send the output of -o jsonl to a file",
+            )
     bpffs.check(args.pin_root)
     who = f"ct {args.command}"
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(ct_watch.saving(args.save))
         ending = stack.enter_context(stop.Stop()) if args.input is None else None
         put = ending.guarded(_put, sys.stdout) if ending is not None else _put
-        sink = ct_watch.Sink(events.Matcher(query.filters, kinds), args.output, put, query.limit, file)
+        sink = ct_watch.Sink(
+            events.Matcher(query.filters, kinds), args.output, put, query.limit, file
+        )
         if ending is not None:
-            ct_watch.watch(bpffs.Paths(args.pin_root, args.state_dir), sink, lambda message: _complain(who, message), ending)
+            ct_watch.watch(
+                bpffs.Paths(args.pin_root, args.state_dir),
+                sink,
+                lambda message: _complain(who, message),
+                ending,
+            )
             return DONE
         missing = ct_watch.replay(saved_flows.events(args.input), sink)
     if missing:
-        _complain(who, f"{missing} numbers are missing between the events of the file: they were lost, or filtered out when it was written")
+        _complain(
+            who,
+            f"{missing} numbers are missing between the events of the file: they were lost, or filtered out when it was written",
+        )
     return DONE
 
 
@@ -568,7 +787,9 @@ def _export(args: Arguments) -> int:
     with _asked():
         filters = flow_filter.parse_filters(_words(args, flow_filter.FILTER_WORDS))
         if sys.stdout.isatty():
-            raise ConntrackError("output: it is not for people to read. Send it to a file, or through a pipe to ct import.")
+            raise ConntrackError(
+                "output: it is not for people to read. Send it to a file, or through a pipe to ct import."
+            )
     with _tables(args) as tables, _watched(tables, "exporting") as watched:
         handoff.export(watched, filters, _put)
     return DONE
@@ -581,13 +802,21 @@ def _import(args: Arguments) -> int:
     bpffs.check(args.pin_root)
     with contextlib.ExitStack() as stack:
         try:
-            file = sys.stdin.buffer if args.file == "-" else stack.enter_context(open(args.file, "rb"))
+            file = (
+                sys.stdin.buffer if args.file == "-" else stack.enter_context(open(args.file, "rb"))
+            )
         except OSError as exc:
-            raise bad_value("file", args.file, f"give a file that ct export wrote: {exc.strerror}") from None
+            raise bad_value(
+                "file", args.file, f"give a file that ct export wrote: {exc.strerror}"
+            ) from None
         with _tables(args):  # whoever has no chain is told so before the stream is waited for
             pass
-        reader = stack.enter_context(handoff.Reader(file, "standard input" if args.file == "-" else args.file))
-        tables = stack.enter_context(_tables(args) if args.dry_run else flow_table.writing(args.pin_root, args.lock_timeout))
+        reader = stack.enter_context(
+            handoff.Reader(file, "standard input" if args.file == "-" else args.file)
+        )
+        tables = stack.enter_context(
+            _tables(args) if args.dry_run else flow_table.writing(args.pin_root, args.lock_timeout)
+        )
         done = handoff.take(tables, reader, args.on_conflict, args.dry_run)
     if args.output == "json":
         _say_json({**dataclasses.asdict(done), "host": reader.header["host"]})
@@ -603,10 +832,19 @@ def _flush(args: Arguments) -> int:
     with _asked():
         filters = flow_filter.parse_filters(_words(args, flow_filter.FILTER_WORDS))
         if bool(filters) == args.all:
-            raise ConntrackError("filters: give a filter, or --all for every flow" + (", but not both." if args.all else "."))
+            raise ConntrackError(
+                "filters: give a filter, or --all for every flow"
+                + (", but not both." if args.all else ".")
+            )
         if not (args.dry_run or args.yes or sys.stdin.isatty()):
-            raise ConntrackError("yes: it is not given, and there is no terminal to ask on. Give --yes, or --dry-run to see what would go.")
-    choice = flow_table.EVERYTHING if args.all else flow_table.Choice("the flow matches the filters", filters)
+            raise ConntrackError(
+                "yes: it is not given, and there is no terminal to ask on. Give --yes, or --dry-run to see what would go."
+            )
+    choice = (
+        flow_table.EVERYTHING
+        if args.all
+        else flow_table.Choice("the flow matches the filters", filters)
+    )
     bpffs.check(args.pin_root)
     if args.dry_run or not args.yes:
         with _tables(args) as tables, _watched(tables, "reading") as watched:
@@ -618,7 +856,10 @@ def _flush(args: Arguments) -> int:
             return DONE
         if not _agreed(f"Delete {_live_and_expired(found.count, found.expired)}?"):
             raise ConntrackError("nothing was deleted.")
-    with flow_table.writing(args.pin_root, args.lock_timeout) as tables, _watched(tables, "deleting") as watched:
+    with (
+        flow_table.writing(args.pin_root, args.lock_timeout) as tables,
+        _watched(tables, "deleting") as watched,
+    ):
         done = flow_table.delete(watched, choice, limit=0)
     _say(_live_and_expired(done.deleted, done.deleted_expired, " deleted"))
     return DONE
@@ -652,7 +893,10 @@ def _gc(args: Arguments) -> int:
             found = flow_table.delete(watched, flow_table.EXPIRED, limit=0, dry=True).count
         _say(f"would delete {_number_of(found, 'entry')} whose time is over")
         return DONE
-    with flow_table.writing(args.pin_root, args.lock_timeout) as tables, _watched(tables, "sweeping") as watched:
+    with (
+        flow_table.writing(args.pin_root, args.lock_timeout) as tables,
+        _watched(tables, "sweeping") as watched,
+    ):
         deleted = flow_table.sweep(watched)
     _say(f"{_number_of(deleted, 'entry')} deleted whose time was over")
     return DONE
@@ -669,13 +913,19 @@ def _loaded(args: Arguments) -> bpffs.Paths:
     bpffs.check(args.pin_root)
     paths = bpffs.Paths(args.pin_root, args.state_dir)
     try:
-        there = {os.path.basename(paths.active), os.path.basename(paths.gen)} & set(os.listdir(paths.base))
+        there = {os.path.basename(paths.active), os.path.basename(paths.gen)} & set(
+            os.listdir(paths.base)
+        )
     except PermissionError as exc:
-        raise ConntrackError(f"{paths.base} may not be read: {exc.strerror}. Run as root.") from None
+        raise ConntrackError(
+            f"{paths.base} may not be read: {exc.strerror}. Run as root."
+        ) from None
     except (FileNotFoundError, NotADirectoryError):
         there = set()
     if not there:
-        raise flow_table.NoChain(f"{paths.base}: no chain is loaded there. Run xdp_program, or give the --pin-root that it was given.")
+        raise flow_table.NoChain(
+            f"{paths.base}: no chain is loaded there. Run xdp_program, or give the --pin-root that it was given."
+        )
     return paths
 
 
@@ -706,7 +956,9 @@ def _verify(args: Arguments) -> int:
 def _rollback(args: Arguments) -> int:
     from ..generation import converge as generation
 
-    plan, dummy = generation.roll_back(_loaded(args), args.generation, args.dry_run, args.lock_timeout)
+    plan, dummy = generation.roll_back(
+        _loaded(args), args.generation, args.dry_run, args.lock_timeout
+    )
     _say_plan(plan, args.dry_run)
     return DONE
 
@@ -724,7 +976,13 @@ def _load(args: Arguments) -> int:
     bpffs.check(args.pin_root)
     paths = bpffs.Paths(args.pin_root, args.state_dir)
     with progress.shown("loading the chain"):
-        plan, dummy = reload.load(paths, reload.wanted(paths, changes, args.source), args.dry_run, policy, args.lock_timeout)
+        plan, dummy = reload.load(
+            paths,
+            reload.wanted(paths, changes, args.source),
+            args.dry_run,
+            policy,
+            args.lock_timeout,
+        )
     _say_plan(plan, args.dry_run)
     return DONE
 
@@ -744,7 +1002,13 @@ def _interfaces(names: t.Iterable[str], **more: str) -> list[dict[str, t.Any]]:
     return found
 
 
-def _converge(args: Arguments, state: str, interfaces: list[dict[str, t.Any]] | None, mode: str = "auto", takeover: bool = False) -> int:
+def _converge(
+    args: Arguments,
+    state: str,
+    interfaces: list[dict[str, t.Any]] | None,
+    mode: str = "auto",
+    takeover: bool = False,
+) -> int:
     from ..attach import converge as attach
     from ..core.plan import Step
 
@@ -753,7 +1017,16 @@ def _converge(args: Arguments, state: str, interfaces: list[dict[str, t.Any]] | 
     paths = _loaded(args)
     if args.dry_run or state == "absent":  # a run that attaches sees it itself
         attach.check_typed(paths, state, interfaces or (), mode)
-    result, warnings = attach.converge(state, interfaces, mode, takeover, paths.pin_root, args.dry_run, args.lock_timeout, args.state_dir)
+    result, warnings = attach.converge(
+        state,
+        interfaces,
+        mode,
+        takeover,
+        paths.pin_root,
+        args.dry_run,
+        args.lock_timeout,
+        args.state_dir,
+    )
     for warning in warnings:
         _complain(f"ct {args.command}", warning)
     _say_plan([Step(**step) for step in result["plan"]], args.dry_run)
@@ -761,12 +1034,17 @@ def _converge(args: Arguments, state: str, interfaces: list[dict[str, t.Any]] | 
 
 
 def _attach(args: Arguments) -> int:
-    return _converge(args, "present", _interfaces(args.interface, program=args.program), args.mode, args.takeover)
+    return _converge(
+        args, "present", _interfaces(args.interface, program=args.program), args.mode, args.takeover
+    )
 
 
 def _detach(args: Arguments) -> int:
     if bool(args.interface) == args.all:
-        raise Misused("interface: name the interfaces, or give --all for every one" + (", but not both." if args.all else "."))
+        raise Misused(
+            "interface: name the interfaces, or give --all for every one"
+            + (", but not both." if args.all else ".")
+        )
     return _converge(args, "absent", None if args.all else _interfaces(args.interface))
 
 
@@ -786,8 +1064,19 @@ def _run(args: Arguments) -> int:
     from ..service import options as service_options
 
     with _asked():
-        address = None if args.no_http else service_options.parse_address(args.socket, args.listen, args.group)
-        service = ct_daemon.Service(service_options.Options(bpffs.Paths(args.pin_root, args.state_dir), args.sweep_interval, args.on_stop, address))
+        address = (
+            None
+            if args.no_http
+            else service_options.parse_address(args.socket, args.listen, args.group)
+        )
+        service = ct_daemon.Service(
+            service_options.Options(
+                bpffs.Paths(args.pin_root, args.state_dir),
+                args.sweep_interval,
+                args.on_stop,
+                address,
+            )
+        )
     if args.mount:
         ct_daemon.mount(args.pin_root)
         return DONE
@@ -825,10 +1114,18 @@ class Command(t.NamedTuple):
 
 
 COMMANDS = {
-    "list": Command("print the flows", _flows, _list, "It prints as it reads, so the first lines come at once. Flows whose time is over are left out."),
+    "list": Command(
+        "print the flows",
+        _flows,
+        _list,
+        "It prints as it reads, so the first lines come at once. Flows whose time is over are left out.",
+    ),
     "count": Command("count flows", _counting, _count, "Flows whose time is over do not count."),
     "summary": Command(
-        "print totals, and how full the tables are", _summary_words, _summary, "The filters narrow the totals; the tables are shown as a whole."
+        "print totals, and how full the tables are",
+        _summary_words,
+        _summary,
+        "The filters narrow the totals; the tables are shown as a whole.",
     ),
     "stats": Command(
         "print the counters by stage and reason",
@@ -881,9 +1178,17 @@ COMMANDS = {
         "all.",
     ),
     "flush": Command(
-        "delete flows", _flush_words, _flush, "It says how many there are and asks, unless --yes is given. The next packet of a deleted flow begins a new one."
+        "delete flows",
+        _flush_words,
+        _flush,
+        "It says how many there are and asks, unless --yes is given. The next packet of a deleted flow begins a new one.",
     ),
-    "gc": Command("delete the entries whose time is over", _changing, _gc, "Readers never show them, but they take room."),
+    "gc": Command(
+        "delete the entries whose time is over",
+        _changing,
+        _gc,
+        "Readers never show them, but they take room.",
+    ),
     "status": Command(
         "print interfaces, generation, health and how full the tables are",
         _status_words,
@@ -906,8 +1211,18 @@ COMMANDS = {
         "forward and events can be set, too, and are as xdp_program has them when they are not. What is forwarded passes the firewall by, so forward takes "
         "forward_unfiltered=true besides. Building needs bcc, and a directory Jinja2.",
     ),
-    "rollback": Command("go back to the generation before", _rollback_words, _rollback, "Flows and counters of now are kept. A second run changes nothing."),
-    "attach": Command("attach the chain to interfaces", _attach_words, _attach, "An interface that runs the program already is left as it is."),
+    "rollback": Command(
+        "go back to the generation before",
+        _rollback_words,
+        _rollback,
+        "Flows and counters of now are kept. A second run changes nothing.",
+    ),
+    "attach": Command(
+        "attach the chain to interfaces",
+        _attach_words,
+        _attach,
+        "An interface that runs the program already is left as it is.",
+    ),
     "serve": Command(
         "answer over HTTP what the reading commands print",
         _serve_words,
@@ -923,9 +1238,18 @@ COMMANDS = {
         "and answers over HTTP as ct serve does. It is what ct.service runs.",
         endless=True,
     ),
-    "detach": Command("detach the chain from interfaces", _detach_words, _detach, "An interface that does not run it is left as it is."),
-    "help": Command("show how a command is used", _help_words, _help, "Without a command it lists all of them."),
-    "version": Command("print the version", lambda command: None, _version, "It is that of the collection."),
+    "detach": Command(
+        "detach the chain from interfaces",
+        _detach_words,
+        _detach,
+        "An interface that does not run it is left as it is.",
+    ),
+    "help": Command(
+        "show how a command is used", _help_words, _help, "Without a command it lists all of them."
+    ),
+    "version": Command(
+        "print the version", lambda command: None, _version, "It is that of the collection."
+    ),
 }
 
 
@@ -934,15 +1258,29 @@ def parser(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> 
 
     :param pin_root: what holds where the option is not given; likewise the next one.
     """
-    top = Parser(prog="ct", description="Look at and look after the connection tracker in XDP.", allow_abbrev=False)
+    top = Parser(
+        prog="ct",
+        description="Look at and look after the connection tracker in XDP.",
+        allow_abbrev=False,
+    )
     top.add_argument("--version", action="version", version=f"ct {VERSION}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         about = f"{command.does[0].upper()}{command.does[1:]}. {command.more}"
         made = commands.add_parser(name, help=command.does, description=about, allow_abbrev=False)
         command.words(made)
-        made.add_argument("--pin-root", default=pin_root, metavar="DIR", help=f"where the chain is pinned; {pin_root} when not given")
-        made.add_argument("--state-dir", default=state_dir, metavar="DIR", help=f"where it is written down what it is made of; {state_dir} when not given")
+        made.add_argument(
+            "--pin-root",
+            default=pin_root,
+            metavar="DIR",
+            help=f"where the chain is pinned; {pin_root} when not given",
+        )
+        made.add_argument(
+            "--state-dir",
+            default=state_dir,
+            metavar="DIR",
+            help=f"where it is written down what it is made of; {state_dir} when not given",
+        )
         made.set_defaults(run=command.run, parsers=(top, made))
     return top
 
@@ -970,7 +1308,11 @@ def _typed(argv: t.Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in argv:
         is_field = word[:1] == "-" and word[1:] in flow.ALL_COLUMNS
-        if found and found[-1] == "--sort" and (is_field or (word[1:2].islower() and word[1:2] not in "oyh")):
+        if (
+            found
+            and found[-1] == "--sort"
+            and (is_field or (word[1:2].islower() and word[1:2] not in "oyh"))
+        ):
             found[-1] = f"--sort={word}"
         else:
             found.append(word)
@@ -982,7 +1324,9 @@ def _parse(top: Parser, argv: t.Sequence[str]) -> Arguments:
     words = _typed(argv)
     first = words[0] if words else ""
     if first.startswith("-") and first not in top._option_string_actions:
-        top.error(f"unrecognized arguments: {first}. Options follow a command, as in ct list {first}")
+        top.error(
+            f"unrecognized arguments: {first}. Options follow a command, as in ct list {first}"
+        )
     args, extra = top.parse_known_args(words)
     if extra:
         command = args.parsers[1]
@@ -1032,7 +1376,11 @@ def _interrupts(endless: bool) -> t.Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def main(argv: t.Sequence[str] | None = None, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> int:
+def main(
+    argv: t.Sequence[str] | None = None,
+    pin_root: str = bpffs.STANDARD,
+    state_dir: str = bpffs.STATE_DIR,
+) -> int:
     """Run the command; return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     who = f"ct {words[0]}" if words and words[0] in COMMANDS else "ct"
@@ -1071,7 +1419,9 @@ def _run_line(who: str, words: t.Sequence[str], top: Parser) -> int:
     except ConntrackError as exc:
         _complain(who, exc.message)
     except PermissionError as exc:
-        _complain(who, f"{exc.filename or 'something'} may not be used: {exc.strerror}. Run as root")
+        _complain(
+            who, f"{exc.filename or 'something'} may not be used: {exc.strerror}. Run as root"
+        )
     except OSError as exc:
         _complain(who, f"the system refuses it: {exc}")
     except KeyboardInterrupt:

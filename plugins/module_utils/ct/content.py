@@ -50,7 +50,9 @@ def _read(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read()
     except OSError as exc:
-        raise ConntrackError(f"{path} can not be read: {exc.strerror}. Install the collection again.") from exc
+        raise ConntrackError(
+            f"{path} can not be read: {exc.strerror}. Install the collection again."
+        ) from exc
 
 
 def content(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> ct_archive.Content:
@@ -59,7 +61,11 @@ def content(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) ->
     :param pin_root: what holds where the command is not told otherwise; likewise the next one.
     """
     start = f"{_BEGIN}import sys\nfrom {_PACKAGE}.ct.cli import main\nsys.exit(main(pin_root={pin_root!r}, state_dir={state_dir!r}))\n"
-    modules = {"__main__.py": start, f"{_PACKAGE}/__init__.py": "", **{f"{_PACKAGE}/{name}": text for name, text in sources().items()}}
+    modules = {
+        "__main__.py": start,
+        f"{_PACKAGE}/__init__.py": "",
+        **{f"{_PACKAGE}/{name}": text for name, text in sources().items()},
+    }
     parser = cli.parser(pin_root, state_dir)
     return ct_archive.Content(modules, manual.man_page(parser), manual.bash_completion(parser))
 

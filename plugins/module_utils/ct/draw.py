@@ -40,9 +40,35 @@ class Phase(t.NamedTuple):
 PHASES = {
     "established": Phase("#1a7f37", "#3fb950", "", "solid", ("ESTABLISHED",)),
     "replied": Phase("#0969da", "#58a6ff", "", "solid", ("REPLIED",)),
-    "opening": Phase("#9a6700", "#d29922", "7 4", "dashed", ("NEW", "SYN_SENT", "SYN_SENT2", "SYN_RECV", "COOKIE_WAIT", "COOKIE_ECHOED", "HEARTBEAT_SENT")),
+    "opening": Phase(
+        "#9a6700",
+        "#d29922",
+        "7 4",
+        "dashed",
+        (
+            "NEW",
+            "SYN_SENT",
+            "SYN_SENT2",
+            "SYN_RECV",
+            "COOKIE_WAIT",
+            "COOKIE_ECHOED",
+            "HEARTBEAT_SENT",
+        ),
+    ),
     "closing": Phase(
-        "#8250df", "#bc8cff", "2 3", "dotted", ("FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "SHUTDOWN_SENT", "SHUTDOWN_RECD", "SHUTDOWN_ACK_SENT")
+        "#8250df",
+        "#bc8cff",
+        "2 3",
+        "dotted",
+        (
+            "FIN_WAIT",
+            "CLOSE_WAIT",
+            "LAST_ACK",
+            "TIME_WAIT",
+            "SHUTDOWN_SENT",
+            "SHUTDOWN_RECD",
+            "SHUTDOWN_ACK_SENT",
+        ),
     ),
     "closed": Phase("#cf222e", "#ff7b72", "8 3 2 3", "dashed", ("CLOSE", "CLOSED")),
 }
@@ -107,7 +133,9 @@ def _fitting(name: str, room: float) -> str:
     """Return a name, cut where it would be wider than so many px in bold letters of 13 px, whatever the font."""
     taken = 0.0
     for at, letter in enumerate(name):
-        taken += 15 if letter in "mwMW@%" or not letter.isascii() else 10.5 if letter.isupper() else 8.8
+        taken += (
+            15 if letter in "mwMW@%" or not letter.isascii() else 10.5 if letter.isupper() else 8.8
+        )
         if taken > room:
             return _cut(name, at)
     return name
@@ -128,10 +156,14 @@ def caption(edge: Graph) -> str:
 def _story(edge: Graph, names: t.Mapping[str, str]) -> str:
     """Return all of an edge, a line each."""
     flows = edge["flows"]
-    lines = [f"{names[edge['from']]} → {names[edge['to']]}: {flows} flow{'s' if flows != 1 else ''}, {edge['state']}"]
+    lines = [
+        f"{names[edge['from']]} → {names[edge['to']]}: {flows} flow{'s' if flows != 1 else ''}, {edge['state']}"
+    ]
     lines.append(f"{edge['packets']} packets, {edge['bytes']} bytes in both directions")
     for pair in edge["pairs"]:
-        lines.append(f"{pair['proto']} {pair['src']} → {pair['dst']}: {pair['flows']}, {size(pair['bytes'])}")
+        lines.append(
+            f"{pair['proto']} {pair['src']} → {pair['dst']}: {pair['flows']}, {size(pair['bytes'])}"
+        )
     told = sum(pair["flows"] for pair in edge["pairs"])
     return "\n".join(lines + ([f"… and {flows - told} more"] if flows > told > 0 else []))
 
@@ -186,7 +218,9 @@ class _Box:
     column: int = 0
     children: list[str] = dataclasses.field(default_factory=list)
     slots: dict[int, list[_Slot]] = dataclasses.field(default_factory=lambda: {-1: [], 1: []})
-    lanes: dict[int, list[tuple[float, int, bool]]] = dataclasses.field(default_factory=lambda: {-1: [], 1: []})
+    lanes: dict[int, list[tuple[float, int, bool]]] = dataclasses.field(
+        default_factory=lambda: {-1: [], 1: []}
+    )
     x: float = 0
     y: float = 0
     width: float = _COLUMN
@@ -212,7 +246,11 @@ class Layout:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.boxes = {place["id"]: _Box(place) for place in graph["places"]}
-        self._peers = {tuple(end): tuple(other) for one, two in graph["links"] for end, other in ((one, two), (two, one))}
+        self._peers = {
+            tuple(end): tuple(other)
+            for one, two in graph["links"]
+            for end, other in ((one, two), (two, one))
+        }
         self._near: dict[str, list[str]] = {name: [] for name in self.boxes}
         for (one, dummy), (two, dummy2) in graph["links"]:
             for place, other in ((one, two), (two, one)):
@@ -231,7 +269,11 @@ class Layout:
 
         def rank(name: str) -> tuple[int, int, int]:
             box = self.boxes[name]
-            return -sum(bool(one["hook"]) for one in box.place["interfaces"]), -len(self._near[name]), places.index(name)
+            return (
+                -sum(bool(one["hook"]) for one in box.place["interfaces"]),
+                -len(self._near[name]),
+                places.index(name),
+            )
 
         self.root = min(places, key=rank)
         seen = {self.root}
@@ -268,11 +310,17 @@ class Layout:
     def _parted(self, children: t.Sequence[str]) -> list[tuple[str, int]]:
         """Return the side of each neighbour of the middle: a few by their hook, initiators left, many evenly."""
         hooks = {
-            self._peers[place, one["name"]][0]: one["hook"] for place, one in self._interfaces() if place == self.root and (place, one["name"]) in self._peers
+            self._peers[place, one["name"]][0]: one["hook"]
+            for place, one in self._interfaces()
+            if place == self.root and (place, one["name"]) in self._peers
         }
         parted, balance = [], 0
         for name in children:
-            wanted = {"ingress": -1, "egress": 1}.get(hooks.get(name) or "", 0) if len(children) <= 6 else 0
+            wanted = (
+                {"ingress": -1, "egress": 1}.get(hooks.get(name) or "", 0)
+                if len(children) <= 6
+                else 0
+            )
             side = wanted or (-1 if balance <= 0 else 1)
             balance -= side
             parted.append((name, side))
@@ -296,7 +344,10 @@ class Layout:
             elif box.column:
                 side = -1 if box.column < 0 else 1
             else:
-                side = min((-1, 1), key=lambda one: sum(slot.height for slot in self.boxes[self.root].slots[one]))
+                side = min(
+                    (-1, 1),
+                    key=lambda one: sum(slot.height for slot in self.boxes[self.root].slots[one]),
+                )
             lines = one["addresses"][:_ADDRESSES]
             more = len(one["addresses"]) - len(lines)
             box.slots[side].append(_Slot(one, lines + ([f"+{more} more"] if more else [])))
@@ -310,18 +361,34 @@ class Layout:
         counts: collections.Counter[tuple[str, int]] = collections.Counter()
         for edge, sides in zip(self.graph["edges"], self._sides):
             counts.update(zip((edge["from"], edge["to"]), sides))
-        self.labelled = len(self.graph["edges"]) <= _LABELLED and max(counts.values(), default=0) <= _LABELLED_LANES
+        self.labelled = (
+            len(self.graph["edges"]) <= _LABELLED
+            and max(counts.values(), default=0) <= _LABELLED_LANES
+        )
         lane = _LANE if self.labelled else _NARROW_LANE
         for name, box in self.boxes.items():
-            box.strip = min(max(counts[name, -1], counts[name, 1]) * lane, _LANE * _LABELLED_LANES if self.labelled else _STRIP_MAX)
+            box.strip = min(
+                max(counts[name, -1], counts[name, 1]) * lane,
+                _LANE * _LABELLED_LANES if self.labelled else _STRIP_MAX,
+            )
 
     def _own_height(self, box: _Box) -> float:
-        return _HEAD + box.strip + max(sum(slot.height for slot in slots) for slots in box.slots.values()) + (_SLOT_END if any(box.slots.values()) else 0)
+        return (
+            _HEAD
+            + box.strip
+            + max(sum(slot.height for slot in slots) for slots in box.slots.values())
+            + (_SLOT_END if any(box.slots.values()) else 0)
+        )
 
     # -- where --
     def _set_out(self) -> None:
         root = self.boxes[self.root]
-        heights = {side: self._stack([name for name in root.children if self.boxes[name].column == side], 0) for side in (-1, 1)}
+        heights = {
+            side: self._stack(
+                [name for name in root.children if self.boxes[name].column == side], 0
+            )
+            for side in (-1, 1)
+        }
         root.height = max(self._own_height(root), *heights.values())
         for side, height in heights.items():
             for name in root.children:
@@ -340,9 +407,13 @@ class Layout:
         for name, box in self.boxes.items():
             self._place_slots(name, box)
         for name in sorted(self.boxes, key=lambda one: one != self.root):
-            self.boxes[name].height = max(self.boxes[name].height, self._own_height(self.boxes[name]))
+            self.boxes[name].height = max(
+                self.boxes[name].height, self._own_height(self.boxes[name])
+            )
         self._place_lanes()
-        self.links = [(self._port(one), self._port(two), one, two) for one, two in self.graph["links"]]
+        self.links = [
+            (self._port(one), self._port(two), one, two) for one, two in self.graph["links"]
+        ]
         self.width = max(box.x + box.width for box in self.boxes.values())
         self.height = max(box.y + box.height for box in self.boxes.values())
 
@@ -410,19 +481,36 @@ class Layout:
             for side, lanes in box.lanes.items():
                 step = box.strip / len(lanes) if lanes else 0
                 for at, (dummy, number, begins) in enumerate(sorted(lanes)):
-                    points[number, begins] = box.edge_x(side), box.y + _HEAD + step * (at + 0.6), side
-        self.flows = [(edge, points[number, True], points[number, False]) for number, edge in enumerate(self.graph["edges"])]
+                    points[number, begins] = (
+                        box.edge_x(side),
+                        box.y + _HEAD + step * (at + 0.6),
+                        side,
+                    )
+        self.flows = [
+            (edge, points[number, True], points[number, False])
+            for number, edge in enumerate(self.graph["edges"])
+        ]
 
 
 # ---------------------------------------------------------------- SVG
-_COLOURS = {"ground": ("#ffffff", "#0d1117"), "card": ("#f6f8fa", "#161b22"), "line": ("#8c959f", "#6e7681"), "text": ("#1f2328", "#e6edf3")}
+_COLOURS = {
+    "ground": ("#ffffff", "#0d1117"),
+    "card": ("#f6f8fa", "#161b22"),
+    "line": ("#8c959f", "#6e7681"),
+    "text": ("#1f2328", "#e6edf3"),
+}
 _COLOURS.update(dim=("#59636e", "#9198a1"), hook=("#bc4c00", "#f0883e"))
 
 
 def _style() -> str:
     """Return the picture's style: one set of colours for a light ground, one for a dark one."""
-    colours = {**_COLOURS, **{name: (phase.light, phase.dark) for name, phase in {**PHASES, "other": _OTHER}.items()}}
-    light, dark = ("".join(f"--{name}:{both[at]};" for name, both in colours.items()) for at in (0, 1))
+    colours = {
+        **_COLOURS,
+        **{name: (phase.light, phase.dark) for name, phase in {**PHASES, "other": _OTHER}.items()},
+    }
+    light, dark = (
+        "".join(f"--{name}:{both[at]};" for name, both in colours.items()) for at in (0, 1)
+    )
     rules = [
         f".ct{{{light}color-scheme:light dark;font-family:system-ui,'DejaVu Sans',sans-serif}}",
         f"@media(prefers-color-scheme:dark){{.ct{{{dark}}}}}",
@@ -437,7 +525,9 @@ def _style() -> str:
     ]
     for name, phase in {**PHASES, "other": _OTHER}.items():
         dash = f";stroke-dasharray:{phase.dash}" if phase.dash else ""
-        rules.append(f".ct .{name} .line{{stroke:var(--{name}){dash}}}.ct .{name} .head{{fill:var(--{name})}}")
+        rules.append(
+            f".ct .{name} .line{{stroke:var(--{name}){dash}}}.ct .{name} .head{{fill:var(--{name})}}"
+        )
     return "".join(rules)
 
 
@@ -451,7 +541,9 @@ def svg(graph: Graph) -> str:
     plan = Layout(graph)
     names = {place["id"]: place["name"] for place in graph["places"]}
     most = max((edge["bytes"] for edge in graph["edges"]), default=0)
-    legend, legend_height = _legend(graph, plan.height + 3 * _MARGIN / 2, max(plan.width, 560), most)
+    legend, legend_height = _legend(
+        graph, plan.height + 3 * _MARGIN / 2, max(plan.width, 560), most
+    )
     wide, high = max(plan.width, 560) + 2 * _MARGIN, plan.height + legend_height + 3 * _MARGIN + 20
     about = f"{graph['title']}: {len(graph['places'])} places, {len(graph['links'])} links, {graph['totals']['flows']} flows in {len(graph['edges'])} edges"
     parts = [
@@ -459,11 +551,19 @@ def svg(graph: Graph) -> str:
         f'viewBox="0 0 {wide:.0f} {high:.0f}">',
         f"<style>{_style()}</style>",
         f'<rect class="ground" width="{wide:.0f}" height="{high:.0f}"/>',
-        _text(_MARGIN, _MARGIN, graph["title"], "name") + (_text(wide - _MARGIN, _MARGIN, graph["read_at"], "dim", "end") if graph["read_at"] else ""),
+        _text(_MARGIN, _MARGIN, graph["title"], "name")
+        + (
+            _text(wide - _MARGIN, _MARGIN, graph["read_at"], "dim", "end")
+            if graph["read_at"]
+            else ""
+        ),
         f'<g transform="translate({_MARGIN + max(0.0, 560 - plan.width) / 2:.1f} {_MARGIN + 20})">',
         *(_box(box) for box in plan.boxes.values()),
         *(_link(*link, names) for link in plan.links),
-        *(_flow(number, edge, begin, end, names, most) for number, (edge, begin, end) in reversed(list(enumerate(plan.flows)))),
+        *(
+            _flow(number, edge, begin, end, names, most)
+            for number, (edge, begin, end) in reversed(list(enumerate(plan.flows)))
+        ),
         *(_slots(box) for box in plan.boxes.values()),
         *(_words(edge, begin, most) for edge, begin, dummy in plan.flows if plan.labelled),
         "</g>",
@@ -490,16 +590,27 @@ def _slots(box: _Box) -> str:
             one, badge = slot.interface, _badge(slot.interface)
             x, y = box.edge_x(side) - side * 11, box.y + slot.y + 12
             anchor = "start" if side < 0 else "end"
-            lines = [_text(x, y, _cut(one["name"] + ("" if one["up"] else " (down)"), most), "", anchor)]
-            lines += [_text(x, y + _LINE * at, _cut(line, most), "dim", anchor) for at, line in enumerate(slot.lines, 1)]
+            lines = [
+                _text(x, y, _cut(one["name"] + ("" if one["up"] else " (down)"), most), "", anchor)
+            ]
+            lines += [
+                _text(x, y + _LINE * at, _cut(line, most), "dim", anchor)
+                for at, line in enumerate(slot.lines, 1)
+            ]
             if badge:
                 badge = _cut(badge, most - 1)
                 wide, top = 6.1 * len(badge) + 10, y + _LINE * len(slot.lines) + 5
-                lines.append(f'<rect class="badge" x="{x if side < 0 else x - wide:.1f}" y="{top:.1f}" width="{wide:.1f}" height="14" rx="4"/>')
+                lines.append(
+                    f'<rect class="badge" x="{x if side < 0 else x - wide:.1f}" y="{top:.1f}" width="{wide:.1f}" height="14" rx="4"/>'
+                )
                 lines.append(_text(x - side * 5, top + 10.5, badge, "badged", anchor))
             hook = " hook" if badge else ""
-            lines.append(f'<circle class="port{hook}" cx="{box.edge_x(side):.1f}" cy="{box.y + slot.y + _LINE / 2 + 2:.1f}" r="4"/>')
-            parts.append(f'<g class="slot" data-interface="{_x(one["name"])}"><title>{_x(_about_interface(one))}</title>{"".join(lines)}</g>')
+            lines.append(
+                f'<circle class="port{hook}" cx="{box.edge_x(side):.1f}" cy="{box.y + slot.y + _LINE / 2 + 2:.1f}" r="4"/>'
+            )
+            parts.append(
+                f'<g class="slot" data-interface="{_x(one["name"])}"><title>{_x(_about_interface(one))}</title>{"".join(lines)}</g>'
+            )
     return "".join(parts)
 
 
@@ -509,11 +620,21 @@ def _curve(one: tuple[float, float, int], two: tuple[float, float, int], back: f
     :param back: how far before the second point it ends.
     """
     (x1, y1, side1), (x2, y2, side2) = one, two
-    reach = max(50.0, abs(x2 - x1) * 0.4) if side1 != side2 else 40 + min(_GAP * 0.7, abs(y2 - y1) * 0.2)
+    reach = (
+        max(50.0, abs(x2 - x1) * 0.4)
+        if side1 != side2
+        else 40 + min(_GAP * 0.7, abs(y2 - y1) * 0.2)
+    )
     return f"M{x1:.1f} {y1:.1f}C{x1 + side1 * reach:.1f} {y1:.1f} {x2 + side2 * reach:.1f} {y2:.1f} {x2 + side2 * back:.1f} {y2:.1f}"
 
 
-def _link(one: tuple[float, float, int], two: tuple[float, float, int], from_: t.Sequence[str], to: t.Sequence[str], names: t.Mapping[str, str]) -> str:
+def _link(
+    one: tuple[float, float, int],
+    two: tuple[float, float, int],
+    from_: t.Sequence[str],
+    to: t.Sequence[str],
+    names: t.Mapping[str, str],
+) -> str:
     title = f"{from_[1]}@{names[from_[0]]} — {to[1]}@{names[to[0]]}"
     return f'<path class="link" d="{_curve(one, two)}"><title>{_x(title)}</title></path>'
 
@@ -540,7 +661,13 @@ def _flow(
 def _words(edge: Graph, begin: tuple[float, float, int], most: int) -> str:
     """Return an edge's caption, beside the box where it begins: there each edge has a lane of its own."""
     x, y, side = begin
-    return _text(x + side * 7, y - width(edge["bytes"], most) / 2 - 3, caption(edge), "words", "start" if side > 0 else "end")
+    return _text(
+        x + side * 7,
+        y - width(edge["bytes"], most) / 2 - 3,
+        caption(edge),
+        "words",
+        "start" if side > 0 else "end",
+    )
 
 
 def _legend(graph: Graph, top: float, wide: float, most: int) -> tuple[str, float]:
@@ -551,16 +678,29 @@ def _legend(graph: Graph, top: float, wide: float, most: int) -> tuple[str, floa
         if edge["state"] not in states:
             states.append(edge["state"])
     items = [
-        (f'<g class="{name}"><path class="line" fill="none" stroke-width="4" d="M0 -4h30"/></g>', ", ".join(sorted(states)))
+        (
+            f'<g class="{name}"><path class="line" fill="none" stroke-width="4" d="M0 -4h30"/></g>',
+            ", ".join(sorted(states)),
+        )
         for name, states in sorted(used.items(), key=lambda item: [*PHASES, "other"].index(item[0]))
     ]
     if items:
         least = min(edge["bytes"] for edge in graph["edges"])
         items.append(
-            (f'<path fill="var(--dim)" d="M0 -3.2l30 -3v{width(most, most) / 2 + 2:.1f}l-30 -3z"/>', f"wider: more bytes, {size(least)} to {size(most)}")
+            (
+                f'<path fill="var(--dim)" d="M0 -3.2l30 -3v{width(most, most) / 2 + 2:.1f}l-30 -3z"/>',
+                f"wider: more bytes, {size(least)} to {size(most)}",
+            )
         )
-    if any(place["kind"] != "machine" for place in graph["places"] if place["kind"] != "outside"):  # of a fleet's hosts only the flows are known
-        items.append(('<circle class="port hook" cx="15" cy="-4" r="4"/>', "interface on which the chain runs: its hook, and the mode"))
+    if any(
+        place["kind"] != "machine" for place in graph["places"] if place["kind"] != "outside"
+    ):  # of a fleet's hosts only the flows are known
+        items.append(
+            (
+                '<circle class="port hook" cx="15" cy="-4" r="4"/>',
+                "interface on which the chain runs: its hook, and the mode",
+            )
+        )
         items.append(('<path class="link" d="M0 -4h30"/>', "veth link"))
     parts, x, y = [], 0.0, top
     for sample, text in items:
@@ -577,9 +717,13 @@ def _legend(graph: Graph, top: float, wide: float, most: int) -> tuple[str, floa
 
 def _remarks(graph: Graph) -> list[str]:
     totals, gone = graph["totals"], graph["left_out"]
-    lines = [f"{totals['flows']} flows, {size(totals['bytes'])}. An arrow leads from who began to who answers, with all flows of a state in it."]
+    lines = [
+        f"{totals['flows']} flows, {size(totals['bytes'])}. An arrow leads from who began to who answers, with all flows of a state in it."
+    ]
     if gone["edges"]:
-        lines.append(f"Not drawn: {gone['edges']} edges with the fewest bytes, {gone['flows']} flows, {size(gone['bytes'])}.")
+        lines.append(
+            f"Not drawn: {gone['edges']} edges with the fewest bytes, {gone['flows']} flows, {size(gone['bytes'])}."
+        )
     return lines + ([graph["note"]] if graph["note"] else [])
 
 
@@ -602,24 +746,46 @@ def html(graph: Graph) -> str:
     """Return a page with the picture, and the same in tables."""
     names = {place["id"]: place["name"] for place in graph["places"]}
     flows = [
-        (names[edge["from"]], names[edge["to"]], edge["state"], ", ".join(edge["protos"]), edge["flows"], edge["packets"], edge["bytes"])
+        (
+            names[edge["from"]],
+            names[edge["to"]],
+            edge["state"],
+            ", ".join(edge["protos"]),
+            edge["flows"],
+            edge["packets"],
+            edge["bytes"],
+        )
         for edge in graph["edges"]
     ]
     interfaces = [
-        (place["name"], one["name"], ", ".join(one["addresses"]), one["mac"], one["mtu"], "up" if one["up"] else "down", _badge(one))
+        (
+            place["name"],
+            one["name"],
+            ", ".join(one["addresses"]),
+            one["mac"],
+            one["mtu"],
+            "up" if one["up"] else "down",
+            _badge(one),
+        )
         for place in graph["places"]
         for one in place["interfaces"]
     ]
     tables: list[Table] = [
         ("Flows", ("from", "to", "state", "protocols", "flows", "packets", "bytes"), flows),
-        ("Interfaces", ("namespace", "interface", "addresses", "MAC", "MTU", "state", "XDP"), interfaces),
+        (
+            "Interfaces",
+            ("namespace", "interface", "addresses", "MAC", "MTU", "state", "XDP"),
+            interfaces,
+        ),
     ]
     return page(graph, tables)
 
 
 def page(graph: Graph, tables: t.Iterable[Table]) -> str:
     """Return a page with the picture and these tables."""
-    return _PAGE.format(title=_x(graph["title"]), svg=svg(graph), tables="".join(_table(*one) for one in tables))
+    return _PAGE.format(
+        title=_x(graph["title"]), svg=svg(graph), tables="".join(_table(*one) for one in tables)
+    )
 
 
 _NUMBER = ' class="n"'
@@ -629,7 +795,12 @@ def _table(title: str, heads: t.Sequence[str], rows: t.Sequence[t.Sequence[objec
     if not rows:
         return ""
     head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td{_NUMBER if isinstance(one, int) else ''}>{_x(one)}</td>" for one in row) + "</tr>\n" for row in rows)
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{_NUMBER if isinstance(one, int) else ''}>{_x(one)}</td>" for one in row)
+        + "</tr>\n"
+        for row in rows
+    )
     return f"<table>\n<caption>{title}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
 
 
@@ -650,7 +821,18 @@ def _lines(place: Graph) -> list[str]:
     """Return what a box has inside, a line each."""
     lines = [place["name"]]
     for one in place["interfaces"]:
-        lines.append(" ".join(filter(None, (one["name"], *one["addresses"][:_ADDRESSES], f"({_badge(one)})" if _badge(one) else ""))))
+        lines.append(
+            " ".join(
+                filter(
+                    None,
+                    (
+                        one["name"],
+                        *one["addresses"][:_ADDRESSES],
+                        f"({_badge(one)})" if _badge(one) else "",
+                    ),
+                )
+            )
+        )
     return lines
 
 
@@ -659,7 +841,11 @@ def mermaid(graph: Graph) -> str:
     ids, lines, styles = _numbered(graph), ["flowchart LR"], []
     for place in graph["places"]:
         text = "<br/>".join(map(_mermaid, _lines(place)))
-        lines.append(f'  {ids[place["id"]]}(["{text}"])' if place["kind"] == "outside" else f'  {ids[place["id"]]}["{text}"]')
+        lines.append(
+            f'  {ids[place["id"]]}(["{text}"])'
+            if place["kind"] == "outside"
+            else f'  {ids[place["id"]]}["{text}"]'
+        )
     for one, two in graph["links"]:
         lines.append(f'  {ids[one[0]]} ---|"{_mermaid(f"{one[1]} - {two[1]}")}"| {ids[two[0]]}')
     most = max((edge["bytes"] for edge in graph["edges"]), default=0)
@@ -667,13 +853,18 @@ def mermaid(graph: Graph) -> str:
         phase = _phase(phase_of(edge["state"]))
         dash = f",stroke-dasharray:{phase.dash}" if phase.dash else ""
         lines.append(f'  {ids[edge["from"]]} -->|"{_mermaid(caption(edge))}"| {ids[edge["to"]]}')
-        styles.append(f"  linkStyle {number} stroke:{phase.light},stroke-width:{width(edge['bytes'], most)}px{dash}")
+        styles.append(
+            f"  linkStyle {number} stroke:{phase.light},stroke-width:{width(edge['bytes'], most)}px{dash}"
+        )
     return "\n".join([*lines, *styles]) + "\n"
 
 
 def _dot(*lines: str) -> str:
     """Return a quoted string of dot; it reads character references in them."""
-    texts = (_BAD.sub("\ufffd", line).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"') for line in lines)
+    texts = (
+        _BAD.sub("\ufffd", line).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
+        for line in lines
+    )
     return '"' + "\\n".join(" ".join(text.split("\n")) for text in texts) + '"'
 
 
@@ -686,9 +877,13 @@ def dot(graph: Graph) -> str:
     ]
     for place in graph["places"]:
         more = ', style="rounded,dashed"' if place["kind"] == "outside" else ""
-        lines.append(f"  {ids[place['id']]} [label={_dot(*_lines(place))}, tooltip={_dot(*_about(place).splitlines())}{more}];")
+        lines.append(
+            f"  {ids[place['id']]} [label={_dot(*_lines(place))}, tooltip={_dot(*_about(place).splitlines())}{more}];"
+        )
     for one, two in graph["links"]:
-        lines.append(f'  {ids[one[0]]} -> {ids[two[0]]} [dir=none, color="#8c959f", taillabel={_dot(one[1])}, headlabel={_dot(two[1])}];')
+        lines.append(
+            f'  {ids[one[0]]} -> {ids[two[0]]} [dir=none, color="#8c959f", taillabel={_dot(one[1])}, headlabel={_dot(two[1])}];'
+        )
     most = max((edge["bytes"] for edge in graph["edges"]), default=0)
     for edge in graph["edges"]:
         phase = _phase(phase_of(edge["state"]))
@@ -699,4 +894,9 @@ def dot(graph: Graph) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-FORMS: dict[str, t.Callable[[Graph], str]] = {"html": html, "svg": svg, "mermaid": mermaid, "dot": dot}
+FORMS: dict[str, t.Callable[[Graph], str]] = {
+    "html": html,
+    "svg": svg,
+    "mermaid": mermaid,
+    "dot": dot,
+}

@@ -68,11 +68,16 @@ def observe(paths: bpffs.Paths) -> Seen:
             if netns.exists(name):
                 raise
     keys = [link.key for links in found.values() for link in links if link.ifindex != 1]
-    wants = attach.parse("absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto")
+    wants = attach.parse(
+        "absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto"
+    )
     programs = {}
     for key, have in zip(keys, attach.observe(paths, wants)):
         if have.attached is not None:
-            programs[key] = {**have.attached.shown(), "ours": have.attached.program.hook is not None}
+            programs[key] = {
+                **have.attached.shown(),
+                "ours": have.attached.program.hook is not None,
+            }
     return Seen(found, _peers(found), programs)
 
 
@@ -90,7 +95,9 @@ def _peers(found: t.Mapping[str | None, t.Sequence[HaveLink]]) -> dict[Key, Key]
     for (index, peer), mine in ends.items():
         for link in mine:
             others = [one for one in ends.get((peer, index), ()) if one.key != link.key]
-            named = [one for one in others if link.alias.partition(" ")[2] == topology.show_key(one.key)]
+            named = [
+                one for one in others if link.alias.partition(" ")[2] == topology.show_key(one.key)
+            ]
             if len(named or others) == 1:
                 peers[link.key] = (named or others)[0].key
     return {key: other for key, other in peers.items() if peers.get(other) == key}
@@ -115,7 +122,14 @@ def read(paths: bpffs.Paths, filters: t.Mapping[str, t.Any], lab: str | None = N
 
 
 # ---------------------------------------------------------------- making
-def build(seen: Seen, groups: t.Iterable[Group], lab: str | None = None, title: str = "", note: str = "", read_at: str = "") -> Graph:
+def build(
+    seen: Seen,
+    groups: t.Iterable[Group],
+    lab: str | None = None,
+    title: str = "",
+    note: str = "",
+    read_at: str = "",
+) -> Graph:
     """Return the graph.
 
     :param groups: flows, packets and bytes by source, destination, protocol and state.
@@ -129,22 +143,47 @@ def build(seen: Seen, groups: t.Iterable[Group], lab: str | None = None, title: 
         "note": note,
         "read_at": read_at,
         "places": places.shown(edges),
-        "links": [[[places.id(one[0]), one[1]], [places.id(two[0]), two[1]]] for one, two in places.links],
+        "links": [
+            [[places.id(one[0]), one[1]], [places.id(two[0]), two[1]]] for one, two in places.links
+        ],
         "edges": edges,
-        "totals": {"flows": sum(edge["flows"] for edge in edges) + left_out["flows"], "bytes": sum(edge["bytes"] for edge in edges) + left_out["bytes"]},
+        "totals": {
+            "flows": sum(edge["flows"] for edge in edges) + left_out["flows"],
+            "bytes": sum(edge["bytes"] for edge in edges) + left_out["bytes"],
+        },
         "left_out": left_out,
     }
 
 
 def _chosen(seen: Seen, lab: str | None) -> list[str]:
     """Return the namespaces to draw."""
-    marks = {name: next((link.alias for link in links if link.ifindex == 1), "") for name, links in seen.interfaces.items() if name is not None}
+    marks = {
+        name: next((link.alias for link in links if link.ifindex == 1), "")
+        for name, links in seen.interfaces.items()
+        if name is not None
+    }
     if lab is None:
         return sorted(marks, key=_counted)
-    chosen = [name for name, mark in sorted(marks.items(), key=lambda item: _counted(item[0])) if mark == topology.MARK_PREFIX + lab]
+    chosen = [
+        name
+        for name, mark in sorted(marks.items(), key=lambda item: _counted(item[0]))
+        if mark == topology.MARK_PREFIX + lab
+    ]
     if not chosen:
-        labs = sorted({mark[len(topology.MARK_PREFIX) :] for mark in marks.values() if mark.startswith(topology.MARK_PREFIX)})
-        raise bad_value("lab", lab, f"give one of {', '.join(labs)}" if labs else "there is no lab: make one with netns_lab, or leave it out")
+        labs = sorted(
+            {
+                mark[len(topology.MARK_PREFIX) :]
+                for mark in marks.values()
+                if mark.startswith(topology.MARK_PREFIX)
+            }
+        )
+        raise bad_value(
+            "lab",
+            lab,
+            f"give one of {', '.join(labs)}"
+            if labs
+            else "there is no lab: make one with netns_lab, or leave it out",
+        )
     return chosen
 
 
@@ -162,15 +201,23 @@ class _Places:
             {
                 tuple(sorted((key, peer), key=_order))
                 for key, peer in seen.peers.items()
-                if key[0] in drawn and peer[0] in drawn and not (key[0] is peer[0] is None and chosen)
+                if key[0] in drawn
+                and peer[0] in drawn
+                and not (key[0] is peer[0] is None and chosen)
             },
             key=lambda link: (_order(link[0]), _order(link[1])),
         )
         linked = {place for link in self.links for place, dummy in link}
         on_host = any(key[0] is None for key in seen.programs)
-        self.drawn = [place for place in drawn if place is not None or place in linked or on_host or not chosen]
+        self.drawn = [
+            place
+            for place in drawn
+            if place is not None or place in linked or on_host or not chosen
+        ]
         self._owner: dict[str, str | None] = {}
-        for place in sorted(self.drawn, key=lambda one: (one not in self._near(), one is not None, one or "")):
+        for place in sorted(
+            self.drawn, key=lambda one: (one not in self._near(), one is not None, one or "")
+        ):
             for link in seen.interfaces[place]:
                 for address in link.addresses:
                     self._owner.setdefault(topology.show_ip(address.address[0]), place)
@@ -180,7 +227,12 @@ class _Places:
         """Return the places that the chain's interfaces reach over links: of two that have an address, these are meant."""
         near = {key[0] for key, program in self._seen.programs.items() if program["ours"]}
         while True:
-            more = {place for link in self.links if {link[0][0], link[1][0]} & near for place, dummy in link}
+            more = {
+                place
+                for link in self.links
+                if {link[0][0], link[1][0]} & near
+                for place, dummy in link
+            }
             if more <= near:
                 return near
             near |= more
@@ -198,7 +250,9 @@ class _Places:
 
     def name_outside(self, by_bytes: collections.Counter[str]) -> None:
         """Give the addresses of no place that have the most bytes places of their own."""
-        others = collections.Counter({address: octets for address, octets in by_bytes.items() if address not in self._owner})
+        others = collections.Counter(
+            {address: octets for address, octets in by_bytes.items() if address not in self._owner}
+        )
         most = len(others) if len(others) <= MOST_OUTSIDE else MOST_OUTSIDE - 1
         ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
         self.outside = {address: f"outside:{address}" for address, dummy in ranked[:most]}
@@ -208,16 +262,35 @@ class _Places:
         used = {edge[end] for edge in edges for end in ("from", "to")}
         ends = {end for link in self.links for end in link}
         found = [self._shown(place, ends) for place in self.drawn]
-        found += [{"id": name, "name": address, "kind": "outside", "interfaces": []} for address, name in sorted(self.outside.items()) if name in used]
+        found += [
+            {"id": name, "name": address, "kind": "outside", "interfaces": []}
+            for address, name in sorted(self.outside.items())
+            if name in used
+        ]
         if "outside" in used:
-            found.append({"id": "outside", "name": f"{self._rest} other addresses", "kind": "outside", "interfaces": []})
+            found.append(
+                {
+                    "id": "outside",
+                    "name": f"{self._rest} other addresses",
+                    "kind": "outside",
+                    "interfaces": [],
+                }
+            )
         return found
 
     def _shown(self, place: str | None, ends: t.Container[Key]) -> Graph:
         links = [link for link in self._seen.interfaces[place] if link.ifindex != 1]
         if place is None:
-            own = [link.key for link in links if self._whole and link.up and link.kind != "veth" and _addresses(link)]
-            links = [link for link in links if link.key in ends or link.key in self._seen.programs or link.key in own]
+            own = [
+                link.key
+                for link in links
+                if self._whole and link.up and link.kind != "veth" and _addresses(link)
+            ]
+            links = [
+                link
+                for link in links
+                if link.key in ends or link.key in self._seen.programs or link.key in own
+            ]
         return {
             "id": self.id(place),
             "name": "host" if place is None else place,
@@ -253,7 +326,11 @@ def _counted(name: str) -> list[t.Any]:
 
 
 def _addresses(link: HaveLink) -> list[str]:
-    return [topology.show_address(one.address) for one in link.addresses if not topology.is_link_local(one.address[0])]
+    return [
+        topology.show_address(one.address)
+        for one in link.addresses
+        if not topology.is_link_local(one.address[0])
+    ]
 
 
 def _edges(groups: t.Iterable[Group], places: _Places) -> tuple[list[Graph], Graph]:
@@ -265,18 +342,39 @@ def _edges(groups: t.Iterable[Group], places: _Places) -> tuple[list[Graph], Gra
             by_bytes[group[end]] += group["bytes"]
     places.name_outside(by_bytes)
     found: dict[tuple[str, str, str], Graph] = {}
-    for group in sorted(groups, key=lambda one: (-one["bytes"], -one["flows"], str([one[name] for name in _GROUP_BY]))):
+    for group in sorted(
+        groups,
+        key=lambda one: (-one["bytes"], -one["flows"], str([one[name] for name in _GROUP_BY])),
+    ):
         key = places.of(group["src"]), places.of(group["dst"]), group["state"]
         edge = found.setdefault(
-            key, {"from": key[0], "to": key[1], "state": key[2], "flows": 0, "packets": 0, "bytes": 0, "protos": collections.Counter(), "pairs": []}
+            key,
+            {
+                "from": key[0],
+                "to": key[1],
+                "state": key[2],
+                "flows": 0,
+                "packets": 0,
+                "bytes": 0,
+                "protos": collections.Counter(),
+                "pairs": [],
+            },
         )
         for name in ("flows", "packets", "bytes"):
             edge[name] += group[name]
         edge["protos"][group["proto"]] += group["flows"]
         if len(edge["pairs"]) < _NAMED:
-            edge["pairs"].append({name: group[name] for name in ("proto", "src", "dst", "flows", "bytes")})
-    edges = sorted(found.values(), key=lambda edge: (-edge["bytes"], edge["from"], edge["to"], edge["state"]))
+            edge["pairs"].append(
+                {name: group[name] for name in ("proto", "src", "dst", "flows", "bytes")}
+            )
+    edges = sorted(
+        found.values(), key=lambda edge: (-edge["bytes"], edge["from"], edge["to"], edge["state"])
+    )
     for edge in edges:
         edge["protos"] = dict(sorted(edge["protos"].items(), key=lambda item: (-item[1], item[0])))
     gone = edges[MOST_EDGES:]
-    return edges[:MOST_EDGES], {"edges": len(gone), "flows": sum(edge["flows"] for edge in gone), "bytes": sum(edge["bytes"] for edge in gone)}
+    return edges[:MOST_EDGES], {
+        "edges": len(gone),
+        "flows": sum(edge["flows"] for edge in gone),
+        "bytes": sum(edge["bytes"] for edge in gone),
+    }

@@ -12,7 +12,10 @@ from ..service.archive import MARK
 from . import cli
 
 _EXAMPLES = (
-    ("the ten busiest web connections", "ct list --proto tcp --dport 80,443 --sort=-bytes --limit 10"),
+    (
+        "the ten busiest web connections",
+        "ct list --proto tcp --dport 80,443 --sort=-bytes --limit 10",
+    ),
     ("everything, for a program", "ct list -o json > flows.json"),
     ("the same questions to that file", "ct list --input flows.json --src 10.0.0.0/8 -o conntrack"),
     ("who holds the most flows", "ct count --group-by src --limit 5"),
@@ -43,16 +46,37 @@ class Option(t.NamedTuple):
 
 def commands(parser: argparse.ArgumentParser) -> dict[str, list[Option]]:
     """Return the options of each command."""
-    (sub,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return {name: [_option(action, command) for action in command._actions if action.dest != "help"] for name, command in sub.choices.items()}
+    (sub,) = (
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    return {
+        name: [_option(action, command) for action in command._actions if action.dest != "help"]
+        for name, command in sub.choices.items()
+    }
 
 
 def _option(action: argparse.Action, command: argparse.ArgumentParser) -> Option:
     filters = next((group for group in command._action_groups if group.title == cli.FILTERS), None)
     is_filter = filters is not None and action in filters._group_actions
-    value = "" if action.nargs == 0 else str(action.metavar or ("FORMAT" if action.dest == "output" else action.dest.upper()))
-    values = tuple(map(str, action.choices)) if action.choices else cli.FILTER_VALUES.get(action.dest, ()) if is_filter else ()
-    return Option(tuple(action.option_strings), value, action.help or "", values, cli.FILTERS if is_filter else cli.OPTIONS)
+    value = (
+        ""
+        if action.nargs == 0
+        else str(action.metavar or ("FORMAT" if action.dest == "output" else action.dest.upper()))
+    )
+    values = (
+        tuple(map(str, action.choices))
+        if action.choices
+        else cli.FILTER_VALUES.get(action.dest, ())
+        if is_filter
+        else ()
+    )
+    return Option(
+        tuple(action.option_strings),
+        value,
+        action.help or "",
+        values,
+        cli.FILTERS if is_filter else cli.OPTIONS,
+    )
 
 
 # ---------------------------------------------------------------- ct(8)
@@ -65,7 +89,11 @@ def _roff(text: str) -> str:
 def _entry(one: Option) -> list[str]:
     named = ", ".join(f"\\fB{_roff(name)}\\fR" for name in one.names)
     value = f"\\fI{_roff(one.value)}\\fR" if one.value else ""
-    return [".TP", " ".join(filter(None, (named, value))), f"{_roff(one.help[:1].upper() + one.help[1:])}."]
+    return [
+        ".TP",
+        " ".join(filter(None, (named, value))),
+        f"{_roff(one.help[:1].upper() + one.help[1:])}.",
+    ]
 
 
 def man_page(parser: argparse.ArgumentParser) -> str:
@@ -75,7 +103,16 @@ def man_page(parser: argparse.ArgumentParser) -> str:
         f'.\\" {MARK}: made of the parser of ct.',
         f'.TH CT 8 "" "{MARK} {cli.VERSION}" "System Administration"',
         *(".SH NAME", "ct \\- look at and look after the connection tracker in XDP"),
-        *(".SH SYNOPSIS", ".B ct", "\\fICOMMAND\\fR [\\fIOPTIONS\\fR]", ".br", ".B ct", "\\fICOMMAND\\fR \\fB\\-\\-help\\fR", ".br", ".B ct \\-\\-version"),
+        *(
+            ".SH SYNOPSIS",
+            ".B ct",
+            "\\fICOMMAND\\fR [\\fIOPTIONS\\fR]",
+            ".br",
+            ".B ct",
+            "\\fICOMMAND\\fR \\fB\\-\\-help\\fR",
+            ".br",
+            ".B ct \\-\\-version",
+        ),
         ".SH DESCRIPTION",
         "It reads the flow tables of the chain that is pinned on this host, and changes what it runs on. It needs root.",
         ".SH COMMANDS",
@@ -84,11 +121,17 @@ def man_page(parser: argparse.ArgumentParser) -> str:
         command = cli.COMMANDS[name]
         arguments = "".join(f" \\fI{_roff(one.value)}\\fR..." for one in options if not one.names)
         filtered = " [\\fIFILTERS\\fR]" if any(one.group == cli.FILTERS for one in options) else ""
-        lines += [f".SS ct {name}{arguments} [\\fIOPTIONS\\fR]{filtered}", _roff(f"{command.does[0].upper()}{command.does[1:]}. {command.more}")]
+        lines += [
+            f".SS ct {name}{arguments} [\\fIOPTIONS\\fR]{filtered}",
+            _roff(f"{command.does[0].upper()}{command.does[1:]}. {command.more}"),
+        ]
         for one in options:
             if one.group != cli.FILTERS:
                 lines += _entry(one)
-    lines += [".SH FILTERS", "Different filters must all hold; of several values of one, separated by commas or given again, any."]
+    lines += [
+        ".SH FILTERS",
+        "Different filters must all hold; of several values of one, separated by commas or given again, any.",
+    ]
     for one in found["list"]:
         if one.group == cli.FILTERS:
             lines += _entry(one)
@@ -132,9 +175,17 @@ def bash_completion(parser: argparse.ArgumentParser) -> str:
         for one in all_of:
             patterns = [f'"{command} {name}"' for name in one.names]
             if one.names and one.values:
-                values.append(f'            {" | ".join(patterns)}) words="{" ".join(one.values)}" ;;')
+                values.append(
+                    f'            {" | ".join(patterns)}) words="{" ".join(one.values)}" ;;'
+                )
             elif one.names and one.value:
                 free += patterns
         names = " ".join(name for one in all_of for name in one.names)
         options.append(f'                    {command}) words="{names} --help" ;;')
-    return _BASH.format(mark=MARK, commands=" ".join(found), values="\n".join(values), free=" | ".join(free), options="\n".join(options))
+    return _BASH.format(
+        mark=MARK,
+        commands=" ".join(found),
+        values="\n".join(values),
+        free=" | ".join(free),
+        options="\n".join(options),
+    )

@@ -15,16 +15,40 @@ from ..flows.table import title
 #: The programs that decide what becomes of a frame, in their order, and what they count it as.
 STAGES: dict[str, tuple[str, ...]] = {
     "ingress, egress": ("untracked_no_meta", "untracked_no_slot"),
-    "prs_eth": ("untracked_not_ip", "untracked_eth_short", "untracked_vlan_depth", "untracked_pppoe"),
+    "prs_eth": (
+        "untracked_not_ip",
+        "untracked_eth_short",
+        "untracked_vlan_depth",
+        "untracked_pppoe",
+    ),
     "prs_ipv4, prs_ipv6": ("invalid_ip_header", "invalid_ext_headers", "untracked_limit"),
     "prs_tcp ... prs_gre": (
-        *("invalid_l4_short", "invalid_checksum", "invalid_tcp_header", "invalid_tcp_flags", "invalid_gre"),
+        *(
+            "invalid_l4_short",
+            "invalid_checksum",
+            "invalid_tcp_header",
+            "invalid_tcp_flags",
+            "invalid_gre",
+        ),
         *("invalid_sctp_chunks", "untracked_nd"),
     ),
     "frag": ("fragment", "untracked_fragment"),
     "ct, ct6": (
-        *("tracked", "related", "invalid_tcp_state", "invalid_tcp_new", "invalid_tcp_window", "invalid_tcp_rst"),
-        *("invalid_icmp_type", "invalid_icmp_error", "invalid_sctp_new", "invalid_sctp_tag", "invalid_sctp_state"),
+        *(
+            "tracked",
+            "related",
+            "invalid_tcp_state",
+            "invalid_tcp_new",
+            "invalid_tcp_window",
+            "invalid_tcp_rst",
+        ),
+        *(
+            "invalid_icmp_type",
+            "invalid_icmp_error",
+            "invalid_sctp_new",
+            "invalid_sctp_tag",
+            "invalid_sctp_state",
+        ),
         *("ignored_tcp_syn", "ignored_tcp_state", "ignored_tcp_window", "ignored_sctp"),
         *("untracked_no_entry", "untracked_rate", "untracked_contended"),
     ),
@@ -68,7 +92,13 @@ def columns(rows: t.Sequence[t.Sequence[str]], numbers: t.Collection[int] = ()) 
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*rows)]
-    lines = ("  ".join(cell.rjust(width) if at in numbers else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, widths))) for row in rows)
+    lines = (
+        "  ".join(
+            cell.rjust(width) if at in numbers else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    )
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
@@ -77,7 +107,10 @@ def _listed(numbers: t.Mapping[str, object]) -> str:
 
 
 def _fullness(pressure: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
-    return ", ".join(f"{name} {one['entries']} of {one['capacity']} ({one['percent']} %)" for name, one in pressure.items())
+    return ", ".join(
+        f"{name} {one['entries']} of {one['capacity']} ({one['percent']} %)"
+        for name, one in pressure.items()
+    )
 
 
 def groups(found: t.Sequence[t.Mapping[str, t.Any]]) -> str:
@@ -106,16 +139,25 @@ def summary(found: t.Mapping[str, t.Any]) -> str:
     return columns(rows)
 
 
-def stats_record(counters: t.Mapping[str, int], evicted: int, guests: t.Mapping[str, t.Mapping[str, int]]) -> dict[str, t.Any]:
+def stats_record(
+    counters: t.Mapping[str, int], evicted: int, guests: t.Mapping[str, t.Mapping[str, int]]
+) -> dict[str, t.Any]:
     """Return the counters by stage and reason."""
     return {
-        "frames": {stage: {name: counters[name] for name in names} for stage, names in STAGES.items()},
+        "frames": {
+            stage: {name: counters[name] for name in names} for stage, names in STAGES.items()
+        },
         "guests": guests,
         "entries": {**{name: counters[name] for name, dummy in chain.EVENTS}, "evicted": evicted},
     }
 
 
-def stats(counters: t.Mapping[str, int], evicted: int, guests: t.Mapping[str, t.Mapping[str, int]], everything: bool) -> str:
+def stats(
+    counters: t.Mapping[str, int],
+    evicted: int,
+    guests: t.Mapping[str, t.Mapping[str, int]],
+    everything: bool,
+) -> str:
     """Return the counters as a table.
 
     :param everything: those that are 0, too.
@@ -123,10 +165,25 @@ def stats(counters: t.Mapping[str, int], evicted: int, guests: t.Mapping[str, t.
     found = stats_record(counters, evicted, guests)
     meanings = {**_MEANINGS, "evicted": "entries that made room for others"}
     rows = [["STAGE", "COUNTER", "COUNT", "MEANING"]]
-    sections = {**found["frames"], **{f"guest {name}": counts for name, counts in guests.items()}, "(events)": found["entries"]}
+    sections = {
+        **found["frames"],
+        **{f"guest {name}": counts for name, counts in guests.items()},
+        "(events)": found["entries"],
+    }
     for stage, numbers in sections.items():
-        rows += [[stage, name, str(number), meanings.get(name, "")] for name, number in numbers.items() if number or everything]
-    rows.append(["(all frames)", "", str(sum(sum(numbers.values()) for numbers in found["frames"].values())), "each is counted once"])
+        rows += [
+            [stage, name, str(number), meanings.get(name, "")]
+            for name, number in numbers.items()
+            if number or everything
+        ]
+    rows.append(
+        [
+            "(all frames)",
+            "",
+            str(sum(sum(numbers.values()) for numbers in found["frames"].values())),
+            "each is counted once",
+        ]
+    )
     return columns(rows, (2,))
 
 
@@ -135,7 +192,9 @@ def why(record: flow.Record, timeouts: t.Mapping[str, int]) -> list[str]:
     state, proto = record["state"], record["proto"]
     said = [f"{state}: {STATES_WHY.get(proto, _PLAIN_WHY).get(state, 'a state without a name')}"]
     if record["assured"]:
-        said.append("assured: it was answered as a real one is, so flows that nobody answered do not push it out")
+        said.append(
+            "assured: it was answered as a real one is, so flows that nobody answered do not push it out"
+        )
     elif record["seen_reply"]:
         said.append("not assured: it was answered, but that proves too little")
     else:
@@ -143,11 +202,21 @@ def why(record: flow.Record, timeouts: t.Mapping[str, int]) -> list[str]:
     set_to = record["timeout"] + record["idle"]
     # both are cut to whole seconds
     names = [name for name in _timeouts_of(proto) if set_to <= timeouts.get(name, -1) <= set_to + 1]
-    named = f"tcp_{state.lower()}" if proto == "tcp" else f"sctp_{state.lower()}" if proto == "sctp" else ""
+    named = (
+        f"tcp_{state.lower()}"
+        if proto == "tcp"
+        else f"sctp_{state.lower()}"
+        if proto == "sctp"
+        else ""
+    )
     name = named if named in names else next(iter(names), "")
     said.append(
         f"over in {record['timeout']} s without a packet"
-        + (f": the timeout {name} is {timeouts[name]} s, the last packet came {record['idle']} s ago" if name else "")
+        + (
+            f": the timeout {name} is {timeouts[name]} s, the last packet came {record['idle']} s ago"
+            if name
+            else ""
+        )
     )
     return said
 
@@ -155,7 +224,9 @@ def why(record: flow.Record, timeouts: t.Mapping[str, int]) -> list[str]:
 def _timeouts_of(proto: str) -> list[str]:
     """Return the names of the timeouts that a protocol's flows have."""
     first = {"udplite": "udp"}.get(proto, proto)
-    return [name for name in chain.TIMEOUTS if name == first or name.startswith(f"{first}_")] or ["generic"]
+    return [name for name in chain.TIMEOUTS if name == first or name.startswith(f"{first}_")] or [
+        "generic"
+    ]
 
 
 def flow_in_full(record: flow.Record, timeouts: t.Mapping[str, int]) -> str:
@@ -166,11 +237,23 @@ def flow_in_full(record: flow.Record, timeouts: t.Mapping[str, int]) -> str:
     """
     related = record["related"]
     rows = [
-        ["state", record["state"] + (", assured" if record["assured"] else "") + ("" if record["seen_reply"] else ", unreplied")],
-        *[[side, f"{record[side]['packets']} packets, {record[side]['bytes']} bytes"] for side in ("orig", "reply")],
+        [
+            "state",
+            record["state"]
+            + (", assured" if record["assured"] else "")
+            + ("" if record["seen_reply"] else ", unreplied"),
+        ],
+        *[
+            [side, f"{record[side]['packets']} packets, {record[side]['bytes']} bytes"]
+            for side in ("orig", "reply")
+        ],
         ["related", f"{related['packets']} ICMP errors, {related['bytes']} bytes"],
         ["age", f"{record['age']} s, idle {record['idle']} s, {record['timeout']} s left"],
-        ["began at", record["dir"] + (f", VLAN {' '.join(map(str, record['vlan']))}" if record.get("vlan") else "")],
+        [
+            "began at",
+            record["dir"]
+            + (f", VLAN {' '.join(map(str, record['vlan']))}" if record.get("vlan") else ""),
+        ],
         *[[f"window {side}", _listed(window)] for side, window in record.get("window", {}).items()],
         *[["why" if not at else "", line] for at, line in enumerate(why(record, timeouts))],
     ]
@@ -181,14 +264,25 @@ def _forwarding(found: t.Mapping[str, t.Any] | None) -> list[list[str]]:
     """Return the lines about what is forwarded past the stack; none where nothing is."""
     if found is None:
         return []
-    offloads = [f"{interface}: {what or 'VLAN offloads not known'}" for interface, some in found["vlan_offloads"].items() for what in some]
-    return [["forwards", found["forward"]], ["past", found["past"] or "no ruleset of the forward hook"], *[["VLAN tags", line] for line in offloads]]
+    offloads = [
+        f"{interface}: {what or 'VLAN offloads not known'}"
+        for interface, some in found["vlan_offloads"].items()
+        for what in some
+    ]
+    return [
+        ["forwards", found["forward"]],
+        ["past", found["past"] or "no ruleset of the forward hook"],
+        *[["VLAN tags", line] for line in offloads],
+    ]
 
 
 def _fault_lines(fault: t.Mapping[str, str]) -> list[str]:
     """Return what is wrong, and what repairs it."""
     repair = fault.get("repair")
-    return [f"{fault['fault']} {fault['object']}: {fault['detail']}", *([f"repair: {repair}"] if repair else [])]
+    return [
+        f"{fault['fault']} {fault['object']}: {fault['detail']}",
+        *([f"repair: {repair}"] if repair else []),
+    ]
 
 
 def _absence(one: t.Mapping[str, t.Any]) -> str:
@@ -207,10 +301,27 @@ def status(found: t.Mapping[str, t.Any]) -> str:
         ["generation", f"{found['generation']}, digest {found['digest']}"],
         ["health", "good" if found["healthy"] else "NOT GOOD"],
         *[["", line] for fault in found["faults"] for line in _fault_lines(fault)],
-        ["kept", ", ".join(f"{one['generation']}{' (rolled back from)' if one['rejected'] else ''}" for one in found["kept"]) or "none"],
-        ["entries", _fullness(found["pressure"]) if found["pressure"] else "the tables can not be read"],
+        [
+            "kept",
+            ", ".join(
+                f"{one['generation']}{' (rolled back from)' if one['rejected'] else ''}"
+                for one in found["kept"]
+            )
+            or "none",
+        ],
+        [
+            "entries",
+            _fullness(found["pressure"]) if found["pressure"] else "the tables can not be read",
+        ],
         ["pinned at", found["pin_root"]],
         *_forwarding(found.get("forwarding")),
     ]
-    interfaces = [[one["interface"], one["program"] or "", one["mode"] or _absence(one)] for one in found["interfaces"]]
-    return columns(rows) + (columns([["INTERFACE", "PROGRAM", "MODE"], *interfaces]) if interfaces else "attached to no interface\n")
+    interfaces = [
+        [one["interface"], one["program"] or "", one["mode"] or _absence(one)]
+        for one in found["interfaces"]
+    ]
+    return columns(rows) + (
+        columns([["INTERFACE", "PROGRAM", "MODE"], *interfaces])
+        if interfaces
+        else "attached to no interface\n"
+    )

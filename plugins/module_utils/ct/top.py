@@ -85,7 +85,11 @@ class View:
     @property
     def orders(self) -> dict[str, Order]:
         """The orders that make sense: single flows are all of the same number."""
-        return ORDERS if self.query.group_by else {name: order for name, order in ORDERS.items() if name != "flows"}
+        return (
+            ORDERS
+            if self.query.group_by
+            else {name: order for name, order in ORDERS.items() if name != "flows"}
+        )
 
 
 def parse(words: t.Mapping[str, t.Any], sort: str, interval: str) -> View:
@@ -127,12 +131,16 @@ class Batch:
     total: Counts
     ranked: list[Ranked]
     given_up: int
-    time: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc))
+    time: datetime.datetime = dataclasses.field(
+        default_factory=lambda: datetime.datetime.now(datetime.timezone.utc)
+    )
 
     def first(self, sort: str, limit: int | None) -> list[Ranked]:
         """Return the first ones by an order."""
         value = ORDERS[sort].value
-        return sorted(self.ranked, key=lambda one: (value(one[1]), one[1][BYTES], one[1][FLOWS]), reverse=True)[:limit]
+        return sorted(
+            self.ranked, key=lambda one: (value(one[1]), one[1][BYTES], one[1][FLOWS]), reverse=True
+        )[:limit]
 
     def rate(self, number: int) -> float | None:
         """Return what a number of this interval is in a second; None where there is no interval."""
@@ -149,7 +157,9 @@ def best(ranked: t.Iterable[Ranked], number: int) -> list[Ranked]:
     chosen: dict[int, Ranked] = {}
     for order in ORDERS.values():
         value = order.value
-        chosen.update((id(one), one) for one in heapq.nlargest(number, ranked, key=lambda one: value(one[1])))
+        chosen.update(
+            (id(one), one) for one in heapq.nlargest(number, ranked, key=lambda one: value(one[1]))
+        )
     return list(chosen.values())
 
 
@@ -158,7 +168,12 @@ def moved(before: bytes, values: flow.Values) -> tuple[int, int, int, int]:
 
     :param before: its packed counters of then.
     """
-    now = values[flow.ORIG_PACKETS], values[flow.ORIG_BYTES], values[flow.REPLY_PACKETS], values[flow.REPLY_BYTES]
+    now = (
+        values[flow.ORIG_PACKETS],
+        values[flow.ORIG_BYTES],
+        values[flow.REPLY_PACKETS],
+        values[flow.REPLY_BYTES],
+    )
     then = _COUNTERS.unpack(before)
     since = (now[0] - then[0], now[1] - then[1], now[2] - then[2], now[3] - then[3])
     return now if min(since) < 0 else since
@@ -170,23 +185,33 @@ class Meter:
     :param most_flows: see MOST_FLOWS; likewise the next one.
     """
 
-    def __init__(self, view: View, most_flows: int = MOST_FLOWS, most_groups: int = MOST_GROUPS) -> None:
+    def __init__(
+        self, view: View, most_flows: int = MOST_FLOWS, most_groups: int = MOST_GROUPS
+    ) -> None:
         self._query = dataclasses.replace(view.query, sort=None, limit=None, group_by=())
-        self._columns = [_vlan if name == "vlan" else flow.ALL_COLUMNS[name] for name in view.query.group_by]
+        self._columns = [
+            _vlan if name == "vlan" else flow.ALL_COLUMNS[name] for name in view.query.group_by
+        ]
         self._keep = max(view.limit if view.limit is not None else _LINES, 1)
         self._most_flows, self._most_groups = most_flows, most_groups
         self._before: dict[bytes, bytes] = {}
         self._clock: Clock | None = None
         self._few = True
 
-    def read(self, source: flow_table.Source, between: t.Callable[[], object] = lambda: None) -> Batch:
+    def read(
+        self, source: flow_table.Source, between: t.Callable[[], object] = lambda: None
+    ) -> Batch:
         """Read all flows once.
 
         :param between: is called after each part of the table.
         """
-        one_pass = flow_table.Pass(source, self._query, as_bytes=False, packed=True, keep=None, summary=False)
+        one_pass = flow_table.Pass(
+            source, self._query, as_bytes=False, packed=True, keep=None, summary=False
+        )
         clock, last, before = one_pass.clock, self._clock, self._before
-        seconds = None if last is None else max((clock.monotonic_ns - last.monotonic_ns) / 1e9, 1e-3)
+        seconds = (
+            None if last is None else max((clock.monotonic_ns - last.monotonic_ns) / 1e9, 1e-3)
+        )
         new_age = -1 if last is None else clock.jiffies // clock.hz - last.jiffies // last.hz
         since = 0 if last is None else last.jiffies & 0xFFFFFFFF
         few, most, size = self._few, self._most_flows, _COUNTERS.size
@@ -195,7 +220,9 @@ class Meter:
         ranked: list[Ranked] = []
         groups: dict[tuple[t.Any, ...], Counts] = {}
         columns, given_up = self._columns, 0
-        least_packets = least_bytes = -1  # an idle flow below both is not among the first ones by any order
+        least_packets = (
+            least_bytes
+        ) = -1  # an idle flow below both is not among the first ones by any order
         with flow_table.no_collector():
             for flows in one_pass.batches():
                 total[FLOWS] += len(flows)
@@ -203,10 +230,14 @@ class Meter:
                     key, now = row[2], row[3][:size]
                     then = before.pop(key, None)
                     if then is None:
-                        counted = values[5:7] + values[11:13] if values[flow.AGE] <= new_age else _NOTHING
+                        counted = (
+                            values[5:7] + values[11:13] if values[flow.AGE] <= new_age else _NOTHING
+                        )
                     else:
                         counted = _NOTHING if then == now else moved(then, values)
-                    if (few or (row[1][flow.LAST_SEEN] - since) & 0xFFFFFFFF < 0x80000000) and len(after) < most:
+                    if (few or (row[1][flow.LAST_SEEN] - since) & 0xFFFFFFFF < 0x80000000) and len(
+                        after
+                    ) < most:
                         after[key] = now
                     packets, octets = values[5] + values[11], values[6] + values[12]
                     total[PACKETS] += packets
@@ -228,7 +259,10 @@ class Meter:
                         ranked.append(((shape, values), [1, packets, octets, *counted]))
                 if len(ranked) > _RANKED + len(ORDERS) * self._keep:
                     ranked = best(ranked, self._keep)
-                    least_packets, least_bytes = (sorted((c[at] for dummy, c in ranked), reverse=True)[self._keep - 1] for at in (PACKETS, BYTES))
+                    least_packets, least_bytes = (
+                        sorted((c[at] for dummy, c in ranked), reverse=True)[self._keep - 1]
+                        for at in (PACKETS, BYTES)
+                    )
                 if len(groups) > 2 * self._most_groups:
                     had = sum(counts[FLOWS] for counts in groups.values())
                     groups = dict(best(groups.items(), self._most_groups // len(ORDERS)))
@@ -261,10 +295,16 @@ def _rate_record(batch: Batch, c: Counts) -> dict[str, t.Any] | None:
     if batch.seconds is None:
         return None
     sides = {
-        side: {what: round(c[at] / batch.seconds, 1) for what, at in (("packets", first), ("bytes", first + 1))}
+        side: {
+            what: round(c[at] / batch.seconds, 1)
+            for what, at in (("packets", first), ("bytes", first + 1))
+        }
         for side, first in (("orig", ORIG_PACKETS), ("reply", REPLY_PACKETS))
     }
-    whole = {what: round((c[at] + c[at + 2]) / batch.seconds, 1) for what, at in (("packets", ORIG_PACKETS), ("bytes", ORIG_BYTES))}
+    whole = {
+        what: round((c[at] + c[at + 2]) / batch.seconds, 1)
+        for what, at in (("packets", ORIG_PACKETS), ("bytes", ORIG_BYTES))
+    }
     return {**whole, **sides}
 
 
@@ -274,8 +314,17 @@ def record(batch: Batch, view: View) -> dict[str, t.Any]:
     def shown(what: t.Any, counts: Counts) -> dict[str, t.Any]:
         if not view.query.group_by:
             return {**flow.record(*what), "rate": _rate_record(batch, counts)}
-        group = {"flows": counts[FLOWS], "share": round(batch.share(counts), 2), "packets": counts[PACKETS], "bytes": counts[BYTES]}
-        return {**dict(zip(view.query.group_by, what)), **group, "rate": _rate_record(batch, counts)}
+        group = {
+            "flows": counts[FLOWS],
+            "share": round(batch.share(counts), 2),
+            "packets": counts[PACKETS],
+            "bytes": counts[BYTES],
+        }
+        return {
+            **dict(zip(view.query.group_by, what)),
+            **group,
+            "rate": _rate_record(batch, counts),
+        }
 
     return {
         "time": batch.time.isoformat(timespec="milliseconds"),
@@ -328,18 +377,49 @@ def _texts(batch: Batch, view: View, ranked: t.Iterable[Ranked]) -> tuple[list[l
     rates = ["PKTS/S", "OUT/S", "BACK/S"]
 
     def rate(c: Counts) -> list[str]:
-        return [short(batch.rate(number)) for number in (c[ORIG_PACKETS] + c[REPLY_PACKETS], c[ORIG_BYTES], c[REPLY_BYTES])]
+        return [
+            short(batch.rate(number))
+            for number in (c[ORIG_PACKETS] + c[REPLY_PACKETS], c[ORIG_BYTES], c[REPLY_BYTES])
+        ]
 
     if view.query.group_by:
-        rows = [[*(name.upper() for name in view.query.group_by), "FLOWS", "SHARE", *rates, "PACKETS", "BYTES"]]
+        rows = [
+            [
+                *(name.upper() for name in view.query.group_by),
+                "FLOWS",
+                "SHARE",
+                *rates,
+                "PACKETS",
+                "BYTES",
+            ]
+        ]
         for what, c in ranked:
-            keys = ["-" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in what]
-            rows.append([*keys, short(c[FLOWS]), f"{batch.share(c):.1f}%", *rate(c), short(c[PACKETS]), short(c[BYTES])])
+            keys = [
+                "-"
+                if value is None
+                else " ".join(map(str, value))
+                if isinstance(value, tuple)
+                else str(value)
+                for value in what
+            ]
+            rows.append(
+                [
+                    *keys,
+                    short(c[FLOWS]),
+                    f"{batch.share(c):.1f}%",
+                    *rate(c),
+                    short(c[PACKETS]),
+                    short(c[BYTES]),
+                ]
+            )
         return rows, len(view.query.group_by)
     rows = [["PROTO", "FROM", "TO", *rates, "BYTES"]]
     for (shape, values), c in ranked:
         ports = (flow.SPORT, flow.DPORT) if shape.ported else ()
-        ends = [flow.endpoint(values[at], values[port] if ports else None) for at, port in ((flow.SRC, flow.SPORT), (flow.DST, flow.DPORT))]
+        ends = [
+            flow.endpoint(values[at], values[port] if ports else None)
+            for at, port in ((flow.SRC, flow.SPORT), (flow.DST, flow.DPORT))
+        ]
         rows.append([shape.proto, *ends, *rate(c), short(c[BYTES])])
     return rows, 3
 
@@ -362,32 +442,46 @@ def heading(batch: Batch, view: View, keys: bool) -> list[str]:
     """
     percent = 100 * batch.entries / batch.capacity if batch.capacity else 0
     c = batch.total
-    out, back, packets = (short(batch.rate(number)) for number in (c[ORIG_BYTES], c[REPLY_BYTES], c[ORIG_PACKETS] + c[REPLY_PACKETS]))
+    out, back, packets = (
+        short(batch.rate(number))
+        for number in (c[ORIG_BYTES], c[REPLY_BYTES], c[ORIG_PACKETS] + c[REPLY_PACKETS])
+    )
     over = "measuring" if batch.seconds is None else f"over {batch.seconds:.1f} s"
     lines = [
         f"ct top  {batch.time:%H:%M:%S} UTC  {batch.flows} flows  {batch.entries} of {batch.capacity} entries ({percent:.1f} %)",
         f"{over}: {packets} packets/s, {out} bytes/s out, {back} back; by {ORDERS[view.sort].shown}",
     ]
     if batch.given_up:
-        lines.append(f"{batch.given_up} flows of small groups are left out: there are too many groups")
+        lines.append(
+            f"{batch.given_up} flows of small groups are left out: there are too many groups"
+        )
     if keys:
-        lines.append("  ".join(f"{order.key} {order.shown}" for order in view.orders.values()) + "  q end")
+        lines.append(
+            "  ".join(f"{order.key} {order.shown}" for order in view.orders.values()) + "  q end"
+        )
     return lines
 
 
-def table(batch: Batch, view: View, width: int | None = None, limit: int | None = None) -> list[str]:
+def table(
+    batch: Batch, view: View, width: int | None = None, limit: int | None = None
+) -> list[str]:
     """Return the lines of the table, the headings first.
 
     :param width: no line is longer; None where it does not matter.
     """
-    rows, texts = _texts(batch, view, batch.first(view.sort, view.limit if limit is None else limit))
+    rows, texts = _texts(
+        batch, view, batch.first(view.sort, view.limit if limit is None else limit)
+    )
     widths = [max(map(len, cells)) for cells in zip(*rows)]
     widths[texts:] = [max(6, number) for number in widths[texts:]]
     if width is not None:
         widths[:texts] = _fit(widths[:texts], width - sum(widths[texts:]) - len(widths) + 1)
     lines = []
     for row in rows:
-        cells = [cut(cell, size).ljust(size) if at < texts else cell.rjust(size) for at, (cell, size) in enumerate(zip(row, widths))]
+        cells = [
+            cut(cell, size).ljust(size) if at < texts else cell.rjust(size)
+            for at, (cell, size) in enumerate(zip(row, widths))
+        ]
         lines.append(" ".join(cells).rstrip()[:width])
     return lines
 
@@ -412,7 +506,14 @@ def _batches(open_tables: Open, view: View, ending: stop.Stop) -> t.Iterator[Bat
             yield meter.read(source, ending.check)
 
 
-def print_batches(open_tables: Open, view: View, put: t.Callable[[bytes], None], form: str, count: int | None, file: t.IO[t.Any] | None = None) -> int:
+def print_batches(
+    open_tables: Open,
+    view: View,
+    put: t.Callable[[bytes], None],
+    form: str,
+    count: int | None,
+    file: t.IO[t.Any] | None = None,
+) -> int:
     """Print one read after the other, until there were enough or the process is told to end; return the exit status.
 
     :param form: ``text``, ``json`` or ``jsonl``.
@@ -425,9 +526,21 @@ def print_batches(open_tables: Open, view: View, put: t.Callable[[bytes], None],
         try:
             for batch in _batches(open_tables, view, ending):
                 if form == "text":
-                    write("\n".join([*([""] if number else []), *heading(batch, view, keys=False), *table(batch, view), ""]).encode())
+                    write(
+                        "\n".join(
+                            [
+                                *([""] if number else []),
+                                *heading(batch, view, keys=False),
+                                *table(batch, view),
+                                "",
+                            ]
+                        ).encode()
+                    )
                 else:
-                    write(("" if form == "jsonl" else ",\n" if number else "[").encode() + json.dumps(record(batch, view), ensure_ascii=False).encode())
+                    write(
+                        ("" if form == "jsonl" else ",\n" if number else "[").encode()
+                        + json.dumps(record(batch, view), ensure_ascii=False).encode()
+                    )
                     write(b"\n" if form == "jsonl" else b"")
                 number += 1
                 if number == count:
@@ -465,12 +578,21 @@ class Screen:
             return
         height, width = self._window.getmaxyx()
         top = heading(self._batch, self._view, keys=True)
-        lines = [*top, *table(self._batch, self._view, max(width - 1, 1), max(height - len(top) - 1, 0))][:height]
+        lines = [
+            *top,
+            *table(self._batch, self._view, max(width - 1, 1), max(height - len(top) - 1, 0)),
+        ][:height]
         self._window.erase()
         for at, line in enumerate(lines):
             with contextlib.suppress(curses.error):  # the terminal has just become smaller
                 # the last cell of a line is left free: a terminal may scroll when it is written
-                self._window.addnstr(at, 0, line.ljust(width - 1) if at == len(top) else line, width - 1, curses.A_REVERSE if at == len(top) else 0)
+                self._window.addnstr(
+                    at,
+                    0,
+                    line.ljust(width - 1) if at == len(top) else line,
+                    width - 1,
+                    curses.A_REVERSE if at == len(top) else 0,
+                )
         self._window.refresh()
 
     def take_keys(self, seconds: float = 0.0) -> None:
@@ -482,7 +604,9 @@ class Screen:
         import curses
 
         end = time.monotonic() + seconds
-        self._window.timeout(0)  # what is waited for is waited for here, where a signal counts as well
+        self._window.timeout(
+            0
+        )  # what is waited for is waited for here, where a signal counts as well
         while True:
             self._ending.check()
             key = self._window.getch()
@@ -496,7 +620,9 @@ class Screen:
                     raise _Ended
             if key == ord("q"):
                 raise _Ended
-            chosen = next((name for name, order in self._view.orders.items() if key == ord(order.key)), None)
+            chosen = next(
+                (name for name, order in self._view.orders.items() if key == ord(order.key)), None
+            )
             if chosen is not None:
                 self._view.sort = chosen
             if chosen is not None or key == curses.KEY_RESIZE:
@@ -511,7 +637,9 @@ def show(open_tables: Open, view: View) -> int:
     try:
         import curses
     except ImportError:
-        raise ConntrackError("curses is missing in this Python: install it, or give --count to print.") from None
+        raise ConntrackError(
+            "curses is missing in this Python: install it, or give --count to print."
+        ) from None
     kind = os.environ.get("TERM", "")
     try:
         curses.setupterm()
@@ -519,7 +647,11 @@ def show(open_tables: Open, view: View) -> int:
     except curses.error:
         able = False
     if not able:
-        raise bad_value("TERM", kind, "it names no terminal that can be drawn on; set it to what yours is, as xterm, or give --count to print")
+        raise bad_value(
+            "TERM",
+            kind,
+            "it names no terminal that can be drawn on; set it to what yours is, as xterm, or give --count to print",
+        )
 
     def loop(window: t.Any, ending: stop.Stop) -> None:
         with contextlib.suppress(curses.error):
@@ -542,7 +674,9 @@ def show(open_tables: Open, view: View) -> int:
     return 0
 
 
-def run(open_tables: Open, view: View, put: t.Callable[[bytes], None], form: str, count: int | None) -> int:
+def run(
+    open_tables: Open, view: View, put: t.Callable[[bytes], None], form: str, count: int | None
+) -> int:
     """Show it on a terminal, or print it where there is none or some reads are asked for; return the exit status."""
     if form == "text" and count is None and sys.stdout.isatty() and sys.stdin.isatty():
         return show(open_tables, view)

@@ -43,8 +43,21 @@ class Sink:
     :param save: where records go besides; None for nowhere.
     """
 
-    def __init__(self, matcher: events.Matcher, form: str, put: t.Callable[[bytes], None], limit: int | None, save: t.BinaryIO | None = None) -> None:
-        self._matcher, self._form, self._put, self._left, self._save = matcher, events.FORMS[form], put, limit, save
+    def __init__(
+        self,
+        matcher: events.Matcher,
+        form: str,
+        put: t.Callable[[bytes], None],
+        limit: int | None,
+        save: t.BinaryIO | None = None,
+    ) -> None:
+        self._matcher, self._form, self._put, self._left, self._save = (
+            matcher,
+            events.FORMS[form],
+            put,
+            limit,
+            save,
+        )
 
     @property
     def full(self) -> bool:
@@ -96,7 +109,9 @@ class _Stream:
         :param directory: of the maps' pins.
         """
         with contextlib.ExitStack() as made:
-            pins = (os.path.join(directory, name) for name in (chain.EVENTS_MAP, chain.EVENTS_WORDS_MAP))
+            pins = (
+                os.path.join(directory, name) for name in (chain.EVENTS_MAP, chain.EVENTS_WORDS_MAP)
+            )
             fd, self._words = (made.enter_context(bpf.closing(bpf.obj_get(pin))) for pin in pins)
             self.id = bpf.map_info(fd).id
             self._ring = made.enter_context(RingBuffer(fd))
@@ -127,7 +142,11 @@ class _Stream:
         """Return the next events; CPUs that tell at the same time can do so in another order than they took their numbers in."""
         raw = self._ring.read(seconds)
         offset = time.time_ns() - time.monotonic_ns()
-        found = [event for event in (events.parse(one, self._hz, offset) for one in raw) if event.seq >= self._first]
+        found = [
+            event
+            for event in (events.parse(one, self._hz, offset) for one in raw)
+            if event.seq >= self._first
+        ]
         self.read_events += len(found)
         return sorted(found, key=lambda event: event.seq)
 
@@ -182,8 +201,14 @@ class _Watch:
         """
         try:
             with flow_table.FlowTables(self._paths.pin_root) as tables:
-                source = t.cast("flow_table.Source", progress.Watched(tables, lambda dummy: check()))
-                return int(t.cast("dict[str, t.Any]", flow_table.read(source, _EVERYTHING).summary)["counters"]["evicted"])
+                source = t.cast(
+                    "flow_table.Source", progress.Watched(tables, lambda dummy: check())
+                )
+                return int(
+                    t.cast("dict[str, t.Any]", flow_table.read(source, _EVERYTHING).summary)[
+                        "counters"
+                    ]["evicted"]
+                )
         except flow_table.NoChain:
             return otherwise
 
@@ -192,15 +217,25 @@ class _Watch:
         try:
             generation = os.path.basename(os.readlink(self._paths.active))
         except OSError:
-            raise flow_table.NoChain(f"{self._paths.active}: no chain is loaded there any more." if self._generation else "no chain is loaded.") from None
+            raise flow_table.NoChain(
+                f"{self._paths.active}: no chain is loaded there any more."
+                if self._generation
+                else "no chain is loaded."
+            ) from None
         if generation == self._generation:
             return
         before, self._generation = self._generation, generation
         directory = os.path.join(self._paths.gen_dir(int(generation)), "map")
-        taken = f"generation {generation} took over from generation {before}" if before else f"generation {generation} runs"
+        taken = (
+            f"generation {generation} took over from generation {before}"
+            if before
+            else f"generation {generation} runs"
+        )
         if not os.path.lexists(os.path.join(directory, chain.EVENTS_MAP)):
             self._leave(False)
-            self._say(f"{taken}, without events: nothing comes until one with events runs. Give xdp_program the option events: true (role: xdp_ct_events)")
+            self._say(
+                f"{taken}, without events: nothing comes until one with events runs. Give xdp_program the option events: true (role: xdp_ct_events)"
+            )
             return
         with bpf.closing(bpf.obj_get(os.path.join(directory, chain.EVENTS_MAP))) as fd:
             same = self._stream is not None and self._stream.id == bpf.map_info(fd).id
@@ -211,7 +246,9 @@ class _Watch:
         self._leave(False)
         self._stream = _Stream(directory)
         if late:
-            self._say(f"{taken}, with a buffer of its own: its numbers begin anew, and what it did until now was not told")
+            self._say(
+                f"{taken}, with a buffer of its own: its numbers begin anew, and what it did until now was not told"
+            )
 
     def _leave(self, enough: bool) -> None:
         """Read what is left of the buffer, and close it.
@@ -240,7 +277,11 @@ class _Watch:
     @staticmethod
     def _lost_in_words(lost: t.Mapping[str, int]) -> str:
         total = sum(lost.values())
-        return f"{total} were lost for want of room ({', '.join(f'{kind} {number}' for kind, number in lost.items())})" if total else "none was lost"
+        return (
+            f"{total} were lost for want of room ({', '.join(f'{kind} {number}' for kind, number in lost.items())})"
+            if total
+            else "none was lost"
+        )
 
 
 @contextlib.contextmanager
@@ -254,7 +295,9 @@ def _alone(pin_root: str) -> t.Iterator[None]:
         try:
             stack.enter_context(lock.held(directory, 0, make=0o700))
         except ConntrackError as exc:
-            raise ConntrackError(f"the events of a chain have one reader at a time. {exc.message.partition('; lock_timeout')[0]}.") from None
+            raise ConntrackError(
+                f"the events of a chain have one reader at a time. {exc.message.partition('; lock_timeout')[0]}."
+            ) from None
         try:
             yield
         finally:
@@ -269,7 +312,9 @@ def watch(paths: bpffs.Paths, sink: Sink, say: Say, ending: stop.Stop) -> None:
     :param say: tells what is no event.
     :raises ConntrackError: where there is no chain, it is taken away, or another process reads its events.
     """
-    with flow_table.FlowTables(paths.pin_root):  # it says so where there is none, or one of another layout
+    with flow_table.FlowTables(
+        paths.pin_root
+    ):  # it says so where there is none, or one of another layout
         pass
     with _alone(paths.pin_root), contextlib.suppress(stop.Stopped):
         _Watch(paths, sink, say, ending).run()
@@ -281,9 +326,17 @@ def saving(path: str | None) -> t.ContextManager[t.BinaryIO | None]:
     :raises ConntrackError: where it can not be written.
     """
     try:
-        return contextlib.nullcontext(None) if path is None else os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
+        return (
+            contextlib.nullcontext(None)
+            if path is None
+            else os.fdopen(
+                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb"
+            )
+        )
     except OSError as exc:
-        raise bad_value("save", path, f"{exc.strerror}; give the path of a file that can be written") from exc
+        raise bad_value(
+            "save", path, f"{exc.strerror}; give the path of a file that can be written"
+        ) from exc
 
 
 def parse_kinds(given: t.Sequence[str]) -> tuple[str, ...]:

@@ -41,7 +41,15 @@ def parse(text: str) -> Address:
         host, port = url.hostname, url.port
     except ValueError:
         raise bad_value("collector", text, _FORM) from None
-    if url.scheme not in _KINDS or not host or not port or url.path or url.query or url.fragment or url.username is not None:
+    if (
+        url.scheme not in _KINDS
+        or not host
+        or not port
+        or url.path
+        or url.query
+        or url.fragment
+        or url.username is not None
+    ):
         raise bad_value("collector", text, _FORM)
     return Address(url.scheme, host, port)
 
@@ -88,7 +96,9 @@ def connected(address: Address) -> t.Iterator[Sender]:
             if address.kind == "tcp":
                 opened.shutdown(socket.SHUT_WR)
                 opened.settimeout(_CLOSE_SECONDS)
-                with contextlib.suppress(socket.timeout):  # one that took all may leave the connection open
+                with contextlib.suppress(
+                    socket.timeout
+                ):  # one that took all may leave the connection open
                     while opened.recv(4096):
                         pass
     except OSError as exc:
@@ -115,4 +125,7 @@ def _first(found: t.Sequence[t.Any]) -> socket.socket:
 def _refused(address: Address, exc: OSError, sent: int) -> ConntrackError:
     host = f"[{address.host}]" if ":" in address.host else address.host
     said = exc.strerror or str(exc) or type(exc).__name__
-    return ConntrackError(f"collector: {address.kind}://{host}:{address.port} does not take it: {said}. See whether it listens there.", sent=sent)
+    return ConntrackError(
+        f"collector: {address.kind}://{host}:{address.port} does not take it: {said}. See whether it listens there.",
+        sent=sent,
+    )

@@ -49,7 +49,12 @@ _LOW_BITS = 32
 _SUMS = "SUM(packets), SUM(packets_high), SUM(bytes), SUM(bytes_high)"
 _MOST_BYTES_FIRST = f"SUM(bytes_high) * {float(1 << _LOW_BITS)} + SUM(bytes) DESC"
 #: The top lists: what their lines are about. A connection counts once in them, whichever hosts saw it.
-TOPS = {"src": ("src",), "dst": ("dst",), "service": ("dst", "proto", "port"), "pair": ("src", "dst")}
+TOPS = {
+    "src": ("src",),
+    "dst": ("dst",),
+    "service": ("dst", "proto", "port"),
+    "pair": ("src", "dst"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +138,9 @@ def connection_of(record: Record, zone: str = "") -> str:
         return f"{zone} {proto} {one}{two}{query['type']} {query['code']} {query['id']}"
     if two < one:
         one, two = two, one
-    return f"{zone} {proto} {one} {two}" + (f" {sorted(record['gre'].values())}" if "gre" in record else "")
+    return f"{zone} {proto} {one} {two}" + (
+        f" {sorted(record['gre'].values())}" if "gre" in record else ""
+    )
 
 
 def is_turned(record: Record, like: Record) -> bool:
@@ -153,7 +160,11 @@ def _whole(records: t.Sequence[Record]) -> Record:
     sides: dict[str, dict[str, t.Any]] = {}
     for side, other in (("orig", "reply"), ("reply", "orig")):
         seen = [record[other if is_turned(record, first) else side] for record in records]
-        sides[side] = {**first[side], "packets": max(one["packets"] for one in seen), "bytes": max(one["bytes"] for one in seen)}
+        sides[side] = {
+            **first[side],
+            "packets": max(one["packets"] for one in seen),
+            "bytes": max(one["bytes"] for one in seen),
+        }
     return {**first, **sides}
 
 
@@ -202,7 +213,9 @@ class Store:
             self._db.execute("BEGIN")
         except (OSError, sqlite3.Error) as exc:
             self._exit.close()
-            raise ConntrackError(f"{self._directory}: flows can not be sorted there: {exc}. Give a directory that can be written to, with room.") from exc
+            raise ConntrackError(
+                f"{self._directory}: flows can not be sorted there: {exc}. Give a directory that can be written to, with room."
+            ) from exc
         return self
 
     def __exit__(self, *dummy: object) -> None:
@@ -221,50 +234,102 @@ class Store:
             raise
         return int(self._one("SELECT COUNT(*) FROM seen WHERE rowid > ?", last)[0])
 
-    def connections(self, sources: t.Sequence[Source], paths: flow_path.Paths) -> t.Iterator[Connection]:
+    def connections(
+        self, sources: t.Sequence[Source], paths: flow_path.Paths
+    ) -> t.Iterator[Connection]:
         """Return all connections that were added."""
         rows = self._db.execute("SELECT connection, host, line FROM seen ORDER BY connection, host")
         for dummy, group in itertools.groupby(rows, key=lambda row: row[0]):
-            lines = [(sources[host].host, json.loads(line), line) for dummy_key, host, line in group]
+            lines = [
+                (sources[host].host, json.loads(line), line) for dummy_key, host, line in group
+            ]
             whole = _whole([record for dummy_host, record, dummy_line in lines])
-            path, ordered = paths.ordered([host for host, dummy_record, dummy_line in lines], whole["orig"]["src"], whole["orig"]["dst"])
+            path, ordered = paths.ordered(
+                [host for host, dummy_record, dummy_line in lines],
+                whole["orig"]["src"],
+                whole["orig"]["dst"],
+            )
             if len(path) > 1:
                 lines.sort(key=lambda line: path.index(line[0]))
             yield Connection(path, ordered, lines, whole)
 
     def count(self, connections: t.Iterable[Connection]) -> None:
         """Add connections to what the lists are made of."""
-        self._db.executemany("INSERT INTO talk VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_talk, connections))
+        self._db.executemany(
+            "INSERT INTO talk VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_talk, connections)
+        )
 
     def tops(self, limit: int) -> dict[str, list[dict[str, t.Any]]]:
         """Return the lines of each of TOPS."""
         found = {}
         for name, columns in TOPS.items():
             listed = ", ".join(columns)
-            rows = self._db.execute(f"SELECT {listed}, COUNT(*), {_SUMS} FROM talk GROUP BY {listed} ORDER BY {_MOST_BYTES_FIRST}, {listed} LIMIT {limit}")
+            rows = self._db.execute(
+                f"SELECT {listed}, COUNT(*), {_SUMS} FROM talk GROUP BY {listed} ORDER BY {_MOST_BYTES_FIRST}, {listed} LIMIT {limit}"
+            )
             heads = (*columns, "connections", "packets", "bytes")
-            found[name] = [{head: value for head, value in zip(heads, (*row[:-4], *_summed(row))) if value is not None} for row in rows]
+            found[name] = [
+                {
+                    head: value
+                    for head, value in zip(heads, (*row[:-4], *_summed(row)))
+                    if value is not None
+                }
+                for row in rows
+            ]
         return found
 
     def paths(self, limit: int) -> tuple[list[dict[str, t.Any]], int]:
         """Return the paths with the most bytes, and how many there are."""
-        rows = self._db.execute(f"SELECT path, ordered, COUNT(*), {_SUMS} FROM talk GROUP BY path, ordered ORDER BY {_MOST_BYTES_FIRST}, path LIMIT {limit}")
-        found = [{"path": json.loads(row[0]), "ordered": bool(row[1]), "connections": row[2], **dict(zip(("packets", "bytes"), _summed(row)))} for row in rows]
-        return found, int(self._one("SELECT COUNT(*) FROM (SELECT DISTINCT path, ordered FROM talk)")[0])
+        rows = self._db.execute(
+            f"SELECT path, ordered, COUNT(*), {_SUMS} FROM talk GROUP BY path, ordered ORDER BY {_MOST_BYTES_FIRST}, path LIMIT {limit}"
+        )
+        found = [
+            {
+                "path": json.loads(row[0]),
+                "ordered": bool(row[1]),
+                "connections": row[2],
+                **dict(zip(("packets", "bytes"), _summed(row))),
+            }
+            for row in rows
+        ]
+        return found, int(
+            self._one("SELECT COUNT(*) FROM (SELECT DISTINCT path, ordered FROM talk)")[0]
+        )
 
     def addresses(self, most: int) -> list[str]:
         """Return the addresses with the most bytes."""
         both = "SELECT src AS a, bytes, bytes_high FROM talk UNION ALL SELECT dst, bytes, bytes_high FROM talk"
-        return [row[0] for row in self._db.execute(f"SELECT a FROM ({both}) GROUP BY a ORDER BY {_MOST_BYTES_FIRST}, a LIMIT {most}")]
+        return [
+            row[0]
+            for row in self._db.execute(
+                f"SELECT a FROM ({both}) GROUP BY a ORDER BY {_MOST_BYTES_FIRST}, a LIMIT {most}"
+            )
+        ]
 
-    def between(self, addresses: t.Collection[str]) -> t.Iterator[tuple[str, str, tuple[str, ...], bool, str, str, int, int, int]]:
+    def between(
+        self, addresses: t.Collection[str]
+    ) -> t.Iterator[tuple[str, str, tuple[str, ...], bool, str, str, int, int, int]]:
         """Return what went between these addresses, "" standing for any other: src, dst, path, ordered, state, proto, connections, packets, bytes."""
         marks = ", ".join("?" * len(addresses))
-        ends = ", ".join(f"CASE WHEN {end} IN ({marks}) THEN {end} ELSE '' END" for end in ("src", "dst"))
-        rows = self._db.execute(f"SELECT {ends}, path, ordered, state, proto, COUNT(*), {_SUMS} FROM talk GROUP BY 1, 2, 3, 4, 5, 6", (*addresses, *addresses))
+        ends = ", ".join(
+            f"CASE WHEN {end} IN ({marks}) THEN {end} ELSE '' END" for end in ("src", "dst")
+        )
+        rows = self._db.execute(
+            f"SELECT {ends}, path, ordered, state, proto, COUNT(*), {_SUMS} FROM talk GROUP BY 1, 2, 3, 4, 5, 6",
+            (*addresses, *addresses),
+        )
         for row in rows:
             src, dst, path, ordered, state, proto, count = row[:7]
-            yield src, dst, tuple(json.loads(path)), bool(ordered), state, proto, count, *_summed(row)
+            yield (
+                src,
+                dst,
+                tuple(json.loads(path)),
+                bool(ordered),
+                state,
+                proto,
+                count,
+                *_summed(row),
+            )
 
     def _one(self, query: str, *words: t.Any) -> tuple[t.Any, ...]:
         return t.cast("tuple[t.Any, ...]", self._db.execute(query, words).fetchone())
@@ -281,7 +346,16 @@ def _talk(connection: Connection) -> tuple[t.Any, ...]:
     packets, octets = total(record, "packets"), total(record, "bytes")
     low = (1 << _LOW_BITS) - 1
     counts = packets & low, packets >> _LOW_BITS, octets & low, octets >> _LOW_BITS
-    return orig["src"], orig["dst"], record["proto"], orig.get("dport"), record["state"], _dumped(connection.path), connection.ordered, *counts
+    return (
+        orig["src"],
+        orig["dst"],
+        record["proto"],
+        orig.get("dport"),
+        record["state"],
+        _dumped(connection.path),
+        connection.ordered,
+        *counts,
+    )
 
 
 def _summed(row: t.Sequence[t.Any]) -> tuple[int, int]:
@@ -302,7 +376,9 @@ def _read(number: int, source: Source) -> t.Iterator[tuple[str, int, str]]:
                     record = flow_record.checked(flow_record.loads(line))
                 except ConntrackError as exc:
                     why = exc.message.rstrip(".")
-                    raise ConntrackError(f"{source.path}:{at}: that is no whole flow, as ct list -o jsonl writes it ({why}).") from None
+                    raise ConntrackError(
+                        f"{source.path}:{at}: that is no whole flow, as ct list -o jsonl writes it ({why})."
+                    ) from None
                 yield connection_of(record, source.zone), number, flow_output.dumps(record)
     except (OSError, UnicodeDecodeError) as exc:
         said = exc.strerror if isinstance(exc, OSError) else "it is no text"
@@ -332,7 +408,9 @@ def merge(
     for name in names:
         if names.count(name) > 1:
             raise bad_value("sources", name, "it is there twice; give each host once")
-    merged = Merged(unread={printable(host): printable(why) for host, why in (unread or {}).items()})
+    merged = Merged(
+        unread={printable(host): printable(why) for host, why in (unread or {}).items()}
+    )
     put = put or (lambda dummy: None)
     try:
         with Store(directory) as store:
@@ -342,8 +420,13 @@ def merge(
                 except ConntrackError as exc:
                     merged.unread[source.host] = exc.message
             if not merged.flows:
-                told = "; ".join(f"{host}: {why.rstrip('.')}" for host, why in merged.unread.items())
-                raise ConntrackError(f"sources: none of the hosts could be read: {told or 'none is given'}.", unread=merged.unread)
+                told = "; ".join(
+                    f"{host}: {why.rstrip('.')}" for host, why in merged.unread.items()
+                )
+                raise ConntrackError(
+                    f"sources: none of the hosts could be read: {told or 'none is given'}.",
+                    unread=merged.unread,
+                )
             paths = flow_path.Paths({source.host: source.networks for source in sources})
             found = store.connections(sources, paths)
             if output:
@@ -360,7 +443,9 @@ def merge(
             if output:
                 put(output.end(merged, store))
     except sqlite3.Error as exc:
-        raise ConntrackError(f"{directory}: flows can not be sorted there: {exc}. Give a directory with room.") from exc
+        raise ConntrackError(
+            f"{directory}: flows can not be sorted there: {exc}. Give a directory with room."
+        ) from exc
     return merged
 
 
@@ -380,6 +465,8 @@ def parse_source(number: int, given: t.Mapping[str, t.Any]) -> Source:
     for name in ("host", "zone"):
         text = str(given.get(name) or "")
         if printable(text) != text:
-            raise bad_value(f"sources[{number}].{name}", text, "give a name without control characters")
+            raise bad_value(
+                f"sources[{number}].{name}", text, "give a name without control characters"
+            )
     networks = flow_path.parse_networks(f"sources[{number}].networks", given.get("networks") or ())
     return Source(str(given["host"]), str(given["path"]), str(given.get("zone") or ""), networks)

@@ -43,7 +43,11 @@ def flow_lines(connection: flow_merge.Connection) -> t.Iterator[str]:
 def _dumped(value: str | tuple[str, ...], ordered: bool = False) -> str:
     """Return the JSON of a host's name, or the members that tell a path."""
     text = flow_output.dumps(value)
-    return text if isinstance(value, str) else f'"path": {text}, "ordered": {flow_output.dumps(ordered)}'
+    return (
+        text
+        if isinstance(value, str)
+        else f'"path": {text}, "ordered": {flow_output.dumps(ordered)}'
+    )
 
 
 def path_record(connection: flow_merge.Connection) -> flow.Record:
@@ -55,10 +59,22 @@ def path_record(connection: flow_merge.Connection) -> flow.Record:
     for host, record, dummy in connection.lines:
         turned = flow_merge.is_turned(record, whole)
         sides = ("reply", "orig") if turned else ("orig", "reply")
-        mine: flow.Record = {"host": host, **{name: record[name] for name in _SEEN if name in record}}
-        mine.update({name: {count: record[side][count] for count in _COUNTS} for name, side in zip(("orig", "reply"), sides)})
+        mine: flow.Record = {
+            "host": host,
+            **{name: record[name] for name in _SEEN if name in record},
+        }
+        mine.update(
+            {
+                name: {count: record[side][count] for count in _COUNTS}
+                for name, side in zip(("orig", "reply"), sides)
+            }
+        )
         seen.append({**mine, "turned": True} if turned else mine)
-    shared: flow.Record = {name: whole[name] for name in ("family", "proto", "state", "orig", "reply", "icmp", "gre", "age") if name in whole}
+    shared: flow.Record = {
+        name: whole[name]
+        for name in ("family", "proto", "state", "orig", "reply", "icmp", "gre", "age")
+        if name in whole
+    }
     return {"path": list(connection.path), "ordered": connection.ordered, **shared, "seen": seen}
 
 
@@ -96,7 +112,11 @@ class JsonLines:
 # ---------------------------------------------------------------- CSV
 _PATH_COLUMNS = (
     *("family", "proto", "state"),
-    *(f"{side}.{name}" for side in ("orig", "reply") for name in ("src", "dst", "sport", "dport", "packets", "bytes")),
+    *(
+        f"{side}.{name}"
+        for side in ("orig", "reply")
+        for name in ("src", "dst", "sport", "dport", "packets", "bytes")
+    ),
     *("icmp.type", "icmp.code", "icmp.id", "gre.srckey", "gre.dstkey", "age"),
 )
 
@@ -113,7 +133,18 @@ class Csv:
 
     def begin(self) -> bytes:
         """Return the line of column names."""
-        return self._text([(*(("path", "ordered", "counts") if self._view == "paths" else ("host", "path", "ordered")), *self._columns)])
+        return self._text(
+            [
+                (
+                    *(
+                        ("path", "ordered", "counts")
+                        if self._view == "paths"
+                        else ("host", "path", "ordered")
+                    ),
+                    *self._columns,
+                )
+            ]
+        )
 
     def write(self, connections: t.Sequence[flow_merge.Connection]) -> bytes:
         """Return the lines of some connections."""
@@ -127,7 +158,10 @@ class Csv:
         path = [" ".join(connection.path), "true" if connection.ordered else "false"]
         if self._view == "paths":
             record = path_record(connection)
-            counts = " ".join(f"{one['host']}={one['orig']['packets']}/{one['reply']['packets']}" for one in record["seen"])
+            counts = " ".join(
+                f"{one['host']}={one['orig']['packets']}/{one['reply']['packets']}"
+                for one in record["seen"]
+            )
             yield [*path, counts, *self._cells(record)]
         else:
             for host, record, dummy in connection.lines:
@@ -168,19 +202,37 @@ class Page:
             (
                 "Hosts",
                 ("host", "flows", "trouble"),
-                [*((host, number, "") for host, number in merged.flows.items()), *((host, "", why) for host, why in merged.unread.items())],
+                [
+                    *((host, number, "") for host, number in merged.flows.items()),
+                    *((host, "", why) for host, why in merged.unread.items()),
+                ],
             ),
             (
                 "Paths",
                 ("hosts", "order", "connections", "packets", "bytes"),
-                [(_way(one["path"], one["ordered"]), _order(one), *_numbers(one)) for one in merged.paths],
+                [
+                    (_way(one["path"], one["ordered"]), _order(one), *_numbers(one))
+                    for one in merged.paths
+                ],
             ),
         ]
-        heads = {"src": "Who begins", "dst": "Who answers", "service": "Services", "pair": "Who talks with whom"}
+        heads = {
+            "src": "Who begins",
+            "dst": "Who answers",
+            "service": "Services",
+            "pair": "Who talks with whom",
+        }
         for name, lines in merged.top.items():
             columns = flow_merge.TOPS[name]
             tables.append(
-                (heads[name], (*columns, "connections", "packets", "bytes"), [(*(one.get(column, "") for column in columns), *_numbers(one)) for one in lines])
+                (
+                    heads[name],
+                    (*columns, "connections", "packets", "bytes"),
+                    [
+                        (*(one.get(column, "") for column in columns), *_numbers(one))
+                        for one in lines
+                    ],
+                )
             )
         return graph_draw.page(graph(merged, store, utc(self._now)), tables).encode()
 
@@ -197,7 +249,9 @@ def _order(line: t.Mapping[str, t.Any]) -> str:
     return "" if len(line["path"]) == 1 else "known" if line["ordered"] else "not known"
 
 
-def graph(merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = "") -> graph_draw.Graph:
+def graph(
+    merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = ""
+) -> graph_draw.Graph:
     """Return the fleet as graph_draw draws it: hosts, the addresses with the most bytes, and what goes from where to where.
 
     Along a path whose order is known, an arrow leads to each next host; else one leads to each host and on from it.
@@ -207,21 +261,42 @@ def graph(merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = "")
     for src, dst, path, ordered, state, proto, count, packets, octets in store.between(drawn):
         ends = f"address:{src}", f"address:{dst}"
         hosts = [f"host:{host}" for host in path]
-        ways = [[ends[0], *hosts, ends[1]]] if ordered else [[ends[0], host, ends[1]] for host in hosts]
+        ways = (
+            [[ends[0], *hosts, ends[1]]]
+            if ordered
+            else [[ends[0], host, ends[1]] for host in hosts]
+        )
         for one, two in {pair for way in ways for pair in zip(way, way[1:])}:
             edge = found.setdefault(
-                (one, two, state), {"from": one, "to": two, "state": state, "flows": 0, "packets": 0, "bytes": 0, "protos": {}, "pairs": []}
+                (one, two, state),
+                {
+                    "from": one,
+                    "to": two,
+                    "state": state,
+                    "flows": 0,
+                    "packets": 0,
+                    "bytes": 0,
+                    "protos": {},
+                    "pairs": [],
+                },
             )
             edge["flows"] += count
             edge["packets"] += packets
             edge["bytes"] += octets
             edge["protos"][proto] = edge["protos"].get(proto, 0) + count
-    edges = sorted(found.values(), key=lambda edge: (-edge["bytes"], edge["from"], edge["to"], edge["state"]))
+    edges = sorted(
+        found.values(), key=lambda edge: (-edge["bytes"], edge["from"], edge["to"], edge["state"])
+    )
     gone = edges[_MOST_EDGES:]
     used = {edge[end] for edge in edges[:_MOST_EDGES] for end in ("from", "to")}
-    places = [{"id": f"host:{host}", "name": host, "kind": "machine", "interfaces": []} for host in merged.flows]
+    places = [
+        {"id": f"host:{host}", "name": host, "kind": "machine", "interfaces": []}
+        for host in merged.flows
+    ]
     places += [
-        {"id": f"address:{address}", "name": address or OTHERS, "kind": "outside", "interfaces": []} for address in (*drawn, "") if f"address:{address}" in used
+        {"id": f"address:{address}", "name": address or OTHERS, "kind": "outside", "interfaces": []}
+        for address in (*drawn, "")
+        if f"address:{address}" in used
     ]
     notes = [f"Not read: {', '.join(merged.unread)}."] if merged.unread else []
     if any(len(one["path"]) > 1 and not one["ordered"] for one in merged.paths):
@@ -234,7 +309,11 @@ def graph(merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = "")
         "links": [],
         "edges": edges[:_MOST_EDGES],
         "totals": {"flows": merged.connections, "bytes": merged.bytes},
-        "left_out": {"edges": len(gone), "flows": sum(edge["flows"] for edge in gone), "bytes": sum(edge["bytes"] for edge in gone)},
+        "left_out": {
+            "edges": len(gone),
+            "flows": sum(edge["flows"] for edge in gone),
+            "bytes": sum(edge["bytes"] for edge in gone),
+        },
     }
 
 
@@ -251,7 +330,9 @@ def form_of(dest: str, form: str | None) -> str:
         return form
     ending = dest.rpartition(".")[2]
     if ending not in FORMS:
-        raise bad_value("dest", dest, f"let its name end in one of {', '.join(FORMS)}, or give format")
+        raise bad_value(
+            "dest", dest, f"let its name end in one of {', '.join(FORMS)}, or give format"
+        )
     return ending
 
 

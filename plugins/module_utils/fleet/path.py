@@ -36,7 +36,9 @@ def parse_networks(field: str, words: c.Iterable[str]) -> tuple[Network, ...]:
         try:
             network = ipaddress.ip_interface(str(word)).network
         except ValueError:
-            raise bad_value(field, word, "give a network as 10.0.0.0/24, or an address with its prefix") from None
+            raise bad_value(
+                field, word, "give a network as 10.0.0.0/24, or an address with its prefix"
+            ) from None
         if not network.is_loopback and not network.is_link_local and network.prefixlen:
             found.append(network)
     return tuple(dict.fromkeys(found))
@@ -53,7 +55,9 @@ class Paths:
         by_prefix: dict[tuple[int, int], dict[int, set[str]]] = {}
         for host, mine in networks.items():
             for network in mine:
-                by_prefix.setdefault((network.version, network.prefixlen), {}).setdefault(int(network.network_address), set()).add(host)
+                by_prefix.setdefault((network.version, network.prefixlen), {}).setdefault(
+                    int(network.network_address), set()
+                ).add(host)
         self._narrowest_first = sorted(by_prefix.items(), reverse=True)
         self._at = functools.lru_cache(_REMEMBERED)(self._attached)
         self._order = functools.lru_cache(_REMEMBERED)(self._find)
@@ -85,15 +89,30 @@ class Paths:
         mine = frozenset(names)
         return self._order(names, self._at(src) & mine, self._at(dst) & mine)
 
-    def _find(self, names: tuple[str, ...], first: frozenset[str], last: frozenset[str]) -> tuple[tuple[str, ...], bool]:
+    def _find(
+        self, names: tuple[str, ...], first: frozenset[str], last: frozenset[str]
+    ) -> tuple[tuple[str, ...], bool]:
         if len(names) > MOST_HOSTS or not (first or last):
             return names, False
-        near = {one: [other for other in names if other != one and self._networks[one] & self._networks[other]] for one in names}
+        near = {
+            one: [
+                other
+                for other in names
+                if other != one and self._networks[one] & self._networks[other]
+            ]
+            for one in names
+        }
         found = self._ways(near, first or frozenset(names), last or frozenset(names), ())
         ways = [way for way, dummy in zip(found, range(2))]
         return (ways[0], True) if len(ways) == 1 else (names, False)
 
-    def _ways(self, near: t.Mapping[str, c.Sequence[str]], nexts: c.Iterable[str], last: frozenset[str], way: tuple[str, ...]) -> t.Iterator[tuple[str, ...]]:
+    def _ways(
+        self,
+        near: t.Mapping[str, c.Sequence[str]],
+        nexts: c.Iterable[str],
+        last: frozenset[str],
+        way: tuple[str, ...],
+    ) -> t.Iterator[tuple[str, ...]]:
         """Return the ways that have each host once."""
         for host in nexts:
             if host not in way:

@@ -103,7 +103,9 @@ def table_bytes(kind: str, key_size: int, value_size: int, entries: int, cpus: i
     return entries * value * (cpus if kind.startswith("percpu") else 1)
 
 
-def needed_bytes(wanted: t.Iterable[chain.MapSpec], there: t.Mapping[str, bpf.MapInfo], cpus: int) -> int:
+def needed_bytes(
+    wanted: t.Iterable[chain.MapSpec], there: t.Mapping[str, bpf.MapInfo], cpus: int
+) -> int:
     """Return what the wanted maps take beside those that are there: one of the same size is handed on."""
     total = 0
     for spec in wanted:
@@ -159,7 +161,9 @@ def group_room(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> 
 
 def _available() -> int:
     with open("/proc/meminfo", encoding="ascii") as lines:
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        free = next(
+            int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")
+        )
     room = group_room()
     return free if room is None else min(free, room)
 
@@ -184,10 +188,15 @@ class Library:
     @property
     def good(self) -> bool:
         """Whether it will do."""
-        return self.found is not None and (not libraries.release(self.found) or libraries.release(self.found) >= libraries.release(self.wanted or "0"))
+        return self.found is not None and (
+            not libraries.release(self.found)
+            or libraries.release(self.found) >= libraries.release(self.wanted or "0")
+        )
 
 
-def judge_libraries(libraries: t.Iterable[Library], manager: str | None, install: bool) -> t.Iterator[Problem]:
+def judge_libraries(
+    libraries: t.Iterable[Library], manager: str | None, install: bool
+) -> t.Iterator[Problem]:
     """Return what is wrong with the libraries; those that are missing and can be installed are no problem, those that are too old are.
 
     :param manager: ``dpkg`` or ``rpm``; None where the host has neither.
@@ -195,15 +204,27 @@ def judge_libraries(libraries: t.Iterable[Library], manager: str | None, install
     for one in libraries:
         if not one.needed or one.good or (one.found is None and install and manager is not None):
             continue
-        what = "is missing" if one.found is None else f"has version {one.found}, and {one.wanted} or later is needed"
+        what = (
+            "is missing"
+            if one.found is None
+            else f"has version {one.found}, and {one.wanted} or later is needed"
+        )
         package = one.packages.get(manager or "", " or ".join(sorted(set(one.packages.values()))))
-        mend = f"Install the package {package}." if one.found is None else f"Upgrade the package {package}."
+        mend = (
+            f"Install the package {package}."
+            if one.found is None
+            else f"Upgrade the package {package}."
+        )
         yield Problem("libraries", one.name, f"{one.name} {what}.", mend)
 
 
 def would_install(libraries: t.Iterable[Library], manager: str | None, install: bool) -> list[str]:
     """Return the packages that are missing and would be installed."""
-    return sorted({one.packages[manager] for one in libraries if one.needed and one.found is None}) if install and manager else []
+    return (
+        sorted({one.packages[manager] for one in libraries if one.needed and one.found is None})
+        if install and manager
+        else []
+    )
 
 
 def _libbpf() -> str | None:
@@ -225,7 +246,10 @@ def _python_library(name: str) -> str | None:
         return None
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(name)
-    with contextlib.suppress(OSError), open(os.path.join(os.path.dirname(spec.origin), "version.py"), encoding="utf-8") as source:
+    with (
+        contextlib.suppress(OSError),
+        open(os.path.join(os.path.dirname(spec.origin), "version.py"), encoding="utf-8") as source,
+    ):
         said = re.search(r"__version__\s*=\s*['\"]([^'\"]+)", source.read())
         if said:
             return said[1]
@@ -239,7 +263,13 @@ def _version(name: str) -> str | None:
     """Return the version of a library of this interpreter or, as the modules do, of one of the system's."""
     found = _python_library(name)
     for interpreter in libraries.others() if found is None else ():
-        done = subprocess.run([interpreter, "-c", _SAY_VERSION, name], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [interpreter, "-c", _SAY_VERSION, name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode == 0:
             return done.stdout.strip()
     return found
@@ -251,9 +281,27 @@ def look_libraries(build: str) -> list[Library]:
     headers = "there" if os.path.exists("/usr/include/linux/bpf.h") else None
     return [
         Library("libbpf", _libbpf(), LIBBPF_MINIMUM, True, {"dpkg": "libbpf1", "rpm": "libbpf"}),
-        Library("bcc", _version("bcc"), bcc.minimum, build == "bcc", {"dpkg": bcc.debian, "rpm": bcc.fedora}),
-        Library("linux headers", headers, "", build == "bcc", {"dpkg": "linux-libc-dev", "rpm": "kernel-headers"}),
-        Library("pyroute2", _python_library("pyroute2"), pyroute2.minimum, False, {"dpkg": pyroute2.debian, "rpm": pyroute2.fedora}),
+        Library(
+            "bcc",
+            _version("bcc"),
+            bcc.minimum,
+            build == "bcc",
+            {"dpkg": bcc.debian, "rpm": bcc.fedora},
+        ),
+        Library(
+            "linux headers",
+            headers,
+            "",
+            build == "bcc",
+            {"dpkg": "linux-libc-dev", "rpm": "kernel-headers"},
+        ),
+        Library(
+            "pyroute2",
+            _python_library("pyroute2"),
+            pyroute2.minimum,
+            False,
+            {"dpkg": pyroute2.debian, "rpm": pyroute2.fedora},
+        ),
     ]
 
 
@@ -268,19 +316,35 @@ def disk_room(directory: str) -> tuple[int, bool]:
     while not os.path.isdir(nearest):
         nearest = os.path.dirname(nearest)
     room = os.statvfs(nearest)
-    return room.f_bfree * room.f_frsize, room.f_files == 0 or room.f_ffree > 1  # some file systems do not count files
+    return (
+        room.f_bfree * room.f_frsize,
+        room.f_files == 0 or room.f_ffree > 1,
+    )  # some file systems do not count files
 
 
 def judge_disk(directory: str, free: int, files: bool) -> t.Iterator[Problem]:
     """Return what is wrong with the room for the state directory."""
     if free < DISK_BYTES or not files:
-        what = f"{free >> 10} KiB are free, {DISK_BYTES >> 10} KiB are needed" if free < DISK_BYTES else "its file system can hold no more files"
-        yield Problem("state_dir", directory, f"{directory}: {what}.", "Make room there, or give another state_dir.")
+        what = (
+            f"{free >> 10} KiB are free, {DISK_BYTES >> 10} KiB are needed"
+            if free < DISK_BYTES
+            else "its file system can hold no more files"
+        )
+        yield Problem(
+            "state_dir",
+            directory,
+            f"{directory}: {what}.",
+            "Make room there, or give another state_dir.",
+        )
 
 
 # ---------------------------------------------------------------- interfaces
 def look_interfaces(
-    paths: bpffs.Paths, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, takeover: bool, forward: str = chain.FORWARDS[0]
+    paths: bpffs.Paths,
+    interfaces: t.Sequence[t.Mapping[str, t.Any]],
+    mode: str,
+    takeover: bool,
+    forward: str = chain.FORWARDS[0],
 ) -> tuple[list[dict[str, t.Any]], list[Problem]]:
     """Return the wanted interfaces as they are, and what keeps the chain off them.
 
@@ -293,19 +357,46 @@ def look_interfaces(
     except ConntrackError as exc:
         return [], [told("interfaces", exc.message.partition(":")[0], exc)]
     found: list[dict[str, t.Any]] = []
-    problems = [Problem("interfaces", one.partition(":")[0], one, "Correct the entry, or make the interface first.") for one in chosen.missing]
+    problems = [
+        Problem(
+            "interfaces",
+            one.partition(":")[0],
+            one,
+            "Correct the entry, or make the interface first.",
+        )
+        for one in chosen.missing
+    ]
     for want, have in zip(chosen.wants, haves):
         one, why = _look_interface(want, have)
         found.append(one)
         if have.missing:
             field = have.missing.partition(":")[0]
-            problems.append(Problem(field, want.label, have.missing.partition(": ")[2], "Correct the name, or make it first."))
+            problems.append(
+                Problem(
+                    field,
+                    want.label,
+                    have.missing.partition(": ")[2],
+                    "Correct the name, or make it first.",
+                )
+            )
             continue
         if want.mode == "native" and why and have.attached is None:
-            problems.append(Problem(f"{want.field}.mode", "native", f"{want.label}: {why}.", "Give mode: generic or auto."))
+            problems.append(
+                Problem(
+                    f"{want.field}.mode",
+                    "native",
+                    f"{want.label}: {why}.",
+                    "Give mode: generic or auto.",
+                )
+            )
         if have.forwards is not None:
             problems += [
-                Problem("forward", forward, f"{want.label}: {problem}.", f"{mend}, or give forward: off.")
+                Problem(
+                    "forward",
+                    forward,
+                    f"{want.label}: {problem}.",
+                    f"{mend}, or give forward: off.",
+                )
                 for problem, mend in forwarding.problems(have.forwards)
             ]
         try:
@@ -315,7 +406,9 @@ def look_interfaces(
     return found, problems
 
 
-def look_forwarding(forward: str, interfaces: t.Sequence[t.Mapping[str, t.Any]]) -> dict[str, t.Any] | None:
+def look_forwarding(
+    forward: str, interfaces: t.Sequence[t.Mapping[str, t.Any]]
+) -> dict[str, t.Any] | None:
     """Return which rulesets the chain would pass by; None where it is to forward nothing.
 
     :param interfaces: those that it is to be attached to; where there are none, it is the namespace that the caller is in that is looked at.
@@ -327,7 +420,11 @@ def look_forwarding(forward: str, interfaces: t.Sequence[t.Mapping[str, t.Any]])
         if where is None or netns.exists(where):
             with netns.entered(where):
                 rules[where] = netfilter.look()
-    return {"forward": forward, "namespaces": [forwarding.as_dict(where, seen) for where, seen in rules.items()], "past": forwarding.shown(rules)}
+    return {
+        "forward": forward,
+        "namespaces": [forwarding.as_dict(where, seen) for where, seen in rules.items()],
+        "past": forwarding.shown(rules),
+    }
 
 
 def judge_unfiltered(forward: str, unfiltered: bool) -> t.Iterator[Problem]:
@@ -345,7 +442,11 @@ def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.A
     if have.ifindex:
         with netns.entered(want.netns):
             driver, native = device.driver(want.name), device.native(have.ifindex)
-    why = f"the driver {driver.name or 'of this interface'} runs no XDP programs" if native is False else ""
+    why = (
+        f"the driver {driver.name or 'of this interface'} runs no XDP programs"
+        if native is False
+        else ""
+    )
     if have.too_long is not None:
         why = f"the MTU of the veth's other end is {have.too_long}, and native XDP takes {attach.VETH_MAX_MTU} at most"
     attached = have.attached
@@ -357,21 +458,42 @@ def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.A
         "native": False if why else native,
         "why_not_native": why,
         "big_tcp": have.big,
-        "modes": ["generic"] if why else ["native", "generic"] if native else ["unknown"] if have.ifindex else [],
+        "modes": ["generic"]
+        if why
+        else ["native", "generic"]
+        if native
+        else ["unknown"]
+        if have.ifindex
+        else [],
         "program": None if attached is None else attached.program.hook or attached.program.name,
         "mode": None if attached is None else attached.mode,
         "foreign": attached is not None and attached.program.hook is None,
-        "vlan_offloads": None if have.forwards is None else [offload.what or "not known" for offload in have.forwards.offloads],
+        "vlan_offloads": None
+        if have.forwards is None
+        else [offload.what or "not known" for offload in have.forwards.offloads],
     }, why
 
 
 # ---------------------------------------------------------------- what there is of the collection
-def traces(paths: bpffs.Paths, prefix: str = ct_archive.PREFIX, unit_directory: str = ct_unit.DIRECTORY) -> list[str]:
+def traces(
+    paths: bpffs.Paths, prefix: str = ct_archive.PREFIX, unit_directory: str = ct_unit.DIRECTORY
+) -> list[str]:
     """Return all that there is of the collection on the host: pins, links, files, directories, and our programs on interfaces of this namespace."""
-    found = [path for path in (paths.base, manifest.directory(paths), bpffs.RUN_DIR) if os.path.lexists(path)]
-    found += [path for path, target in paths.seed_links().items() if os.path.islink(path) and os.readlink(path) == target]
+    found = [
+        path
+        for path in (paths.base, manifest.directory(paths), bpffs.RUN_DIR)
+        if os.path.lexists(path)
+    ]
+    found += [
+        path
+        for path, target in paths.seed_links().items()
+        if os.path.islink(path) and os.readlink(path) == target
+    ]
     files = [
-        *(os.path.join(prefix, name) for name in (ct_archive.COMMAND, ct_archive.MANUAL, ct_archive.COMPLETION)),
+        *(
+            os.path.join(prefix, name)
+            for name in (ct_archive.COMMAND, ct_archive.MANUAL, ct_archive.COMPLETION)
+        ),
         *(os.path.join(unit_directory, name) for name in (ct_unit.NAME, ct_unit.RESTORE_NAME)),
     ]
     found += [path for path in files if is_ours(path)]
@@ -404,7 +526,12 @@ def is_ours(path: str) -> bool:
 def attached(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
     """Return the interfaces that the chain is attached to through its links, as xdp_attach takes them."""
     return [
-        {"name": want.name, "netns": want.netns, "program": there.attached.program.hook, "mode": there.attached.mode}
+        {
+            "name": want.name,
+            "netns": want.netns,
+            "program": there.attached.program.hook,
+            "mode": there.attached.mode,
+        }
         for want, there in ct_status.attached(paths)
         if there.attached is not None and there.attached.program.hook in chain.HOOKS
     ]
@@ -412,7 +539,11 @@ def attached(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
 
 def before(paths: bpffs.Paths, have: generation.Have, prefix: str) -> dict[str, t.Any]:
     """Return what a run that goes wrong has to put back, as ct_put_back takes it."""
-    dummy, timeouts, knobs = chain.settings_of(have.settings) if len(have.settings) == chain.SETTINGS_BYTES else (0, {}, {})
+    dummy, timeouts, knobs = (
+        chain.settings_of(have.settings)
+        if len(have.settings) == chain.SETTINGS_BYTES
+        else (0, {}, {})
+    )
     return {
         "generation": have.generation,
         "digest": have.digest if have.generation is not None else None,
@@ -462,7 +593,9 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
     :raises ConntrackError: without the rights to look.
     """
     if os.geteuid() != 0:
-        raise ConntrackError("Looking at BPF and at what is attached needs root: run the task with become: true.")
+        raise ConntrackError(
+            "Looking at BPF and at what is attached needs root: run the task with become: true."
+        )
     problems: list[Problem] = []
     libraries, manager = look_libraries(need.build), _manager()
     problems += judge_libraries(libraries, manager, need.install)
@@ -496,11 +629,15 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
     free, files = disk_room(manifest.directory(paths))
     problems += judge_disk(paths.state_dir, free, files)
     result["disk"] = {"path": paths.state_dir, "free_bytes": free}
-    if libraries[0].found is not None:  # without it nothing can be asked of BPF; it is a problem, or will be installed
+    if (
+        libraries[0].found is not None
+    ):  # without it nothing can be asked of BPF; it is a problem, or will be installed
         try:
             problems += _look_bpf(paths, need, result)
         except ConntrackError:
-            if not {"pin_root", "state_dir"} & {problem.field for problem in problems}:  # which keep all else from being looked at
+            if not {"pin_root", "state_dir"} & {
+                problem.field for problem in problems
+            }:  # which keep all else from being looked at
                 raise
     result["problems"] = [problem.as_dict() for problem in problems]
     result["ok"] = not problems
@@ -511,10 +648,18 @@ def _look_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Ite
     missing = features.missing()
     result["kernel"]["missing_features"] = missing
     for one in missing:
-        yield Problem("kernel", result["kernel"]["release"], f"it lacks {one}.", "Boot a kernel of that release or later.")
+        yield Problem(
+            "kernel",
+            result["kernel"]["release"],
+            f"it lacks {one}.",
+            "Boot a kernel of that release or later.",
+        )
     have = generation.observe(paths)
     facts = generation.facts(have, paths)
-    result["chain"] = {name: facts[name] for name in ("generation", "digest", "healthy", "faults", "since", "kept", "settings")}
+    result["chain"] = {
+        name: facts[name]
+        for name in ("generation", "digest", "healthy", "faults", "since", "kept", "settings")
+    }
     result["disk"].update(on_disk(paths))
     result["before"] = before(paths, have, need.prefix)
     result["found"] = traces(paths, need.prefix)
@@ -524,13 +669,18 @@ def _look_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Ite
     wanted, cpus = chain.maps(**need.sizes, events=need.events), bpf.possible_cpus()
     memory = Memory(
         needed_bytes(wanted, have.maps, cpus) + (COMPILER_BYTES if need.build == "bcc" else 0),
-        sum(table_bytes(_kind(info), info.key_size, info.value_size, info.max_entries, cpus) for info in have.maps.values()),
+        sum(
+            table_bytes(_kind(info), info.key_size, info.value_size, info.max_entries, cpus)
+            for info in have.maps.values()
+        ),
         _available(),
         _memlock(result["kernel"]["release"]),
     )
     result["memory"] = dataclasses.asdict(memory)
     yield from judge_memory(memory)
-    result["interfaces"], problems = look_interfaces(paths, need.interfaces, need.mode, need.takeover, need.forward)
+    result["interfaces"], problems = look_interfaces(
+        paths, need.interfaces, need.mode, need.takeover, need.forward
+    )
     yield from problems
 
 
@@ -540,4 +690,8 @@ def _kind(info: bpf.MapInfo) -> str:
 
 def _memlock(release: str) -> int | None:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    return None if limit == resource.RLIM_INFINITY or libraries.release(release) >= _NO_MEMLOCK else limit
+    return (
+        None
+        if limit == resource.RLIM_INFINITY or libraries.release(release) >= _NO_MEMLOCK
+        else limit
+    )

@@ -30,9 +30,17 @@ def check(before: t.Mapping[str, t.Any]) -> None:
 
     :raises ConntrackError: where it is none that ct_preflight returns.
     """
-    missing = [name for name in ("generation", "timeouts", "settings", "interfaces", "command", "service") if name not in before]
+    missing = [
+        name
+        for name in ("generation", "timeouts", "settings", "interfaces", "command", "service")
+        if name not in before
+    ]
     if missing:
-        raise bad_value("before", sorted(before), f"give what ct_preflight returned as before, which has {' and '.join(missing)} too")
+        raise bad_value(
+            "before",
+            sorted(before),
+            f"give what ct_preflight returned as before, which has {' and '.join(missing)} too",
+        )
 
 
 def surplus(
@@ -44,11 +52,21 @@ def surplus(
         return one["netns"], one["name"]
 
     were, are = {key(one): one for one in before}, {key(one): one for one in now}
-    other = [one for where, one in were.items() if where not in are or any(are[where][name] != one[name] for name in ("program", "mode"))]
+    other = [
+        one
+        for where, one in were.items()
+        if where not in are or any(are[where][name] != one[name] for name in ("program", "mode"))
+    ]
     return [one for where, one in are.items() if where not in were], other
 
 
-def put_back(paths: bpffs.Paths, before: t.Mapping[str, t.Any], prefix: str, check_mode: bool, patience: float) -> tuple[Plan, list[str], dict[str, t.Any]]:
+def put_back(
+    paths: bpffs.Paths,
+    before: t.Mapping[str, t.Any],
+    prefix: str,
+    check_mode: bool,
+    patience: float,
+) -> tuple[Plan, list[str], dict[str, t.Any]]:
     """Do it; return the plan that was needed, warnings, and the chain as it is now.
 
     :param before: see preflight.before().
@@ -75,42 +93,66 @@ def put_back(paths: bpffs.Paths, before: t.Mapping[str, t.Any], prefix: str, che
 def _without_service(paths: bpffs.Paths, prefix: str, check_mode: bool, patience: float) -> Plan:
     if not ct_unit.booted() or not preflight.is_ours(os.path.join(ct_unit.DIRECTORY, ct_unit.NAME)):
         return []
-    return ct_unit.converge("absent", ct_unit.Want(prefix, service_options.Options(paths)), check_mode, patience)
+    return ct_unit.converge(
+        "absent", ct_unit.Want(prefix, service_options.Options(paths)), check_mode, patience
+    )
 
 
-def _converge(paths: bpffs.Paths, what: str, interfaces: t.Any, check_mode: bool, patience: float) -> tuple[Plan, list[str]]:
+def _converge(
+    paths: bpffs.Paths, what: str, interfaces: t.Any, check_mode: bool, patience: float
+) -> tuple[Plan, list[str]]:
     """Attach or detach interfaces; return the plan that was needed, and warnings."""
-    result, warnings = attach.converge(what, interfaces, "auto", False, paths.pin_root, check_mode, patience, paths.state_dir)
+    result, warnings = attach.converge(
+        what, interfaces, "auto", False, paths.pin_root, check_mode, patience, paths.state_dir
+    )
     return [Step(**step) for step in result["plan"]], warnings
 
 
 def _take_away(paths: bpffs.Paths, check_mode: bool, patience: float) -> Plan:
     detached, dummy = _converge(paths, "absent", None, check_mode, patience)
-    if check_mode and detached:  # it would not be unloaded while it is attached, which it would not be
+    if (
+        check_mode and detached
+    ):  # it would not be unloaded while it is attached, which it would not be
         return detached
     return detached + generation.remove(paths, check_mode, patience)
 
 
-def _chain(paths: bpffs.Paths, before: t.Mapping[str, t.Any], check_mode: bool, patience: float) -> Plan:
+def _chain(
+    paths: bpffs.Paths, before: t.Mapping[str, t.Any], check_mode: bool, patience: float
+) -> Plan:
     have = generation.observe(paths)
     number = before["generation"]
     if have.generation is None:
-        raise ConntrackError(f"no chain is loaded, so generation {number} can not take over again. Run the role xdp_ct.")
+        raise ConntrackError(
+            f"no chain is loaded, so generation {number} can not take over again. Run the role xdp_ct."
+        )
     if have.generation != number:
         plan, have = generation.roll_back(paths, number, check_mode, patience)
         return plan
-    dummy, timeouts, knobs = chain.settings_of(have.settings) if len(have.settings) == chain.SETTINGS_BYTES else (0, {}, {})
+    dummy, timeouts, knobs = (
+        chain.settings_of(have.settings)
+        if len(have.settings) == chain.SETTINGS_BYTES
+        else (0, {}, {})
+    )
     if (timeouts, knobs) == (dict(before["timeouts"]), dict(before["settings"])):
         return []
     want = manifest.read(paths, number)
     if want is None:
-        raise ConntrackError(f"{manifest.manifest(paths, number)} is missing or damaged, so the settings of before can not be put back. Run the role xdp_ct.")
-    want = dataclasses.replace(want, timeouts=dict(before["timeouts"]), knobs=dict(before["settings"]))
-    plan, have = generation.ensure(paths, want, check_mode, generation.Policy(keep=_KEEP_ALL), (), patience)
+        raise ConntrackError(
+            f"{manifest.manifest(paths, number)} is missing or damaged, so the settings of before can not be put back. Run the role xdp_ct."
+        )
+    want = dataclasses.replace(
+        want, timeouts=dict(before["timeouts"]), knobs=dict(before["settings"])
+    )
+    plan, have = generation.ensure(
+        paths, want, check_mode, generation.Policy(keep=_KEEP_ALL), (), patience
+    )
     return plan
 
 
-def _interfaces(paths: bpffs.Paths, before: t.Mapping[str, t.Any], check_mode: bool, patience: float) -> tuple[Plan, list[str]]:
+def _interfaces(
+    paths: bpffs.Paths, before: t.Mapping[str, t.Any], check_mode: bool, patience: float
+) -> tuple[Plan, list[str]]:
     now = preflight.attached(paths)
     new, other = surplus(before["interfaces"], now)
     plan: Plan = []

@@ -46,17 +46,29 @@ def report(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     :return: the module's result.
     :raises ConntrackError: for a bad option, when no host can be read, when the file can not be written, when the collector does not take it.
     """
-    sources = [flow_merge.parse_source(number, given) for number, given in enumerate(params["sources"])]
+    sources = [
+        flow_merge.parse_source(number, given) for number, given in enumerate(params["sources"])
+    ]
     dest, mode, limit = params["dest"], files.file_mode(params["mode"]), params["limit"]
     if limit < 0:
         raise bad_value("limit", limit, "give 0 or more")
     address = collector.parse(params["collector"]) if params["collector"] else None
-    output = flow_merge_output.output(flow_merge_output.form_of(dest, params["format"]), params["view"], time.time()) if dest else None
+    output = (
+        flow_merge_output.output(
+            flow_merge_output.form_of(dest, params["format"]), params["view"], time.time()
+        )
+        if dest
+        else None
+    )
     if dest:
         files.check_dest(dest)
     lines = flow_merge_output.JsonLines(params["view"])
     with contextlib.ExitStack() as stack:
-        sender = stack.enter_context(collector.connected(address)) if address and not check_mode else None
+        sender = (
+            stack.enter_context(collector.connected(address))
+            if address and not check_mode
+            else None
+        )
         file = stack.enter_context(files.replacing(dest, mode, dry=check_mode)) if dest else None
         merged = flow_merge.merge(
             sources,
@@ -72,7 +84,10 @@ def report(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
         "hosts": merged.flows,
         "unread": merged.unread,
         "flows": sum(merged.flows.values()),
-        **{name: getattr(merged, name) for name in ("connections", "joined", "packets", "bytes", "top", "paths", "path_count")},
+        **{
+            name: getattr(merged, name)
+            for name in ("connections", "joined", "packets", "bytes", "top", "paths", "path_count")
+        },
     }
     if dest:
         result["dest"] = dest

@@ -74,7 +74,12 @@ class Trouble:
 
 
 # ---------------------------------------------------------------- judging
-def excess(before: t.Mapping[str, t.Any] | None, start: t.Mapping[str, t.Any], end: t.Mapping[str, t.Any], name: str) -> float:
+def excess(
+    before: t.Mapping[str, t.Any] | None,
+    start: t.Mapping[str, t.Any],
+    end: t.Mapping[str, t.Any],
+    name: str,
+) -> float:
     """Return how much a counter grew from start to end beyond what the rate between ``before`` and start makes one expect; never below 0.
 
     :param before: a reading from before the new chain took over; None, or one of other counters, sets no rate.
@@ -93,7 +98,11 @@ def ratio(invalid: int, frames: int) -> float | None:
 
 
 def figures_of(
-    before: t.Mapping[str, t.Any] | None, start: t.Mapping[str, t.Any], end: t.Mapping[str, t.Any], received: int | None, unseen: int | None
+    before: t.Mapping[str, t.Any] | None,
+    start: t.Mapping[str, t.Any],
+    end: t.Mapping[str, t.Any],
+    received: int | None,
+    unseen: int | None,
 ) -> dict[str, t.Any]:
     """Return the figures of a watch.
 
@@ -110,8 +119,14 @@ def figures_of(
         "invalid": invalid,
         "invalid_ratio": ratio(invalid, frames),
         "invalid_ratio_before": ratio(before["invalid"], before["frames"]) if before else None,
-        **{name: end[name] - start[name] for name in ("evicted", "evicted_assured", "insert_failed")},
-        **{f"{name}_excess": round(excess(before, start, end, name), 1) for name in ("evicted", "evicted_assured", "insert_failed")},
+        **{
+            name: end[name] - start[name]
+            for name in ("evicted", "evicted_assured", "insert_failed")
+        },
+        **{
+            f"{name}_excess": round(excess(before, start, end, name), 1)
+            for name in ("evicted", "evicted_assured", "insert_failed")
+        },
         "flows": end["flows"],
     }
 
@@ -121,23 +136,48 @@ def judge(figures: t.Mapping[str, t.Any], limits: Limits) -> list[Trouble]:
     found = []
     unseen = figures["unseen"]
     if limits.unseen is not None and unseen is not None and unseen > limits.unseen:
-        found.append(Trouble("unseen", unseen, limits.unseen, f"{unseen} of {figures['received']} received frames were not counted, {limits.unseen} may be"))
-    words = {"evicted": "entries made room for others", "evicted_assured": "assured flows were pushed out", "insert_failed": "entries could not be made"}
+        found.append(
+            Trouble(
+                "unseen",
+                unseen,
+                limits.unseen,
+                f"{unseen} of {figures['received']} received frames were not counted, {limits.unseen} may be",
+            )
+        )
+    words = {
+        "evicted": "entries made room for others",
+        "evicted_assured": "assured flows were pushed out",
+        "insert_failed": "entries could not be made",
+    }
     for name, what in words.items():
         limit, value = getattr(limits, name), figures[f"{name}_excess"]
         if limit is not None and value > limit:
-            found.append(Trouble(name, value, limit, f"{value:g} {what} beyond the rate before, {limit} may"))
+            found.append(
+                Trouble(name, value, limit, f"{value:g} {what} beyond the rate before, {limit} may")
+            )
     share, earlier = figures["invalid_ratio"], figures["invalid_ratio_before"] or 0.0
-    if limits.invalid_ratio is not None and share is not None and share - earlier > limits.invalid_ratio:
+    if (
+        limits.invalid_ratio is not None
+        and share is not None
+        and share - earlier > limits.invalid_ratio
+    ):
         detail = f"{share:.2%} of {figures['counted']} frames were invalid, before {earlier:.2%}; {limits.invalid_ratio:.2%} more may be"
-        found.append(Trouble("invalid_ratio", share, round(earlier + limits.invalid_ratio, 6), detail))
+        found.append(
+            Trouble("invalid_ratio", share, round(earlier + limits.invalid_ratio, 6), detail)
+        )
     return found
 
 
-def judge_faults(faults: t.Iterable[health.Fault], before: t.Iterable[t.Mapping[str, str]]) -> list[Trouble]:
+def judge_faults(
+    faults: t.Iterable[health.Fault], before: t.Iterable[t.Mapping[str, str]]
+) -> list[Trouble]:
     """Return the faults that were not there before."""
     known = {(one.get("fault"), one.get("object")) for one in before}
-    return [Trouble("faults", one.fault, "none", f"{one.fault} {one.object}: {one.detail}") for one in faults if (one.fault, one.object) not in known]
+    return [
+        Trouble("faults", one.fault, "none", f"{one.fault} {one.object}: {one.detail}")
+        for one in faults
+        if (one.fault, one.object) not in known
+    ]
 
 
 # ---------------------------------------------------------------- reading
@@ -173,7 +213,13 @@ class Frames:
     :param settle: how late the interfaces' counts may be, in seconds.
     """
 
-    def __init__(self, received: t.Callable[[], int], counted: t.Callable[[], int], settle: float, wait: t.Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self,
+        received: t.Callable[[], int],
+        counted: t.Callable[[], int],
+        settle: float,
+        wait: t.Callable[[float], object] = time.sleep,
+    ) -> None:
         self._received, self._counted, self._wait = received, counted, wait
         self._counted_first = counted()
         if settle:
@@ -194,20 +240,40 @@ class Frames:
         return most, max(lost, 0)
 
 
-def run_probe(argv: t.Sequence[str], seconds: float) -> tuple[dict[str, t.Any] | None, list[Trouble]]:
+def run_probe(
+    argv: t.Sequence[str], seconds: float
+) -> tuple[dict[str, t.Any] | None, list[Trouble]]:
     """Run the user's own command; return how it ended, and what is wrong with that."""
     if not argv:
         return None, []
     try:
         done = subprocess.run(
-            list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds, check=False
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
         )
         code, said = done.returncode, done.stdout.strip()[-_SAID:]
     except subprocess.TimeoutExpired:
         code, said = -1, f"it did not end within {seconds:g} s"
     except OSError as exc:
         code, said = -1, f"it can not be run: {exc.strerror}"
-    troubles = [Trouble("probe", code, 0, f"the probe {' '.join(argv)} ended with {code}: {said or 'it said nothing'}")] if code else []
+    troubles = (
+        [
+            Trouble(
+                "probe",
+                code,
+                0,
+                f"the probe {' '.join(argv)} ended with {code}: {said or 'it said nothing'}",
+            )
+        ]
+        if code
+        else []
+    )
     return {"rc": code, "output": said}, troubles
 
 
@@ -261,8 +327,19 @@ def soak(paths: bpffs.Paths, watch: Watch) -> tuple[dict[str, t.Any], list[Troub
             troubles = troubles + judge_faults(health.examine(paths), watch.faults)
             now = health.active(paths)
             if now != number:
-                troubles.append(Trouble("generation", now, number, f"another run has put generation {now} in the place of {number} meanwhile"))
-            beyond = unseen is not None and watch.limits.unseen is not None and unseen > watch.limits.unseen
+                troubles.append(
+                    Trouble(
+                        "generation",
+                        now,
+                        number,
+                        f"another run has put generation {now} in the place of {number} meanwhile",
+                    )
+                )
+            beyond = (
+                unseen is not None
+                and watch.limits.unseen is not None
+                and unseen > watch.limits.unseen
+            )
             if troubles or beyond or left <= _TICK:
                 break
     if not troubles:
@@ -270,9 +347,17 @@ def soak(paths: bpffs.Paths, watch: Watch) -> tuple[dict[str, t.Any], list[Troub
     try:
         end = read_tables(paths.pin_root)
     except ConntrackError as exc:
-        return {"seconds": round(time.monotonic() - begun, 1), "generation": number, "probe": said}, [
+        return {
+            "seconds": round(time.monotonic() - begun, 1),
+            "generation": number,
+            "probe": said,
+        }, [
             *troubles,
             Trouble("faults", "no chain", "none", exc.message),
         ]
-    figures = {**figures_of(watch.before, start, end, received, unseen), "generation": number, "probe": said}
+    figures = {
+        **figures_of(watch.before, start, end, received, unseen),
+        "generation": number,
+        "probe": said,
+    }
     return figures, troubles + judge(figures, watch.limits)

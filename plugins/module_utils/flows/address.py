@@ -46,7 +46,10 @@ class Tuple:
         """Tell whether a flow, among those of the query, is meant."""
         one, other = self.ends
         orig = record["orig"]
-        return any(a.is_end(orig, "src", "sport") and b.is_end(orig, "dst", "dport") for a, b in ((one, other), (other, one)))
+        return any(
+            a.is_end(orig, "src", "sport") and b.is_end(orig, "dst", "dport")
+            for a, b in ((one, other), (other, one))
+        )
 
 
 def parse(text: str) -> Tuple:
@@ -59,7 +62,9 @@ def parse(text: str) -> Tuple:
     """
     parts = [part for part in text.split() if part != "->"]
     if len(parts) != 3:
-        raise bad_value("tuple", text, "give PROTO SRC[:PORT] DST[:PORT], as tcp 10.0.0.1:40000 10.0.0.2:80")
+        raise bad_value(
+            "tuple", text, "give PROTO SRC[:PORT] DST[:PORT], as tcp 10.0.0.1:40000 10.0.0.2:80"
+        )
     number = flow_filter.parse_filters({"proto": parts[0]}).values["proto"][0]
     one, other = (_end(part, number in flow.PORTED) for part in parts[1:])
     if (":" in one.address) != (":" in other.address):
@@ -79,7 +84,9 @@ def _end(text: str, ported: bool) -> End:
             raise ValueError
         found = str(flow_filter.unmapped(ipaddress.ip_network(address)).network_address)
     except ValueError:
-        raise bad_value("tuple", text, "give an address, with a port as 10.0.0.1:80 or [2001:db8::1]:80") from None
+        raise bad_value(
+            "tuple", text, "give an address, with a port as 10.0.0.1:80 or [2001:db8::1]:80"
+        ) from None
     if port is None:
         return End(found, None)
     if not ported:

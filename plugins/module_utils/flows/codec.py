@@ -79,7 +79,10 @@ EXPIRES = 5
 LAST_SEEN = 6
 CREATED = 7
 #: Where in an entry the lowest byte of ``ctl`` lies, with all that a summary tells flows apart by, the highest, with the lock, ``expires`` and ``last_seen``.
-_CTL_AT, _CTL_TOP_AT = sorted((struct.calcsize("=QQ16xQQ16x"), struct.calcsize("=QQ16xQQ16xQ") - 1), reverse=sys.byteorder == "big")
+_CTL_AT, _CTL_TOP_AT = sorted(
+    (struct.calcsize("=QQ16xQQ16x"), struct.calcsize("=QQ16xQQ16xQ") - 1),
+    reverse=sys.byteorder == "big",
+)
 _EXPIRES_AT = struct.calcsize("=QQ16xQQ16xQ")
 _LAST_SEEN_AT = _EXPIRES_AT + 4
 #: What the values of a flow are, in their order: that of a record, so that most lines are made of them as they stand. ``timeout``, ``age`` and
@@ -243,7 +246,9 @@ class Decoder:
         self._ipv6 = Cache(ipv6)
         #: protocols whose answering side's port is part of the shape
         self._port_shapes = frozenset((table.icmp, GRE))
-        self._shapes: Cache[int, Shape] = Cache(lambda key: make_shape(table, key & 0xFF, key >> 24, key >> 8 & 0xFFFF))
+        self._shapes: Cache[int, Shape] = Cache(
+            lambda key: make_shape(table, key & 0xFF, key >> 24, key >> 8 & 0xFFFF)
+        )
 
     def rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
         """Return the rows of one batch, without their bytes."""
@@ -251,11 +256,17 @@ class Decoder:
 
     def packed_rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
         """Return the rows of one batch, each with its packed key and value behind it."""
-        raw_key, raw_value = struct.Struct(f"{self.table.key.size}s"), struct.Struct(f"{VIEW.size}s")
+        raw_key, raw_value = (
+            struct.Struct(f"{self.table.key.size}s"),
+            struct.Struct(f"{VIEW.size}s"),
+        )
         return (
             (key, value, raw[0], packed[0])
             for key, value, raw, packed in zip(
-                self.table.key.iter_unpack(keys), VIEW.iter_unpack(values), raw_key.iter_unpack(keys), raw_value.iter_unpack(values)
+                self.table.key.iter_unpack(keys),
+                VIEW.iter_unpack(values),
+                raw_key.iter_unpack(keys),
+                raw_value.iter_unpack(values),
             )
         )
 
@@ -271,7 +282,8 @@ class Decoder:
         next_jiffy, longest = self.clock.jiffies + 1, chain.LONGEST_TIMEOUT * self.clock.hz
         slack = chain.CLOCK_SLACK * self.clock.hz - 1
         return [
-            (at - next_jiffy) & 0xFFFFFFFF >= longest or (at - next_jiffy) & 0xFFFFFFFF > (at - seen & 0xFFFFFFFF) + slack
+            (at - next_jiffy) & 0xFFFFFFFF >= longest
+            or (at - next_jiffy) & 0xFFFFFFFF > (at - seen & 0xFFFFFFFF) + slack
             for at, seen in zip(_column(values, _EXPIRES_AT), _column(values, _LAST_SEEN_AT))
         ]
 
@@ -292,7 +304,18 @@ class Decoder:
         orig_hi, lock = chain.CTL_ORIG_HI, chain.CTL_LOCK
         for row in rows:
             lo, hi, sport, dport, number, dummy = row[0]
-            orig_packets, orig_bytes, reply_packets, reply_bytes, ctl, expires, last_seen, created, rel_packets, rel_bytes = row[1]
+            (
+                orig_packets,
+                orig_bytes,
+                reply_packets,
+                reply_bytes,
+                ctl,
+                expires,
+                last_seen,
+                created,
+                rel_packets,
+                rel_bytes,
+            ) = row[1]
             left = (expires - now) & 0xFFFFFFFF
             if not 0 < left <= longest or left > ((expires - last_seen) & 0xFFFFFFFF) + slack:
                 if not over:
@@ -302,9 +325,14 @@ class Decoder:
                 continue
             if ctl & orig_hi:
                 lo, hi, sport, dport = hi, lo, dport, sport
-            shape = shapes[ctl << 24 | dport << 8 | number if number in port_shapes else ctl << 24 | number]
+            shape = shapes[
+                ctl << 24 | dport << 8 | number if number in port_shapes else ctl << 24 | number
+            ]
             if ipv4:
-                src, dst = joined % (halves[lo >> 16], halves[lo & 0xFFFF]), joined % (halves[hi >> 16], halves[hi & 0xFFFF])
+                src, dst = (
+                    joined % (halves[lo >> 16], halves[lo & 0xFFFF]),
+                    joined % (halves[hi >> 16], halves[hi & 0xFFFF]),
+                )
             else:
                 src, dst = ipv6[lo], ipv6[hi]
             idle = (now - last_seen) & 0xFFFFFFFF
@@ -333,7 +361,9 @@ class Decoder:
                 row,
             )
 
-    def count(self, keys: memoryview | bytes, values: memoryview | bytes) -> collections.Counter[Shape] | None:
+    def count(
+        self, keys: memoryview | bytes, values: memoryview | bytes
+    ) -> collections.Counter[Shape] | None:
         """Return how many flows of one batch there are of each shape, as far as a summary tells shapes apart.
 
         They are the flows that flows() returns, at a tenth of its time: only the columns that matter are looked at, no row is made.
@@ -343,7 +373,12 @@ class Decoder:
         expires, last_seen = _column(values, _EXPIRES_AT), _column(values, _LAST_SEEN_AT)
         columns = bytearray(4 * len(expires))
         # none is over, which is cheap to see where the clock is not about to go round
-        if expires and now < min(expires) and max(expires) - now <= chain.LONGEST_TIMEOUT * rate and max(last_seen) <= now + chain.CLOCK_SLACK * rate:
+        if (
+            expires
+            and now < min(expires)
+            and max(expires) - now <= chain.LONGEST_TIMEOUT * rate
+            and max(last_seen) <= now + chain.CLOCK_SLACK * rate
+        ):
             columns[0::4] = b"\1" * len(expires)
         else:
             columns[0::4] = bytes(not over for over in self._over(values))
@@ -393,7 +428,9 @@ def record(shape: Shape, v: Values) -> Record:
         result["vlan"] = list(shape.vlan)
     if shape.aggregated:
         result["aggregated"] = True
-    result.update(age=v[AGE], idle=v[IDLE], related={"packets": v[RELATED_PACKETS], "bytes": v[RELATED_BYTES]})
+    result.update(
+        age=v[AGE], idle=v[IDLE], related={"packets": v[RELATED_PACKETS], "bytes": v[RELATED_BYTES]}
+    )
     return result
 
 
@@ -412,7 +449,10 @@ def _shared(name: str) -> t.Callable[[Shape, Values], t.Any]:
 #: The columns of a flow: every single value of a record under its dotted name. None where a flow has no such value.
 COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
     **{name: _shared(name) for name in ("family", "proto", "state", "assured", "seen_reply")},
-    **{name: (_port if name.endswith("port") else _value)(VALUES.index(name)) for name in VALUES[:AGE]},
+    **{
+        name: (_port if name.endswith("port") else _value)(VALUES.index(name))
+        for name in VALUES[:AGE]
+    },
     "icmp.type": lambda shape, v: shape.icmp[0] if shape.icmp else None,
     "icmp.code": lambda shape, v: shape.icmp[1] if shape.icmp else None,
     "icmp.id": lambda shape, v: v[SPORT] if shape.icmp else None,
@@ -495,7 +535,11 @@ def sort_key(name: str) -> t.Callable[[Flow], t.Any]:
 
 def with_text(v: Values) -> Values:
     """Return values whose addresses are text, whichever they were."""
-    return v if isinstance(v[SRC], str) else tuple(one.decode() if isinstance(one, bytes) else one for one in v)
+    return (
+        v
+        if isinstance(v[SRC], str)
+        else tuple(one.decode() if isinstance(one, bytes) else one for one in v)
+    )
 
 
 def endpoint(address: str, port: int | None) -> str:
@@ -510,6 +554,13 @@ def windows(packed: bytes) -> dict[str, dict[str, t.Any]]:
     entry = chain.ENTRY.unpack(packed)
     scale, flags = entry[22], entry[24:26]
     return {
-        side: {**dict(zip(("td_end", "td_maxend", "td_maxwin", "td_maxack"), entry[at : at + 4])), "td_scale": shift, "flags": flag}
-        for side, at, shift, flag in (("orig", 2, scale & 0xF, flags[0]), ("reply", 8, scale >> 4, flags[1]))
+        side: {
+            **dict(zip(("td_end", "td_maxend", "td_maxwin", "td_maxack"), entry[at : at + 4])),
+            "td_scale": shift,
+            "flags": flag,
+        }
+        for side, at, shift, flag in (
+            ("orig", 2, scale & 0xF, flags[0]),
+            ("reply", 8, scale >> 4, flags[1]),
+        )
     }

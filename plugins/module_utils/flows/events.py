@@ -18,7 +18,10 @@ from .table import title
 
 _NS = 1_000_000_000
 #: A flow's table tells only how its key is read; which of its family's it is does not matter here.
-_TABLES = {family: next(table for table in flow.TABLES if table.family == family) for family in flow.FAMILIES}
+_TABLES = {
+    family: next(table for table in flow.TABLES if table.family == family)
+    for family in flow.FAMILIES
+}
 _REASONS = {chain.COUNTERS.index(name): reason for name, reason in chain.EVENT_REASONS.items()}
 
 
@@ -54,8 +57,19 @@ def parse(raw: bytes, hz: int, offset_ns: int) -> Event:
     """
     seq, jiffies, ktime, what, reason, v6, key, value = chain.EVENT.unpack(raw)
     table = _TABLES["ipv6" if v6 else "ipv4"]
-    when = datetime.datetime.fromtimestamp((ktime + offset_ns) / _NS, datetime.timezone.utc).isoformat(timespec="microseconds")
-    return Event(chain.EVENT_KINDS[what], _REASONS.get(reason, ""), seq, when, table, Clock(jiffies, hz, ktime), key[: table.key.size], value)
+    when = datetime.datetime.fromtimestamp(
+        (ktime + offset_ns) / _NS, datetime.timezone.utc
+    ).isoformat(timespec="microseconds")
+    return Event(
+        chain.EVENT_KINDS[what],
+        _REASONS.get(reason, ""),
+        seq,
+        when,
+        table,
+        Clock(jiffies, hz, ktime),
+        key[: table.key.size],
+        value,
+    )
 
 
 Matched = tuple[Event, flow.Shape, flow.Values]
@@ -70,18 +84,24 @@ class Matcher:
     def __init__(self, filters: flow_filter.Filters, kinds: t.Collection[str] = ()) -> None:
         self._filters = filters
         self._kinds = frozenset(kinds or chain.EVENT_KINDS)
-        self._decoders = {family: flow.Decoder(table, Clock(0, 1, 0)) for family, table in _TABLES.items()}
+        self._decoders = {
+            family: flow.Decoder(table, Clock(0, 1, 0)) for family, table in _TABLES.items()
+        }
 
     def matching(self, events: t.Iterable[Event]) -> t.Iterator[Matched]:
         """Return the events that match, decoded, in their order."""
         wanted = (event for event in events if event.kind in self._kinds)
-        for (family, clock), run in itertools.groupby(wanted, lambda event: (event.table.family, event.clock)):
+        for (family, clock), run in itertools.groupby(
+            wanted, lambda event: (event.table.family, event.clock)
+        ):
             table, decoder = _TABLES[family], self._decoders[family]
             tests = self._filters.tests(table, clock)
             if tests is None:
                 continue
             decoder.clock = clock
-            rows = ((table.key.unpack(event.key), flow.VIEW.unpack(event.value), event) for event in run)
+            rows = (
+                (table.key.unpack(event.key), flow.VIEW.unpack(event.value), event) for event in run
+            )
             for shape, values, row in decoder.flows(flow_filter.choose(rows, tests), over=True):
                 yield row[2], shape, values
 
@@ -91,7 +111,13 @@ def record(item: Matched) -> flow.Record:
     """Return an event in the form in which files and programs have it: the flow's record, with what became of it in front."""
     event, shape, values = item
     reason = {"reason": event.reason} if event.kind == "destroy" else {}
-    return {"event": event.kind, "seq": event.seq, "time": event.time, **reason, **flow.record(shape, values)}
+    return {
+        "event": event.kind,
+        "seq": event.seq,
+        "time": event.time,
+        **reason,
+        **flow.record(shape, values),
+    }
 
 
 def _jsonl(item: Matched) -> str:
@@ -106,12 +132,21 @@ def _conntrack(item: Matched) -> str:
 def _text(item: Matched) -> str:
     """Return a line for people: the time of day (UTC), number, what became of the flow, the flow."""
     event, shape, values = item
-    standing = [shape.state] + (["assured"] if shape.assured else [] if shape.seen_reply else ["unreplied"])
+    standing = [shape.state] + (
+        ["assured"] if shape.assured else [] if shape.seen_reply else ["unreplied"]
+    )
     if event.kind == "destroy":
-        packets, octets = values[flow.ORIG_PACKETS] + values[flow.REPLY_PACKETS], values[flow.ORIG_BYTES] + values[flow.REPLY_BYTES]
+        packets, octets = (
+            values[flow.ORIG_PACKETS] + values[flow.REPLY_PACKETS],
+            values[flow.ORIG_BYTES] + values[flow.REPLY_BYTES],
+        )
         standing += [event.reason, f"{packets} packets", f"{octets} bytes", f"{values[flow.AGE]} s"]
     return f"{event.time[11:26]} {event.seq:>6} {event.kind:<7} {title(flow.record(shape, values))}  {', '.join(filter(None, standing))}"
 
 
 #: The forms of an event, by name; the first one is for people.
-FORMS: dict[str, t.Callable[[Matched], str]] = {"text": _text, "jsonl": _jsonl, "conntrack": _conntrack}
+FORMS: dict[str, t.Callable[[Matched], str]] = {
+    "text": _text,
+    "jsonl": _jsonl,
+    "conntrack": _conntrack,
+}

@@ -21,7 +21,12 @@ from . import codec as flow
 Test = t.Callable[[flow.Row], bool]
 #: Returns the test of one filter for the rows of one table at one instant; None when no row of the table can match.
 _Builder = t.Callable[[tuple[t.Any, ...], flow.Table, Clock], t.Optional[Test]]
-_STATE_NAMES = tuple(dict.fromkeys([name for names in flow.STATES.values() for name in names if name != "NONE"] + list(flow.PLAIN_STATES)))
+_STATE_NAMES = tuple(
+    dict.fromkeys(
+        [name for names in flow.STATES.values() for name in names if name != "NONE"]
+        + list(flow.PLAIN_STATES)
+    )
+)
 _NUMBERS = {name: number for number, name in flow.PROTOCOLS.items()}
 
 
@@ -34,10 +39,17 @@ def _one_of(field: str, value: object, names: t.Sequence[str]) -> str:
     return found
 
 
-def _number(field: str, value: object, low: int, high: int | None, mend: str, known: t.Iterable[str] = ()) -> int:
+def _number(
+    field: str, value: object, low: int, high: int | None, mend: str, known: t.Iterable[str] = ()
+) -> int:
     """Return a whole number within its bounds; text of digits is taken too, a bool or a fraction is not."""
     text = str(value).strip()
-    if isinstance(value, (bool, float)) or not text.isascii() or not text.isdigit() or len(text) > 20:
+    if (
+        isinstance(value, (bool, float))
+        or not text.isascii()
+        or not text.isdigit()
+        or len(text) > 20
+    ):
         raise bad_value(field, value, mend, known)
     number = int(text)
     if number < low or (high is not None and number > high):
@@ -106,7 +118,11 @@ def _network(field: str, value: object) -> tuple[str, bytes, bytes]:
             raise ValueError
         net = unmapped(ipaddress.ip_network(str(value).strip(), strict=False))
     except ValueError:
-        raise bad_value(field, value, "give an IPv4 or IPv6 address, or a network as 10.0.0.0/8 or 2001:db8::/32") from None
+        raise bad_value(
+            field,
+            value,
+            "give an IPv4 or IPv6 address, or a network as 10.0.0.0/8 or 2001:db8::/32",
+        ) from None
     return f"ipv{net.version}", net.network_address.packed, net.broadcast_address.packed
 
 
@@ -156,14 +172,20 @@ def _test_side_port(reverse: bool) -> _Builder:
     def build(values: tuple[t.Any, ...], table: flow.Table, clock: Clock) -> Test | None:
         wanted, ported, bit = frozenset(values), flow.PORTED, chain.CTL_ORIG_HI
         plain, swapped = (3, 2) if reverse else (2, 3)
-        return lambda row: row[0][swapped if row[1][flow.CTL] & bit else plain] in wanted and row[0][4] in ported
+        return lambda row: (
+            row[0][swapped if row[1][flow.CTL] & bit else plain] in wanted and row[0][4] in ported
+        )
 
     return build
 
 
 def _address_test(values: tuple[t.Any, ...], table: flow.Table) -> t.Callable[[t.Any], bool] | None:
     """Return the test on one address, as the table's key has it; None when no value is of the table's family."""
-    own = [(table.address.unpack(low)[0], table.address.unpack(high)[0]) for family, low, high in values if family == table.family]
+    own = [
+        (table.address.unpack(low)[0], table.address.unpack(high)[0])
+        for family, low, high in values
+        if family == table.family
+    ]
     if not own:
         return None
     single = frozenset(low for low, high in own if low == high)
@@ -269,7 +291,11 @@ class Filters:
 
     def tests(self, table: flow.Table, clock: Clock) -> list[Test] | None:
         """Return the tests that a row of ``table`` has to pass; None when no row can."""
-        tests = [_WORDS[word].build(self.values[word], table, clock) for word in _WORDS if word in self.values]
+        tests = [
+            _WORDS[word].build(self.values[word], table, clock)
+            for word in _WORDS
+            if word in self.values
+        ]
         if any(test is None for test in tests):
             return None
         return [test for test in tests if test is not None and test is not _anything]
@@ -290,7 +316,9 @@ def _listed(value: object) -> list[object]:
 def _refuse_unknown(words: t.Mapping[str, object], known: t.Collection[str], what: str) -> None:
     for word in words:
         if word not in known:
-            raise ConntrackError(f"{word} is no {what}. Give one of {', '.join(known)}.{did_you_mean(word, known)}")
+            raise ConntrackError(
+                f"{word} is no {what}. Give one of {', '.join(known)}.{did_you_mean(word, known)}"
+            )
 
 
 def parse_filters(words: t.Mapping[str, object]) -> Filters:
@@ -310,12 +338,17 @@ def parse_filters(words: t.Mapping[str, object]) -> Filters:
         values = _listed(value)
         if not values:
             raise bad_value(word, "", "the list is empty; give a value")
-        parsed[word] = tuple(_WORDS[word].parse(word if len(values) == 1 else f"{word}[{at}]", one) for at, one in enumerate(values))
+        parsed[word] = tuple(
+            _WORDS[word].parse(word if len(values) == 1 else f"{word}[{at}]", one)
+            for at, one in enumerate(values)
+        )
     _refuse_two_families(words, parsed)
     return Filters(parsed)
 
 
-def _refuse_two_families(words: t.Mapping[str, object], parsed: t.Mapping[str, tuple[t.Any, ...]]) -> None:
+def _refuse_two_families(
+    words: t.Mapping[str, object], parsed: t.Mapping[str, tuple[t.Any, ...]]
+) -> None:
     """:raises ConntrackError: no flow can match, since each has addresses of one family."""
     common, earlier = set(flow.FAMILIES), list[str]()
     for word in [word for word in ("family", "src", "dst", "addr") if word in parsed]:
@@ -378,7 +411,9 @@ def parse_query(words: t.Mapping[str, object]) -> Query:
         filters=parse_filters({word: words[word] for word in FILTER_WORDS if word in words}),
         sort=name,
         descending=descending,
-        limit=None if limit is None else _number("limit", limit, 0, None, "give a whole number, 0 or more"),
+        limit=None
+        if limit is None
+        else _number("limit", limit, 0, None, "give a whole number, 0 or more"),
         fields=_columns("fields", words.get("fields"), (*flow.ALL_COLUMNS, *flow.OBJECTS)),
         group_by=_columns("group_by", words.get("group_by"), flow.ALL_COLUMNS),
     )

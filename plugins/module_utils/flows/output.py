@@ -35,7 +35,10 @@ def _compiled(text: str) -> _Template:
     """Return the format string for a text with placeholders in it, and what picks its arguments: None where it takes all values in their order."""
     indexes = [int(index) for dummy, index in _FOUND.findall(text)]
     # a placeholder in quotes is text or a number: only text keeps its quotes
-    form = _FOUND.sub(lambda found: f"{found[1]}%s{found[1]}" if int(found[2]) in flow.ADDRESSES else "%d", text.replace("%", "%%"))
+    form = _FOUND.sub(
+        lambda found: f"{found[1]}%s{found[1]}" if int(found[2]) in flow.ADDRESSES else "%d",
+        text.replace("%", "%%"),
+    )
     if indexes == list(range(len(flow.VALUES))):
         return form.encode(), None
     return form.encode(), operator.itemgetter(*indexes) if indexes else lambda dummy: ()
@@ -50,7 +53,9 @@ def dumps(value: object) -> str:
 
 
 # ---------------------------------------------------------------- conntrack -L
-def conntrack_line(shape: flow.Shape, v: flow.Values, extended: bool = False, event: str = "") -> str:
+def conntrack_line(
+    shape: flow.Shape, v: flow.Values, extended: bool = False, event: str = ""
+) -> str:
     """Return the flow as a line of ``conntrack -L`` (conntrack-tools 1.4.7), without the line's end.
 
     :param extended: as ``-o extended``: the network protocol's name and number in front.
@@ -60,7 +65,11 @@ def conntrack_line(shape: flow.Shape, v: flow.Values, extended: bool = False, ev
     parts += [f"{shape.family:<8} {2 if shape.family == 'ipv4' else 10}"] if extended else []
     # as libnetfilter_conntrack: it names the protocols that it knows, any other is "unknown"
     name = "dccp" if shape.number == _DCCP else "unknown" if shape.proto.isdigit() else shape.proto
-    parts.append(f"{name:<8} {shape.number}" if event == "destroy" else f"{name:<8} {shape.number} {v[flow.TIMEOUT]}")
+    parts.append(
+        f"{name:<8} {shape.number}"
+        if event == "destroy"
+        else f"{name:<8} {shape.number} {v[flow.TIMEOUT]}"
+    )
     if shape.machine:
         parts.append(shape.state)
     counts = event in ("", "destroy")
@@ -83,7 +92,9 @@ def _tuple(shape: flow.Shape, v: flow.Values, reply: bool, counts: bool) -> str:
     if shape.icmp:
         kind, code = shape.icmp
         answers = flow.ICMP_ANSWERS[shape.number]
-        parts.append(f"type={answers.get(kind, kind) if reply else kind} code={code} id={v[flow.SPORT]}")
+        parts.append(
+            f"type={answers.get(kind, kind) if reply else kind} code={code} id={v[flow.SPORT]}"
+        )
     elif shape.gre:
         srckey, dstkey = reversed(shape.gre) if reply else shape.gre
         parts.append(f"srckey={srckey:#x} dstkey={dstkey:#x}")
@@ -109,7 +120,9 @@ class Writer:
         self.fields = tuple(fields)
         self.window = window
         self.as_bytes = not window and not flow.TOTALS.intersection(fields)
-        self._templates: flow.Cache[flow.Shape, _Template] = flow.Cache(lambda shape: _compiled(self.line((shape, _PLACEHOLDERS, ()))))
+        self._templates: flow.Cache[flow.Shape, _Template] = flow.Cache(
+            lambda shape: _compiled(self.line((shape, _PLACEHOLDERS, ())))
+        )
 
     def begin(self) -> bytes:
         """Return what stands before the first flow."""
@@ -198,7 +211,9 @@ def csv_text(rows: t.Iterable[t.Sequence[str]]) -> str:
     A cell that a spreadsheet would calculate has an apostrophe in front, which makes it text there; control characters stand there as JSON escapes them.
     """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[_csv_cell(one) for one in row] for row in rows])
+    csv.writer(text, lineterminator="\n").writerows(
+        [[_csv_cell(one) for one in row] for row in rows]
+    )
     return text.getvalue()
 
 
@@ -226,7 +241,12 @@ class CsvWriter(Writer):
 def expand(fields: t.Sequence[str]) -> tuple[str, ...]:
     """Return ``fields`` with each object replaced by the columns that it holds."""
     return tuple(
-        itertools.chain.from_iterable([name for name in flow.COLUMNS if name.startswith(f"{field}.")] if field in flow.OBJECTS else [field] for field in fields)
+        itertools.chain.from_iterable(
+            [name for name in flow.COLUMNS if name.startswith(f"{field}.")]
+            if field in flow.OBJECTS
+            else [field]
+            for field in fields
+        )
     )
 
 
@@ -277,13 +297,18 @@ class TableWriter(Writer):
     def __init__(self, fields: t.Sequence[str] = ()) -> None:
         super().__init__(fields)
         self.as_bytes = False
-        self._columns = tuple((name, False, _column_text(name)) for name in expand(fields)) or _TABLE
+        self._columns = (
+            tuple((name, False, _column_text(name)) for name in expand(fields)) or _TABLE
+        )
         self._widths: list[int] | None = None
         self._held: list[list[str]] = []
 
     def write(self, flows: t.Iterable[flow.Flow]) -> bytes:
         """Return a line for each flow, after the headings when they are the first ones."""
-        rows = [[text(shape, values) for dummy, dummy_number, text in self._columns] for shape, values, dummy in flows]
+        rows = [
+            [text(shape, values) for dummy, dummy_number, text in self._columns]
+            for shape, values, dummy in flows
+        ]
         if self._widths is None:
             self._held += rows
             return self._measured() if len(self._held) >= _MEASURED else b""
@@ -291,12 +316,18 @@ class TableWriter(Writer):
 
     def _measured(self) -> bytes:
         """Return the headings and the lines of the first flows."""
-        rows, self._held = [[heading for heading, dummy, dummy_text in self._columns], *self._held], []
+        rows, self._held = (
+            [[heading for heading, dummy, dummy_text in self._columns], *self._held],
+            [],
+        )
         self._widths = [max(map(len, cells)) for cells in zip(*rows)]
         return "".join(map(self._line, rows)).encode()
 
     def _line(self, cells: t.Sequence[str]) -> str:
-        aligned = (cell.rjust(width) if column[1] else cell.ljust(width) for cell, width, column in zip(cells, self._widths or (), self._columns))
+        aligned = (
+            cell.rjust(width) if column[1] else cell.ljust(width)
+            for cell, width, column in zip(cells, self._widths or (), self._columns)
+        )
         return "  ".join(aligned).rstrip() + "\n"
 
     def end(self) -> bytes:
@@ -306,7 +337,15 @@ class TableWriter(Writer):
 
 # ---------------------------------------------------------------- conntrack -S
 #: Outcomes, besides the ignored ones, of frames that met an entry or made one; and of those that nothing but the chain is to blame for.
-_MET = ("tracked", "related", "invalid_tcp_state", "invalid_tcp_window", "invalid_tcp_rst", "invalid_sctp_tag", "invalid_sctp_state")
+_MET = (
+    "tracked",
+    "related",
+    "invalid_tcp_state",
+    "invalid_tcp_window",
+    "invalid_tcp_rst",
+    "invalid_sctp_tag",
+    "invalid_sctp_state",
+)
 #: What guests dropped, beside the names of chain.COUNTERS.
 GUEST_DROPPED = "guest_dropped"
 _FAILED = ("untracked_no_entry", "untracked_contended", "untracked_no_meta", "untracked_no_slot")
@@ -321,7 +360,9 @@ def stats_lines(cpus: t.Iterable[t.Mapping[str, int]], evicted: int) -> str:
     :param cpus: for each CPU, by number, its counters by the names of chain.COUNTERS, and GUEST_DROPPED where there are guests.
     :param evicted: entries that made room for others. Nobody knows on which CPU: the first line has them all.
     """
-    return "".join(_stats_line(number, cpu, 0 if number else evicted) for number, cpu in enumerate(cpus))
+    return "".join(
+        _stats_line(number, cpu, 0 if number else evicted) for number, cpu in enumerate(cpus)
+    )
 
 
 def _stats_line(number: int, cpu: t.Mapping[str, int], evicted: int) -> str:
@@ -338,7 +379,9 @@ def _stats_line(number: int, cpu: t.Mapping[str, int], evicted: int) -> str:
         "clash_resolve": 0,
         "chaintoolong": 0,
     }
-    return f"cpu={number:<4}\t" + "".join(f"{name}={value} " for name, value in values.items()) + "\n"
+    return (
+        f"cpu={number:<4}\t" + "".join(f"{name}={value} " for name, value in values.items()) + "\n"
+    )
 
 
 FORMATS = ("json", "jsonl", "table", "csv", "conntrack")
@@ -346,7 +389,9 @@ FORMATS = ("json", "jsonl", "table", "csv", "conntrack")
 STATS = "stats"
 
 
-def writer(form: str, fields: t.Sequence[str] = (), extended: bool = False, window: bool = False) -> Writer:
+def writer(
+    form: str, fields: t.Sequence[str] = (), extended: bool = False, window: bool = False
+) -> Writer:
     """Return a writer of one of FORMATS.
 
     :param fields: what to show of each flow; empty for everything.
@@ -357,10 +402,16 @@ def writer(form: str, fields: t.Sequence[str] = (), extended: bool = False, wind
     if form not in FORMATS:
         raise bad_value("format", form, f"give one of {', '.join(FORMATS)}")
     if window and form not in ("json", "jsonl"):
-        raise bad_value("window", True, f"the format {form} has no place for it; leave it out, or use json or jsonl")
+        raise bad_value(
+            "window",
+            True,
+            f"the format {form} has no place for it; leave it out, or use json or jsonl",
+        )
     if form == "conntrack":
         if fields:
-            raise bad_value("fields", list(fields), "the format conntrack has a fixed form; leave fields out")
+            raise bad_value(
+                "fields", list(fields), "the format conntrack has a fixed form; leave fields out"
+            )
         return ConntrackWriter(extended)
     if form in ("json", "jsonl"):
         return (JsonWriter if form == "json" else Writer)(fields, window)

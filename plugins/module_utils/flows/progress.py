@@ -49,7 +49,9 @@ def shown(what: str, unit: str = "", printing: bool = False) -> t.Iterator[Add |
             drawer.join()
 
 
-def _draw(what: str, unit: str, done: t.Sequence[int], ended: threading.Event, file: t.TextIO) -> None:
+def _draw(
+    what: str, unit: str, done: t.Sequence[int], ended: threading.Event, file: t.TextIO
+) -> None:
     begun = time.time()
     if ended.wait(SECONDS):
         return
@@ -60,7 +62,16 @@ def _draw(what: str, unit: str, done: t.Sequence[int], ended: threading.Event, f
     tqdm.monitor_interval = 0  # it would start another thread
     form = "{desc}: {n_fmt}{unit}, {elapsed}, {rate_fmt}" if unit else "{desc}, {elapsed}"
     with contextlib.suppress(OSError):  # the terminal is gone
-        with tqdm(desc=what, initial=done[0], unit=f" {unit}", unit_scale=True, bar_format=form, file=file, leave=False, dynamic_ncols=True) as shown:
+        with tqdm(
+            desc=what,
+            initial=done[0],
+            unit=f" {unit}",
+            unit_scale=True,
+            bar_format=form,
+            file=file,
+            leave=False,
+            dynamic_ncols=True,
+        ) as shown:
             shown.initial, shown.start_t = 0, begun
             while not ended.wait(_REDRAW_SECONDS):
                 shown.n = done[0]
@@ -76,7 +87,9 @@ class Watched:
     def __getattr__(self, name: str) -> t.Any:
         return getattr(self._source, name)
 
-    def batches(self, opened: flow_table.OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
+    def batches(
+        self, opened: flow_table.OpenTable
+    ) -> t.Iterator[tuple[int, memoryview, memoryview]]:
         """Return the table's contents as the source does."""
         for batch in self._source.batches(opened):
             yield batch

@@ -34,12 +34,22 @@ _PORTS = {"sport": _U16, "dport": _U16}
 _QUERY = {"type": _U8, "code": _U8, "id": _U16}
 _KEYS = {"srckey": _U16, "dstkey": _U16}
 _RELATED = {"packets": _U32, "bytes": _U32}
-_WINDOW = {"td_end": _U32, "td_maxend": _U32, "td_maxwin": _U32, "td_maxack": _U32, "td_scale": 15, "flags": _U8}
+_WINDOW = {
+    "td_end": _U32,
+    "td_maxend": _U32,
+    "td_maxwin": _U32,
+    "td_maxack": _U32,
+    "td_scale": 15,
+    "flags": _U8,
+}
 _VLAN_ID = 0xFFF
 #: Fields of an event in front of the flow's, as events.record() has them.
 EVENT_FIELDS = ("event", "seq", "time", "reason")
 #: As events.parse() writes it, and what other programs make of it: an instant with its offset.
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{3}|\.[0-9]{6})?[+-][0-9]{2}:[0-9]{2}", re.ASCII)
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{3}|\.[0-9]{6})?[+-][0-9]{2}:[0-9]{2}",
+    re.ASCII,
+)
 
 
 # ---------------------------------------------------------------- JSON
@@ -51,7 +61,9 @@ def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
     found = dict(pairs)
     if len(found) != len(pairs):  # of two with one name each reader may take another
         names = [name for name, dummy in pairs]
-        raise ConntrackError(f"{shown(next(name for name in names if names.count(name) > 1))}: it is there twice.")
+        raise ConntrackError(
+            f"{shown(next(name for name in names if names.count(name) > 1))}: it is there twice."
+        )
     return found
 
 
@@ -91,7 +103,9 @@ def lines(path: str, file: t.TextIO) -> t.Iterator[tuple[int, str]]:
     while line := file.readline(MOST_LINE + 1):
         number += 1
         if len(line) > MOST_LINE:
-            raise ConntrackError(f"input: {path}:{number}: the line has more than {MOST_LINE} characters, which no flow has.")
+            raise ConntrackError(
+                f"input: {path}:{number}: the line has more than {MOST_LINE} characters, which no flow has."
+            )
         yield number, line
 
 
@@ -130,7 +144,9 @@ def _choice(field: str, value: object, names: t.Collection[str]) -> str:
 def _canonical(family: str, text: str) -> str | None:
     """Return an address as the kernel prints it; None for what is none."""
     try:
-        return socket.inet_ntop(flow.FAMILIES[family], socket.inet_pton(flow.FAMILIES[family], text))
+        return socket.inet_ntop(
+            flow.FAMILIES[family], socket.inet_pton(flow.FAMILIES[family], text)
+        )
     except (OSError, ValueError):
         return None
 
@@ -142,7 +158,9 @@ def _address(side: str, name: str, value: object, family: str) -> str:
     return found
 
 
-def _fields(field: str, value: object, names: t.Collection[str], optional: t.Collection[str] = ()) -> dict[str, t.Any]:
+def _fields(
+    field: str, value: object, names: t.Collection[str], optional: t.Collection[str] = ()
+) -> dict[str, t.Any]:
     """Return an object that has these fields and no other but the optional ones."""
     dot = f"{field}." if field else ""
     if not isinstance(value, dict):
@@ -164,13 +182,19 @@ class _Numbers:
     :param besides: other fields of the object.
     """
 
-    def __init__(self, field: str, most: t.Mapping[str, int], besides: t.Sequence[str] = ()) -> None:
+    def __init__(
+        self, field: str, most: t.Mapping[str, int], besides: t.Sequence[str] = ()
+    ) -> None:
         self._field, self._names = field, dict.fromkeys((*besides, *most))
         self._bounds = tuple((name, f"{field}.{name}", bound) for name, bound in most.items())
 
     def fields(self, value: object) -> dict[str, t.Any]:
         """Return the object, which has all of the fields and no other."""
-        return value if isinstance(value, dict) and value.keys() == self._names.keys() else _fields(self._field, value, self._names)
+        return (
+            value
+            if isinstance(value, dict) and value.keys() == self._names.keys()
+            else _fields(self._field, value, self._names)
+        )
 
     def take(self, found: t.Mapping[str, t.Any], into: dict[str, t.Any]) -> dict[str, t.Any]:
         """Put the numbers of such an object into another one."""
@@ -191,8 +215,15 @@ def _protocol(field: str, value: object) -> int:
     found = _NUMBERS.get(value) if isinstance(value, str) else None
     if found is not None:
         return found
-    if not isinstance(value, str) or not (value.isascii() and value.isdigit() and len(value) <= 3) or str(int(value)) != value or int(value) > _U8:
-        raise _bad(field, value, f"give {', '.join(_NUMBERS)}, or the number of another protocol as text")
+    if (
+        not isinstance(value, str)
+        or not (value.isascii() and value.isdigit() and len(value) <= 3)
+        or str(int(value)) != value
+        or int(value) > _U8
+    ):
+        raise _bad(
+            field, value, f"give {', '.join(_NUMBERS)}, or the number of another protocol as text"
+        )
     if int(value) in flow.PROTOCOLS:
         raise _bad(field, value, f"give its name, {flow.PROTOCOLS[int(value)]}")
     return int(value)
@@ -208,24 +239,51 @@ def states_of(protocol: int) -> tuple[str, ...]:
     if names is None:
         return flow.PLAIN_STATES
     others = tuple(str(state) for state in range(len(names), chain.CTL_STATE + 1))
-    return (*names, *others) if protocol == flow.TCP else tuple(dict.fromkeys((*names[1:], *flow.PLAIN_STATES, *others)))
+    return (
+        (*names, *others)
+        if protocol == flow.TCP
+        else tuple(dict.fromkeys((*names[1:], *flow.PLAIN_STATES, *others)))
+    )
 
 
 #: Each direction, without ports and with them.
 _ENDS = ("src", "dst")
-_SIDES = {side: tuple(_Numbers(side, {**ports, **_COUNTS}, _ENDS) for ports in ({}, _PORTS)) for side in ("orig", "reply")}
-_RELATED_NUMBERS, _QUERY_NUMBERS, _KEY_NUMBERS = _Numbers("related", _RELATED), _Numbers("icmp", _QUERY), _Numbers("gre", _KEYS)
+_SIDES = {
+    side: tuple(_Numbers(side, {**ports, **_COUNTS}, _ENDS) for ports in ({}, _PORTS))
+    for side in ("orig", "reply")
+}
+_RELATED_NUMBERS, _QUERY_NUMBERS, _KEY_NUMBERS = (
+    _Numbers("related", _RELATED),
+    _Numbers("icmp", _QUERY),
+    _Numbers("gre", _KEYS),
+)
 _WINDOWS = {side: _Numbers(f"window.{side}", _WINDOW) for side in _SIDES}
 
 
 def _side(side: str, value: object, family: str, ported: bool) -> dict[str, t.Any]:
     numbers = _SIDES[side][ported]
     found = numbers.fields(value)
-    ends = {"src": _address(side, "src", found["src"], family), "dst": _address(side, "dst", found["dst"], family)}
+    ends = {
+        "src": _address(side, "src", found["src"], family),
+        "dst": _address(side, "dst", found["dst"], family),
+    }
     return numbers.take(found, ends)
 
 
-_ALWAYS = ("family", "proto", "state", "assured", "seen_reply", "timeout", "orig", "reply", "dir", "age", "idle", "related")
+_ALWAYS = (
+    "family",
+    "proto",
+    "state",
+    "assured",
+    "seen_reply",
+    "timeout",
+    "orig",
+    "reply",
+    "dir",
+    "age",
+    "idle",
+    "related",
+)
 _TURNED = (("src", "dst"), ("dst", "src"), ("sport", "dport"), ("dport", "sport"))
 
 
@@ -240,10 +298,17 @@ def checked(value: object, also: t.Collection[str] = ()) -> flow.Record:
     family = _choice("family", found["family"], flow.FAMILIES)
     protocol = _protocol("proto", found["proto"])
     ported = protocol in flow.PORTED
-    orig, reply = _side("orig", found["orig"], family, ported), _side("reply", found["reply"], family, ported)
+    orig, reply = (
+        _side("orig", found["orig"], family, ported),
+        _side("reply", found["reply"], family, ported),
+    )
     for one, other in _TURNED if ported else _TURNED[:2]:
         if orig[one] != reply[other]:
-            raise _bad(f"reply.{other}", reply[other], f"give {orig[one]}, as orig.{one} has it: no address is translated here")
+            raise _bad(
+                f"reply.{other}",
+                reply[other],
+                f"give {orig[one]}, as orig.{one} has it: no address is translated here",
+            )
     record: flow.Record = {
         "family": family,
         "proto": flow.PROTOCOLS.get(protocol, str(protocol)),
@@ -254,7 +319,10 @@ def checked(value: object, also: t.Collection[str] = ()) -> flow.Record:
         "orig": orig,
         "reply": reply,
     }
-    parts = (("icmp", protocol == _ICMP[family], _QUERY_NUMBERS), ("gre", protocol == flow.GRE, _KEY_NUMBERS))
+    parts = (
+        ("icmp", protocol == _ICMP[family], _QUERY_NUMBERS),
+        ("gre", protocol == flow.GRE, _KEY_NUMBERS),
+    )
     for name, there, numbers in parts:
         if there != (name in found):
             why = "it is missing" if there else f"a flow of {record['proto']} has no such field"
@@ -269,7 +337,10 @@ def checked(value: object, also: t.Collection[str] = ()) -> flow.Record:
         record["vlan"] = [number(f"vlan[{at}]", tag, _VLAN_ID) for at, tag in enumerate(tags)]
     if _flag("aggregated", found.get("aggregated", False)):
         record["aggregated"] = True
-    record["age"], record["idle"] = number("age", found["age"], MOST_SECONDS), number("idle", found["idle"], MOST_SECONDS)
+    record["age"], record["idle"] = (
+        number("age", found["age"], MOST_SECONDS),
+        number("idle", found["idle"], MOST_SECONDS),
+    )
     record["related"] = _RELATED_NUMBERS(found["related"])
     if "window" in found:
         sides = _fields("window", found["window"], ("orig", "reply"))

@@ -18,11 +18,27 @@ Params = t.Mapping[str, t.Any]
 Result = dict[str, t.Any]
 #: The filters as module options; bad values are refused by flow_filter, which knows what is meant.
 FILTER_OPTIONS: dict[str, dict[str, t.Any]] = {
-    **{word: {"type": "list", "elements": "str"} for word in ("family", "proto", "state", "src", "dst", "sport", "dport", "addr", "port", "dir")},
+    **{
+        word: {"type": "list", "elements": "str"}
+        for word in (
+            "family",
+            "proto",
+            "state",
+            "src",
+            "dst",
+            "sport",
+            "dport",
+            "addr",
+            "port",
+            "dir",
+        )
+    },
     "assured": {"type": "bool"},
     **{word: {"type": "int"} for word in ("min_bytes", "min_packets", "older_than", "idle_for")},
 }
-PIN_ROOT_OPTION: dict[str, dict[str, t.Any]] = {"pin_root": {"type": "path", "default": bpffs.STANDARD}}
+PIN_ROOT_OPTION: dict[str, dict[str, t.Any]] = {
+    "pin_root": {"type": "path", "default": bpffs.STANDARD}
+}
 FLOWS_OPTIONS: dict[str, dict[str, t.Any]] = {
     **PIN_ROOT_OPTION,
     **FILTER_OPTIONS,
@@ -32,7 +48,11 @@ FLOWS_OPTIONS: dict[str, dict[str, t.Any]] = {
     "group_by": {"type": "list", "elements": "str"},
     "summary": {"type": "bool", "default": True},
     "window": {"type": "bool", "default": False},
-    "format": {"type": "str", "choices": [*flow_output.FORMATS, flow_output.STATS], "aliases": ["output"]},
+    "format": {
+        "type": "str",
+        "choices": [*flow_output.FORMATS, flow_output.STATS],
+        "aliases": ["output"],
+    },
     "extended": {"type": "bool", "default": False},
     "dest": {"type": "path"},
     "mode": {"type": "str", "default": "0640"},
@@ -80,11 +100,22 @@ def report(params: Params, check_mode: bool) -> Result:
     except flow_table.NoChain as exc:
         if not check_mode:
             raise
-        empty: Result = {"changed": bool(dest), "flows": [], "count": 0, "truncated": False, "warnings": [f"{exc.message} In check mode: no flows."]}
+        empty: Result = {
+            "changed": bool(dest),
+            "flows": [],
+            "count": 0,
+            "truncated": False,
+            "warnings": [f"{exc.message} In check mode: no flows."],
+        }
         if form and not dest:
             empty["text"] = (writer.begin() + writer.end()).decode() if writer else ""
         return _once(empty, writer is not None, params["limit"] is not None)
-    result: Result = {"changed": changed, "flows": reading.flows, "count": reading.count, "truncated": reading.truncated}
+    result: Result = {
+        "changed": changed,
+        "flows": reading.flows,
+        "count": reading.count,
+        "truncated": reading.truncated,
+    }
     if form and not dest and writer and query.limit is None:
         result["truncated"] = reading.group_count > len(reading.groups)  # the text has every flow
     if result["truncated"]:
@@ -106,14 +137,20 @@ def _writer(params: Params, query: flow_filter.Query) -> flow_output.Writer | No
     :raises ConntrackError: when another option does not fit the format.
     """
     if params["format"] != flow_output.STATS:
-        return flow_output.writer(params["format"] or "json", query.fields, params["extended"], params["window"])
+        return flow_output.writer(
+            params["format"] or "json", query.fields, params["extended"], params["window"]
+        )
     if not params["summary"]:
         raise bad_value("summary", False, "the format stats is made of it; leave it out")
     return None
 
 
 def _read(
-    tables: flow_table.FlowTables, params: Params, query: flow_filter.Query, writer: flow_output.Writer | None, put: t.Callable[[bytes], object]
+    tables: flow_table.FlowTables,
+    params: Params,
+    query: flow_filter.Query,
+    writer: flow_output.Writer | None,
+    put: t.Callable[[bytes], object],
 ) -> flow_table.Reading:
     """Read the tables and ``put`` their text, if any is wanted."""
     if writer or params["format"] != flow_output.STATS:
@@ -131,7 +168,11 @@ def _once(result: Result, as_text: bool, limited: bool) -> Result:
 
     :param as_text: whether the text of the result, where it has one, is that of the flows, which need not be listed then.
     """
-    facts = {name: result[name] for name in ("flows", "count", "truncated", "summary", "groups") if name in result and (name != "flows" or limited)}
+    facts = {
+        name: result[name]
+        for name in ("flows", "count", "truncated", "summary", "groups")
+        if name in result and (name != "flows" or limited)
+    }
     if as_text and "text" in result:
         result = {name: value for name, value in result.items() if name != "flows"}
     return {**result, "ansible_facts": {"ct_flows": facts}}
@@ -145,20 +186,36 @@ def _cut(reading: flow_table.Reading, written: bool) -> str:
         what = f"{len(reading.flows)} of {reading.count} flows"
     else:
         what = f"{len(reading.flows)} flows of more"
-    return f"The result lists {what}: raise limit or narrow the filters" + ("." if written else ", or have them written to dest.")
+    return f"The result lists {what}: raise limit or narrow the filters" + (
+        "." if written else ", or have them written to dest."
+    )
 
 
 def _choice(params: Params) -> flow_table.Choice:
     """Return what ct_flush is to delete; exactly one of filters, all and expired says it."""
     filters = flow_filter.parse_filters(_words(params, flow_filter.FILTER_WORDS))
-    given = [name for name, there in (("filters", bool(filters)), ("all", params["all"]), ("expired", params["expired"])) if there]
+    given = [
+        name
+        for name, there in (
+            ("filters", bool(filters)),
+            ("all", params["all"]),
+            ("expired", params["expired"]),
+        )
+        if there
+    ]
     if not given:
-        raise ConntrackError("Nothing says which flows are to go. Give a filter, or all: true for every flow, or expired: true for those whose time is over.")
+        raise ConntrackError(
+            "Nothing says which flows are to go. Give a filter, or all: true for every flow, or expired: true for those whose time is over."
+        )
     if len(given) > 1:
         raise ConntrackError(f"{' and '.join(given)} exclude each other. Give one of them.")
     if params["all"]:
         return flow_table.EVERYTHING
-    return flow_table.EXPIRED if params["expired"] else flow_table.Choice("the flow matches the filters", filters)
+    return (
+        flow_table.EXPIRED
+        if params["expired"]
+        else flow_table.Choice("the flow matches the filters", filters)
+    )
 
 
 def flush(params: Params, check_mode: bool) -> Result:
@@ -173,7 +230,11 @@ def flush(params: Params, check_mode: bool) -> Result:
     bpffs.check(params["pin_root"])
     warnings = []
     try:
-        opened = flow_table.FlowTables(params["pin_root"]) if check_mode else flow_table.writing(params["pin_root"], params["lock_timeout"])
+        opened = (
+            flow_table.FlowTables(params["pin_root"])
+            if check_mode
+            else flow_table.writing(params["pin_root"], params["lock_timeout"])
+        )
         with opened as tables:
             done = flow_table.delete(tables, choice, limit, dry=check_mode)
     except flow_table.NoChain as exc:
@@ -192,5 +253,7 @@ def flush(params: Params, check_mode: bool) -> Result:
         "truncated": done.count > len(done.plan),
     }
     if result["truncated"]:
-        result["msg"] = f"The plan lists {len(done.plan)} of {done.count} flows: raise limit to see more."
+        result["msg"] = (
+            f"The plan lists {len(done.plan)} of {done.count} flows: raise limit to see more."
+        )
     return {**result, "warnings": warnings} if warnings else result

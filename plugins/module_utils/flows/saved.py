@@ -45,7 +45,10 @@ def pack(record: t.Mapping[str, t.Any]) -> Packed:
         sport, dport = record["icmp"]["id"], record["icmp"]["type"] << 8 | record["icmp"]["code"]
     elif "gre" in record:
         dport = record["gre"]["dstkey"]
-    ends = [(ipaddress.ip_address(orig["src"]).packed, sport), (ipaddress.ip_address(orig["dst"]).packed, dport)]
+    ends = [
+        (ipaddress.ip_address(orig["src"]).packed, sport),
+        (ipaddress.ip_address(orig["dst"]).packed, dport),
+    ]
     swapped = ends[0] > ends[1]
     (low, low_port), (high, high_port) = sorted(ends)
     ctl = _state(number, record["state"])
@@ -58,7 +61,9 @@ def pack(record: t.Mapping[str, t.Any]) -> Packed:
     for tag, shift in zip(tags, (chain.CTL_VLAN_OUTER_SHIFT, chain.CTL_VLAN_INNER_SHIFT)):
         ctl |= tag << shift
     ctl |= chain.CTL_AGGREGATED if record.get("aggregated") else 0
-    key = table.key.pack(table.address.unpack(low)[0], table.address.unpack(high)[0], low_port, high_port, number, 0)
+    key = table.key.pack(
+        table.address.unpack(low)[0], table.address.unpack(high)[0], low_port, high_port, number, 0
+    )
     value = flow.VIEW.pack(
         *(orig["packets"], orig["bytes"], reply["packets"], reply["bytes"], ctl),
         (_NOW + _HZ * record["timeout"] + 1) & 0xFFFFFFFF,
@@ -86,7 +91,10 @@ class SavedFlows:
         for table, key, value in packed:
             self._keys[table.family] += key
             self._values[table.family] += value
-        self.tables = tuple(OpenTable(table, -1, len(self._keys[family]) // table.key.size) for family, table in _TABLES.items())
+        self.tables = tuple(
+            OpenTable(table, -1, len(self._keys[family]) // table.key.size)
+            for family, table in _TABLES.items()
+        )
 
     @classmethod
     def load(cls, path: str) -> SavedFlows:
@@ -96,13 +104,19 @@ class SavedFlows:
         :raises ConntrackError: naming the file, the line and the mend.
         """
         try:
-            with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf-8") as lines:
+            with (
+                contextlib.nullcontext(sys.stdin)
+                if path == "-"
+                else open(path, encoding="utf-8") as lines
+            ):
                 return cls(_packed(path, lines))
         except (OSError, UnicodeDecodeError) as exc:
             if isinstance(exc, ConntrackError):
                 raise
             said = exc.strerror if isinstance(exc, OSError) else "it is no text"
-            raise ConntrackError(f"input: {path!r} can not be read: {said}. Give a file that ct list -o json or -o jsonl wrote.") from exc
+            raise ConntrackError(
+                f"input: {path!r} can not be read: {said}. Give a file that ct list -o json or -o jsonl wrote."
+            ) from exc
 
     def clock(self) -> Clock:
         """Return the instant at which the file was written."""
@@ -131,10 +145,17 @@ class SavedFlows:
     def batches(self, opened: OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
         """Return the flows of a family in batches; see flow_table.FlowTables.batches()."""
         size, other = opened.table.key.size, flow.VIEW.size
-        keys, values = memoryview(self._keys[opened.table.family]), memoryview(self._values[opened.table.family])
+        keys, values = (
+            memoryview(self._keys[opened.table.family]),
+            memoryview(self._values[opened.table.family]),
+        )
         for start in range(0, opened.capacity, BATCH):
             stop = min(start + BATCH, opened.capacity)
-            yield stop - start, keys[start * size : stop * size], values[start * other : stop * other]
+            yield (
+                stop - start,
+                keys[start * size : stop * size],
+                values[start * other : stop * other],
+            )
 
     def lookup(self, opened: OpenTable, key: bytes) -> bytes | None:
         """Return nothing: entries of a file are not looked up."""
@@ -159,7 +180,9 @@ def _texts(path: str, file: t.TextIO) -> t.Iterator[tuple[int, str]]:
         if not text:
             continue
         if closed:
-            raise ConntrackError(f"input: {path}:{number}: something follows the end of the list. Give one file at a time.")
+            raise ConntrackError(
+                f"input: {path}:{number}: something follows the end of the list. Give one file at a time."
+            )
         if not begun and text.startswith("["):
             opened, text = True, text[1:]
         begun = True
@@ -169,7 +192,9 @@ def _texts(path: str, file: t.TextIO) -> t.Iterator[tuple[int, str]]:
         if text:
             yield number, text
     if opened and not closed:
-        raise ConntrackError(f"input: {path}: it ends too early: the list is not closed. It was cut off: write it again.")
+        raise ConntrackError(
+            f"input: {path}: it ends too early: the list is not closed. It was cut off: write it again."
+        )
 
 
 def _packed(path: str, file: t.TextIO) -> t.Iterator[Packed]:
@@ -205,7 +230,11 @@ def events(path: str) -> t.Iterator[Event]:
     clock = SavedFlows(()).clock()
     mend = "give a file that ct watch --save or -o jsonl wrote"
     try:
-        with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf-8") as lines:
+        with (
+            contextlib.nullcontext(sys.stdin)
+            if path == "-"
+            else open(path, encoding="utf-8") as lines
+        ):
             for number, line in flow_record.lines(path, lines):
                 if not line.strip():
                     continue
@@ -213,9 +242,20 @@ def events(path: str) -> t.Iterator[Event]:
                     one = flow_record.checked_event(flow_record.loads(line))
                 except ConntrackError as exc:
                     why = exc.message.rstrip(".")
-                    raise ConntrackError(f"input: {path}:{number}: {flow_record.shown(line.strip())} is no event: {mend} ({why}).") from None
+                    raise ConntrackError(
+                        f"input: {path}:{number}: {flow_record.shown(line.strip())} is no event: {mend} ({why})."
+                    ) from None
                 table, key, value = pack(one)
-                yield Event(one["event"], one.get("reason", ""), one["seq"], one["time"], table, clock, key, value)
+                yield Event(
+                    one["event"],
+                    one.get("reason", ""),
+                    one["seq"],
+                    one["time"],
+                    table,
+                    clock,
+                    key,
+                    value,
+                )
     except (OSError, UnicodeDecodeError) as exc:
         if isinstance(exc, ConntrackError):
             raise
@@ -245,5 +285,8 @@ class Ending:
         for when, one in self._flows.values():
             gone = int(self._now - when)
             if one["timeout"] > gone:
-                grown = {name: min(one[name] + gone, flow_record.MOST_SECONDS) for name in ("age", "idle")}
+                grown = {
+                    name: min(one[name] + gone, flow_record.MOST_SECONDS)
+                    for name in ("age", "idle")
+                }
                 yield pack({**one, **grown, "timeout": one["timeout"] - gone})

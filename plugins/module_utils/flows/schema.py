@@ -47,15 +47,26 @@ def describe() -> Description:
         "ctl": dict(chain.CTL_PARTS),
         "states": {"tcp": list(chain.TCP_STATES), "sctp": list(chain.SCTP_STATES)},
         "tables": {table.name: [table.family, table.flow_class] for table in flow.TABLES},
-        "maps": {spec.name: [spec.kind, spec.key_size, spec.value_size] for spec in chain.maps() if spec.inherited},
+        "maps": {
+            spec.name: [spec.kind, spec.key_size, spec.value_size]
+            for spec in chain.maps()
+            if spec.inherited
+        },
         "counters": {"stats": list(chain.COUNTERS), "deletions": list(chain.DELETIONS)},
     }
 
 
 def digest(description: Description) -> int:
     """Return 64 bits of what entries are made of. Counters are carried over by name, whatever they are, so they do not count."""
-    told = {name: value for name, value in description.items() if name not in ("layout", "counters")}
-    return int.from_bytes(hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).digest()[:8], "big")
+    told = {
+        name: value for name, value in description.items() if name not in ("layout", "counters")
+    }
+    return int.from_bytes(
+        hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).digest()[
+            :8
+        ],
+        "big",
+    )
 
 
 def packed() -> bytes:
@@ -79,19 +90,34 @@ _MOST_FIELDS, _MOST_NAME = 256, 64
 
 def whole(found: object) -> bool:
     """Tell whether what another host says of its tables has the form of a description, all of it: what is made of it is then bounded, whoever wrote it."""
-    return isinstance(found, dict) and set(describe()) <= set(found) and all(_PARTS[part](found[part]) for part in _PARTS)
+    return (
+        isinstance(found, dict)
+        and set(describe()) <= set(found)
+        and all(_PARTS[part](found[part]) for part in _PARTS)
+    )
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _MOST_NAME and value.isascii() and value.isprintable()
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= _MOST_NAME
+        and value.isascii()
+        and value.isprintable()
+    )
 
 
 def _are_fields(value: object, codes: t.Collection[str], needed: t.Collection[str]) -> bool:
     """Tell whether these are fields of a struct, each with a name of its own."""
-    if not isinstance(value, list) or len(value) > _MOST_FIELDS or any(not isinstance(one, list) or len(one) != 2 for one in value):
+    if (
+        not isinstance(value, list)
+        or len(value) > _MOST_FIELDS
+        or any(not isinstance(one, list) or len(one) != 2 for one in value)
+    ):
         return False
     names = [one[0] for one in value]
-    if not all(map(_is_name, names)) or not all(isinstance(one[1], str) and one[1] in codes for one in value):
+    if not all(map(_is_name, names)) or not all(
+        isinstance(one[1], str) and one[1] in codes for one in value
+    ):
         return False
     return len(set(names)) == len(names) and set(needed) <= set(names)
 
@@ -102,7 +128,12 @@ def _are_masks(value: object) -> bool:
         return False
     taken = 0
     for mask in value.values():
-        if not is_whole(mask) or not 0 < mask < 1 << 64 or mask & taken or (mask >> _shift(mask)) & ((mask >> _shift(mask)) + 1):
+        if (
+            not is_whole(mask)
+            or not 0 < mask < 1 << 64
+            or mask & taken
+            or (mask >> _shift(mask)) & ((mask >> _shift(mask)) + 1)
+        ):
             return False
         taken |= mask
     return value["state"] >> _shift(value["state"]) <= 0xFF
@@ -111,7 +142,11 @@ def _are_masks(value: object) -> bool:
 def _are_names(value: object) -> bool:
     """Tell whether these are lists of names by name."""
     return isinstance(value, dict) and all(
-        _is_name(name) and isinstance(names, list) and len(names) <= _MOST_FIELDS and all(map(_is_name, names)) and len(set(names)) == len(names)
+        _is_name(name)
+        and isinstance(names, list)
+        and len(names) <= _MOST_FIELDS
+        and all(map(_is_name, names))
+        and len(set(names)) == len(names)
         for name, names in value.items()
     )
 
@@ -120,9 +155,16 @@ def _are_names(value: object) -> bool:
 _PARTS: dict[str, t.Callable[[t.Any], bool]] = {
     "layout": lambda value: is_whole(value) and 0 < value < 1 << 32,
     "keys": lambda value: (
-        isinstance(value, dict) and bool(value) and all(_is_name(name) and _are_fields(one, _KEY_CODES, ("proto",)) for name, one in value.items())
+        isinstance(value, dict)
+        and bool(value)
+        and all(
+            _is_name(name) and _are_fields(one, _KEY_CODES, ("proto",))
+            for name, one in value.items()
+        )
     ),
-    "entry": lambda value: _are_fields(value, _ENTRY_CODES, ("ctl", "expires", "last_seen", "created")),
+    "entry": lambda value: _are_fields(
+        value, _ENTRY_CODES, ("ctl", "expires", "last_seen", "created")
+    ),
     "ctl": _are_masks,
     "states": _are_names,
 }
@@ -133,7 +175,9 @@ def differences(old: Description, new: Description) -> list[str]:
     found = []
     for part in ("keys", "tables", "maps", "states", "ctl"):
         for name in sorted({*old[part], *new[part]}):
-            found += _difference(f"{part} {name}", _named(old[part].get(name)), _named(new[part].get(name)))
+            found += _difference(
+                f"{part} {name}", _named(old[part].get(name)), _named(new[part].get(name))
+            )
     fields_old, fields_new = dict(old["entry"]), dict(new["entry"])
     for name in dict.fromkeys((*fields_old, *fields_new)):
         found += _difference(f"entry {name}", fields_old.get(name), fields_new.get(name))
@@ -143,7 +187,13 @@ def differences(old: Description, new: Description) -> list[str]:
 
 
 def _named(value: t.Any) -> str | None:
-    return value if value is None or isinstance(value, str) else hex(value) if isinstance(value, int) else json.dumps(value)
+    return (
+        value
+        if value is None or isinstance(value, str)
+        else hex(value)
+        if isinstance(value, int)
+        else json.dumps(value)
+    )
 
 
 def _difference(what: str, old: str | None, new: str | None) -> list[str]:
@@ -158,7 +208,9 @@ def alike(old: Description, new: Description) -> bool:
     """Return whether entries can stay as they are, byte for byte, in the tables of the other."""
     kept = {name: mask for name, mask in old["ctl"].items() if name not in _PASSING}
     return (
-        all(old[part] == new[part] for part in ("keys", "entry", "states")) and kept.items() <= new["ctl"].items() and not _sum(kept) & _sum(_added(old, new))
+        all(old[part] == new[part] for part in ("keys", "entry", "states"))
+        and kept.items() <= new["ctl"].items()
+        and not _sum(kept) & _sum(_added(old, new))
     )
 
 
@@ -218,16 +270,26 @@ class Translator:
             lost += [f"state {machine} {name}" for name in names if name not in known]
             self._states[machine] = [known.get(name, 0) for name in names]
         if lost:
-            raise ConntrackError(f"the tables' layout can not be translated: {', '.join(lost)} has no place in this release's.")
+            raise ConntrackError(
+                f"the tables' layout can not be translated: {', '.join(lost)} has no place in this release's."
+            )
         self._state_shifts = _shift(old["ctl"]["state"]), _shift(new["ctl"]["state"])
         self._state_mask = old["ctl"]["state"]
         self._old_entry, self._new_entry = _codec(old["entry"]), _codec(new["entry"])
         self._keys = {}
         for family, fields in old["keys"].items():
             at = [name for name, dummy in fields]
-            self._keys[family] = (_codec(fields), _codec(new["keys"][family]), [at.index(name) for name, dummy in new["keys"][family]], at.index("proto"))
+            self._keys[family] = (
+                _codec(fields),
+                _codec(new["keys"][family]),
+                [at.index(name) for name, dummy in new["keys"][family]],
+                at.index("proto"),
+            )
         at = [name for name, dummy in old["entry"]]
-        self._fields = [(at.index(name) if name in at else None, name, struct.calcsize(f"={code}") * 8) for name, code in new["entry"]]
+        self._fields = [
+            (at.index(name) if name in at else None, name, struct.calcsize(f"={code}") * 8)
+            for name, code in new["entry"]
+        ]
         self._ctl = at.index("ctl")
 
     def key(self, family: str, key: bytes) -> bytes:
@@ -275,7 +337,11 @@ _WRAPPING = frozenset(
         "last_seq",
         "last_ack",
         "last_end",
-        *(f"{side}.{name}" for side in ("orig", "reply") for name in ("td_end", "td_maxend", "td_maxack")),
+        *(
+            f"{side}.{name}"
+            for side in ("orig", "reply")
+            for name in ("td_end", "td_maxend", "td_maxack")
+        ),
     )
 )
 
@@ -289,17 +355,52 @@ def _words(text: str) -> list[str]:
 _LAYOUT_1: Description = {
     "layout": 1,
     "keys": {
-        family: [["lo_ip", address], ["hi_ip", address], ["lo_port", "H"], ["hi_port", "H"], ["proto", "B"], ["role", "B"], ["zone", "H"]]
+        family: [
+            ["lo_ip", address],
+            ["hi_ip", address],
+            ["lo_port", "H"],
+            ["hi_port", "H"],
+            ["proto", "B"],
+            ["role", "B"],
+            ["zone", "H"],
+        ]
         for family, address in (("ipv4", "4s"), ("ipv6", "16s"))
     },
     "entry": [
         *(
             [f"{side}.{name}", code]
             for side in ("orig", "reply")
-            for name, code in zip(("packets", "bytes", "td_end", "td_maxend", "td_maxwin", "td_maxack"), "QQIIII")
+            for name, code in zip(
+                ("packets", "bytes", "td_end", "td_maxend", "td_maxwin", "td_maxack"), "QQIIII"
+            )
         ),
-        *([name, code] for name, code in zip(("ctl", "expires", "last_seen", "created", "last_seq", "last_ack", "last_end", "last_win"), "QIIIIIIH")),
-        *([name, "B"] for name in ("last", "last_flags", "scale", "retrans", "orig.td_flags", "reply.td_flags")),
+        *(
+            [name, code]
+            for name, code in zip(
+                (
+                    "ctl",
+                    "expires",
+                    "last_seen",
+                    "created",
+                    "last_seq",
+                    "last_ack",
+                    "last_end",
+                    "last_win",
+                ),
+                "QIIIIIIH",
+            )
+        ),
+        *(
+            [name, "B"]
+            for name in (
+                "last",
+                "last_flags",
+                "scale",
+                "retrans",
+                "orig.td_flags",
+                "reply.td_flags",
+            )
+        ),
         ["related.packets", "I"],
         ["related.bytes", "I"],
     ],
@@ -315,8 +416,12 @@ _LAYOUT_1: Description = {
         "vlan_inner": 0xFFF << 28,
     },
     "states": {
-        "tcp": _words("NONE SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT CLOSE_WAIT LAST_ACK TIME_WAIT CLOSE SYN_SENT2"),
-        "sctp": _words("NONE CLOSED COOKIE_WAIT COOKIE_ECHOED ESTABLISHED SHUTDOWN_SENT SHUTDOWN_RECD SHUTDOWN_ACK_SENT HEARTBEAT_SENT"),
+        "tcp": _words(
+            "NONE SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT CLOSE_WAIT LAST_ACK TIME_WAIT CLOSE SYN_SENT2"
+        ),
+        "sctp": _words(
+            "NONE CLOSED COOKIE_WAIT COOKIE_ECHOED ESTABLISHED SHUTDOWN_SENT SHUTDOWN_RECD SHUTDOWN_ACK_SENT HEARTBEAT_SENT"
+        ),
     },
     "tables": {"ctt": ["ipv4", ALL], "ctt6": ["ipv6", ALL]},
     "maps": {

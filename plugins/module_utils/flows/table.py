@@ -78,8 +78,16 @@ class FlowTables:
                 raise ConntrackError(
                     f"{self._path('meta')}: the tables have layout {self.meta['layout']}, this version reads layout {chain.LAYOUT_VERSION}. Run xdp_program."
                 )
-            self._events = self._open(chain.EVENTS_WORDS_MAP, fds) if os.path.lexists(self._path(chain.EVENTS_WORDS_MAP)) else None
-            self.tables = tuple(self._open_table(table, fds) for table in flow.TABLES if table is flow.TABLES[0] or os.path.lexists(self._path(table.name)))
+            self._events = (
+                self._open(chain.EVENTS_WORDS_MAP, fds)
+                if os.path.lexists(self._path(chain.EVENTS_WORDS_MAP))
+                else None
+            )
+            self.tables = tuple(
+                self._open_table(table, fds)
+                for table in flow.TABLES
+                if table is flow.TABLES[0] or os.path.lexists(self._path(table.name))
+            )
             self._fds = fds.pop_all()
 
     def __enter__(self) -> FlowTables:
@@ -97,9 +105,13 @@ class FlowTables:
             return fds.enter_context(bpf.closing(bpf.obj_get(path)))
         except bpf.BpfError as exc:
             if exc.errno in (errno.ENOENT, errno.ENOTDIR):
-                raise NoChain(f"{path} does not exist: no chain is pinned there. Run xdp_program, or give the pin_root that it was given.") from None
+                raise NoChain(
+                    f"{path} does not exist: no chain is pinned there. Run xdp_program, or give the pin_root that it was given."
+                ) from None
             if exc.errno in (errno.EPERM, errno.EACCES):
-                raise ConntrackError(f"{path} may not be opened: {os.strerror(exc.errno or 0)}. Run as root (in a playbook: become: true).") from None
+                raise ConntrackError(
+                    f"{path} may not be opened: {os.strerror(exc.errno or 0)}. Run as root (in a playbook: become: true)."
+                ) from None
             raise
 
     def _open_table(self, table: flow.Table, fds: contextlib.ExitStack) -> OpenTable:
@@ -107,7 +119,9 @@ class FlowTables:
         info = bpf.map_info(fd)
         found, wanted = (info.key_size, info.value_size), (table.key.size, flow.VIEW.size)
         if found != wanted:
-            raise ConntrackError(f"{self._path(table.name)}: key and value have {found} bytes, this version reads {wanted}. Run xdp_program.")
+            raise ConntrackError(
+                f"{self._path(table.name)}: key and value have {found} bytes, this version reads {wanted}. Run xdp_program."
+            )
         return OpenTable(table, fd, info.max_entries)
 
     def _read_meta(self, fd: int) -> dict[str, int]:
@@ -115,7 +129,9 @@ class FlowTables:
 
     @staticmethod
     def _u64(fd: int, index: int) -> int:
-        return int(_U64.unpack(bpf.map_lookup(fd, _INDEX.pack(index), _U64.size) or bytes(_U64.size))[0])
+        return int(
+            _U64.unpack(bpf.map_lookup(fd, _INDEX.pack(index), _U64.size) or bytes(_U64.size))[0]
+        )
 
     def clock(self) -> Clock:
         """Return this instant in the tables' time."""
@@ -123,19 +139,28 @@ class FlowTables:
 
     def settings(self) -> tuple[dict[str, int], dict[str, int]]:
         """Return the timeouts in seconds and the knobs that are in force."""
-        value = t.cast("bytes", bpf.map_lookup(self._settings, _INDEX.pack(0), chain.SETTINGS_BYTES))  # an array always has its entries
+        value = t.cast(
+            "bytes", bpf.map_lookup(self._settings, _INDEX.pack(0), chain.SETTINGS_BYTES)
+        )  # an array always has its entries
         return chain.settings_of(value)[1:]
 
     def cpu_counters(self) -> list[dict[str, int]]:
         """Return what the chain counted on each possible CPU, by name, and as GUEST_DROPPED what guests dropped."""
-        columns = [[_U64.unpack(one)[0] for one in bpf.percpu_value(self._stats, index, _U64.size)] for index in range(len(chain.COUNTERS))]
-        by_slot = [guests.counts_by_cpu(self._guest_stats, slot) for slot in chain.GUEST_SLOTS.values()]
+        columns = [
+            [_U64.unpack(one)[0] for one in bpf.percpu_value(self._stats, index, _U64.size)]
+            for index in range(len(chain.COUNTERS))
+        ]
+        by_slot = [
+            guests.counts_by_cpu(self._guest_stats, slot) for slot in chain.GUEST_SLOTS.values()
+        ]
         columns.append([sum(cpu["dropped"] for cpu in cpus) for cpus in zip(*by_slot)])
         return [dict(zip((*chain.COUNTERS, GUEST_DROPPED), values)) for values in zip(*columns)]
 
     def guest_counters(self) -> dict[str, dict[str, int]]:
         """Return what the guests did with frames, by the names of their slots; those to which none ever came are left out."""
-        found = {name: guests.counts(self._guest_stats, slot) for name, slot in chain.GUEST_SLOTS.items()}
+        found = {
+            name: guests.counts(self._guest_stats, slot) for name, slot in chain.GUEST_SLOTS.items()
+        }
         return {name: counts for name, counts in found.items() if counts["seen"]}
 
     def counters(self) -> dict[str, int]:
@@ -148,7 +173,10 @@ class FlowTables:
 
     def promoted(self) -> int:
         """Return how many flows moved to a table of assured ones so far."""
-        return sum(_U64.unpack(one)[0] for one in bpf.percpu_value(self._stats, chain.COUNTERS.index("promoted"), _U64.size))
+        return sum(
+            _U64.unpack(one)[0]
+            for one in bpf.percpu_value(self._stats, chain.COUNTERS.index("promoted"), _U64.size)
+        )
 
     def batches(self, opened: OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
         """Return the table's contents as (count, keys, values); the views last until the next one is asked for."""
@@ -162,13 +190,22 @@ class FlowTables:
         """Delete entries; where somebody watches what becomes of flows the chain does it, which tells it. :return: how many of them were there."""
         if self._events is None or not self._u64(self._events, chain.EVENT_WORDS.index("watched")):
             return bpf.map_delete_batch(opened.fd, keys)
-        what, assured, deleted = chain.ADOPT_REQUESTS.index(f"erase_{opened.table.family}"), opened.table.flow_class == "assured", 0
+        what, assured, deleted = (
+            chain.ADOPT_REQUESTS.index(f"erase_{opened.table.family}"),
+            opened.table.flow_class == "assured",
+            0,
+        )
         with bpf.closing(bpf.obj_get(os.path.join(self._paths.seed_prog, chain.ADOPT))) as adopt:
             for at in range(0, len(keys), chain.ADOPT_KEYS):
                 some = keys[at : at + chain.ADOPT_KEYS]
-                left = bpf.prog_test_run(adopt, chain.ADOPT_REQUEST.pack(what, len(some), assured) + b"".join(some)).retval
+                left = bpf.prog_test_run(
+                    adopt, chain.ADOPT_REQUEST.pack(what, len(some), assured) + b"".join(some)
+                ).retval
                 if left > len(some):
-                    raise ConntrackError(f"the program {chain.ADOPT} refused to delete {len(some)} flows.", deleted=deleted)
+                    raise ConntrackError(
+                        f"the program {chain.ADOPT} refused to delete {len(some)} flows.",
+                        deleted=deleted,
+                    )
                 deleted += len(some) - left
         return deleted
 
@@ -184,15 +221,26 @@ class FlowTables:
 
     def count_made(self, created: int, promoted: int) -> None:
         """Count entries that create() made, ``promoted`` of them assured; see writing(). The chain does it, which counts meanwhile."""
-        numbers = [{"created": created, "promoted": promoted}.get(name, 0) for name in chain.COUNTERS]
+        numbers = [
+            {"created": created, "promoted": promoted}.get(name, 0) for name in chain.COUNTERS
+        ]
         if not any(numbers):
             return
         index = _INDEX.pack(chain.META["counted"])
         with contextlib.ExitStack() as fds:
-            meta, adopt = self._open("meta", fds), fds.enter_context(bpf.closing(bpf.obj_get(os.path.join(self._paths.seed_prog, chain.ADOPT))))
+            meta, adopt = (
+                self._open("meta", fds),
+                fds.enter_context(
+                    bpf.closing(bpf.obj_get(os.path.join(self._paths.seed_prog, chain.ADOPT)))
+                ),
+            )
             before = _U64.pack(self._u64(meta, chain.META["counted"]))
-            bpf.map_update(meta, index, _U64.pack(0))  # the chain adds such numbers once; these are others than those of the generation before
-            request = chain.ADOPT_REQUEST.pack(chain.ADOPT_REQUESTS.index("counts"), len(numbers), 0)
+            bpf.map_update(
+                meta, index, _U64.pack(0)
+            )  # the chain adds such numbers once; these are others than those of the generation before
+            request = chain.ADOPT_REQUEST.pack(
+                chain.ADOPT_REQUESTS.index("counts"), len(numbers), 0
+            )
             bpf.prog_test_run(adopt, request + struct.pack(f"={len(numbers)}Q", *numbers))
             bpf.map_update(meta, index, before)
 
@@ -201,7 +249,11 @@ class FlowTables:
         for name, number in numbers.items():
             if number:
                 index = chain.DELETIONS.index(name)
-                bpf.map_update(self._deletions, _INDEX.pack(index), _U64.pack(self._u64(self._deletions, index) + number))
+                bpf.map_update(
+                    self._deletions,
+                    _INDEX.pack(index),
+                    _U64.pack(self._u64(self._deletions, index) + number),
+                )
 
 
 @contextlib.contextmanager
@@ -210,7 +262,9 @@ def writing(pin_root: str, patience: float = lock.SECONDS) -> t.Iterator[FlowTab
 
     :raises ConntrackError: as FlowTables, and when somebody else holds the lock for too long.
     """
-    with FlowTables(pin_root):  # it says so when there is no chain, and then no directory to lock either
+    with FlowTables(
+        pin_root
+    ):  # it says so when there is no chain, and then no directory to lock either
         pass
     with lock.held(bpffs.Paths(pin_root).base, patience), FlowTables(pin_root) as tables:
         yield tables
@@ -267,7 +321,9 @@ class Reading:
     @property
     def truncated(self) -> bool:
         """Whether there are more flows or groups than are listed."""
-        return not self.complete or self.count > len(self.flows) or self.group_count > len(self.groups)
+        return (
+            not self.complete or self.count > len(self.flows) or self.group_count > len(self.groups)
+        )
 
 
 class _Once:
@@ -346,7 +402,9 @@ class Pass:
         self._summary = summary
         self._packed = packed or query.sort is not None
         self._group_columns = [flow.ALL_COLUMNS[name] for name in query.group_by]
-        self._decoders = [flow.Decoder(opened.table, self.clock, as_bytes) for opened in source.tables]
+        self._decoders = [
+            flow.Decoder(opened.table, self.clock, as_bytes) for opened in source.tables
+        ]
         self._once = _Once(source)
 
     def batches(self) -> t.Iterator[list[flow.Flow]]:
@@ -371,8 +429,14 @@ class Pass:
                         self.shapes.update(counted)
                         yield index, []
                         continue
-                rows = decoder.packed_rows(keys, values) if self._packed else decoder.rows(keys, values)
-                flows = self._once.new(opened.table, list(decoder.flows(flow_filter.choose(rows, tests))))
+                rows = (
+                    decoder.packed_rows(keys, values)
+                    if self._packed
+                    else decoder.rows(keys, values)
+                )
+                flows = self._once.new(
+                    opened.table, list(decoder.flows(flow_filter.choose(rows, tests)))
+                )
                 self.count += len(flows)
                 if self._summary:
                     self.shapes.update(map(operator.itemgetter(0), flows))
@@ -390,7 +454,9 @@ class Pass:
             totals[2] += values[flow.ORIG_BYTES] + values[flow.REPLY_BYTES]
         if self._most_groups is not None and len(self.groups) > self._most_groups:
             names = ",".join(self._query.group_by)
-            raise TooMany(f"group_by: {names} makes more than {self._most_groups} groups: group by fewer fields, or give a filter, as dst=192.0.2.0/24.")
+            raise TooMany(
+                f"group_by: {names} makes more than {self._most_groups} groups: group by fewer fields, or give a filter, as dst=192.0.2.0/24."
+            )
 
     def _few(self) -> t.Iterator[tuple[int, list[flow.Flow]]]:
         """Return what _matching() does.
@@ -399,19 +465,29 @@ class Pass:
         """
         for index, flows in self._matching():
             if self._most_sorted is not None and self.count > self._most_sorted:
-                raise TooMany(f"sort: more than {self._most_sorted} flows match, too many to sort: give a limit of at most 10000, or a filter.")
+                raise TooMany(
+                    f"sort: more than {self._most_sorted} flows match, too many to sort: give a limit of at most 10000, or a filter."
+                )
             yield index, flows
 
     def _sorted(self, column: str) -> t.Iterator[list[flow.Flow]]:
         """Sort the packed entries, which take little memory, and decode them again afterwards; equal ones are in the order of their keys."""
         key = flow.sort_key(column)
-        items = ((key(item), index, item[2][2], item[2][3]) for index, flows in self._few() for item in flows)
+        items = (
+            (key(item), index, item[2][2], item[2][3])
+            for index, flows in self._few()
+            for item in flows
+        )
         if self._keep is None:
             chosen = sorted(items, reverse=self._query.descending)
         else:
-            chosen = (heapq.nlargest if self._query.descending else heapq.nsmallest)(self._keep, items)
+            chosen = (heapq.nlargest if self._query.descending else heapq.nsmallest)(
+                self._keep, items
+            )
         for start in range(0, len(chosen), BATCH):
-            for index, run in itertools.groupby(chosen[start : start + BATCH], operator.itemgetter(1)):
+            for index, run in itertools.groupby(
+                chosen[start : start + BATCH], operator.itemgetter(1)
+            ):
                 decoder, items_of_run = self._decoders[index], list(run)
                 keys = b"".join([item[2] for item in items_of_run])
                 values = b"".join([item[3] for item in items_of_run])
@@ -462,7 +538,16 @@ def read(
     """
     listed = 0 if not listing else flow_filter.DEFAULT_LIMIT if query.limit is None else query.limit
     written = query.limit if writer else listed
-    one_pass = Pass(source, query, bool(writer and writer.as_bytes), window, written, summary, most_groups, most_sorted)
+    one_pass = Pass(
+        source,
+        query,
+        bool(writer and writer.as_bytes),
+        window,
+        written,
+        summary,
+        most_groups,
+        most_sorted,
+    )
     may_stop = written is not None and query.sort is None and not summary and not query.group_by
     flows: list[flow.Record] = []
     passed, complete = 0, True
@@ -489,7 +574,10 @@ def read(
         flows=flows,
         count=one_pass.count,
         complete=complete,
-        groups=[{**dict(zip(query.group_by, key)), "flows": n, "packets": packets, "bytes": octets} for key, (n, packets, octets) in groups[:listed]],
+        groups=[
+            {**dict(zip(query.group_by, key)), "flows": n, "packets": packets, "bytes": octets}
+            for key, (n, packets, octets) in groups[:listed]
+        ],
         group_count=len(groups),
         summary=_summary(one_pass, source) if summary else None,
         shapes=one_pass.shapes,
@@ -498,10 +586,14 @@ def read(
 
 # ---------------------------------------------------------------- the summary
 def _grouped(counters: t.Mapping[str, int], prefix: str) -> dict[str, int]:
-    return {name[len(prefix) :]: value for name, value in counters.items() if name.startswith(prefix)}
+    return {
+        name[len(prefix) :]: value for name, value in counters.items() if name.startswith(prefix)
+    }
 
 
-def counter_summary(counters: t.Mapping[str, int], entries: t.Mapping[str, int]) -> dict[str, t.Any]:
+def counter_summary(
+    counters: t.Mapping[str, int], entries: t.Mapping[str, int]
+) -> dict[str, t.Any]:
     """Return the counters by what they are about.
 
     :param entries: how many entries the tables of each class hold, expired ones included. An LRU table makes room without a word; what was made,
@@ -516,7 +608,9 @@ def counter_summary(counters: t.Mapping[str, int], entries: t.Mapping[str, int])
         "deleted": deleted,
         "assured_deleted": counters["assured_deleted"],
         "evicted": max(counters["created"] - sum(deleted.values()) - sum(entries.values()), 0),
-        "evicted_assured": max(counters["promoted"] - counters["assured_deleted"] - entries["assured"], 0),
+        "evicted_assured": max(
+            counters["promoted"] - counters["assured_deleted"] - entries["assured"], 0
+        ),
         "insert_failed": counters["insert_failed"],
         "forwarded": counters["forwarded"],
         "forward": _grouped(counters, "forward_"),
@@ -530,7 +624,11 @@ def counter_summary(counters: t.Mapping[str, int], entries: t.Mapping[str, int])
 
 
 def _pressure(entries: int, capacity: int) -> dict[str, t.Any]:
-    return {"entries": entries, "capacity": capacity, "percent": round(100 * entries / capacity, 1) if capacity else 0.0}
+    return {
+        "entries": entries,
+        "capacity": capacity,
+        "percent": round(100 * entries / capacity, 1) if capacity else 0.0,
+    }
 
 
 def _summary(done: Pass, source: Source) -> dict[str, t.Any]:
@@ -555,11 +653,20 @@ def _summary(done: Pass, source: Source) -> dict[str, t.Any]:
         "by_proto": totals("proto"),
         "by_state": totals("state"),
         "assured": sum(number for shape, number in done.shapes.items() if shape.assured),
-        "pressure": {name: _pressure(entries[name], capacity[name]) for name in reversed(flow.CLASSES)},
-        "tables": {
-            opened.table.name: {"class": opened.table.flow_class, **_pressure(done.entries[opened.table.name], opened.capacity)} for opened in source.tables
+        "pressure": {
+            name: _pressure(entries[name], capacity[name]) for name in reversed(flow.CLASSES)
         },
-        "counters": {**counter_summary(source.counters(), entries), "guests": source.guest_counters()},
+        "tables": {
+            opened.table.name: {
+                "class": opened.table.flow_class,
+                **_pressure(done.entries[opened.table.name], opened.capacity),
+            }
+            for opened in source.tables
+        },
+        "counters": {
+            **counter_summary(source.counters(), entries),
+            "guests": source.guest_counters(),
+        },
         "timeouts": timeouts,
         "settings": {name: type(chain.KNOBS[name])(value) for name, value in knobs.items()},
         "clock": {
@@ -616,7 +723,9 @@ EXPIRED = Choice("its time is over", live=False, expired=True)
 EVERYTHING = Choice("all flows are to go", expired=True)
 
 
-def _doomed(rows: t.Iterable[flow.Row], choice: Choice, table: flow.Table, clock: Clock) -> t.Iterator[tuple[bool, flow.Row]]:
+def _doomed(
+    rows: t.Iterable[flow.Row], choice: Choice, table: flow.Table, clock: Clock
+) -> t.Iterator[tuple[bool, flow.Row]]:
     """Return (whether its time is over, row) for the rows that are to go."""
     tests = choice.filters.tests(table, clock)
     if tests is None:
@@ -656,10 +765,17 @@ def delete(
             clock = source.clock()
             decoder = flow.Decoder(opened.table, clock)
             for dummy, keys, values in source.batches(opened):
-                rows = decoder.packed_rows(keys, values) if choice.live else decoder.over_rows(keys, values)
+                rows = (
+                    decoder.packed_rows(keys, values)
+                    if choice.live
+                    else decoder.over_rows(keys, values)
+                )
                 found = list(_doomed(rows, choice, opened.table, clock))
                 done.plan += [
-                    _step(flow.record(*item[:2]), choice) for item in decoder.flows((row for dummy, row in found[: limit - len(done.plan)]), over=True)
+                    _step(flow.record(*item[:2]), choice)
+                    for item in decoder.flows(
+                        (row for dummy, row in found[: limit - len(done.plan)]), over=True
+                    )
                 ]
                 done.count += len(found)
                 done.expired += sum(over for over, dummy in found)
@@ -670,7 +786,9 @@ def delete(
                 for over, keys_of_some in _deletable(source, opened, choice, found):
                     number = source.delete(opened, keys_of_some)
                     counted["deleted_expired" if over else "deleted_flushed"] += number
-                    counted["assured_deleted"] += number if opened.table.flow_class == "assured" else 0
+                    counted["assured_deleted"] += (
+                        number if opened.table.flow_class == "assured" else 0
+                    )
                     done.deleted += number
                     done.deleted_expired += number if over else 0
                 if most is not None and done.deleted >= most:
@@ -683,7 +801,9 @@ def delete(
     return done
 
 
-def _deletable(source: Source, opened: OpenTable, choice: Choice, found: t.Sequence[tuple[bool, flow.Row]]) -> t.Iterator[tuple[bool, list[bytes]]]:
+def _deletable(
+    source: Source, opened: OpenTable, choice: Choice, found: t.Sequence[tuple[bool, flow.Row]]
+) -> t.Iterator[tuple[bool, list[bytes]]]:
     """Return (whether their time is over, keys) of what is to be deleted: at once where packets change nothing, else each right after it was read again."""
     if choice.fixed:
         for over in (True, False):
@@ -693,12 +813,16 @@ def _deletable(source: Source, opened: OpenTable, choice: Choice, found: t.Seque
             yield over, [row[2]]
 
 
-def _still_doomed(source: Source, opened: OpenTable, choice: Choice, found: t.Iterable[tuple[bool, flow.Row]]) -> t.Iterator[tuple[bool, flow.Row]]:
+def _still_doomed(
+    source: Source, opened: OpenTable, choice: Choice, found: t.Iterable[tuple[bool, flow.Row]]
+) -> t.Iterator[tuple[bool, flow.Row]]:
     clock = source.clock()
     for dummy, row in found:
         value = source.lookup(opened, row[2])
         if value is not None:
-            yield from _doomed([(row[0], flow.VIEW.unpack(value), row[2], value)], choice, opened.table, clock)
+            yield from _doomed(
+                [(row[0], flow.VIEW.unpack(value), row[2], value)], choice, opened.table, clock
+            )
 
 
 def sweep(source: Source, most: int | None = None, enough: t.Callable[[], bool] = _never) -> int:
@@ -721,6 +845,11 @@ def title(record: flow.Record) -> str:
     >>> title({"proto": "udp", "orig": {"src": "10.0.0.1", "dst": "10.0.0.2", "sport": 5, "dport": 53}})
     'udp 10.0.0.1:5 -> 10.0.0.2:53'
     """
-    ends = [flow.endpoint(record["orig"][address], record["orig"].get(port)) for address, port in (("src", "sport"), ("dst", "dport"))]
+    ends = [
+        flow.endpoint(record["orig"][address], record["orig"].get(port))
+        for address, port in (("src", "sport"), ("dst", "dport"))
+    ]
     icmp = record.get("icmp")
-    return f"{record['proto']} {' -> '.join(ends)}" + (f" type {icmp['type']} code {icmp['code']} id {icmp['id']}" if icmp else "")
+    return f"{record['proto']} {' -> '.join(ends)}" + (
+        f" type {icmp['type']} code {icmp['code']} id {icmp['id']}" if icmp else ""
+    )

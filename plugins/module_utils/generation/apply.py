@@ -47,7 +47,9 @@ def _fill(jt: int, slots: t.Mapping[int, int]) -> None:
     for slot, fd in slots.items():
         bpf.map_update(jt, _U32.pack(slot), _U32.pack(fd))
         if bpf.map_lookup(jt, _U32.pack(slot), _U32.size) != _U32.pack(bpf.prog_info(fd).id):
-            raise ConntrackError(f"slot {slot} of the jump table does not hold the program that was put there. Nothing was attached.")
+            raise ConntrackError(
+                f"slot {slot} of the jump table does not hold the program that was put there. Nothing was attached."
+            )
 
 
 def c_string(text: str) -> str:
@@ -57,7 +59,10 @@ def c_string(text: str) -> str:
     /sys/fs/bpf/a\\042b
     """
     return "".join(
-        sign if sign.isascii() and (sign.isalnum() or sign in safe_path.SIGNS) else "".join(f"\\{byte:03o}" for byte in os.fsencode(sign)) for sign in text
+        sign
+        if sign.isascii() and (sign.isalnum() or sign in safe_path.SIGNS)
+        else "".join(f"\\{byte:03o}" for byte in os.fsencode(sign))
+        for sign in text
     )
 
 
@@ -113,21 +118,31 @@ class _Builder:
             for spec in self.want.maps:
                 fds[spec.name] = self._map(spec, map_dir, number, inherited, fds)
             if self.have.generation is not None:
-                guests.hand_maps_on(self.want.text, os.path.join(self.paths.gen_dir(self.have.generation), "map"), map_dir)
+                guests.hand_maps_on(
+                    self.want.text,
+                    os.path.join(self.paths.gen_dir(self.have.generation), "map"),
+                    map_dir,
+                )
             programs = {name: self._keep(fd) for name, fd in self._build(map_dir).items()}
             slots = {slot: programs[name] for name, slot in self.want.compiled.items()}
-            slots.update({guest.slot: self._keep(guests.open_pinned(guest)) for guest in self.want.pinned})
+            slots.update(
+                {guest.slot: self._keep(guests.open_pinned(guest)) for guest in self.want.pinned}
+            )
             for slot, fd in slots.items():
                 bpf.obj_pin(fd, os.path.join(building, "prog", f"xdp_{slot}"))
             if chain.ADOPT in programs:
                 bpf.obj_pin(programs[chain.ADOPT], os.path.join(building, "prog", chain.ADOPT))
             own = chain.SLOTS.values()
             _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot in own})
-            generation_probe.prove_whole({hook: programs[hook] for hook in chain.TRACKING_HOOKS}, fds["stats"])
+            generation_probe.prove_whole(
+                {hook: programs[hook] for hook in chain.TRACKING_HOOKS}, fds["stats"]
+            )
             # What a guest does with a frame is its own affair: guests come in after the proof, which passes their empty slots over.
             _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot not in own})
             if inherited is not None:
-                migrate.connect(dataclasses.replace(inherited, new=migrate.read_maps(number, building)))
+                migrate.connect(
+                    dataclasses.replace(inherited, new=migrate.read_maps(number, building))
+                )
             os.rename(building, final)
         except BaseException:
             remove_tree(building)
@@ -146,17 +161,35 @@ class _Builder:
         if want.build == BCC:
             return build_bcc.build(want.text.replace(MAP_DIR, c_string(map_dir)), want.headers)
         if want.object is None:
-            raise ConntrackError("what is there changed meanwhile, so that an object is needed, which was not asked for. Run it again.")
+            raise ConntrackError(
+                "what is there changed meanwhile, so that an object is needed, which was not asked for. Run it again."
+            )
         return load_object.load(want.object.data, want.text, map_dir)
 
-    def _map(self, spec: chain.MapSpec, map_dir: str, generation: int, inherited: Inheritance | None, fds: t.Mapping[str, int]) -> int:
+    def _map(
+        self,
+        spec: chain.MapSpec,
+        map_dir: str,
+        generation: int,
+        inherited: Inheritance | None,
+        fds: t.Mapping[str, int],
+    ) -> int:
         """Hand a map on or make it; return its file descriptor."""
         if inherited is not None and spec.name in inherited.shared:
             fd = self._keep(bpf.map_get_fd_by_id(inherited.old.infos[spec.name].id))
         else:
             entries = t.cast("int", spec.entries)  # chain.maps() gives every map its size
             inner = fds[spec.inner] if spec.inner else None
-            fd = self._keep(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, entries, inner=inner))
+            fd = self._keep(
+                bpf.map_create(
+                    chain.MAP_TYPES[spec.kind],
+                    spec.name,
+                    spec.key_size,
+                    spec.value_size,
+                    entries,
+                    inner=inner,
+                )
+            )
         bpf.obj_pin(fd, os.path.join(map_dir, spec.name))
         if spec.name == "settings":
             bpf.map_update(fd, _U32.pack(0), self.settings)
@@ -178,7 +211,9 @@ class _Builder:
         return fd
 
     def _change_map(self, step: Step) -> t.Callable[[], None] | None:
-        return self._change_settings() if step.name == "settings" else None  # a map that starts empty goes with its generation
+        return (
+            self._change_settings() if step.name == "settings" else None
+        )  # a map that starts empty goes with its generation
 
     def _move_map(self, step: Step) -> t.Callable[[], None]:
         """Take over what another generation's maps hold; where it fails, the flows stay in reach and the next run goes on."""
@@ -191,7 +226,11 @@ class _Builder:
 
     def _change_settings(self) -> t.Callable[[], None]:
         with contextlib.ExitStack() as undo:
-            undo.callback(self._change_manifest(Step("change", "manifest", str(self.have.generation), "", args=self.want)))
+            undo.callback(
+                self._change_manifest(
+                    Step("change", "manifest", str(self.have.generation), "", args=self.want)
+                )
+            )
             fd = self._keep(bpf.map_get_fd_by_id(self.have.maps["settings"].id))
             bpf.map_update(fd, _U32.pack(0), self.settings)
             undo.callback(bpf.map_update, fd, _U32.pack(0), self.have.settings)
@@ -204,9 +243,13 @@ class _Builder:
             # each is undone also where it fails itself, for then it can be on the disk without being safe there
             if step.args is not None:
                 before = None
-                with contextlib.suppress(ConntrackError):  # what somebody else may have changed does not come back
+                with contextlib.suppress(
+                    ConntrackError
+                ):  # what somebody else may have changed does not come back
                     before = manifest.read(self.paths, number)
-                undo.callback(manifest.forget_generation, self.paths, number) if before is None else undo.callback(manifest.write, self.paths, number, before)
+                undo.callback(
+                    manifest.forget_generation, self.paths, number
+                ) if before is None else undo.callback(manifest.write, self.paths, number, before)
                 manifest.write(self.paths, number, step.args)
             if self.have.state.active != number:
                 undo.callback(manifest.activate, self.paths, self.have.state.active)
@@ -219,7 +262,9 @@ class _Builder:
         link = self._keep(bpf.obj_get(os.path.join(self.paths.link_dir, key)))
         old = self._keep(bpf.prog_get_fd_by_id(info.prog_id))
         slot = chain.SLOTS[t.cast("str", hook)]  # only links with a hook are planned
-        new = self._keep(bpf.obj_get(os.path.join(self.paths.gen_dir(number), "prog", f"xdp_{slot}")))
+        new = self._keep(
+            bpf.obj_get(os.path.join(self.paths.gen_dir(number), "prog", f"xdp_{slot}"))
+        )
         bpf.link_update(link, new, old)
         return lambda: bpf.link_update(link, old, new)
 
@@ -228,8 +273,13 @@ class _Builder:
         number = int(step.name)
         (kept,) = (one for one in self.have.kept if one.number == number)
         stats = self._keep(bpf.obj_get(self.paths.map_of(number, "stats")))
-        entries = {hook: self._keep(bpf.obj_get(self.paths.prog_of(number, chain.SLOTS[hook]))) for hook in chain.TRACKING_HOOKS}
-        generation_probe.prove_whole(entries, stats, guests=not set(kept.programs) <= set(chain.SLOTS.values()))
+        entries = {
+            hook: self._keep(bpf.obj_get(self.paths.prog_of(number, chain.SLOTS[hook])))
+            for hook in chain.TRACKING_HOOKS
+        }
+        generation_probe.prove_whole(
+            entries, stats, guests=not set(kept.programs) <= set(chain.SLOTS.values())
+        )
         if not isinstance(step.args, Legacy) or not step.args.inherited.goes_over:
             return None
         inherited = step.args.inherited
@@ -317,4 +367,9 @@ def _telling_what_runs(have: Have) -> t.Iterator[None]:
         if have.generation is None or exc.facts.get("not_rolled_back"):
             raise
         end = "\n" if "\n" in exc.message else "" if exc.message.endswith(".") else "."
-        raise ConntrackError(f"{exc.message}{end} Everything went back: generation {have.generation} still runs.".replace("\n ", "\n"), **exc.facts) from exc
+        raise ConntrackError(
+            f"{exc.message}{end} Everything went back: generation {have.generation} still runs.".replace(
+                "\n ", "\n"
+            ),
+            **exc.facts,
+        ) from exc

@@ -33,7 +33,17 @@ from .health import read_meta
 from .migrate_plan import Legacy, wanted
 from .model import BCC, OBJECT, Generation, Have, Policy, State, Want, check
 from .observe import observe as _observe
-from .plan import needs_object, next_number, outlook, plan_absent, plan_finish, plan_present, plan_rolled_back, target_of, why_new
+from .plan import (
+    needs_object,
+    next_number,
+    outlook,
+    plan_absent,
+    plan_finish,
+    plan_present,
+    plan_rolled_back,
+    target_of,
+    why_new,
+)
 
 __all__ = [
     "BCC",
@@ -74,7 +84,9 @@ def _as_root() -> t.Iterator[None]:
     try:
         yield
     except PermissionError as exc:
-        raise ConntrackError(f"{exc.filename}: permission denied: run as root, with become for instance.") from exc
+        raise ConntrackError(
+            f"{exc.filename}: permission denied: run as root, with become for instance."
+        ) from exc
 
 
 def _again(look: t.Callable[[], T]) -> T:
@@ -100,11 +112,19 @@ def observe(paths: Paths) -> Have:
 @_as_root()
 def listen(paths: Paths) -> tuple[health.Fault, ...]:
     """Return whether the interfaces receive what the active chain does not count; see health.listen()."""
-    return _again(lambda: health.listen(paths, generation_probe.prove)) if bpffs.mounted(paths.pin_root) else ()
+    return (
+        _again(lambda: health.listen(paths, generation_probe.prove))
+        if bpffs.mounted(paths.pin_root)
+        else ()
+    )
 
 
 def _with(have: Have, heard: tuple[health.Fault, ...]) -> Have:
-    return dataclasses.replace(have, faults=have.faults + heard) if have.generation is not None else have
+    return (
+        dataclasses.replace(have, faults=have.faults + heard)
+        if have.generation is not None
+        else have
+    )
 
 
 @contextlib.contextmanager
@@ -189,18 +209,39 @@ def _plan_forwarding(plan: Plan, have: Have, forward: str, action: str) -> Plan:
     """
     if forward == chain.FORWARDS[0] or not any(step.action == action for step in plan):
         return plan
-    seen = forwarding.attached(forward, [key for key, (info, hook) in have.links.items() if info.ifindex and hook in chain.TRACKING_HOOKS])
+    seen = forwarding.attached(
+        forward,
+        [
+            key
+            for key, (info, hook) in have.links.items()
+            if info.ifindex and hook in chain.TRACKING_HOOKS
+        ],
+    )
     for key, one in seen.items():
         forwarding.refuse("forward", health.interface(key), one)
     past = forwarding.shown(forwarding.namespaces(seen.values()))
-    said = f"; rulesets of the forward hook that what it forwards does not meet: {past}" if past else ""
-    return [dataclasses.replace(step, reason=step.reason + said) if step.action == action else step for step in plan]
+    said = (
+        f"; rulesets of the forward hook that what it forwards does not meet: {past}"
+        if past
+        else ""
+    )
+    return [
+        dataclasses.replace(step, reason=step.reason + said) if step.action == action else step
+        for step in plan
+    ]
 
 
 def _plan_back(paths: Paths, have: Have, number: int | None) -> Plan:
     """Return the steps back to an earlier generation; see plan_rolled_back() and _plan_forwarding()."""
-    target, plan = target_of(have, number), plan_rolled_back(have, number, _legacy_of_target(paths, have, number))
-    return _plan_forwarding(plan, have, health.forwards(paths, target.number), "activate") if target is not None else plan
+    target, plan = (
+        target_of(have, number),
+        plan_rolled_back(have, number, _legacy_of_target(paths, have, number)),
+    )
+    return (
+        _plan_forwarding(plan, have, health.forwards(paths, target.number), "activate")
+        if target is not None
+        else plan
+    )
 
 
 def _legacy(paths: Paths, have: Have, want: Want, policy: Policy) -> Legacy | None:
@@ -212,7 +253,9 @@ def _legacy(paths: Paths, have: Have, want: Want, policy: Policy) -> Legacy | No
         return None
     number = next_number(have)
     old = migrate.read_maps(have.generation, paths.gen_dir(have.generation))
-    return migrate.legacy(old, wanted(number, paths.gen_dir(number), want.maps), policy.on_schema_change)
+    return migrate.legacy(
+        old, wanted(number, paths.gen_dir(number), want.maps), policy.on_schema_change
+    )
 
 
 def _legacy_of_target(paths: Paths, have: Have, number: int | None) -> Legacy | None:
@@ -220,7 +263,9 @@ def _legacy_of_target(paths: Paths, have: Have, number: int | None) -> Legacy | 
     target = target_of(have, number)
     if target is None or have.generation is None:
         return None
-    old, new = (migrate.read_maps(one, paths.gen_dir(one)) for one in (have.generation, target.number))
+    old, new = (
+        migrate.read_maps(one, paths.gen_dir(one)) for one in (have.generation, target.number)
+    )
     return migrate.legacy(old, new, "migrate")
 
 
@@ -228,7 +273,10 @@ def _unfinished(paths: Paths, have: Have) -> Plan:
     """Return the steps that a run which did not end left to do between the active generation and the one before."""
     if have.generation is None or not have.source:
         return []
-    old, new = (migrate.read_maps(number, paths.gen_dir(number)) for number in (have.source, have.generation))
+    old, new = (
+        migrate.read_maps(number, paths.gen_dir(number))
+        for number in (have.source, have.generation)
+    )
     return plan_finish(have, migrate.legacy(old, new, "migrate"))
 
 
@@ -237,12 +285,20 @@ def _finished(have: Have) -> Have:
     if not have.source:
         return have
     by_hook = {info.name: info.id for info in have.programs.values()}
-    links = {key: (info._replace(prog_id=by_hook.get(hook or "", info.prog_id)), hook) for key, (info, hook) in have.links.items()}
+    links = {
+        key: (info._replace(prog_id=by_hook.get(hook or "", info.prog_id)), hook)
+        for key, (info, hook) in have.links.items()
+    }
     return dataclasses.replace(have, source=0, links=links)
 
 
 @_as_root()
-def roll_back(paths: Paths, number: int | None = None, check_mode: bool = False, patience: float = lock.SECONDS) -> tuple[Plan, Have]:
+def roll_back(
+    paths: Paths,
+    number: int | None = None,
+    check_mode: bool = False,
+    patience: float = lock.SECONDS,
+) -> tuple[Plan, Have]:
     """Go back to an earlier generation: the plan that was needed, and what is there now.
 
     :param number: of that generation; None for the last good one.
@@ -280,7 +336,11 @@ def remove(paths: Paths, check_mode: bool = False, patience: float = lock.SECOND
             _take_away(paths, plan, have)
     if not there and (plan or have.state != State() or manifest.leaves_a_directory(paths)):
         # After a reboot there is no more than what was written down; or another run has just begun, whose work is not to be taken from under it.
-        with _at_home(paths, patience) if bpffs.can_be_mounted(paths.pin_root) else contextlib.nullcontext():
+        with (
+            _at_home(paths, patience)
+            if bpffs.can_be_mounted(paths.pin_root)
+            else contextlib.nullcontext()
+        ):
             plan, have = _plan_removal(paths)
             _take_away(paths, plan, have)
     _tidy(paths)
@@ -315,7 +375,10 @@ def settings_here(want: Want) -> bytes:
 
 def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
     """Return the chain as modules report it."""
-    names = {**{slot: info.name for slot, info in have.programs.items()}, **{slot: name for name, slot in chain.SLOTS.items()}}
+    names = {
+        **{slot: info.name for slot, info in have.programs.items()},
+        **{slot: name for name, slot in chain.SLOTS.items()},
+    }
     return {
         "generation": have.generation,
         "digest": have.digest if have.generation is not None else None,
@@ -323,14 +386,23 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
         "faults": [fault.as_dict() for fault in have.faults],
         "pin_root": paths.pin_root,
         "programs": [
-            {"slot": slot, "name": names[slot], "id": info.id, "tag": info.tag, "pin": os.path.join(paths.seed_prog, f"xdp_{slot}")}
+            {
+                "slot": slot,
+                "name": names[slot],
+                "id": info.id,
+                "tag": info.tag,
+                "pin": os.path.join(paths.seed_prog, f"xdp_{slot}"),
+            }
             for slot, info in sorted(have.programs.items())
         ],
         "maps": [
             {
                 "name": name,
                 "id": info.id,
-                "type": next((kind for kind, number in chain.MAP_TYPES.items() if number == info.kind), str(info.kind)),
+                "type": next(
+                    (kind for kind, number in chain.MAP_TYPES.items() if number == info.kind),
+                    str(info.kind),
+                ),
                 "key_size": info.key_size,
                 "value_size": info.value_size,
                 "max_entries": info.max_entries,

@@ -52,29 +52,65 @@ class Kind(t.NamedTuple):
 #: interface; or only people.
 MENDS = ("generation", "write", "update", "link", "attach", "operator")
 _LOOK_AT_OFFLOADS = "look at what runs on the interfaces (bpftool net, ethtool -k {object})"
-_FOLLOW = "ct attach --program PROGRAM, with the name that the interface has now, or ct detach {object}"
+_FOLLOW = (
+    "ct attach --program PROGRAM, with the name that the interface has now, or ct detach {object}"
+)
 FAULTS = {
-    "active_missing": Kind("generations are loaded, but the link to the active one is missing or leads nowhere", "generation"),
+    "active_missing": Kind(
+        "generations are loaded, but the link to the active one is missing or leads nowhere",
+        "generation",
+    ),
     "pin_missing": Kind("a pin of the active generation is missing", "generation"),
     "pin_foreign": Kind("something else stands at a pin of the active generation", "generation"),
     "slot_empty": Kind("a slot of the jump table is empty", "generation"),
-    "slot_foreign": Kind("a slot of the jump table holds another program than the one that is pinned for it", "generation"),
-    "attach_type": Kind("a program has another attach type than the rest, so that the kernel refuses it in one jump table with them", "generation"),
-    "map_replaced": Kind("another map is pinned than the programs use", "generation"),
-    "map_shape": Kind("a map has another type, key, value or number of entries than the chain's", "generation"),
-    "meta_damaged": Kind("what the generation says of itself, or its clock, is not true", "generation"),
-    "settings_damaged": Kind("the settings are none that the loader writes", "write"),
-    "chain_dead": Kind("interfaces receive and nothing is counted, nor is a frame of proof", "generation"),
-    "frames_unseen": Kind("interfaces receive and nothing is counted, although a frame of proof is", "operator", _LOOK_AT_OFFLOADS),
-    "path_missing": Kind("the path prog or map below pin_root is missing", "write"),
-    "path_foreign": Kind("the path prog or map below pin_root is not the chain's", "operator", "move {object} away, then ct load"),
-    "link_program": Kind("an interface runs another program than the active generation's", "update"),
-    "link_stale": Kind("a pinned link holds no interface any more", "link", "ct detach {object}"),
-    "link_moved": Kind("a pinned link holds another interface than it is named for: that one was renamed, or moved to another namespace", "attach", _FOLLOW),
-    "forward_unsafe": Kind(
-        "the chain forwards through an interface where it must not: VLAN tags travel beside its frames, or nf_conntrack would refuse", "operator"
+    "slot_foreign": Kind(
+        "a slot of the jump table holds another program than the one that is pinned for it",
+        "generation",
     ),
-    "link_foreign": Kind("something that is no XDP link stands among the pinned links", "operator", "remove the pin of {object} from the directory link"),
+    "attach_type": Kind(
+        "a program has another attach type than the rest, so that the kernel refuses it in one jump table with them",
+        "generation",
+    ),
+    "map_replaced": Kind("another map is pinned than the programs use", "generation"),
+    "map_shape": Kind(
+        "a map has another type, key, value or number of entries than the chain's", "generation"
+    ),
+    "meta_damaged": Kind(
+        "what the generation says of itself, or its clock, is not true", "generation"
+    ),
+    "settings_damaged": Kind("the settings are none that the loader writes", "write"),
+    "chain_dead": Kind(
+        "interfaces receive and nothing is counted, nor is a frame of proof", "generation"
+    ),
+    "frames_unseen": Kind(
+        "interfaces receive and nothing is counted, although a frame of proof is",
+        "operator",
+        _LOOK_AT_OFFLOADS,
+    ),
+    "path_missing": Kind("the path prog or map below pin_root is missing", "write"),
+    "path_foreign": Kind(
+        "the path prog or map below pin_root is not the chain's",
+        "operator",
+        "move {object} away, then ct load",
+    ),
+    "link_program": Kind(
+        "an interface runs another program than the active generation's", "update"
+    ),
+    "link_stale": Kind("a pinned link holds no interface any more", "link", "ct detach {object}"),
+    "link_moved": Kind(
+        "a pinned link holds another interface than it is named for: that one was renamed, or moved to another namespace",
+        "attach",
+        _FOLLOW,
+    ),
+    "forward_unsafe": Kind(
+        "the chain forwards through an interface where it must not: VLAN tags travel beside its frames, or nf_conntrack would refuse",
+        "operator",
+    ),
+    "link_foreign": Kind(
+        "something that is no XDP link stands among the pinned links",
+        "operator",
+        "remove the pin of {object} from the directory link",
+    ),
 }
 
 
@@ -106,7 +142,11 @@ class Fault:
 def mended(before: t.Iterable[Fault], after: t.Iterable[Fault]) -> list[dict[str, str]]:
     """Return, as modules report them, the faults that a run took away; it takes no credit for what only people mend."""
     left = {(fault.fault, fault.object) for fault in after}
-    return [fault.as_dict() for fault in before if (fault.fault, fault.object) not in left and FAULTS[fault.fault].mend != "operator"]
+    return [
+        fault.as_dict()
+        for fault in before
+        if (fault.fault, fault.object) not in left and FAULTS[fault.fault].mend != "operator"
+    ]
 
 
 def mended_by(faults: t.Iterable[Fault], mend: str) -> list[Fault]:
@@ -146,7 +186,11 @@ class Seen:
         found: dict[str, bpf.MapInfo] = {}
         for spec in chain.maps(events=True):
             used, pinned = self.used.get(spec.name, ()), self.pinned.get(spec.name)
-            there = pinned if pinned is not None and (not used or pinned in used) else next(iter(used), None)
+            there = (
+                pinned
+                if pinned is not None and (not used or pinned in used)
+                else next(iter(used), None)
+            )
             if there is not None and (not self.ours or not misshapen(there, spec)):
                 found[spec.name] = there
         return found
@@ -154,7 +198,10 @@ class Seen:
     @property
     def true_meta(self) -> bool:
         """Whether ``meta`` can be believed."""
-        return self.meta.get("generation") == self.number and self.meta.get("ktime_ns", 0) <= time.monotonic_ns()
+        return (
+            self.meta.get("generation") == self.number
+            and self.meta.get("ktime_ns", 0) <= time.monotonic_ns()
+        )
 
     @property
     def ours(self) -> bool:
@@ -166,7 +213,15 @@ class Seen:
         """The version of the maps' layout. Where ``meta`` can not be believed the maps' shapes tell it."""
         if self.true_meta:
             return self.meta["layout"]
-        return 0 if any(misshapen(self.pinned[spec.name], spec) for spec in chain.maps() if spec.name in self.pinned) else chain.LAYOUT_VERSION
+        return (
+            0
+            if any(
+                misshapen(self.pinned[spec.name], spec)
+                for spec in chain.maps()
+                if spec.name in self.pinned
+            )
+            else chain.LAYOUT_VERSION
+        )
 
 
 def misshapen(there: bpf.MapInfo, spec: chain.MapSpec) -> str:
@@ -176,8 +231,14 @@ def misshapen(there: bpf.MapInfo, spec: chain.MapSpec) -> str:
     """
     kinds = {number: kind for kind, number in chain.MAP_TYPES.items()}
     have = (kinds.get(there.kind, str(there.kind)), there.key_size, there.value_size)
-    wrong = have != (spec.kind, spec.key_size, spec.value_size) or (not spec.inherited and there.max_entries != spec.entries)
-    return f"{have[0]}, key {have[1]}, value {have[2]} bytes, {there.max_entries} entries" if wrong else ""
+    wrong = have != (spec.kind, spec.key_size, spec.value_size) or (
+        not spec.inherited and there.max_entries != spec.entries
+    )
+    return (
+        f"{have[0]}, key {have[1]}, value {have[2]} bytes, {there.max_entries} entries"
+        if wrong
+        else ""
+    )
 
 
 def judge(seen: Seen) -> tuple[Fault, ...]:
@@ -206,9 +267,17 @@ def _judge_slots(seen: Seen) -> t.Iterator[Fault]:
             if there is None:
                 yield Fault("slot_empty", f"jt[{slot}]", f"slot {slot} ({name}) is empty")
             elif slot in seen.programs and there != seen.programs[slot].id:
-                yield Fault("slot_foreign", f"jt[{slot}]", f"slot {slot} ({name}) holds program {there}, pinned is {seen.programs[slot].id}")
+                yield Fault(
+                    "slot_foreign",
+                    f"jt[{slot}]",
+                    f"slot {slot} ({name}) holds program {there}, pinned is {seen.programs[slot].id}",
+                )
         if slot in seen.refused:
-            yield Fault("attach_type", f"prog/xdp_{slot}", f"{name} has another attach type than BPF_XDP, so it can not share a jump table with the others")
+            yield Fault(
+                "attach_type",
+                f"prog/xdp_{slot}",
+                f"{name} has another attach type than BPF_XDP, so it can not share a jump table with the others",
+            )
 
 
 def _judge_maps(seen: Seen) -> t.Iterator[Fault]:
@@ -216,16 +285,28 @@ def _judge_maps(seen: Seen) -> t.Iterator[Fault]:
         pinned, used = seen.pinned.get(spec.name), seen.used.get(spec.name, ())
         for there in used:
             if pinned is not None and there.id != pinned.id:
-                yield Fault("map_replaced", f"map/{spec.name}", f"the programs use map {there.id} as {spec.name}, pinned is {pinned.id}")
+                yield Fault(
+                    "map_replaced",
+                    f"map/{spec.name}",
+                    f"the programs use map {there.id} as {spec.name}, pinned is {pinned.id}",
+                )
         wrong = misshapen(pinned, spec) if pinned is not None else ""
         if wrong:
-            yield Fault("map_shape", f"map/{spec.name}", f"the map {spec.name} is none of the chain's: {wrong}")
+            yield Fault(
+                "map_shape",
+                f"map/{spec.name}",
+                f"the map {spec.name} is none of the chain's: {wrong}",
+            )
 
 
 def _judge_contents(seen: Seen) -> t.Iterator[Fault]:
     if seen.meta and not seen.true_meta:
         said = seen.meta.get("generation")
-        why = f"it says generation {said} and this is {seen.number}" if said != seen.number else "its clock is ahead of this boot's"
+        why = (
+            f"it says generation {said} and this is {seen.number}"
+            if said != seen.number
+            else "its clock is ahead of this boot's"
+        )
         yield Fault("meta_damaged", "map/meta", f"the map meta is damaged: {why}")
     why = _damage(seen.settings) if seen.settings else ""
     if why:
@@ -243,7 +324,9 @@ def _damage(raw: bytes) -> str:
     short = [name for name, seconds in timeouts.items() if not seconds]
     if short:
         return f"the timeout {short[0]} is less than a second"
-    return "" if chain.settings_value(hz, timeouts, knobs) == raw else "its tables are not the chain's"
+    return (
+        "" if chain.settings_value(hz, timeouts, knobs) == raw else "its tables are not the chain's"
+    )
 
 
 # ---------------------------------------------------------------- look
@@ -256,7 +339,11 @@ def open_pin(path: str) -> t.Iterator[tuple[str | None, int]]:
     try:
         fd = bpf.obj_get(path)
     except bpf.BpfError as exc:
-        if exc.errno not in (errno.EACCES, errno.ENOENT, errno.ELOOP):  # the kernel's answers to what is no BPF object
+        if exc.errno not in (
+            errno.EACCES,
+            errno.ENOENT,
+            errno.ELOOP,
+        ):  # the kernel's answers to what is no BPF object
             raise
         yield ("a directory" if os.path.isdir(path) else "no BPF object"), -1
         return
@@ -298,7 +385,13 @@ def look(directory: str, number: int) -> Seen:
             if kind is None and slot not in chain.SLOTS.values():
                 continue
             if info is None or info.type != bpf.PROG_TYPE_XDP:
-                odd[pin] = None if kind is None else "a program of another type" if kind == "prog" else _said(kind)
+                odd[pin] = (
+                    None
+                    if kind is None
+                    else "a program of another type"
+                    if kind == "prog"
+                    else _said(kind)
+                )
             else:
                 programs[slot], fds[slot] = info, fd
         for spec in chain.maps(events=True):
@@ -310,19 +403,28 @@ def look(directory: str, number: int) -> Seen:
                 odd[pin] = None if kind is None else _said(kind)
         used = _used(programs.values())
         slots = _slots(used.get("jt", ()), pinned.get("jt"))
-        if slots is not None:  # a program that lost its pin is still in its slot, and says as well which maps are in use
+        if (
+            slots is not None
+        ):  # a program that lost its pin is still in its slot, and says as well which maps are in use
             lost = set(slots.values()) - {info.id for info in programs.values()}
             used = _used([*programs.values(), *filter(None, map(program, lost))])
-        for spec in (*chain.EVENT_MAPS, chain.PROOF_MAP):  # most chains have no events, those of earlier releases no proof
+        for spec in (
+            *chain.EVENT_MAPS,
+            chain.PROOF_MAP,
+        ):  # most chains have no events, those of earlier releases no proof
             pin = f"map/{bpffs.encode(spec.name)}"
             if spec.name not in used and odd.get(pin, "") is None:
                 del odd[pin]
-        seen = Seen(number, programs, slots, pinned, used, odd, refused=_refused(fds, programs, slots or {}))
+        seen = Seen(
+            number, programs, slots, pinned, used, odd, refused=_refused(fds, programs, slots or {})
+        )
         return dataclasses.replace(seen, **_contents(seen))
 
 
 def _said(kind: str) -> str:
-    return {"map": "a map", "prog": "a program", "link": "a link"}.get(kind, kind or "no BPF object")
+    return {"map": "a map", "prog": "a program", "link": "a link"}.get(
+        kind, kind or "no BPF object"
+    )
 
 
 def program(number: int) -> bpf.ProgInfo | None:
@@ -357,7 +459,9 @@ def _slots(used: t.Sequence[bpf.MapInfo], pinned: bpf.MapInfo | None) -> dict[in
     found = {}
     with bpf.closing(bpf.map_get_fd_by_id(there.id)) as fd:
         for slot in _ALL_SLOTS.values():
-            raw = bpf.map_lookup(fd, _U32.pack(slot), _U32.size) if slot < there.max_entries else None
+            raw = (
+                bpf.map_lookup(fd, _U32.pack(slot), _U32.size) if slot < there.max_entries else None
+            )
             if raw is not None:
                 found[slot] = _U32.unpack(raw)[0]
     return found
@@ -368,7 +472,12 @@ def _contents(seen: Seen) -> dict[str, t.Any]:
     contents: dict[str, t.Any] = {}
     for spec in chain.maps():
         there = next(iter(seen.used.get(spec.name, ())), seen.pinned.get(spec.name))
-        if spec.name not in ("meta", "settings") or there is None or there.kind != chain.MAP_TYPES["array"] or there.key_size != _U32.size:
+        if (
+            spec.name not in ("meta", "settings")
+            or there is None
+            or there.kind != chain.MAP_TYPES["array"]
+            or there.key_size != _U32.size
+        ):
             continue
         with bpf.closing(bpf.map_get_fd_by_id(there.id)) as fd:
             if spec.name == "settings":
@@ -378,7 +487,9 @@ def _contents(seen: Seen) -> dict[str, t.Any]:
     return contents
 
 
-def _refused(fds: t.Mapping[int, int], programs: t.Mapping[int, bpf.ProgInfo], slots: t.Mapping[int, int]) -> tuple[int, ...]:
+def _refused(
+    fds: t.Mapping[int, int], programs: t.Mapping[int, bpf.ProgInfo], slots: t.Mapping[int, int]
+) -> tuple[int, ...]:
     """Return the slots of the programs that the kernel refuses beside a program of type XDP and attach type BPF_XDP.
 
     A throw-away jump table is owned by the first program that is put into it, and takes only its like. Of those that are together in the
@@ -389,7 +500,10 @@ def _refused(fds: t.Mapping[int, int], programs: t.Mapping[int, bpf.ProgInfo], s
     together = [slot for slot in fds if slots.get(slot) == programs[slot].id]
     alone = [slot for slot in fds if slot not in together]
     refused: list[int] = []
-    with bpf.closing(bpf.map_create(chain.MAP_TYPES["prog_array"], "probe", 4, 4, 1)) as jt, bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "probe")) as owner:
+    with (
+        bpf.closing(bpf.map_create(chain.MAP_TYPES["prog_array"], "probe", 4, 4, 1)) as jt,
+        bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "probe")) as owner,
+    ):
         bpf.map_update(jt, _U32.pack(0), _U32.pack(owner))
         jited = bool(bpf.prog_info(owner).jited_len)
         for same in filter(None, (together, *([slot] for slot in alone))):
@@ -420,7 +534,11 @@ def active(paths: Paths) -> int | None:
         number = -1
     if os.path.isdir(paths.gen_dir(number)):
         return number
-    whole = [int(name) for name in names(paths.gen) if name.isdigit() and os.path.isdir(os.path.join(paths.gen, name))]
+    whole = [
+        int(name)
+        for name in names(paths.gen)
+        if name.isdigit() and os.path.isdir(os.path.join(paths.gen, name))
+    ]
     if not whole or not any(os.path.lexists(path) for path in (paths.active, *paths.seed_links())):
         return None  # a first run that was killed before it made its generation the active one
     running = {info.prog_id for info in _links(paths).values() if info is not None}
@@ -441,14 +559,34 @@ def judge_paths(paths: Paths, number: int) -> tuple[Fault, ...]:
     faults = []
     if _target(paths.active) != f"gen/{number}":
         what = _target(paths.active)
-        said = "is missing" if what is None else f"is {what}" if not what.startswith("gen/") else f"leads to {what}, which is not there"
-        faults.append(Fault("active_missing", paths.active, f"{paths.active} {said}; generation {number} is there"))
+        said = (
+            "is missing"
+            if what is None
+            else f"is {what}"
+            if not what.startswith("gen/")
+            else f"leads to {what}, which is not there"
+        )
+        faults.append(
+            Fault(
+                "active_missing",
+                paths.active,
+                f"{paths.active} {said}; generation {number} is there",
+            )
+        )
     for path, target in paths.seed_links().items():
         there = _target(path)
         if there is None:
             faults.append(Fault("path_missing", path, f"{path} is missing"))
         elif there != target:
-            faults.append(Fault("path_foreign", path, f"{path} leads to {there}, and not to {target}" if os.path.islink(path) else f"{path} is {there}"))
+            faults.append(
+                Fault(
+                    "path_foreign",
+                    path,
+                    f"{path} leads to {there}, and not to {target}"
+                    if os.path.islink(path)
+                    else f"{path} is {there}",
+                )
+            )
     return tuple(faults)
 
 
@@ -456,7 +594,13 @@ def _target(path: str) -> str | None:
     """Return where a symbolic link leads to, None where nothing is, and in words what else is there."""
     if os.path.islink(path):
         return os.readlink(path)
-    return None if not os.path.lexists(path) else "a directory of somebody else" if os.path.isdir(path) else "a pin of somebody else"
+    return (
+        None
+        if not os.path.lexists(path)
+        else "a directory of somebody else"
+        if os.path.isdir(path)
+        else "a pin of somebody else"
+    )
 
 
 # ---------------------------------------------------------------- links
@@ -487,12 +631,17 @@ def _links(paths: Paths) -> dict[str, bpf.LinkInfo | None]:
 
 def look_links(paths: Paths) -> dict[str, Link]:
     """Read the pinned links, by the name of their pin."""
-    return {key: Link(None) if info is None else _look_link(key, info) for key, info in _links(paths).items()}
+    return {
+        key: Link(None) if info is None else _look_link(key, info)
+        for key, info in _links(paths).items()
+    }
 
 
 def _look_link(key: str, info: bpf.LinkInfo) -> Link:
     facts = _facts(key)
-    here = facts is not None and facts.ifindex == info.ifindex and info.prog_id in facts.xdp.values()
+    here = (
+        facts is not None and facts.ifindex == info.ifindex and info.prog_id in facts.xdp.values()
+    )
     running = program(info.prog_id)
     hook = running.name if running is not None and running.name in chain.HOOKS else ""
     return Link(info, here, facts is not None, hook)
@@ -518,27 +667,50 @@ def interface(key: str) -> str:
     return name if namespace is None else f"{name}@{namespace}"
 
 
-def judge_links(links: t.Mapping[str, Link], programs: t.Mapping[int, bpf.ProgInfo]) -> tuple[Fault, ...]:
+def judge_links(
+    links: t.Mapping[str, Link], programs: t.Mapping[int, bpf.ProgInfo]
+) -> tuple[Fault, ...]:
     """Return what is wrong with the pinned links.
 
     :param programs: the active generation's, by slot.
     """
-    hooks = {programs[chain.SLOTS[hook]].id for hook in chain.HOOKS if chain.SLOTS[hook] in programs}
+    hooks = {
+        programs[chain.SLOTS[hook]].id for hook in chain.HOOKS if chain.SLOTS[hook] in programs
+    }
     faults = []
     for key, link in links.items():
         name, info = interface(key), link.info
         if info is None:
-            faults.append(Fault("link_foreign", name, f"what is pinned for {name} among the links is no XDP link"))
+            faults.append(
+                Fault(
+                    "link_foreign",
+                    name,
+                    f"what is pinned for {name} among the links is no XDP link",
+                )
+            )
         elif not info.ifindex:
             faults.append(_stale(name, link, info.id))
         else:
             if not link.here:
                 where = f"it holds interface number {info.ifindex} under another name or in another namespace"
-                faults.append(Fault("link_moved", name, f"{name}: the interface was renamed or moved, and its link {info.id} with it: {where}"))
+                faults.append(
+                    Fault(
+                        "link_moved",
+                        name,
+                        f"{name}: the interface was renamed or moved, and its link {info.id} with it: {where}",
+                    )
+                )
             if info.prog_id not in hooks:
                 why = f"{name}: its link {info.id} runs program {info.prog_id}, which is none of the active generation's"
                 # of a program that is no hook nobody can tell which one it stands for
-                faults.append(Fault("link_program", name, why, "" if link.hook else f"ct attach {name} --program PROGRAM"))
+                faults.append(
+                    Fault(
+                        "link_program",
+                        name,
+                        why,
+                        "" if link.hook else f"ct attach {name} --program PROGRAM",
+                    )
+                )
     return tuple(faults)
 
 
@@ -547,20 +719,33 @@ def forwards(paths: Paths, number: int | None = None) -> str:
 
     :param number: the generation's; None for the active one.
     """
-    with open_pin(paths.map("meta") if number is None else os.path.join(paths.gen_dir(number), "map", "meta")) as (kind, fd):
+    with open_pin(
+        paths.map("meta") if number is None else os.path.join(paths.gen_dir(number), "map", "meta")
+    ) as (kind, fd):
         number = read_meta(fd)["forward"] if kind == "map" else 0
     return chain.FORWARDS[number] if number < len(chain.FORWARDS) else chain.FORWARDS[0]
 
 
 def look_forwarding(paths: Paths, links: t.Mapping[str, Link]) -> dict[str, forwarding.Seen]:
     """Return what there is to know of the interfaces through which the active generation forwards, by the names of their pins."""
-    return forwarding.attached(forwards(paths), [key for key, link in links.items() if link.info is not None and link.here and _tracks(link.info)])
+    return forwarding.attached(
+        forwards(paths),
+        [
+            key
+            for key, link in links.items()
+            if link.info is not None and link.here and _tracks(link.info)
+        ],
+    )
 
 
 def judge_forwarding(seen: t.Mapping[str, forwarding.Seen]) -> tuple[Fault, ...]:
     """Return where the chain forwards, and must not."""
     return tuple(
-        Fault("forward_unsafe", interface(key), f"{interface(key)}: {problem}. {mend}, or load the chain with forward: off")
+        Fault(
+            "forward_unsafe",
+            interface(key),
+            f"{interface(key)}: {problem}. {mend}, or load the chain with forward: off",
+        )
         for key, one in seen.items()
         for problem, mend in forwarding.problems(one)
     )
@@ -568,9 +753,15 @@ def judge_forwarding(seen: t.Mapping[str, forwarding.Seen]) -> tuple[Fault, ...]
 
 def _stale(name: str, link: Link, number: int) -> Fault:
     """Return the fault of a link that holds nothing; what repairs it depends on whether there is an interface to attach to."""
-    why = "the interface was made again, or the link was detached" if link.there else "the interface is gone"
+    why = (
+        "the interface was made again, or the link was detached"
+        if link.there
+        else "the interface is gone"
+    )
     repair = f"ct attach {name} --program {link.hook or 'PROGRAM'}" if link.there else ""
-    return Fault("link_stale", name, f"{name}: its link {number} holds no interface any more: {why}", repair)
+    return Fault(
+        "link_stale", name, f"{name}: its link {number} holds no interface any more: {why}", repair
+    )
 
 
 def examine(paths: Paths) -> tuple[Fault, ...]:
@@ -581,11 +772,20 @@ def examine(paths: Paths) -> tuple[Fault, ...]:
     if number is None:
         return judge_links(links, {})
     seen = look(paths.gen_dir(number), number)
-    return (*judge(seen), *judge_paths(paths, number), *judge_links(links, seen.programs), *judge_forwarding(look_forwarding(paths, links)))
+    return (
+        *judge(seen),
+        *judge_paths(paths, number),
+        *judge_links(links, seen.programs),
+        *judge_forwarding(look_forwarding(paths, links)),
+    )
 
 
 # ---------------------------------------------------------------- listen
-def stands_still(counted: t.Callable[[], int], received: t.Callable[[], int], wait: t.Callable[[float], None] = time.sleep) -> int:
+def stands_still(
+    counted: t.Callable[[], int],
+    received: t.Callable[[], int],
+    wait: t.Callable[[float], None] = time.sleep,
+) -> int:
     """Return how many frames came in while none was counted; 0 where all is well, or nothing can be told.
 
     It returns as soon as something is counted, and after some 0.2 s without traffic. A suspicion is made certain first, within some 1.5 s more: the
@@ -614,7 +814,11 @@ def stands_still(counted: t.Callable[[], int], received: t.Callable[[], int], wa
 
 def tracking(paths: Paths) -> list[str]:
     """Return the pins of the links whose interfaces' frames are to be counted."""
-    return [key for key, link in look_links(paths).items() if link.info is not None and link.here and _tracks(link.info)]
+    return [
+        key
+        for key, link in look_links(paths).items()
+        if link.info is not None and link.here and _tracks(link.info)
+    ]
 
 
 def received(keys: t.Iterable[str]) -> int:
@@ -645,21 +849,43 @@ def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fau
     if not keys or number is None:
         return ()
     with contextlib.ExitStack() as stack:
-        kind, stats = stack.enter_context(open_pin(os.path.join(paths.gen_dir(number), "map", "stats")))
-        entries = [stack.enter_context(open_pin(os.path.join(paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[hook]}"))) for hook in chain.TRACKING_HOOKS]
+        kind, stats = stack.enter_context(
+            open_pin(os.path.join(paths.gen_dir(number), "map", "stats"))
+        )
+        entries = [
+            stack.enter_context(
+                open_pin(os.path.join(paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[hook]}"))
+            )
+            for hook in chain.TRACKING_HOOKS
+        ]
         if kind != "map" or any(kind != "prog" for kind, dummy in entries):
             return ()  # which look() tells
         frames = stands_still(lambda: _counted(stats), lambda: received(keys))
         if not frames:
             return ()
         where = ", ".join(map(interface, keys))
-        guests = any(os.path.lexists(os.path.join(paths.gen_dir(number), "prog", f"xdp_{slot}")) for slot in chain.GUEST_SLOTS.values())
+        guests = any(
+            os.path.lexists(os.path.join(paths.gen_dir(number), "prog", f"xdp_{slot}"))
+            for slot in chain.GUEST_SLOTS.values()
+        )
         try:
             for dummy, entry in entries:
                 prove(entry, stats, guests)
         except ConntrackError:
-            return (Fault("chain_dead", where, f"{where} received {frames} frames, none was counted, nor is a frame that the chain is handed"),)
-        return (Fault("frames_unseen", where, f"{where} received {frames} frames, none was counted, although the chain counts a frame that it is handed"),)
+            return (
+                Fault(
+                    "chain_dead",
+                    where,
+                    f"{where} received {frames} frames, none was counted, nor is a frame that the chain is handed",
+                ),
+            )
+        return (
+            Fault(
+                "frames_unseen",
+                where,
+                f"{where} received {frames} frames, none was counted, although the chain counts a frame that it is handed",
+            ),
+        )
 
 
 def _tracks(info: bpf.LinkInfo) -> bool:
@@ -670,4 +896,7 @@ def _tracks(info: bpf.LinkInfo) -> bool:
 
 def _counted(stats: int) -> int:
     """Return how many frames the chain has counted, each once."""
-    return sum(sum(_U64.unpack(one)[0] for one in bpf.percpu_value(stats, index, _U64.size)) for index in range(len(chain.OUTCOMES)))
+    return sum(
+        sum(_U64.unpack(one)[0] for one in bpf.percpu_value(stats, index, _U64.size))
+        for index in range(len(chain.OUTCOMES))
+    )

@@ -157,13 +157,26 @@ def look(paths: Paths) -> State:
         return State()
     number = active(paths)
     found, kept = None, False
-    with contextlib.suppress(ConntrackError):  # what somebody else may have changed tells nothing, and is written again
+    with contextlib.suppress(
+        ConntrackError
+    ):  # what somebody else may have changed tells nothing, and is written again
         found = None if number is None else _load(paths, number)
         kept = found is not None and _built(paths, number, found) is not None
     numbers = (one for one in map(_number, names) if one is not None)
-    known = {_ACTIVE, _INTERFACES, *(f"{name[: -len(_SUFFIX)]}{_OBJECT}" for name in names if _number(name) is not None)}
+    known = {
+        _ACTIVE,
+        _INTERFACES,
+        *(f"{name[: -len(_SUFFIX)]}{_OBJECT}" for name in names if _number(name) is not None),
+    }
     strays = tuple(name for name in names if name not in known and _number(name) is None)
-    return State(number, found["made_of"] if found else None, tuple(sorted(numbers)), strays, _INTERFACES in names, kept)
+    return State(
+        number,
+        found["made_of"] if found else None,
+        tuple(sorted(numbers)),
+        strays,
+        _INTERFACES in names,
+        kept,
+    )
 
 
 def interfaces(paths: Paths) -> list[dict[str, t.Any]]:
@@ -174,7 +187,9 @@ def interfaces(paths: Paths) -> list[dict[str, t.Any]]:
     """
     try:
         found = json.loads(_content(os.path.join(directory(paths), _INTERFACES)))["interfaces"]
-        return [{name: item[name] for name in ("name", "netns", "program", "mode")} for item in found]
+        return [
+            {name: item[name] for name in ("name", "netns", "program", "mode")} for item in found
+        ]
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
@@ -202,7 +217,11 @@ def check(paths: Paths) -> None:
     if not os.path.isdir(nearest):
         raise bad_value("state_dir", where, f"{nearest} is not a directory; give another")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise bad_value("state_dir", where, f"{nearest} can not be written to; run as root, mount it writable, or give another directory")
+        raise bad_value(
+            "state_dir",
+            where,
+            f"{nearest} can not be written to; run as root, mount it writable, or give another directory",
+        )
     safe_path.refuse_foreign_way(directory(paths))
     safe_path.refuse_foreign(directory(paths))
 
@@ -213,7 +232,9 @@ def _named(path: str, what: str = "the manifest of the generation") -> t.Iterato
     try:
         yield
     except OSError as exc:
-        raise ConntrackError(f"{path}: {what} can not be kept: {exc.strerror}. Make room or rights for it, or give another state_dir.") from exc
+        raise ConntrackError(
+            f"{path}: {what} can not be kept: {exc.strerror}. Make room or rights for it, or give another state_dir."
+        ) from exc
 
 
 def write(paths: Paths, number: int, want: Want) -> None:
@@ -226,7 +247,9 @@ def write(paths: Paths, number: int, want: Want) -> None:
     path = manifest(paths, number)
     built = want.object
     if want.build == OBJECT and built is None:
-        with contextlib.suppress(ConntrackError):  # an object that others may have changed is not kept
+        with contextlib.suppress(
+            ConntrackError
+        ):  # an object that others may have changed is not kept
             built = _built(paths, number, _load(paths, number) or {})
     content: dict[str, t.Any] = {
         "generation": number,
@@ -266,8 +289,12 @@ def end_write_interfaces(paths: Paths) -> None:
 
 def _replace(paths: Paths, path: str, content: t.Mapping[str, t.Any] | bytes) -> None:
     safe_path.make_dirs(os.path.dirname(path), 0o700)
-    safe_path.refuse_foreign(os.path.dirname(path))  # where others may make names, as in /tmp, one could have been first since check()
-    data = content if isinstance(content, bytes) else (json.dumps(content, indent=1) + "\n").encode()
+    safe_path.refuse_foreign(
+        os.path.dirname(path)
+    )  # where others may make names, as in /tmp, one could have been first since check()
+    data = (
+        content if isinstance(content, bytes) else (json.dumps(content, indent=1) + "\n").encode()
+    )
     try:
         with safe_path.create(path + _UNFINISHED) as file:
             file.write(data)

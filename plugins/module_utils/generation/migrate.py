@@ -35,7 +35,14 @@ _U64 = struct.Struct("=Q")
 #: Where each family's other tables are known.
 _PRED = {"ipv4": "pred", "ipv6": "pred6"}
 #: What packets and bytes are counted in.
-_COUNTS = ("orig.packets", "orig.bytes", "reply.packets", "reply.bytes", "related.packets", "related.bytes")
+_COUNTS = (
+    "orig.packets",
+    "orig.bytes",
+    "reply.packets",
+    "reply.bytes",
+    "related.packets",
+    "related.bytes",
+)
 #: Times that all is gone over again, for the flows that were just then in a packet's hands.
 _ROUNDS = 20
 _ROUND_SECONDS = 0.005
@@ -64,19 +71,33 @@ def read_maps(number: int, directory: str) -> Maps:
     description = None
     if "schema" in infos and infos["schema"].kind == chain.MAP_TYPES["array"]:
         with bpf.closing(bpf.map_get_fd_by_id(infos["schema"].id)) as fd:
-            description = schema.parse(bpf.map_lookup(fd, _U32.pack(0), infos["schema"].value_size) or b"")
+            description = schema.parse(
+                bpf.map_lookup(fd, _U32.pack(0), infos["schema"].value_size) or b""
+            )
     here = schema.describe()
-    digest = seen.meta.get("schema", 0) if seen.true_meta else schema.digest(here) if seen.layout == chain.LAYOUT_VERSION else 0
+    digest = (
+        seen.meta.get("schema", 0)
+        if seen.true_meta
+        else schema.digest(here)
+        if seen.layout == chain.LAYOUT_VERSION
+        else 0
+    )
     if (digest, seen.layout) == (schema.digest(here), chain.LAYOUT_VERSION) and description is None:
         description = here
     elif description is not None and schema.digest(description) != digest:
         description = None  # one of the two is damaged
-    return Maps(number, directory, description or schema.KNOWN.get(seen.layout), seen.layout, digest, infos)
+    return Maps(
+        number, directory, description or schema.KNOWN.get(seen.layout), seen.layout, digest, infos
+    )
 
 
 def _read_meta(maps: Maps) -> dict[str, int]:
     info = maps.infos.get("meta")
-    if info is None or (info.kind, info.key_size, info.value_size) != (chain.MAP_TYPES["array"], _U32.size, _U64.size):
+    if info is None or (info.kind, info.key_size, info.value_size) != (
+        chain.MAP_TYPES["array"],
+        _U32.size,
+        _U64.size,
+    ):
         return dict.fromkeys(chain.META, 0)
     with bpf.closing(bpf.map_get_fd_by_id(info.id)) as fd:
         return health.read_meta(fd)
@@ -105,12 +126,20 @@ class _Open(contextlib.ExitStack):
 def _times(description: schema.Description) -> struct.Struct:
     """Return what reads ctl, expires and last_seen of an entry."""
     wanted = {"ctl", "expires", "last_seen"}
-    return struct.Struct("=" + "".join(code if name in wanted else f"{struct.calcsize('=' + code)}x" for name, code in description["entry"]))
+    return struct.Struct(
+        "="
+        + "".join(
+            code if name in wanted else f"{struct.calcsize('=' + code)}x"
+            for name, code in description["entry"]
+        )
+    )
 
 
 def _order(description: schema.Description) -> list[int]:
     """Return at which places of what _times() reads ctl, expires and last_seen stand."""
-    there = [name for name, dummy in description["entry"] if name in ("ctl", "expires", "last_seen")]
+    there = [
+        name for name, dummy in description["entry"] if name in ("ctl", "expires", "last_seen")
+    ]
     return [there.index(name) for name in ("ctl", "expires", "last_seen")]
 
 
@@ -132,16 +161,29 @@ def census(inherited: Inheritance) -> Census:
     with _Open() as fds:
         for name in inherited.moved or (was["tables"] if inherited.forgotten else ()):
             family, kind = was["tables"][name]
-            if name not in old.infos or (old.infos[name].key_size, old.infos[name].value_size) != tuple(was["maps"][name][1:]):
+            if name not in old.infos or (
+                old.infos[name].key_size,
+                old.infos[name].value_size,
+            ) != tuple(was["maps"][name][1:]):
                 continue
-            for (assured, idle), number in _ranked(fds.map(old, name), old.infos[name], was, now, rate).items():
-                flows[schema.destination(new, family, assured or kind == "assured")][not assured, idle] += number
+            for (assured, idle), number in _ranked(
+                fds.map(old, name), old.infos[name], was, now, rate
+            ).items():
+                flows[schema.destination(new, family, assured or kind == "assured")][
+                    not assured, idle
+                ] += number
     return Census(flows)
 
 
-def _ranked(fd: int, info: bpf.MapInfo, description: schema.Description, now: int, rate: int) -> dict[tuple[bool, int], int]:
+def _ranked(
+    fd: int, info: bpf.MapInfo, description: schema.Description, now: int, rate: int
+) -> dict[tuple[bool, int], int]:
     """Return how many live flows of a table there are by (assured, idle seconds)."""
-    view, (ctl, expires, last_seen), assured = _times(description), _order(description), description["ctl"]["assured"]
+    view, (ctl, expires, last_seen), assured = (
+        _times(description),
+        _order(description),
+        description["ctl"]["assured"],
+    )
     found: dict[tuple[bool, int], int] = {}
     now &= 0xFFFFFFFF
     for dummy_count, dummy_keys, values in _batches(fd, info):
@@ -181,20 +223,30 @@ def connect(inherited: Inheritance) -> None:
 
 def _connect_table(fds: _Open, inherited: Inheritance, name: str) -> None:
     old, new = inherited.old, inherited.new
-    was, here = t.cast("schema.Description", old.description), t.cast("schema.Description", new.description)
+    was, here = (
+        t.cast("schema.Description", old.description),
+        t.cast("schema.Description", new.description),
+    )
     family, kind = was["tables"][name]
     translator = schema.Translator(was, here) if inherited.translated else None
     source, info = fds.map(old, name), old.infos[name]
-    if _PRED[family] not in new.infos:  # a generation of layout 1: what comes until the switch is not in these windows, which begin anew
+    if (
+        _PRED[family] not in new.infos
+    ):  # a generation of layout 1: what comes until the switch is not in these windows, which begin anew
         translator = schema.Translator(was, here)
         for count, keys, values in _batches(source, info):
             for number in range(count):
-                key, value = (bytes(raw[number * size : (number + 1) * size]) for raw, size in ((keys, info.key_size), (values, info.value_size)))
+                key, value = (
+                    bytes(raw[number * size : (number + 1) * size])
+                    for raw, size in ((keys, info.key_size), (values, info.value_size))
+                )
                 _place_entry(fds, inherited, name, key, value, translator)
         return
     if translator:
         stand_in = fds.keep(_stand_in(inherited, name))
-        for count, new_keys, new_values, dummy, dummy in _stand_in_entries(source, info, family, translator, here, counted=False):
+        for count, new_keys, new_values, dummy, dummy in _stand_in_entries(
+            source, info, family, translator, here, counted=False
+        ):
             bpf.map_update_batch(stand_in, new_keys, new_values, count)
         source = stand_in
     bpf.map_update(fds.map(new, _PRED[family]), _U32.pack(_place(kind)), _U32.pack(source))
@@ -203,12 +255,20 @@ def _connect_table(fds: _Open, inherited: Inheritance, name: str) -> None:
 def connect_back(inherited: Inheritance) -> None:
     """Let the old generation, while it still has interfaces, take flows over from the new one, where it can."""
     back = Inheritance(inherited.new, inherited.old, moved=inherited.destinations)
-    if inherited.translated or not inherited.moved or not set(_PRED.values()) <= set(inherited.old.infos):
+    if (
+        inherited.translated
+        or not inherited.moved
+        or not set(_PRED.values()) <= set(inherited.old.infos)
+    ):
         return
     with _Open() as fds:
         for name in back.moved:
             family, kind = t.cast("schema.Description", back.old.description)["tables"][name]
-            bpf.map_update(fds.map(back.new, _PRED[family]), _U32.pack(_place(kind)), _U32.pack(fds.map(back.old, name)))
+            bpf.map_update(
+                fds.map(back.new, _PRED[family]),
+                _U32.pack(_place(kind)),
+                _U32.pack(fds.map(back.old, name)),
+            )
         _write_meta(fds, back.new, source=back.old.number, counted=0)
 
 
@@ -240,7 +300,13 @@ def _clear(fds: _Open, inherited: Inheritance) -> None:
             info = new.infos[name]
             for count, keys, dummy in _batches(fds.map(new, name), info):
                 packed = bytes(keys)
-                bpf.map_delete_batch(fds.map(new, name), [packed[at : at + info.key_size] for at in range(0, count * info.key_size, info.key_size)])
+                bpf.map_delete_batch(
+                    fds.map(new, name),
+                    [
+                        packed[at : at + info.key_size]
+                        for at in range(0, count * info.key_size, info.key_size)
+                    ],
+                )
     if "stats" in inherited.counters:
         for index in range(new.infos["stats"].max_entries):
             bpf.map_update(fds.map(new, "stats"), _U32.pack(index), bytes(8 * bpf.possible_cpus()))
@@ -249,23 +315,43 @@ def _clear(fds: _Open, inherited: Inheritance) -> None:
 def _stand_in(inherited: Inheritance, name: str) -> int:
     """Create the table that stands in for an old one, in the new form. :return: fd."""
     family = t.cast("schema.Description", inherited.old.description)["tables"][name][0]
-    like = inherited.new.infos[schema.destination(t.cast("schema.Description", inherited.new.description), family, True)]
-    return bpf.map_create(like.kind, f"{name}_old", like.key_size, like.value_size, inherited.old.infos[name].max_entries + bpf.lru_spare())
+    like = inherited.new.infos[
+        schema.destination(t.cast("schema.Description", inherited.new.description), family, True)
+    ]
+    return bpf.map_create(
+        like.kind,
+        f"{name}_old",
+        like.key_size,
+        like.value_size,
+        inherited.old.infos[name].max_entries + bpf.lru_spare(),
+    )
 
 
 def _stand_in_entries(
-    fd: int, info: bpf.MapInfo, family: str, translator: schema.Translator, description: schema.Description, counted: bool
+    fd: int,
+    info: bpf.MapInfo,
+    family: str,
+    translator: schema.Translator,
+    description: schema.Description,
+    counted: bool,
 ) -> t.Iterator[tuple[int, bytes, bytes, memoryview, memoryview]]:
     """Return an old table in batches: their number, new keys and new values, old keys and old values.
 
     :param counted: whether the new values have their counts.
     """
-    codec, zeros = chain.codec(description["entry"]), [number for number, (name, dummy) in enumerate(description["entry"]) if name in _COUNTS]
+    codec, zeros = (
+        chain.codec(description["entry"]),
+        [number for number, (name, dummy) in enumerate(description["entry"]) if name in _COUNTS],
+    )
     for count, keys, values in _batches(fd, info):
         new_keys, new_values = [], []
         for number in range(count):
             key = bytes(keys[number * info.key_size : (number + 1) * info.key_size])
-            value = translator.entry(family, key, bytes(values[number * info.value_size : (number + 1) * info.value_size]))
+            value = translator.entry(
+                family,
+                key,
+                bytes(values[number * info.value_size : (number + 1) * info.value_size]),
+            )
             if not counted:
                 fields = list(codec.unpack(value))
                 for at in zeros:
@@ -283,10 +369,17 @@ def _by_name(fds: _Open, inherited: Inheritance, name: str) -> list[int]:
     fd, numbers = fds.map(old, name), {}
     for index, counter in enumerate(names):
         if old.infos[name].kind == chain.MAP_TYPES["percpu_array"]:
-            numbers[counter] = sum(_U64.unpack(value)[0] for value in bpf.percpu_value(fd, index, _U64.size))
+            numbers[counter] = sum(
+                _U64.unpack(value)[0] for value in bpf.percpu_value(fd, index, _U64.size)
+            )
         else:
-            numbers[counter] = _U64.unpack(bpf.map_lookup(fd, _U32.pack(index), _U64.size) or bytes(8))[0]
-    return [numbers.get(counter, 0) for counter in t.cast("schema.Description", new.description)["counters"][name]]
+            numbers[counter] = _U64.unpack(
+                bpf.map_lookup(fd, _U32.pack(index), _U64.size) or bytes(8)
+            )[0]
+    return [
+        numbers.get(counter, 0)
+        for counter in t.cast("schema.Description", new.description)["counters"][name]
+    ]
 
 
 # ---------------------------------------------------------------- when all interfaces are switched
@@ -334,7 +427,9 @@ def _adopt_program(fds: _Open, maps: Maps) -> int | None:
 
 def _request(adopt: int, what: str, items: int, data: bytes) -> int:
     """Have the chain do something with its maps. :return: how many items it could not do."""
-    left = bpf.prog_test_run(adopt, chain.ADOPT_REQUEST.pack(chain.ADOPT_REQUESTS.index(what), items, 0) + data).retval
+    left = bpf.prog_test_run(
+        adopt, chain.ADOPT_REQUEST.pack(chain.ADOPT_REQUESTS.index(what), items, 0) + data
+    ).retval
     if left > items:
         raise Failed(f"the program {chain.ADOPT} refused a request for {items} {what}.")
     return left
@@ -363,7 +458,10 @@ class _Move:
         self.here = t.cast("schema.Description", inherited.new.description)
         self.translator = schema.Translator(self.was, self.here) if inherited.translated else None
         self.dropped: collections.Counter[str] = collections.Counter()
-        self._now, self._rate = clock.jiffies_now(_read_meta(inherited.old)) if inherited.counts else 0, clock.hz()
+        self._now, self._rate = (
+            clock.jiffies_now(_read_meta(inherited.old)) if inherited.counts else 0,
+            clock.hz(),
+        )
         self._left = self._allowed() if inherited.counts else {}
 
     def _allowed(self) -> dict[str, tuple[tuple[bool, int], list[int]]]:
@@ -371,7 +469,12 @@ class _Move:
         found = {}
         counted = census(self.inherited)
         for table in self.inherited.destinations:
-            there = sum(count for count, dummy, dummy in _batches(self.fds.map(self.inherited.new, table), self.inherited.new.infos[table]))
+            there = sum(
+                count
+                for count, dummy, dummy in _batches(
+                    self.fds.map(self.inherited.new, table), self.inherited.new.infos[table]
+                )
+            )
             limit = cutoff(counted.flows.get(table, {}), self.inherited.room(table) - there)
             if limit:
                 found[table] = (limit[0], [limit[1]])
@@ -385,13 +488,18 @@ class _Move:
         size = info.key_size
         if self.translator and self.adopt is not None:
             pred = self.fds.map(self.inherited.new, _PRED[family])
-            number = _U32.unpack(bpf.map_lookup(pred, _U32.pack(_place(kind)), _U32.size) or bytes(4))[0]
+            number = _U32.unpack(
+                bpf.map_lookup(pred, _U32.pack(_place(kind)), _U32.size) or bytes(4)
+            )[0]
             source = self.fds.keep(bpf.map_get_fd_by_id(number))
             like = bpf.map_info(source)
             size = like.key_size
             batches = self._renewed(old, info, family, source)
         else:
-            source, batches = old, ((keys, keys, values) for dummy, keys, values in _batches(old, info))
+            source, batches = (
+                old,
+                ((keys, keys, values) for dummy, keys, values in _batches(old, info)),
+            )
         stuck: list[bytes] = []
         for keys, dummy, values in batches:
             chosen = self._chosen(family, kind, keys, size, values) if self._left else bytes(keys)
@@ -409,7 +517,9 @@ class _Move:
         for keys in stuck:
             self._put(source, name, keys, size)
 
-    def _renewed(self, old: int, info: bpf.MapInfo, family: str, source: int) -> t.Iterator[tuple[t.Any, t.Any, t.Any]]:
+    def _renewed(
+        self, old: int, info: bpf.MapInfo, family: str, source: int
+    ) -> t.Iterator[tuple[t.Any, t.Any, t.Any]]:
         """Bring the table that stands in for an old one up to date, counts and all, and return it in batches."""
         for count, keys, values, old_keys, old_values in _stand_in_entries(
             old, info, family, t.cast("schema.Translator", self.translator), self.here, counted=True
@@ -419,7 +529,11 @@ class _Move:
 
     def _chosen(self, family: str, kind: str, keys: t.Any, size: int, values: t.Any) -> bytes:
         """Return the keys of a batch that there is room for."""
-        view, (ctl, expires, last_seen), assured = _times(self.was), _order(self.was), self.was["ctl"]["assured"]
+        view, (ctl, expires, last_seen), assured = (
+            _times(self.was),
+            _order(self.was),
+            self.was["ctl"]["assured"],
+        )
         chosen = []
         for number, fields in enumerate(view.iter_unpack(values)):
             key = bytes(keys[number * size : (number + 1) * size])
@@ -440,12 +554,18 @@ class _Move:
         """Move the flows with these keys. :return: requests of which something was in a packet's hands."""
         step = size * chain.ADOPT_KEYS
         requests = (keys[at : at + step] for at in range(0, len(keys), step))
-        return [one for one in requests if _request(t.cast("int", self.adopt), family, len(one) // size, one)]
+        return [
+            one
+            for one in requests
+            if _request(t.cast("int", self.adopt), family, len(one) // size, one)
+        ]
 
     def _put(self, source: int, name: str, keys: bytes, size: int) -> None:
         """Move flows that the chain can not: because it has no program for it, or because somebody left them locked."""
         value_size = bpf.map_info(source).value_size
-        translator = self.translator if self.adopt is None else None  # what stands in for the old table has the new form
+        translator = (
+            self.translator if self.adopt is None else None
+        )  # what stands in for the old table has the new form
         for at in range(0, len(keys), size):
             key = keys[at : at + size]
             value = bpf.map_lookup(source, key, value_size)
@@ -454,7 +574,14 @@ class _Move:
                 bpf.map_delete(source, key)
 
 
-def _place_entry(fds: _Open, inherited: Inheritance, name: str, key: bytes, value: bytes, translator: schema.Translator | None) -> None:
+def _place_entry(
+    fds: _Open,
+    inherited: Inheritance,
+    name: str,
+    key: bytes,
+    value: bytes,
+    translator: schema.Translator | None,
+) -> None:
     """Write an entry of an old table into the new one where it belongs, unless the flow is there; nobody holds its lock then."""
     here = t.cast("schema.Description", inherited.new.description)
     family, kind = t.cast("schema.Description", inherited.old.description)["tables"][name]
@@ -463,7 +590,9 @@ def _place_entry(fds: _Open, inherited: Inheritance, name: str, key: bytes, valu
     codec, at = chain.codec(here["entry"]), [field for field, dummy in here["entry"]].index("ctl")
     fields = list(codec.unpack(value))
     fields[at] &= ~here["ctl"]["lock"]
-    table = schema.destination(here, family, bool(fields[at] & here["ctl"]["assured"]) or kind == "assured")
+    table = schema.destination(
+        here, family, bool(fields[at] & here["ctl"]["assured"]) or kind == "assured"
+    )
     try:
         bpf.map_update(fds.map(inherited.new, table), key, codec.pack(*fields), bpf.BPF_NOEXIST)
     except bpf.BpfError as exc:

@@ -47,7 +47,9 @@ class Census:
     :ivar flows: for each table that they go to, how many there are by (not assured, idle seconds), which is the order in which they are kept.
     """
 
-    flows: t.Mapping[str, t.Mapping[tuple[bool, int], int]] = dataclasses.field(default_factory=dict)
+    flows: t.Mapping[str, t.Mapping[tuple[bool, int], int]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def total(self, table: str) -> int:
         """Return how many flows are to go to this table."""
@@ -86,8 +88,15 @@ class Inheritance:
     def destinations(self) -> tuple[str, ...]:
         """The new flow tables that get flows of others."""
         new = t.cast("schema.Description", self.new.description)
-        families = {t.cast("schema.Description", self.old.description)["tables"][name][0] for name in self.moved}
-        return tuple(name for name, (family, dummy) in new["tables"].items() if family in families and name not in self.shared)
+        families = {
+            t.cast("schema.Description", self.old.description)["tables"][name][0]
+            for name in self.moved
+        }
+        return tuple(
+            name
+            for name, (family, dummy) in new["tables"].items()
+            if family in families and name not in self.shared
+        )
 
     def room(self, table: str) -> int:
         """Return how many flows a new table surely holds."""
@@ -98,31 +107,58 @@ class Inheritance:
         """Whether the live flows have to be counted to say what becomes of them: there may not be room for all of them, or none is taken along."""
         if self.forgotten:
             return True
-        return any(sum(self.old.infos[name].max_entries for name in self._sources(table)) > self.room(table) for table in self.destinations)
+        return any(
+            sum(self.old.infos[name].max_entries for name in self._sources(table))
+            > self.room(table)
+            for table in self.destinations
+        )
 
     def _sources(self, table: str) -> list[str]:
         """Return the old tables whose flows may go to a new one."""
-        old, new = t.cast("schema.Description", self.old.description)["tables"], t.cast("schema.Description", self.new.description)["tables"]
-        return [name for name in self.moved if old[name][0] == new[table][0] and schema.ALL in (old[name][1], new[table][1]) or old[name] == new[table]]
+        old, new = (
+            t.cast("schema.Description", self.old.description)["tables"],
+            t.cast("schema.Description", self.new.description)["tables"],
+        )
+        return [
+            name
+            for name in self.moved
+            if old[name][0] == new[table][0]
+            and schema.ALL in (old[name][1], new[table][1])
+            or old[name] == new[table]
+        ]
 
     def dropped(self, census: Census) -> dict[str, int]:
         """Return by new table how many flows can not be kept."""
         if self.forgotten:
             return {table: number for table in census.flows if (number := census.total(table))}
-        return {table: number for table in self.destinations if (number := census.total(table) - self.room(table)) > 0}
+        return {
+            table: number
+            for table in self.destinations
+            if (number := census.total(table) - self.room(table)) > 0
+        }
 
     def warnings(self, census: Census) -> list[str]:
         """Return what somebody should know before it is done."""
         if self.forgotten:
             number = sum(self.dropped(census).values())
-            return [f"{number} flows are forgotten: the tables' layout changes and on_schema_change is drop."] if number else []
+            return (
+                [
+                    f"{number} flows are forgotten: the tables' layout changes and on_schema_change is drop."
+                ]
+                if number
+                else []
+            )
         found = []
         for table in self.destinations:
             number, room = census.total(table), self.room(table)
             if number > room:
-                found.append(f"{table}: {number - room} of {number} flows can not be kept, there is room for {room}: the assured and latest ones are kept.")
+                found.append(
+                    f"{table}: {number - room} of {number} flows can not be kept, there is room for {room}: the assured and latest ones are kept."
+                )
             elif number > _FULL * room:
-                found.append(f"{table}: {number} flows will fill {number / room:.0%} of the room that there is.")
+                found.append(
+                    f"{table}: {number} flows will fill {number / room:.0%} of the room that there is."
+                )
         return found
 
 
@@ -142,9 +178,22 @@ def room_of(entries: int) -> int:
 
 def wanted(number: int, directory: str, specs: t.Iterable[chain.MapSpec]) -> Maps:
     """Return the maps of a generation that is to be built."""
-    infos = {spec.name: bpf.MapInfo(0, chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, t.cast("int", spec.entries), 0) for spec in specs}
+    infos = {
+        spec.name: bpf.MapInfo(
+            0,
+            chain.MAP_TYPES[spec.kind],
+            spec.name,
+            spec.key_size,
+            spec.value_size,
+            t.cast("int", spec.entries),
+            0,
+        )
+        for spec in specs
+    }
     description = schema.describe()
-    return Maps(number, directory, description, chain.LAYOUT_VERSION, schema.digest(description), infos)
+    return Maps(
+        number, directory, description, chain.LAYOUT_VERSION, schema.digest(description), infos
+    )
 
 
 def foreign(maps: Maps) -> list[str]:
@@ -152,8 +201,15 @@ def foreign(maps: Maps) -> list[str]:
     found = []
     for name, (kind, key_size, value_size) in (maps.description or {}).get("maps", {}).items():
         info = maps.infos.get(name)
-        if info and (info.kind, info.key_size, info.value_size) != (chain.MAP_TYPES[kind], key_size, value_size):
-            there = next((known for known, number in chain.MAP_TYPES.items() if number == info.kind), f"map of type {info.kind}")
+        if info and (info.kind, info.key_size, info.value_size) != (
+            chain.MAP_TYPES[kind],
+            key_size,
+            value_size,
+        ):
+            there = next(
+                (known for known, number in chain.MAP_TYPES.items() if number == info.kind),
+                f"map of type {info.kind}",
+            )
             found.append(
                 f"{maps.directory}/map/{name} (map {info.id}, {info.name}) is a {there} with keys of {info.key_size} and values of {info.value_size} bytes, "
                 f"not a {kind} with {key_size} and {value_size}"
@@ -192,18 +248,33 @@ def decide(old: Maps, new: Maps, policy: str = "fail") -> Inheritance:
     translated = not schema.alike(old.description, here)
     if translated:
         schema.Translator(old.description, here)
-    return _parted(old, new, translated, "another layout" if not same else "other tables" if any(info.id for info in new.infos.values()) else "another size")
+    return _parted(
+        old,
+        new,
+        translated,
+        "another layout"
+        if not same
+        else "other tables"
+        if any(info.id for info in new.infos.values())
+        else "another size",
+    )
 
 
 def _forgotten(old: Maps, new: Maps) -> Inheritance:
-    names = tuple(name for name in t.cast("schema.Description", new.description)["maps"] if name in old.infos)
+    names = tuple(
+        name for name in t.cast("schema.Description", new.description)["maps"] if name in old.infos
+    )
     return Inheritance(old, new, empty=names, forgotten=True, reason="on_schema_change: drop")
 
 
 def _refusal(old: Maps, new: Maps) -> str:
     here = t.cast("schema.Description", new.description)
     apart = schema.differences(old.description, here) if old.description else []
-    told = "; ".join(apart[:8]) + ("; ..." if len(apart) > 8 else "") if apart else "it does not tell what they are made of"
+    told = (
+        "; ".join(apart[:8]) + ("; ..." if len(apart) > 8 else "")
+        if apart
+        else "it does not tell what they are made of"
+    )
     return (
         f"the tables of generation {old.number} have layout {old.layout} (schema {old.digest:016x}), this release's have layout {new.layout} "
         f"(schema {new.digest:016x}): {told}. Nothing was changed. There are three ways on, by on_schema_change: migrate takes the flows over field by "
@@ -213,11 +284,19 @@ def _refusal(old: Maps, new: Maps) -> str:
 
 def _parted(old: Maps, new: Maps, translated: bool, reason: str) -> Inheritance:
     """Part the maps by what becomes of them."""
-    was, here = t.cast("schema.Description", old.description), t.cast("schema.Description", new.description)
+    was, here = (
+        t.cast("schema.Description", old.description),
+        t.cast("schema.Description", new.description),
+    )
     shared, counters, empty = set(), [], []
     for name in here["maps"]:
         one, other = old.infos.get(name), new.infos[name]
-        fits = one is not None and was["maps"].get(name) == here["maps"][name] and one.max_entries == other.max_entries and other.id in (0, one.id)
+        fits = (
+            one is not None
+            and was["maps"].get(name) == here["maps"][name]
+            and one.max_entries == other.max_entries
+            and other.id in (0, one.id)
+        )
         if name in here["counters"]:
             named = was["counters"].get(name)
             if fits and named == here["counters"][name]:
@@ -236,17 +315,23 @@ def _parted(old: Maps, new: Maps, translated: bool, reason: str) -> Inheritance:
     if not translated:
         shared |= _events_shared(old, new)
     moved = tuple(name for name in was["tables"] if name in old.infos and name not in shared)
-    return Inheritance(old, new, frozenset(shared), moved, tuple(counters), tuple(empty), translated, False, reason)
+    return Inheritance(
+        old, new, frozenset(shared), moved, tuple(counters), tuple(empty), translated, False, reason
+    )
 
 
 def _events_shared(old: Maps, new: Maps) -> set[str]:
     """Return the maps of the events, where both have the like of them. They are no part of the description, since a chain can be without."""
     pairs = [(old.infos.get(spec.name), new.infos.get(spec.name)) for spec in chain.EVENT_MAPS]
-    alike = all(one and other and one[3:6] == other[3:6] and other.id in (0, one.id) for one, other in pairs)
+    alike = all(
+        one and other and one[3:6] == other[3:6] and other.id in (0, one.id) for one, other in pairs
+    )
     return {spec.name for spec in chain.EVENT_MAPS} if alike else set()
 
 
-def cutoff(flows: t.Mapping[tuple[bool, int], int], room: int) -> tuple[tuple[bool, int], int] | None:
+def cutoff(
+    flows: t.Mapping[tuple[bool, int], int], room: int
+) -> tuple[tuple[bool, int], int] | None:
     """Return up to which rank flows are kept, and how many of that rank; None where all are.
 
     >>> cutoff({(False, 9): 5, (True, 0): 4, (False, 0): 1}, 8)

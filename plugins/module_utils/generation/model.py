@@ -66,7 +66,13 @@ class Want:
     @property
     def maps(self) -> tuple[chain.MapSpec, ...]:
         """The chain's maps, in their sizes."""
-        return chain.maps(self.table_size, self.table_size6, self.half_open_size, self.half_open_size6, events=EVENTS_ON in self.text)
+        return chain.maps(
+            self.table_size,
+            self.table_size6,
+            self.half_open_size,
+            self.half_open_size6,
+            events=EVENTS_ON in self.text,
+        )
 
     @property
     def compiled(self) -> dict[str, int]:
@@ -76,7 +82,9 @@ class Want:
     @property
     def guest_slots(self) -> list[int]:
         """The slots that guests are wanted in."""
-        return sorted([*guests.programs_in(self.text).values(), *(guest.slot for guest in self.pinned)])
+        return sorted(
+            [*guests.programs_in(self.text).values(), *(guest.slot for guest in self.pinned)]
+        )
 
     @property
     def digest(self) -> str:
@@ -91,8 +99,17 @@ class Want:
     @property
     def made_of(self) -> dict[str, t.Any]:
         """What a manifest says of it beside the text, in JSON's types: all other fields, and the digest for what is compiled."""
-        left_out = {"text", "headers", "object", *(["build"] if self.build == BCC else [])}  # manifests of releases that had bcc only do not say so
-        fields = {name: value for name, value in dataclasses.asdict(dataclasses.replace(self, object=None)).items() if name not in left_out}
+        left_out = {
+            "text",
+            "headers",
+            "object",
+            *(["build"] if self.build == BCC else []),
+        }  # manifests of releases that had bcc only do not say so
+        fields = {
+            name: value
+            for name, value in dataclasses.asdict(dataclasses.replace(self, object=None)).items()
+            if name not in left_out
+        }
         return t.cast("dict[str, t.Any]", json.loads(json.dumps({"digest": self.digest, **fields})))
 
     @classmethod
@@ -101,7 +118,11 @@ class Want:
 
         :raises TypeError: where something that is no manifest was given.
         """
-        fields = {field.name: made_of[field.name] for field in dataclasses.fields(cls) if field.name in made_of}
+        fields = {
+            field.name: made_of[field.name]
+            for field in dataclasses.fields(cls)
+            if field.name in made_of
+        }
         fields["pinned"] = tuple(guests.Pinned(**guest) for guest in made_of.get("pinned", ()))
         return cls(text=text, headers=headers, **fields)
 
@@ -202,7 +223,9 @@ class Have:
     @property
     def rejected(self) -> tuple[Generation, ...]:
         """The generations that were rolled back from."""
-        return tuple(one for one in self.kept if self.generation is not None and one.number > self.generation)
+        return tuple(
+            one for one in self.kept if self.generation is not None and one.number > self.generation
+        )
 
     @property
     def earlier(self) -> tuple[Generation, ...]:

@@ -17,7 +17,9 @@ from . import health, manifest
 from .model import Generation, Have
 
 
-def _hooks(links: t.Mapping[str, health.Link], programs: t.Mapping[int, bpf.ProgInfo]) -> dict[str, tuple[bpf.LinkInfo, str | None]]:
+def _hooks(
+    links: t.Mapping[str, health.Link], programs: t.Mapping[int, bpf.ProgInfo]
+) -> dict[str, tuple[bpf.LinkInfo, str | None]]:
     """Return the pinned links with the hook that each one's program serves; one of an earlier generation is known by its name."""
     names = {program.id: program.name for program in programs.values()}
     found = {}
@@ -51,7 +53,15 @@ def observe_generation(paths: Paths, number: int, since: str = "") -> Generation
     seen = health.look(paths.gen_dir(number), number)
     digest = f"{seen.meta.get('digest_high', 0):016x}{seen.meta.get('digest_low', 0):016x}"
     return Generation(
-        number, digest, seen.layout, seen.settings, seen.programs, seen.maps, health.judge(seen), since, seen.meta.get("source", 0) if seen.ours else 0
+        number,
+        digest,
+        seen.layout,
+        seen.settings,
+        seen.programs,
+        seen.maps,
+        health.judge(seen),
+        since,
+        seen.meta.get("source", 0) if seen.ours else 0,
     )
 
 
@@ -60,30 +70,62 @@ def observe(paths: Paths) -> Have:
 
     :raises ConntrackError: for a user that may not.
     """
-    have = Have(no_paths=tuple(path for path in paths.seed_links() if not os.path.lexists(path)), state=manifest.look(paths))
+    have = Have(
+        no_paths=tuple(path for path in paths.seed_links() if not os.path.lexists(path)),
+        state=manifest.look(paths),
+    )
     bpffs.refuse_foreign_names(paths)
     if not bpffs.mounted(paths.pin_root):
         return have
     number, links = health.active(paths), health.look_links(paths)
-    names = [name for name in health.names(paths.gen) if name != str(number) and os.path.isdir(os.path.join(paths.gen, name))]
+    names = [
+        name
+        for name in health.names(paths.gen)
+        if name != str(number) and os.path.isdir(os.path.join(paths.gen, name))
+    ]
     since = {int(name): _since(paths, int(name)) for name in names if name.isdigit()}
-    kept = tuple(observe_generation(paths, one, when) for one, when in sorted(since.items(), reverse=True) if when is not None)
-    gone = tuple(key for key, link in links.items() if link.info is not None and not link.info.ifindex and not link.there)
-    have = dataclasses.replace(have, gone=gone, kept=kept, leftovers=tuple(name for name in names if name not in {str(one.number) for one in kept}))
+    kept = tuple(
+        observe_generation(paths, one, when)
+        for one, when in sorted(since.items(), reverse=True)
+        if when is not None
+    )
+    gone = tuple(
+        key
+        for key, link in links.items()
+        if link.info is not None and not link.info.ifindex and not link.there
+    )
+    have = dataclasses.replace(
+        have,
+        gone=gone,
+        kept=kept,
+        leftovers=tuple(name for name in names if name not in {str(one.number) for one in kept}),
+    )
     if number is None:
         return dataclasses.replace(have, links=_hooks(links, {}))
     active = observe_generation(paths, number, active_since(paths, number))
-    fields = {field.name: getattr(active, field.name) for field in dataclasses.fields(active) if field.name != "number"}
-    fields["faults"] = (*active.faults, *health.judge_paths(paths, number), *health.judge_links(links, active.programs))
+    fields = {
+        field.name: getattr(active, field.name)
+        for field in dataclasses.fields(active)
+        if field.name != "number"
+    }
+    fields["faults"] = (
+        *active.faults,
+        *health.judge_paths(paths, number),
+        *health.judge_links(links, active.programs),
+    )
     fields["faults"] += health.judge_forwarding(health.look_forwarding(paths, links))
     fields["guest_maps"] = _guest_maps(os.path.join(paths.gen_dir(number), "map"))
-    return dataclasses.replace(have, generation=number, links=_hooks(links, active.programs), **fields)
+    return dataclasses.replace(
+        have, generation=number, links=_hooks(links, active.programs), **fields
+    )
 
 
 def _guest_maps(directory: str) -> dict[str, bpf.MapInfo]:
     """Return the maps that are pinned beside the chain's own."""
     found = {}
-    for name in sorted(set(health.names(directory)) - {bpffs.encode(spec.name) for spec in chain.maps(events=True)}):
+    for name in sorted(
+        set(health.names(directory)) - {bpffs.encode(spec.name) for spec in chain.maps(events=True)}
+    ):
         with health.open_pin(os.path.join(directory, name)) as (kind, fd):
             if kind == "map":
                 found[name] = bpf.map_info(fd)

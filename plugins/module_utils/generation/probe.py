@@ -22,7 +22,10 @@ _ETH_IPV4, _ETH_IPV6 = 0x0800, 0x86DD
 _ICMP, _TCP, _UDP, _GRE, _ICMPV6, _SCTP = 1, 6, 17, 47, 58, 132
 #: Addresses that only documents use (RFC 5737, RFC 3849).
 _V4 = (bytes((192, 0, 2, 1)), bytes((198, 51, 100, 1)))
-_V6 = (bytes.fromhex("20010db8000000000000000000000001"), bytes.fromhex("20010db8000000000000000000000002"))
+_V6 = (
+    bytes.fromhex("20010db8000000000000000000000001"),
+    bytes.fromhex("20010db8000000000000000000000002"),
+)
 #: A router does not forward what has no life left, so it stays in the chain whatever that may forward.
 _TTL = 1
 #: The largest offset of a fragment, in units of 8 bytes: of a datagram whose last fragment it could be none is expected.
@@ -39,12 +42,18 @@ def _ethernet(proto: int, payload: bytes) -> bytes:
 
 
 def _ipv4(proto: int, payload: bytes, fragment: int = 0) -> bytes:
-    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 0, fragment, _TTL, proto, 0, *_V4)
-    return _ethernet(_ETH_IPV4, head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + payload)
+    head = struct.pack(
+        "!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 0, fragment, _TTL, proto, 0, *_V4
+    )
+    return _ethernet(
+        _ETH_IPV4, head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + payload
+    )
 
 
 def _ipv6(proto: int, payload: bytes) -> bytes:
-    return _ethernet(_ETH_IPV6, struct.pack("!IHBB16s16s", 6 << 28, len(payload), proto, _TTL, *_V6) + payload)
+    return _ethernet(
+        _ETH_IPV6, struct.pack("!IHBB16s16s", 6 << 28, len(payload), proto, _TTL, *_V6) + payload
+    )
 
 
 def _reset(addresses: tuple[bytes, bytes]) -> bytes:
@@ -76,7 +85,11 @@ PROBES = (
     Probe("a UDP header that is cut off", _ipv4(_UDP, bytes(4)), "invalid_l4_short"),
     Probe("an ICMP header that is cut off", _ipv4(_ICMP, bytes(4)), "invalid_l4_short"),
     Probe("an SCTP header that is cut off", _ipv4(_SCTP, bytes(4)), "invalid_l4_short"),
-    Probe("a GRE header of version 1 that is not PPTP's", _ipv4(_GRE, struct.pack("!HHI", 1, _ETH_IPV4, 0)), "invalid_gre"),
+    Probe(
+        "a GRE header of version 1 that is not PPTP's",
+        _ipv4(_GRE, struct.pack("!HHI", 1, _ETH_IPV4, 0)),
+        "invalid_gre",
+    ),
     Probe("a fragment that holds nothing", _ipv4(_UDP, b"", _LAST_UNIT), "untracked_fragment"),
     Probe("a TCP reset of no connection", _ipv4(_TCP, _reset(_V4)), "invalid_tcp_new"),
     Probe("an ICMPv6 header that is cut off", _ipv6(_ICMPV6, bytes(4)), "invalid_l4_short"),
@@ -112,7 +125,9 @@ class Counters:
         index = chain.COUNTERS.index(name)
         if self.mark:
             return _word(self._proof, chain.PROOF["counts"] + index)
-        return sum(_U64.unpack(value)[0] for value in bpf.percpu_value(self._stats, index, _U64.size))
+        return sum(
+            _U64.unpack(value)[0] for value in bpf.percpu_value(self._stats, index, _U64.size)
+        )
 
 
 def _word(fd: int, index: int) -> int:
@@ -122,11 +137,19 @@ def _word(fd: int, index: int) -> int:
 
 def _marked(frame: bytes, mark: int) -> bytes:
     """Return a frame of proof with the mark in place of its addresses; the chain reads it in 16-bit words (files/bpf/packet.h, is_proof())."""
-    words = struct.pack("=4H", *(mark >> shift & 0xFFFF for shift in (0, 16, 32, 48))) if mark else b""
+    words = (
+        struct.pack("=4H", *(mark >> shift & 0xFFFF for shift in (0, 16, 32, 48))) if mark else b""
+    )
     return words + frame[len(words) :]
 
 
-def prove(entry: int, stats: int, guests: bool = False, probe: Probe = NOT_IP, counters: Counters | None = None) -> None:
+def prove(
+    entry: int,
+    stats: int,
+    guests: bool = False,
+    probe: Probe = NOT_IP,
+    counters: Counters | None = None,
+) -> None:
     """Send a frame through the chain: it must come out as it went in and be counted, so every slot on its way is filled.
 
     The chain counts it beside the traffic: no counter that is shown moves, whatever else comes meanwhile, and wherever this process is killed.

@@ -29,7 +29,13 @@ from . import manifest
 _COMPILED = ("checksum", "fused", "forward", "events")
 _SAID = (render.UNFILTERED,)  # compiled into nothing, and wanted beside forward
 _SWITCHES = ("fused", "events", *_SAID)
-NAMES = (*render.SIZES, *(f"timeouts.{name}" for name in chain.TIMEOUTS), *(f"settings.{name}" for name in chain.KNOBS), *_COMPILED, *_SAID)
+NAMES = (
+    *render.SIZES,
+    *(f"timeouts.{name}" for name in chain.TIMEOUTS),
+    *(f"settings.{name}" for name in chain.KNOBS),
+    *_COMPILED,
+    *_SAID,
+)
 _FLAGS = {"true": 1, "yes": 1, "false": 0, "no": 0}
 
 
@@ -78,7 +84,12 @@ def parse(words: t.Iterable[str]) -> Changes:
     for name in _SWITCHES:
         if found[""].get(name, 0) not in (0, 1):
             raise bad_value(name, found[""][name], "give true or false")
-    changes = Changes({name: found[""][name] for name in render.SIZES if name in found[""]}, found["timeouts"], found["settings"], compiled)
+    changes = Changes(
+        {name: found[""][name] for name in render.SIZES if name in found[""]},
+        found["timeouts"],
+        found["settings"],
+        compiled,
+    )
     settings = render.Settings(**changes.sizes, **changes.compiled)
     render.check_settings(settings)
     render.check_unfiltered(settings.forward, bool(found[""].get(render.UNFILTERED)))
@@ -102,7 +113,10 @@ def last(paths: Paths) -> generation.Want | None:
     if want is None:
         return None
     # a program has another id after a reboot
-    asked = [guests.Guest(f"guests[{at}]", guest.slot, pinned=guest.path) for at, guest in enumerate(want.pinned)]
+    asked = [
+        guests.Guest(f"guests[{at}]", guest.slot, pinned=guest.path)
+        for at, guest in enumerate(want.pinned)
+    ]
     return dataclasses.replace(want, pinned=guests.pinned_here(asked))
 
 
@@ -111,11 +125,17 @@ def resized(want: generation.Want, sizes: t.Mapping[str, t.Any]) -> generation.W
     made = dataclasses.replace(want, **sizes)
     text = want.text
     for spec in made.maps:
-        text = re.sub(rf"(\b{spec.name}, )\d+(?=, \"{re.escape(render.MAP_DIR)}/{spec.name}\"\))", rf"\g<1>{spec.entries}", text)
+        text = re.sub(
+            rf"(\b{spec.name}, )\d+(?=, \"{re.escape(render.MAP_DIR)}/{spec.name}\"\))",
+            rf"\g<1>{spec.entries}",
+            text,
+        )
     return dataclasses.replace(made, text=text)
 
 
-def wanted(paths: Paths, changes: Changes = Changes(), source: str | None = None) -> generation.Want:
+def wanted(
+    paths: Paths, changes: Changes = Changes(), source: str | None = None
+) -> generation.Want:
     """Return the chain that is to be loaded: the last one with the changes.
 
     :param source: a directory of sources in place of the last ones. Sizes, timeouts and switches are still the last ones, where there are any; what else is
@@ -133,16 +153,24 @@ def wanted(paths: Paths, changes: Changes = Changes(), source: str | None = None
     else:
         if before is not None and before.guest_slots:
             names = " and ".join(map(guests.slot_name, before.guest_slots))
-            raise ConntrackError(f"guests: the last generation has some, in slot {names}, which would be gone. Run xdp_program, which takes guests.")
+            raise ConntrackError(
+                f"guests: the last generation has some, in slot {names}, which would be gone. Run xdp_program, which takes guests."
+            )
         sizes = {name: getattr(before, name) for name in render.SIZES} if before is not None else {}
         sizes.update(changes.sizes)
         _need("jinja2")
         text = render.render(source, render.Settings(**sizes, **changes.compiled))
         whole = {**dict.fromkeys(render.SIZES, chain.TABLE_SIZE), **sizes}
         old = (before.timeouts, before.knobs) if before is not None else ({}, {})
-        headers = before.headers if before is not None and not os.path.isdir(os.path.join(source, "stub")) else render.read_headers(source)
+        headers = (
+            before.headers
+            if before is not None and not os.path.isdir(os.path.join(source, "stub"))
+            else render.read_headers(source)
+        )
         want = generation.Want(text, headers, timeouts=old[0], knobs=old[1], **whole)
-    return dataclasses.replace(want, timeouts={**want.timeouts, **changes.timeouts}, knobs={**want.knobs, **changes.knobs})
+    return dataclasses.replace(
+        want, timeouts={**want.timeouts, **changes.timeouts}, knobs={**want.knobs, **changes.knobs}
+    )
 
 
 def _need(name: str) -> None:

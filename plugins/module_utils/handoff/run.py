@@ -22,7 +22,11 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
     **flow_report.FILTER_OPTIONS,
     "export_to": {"type": "path"},
     "import_from": {"type": "path"},
-    "on_conflict": {"type": "str", "choices": list(handoff.CONFLICTS), "default": handoff.CONFLICTS[0]},
+    "on_conflict": {
+        "type": "str",
+        "choices": list(handoff.CONFLICTS),
+        "default": handoff.CONFLICTS[0],
+    },
     "mode": {"type": "str", "default": "0600"},
 }
 
@@ -34,7 +38,9 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     :return: the module's result.
     :raises ConntrackError: for a bad option, a missing chain, a file that can not be written, or is no good.
     """
-    words = {word: params[word] for word in flow_filter.FILTER_WORDS if params.get(word) is not None}
+    words = {
+        word: params[word] for word in flow_filter.FILTER_WORDS if params.get(word) is not None
+    }
     filters = flow_filter.parse_filters(words)
     bpffs.check(params["pin_root"])
     if params["export_to"]:
@@ -45,10 +51,15 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     return _import(params, check_mode)
 
 
-def _export(params: t.Mapping[str, t.Any], filters: flow_filter.Filters, check_mode: bool) -> dict[str, t.Any]:
+def _export(
+    params: t.Mapping[str, t.Any], filters: flow_filter.Filters, check_mode: bool
+) -> dict[str, t.Any]:
     mode = files.file_mode(params["mode"])
     files.check_dest(params["export_to"], "export_to")
-    with flow_table.FlowTables(params["pin_root"]) as tables, files.replacing(params["export_to"], mode, dry=check_mode) as file:
+    with (
+        flow_table.FlowTables(params["pin_root"]) as tables,
+        files.replacing(params["export_to"], mode, dry=check_mode) as file,
+    ):
         count = handoff.export(tables, filters, file.write)
     return {"changed": True, "count": count, "export_to": params["export_to"]}
 
@@ -57,13 +68,26 @@ def _import(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]
     try:
         file = open(params["import_from"], "rb")  # noqa: SIM115  it is closed below
     except OSError as exc:
-        raise bad_value("import_from", params["import_from"], f"give a file that was exported: {exc.strerror}") from None
+        raise bad_value(
+            "import_from", params["import_from"], f"give a file that was exported: {exc.strerror}"
+        ) from None
     with file, handoff.Reader(file, params["import_from"]) as reader:
-        opened = flow_table.FlowTables(params["pin_root"]) if check_mode else flow_table.writing(params["pin_root"], params["lock_timeout"])
+        opened = (
+            flow_table.FlowTables(params["pin_root"])
+            if check_mode
+            else flow_table.writing(params["pin_root"], params["lock_timeout"])
+        )
         with opened as tables:
             done = handoff.take(tables, reader, params["on_conflict"], dry=check_mode)
     counts = dataclasses.asdict(done)
-    result = {"changed": bool(done.imported or done.replaced), "count": counts.pop("read"), **counts, "host": reader.header["host"]}
+    result = {
+        "changed": bool(done.imported or done.replaced),
+        "count": counts.pop("read"),
+        **counts,
+        "host": reader.header["host"],
+    }
     if done.no_room:
-        result["warnings"] = [f"{done.no_room} flows were left out: the tables have no room for them. Raise table_size, or export fewer (assured: true)."]
+        result["warnings"] = [
+            f"{done.no_room} flows were left out: the tables have no room for them. Raise table_size, or export fewer (assured: true)."
+        ]
     return result

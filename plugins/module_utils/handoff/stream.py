@@ -62,11 +62,20 @@ _KEYS = {"ipv4": chain.KEY4, "ipv6": chain.KEY6}
 _ICMP = {table.family: table.icmp for table in flow.TABLES}
 #: The window scale (RFC 7323, 2.3), differences of jiffies, jiffies a second (include/asm-generic/param.h; 1200 on alpha is the most), seconds since 1970 to
 #: the year 10000, letters of a host's name (RFC 1035), and entries of all tables together.
-_MOST_SCALE, _MOST_JIFFIES, _MOST_HZ, _MOST_TIME, _MOST_HOST, _MOST_ENTRIES = 14, 0x7FFFFFFF, 10_000, 253_402_300_800, 255, 4 << 26
+_MOST_SCALE, _MOST_JIFFIES, _MOST_HZ, _MOST_TIME, _MOST_HOST, _MOST_ENTRIES = (
+    14,
+    0x7FFFFFFF,
+    10_000,
+    253_402_300_800,
+    255,
+    4 << 26,
+)
 
 
 # ---------------------------------------------------------------- writing
-def export(source: flow_table.Source, filters: flow_filter.Filters, put: t.Callable[[bytes], object]) -> int:
+def export(
+    source: flow_table.Source, filters: flow_filter.Filters, put: t.Callable[[bytes], object]
+) -> int:
     """Write the live flows that match; return how many.
 
     :param put: takes the next piece.
@@ -87,14 +96,25 @@ def export(source: flow_table.Source, filters: flow_filter.Filters, put: t.Calla
     for flows in flow_table.Pass(source, query, True, True, None, False).batches():
         if flows:
             # a batch is of one table
-            put(_frame(_ENTRIES, flows[0][0].family, len(flows), source.clock().jiffies, b"".join([row[2] + row[3] for dummy, dummy_values, row in flows])))
+            put(
+                _frame(
+                    _ENTRIES,
+                    flows[0][0].family,
+                    len(flows),
+                    source.clock().jiffies,
+                    b"".join([row[2] + row[3] for dummy, dummy_values, row in flows]),
+                )
+            )
             total += len(flows)
     put(_frame(_END, _FAMILIES[0], total, source.clock().jiffies, b""))
     return total
 
 
 def _frame(kind: int, family: str, count: int, jiffies: int, data: bytes) -> bytes:
-    return _FRAME.pack(kind, _FAMILIES.index(family), count, jiffies, len(data), zlib.crc32(data)) + data
+    return (
+        _FRAME.pack(kind, _FAMILIES.index(family), count, jiffies, len(data), zlib.crc32(data))
+        + data
+    )
 
 
 # ---------------------------------------------------------------- reading
@@ -113,20 +133,41 @@ class Reader:
         if " ".join(first[:-1]) != MAGIC:
             raise self._refuse("it is not what ct export wrote")
         if first[-1] != str(FORMAT):
-            raise self._refuse(f"it has format {printable(first[-1][:20])}, this release reads format {FORMAT}: use the release that wrote it on both hosts")
+            raise self._refuse(
+                f"it has format {printable(first[-1][:20])}, this release reads format {FORMAT}: use the release that wrote it on both hosts"
+            )
         self.header = self._header(file.readline(_MOST_LINE))
         description = self.header["description"]
         try:
             self._translator = schema.Translator(description, schema.describe())
-        except (ConntrackError, LookupError, TypeError, ValueError, AttributeError, struct.error) as exc:
-            why = exc.message.rstrip(".") if isinstance(exc, ConntrackError) else "its tables are of a kind that is not known here"
-            raise self._refuse(f"it was written with layout {self.header['layout']}, this release has layout {chain.LAYOUT_VERSION}: {why}") from None
+        except (
+            ConntrackError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            struct.error,
+        ) as exc:
+            why = (
+                exc.message.rstrip(".")
+                if isinstance(exc, ConntrackError)
+                else "its tables are of a kind that is not known here"
+            )
+            raise self._refuse(
+                f"it was written with layout {self.header['layout']}, this release has layout {chain.LAYOUT_VERSION}: {why}"
+            ) from None
         entry_size = chain.codec(description["entry"]).size
-        self._sizes = {family: (chain.codec(fields).size, entry_size) for family, fields in description["keys"].items() if family in _FAMILIES}
+        self._sizes = {
+            family: (chain.codec(fields).size, entry_size)
+            for family, fields in description["keys"].items()
+            if family in _FAMILIES
+        }
         self._frames: list[tuple[str, int, int]] = []
         try:
             with contextlib.ExitStack() as stack:
-                self._kept = t.cast("t.BinaryIO", stack.enter_context(tempfile.SpooledTemporaryFile(_MOST_BYTES)))
+                self._kept = t.cast(
+                    "t.BinaryIO", stack.enter_context(tempfile.SpooledTemporaryFile(_MOST_BYTES))
+                )
                 self._keep()
                 self._exit = stack.pop_all()
         except OSError as exc:
@@ -159,21 +200,28 @@ class Reader:
             "byteorder": found.get("byteorder") in ("little", "big"),
             "hz": is_whole(found.get("hz")) and 0 < found["hz"] <= _MOST_HZ,
             "layout": is_whole(found.get("layout")) and 0 < found["layout"] < 1 << 32,
-            "time": (is_whole(found.get("time")) or isinstance(found.get("time"), float)) and 0 <= found["time"] < _MOST_TIME,
+            "time": (is_whole(found.get("time")) or isinstance(found.get("time"), float))
+            and 0 <= found["time"] < _MOST_TIME,
             "host": isinstance(found.get("host"), str) and len(found["host"]) <= _MOST_HOST,
             "description": schema.whole(found.get("description")),
         }
         for name, good in checks.items():
             if not good:
-                raise self._refuse(f"its header is damaged: {name}: {flow_record.shown(found.get(name))}")
+                raise self._refuse(
+                    f"its header is damaged: {name}: {flow_record.shown(found.get(name))}"
+                )
         try:
             digest = f"{schema.digest(found['description']):016x}"
         except RecursionError:
             digest = ""
         if digest != found.get("schema"):
-            raise self._refuse("its header is damaged: schema: it is not the digest of the description")
+            raise self._refuse(
+                "its header is damaged: schema: it is not the digest of the description"
+            )
         if found["byteorder"] != sys.byteorder:
-            raise self._refuse(f"it comes from a {found['byteorder']}-endian machine, and this one is {sys.byteorder}-endian")
+            raise self._refuse(
+                f"it comes from a {found['byteorder']}-endian machine, and this one is {sys.byteorder}-endian"
+            )
         return {**found, "host": printable(found["host"])}
 
     def _keep(self) -> None:
@@ -191,7 +239,9 @@ class Reader:
                 raise self._refuse(f"it ends too early, after {done} flows. Export it again")
             if kind == _END:
                 if count != done or size or check != zlib.crc32(b""):
-                    raise self._refuse(f"it is damaged: {count} flows were written, and {done} are there. Export it again")
+                    raise self._refuse(
+                        f"it is damaged: {count} flows were written, and {done} are there. Export it again"
+                    )
                 if self._file.read(1):
                     raise self._refuse("something follows its end. Give one stream at a time")
                 return
@@ -202,7 +252,9 @@ class Reader:
             if done + count > _MOST_ENTRIES:
                 raise self._refuse(f"it has more than {_MOST_ENTRIES} flows, which no tables hold")
             pieces: list[bytes] = []
-            for at, (key, value) in enumerate(struct.iter_unpack(f"{sizes[0]}s{sizes[1]}s", data), done + 1):
+            for at, (key, value) in enumerate(
+                struct.iter_unpack(f"{sizes[0]}s{sizes[1]}s", data), done + 1
+            ):
                 here = self._translator.key(family, key), self._translator.entry(family, key, value)
                 why = impossible(family, *here)
                 if why:
@@ -217,7 +269,11 @@ class Reader:
         self._kept.seek(0)
         for family, jiffies, count in self._frames:
             sizes = _KEYS[family].size, chain.ENTRY.size
-            yield family, jiffies, struct.iter_unpack(f"{sizes[0]}s{sizes[1]}s", self._kept.read(count * sum(sizes)))
+            yield (
+                family,
+                jiffies,
+                struct.iter_unpack(f"{sizes[0]}s{sizes[1]}s", self._kept.read(count * sum(sizes))),
+            )
 
 
 # ---------------------------------------------------------------- what an entry can be
@@ -267,9 +323,17 @@ def longest(family: str, proto: int, ctl: int, timeouts: t.Mapping[str, int]) ->
         names = [f"{flow.PROTOCOLS[proto]}_{flow.STATES[proto][state].lower()}"]
     elif proto in _STREAMS:
         name = _STREAMS[proto]
-        names = [name, f"{name}_stream"] if ctl & (chain.CTL_SEEN_REPLY | chain.CTL_ASSURED) else [name]
+        names = (
+            [name, f"{name}_stream"] if ctl & (chain.CTL_SEEN_REPLY | chain.CTL_ASSURED) else [name]
+        )
     else:
-        names = [flow.PROTOCOLS[proto] if proto == _ICMP[family] else "sctp_closed" if proto == _SCTP else "generic"]
+        names = [
+            flow.PROTOCOLS[proto]
+            if proto == _ICMP[family]
+            else "sctp_closed"
+            if proto == _SCTP
+            else "generic"
+        ]
     return max(timeouts.get(name) or chain.TIMEOUTS[name] for name in names)
 
 
@@ -284,7 +348,14 @@ def _clocks(value: bytes) -> tuple[int, int]:
     return fields[_AT["expires"]], fields[_AT["last_seen"]]
 
 
-def rebased(key: bytes, value: bytes, jiffies: int, rate: int, here: Clock, timeouts: t.Mapping[str, int] = chain.TIMEOUTS) -> tuple[bytes, int]:
+def rebased(
+    key: bytes,
+    value: bytes,
+    jiffies: int,
+    rate: int,
+    here: Clock,
+    timeouts: t.Mapping[str, int] = chain.TIMEOUTS,
+) -> tuple[bytes, int]:
     """Return an entry in this host's time, and the jiffies that it has left: zero or less once it is over.
 
     No time is one that can not be: none has more left than its state has here, was seen or began later than now, or becomes a stream later than a new flow.
@@ -300,14 +371,21 @@ def rebased(key: bytes, value: bytes, jiffies: int, rate: int, here: Clock, time
         """Return the jiffies from now to one of the entry's clocks."""
         return min(max(_signed(fields[_AT[at]] - jiffies) * here.hz // rate, -_MOST_JIFFIES), most)
 
-    left = moved("expires", min(longest(family, proto, fields[_AT["ctl"]], timeouts) * here.hz, _MOST_JIFFIES))
+    left = moved(
+        "expires",
+        min(longest(family, proto, fields[_AT["ctl"]], timeouts) * here.hz, _MOST_JIFFIES),
+    )
     if Clock(jiffies, rate, 0).over(*_clocks(value)):
-        left = min(left, 0)  # it may be so long ago that the difference of the two clocks says otherwise
+        left = min(
+            left, 0
+        )  # it may be so long ago that the difference of the two clocks says otherwise
     ends = {"expires": left, "last_seen": moved("last_seen", 0)}
     if proto not in _NO_CLOCK:
         ends["last_end"] = moved("last_end", _STREAM_SECONDS * here.hz)
     for name, away in ends.items():
-        fields[_AT[name]] = (here.jiffies + away) & _MASK32 or int(name != "last_end")  # never seen is 0
+        fields[_AT[name]] = (here.jiffies + away) & _MASK32 or int(
+            name != "last_end"
+        )  # never seen is 0
     age = max(jiffies // rate - fields[_AT["created"]], 0)
     fields[_AT["created"]] = max(here.jiffies // here.hz - age, 0) & _MASK32
     return chain.ENTRY.pack(*fields), left
@@ -352,7 +430,9 @@ class _Take:
         self._tables, self._on_conflict, self._dry = tables, on_conflict, dry
         self._opened = {(one.table.family, one.table.flow_class): one for one in tables.tables}
         self._room = {
-            one.table.name: migrate_plan.room_of(one.capacity) - sum(count for count, dummy_keys, dummy_values in tables.batches(one)) for one in tables.tables
+            one.table.name: migrate_plan.room_of(one.capacity)
+            - sum(count for count, dummy_keys, dummy_values in tables.batches(one))
+            for one in tables.tables
         }
 
     def entry(self, family: str, key: bytes, value: bytes, left: int, here: Clock) -> None:
@@ -363,7 +443,11 @@ class _Take:
             return
         assured = bool(chain.ENTRY.unpack(value)[_AT["ctl"]] & chain.CTL_ASSURED)
         opened = self._opened[family, chain.FLOW_CLASSES[assured]]
-        others = [(one, found) for one in self._both(family) if (found := self._tables.lookup(one, key)) is not None]
+        others = [
+            (one, found)
+            for one in self._both(family)
+            if (found := self._tables.lookup(one, key)) is not None
+        ]
         live = [found for dummy, found in others if not here.over(*_clocks(found))]
         if live and not self._wins(value, live, here):
             self.done.kept += 1
@@ -378,7 +462,9 @@ class _Take:
                 self.done.kept += 1
                 return
             for one in self._both(family):
-                if one is not opened and self._tables.lookup(one, key) is not None:  # here, too: a flow stands in one table, and this one knows more
+                if (
+                    one is not opened and self._tables.lookup(one, key) is not None
+                ):  # here, too: a flow stands in one table, and this one knows more
                     self._delete(one, key, over=False)
         self._room[opened.table.name] -= 1
         self.promoted += assured
@@ -434,6 +520,11 @@ def take(tables: Target, reader: Reader, on_conflict: str = "keep", dry: bool = 
 def told(done: Imported, header: Header, dry: bool = False) -> str:
     """Return what came of it, for people."""
     parts = [f"{done.imported} {'would be ' if dry else ''}imported"]
-    more = (("replaced", "in the place of flows that were here"), ("kept", "stayed as they were here"), ("expired", "over"), ("no_room", "without room"))
+    more = (
+        ("replaced", "in the place of flows that were here"),
+        ("kept", "stayed as they were here"),
+        ("expired", "over"),
+        ("no_room", "without room"),
+    )
     parts += [f"{getattr(done, name)} {what}" for name, what in more if getattr(done, name)]
     return f"{done.read} flows of {header['host']}, {utc(header['time'])}: {', '.join(parts)}"

@@ -76,7 +76,17 @@ class _Sized(ctypes.Structure):
 class _MapCreateOpts(_Sized):
     _fields_ = [
         ("sz", ctypes.c_size_t),
-        *((name, ctypes.c_uint32) for name in ("btf_fd", "btf_key_type_id", "btf_value_type_id", "btf_vmlinux_value_type_id", "inner_map_fd", "map_flags")),
+        *(
+            (name, ctypes.c_uint32)
+            for name in (
+                "btf_fd",
+                "btf_key_type_id",
+                "btf_value_type_id",
+                "btf_vmlinux_value_type_id",
+                "inner_map_fd",
+                "map_flags",
+            )
+        ),
     ]
 
 
@@ -115,7 +125,11 @@ class _LinkCreateOpts(_Sized):
 
 
 class _LinkUpdateOpts(_Sized):
-    _fields_ = [("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("old_prog_fd", ctypes.c_uint32)]
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("flags", ctypes.c_uint32),
+        ("old_prog_fd", ctypes.c_uint32),
+    ]
 
 
 class _TestRunOpts(_Sized):
@@ -140,7 +154,10 @@ class _TestRunOpts(_Sized):
 
 class _MapInfo(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_uint32) for name in ("type", "id", "key_size", "value_size", "max_entries", "map_flags")),
+        *(
+            (name, ctypes.c_uint32)
+            for name in ("type", "id", "key_size", "value_size", "max_entries", "map_flags")
+        ),
         ("name", ctypes.c_char * 16),
     ]
 
@@ -272,7 +289,13 @@ class LinkFacts(t.NamedTuple):
 
 
 # ---------------------------------------------------------------- calling libbpf
-_INT, _U32, _U64, _PTR, _STR = ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_char_p
+_INT, _U32, _U64, _PTR, _STR = (
+    ctypes.c_int,
+    ctypes.c_uint32,
+    ctypes.c_uint64,
+    ctypes.c_void_p,
+    ctypes.c_char_p,
+)
 _SIGNATURES: dict[str, tuple[t.Any, ...]] = {
     "bpf_obj_get": (_STR,),
     "bpf_obj_pin": (_INT, _STR),
@@ -326,7 +349,9 @@ def _function(name: str) -> t.Any:
         try:
             function = getattr(lib, name)
         except AttributeError:
-            raise ConntrackError(f"This host's libbpf has no {name}; version 0.8 or later is needed. Upgrade the package libbpf1 or libbpf.") from None
+            raise ConntrackError(
+                f"This host's libbpf has no {name}; version 0.8 or later is needed. Upgrade the package libbpf1 or libbpf."
+            ) from None
         function.argtypes = _SIGNATURES[name]
         function.restype = ctypes.c_int
         _functions[name] = function
@@ -374,13 +399,30 @@ def obj_pin(fd: int, path: str) -> None:
 
 
 # ---------------------------------------------------------------- maps
-def map_create(kind: int, name: str, key_size: int, value_size: int, entries: int, flags: int = 0, inner: int | None = None) -> int:
+def map_create(
+    kind: int,
+    name: str,
+    key_size: int,
+    value_size: int,
+    entries: int,
+    flags: int = 0,
+    inner: int | None = None,
+) -> int:
     """Create a map of enum bpf_map_type ``kind``. :return: fd.
 
     :param inner: for an array of maps the file descriptor of one like those that it shall hold; their sizes may differ.
     """
     opts = _MapCreateOpts(map_flags=flags, inner_map_fd=inner or 0)
-    return _call("bpf_map_create", kind, _object_name(name), key_size, value_size, entries, ctypes.byref(opts), about=name)
+    return _call(
+        "bpf_map_create",
+        kind,
+        _object_name(name),
+        key_size,
+        value_size,
+        entries,
+        ctypes.byref(opts),
+        about=name,
+    )
 
 
 def map_update(fd: int, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
@@ -391,7 +433,9 @@ def map_update(fd: int, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
     """Write ``count`` elements whose keys and values stand one behind the other; what is there is overwritten."""
     done = ctypes.c_uint32(count)
-    _call("bpf_map_update_batch", fd, keys, values, ctypes.byref(done), None, about=f"{count} entries")
+    _call(
+        "bpf_map_update_batch", fd, keys, values, ctypes.byref(done), None, about=f"{count} entries"
+    )
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
@@ -423,7 +467,14 @@ def map_delete_batch(fd: int, keys: t.Sequence[bytes]) -> int:
     while start < len(keys):
         count = ctypes.c_uint32(len(keys) - start)
         try:
-            _call("bpf_map_delete_batch", fd, b"".join(keys[start:]), ctypes.byref(count), None, about=f"{len(keys) - start} keys")
+            _call(
+                "bpf_map_delete_batch",
+                fd,
+                b"".join(keys[start:]),
+                ctypes.byref(count),
+                None,
+                about=f"{len(keys) - start} keys",
+            )
         except BpfError as exc:
             if exc.errno != errnos.ENOENT:
                 raise
@@ -433,7 +484,9 @@ def map_delete_batch(fd: int, keys: t.Sequence[bytes]) -> int:
     return deleted
 
 
-def map_batches(fd: int, key_size: int, value_size: int, batch: int = 16384) -> t.Iterator[tuple[int, memoryview, memoryview]]:
+def map_batches(
+    fd: int, key_size: int, value_size: int, batch: int = 16384
+) -> t.Iterator[tuple[int, memoryview, memoryview]]:
     """Read a whole map in batches.
 
     :param value_size: the bytes of one value as the kernel copies it out (per-CPU maps: padded to 8, times possible_cpus()).
@@ -445,12 +498,27 @@ def map_batches(fd: int, key_size: int, value_size: int, batch: int = 16384) -> 
     keys = values = None
     while not done:
         if keys is None or values is None:
-            keys, values = ctypes.create_string_buffer(batch * key_size), ctypes.create_string_buffer(batch * value_size)
+            keys, values = (
+                ctypes.create_string_buffer(batch * key_size),
+                ctypes.create_string_buffer(batch * value_size),
+            )
         count = ctypes.c_uint32(batch)
         try:
-            _call("bpf_map_lookup_batch", fd, None if first else cursors[0], cursors[1], keys, values, ctypes.byref(count), None, about=f"{batch} entries")
+            _call(
+                "bpf_map_lookup_batch",
+                fd,
+                None if first else cursors[0],
+                cursors[1],
+                keys,
+                values,
+                ctypes.byref(count),
+                None,
+                about=f"{batch} entries",
+            )
         except BpfError as exc:
-            if exc.errno == errnos.ENOSPC:  # one bucket holds more than a batch: the cursor has not moved
+            if (
+                exc.errno == errnos.ENOSPC
+            ):  # one bucket holds more than a batch: the cursor has not moved
                 batch, keys, values = batch * 2, None, None
                 continue
             if exc.errno != errnos.ENOENT:
@@ -459,7 +527,11 @@ def map_batches(fd: int, key_size: int, value_size: int, batch: int = 16384) -> 
         first = False
         cursors.reverse()
         if count.value:
-            yield count.value, memoryview(keys)[: count.value * key_size].cast("B"), memoryview(values)[: count.value * value_size].cast("B")
+            yield (
+                count.value,
+                memoryview(keys)[: count.value * key_size].cast("B"),
+                memoryview(values)[: count.value * value_size].cast("B"),
+            )
 
 
 def map_freeze(fd: int) -> None:
@@ -480,7 +552,14 @@ def percpu_value(fd: int, index: int, value_size: int) -> list[bytes]:
 def kind_of(fd: int) -> str:
     """Return ``map``, ``prog`` or ``link``, or "" for what is no BPF object; the info call itself answers for any of them, in its own layout."""
     name = os.readlink(f"/proc/self/fd/{fd}")
-    return next((kind for kind in ("map", "prog", "link") if name in (f"anon_inode:bpf-{kind}", f"anon_inode:bpf_{kind}")), "")
+    return next(
+        (
+            kind
+            for kind in ("map", "prog", "link")
+            if name in (f"anon_inode:bpf-{kind}", f"anon_inode:bpf_{kind}")
+        ),
+        "",
+    )
 
 
 def _info(fd: int, kind: str, into: ctypes.Structure) -> None:
@@ -494,7 +573,15 @@ def map_info(fd: int) -> MapInfo:
     """Return what the kernel knows of a map."""
     raw = _MapInfo()
     _info(fd, "map", raw)
-    return MapInfo(raw.id, raw.type, raw.name.decode(), raw.key_size, raw.value_size, raw.max_entries, raw.map_flags)
+    return MapInfo(
+        raw.id,
+        raw.type,
+        raw.name.decode(),
+        raw.key_size,
+        raw.value_size,
+        raw.max_entries,
+        raw.map_flags,
+    )
 
 
 def prog_info(fd: int) -> ProgInfo:
@@ -505,7 +592,17 @@ def prog_info(fd: int) -> ProgInfo:
     if raw.nr_map_ids:
         raw = _ProgInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
         _info(fd, "prog", raw)
-    return ProgInfo(raw.id, raw.type, raw.name.decode(), bytes(raw.tag).hex(), raw.jited_prog_len, raw.run_cnt, raw.run_time_ns, tuple(ids), raw.load_time)
+    return ProgInfo(
+        raw.id,
+        raw.type,
+        raw.name.decode(),
+        bytes(raw.tag).hex(),
+        raw.jited_prog_len,
+        raw.run_cnt,
+        raw.run_time_ns,
+        tuple(ids),
+        raw.load_time,
+    )
 
 
 def link_info(fd: int) -> LinkInfo:
@@ -535,7 +632,12 @@ def link_ids() -> t.Iterator[int]:
     number = ctypes.c_uint32(0)
     while True:
         try:
-            _call("bpf_link_get_next_id", number.value, ctypes.byref(number), about=f"after {number.value}")
+            _call(
+                "bpf_link_get_next_id",
+                number.value,
+                ctypes.byref(number),
+                about=f"after {number.value}",
+            )
         except BpfError as exc:
             if exc.errno == errnos.ENOENT:
                 return
@@ -563,17 +665,41 @@ def _object_name(name: str) -> bytes:
     return name.encode()[:OBJECT_NAME_BYTES]
 
 
-def prog_load(insns: bytes, name: str = "", kind: int = PROG_TYPE_XDP, attach_type: int = ATTACH_XDP, licence: str = "GPL", flags: int = 0) -> int:
+def prog_load(
+    insns: bytes,
+    name: str = "",
+    kind: int = PROG_TYPE_XDP,
+    attach_type: int = ATTACH_XDP,
+    licence: str = "GPL",
+    flags: int = 0,
+) -> int:
     """Load a program of raw instructions (8 bytes each), for probes and for the peers' ``pass`` programs. :return: fd.
 
     :raises BpfError: with the verifier's log as ``words``.
     """
     log = ctypes.create_string_buffer(1 << 16)
-    opts = _ProgLoadOpts(expected_attach_type=attach_type, prog_flags=flags, log_level=1, log_size=len(log), log_buf=ctypes.cast(log, ctypes.c_char_p))
+    opts = _ProgLoadOpts(
+        expected_attach_type=attach_type,
+        prog_flags=flags,
+        log_level=1,
+        log_size=len(log),
+        log_buf=ctypes.cast(log, ctypes.c_char_p),
+    )
     try:
-        return _call("bpf_prog_load", kind, _object_name(name), licence.encode(), insns, len(insns) // 8, ctypes.byref(opts), about=name)
+        return _call(
+            "bpf_prog_load",
+            kind,
+            _object_name(name),
+            licence.encode(),
+            insns,
+            len(insns) // 8,
+            ctypes.byref(opts),
+            about=name,
+        )
     except BpfError as exc:
-        raise BpfError(exc.errno or 0, exc.call, log.value.decode(errors="replace").strip()) from None
+        raise BpfError(
+            exc.errno or 0, exc.call, log.value.decode(errors="replace").strip()
+        ) from None
 
 
 def xdp_pass_insns() -> bytes:
@@ -582,7 +708,14 @@ def xdp_pass_insns() -> bytes:
 
 
 def prog_test_run(
-    fd: int, data: bytes, repeat: int = 1, ctx: bytes | None = None, flags: int = 0, cpu: int = 0, batch_size: int = 0, headroom: int = 256
+    fd: int,
+    data: bytes,
+    repeat: int = 1,
+    ctx: bytes | None = None,
+    flags: int = 0,
+    cpu: int = 0,
+    batch_size: int = 0,
+    headroom: int = 256,
 ) -> TestRun:
     """Run a program on a frame.
 
@@ -610,7 +743,12 @@ def prog_test_run(
         batch_size=batch_size,
     )
     _call("bpf_prog_test_run_opts", fd, ctypes.byref(opts), about=f"fd {fd}")
-    return TestRun(opts.retval, out.raw[: opts.data_size_out], context_out.raw[: opts.ctx_size_out] if context_out is not None else b"", opts.duration)
+    return TestRun(
+        opts.retval,
+        out.raw[: opts.data_size_out],
+        context_out.raw[: opts.ctx_size_out] if context_out is not None else b"",
+        opts.duration,
+    )
 
 
 # ---------------------------------------------------------------- links
@@ -624,7 +762,14 @@ def link_create(prog_fd: int, ifindex: int, attach_type: int = ATTACH_XDP, flags
     """
     opts = _LinkCreateOpts(flags=flags)
     try:
-        return _call("bpf_link_create", prog_fd, ifindex, attach_type, ctypes.byref(opts), about=f"ifindex {ifindex}")
+        return _call(
+            "bpf_link_create",
+            prog_fd,
+            ifindex,
+            attach_type,
+            ctypes.byref(opts),
+            about=f"ifindex {ifindex}",
+        )
     except BpfError as exc:
         words = _why_not(prog_fd, ifindex, flags) if attach_type == ATTACH_XDP else ""
         raise BpfError(exc.errno or 0, exc.call, words) from None
@@ -641,12 +786,18 @@ def _why_not(prog_fd: int, ifindex: int, flags: int) -> str:
     except BpfError as exc:
         return exc.words
     xdp_set(ifindex, -1, flags | XDP_FLAGS_REPLACE, expected_fd=prog_fd)
-    return "the kernel attaches this program through netlink only, a bpf_link for XDP needs Linux 5.9"
+    return (
+        "the kernel attaches this program through netlink only, a bpf_link for XDP needs Linux 5.9"
+    )
 
 
 def link_update(link_fd: int, new_prog_fd: int, old_prog_fd: int | None = None) -> None:
     """Put another program into a link, without a gap; EPERM when its program is not ``old_prog_fd``'s."""
-    opts = _LinkUpdateOpts(flags=BPF_F_REPLACE, old_prog_fd=old_prog_fd) if old_prog_fd is not None else _LinkUpdateOpts()
+    opts = (
+        _LinkUpdateOpts(flags=BPF_F_REPLACE, old_prog_fd=old_prog_fd)
+        if old_prog_fd is not None
+        else _LinkUpdateOpts()
+    )
     _call("bpf_link_update", link_fd, new_prog_fd, ctypes.byref(opts), about=f"link fd {link_fd}")
 
 
@@ -659,15 +810,42 @@ def link_detach(link_fd: int) -> None:
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK, _RTM_GETNSID = 16, 18, 19, 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3
-_NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLA_F_NESTED, _NLA_TYPE_MASK = 2, 1, 4, 0x200, 1 << 15, 0x3FFF
+_NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLA_F_NESTED, _NLA_TYPE_MASK = (
+    2,
+    1,
+    4,
+    0x200,
+    1 << 15,
+    0x3FFF,
+)
 _NLMSGERR_ATTR_MSG = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = (
+    1,
+    3,
+    4,
+    5,
+    10,
+    18,
+)
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
-_IFLA_GSO_SIZES, _IFLA_GRO_SIZES = (41, 63), (58, 64)  # IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE; IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
+_IFLA_GSO_SIZES, _IFLA_GRO_SIZES = (
+    (41, 63),
+    (58, 64),
+)  # IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE; IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
 _IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 23, 37, 43, 46
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
-_IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = 1, 2, 3, 4, 8
-_XDP_MODES = {1: "native", 2: "generic", 3: "offload"}  # enum xdp_attached; 4 is "several", each with an attribute of its own
+_IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = (
+    1,
+    2,
+    3,
+    4,
+    8,
+)
+_XDP_MODES = {
+    1: "native",
+    2: "generic",
+    3: "offload",
+}  # enum xdp_attached; 4 is "several", each with an attribute of its own
 _IFLA_XDP_PROG_IDS = {5: "native", 6: "generic", 7: "offload"}
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BBHiII")  # family, padding, type, index, flags, change
@@ -709,7 +887,9 @@ def _rtnetlink(call: str, kind: int, flags: int, payload: bytes) -> bytes:
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
             with contextlib.suppress(OSError):  # kernels before 4.12 have no words to give
                 sock.setsockopt(_SOL_NETLINK, option, 1)
-        sock.send(_HEADER.pack(_HEADER.size + len(payload), kind, _NLM_F_REQUEST | flags, 1, 0) + payload)
+        sock.send(
+            _HEADER.pack(_HEADER.size + len(payload), kind, _NLM_F_REQUEST | flags, 1, 0) + payload
+        )
         answer = sock.recv(1 << 16)
     length, got, got_flags, dummy, dummy = _HEADER.unpack_from(answer)
     body = answer[_HEADER.size : length]
@@ -719,7 +899,11 @@ def _rtnetlink(call: str, kind: int, flags: int, payload: bytes) -> bytes:
     if error == 0:
         return b""
     # struct nlmsgerr is the number and the request's header (cut there by CAP_ACK); the words follow
-    words = _attributes(body[4 + _HEADER.size :]).get(_NLMSGERR_ATTR_MSG, b"") if got_flags & _NLM_F_ACK_TLVS else b""
+    words = (
+        _attributes(body[4 + _HEADER.size :]).get(_NLMSGERR_ATTR_MSG, b"")
+        if got_flags & _NLM_F_ACK_TLVS
+        else b""
+    )
     raise BpfError(-error, call, _text(words))
 
 
@@ -732,7 +916,12 @@ def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
     if nsid is not None:
         wanted += _attribute(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))
     try:
-        body = _rtnetlink(f"RTM_GETLINK({interface})", _RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, index, 0, 0) + wanted)
+        body = _rtnetlink(
+            f"RTM_GETLINK({interface})",
+            _RTM_GETLINK,
+            0,
+            _IFINFO.pack(0, 0, 0, index, 0, 0) + wanted,
+        )
     except BpfError as exc:
         if exc.errno == errnos.EINVAL and not index:  # kernels before 5.5 do not know long names
             raise BpfError(errnos.ENODEV, exc.call, exc.words) from None
@@ -740,7 +929,9 @@ def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
     dummy, dummy, arphrd, ifindex, dummy, dummy = _IFINFO.unpack_from(body)
     found = _attributes(body[_IFINFO.size :])
     xdp = _attributes(found.get(_IFLA_XDP, b""))
-    programs = {mode: _u32(xdp[number]) for number, mode in _IFLA_XDP_PROG_IDS.items() if number in xdp}
+    programs = {
+        mode: _u32(xdp[number]) for number, mode in _IFLA_XDP_PROG_IDS.items() if number in xdp
+    }
     attached = xdp.get(_IFLA_XDP_ATTACHED, b"\0")[0]
     if not programs and attached in _XDP_MODES:  # kernels before 4.20 name the one program only
         programs = {_XDP_MODES[attached]: _u32(xdp.get(_IFLA_XDP_PROG_ID))}
@@ -753,11 +944,17 @@ def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
         peer_ifindex=_u32(found.get(_IFLA_LINK)),
         peer_nsid=struct.unpack("=i", peer_nsid)[0] if peer_nsid else None,
         xdp=programs,
-        received=struct.unpack_from("=Q", found[_IFLA_STATS64])[0],  # struct rtnl_link_stats64 starts with rx_packets
+        received=struct.unpack_from("=Q", found[_IFLA_STATS64])[
+            0
+        ],  # struct rtnl_link_stats64 starts with rx_packets
         mac=found.get(_IFLA_ADDRESS, b""),
         type=arphrd,
         master=_u32(found.get(_IFLA_MASTER)),
-        altnames=tuple(_text(raw) for kind, raw in _each_attribute(found.get(_IFLA_PROP_LIST, b"")) if kind == _IFLA_ALT_IFNAME),
+        altnames=tuple(
+            _text(raw)
+            for kind, raw in _each_attribute(found.get(_IFLA_PROP_LIST, b""))
+            if kind == _IFLA_ALT_IFNAME
+        ),
         merges=max(_u32(found.get(number)) for number in _IFLA_GRO_SIZES),
         leaves=max(_u32(found.get(number)) for number in _IFLA_GSO_SIZES),
     )
@@ -783,7 +980,12 @@ def links() -> list[LinkFacts]:
 
 def namespace_id(handle: int) -> int:
     """Return the id that the current namespace has for another, -1 where it has none; LinkFacts.peer_nsid is such a one."""
-    body = _rtnetlink("RTM_GETNSID", _RTM_GETNSID, 0, b"\0" * 4 + _attribute(_NETNSA_FD, struct.pack("=I", handle)))  # struct rtgenmsg
+    body = _rtnetlink(
+        "RTM_GETNSID",
+        _RTM_GETNSID,
+        0,
+        b"\0" * 4 + _attribute(_NETNSA_FD, struct.pack("=I", handle)),
+    )  # struct rtgenmsg
     found = _attributes(body[4:]).get(_NETNSA_NSID)
     return struct.unpack("=i", found)[0] if found else -1
 
@@ -792,10 +994,15 @@ def links_above(ifindex: int, kind: str) -> t.Iterator[dict[int, bytes]]:
     """Return what is peculiar (IFLA_INFO_DATA) to each interface of a kind that stands on another one of the current namespace."""
     for index, dummy in socket.if_nameindex():
         with contextlib.suppress(BpfError):  # gone since
-            body = _rtnetlink(f"RTM_GETLINK({index})", _RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, index, 0, 0))
+            body = _rtnetlink(
+                f"RTM_GETLINK({index})", _RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, index, 0, 0)
+            )
             found = _attributes(body[_IFINFO.size :])
             info = _attributes(found.get(_IFLA_LINKINFO, b""))
-            if _u32(found.get(_IFLA_LINK)) == ifindex and _text(info.get(_IFLA_INFO_KIND, b"")) == kind:
+            if (
+                _u32(found.get(_IFLA_LINK)) == ifindex
+                and _text(info.get(_IFLA_INFO_KIND, b"")) == kind
+            ):
                 yield _attributes(info.get(_IFLA_INFO_DATA, b""))
 
 
@@ -817,7 +1024,9 @@ def xdp_set(ifindex: int, prog_fd: int, flags: int, expected_fd: int | None = No
     :param flags: XDP_FLAGS values and XDP_FLAGS_UPDATE_IF_NOEXIST or XDP_FLAGS_REPLACE (then only the program of ``expected_fd`` is replaced).
     :raises BpfError: with the kernel's words; netlink never touches a program that a bpf_link holds (EBUSY).
     """
-    nest = _attribute(_IFLA_XDP_FD, struct.pack("=i", prog_fd)) + _attribute(_IFLA_XDP_FLAGS, struct.pack("=I", flags))
+    nest = _attribute(_IFLA_XDP_FD, struct.pack("=i", prog_fd)) + _attribute(
+        _IFLA_XDP_FLAGS, struct.pack("=I", flags)
+    )
     if expected_fd is not None:
         nest += _attribute(_IFLA_XDP_EXPECTED_FD, struct.pack("=i", expected_fd))
     payload = _IFINFO.pack(0, 0, 0, ifindex, 0, 0) + _attribute(_IFLA_XDP | _NLA_F_NESTED, nest)

@@ -35,7 +35,13 @@ STATE_DIR = "/var/lib/ebpf_conntrack"
 _MOUNT_RECORD = "bpffs"
 #: System calls that mount (Linux 5.2), with the same numbers on all machines that share asm-generic/unistd.h; include/uapi/linux/mount.h.
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
-_CLOEXEC, _FSCONFIG_SET_STRING, _FSCONFIG_CREATE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 1, 6, 4, -100
+_CLOEXEC, _FSCONFIG_SET_STRING, _FSCONFIG_CREATE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = (
+    1,
+    1,
+    6,
+    4,
+    -100,
+)
 #: MOUNT_ATTR_* and MS_* are the same for these, and ST_* of statvfs(3) too: nosuid, nodev, noexec.
 _ATTRIBUTES = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
 #: mount(2): MS_REMOUNT | MS_BIND changes the attributes of one mount.
@@ -167,7 +173,9 @@ def _mounts() -> list[tuple[str, str]]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             left, dummy, right = line.partition(" - ")
-            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), left.split(" ")[4])
+            point = re.sub(
+                r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), left.split(" ")[4]
+            )
             found.append((point, right.split(" ")[0]))
     return found
 
@@ -193,10 +201,14 @@ def check_path(pin_root: str) -> None:
 
     :raises ConntrackError: when no file system whatever could have it, naming the mend.
     """
-    safe_path.check_text("pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}")
+    safe_path.check_text(
+        "pin_root", pin_root, f"give the absolute path of a directory on a bpffs, as {STANDARD}"
+    )
     if len(os.fsencode(encode(pin_root))) > _ENCODED_BYTES:
         raise bad_value(
-            "pin_root", pin_root, f"it is too long: {_ENCODED_BYTES} bytes have to be enough for it, with 3 for each '/' and '.'; give a shorter one"
+            "pin_root",
+            pin_root,
+            f"it is too long: {_ENCODED_BYTES} bytes have to be enough for it, with 3 for each '/' and '.'; give a shorter one",
         )
 
 
@@ -215,16 +227,26 @@ def check(pin_root: str) -> bool:
     if kind != "bpf":
         if _below_standard(point):
             raise bad_value(
-                "pin_root", pin_root, f"a file system of type {kind} is mounted at {point}, and hides the BPF file system; unmount it: umount {point}"
+                "pin_root",
+                pin_root,
+                f"a file system of type {kind} is mounted at {point}, and hides the BPF file system; unmount it: umount {point}",
             )
         if _below_standard(pin_root):
             return False
-        raise bad_value("pin_root", pin_root, f"it is not on a BPF file system; use {STANDARD}, or mount one there: mount -t bpf bpf {pin_root}")
+        raise bad_value(
+            "pin_root",
+            pin_root,
+            f"it is not on a BPF file system; use {STANDARD}, or mount one there: mount -t bpf bpf {pin_root}",
+        )
     nearest = pin_root
     while not os.path.isdir(nearest):
         nearest = os.path.dirname(nearest)
     if os.statvfs(nearest).f_flag & os.ST_RDONLY:
-        raise bad_value("pin_root", pin_root, f"the BPF file system at {point} is mounted read-only; remount it: mount -o remount,rw {point}")
+        raise bad_value(
+            "pin_root",
+            pin_root,
+            f"the BPF file system at {point} is mounted read-only; remount it: mount -o remount,rw {point}",
+        )
     refuse_foreign(Paths(pin_root))
     return nearest == pin_root and not (_below_standard(point) and _is_loose())
 
@@ -235,7 +257,9 @@ def check_text(paths: Paths) -> None:
     :raises ConntrackError: naming the option and the mend.
     """
     check_path(paths.pin_root)
-    safe_path.check_text("state_dir", paths.state_dir, f"give the absolute path of a directory, as {STATE_DIR}")
+    safe_path.check_text(
+        "state_dir", paths.state_dir, f"give the absolute path of a directory, as {STATE_DIR}"
+    )
 
 
 def _below_standard(path: str) -> bool:
@@ -244,7 +268,11 @@ def _below_standard(path: str) -> bool:
 
 def can_be_mounted(pin_root: str) -> bool:
     """Tell whether ensure_mounted() can make pin_root usable."""
-    return mounted(pin_root) or (_below_standard(pin_root) and not _below_standard(_mount_of(pin_root)[0]) and os.path.isdir(STANDARD))
+    return mounted(pin_root) or (
+        _below_standard(pin_root)
+        and not _below_standard(_mount_of(pin_root)[0])
+        and os.path.isdir(STANDARD)
+    )
 
 
 def ensure_mounted(pin_root: str) -> bool:
@@ -271,7 +299,9 @@ def _record() -> str:
 def _mount() -> None:
     """Mount the bpffs. The record of it is there first: a run that is killed in between leaves no mount that nobody takes away."""
     if not os.path.isdir(STANDARD):
-        raise ConntrackError(f"{STANDARD} does not exist: this kernel has no BPF file system (CONFIG_BPF_SYSCALL), or /sys is not mounted.")
+        raise ConntrackError(
+            f"{STANDARD} does not exist: this kernel has no BPF file system (CONFIG_BPF_SYSCALL), or /sys is not mounted."
+        )
     with lock.held(RUN_DIR, make=0o755), contextlib.ExitStack() as stack:
         stack.callback(_rmdir, RUN_DIR)
         if mounted(STANDARD):  # another run did it meanwhile
@@ -285,7 +315,9 @@ def _mount() -> None:
         try:
             with safe_path.create(_record()) as record:
                 record.write(f"{os.fstat(mount).st_dev}\n".encode())
-            _system_call(_MOVE_MOUNT, mount, b"", _AT_FDCWD, STANDARD.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
+            _system_call(
+                _MOVE_MOUNT, mount, b"", _AT_FDCWD, STANDARD.encode(), _MOVE_MOUNT_F_EMPTY_PATH
+            )
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_record())
@@ -298,10 +330,17 @@ def _system_call(number: int, *args: int | bytes | None) -> int:
     :raises ConntrackError: the kernel refuses.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    result = int(libc.syscall(ctypes.c_long(number), *(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args)))
+    result = int(
+        libc.syscall(
+            ctypes.c_long(number),
+            *(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args),
+        )
+    )
     if result < 0:
         code = ctypes.get_errno()
-        raise ConntrackError(f"mount -t bpf bpf {STANDARD}: {os.strerror(code)} ({errno.errorcode.get(code, code)}).")
+        raise ConntrackError(
+            f"mount -t bpf bpf {STANDARD}: {os.strerror(code)} ({errno.errorcode.get(code, code)})."
+        )
     return result
 
 
@@ -318,15 +357,25 @@ def _is_loose() -> bool:
     """Tell whether our mount lets in more than root: releases before this one mounted it so that every user could make a name there."""
     if not _is_ours():
         return False
-    return os.stat(STANDARD).st_mode & 0o777 != _MODE or os.statvfs(STANDARD).f_flag & _ATTRIBUTES != _ATTRIBUTES
+    return (
+        os.stat(STANDARD).st_mode & 0o777 != _MODE
+        or os.statvfs(STANDARD).f_flag & _ATTRIBUTES != _ATTRIBUTES
+    )
 
 
 def _tighten() -> None:
     """Give our mount the permissions and attributes that a new one gets. Mounts of others stay as they are."""
     os.chmod(STANDARD, _MODE)
-    if ctypes.CDLL(None, use_errno=True).mount(None, STANDARD.encode(), None, ctypes.c_ulong(_REMOUNT | _ATTRIBUTES), None) != 0:
+    if (
+        ctypes.CDLL(None, use_errno=True).mount(
+            None, STANDARD.encode(), None, ctypes.c_ulong(_REMOUNT | _ATTRIBUTES), None
+        )
+        != 0
+    ):
         code = ctypes.get_errno()
-        raise ConntrackError(f"mount -o remount,bind,nosuid,nodev,noexec {STANDARD}: {os.strerror(code)} ({errno.errorcode.get(code, code)}).")
+        raise ConntrackError(
+            f"mount -o remount,bind,nosuid,nodev,noexec {STANDARD}: {os.strerror(code)} ({errno.errorcode.get(code, code)})."
+        )
 
 
 def _rmdir(directory: str) -> None:
@@ -336,7 +385,10 @@ def _rmdir(directory: str) -> None:
 
 def _rmdir_alone(directory: str, *inside: str) -> None:
     """Remove a directory, and those inside, where they are empty and no run has the lock of it: one that begins has it before it puts anything there."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, lock.Busy), lock.held(directory, 0):
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError, lock.Busy),
+        lock.held(directory, 0),
+    ):
         for path in (*inside, directory):
             _rmdir(path)
 
@@ -379,12 +431,16 @@ def check_symlink(path: str, target_prefix: str) -> None:
     if kind is None:
         return
     if kind != _LINK:
-        raise ConntrackError(f"{path} is {kind} of somebody else. Move it away, or give another pin_root.")
+        raise ConntrackError(
+            f"{path} is {kind} of somebody else. Move it away, or give another pin_root."
+        )
     safe_path.refuse_foreign(path)
     with contextlib.suppress(FileNotFoundError):  # another run has just taken it away
         target = os.readlink(path)
         if not target.startswith(target_prefix):
-            raise ConntrackError(f"{path} is a symbolic link of somebody else, to {target}. Move it away, or give another pin_root.")
+            raise ConntrackError(
+                f"{path} is a symbolic link of somebody else, to {target}. Move it away, or give another pin_root."
+            )
 
 
 def _kind(path: str) -> str | None:
@@ -409,7 +465,9 @@ def check_places(paths: Paths) -> None:
     for path in (paths.base, paths.gen, paths.link_dir, *inside):
         kind = _kind(path)
         if kind not in (None, _DIRECTORY):
-            raise ConntrackError(f"{path} is {kind} of somebody else. Move it away, or give another pin_root.")
+            raise ConntrackError(
+                f"{path} is {kind} of somebody else. Move it away, or give another pin_root."
+            )
 
 
 def refuse_foreign(paths: Paths) -> None:

@@ -35,7 +35,9 @@ class Driver(t.NamedTuple):
 
 def driver(interface: str) -> Driver:
     """Return the driver of an interface of the current namespace."""
-    info = ctypes.create_string_buffer(_DRVINFO.pack(_ETHTOOL_GDRVINFO, *(b"",) * 6, *(0,) * 5), _DRVINFO.size)
+    info = ctypes.create_string_buffer(
+        _DRVINFO.pack(_ETHTOOL_GDRVINFO, *(b"",) * 6, *(0,) * 5), _DRVINFO.size
+    )
     request = struct.pack("16sP16x", interface.encode(), ctypes.addressof(info))  # struct ifreq
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         try:
@@ -100,16 +102,33 @@ def _ask(sock: socket.socket, family: int, command: int, payload: bytes) -> dict
 
 def _features(ifindex: int) -> int | None:
     """Return what of enum netdev_xdp_act an interface of the current namespace can do; None where this kernel does not tell."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC) as sock:
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC
+    ) as sock:
         try:
-            family = _ask(sock, _CTRL, _CTRL_GETFAMILY, _attribute(_CTRL_FAMILY_NAME, b"netdev\0"))[_CTRL_FAMILY_ID]
-            found = _ask(sock, struct.unpack("=H", family)[0], _DEV_GET, _attribute(_DEV_IFINDEX, struct.pack("=I", ifindex)))
+            family = _ask(sock, _CTRL, _CTRL_GETFAMILY, _attribute(_CTRL_FAMILY_NAME, b"netdev\0"))[
+                _CTRL_FAMILY_ID
+            ]
+            found = _ask(
+                sock,
+                struct.unpack("=H", family)[0],
+                _DEV_GET,
+                _attribute(_DEV_IFINDEX, struct.pack("=I", ifindex)),
+            )
         except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):  # older kernels have no such family
+            if exc.errno in (
+                errno.ENOENT,
+                errno.EOPNOTSUPP,
+                errno.EINVAL,
+            ):  # older kernels have no such family
                 return None
             raise
     features = found.get(_DEV_XDP_FEATURES)
-    return None if features is None else int.from_bytes(features[:8], "little" if struct.pack("=H", 1)[0] else "big")
+    return (
+        None
+        if features is None
+        else int.from_bytes(features[:8], "little" if struct.pack("=H", 1)[0] else "big")
+    )
 
 
 def native(ifindex: int) -> bool | None:
@@ -136,13 +155,19 @@ _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_LINK_NETNSID, _IFLA_INFO_KIND = 
 def uppers(ifindex: int, others: t.Iterable[int]) -> list[int]:
     """Return which of the interfaces of the current namespace stand on top of one: its bridge, bond or VRF, and its VLANs, macvlans and the like."""
     found = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE) as sock:
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE
+    ) as sock:
         own = _link(sock, ifindex)
         for other in others:
             link = _link(sock, other) if other != ifindex else {}
             kind = attributes(link.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"").rstrip(b"\0")
             # of a veth it is the other end, and with a number of a namespace it counts there
-            stands = kind != b"veth" and _IFLA_LINK_NETNSID not in link and _number(link, _IFLA_LINK) == ifindex
+            stands = (
+                kind != b"veth"
+                and _IFLA_LINK_NETNSID not in link
+                and _number(link, _IFLA_LINK) == ifindex
+            )
             if stands or (link and other == _number(own, _IFLA_MASTER)):
                 found.append(other)
     return found

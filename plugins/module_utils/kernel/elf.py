@@ -16,7 +16,14 @@ import typing as t
 from ..core.errors import ConntrackError
 from . import bpf
 
-_INT, _U32, _SIZE, _PTR, _STR, _BOOL = ctypes.c_int, ctypes.c_uint32, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_bool
+_INT, _U32, _SIZE, _PTR, _STR, _BOOL = (
+    ctypes.c_int,
+    ctypes.c_uint32,
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+    ctypes.c_char_p,
+    ctypes.c_bool,
+)
 #: What libbpf returns and takes.
 _SIGNATURES: dict[str, tuple[t.Any, tuple[t.Any, ...]]] = {
     "bpf_object__open_mem": (_PTR, (_PTR, _SIZE, _PTR)),
@@ -62,7 +69,9 @@ def _function(name: str) -> t.Any:
     try:
         function = getattr(bpf.library(), name)
     except AttributeError:
-        raise ConntrackError(f"This host's libbpf has no {name}; version 0.8 or later is needed. Upgrade the package libbpf1 or libbpf.") from None
+        raise ConntrackError(
+            f"This host's libbpf has no {name}; version 0.8 or later is needed. Upgrade the package libbpf1 or libbpf."
+        ) from None
     function.restype, function.argtypes = _SIGNATURES[name]
     return function
 
@@ -76,7 +85,11 @@ def _call(name: str, *args: t.Any, about: str = "") -> t.Any:
     result = function(*args)
     if function.restype is _INT and result < 0:
         raise bpf.BpfError(-result if result != -1 else ctypes.get_errno() or 1, f"{name}({about})")
-    if function.restype is _PTR and result is not None and result > (1 << 8 * ctypes.sizeof(_PTR)) - 1 - _MAX_ERRNO:
+    if (
+        function.restype is _PTR
+        and result is not None
+        and result > (1 << 8 * ctypes.sizeof(_PTR)) - 1 - _MAX_ERRNO
+    ):
         raise bpf.BpfError((1 << 8 * ctypes.sizeof(_PTR)) - result, f"{name}({about})")
     return result
 
@@ -122,17 +135,28 @@ class Object:
         """
         library = bpf.library()
         library.libbpf_set_print.argtypes, library.libbpf_set_print.restype = (_PTR,), _PTR
-        library.libbpf_set_print(ctypes.cast(_print, _PTR))  # bcc, which uses the same library, may have silenced it
-        self._data = ctypes.create_string_buffer(data, len(data))  # libbpf reads from it until it is closed
+        library.libbpf_set_print(
+            ctypes.cast(_print, _PTR)
+        )  # bcc, which uses the same library, may have silenced it
+        self._data = ctypes.create_string_buffer(
+            data, len(data)
+        )  # libbpf reads from it until it is closed
         opts = _OpenOpts(sz=ctypes.sizeof(_OpenOpts), object_name=name.encode())
-        self._object = _call("bpf_object__open_mem", self._data, len(data), ctypes.byref(opts), about=name)
+        self._object = _call(
+            "bpf_object__open_mem", self._data, len(data), ctypes.byref(opts), about=name
+        )
         if not self._object:
             raise bpf.BpfError(ctypes.get_errno() or 22, f"bpf_object__open_mem({name})")
 
     def __enter__(self) -> Object:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: types.TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
         _call("bpf_object__close", self._object)
 
     def _handles(self, following: str) -> t.Iterator[int]:
@@ -145,8 +169,19 @@ class Object:
         """Return its maps."""
 
         def told(handle: int) -> Map:
-            kind, key_size, value_size, max_entries, flags = (_call(f"bpf_map__{name}", handle) for name in _NUMBERS)
-            return Map(_call("bpf_map__name", handle).decode(), kind, key_size, value_size, max_entries, flags, _call("bpf_map__is_internal", handle), handle)
+            kind, key_size, value_size, max_entries, flags = (
+                _call(f"bpf_map__{name}", handle) for name in _NUMBERS
+            )
+            return Map(
+                _call("bpf_map__name", handle).decode(),
+                kind,
+                key_size,
+                value_size,
+                max_entries,
+                flags,
+                _call("bpf_map__is_internal", handle),
+                handle,
+            )
 
         return [told(handle) for handle in self._handles("bpf_object__next_map")]
 
@@ -156,13 +191,20 @@ class Object:
         :raises ConntrackError: where the file has no program of a name.
         :raises BpfError: where the kernel refuses one; libbpf has said which.
         """
-        handles = {_call("bpf_program__name", handle).decode(): handle for handle in self._handles("bpf_object__next_program")}
+        handles = {
+            _call("bpf_program__name", handle).decode(): handle
+            for handle in self._handles("bpf_object__next_program")
+        }
         wanted = list(names)
         missing = [name for name in wanted if name not in handles]
         if missing:
-            raise ConntrackError(f"the object has no program {' and '.join(missing)}; it has {', '.join(handles)}.")
+            raise ConntrackError(
+                f"the object has no program {' and '.join(missing)}; it has {', '.join(handles)}."
+            )
         for name, handle in handles.items():
             _call("bpf_program__set_autoload", handle, name in wanted, about=name)
             _call("bpf_program__set_expected_attach_type", handle, attach_type, about=name)
         _call("bpf_object__load", self._object)
-        return {name: os.dup(_call("bpf_program__fd", handles[name], about=name)) for name in wanted}
+        return {
+            name: os.dup(_call("bpf_program__fd", handles[name], about=name)) for name in wanted
+        }

@@ -29,7 +29,9 @@ def _ioctl(interface: str, request: bytes) -> bytes:
     """:raises OSError: where there is no such interface, or its driver has no such thing."""
     data = array.array("B", request)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", interface.encode(), data.buffer_info()[0]))  # struct ifreq
+        fcntl.ioctl(
+            sock, _SIOCETHTOOL, struct.pack("16sP16x", interface.encode(), data.buffer_info()[0])
+        )  # struct ifreq
     return data.tobytes()
 
 
@@ -40,7 +42,10 @@ def _names() -> tuple[str, ...]:
     count = struct.unpack_from("=I", answer, 16)[0]
     head = struct.pack("=III", _GSTRINGS, _STRINGS_OF_FEATURES, count)
     answer = _ioctl("lo", head + bytes(count * _STRING_BYTES))[len(head) :]
-    return tuple(answer[at : at + _STRING_BYTES].split(b"\0", 1)[0].decode() for at in range(0, len(answer), _STRING_BYTES))
+    return tuple(
+        answer[at : at + _STRING_BYTES].split(b"\0", 1)[0].decode()
+        for at in range(0, len(answer), _STRING_BYTES)
+    )
 
 
 def features(interface: str) -> dict[str, bool]:
@@ -64,15 +69,23 @@ def set_features(interface: str, wanted: t.Mapping[str, bool]) -> None:
         if name in wanted:
             words[at // 32][0] |= 1 << at % 32
             words[at // 32][1] |= int(wanted[name]) << at % 32
-    _ioctl(interface, _HEAD.pack(_SFEATURES, len(words)) + b"".join(_SET.pack(*word) for word in words))
+    _ioctl(
+        interface, _HEAD.pack(_SFEATURES, len(words)) + b"".join(_SET.pack(*word) for word in words)
+    )
 
 
-_SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_DRVINFO_SIZE = 0x8946, 0x3, 196  # linux/sockios.h, linux/ethtool.h: struct ethtool_drvinfo
+_SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_DRVINFO_SIZE = (
+    0x8946,
+    0x3,
+    196,
+)  # linux/sockios.h, linux/ethtool.h: struct ethtool_drvinfo
 
 
 def driver(interface: str) -> str:
     """Return the driver of an interface of the calling thread's namespace, as C(ethtool -i) has it; "" where it has none that it tells."""
-    answer = ctypes.create_string_buffer(struct.pack("=I", _ETHTOOL_GDRVINFO), _ETHTOOL_DRVINFO_SIZE)
+    answer = ctypes.create_string_buffer(
+        struct.pack("=I", _ETHTOOL_GDRVINFO), _ETHTOOL_DRVINFO_SIZE
+    )
     request = struct.pack("16sQ16x", interface.encode(), ctypes.addressof(answer))  # struct ifreq
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:

@@ -38,7 +38,9 @@ def names_in(data: bytes) -> set[str]:
         length = _HEADER.unpack_from(data, offset)[0]
         if length < _HEADER.size:
             break
-        found |= _names(data, offset + _HEADER.size + _IFINFO_BYTES, min(offset + length, len(data)))
+        found |= _names(
+            data, offset + _HEADER.size + _IFINFO_BYTES, min(offset + length, len(data))
+        )
         offset += (length + 3) & ~3
     return found
 
@@ -50,8 +52,13 @@ def _names(data: bytes, at: int, end: int) -> set[str]:
         size, kind = _ATTR.unpack_from(data, at)
         if size < _ATTR.size:
             break
-        if kind & 0x3FFF in (_IFLA_IFNAME, _IFLA_ALT_IFNAME):  # the numbers of one enum, also in the list
-            found.add(data[at + _ATTR.size : min(at + size, end)].rstrip(b"\0").decode("utf-8", "replace"))
+        if kind & 0x3FFF in (
+            _IFLA_IFNAME,
+            _IFLA_ALT_IFNAME,
+        ):  # the numbers of one enum, also in the list
+            found.add(
+                data[at + _ATTR.size : min(at + size, end)].rstrip(b"\0").decode("utf-8", "replace")
+            )
         elif kind & 0x3FFF == _IFLA_PROP_LIST:
             found |= _names(data, at + _ATTR.size, min(at + size, end))
         at += (size + 3) & ~3
@@ -76,7 +83,9 @@ class LinkEvents:
 
     def files(self) -> list[int]:
         """Return what to wait for, by poll(2)."""
-        return [sock.fileno() for dummy, sock in self._sockets.values()] + ([self._names] if self._names >= 0 else [])
+        return [sock.fileno() for dummy, sock in self._sockets.values()] + (
+            [self._names] if self._names >= 0 else []
+        )
 
     def look(self, namespaces: t.Collection[str | None]) -> bool:
         """Listen in these namespaces, as far as they exist, and in no others.
@@ -90,10 +99,16 @@ class LinkEvents:
         for name, (inode, dummy) in list(self._sockets.items()):
             if there.get(name) != inode:
                 self._close(name)
-        new = [name for name, inode in there.items() if inode is not None and name not in self._sockets]
+        new = [
+            name for name, inode in there.items() if inode is not None and name not in self._sockets
+        ]
         for name in new:
             with contextlib.suppress(ConntrackError), netns.entered(name):  # gone since
-                sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+                sock = socket.socket(
+                    socket.AF_NETLINK,
+                    socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+                    socket.NETLINK_ROUTE,
+                )
                 sock.bind((0, _RTMGRP_LINK))
                 self._sockets[name] = (there[name], sock)
         return bool(new)
@@ -124,7 +139,10 @@ def _watch(directory: str) -> int:
     """Return an inotify instance for a directory; -1 where there is none to be had."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = int(libc.inotify_init1(_IN_FLAGS))
-    if fd >= 0 and libc.inotify_add_watch(fd, directory.encode(), _IN_CREATE | _IN_DELETE | _IN_MOVED) < 0:
+    if (
+        fd >= 0
+        and libc.inotify_add_watch(fd, directory.encode(), _IN_CREATE | _IN_DELETE | _IN_MOVED) < 0
+    ):
         os.close(fd)
         return -1
     return fd

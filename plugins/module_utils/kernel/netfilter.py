@@ -34,8 +34,27 @@ _POLICIES = {0: "drop", 1: "accept"}
 #: Expressions of rules that have a namespace's packets tracked from then on (those that call nf_ct_netns_get()); the last two stand for iptables' own.
 _TRACKING = {"ct", "nat", "masq", "redir", "connlimit", "synproxy", "flow_offload"}
 _XT = {"match", "target"}
-_XT_TRACKING = {"conntrack", "state", "connbytes", "connlabel", "connlimit", "connmark", "cluster", "helper"}
-_XT_TRACKING |= {"CONNMARK", "CONNSECMARK", "CT", "DNAT", "MASQUERADE", "NETMAP", "REDIRECT", "SNAT", "SYNPROXY"}
+_XT_TRACKING = {
+    "conntrack",
+    "state",
+    "connbytes",
+    "connlabel",
+    "connlimit",
+    "connmark",
+    "cluster",
+    "helper",
+}
+_XT_TRACKING |= {
+    "CONNMARK",
+    "CONNSECMARK",
+    "CT",
+    "DNAT",
+    "MASQUERADE",
+    "NETMAP",
+    "REDIRECT",
+    "SNAT",
+    "SYNPROXY",
+}
 #: Tables of iptables that have a chain on the forward hook, and where the kernel names those that a namespace has.
 _LEGACY_TABLES = ("filter", "mangle", "security")
 _LEGACY = {"ip": "ip_tables", "ip6": "ip6_tables"}
@@ -61,7 +80,9 @@ class Ruleset(t.NamedTuple):
     def shown(self) -> str:
         """The ruleset for people, by the names that nft and iptables have."""
         if self.chain is None:
-            return f"the table {self.table} of {'ip6tables' if self.family == 'ip6' else 'iptables'}"
+            return (
+                f"the table {self.table} of {'ip6tables' if self.family == 'ip6' else 'iptables'}"
+            )
         return f"{self.family} {self.table} {self.chain} (policy {self.policy or 'not known'})"
 
     def as_dict(self) -> dict[str, t.Any]:
@@ -96,8 +117,15 @@ def _dump(command: int) -> t.Iterator[tuple[int, dict[int, bytes]]]:
     """
     for dummy in range(_TRIES):
         found, whole = [], True
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
-            sock.send(_HEADER.pack(_HEADER.size + _NFGENMSG.size, _NF_TABLES << 8 | command, _REQUEST_DUMP, 1, 0) + _NFGENMSG.pack(0, 0, 0))
+        with socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        ) as sock:
+            sock.send(
+                _HEADER.pack(
+                    _HEADER.size + _NFGENMSG.size, _NF_TABLES << 8 | command, _REQUEST_DUMP, 1, 0
+                )
+                + _NFGENMSG.pack(0, 0, 0)
+            )
             for kind, flags, body in _answers(sock):
                 whole = whole and not flags & _DUMP_INTERRUPTED
                 if kind >> 8 == _NF_TABLES:
@@ -130,15 +158,30 @@ def _number(raw: bytes | None) -> int | None:
     return _BE32.unpack(raw)[0] if raw is not None and len(raw) == _BE32.size else None
 
 
-def forward_chains(tables: t.Iterable[tuple[int, dict[int, bytes]]], chains: t.Iterable[tuple[int, dict[int, bytes]]]) -> list[Ruleset]:
+def forward_chains(
+    tables: t.Iterable[tuple[int, dict[int, bytes]]],
+    chains: t.Iterable[tuple[int, dict[int, bytes]]],
+) -> list[Ruleset]:
     """Return the base chains of the forward hook, by what nf_tables told of tables and chains. Pure. A dormant table has none: it looks at nothing."""
-    asleep = {(family, one[_TABLE_NAME]) for family, one in tables if (_number(one.get(_TABLE_FLAGS)) or 0) & _DORMANT}
+    asleep = {
+        (family, one[_TABLE_NAME])
+        for family, one in tables
+        if (_number(one.get(_TABLE_FLAGS)) or 0) & _DORMANT
+    }
     found = []
     for family, one in chains:
         hook = device.attributes(one.get(_CHAIN_HOOK, b""))
-        if family in _FAMILIES and (family, one[_CHAIN_TABLE]) not in asleep and _number(hook.get(_HOOK_NUMBER)) == _FORWARD:
+        if (
+            family in _FAMILIES
+            and (family, one[_CHAIN_TABLE]) not in asleep
+            and _number(hook.get(_HOOK_NUMBER)) == _FORWARD
+        ):
             policy = _POLICIES.get(t.cast("int", _number(one.get(_CHAIN_POLICY))))
-            found.append(Ruleset(_FAMILIES[family], _text(one[_CHAIN_TABLE]), _text(one[_CHAIN_NAME]), policy))
+            found.append(
+                Ruleset(
+                    _FAMILIES[family], _text(one[_CHAIN_TABLE]), _text(one[_CHAIN_NAME]), policy
+                )
+            )
     return found
 
 
@@ -150,7 +193,11 @@ def rules_track(rules: t.Iterable[tuple[int, dict[int, bytes]]]) -> bool:
         for raw in device.attribute_list(rule.get(_RULE_EXPRESSIONS, b""), _LIST_ELEMENT):
             one = device.attributes(raw)
             name = _text(one.get(_EXPRESSION_NAME, b""))
-            xt = _text(device.attributes(one.get(_EXPRESSION_DATA, b"")).get(_XT_NAME, b"")) if name in _XT else ""
+            xt = (
+                _text(device.attributes(one.get(_EXPRESSION_DATA, b"")).get(_XT_NAME, b""))
+                if name in _XT
+                else ""
+            )
             if name in _TRACKING or xt in _XT_TRACKING:
                 return True
     return False
@@ -168,18 +215,32 @@ def look() -> Seen:
     """Return how the netfilter of the calling thread's namespace is; nothing is changed."""
     liberal, count = sysctls.read_sysctl(LIBERAL), sysctls.read_sysctl(_COUNT)
     legacy = {family: _lines(f"{name}_names") for family, name in _LEGACY.items()}
-    matches = {word for name in _LEGACY.values() for word in (*_lines(f"{name}_matches"), *_lines(f"{name}_targets"))}
+    matches = {
+        word
+        for name in _LEGACY.values()
+        for word in (*_lines(f"{name}_matches"), *_lines(f"{name}_targets"))
+    }
     rulesets: tuple[Ruleset, ...] | None
     try:
-        rulesets, by_rule = tuple(forward_chains(_dump(_GET_TABLES), _dump(_GET_CHAINS))), rules_track(_dump(_GET_RULES))
+        rulesets, by_rule = (
+            tuple(forward_chains(_dump(_GET_TABLES), _dump(_GET_CHAINS))),
+            rules_track(_dump(_GET_RULES)),
+        )
     except OSError as exc:
         if exc.errno not in _NO_NF_TABLES:
             rulesets, by_rule = None, True  # unknown: the careful answer
         else:
             rulesets, by_rule = (), False
     if rulesets is not None:
-        rulesets += tuple(Ruleset(family, table, None, None) for family, tables in legacy.items() for table in tables if table in _LEGACY_TABLES)
+        rulesets += tuple(
+            Ruleset(family, table, None, None)
+            for family, tables in legacy.items()
+            for table in tables
+            if table in _LEGACY_TABLES
+        )
     # what iptables' rules say is not told, only what they could: a table of addresses to translate, or a match that is there
-    by_legacy = any(tables for tables in legacy.values()) and (any("nat" in tables for tables in legacy.values()) or bool(matches & _XT_TRACKING))
+    by_legacy = any(tables for tables in legacy.values()) and (
+        any("nat" in tables for tables in legacy.values()) or bool(matches & _XT_TRACKING)
+    )
     tracks = liberal is not None and (by_rule or by_legacy or count not in (None, "0"))
     return Seen(rulesets, tracks, liberal not in (None, "0"))

@@ -122,10 +122,14 @@ def fd(name: str) -> int:
     try:
         handle = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise ConntrackError(f"netns: there is no namespace {name!r}: create it, or correct the name.") from None
+        raise ConntrackError(
+            f"netns: there is no namespace {name!r}: create it, or correct the name."
+        ) from None
     if os.fstat(handle).st_dev != _nsfs_device():
         os.close(handle)
-        raise ConntrackError(f"netns: {path(name)} is a plain {kind_of_file(name)} and no namespace: remove it, or correct the name.")
+        raise ConntrackError(
+            f"netns: {path(name)} is a plain {kind_of_file(name)} and no namespace: remove it, or correct the name."
+        )
     return handle
 
 
@@ -134,7 +138,9 @@ def enter(handle: int) -> None:
     if _libc.setns(handle, _CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         if code == errno.EPERM:
-            raise ConntrackError("Entering a network namespace needs root: run as root, with become for instance.")
+            raise ConntrackError(
+                "Entering a network namespace needs root: run as root, with become for instance."
+            )
         raise OSError(code, f"setns: {os.strerror(code)}")
 
 
@@ -147,7 +153,10 @@ def _restoring() -> t.Iterator[None]:
     finally:
         try:
             enter(home)
-        except (OSError, ConntrackError):  # once more, for here what is undone would be undone in the wrong place
+        except (
+            OSError,
+            ConntrackError,
+        ):  # once more, for here what is undone would be undone in the wrong place
             enter(home)
         os.close(home)
 
@@ -217,9 +226,13 @@ def anonymous() -> t.Iterator[None]:
             _call("unshare", _CLONE_NEWNET)
         except OSError as exc:
             if exc.errno == errno.EPERM:
-                raise ConntrackError("Creating a network namespace needs root: run as root, with become for instance.") from exc
+                raise ConntrackError(
+                    "Creating a network namespace needs root: run as root, with become for instance."
+                ) from exc
             if exc.errno == errno.EINVAL:
-                raise ConntrackError("This kernel has no network namespaces (CONFIG_NET_NS): boot one that has.") from exc
+                raise ConntrackError(
+                    "This kernel has no network namespaces (CONFIG_NET_NS): boot one that has."
+                ) from exc
             raise
         yield
 
@@ -273,12 +286,23 @@ class Claims:
         :raises ConntrackError: somebody else holds the name.
         """
         try:
-            os.link(f"/proc/self/fd/{self._file}", name, dst_dir_fd=self._directory)  # with a dir_fd Python uses linkat(2), which follows the first
+            os.link(
+                f"/proc/self/fd/{self._file}", name, dst_dir_fd=self._directory
+            )  # with a dir_fd Python uses linkat(2), which follows the first
         except FileExistsError:
             if exists(name) or claim_of(name) != self._mark:
-                raise ConntrackError(f"{path(name)} exists and is not ours: remove it, or choose another name.") from None
+                raise ConntrackError(
+                    f"{path(name)} exists and is not ours: remove it, or choose another name."
+                ) from None
         try:
-            _call("mount", f"/proc/self/fd/{handle}".encode(), path(name).encode(), b"none", _MS_BIND, None)
+            _call(
+                "mount",
+                f"/proc/self/fd/{handle}".encode(),
+                path(name).encode(),
+                b"none",
+                _MS_BIND,
+                None,
+            )
         except OSError:
             os.unlink(path(name))
             raise

@@ -18,19 +18,40 @@ NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _ACK, _DUMP_INTERRUPTED, REPLACE, _DUMP, EXCL, CREATE = 0x1, 0x4, 0x10, 0x100, 0x300, 0x200, 0x400
+_REQUEST, _ACK, _DUMP_INTERRUPTED, REPLACE, _DUMP, EXCL, CREATE = (
+    0x1,
+    0x4,
+    0x10,
+    0x100,
+    0x300,
+    0x200,
+    0x400,
+)
 _ACK_TLVS = 0x200
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
-RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+RTMSG = struct.Struct(
+    "=BBBBBBBBI"
+)  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _ATTR = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP = 1, 3, 4, 5, 16, 18, 20, 27
+(
+    IFLA_ADDRESS,
+    IFLA_IFNAME,
+    IFLA_MTU,
+    IFLA_LINK,
+    IFLA_OPERSTATE,
+    IFLA_LINKINFO,
+    IFLA_IFALIAS,
+    IFLA_GROUP,
+) = 1, 3, 4, 5, 16, 18, 20, 27
 OPERSTATE_UP = b"\x06"
-WITHOUT_STATS = struct.pack("=HHI", 8, 29, 8)  # the attribute IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS: answers half as long
+WITHOUT_STATS = struct.pack(
+    "=HHI", 8, 29, 8
+)  # the attribute IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS: answers half as long
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS, IFA_PROTO = 1, 2, 4, 8, 11
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_PERMANENT = 0x01, 0x02, 0x08, 0x80
 IFAPROT_KERNEL_LL = 3
@@ -72,7 +93,9 @@ class Channel:
         self.netns_fd = netns.current_fd()
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
         for option in (_CAP_ACK, _EXT_ACK, _STRICT):
-            with contextlib.suppress(OSError):  # kernels before 4.20 lack some: their answers are only wordier or poorer
+            with contextlib.suppress(
+                OSError
+            ):  # kernels before 4.20 lack some: their answers are only wordier or poorer
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._sequence = 0
 
@@ -84,7 +107,11 @@ class Channel:
     def _send(self, message: t.Any, kind: int, flags: int) -> None:
         self._sequence += 1
         header = message["header"]
-        header["type"], header["flags"], header["sequence_number"] = kind, flags | _REQUEST, self._sequence
+        header["type"], header["flags"], header["sequence_number"] = (
+            kind,
+            flags | _REQUEST,
+            self._sequence,
+        )
         message.encode()
         self._socket.send(message.data)
 
@@ -127,7 +154,10 @@ class Channel:
 
     def _send_raw(self, kind: int, flags: int, payload: bytes) -> None:
         self._sequence += 1
-        self._socket.send(_HEADER.pack(_HEADER.size + len(payload), kind, flags | _REQUEST, self._sequence, 0) + payload)
+        self._socket.send(
+            _HEADER.pack(_HEADER.size + len(payload), kind, flags | _REQUEST, self._sequence, 0)
+            + payload
+        )
 
     def dump(self, kind: int, payload: bytes) -> list[tuple[bytes, int, int]]:
         """Return all messages of a dump as (buffer, start of the payload, end); begun anew when the kernel's tables changed meanwhile.
@@ -179,8 +209,16 @@ def default_route_indexes(name: str | None) -> set[int]:
         channel.close()
     best: dict[int, tuple[int, set[int]]] = {}
     for data, start, end in routes:
-        family, prefix, dummy, dummy, table, dummy, dummy, kind, flags = RTMSG.unpack_from(data, start)
-        if family not in (socket.AF_INET, socket.AF_INET6) or prefix or table != TABLE_MAIN or kind != UNICAST or flags & RTM_F_CLONED:
+        family, prefix, dummy, dummy, table, dummy, dummy, kind, flags = RTMSG.unpack_from(
+            data, start
+        )
+        if (
+            family not in (socket.AF_INET, socket.AF_INET6)
+            or prefix
+            or table != TABLE_MAIN
+            or kind != UNICAST
+            or flags & RTM_F_CLONED
+        ):
             continue
         found = attributes(data, start + RTMSG.size, end)
         metric, indexes = u32(found, RTA_PRIORITY), _next_hops(found)

@@ -16,7 +16,18 @@ from . import kernel as lab_kernel
 from . import record as lab_record
 from . import topology
 from .kernel import Kernel
-from .topology import Address, End, Have, HaveRoute, Key, Recorded, Route, Sysctl, SysctlKey, Topology
+from .topology import (
+    Address,
+    End,
+    Have,
+    HaveRoute,
+    Key,
+    Recorded,
+    Route,
+    Sysctl,
+    SysctlKey,
+    Topology,
+)
 
 
 def _nothing(dummy_result: object) -> None:
@@ -32,7 +43,9 @@ def _set_vlan_offload(key: Key, on: bool) -> None:
 class Apply:
     """Applies the steps of one plan; each method takes a step's ``args`` and returns what undoes it."""
 
-    def __init__(self, kernel: Kernel, want: Topology, have: Have, attachments: Attachments | None = None) -> None:
+    def __init__(
+        self, kernel: Kernel, want: Topology, have: Have, attachments: Attachments | None = None
+    ) -> None:
         self._kernel = kernel
         self._attachments = attachments
         self._want = want
@@ -64,7 +77,11 @@ class Apply:
         if step.kind == "xdp" and self._attachments is not None:
             return self._attachments.do(step)
         if step.kind == "record":
-            return self._hand_over(*step.args) if isinstance(step.args, tuple) else self._record(step.args)
+            return (
+                self._hand_over(*step.args)
+                if isinstance(step.args, tuple)
+                else self._record(step.args)
+            )
         return self._methods[step.action, step.kind](step.args)
 
     def _create_netns(self, name: str) -> plans.Undo:
@@ -99,7 +116,14 @@ class Apply:
                     sysctls.write_sysctl(sysctl.path, sysctl.value)
             for end, peer in ((one, two), (two, one)):
                 channel = self._kernel.channel(end.netns)
-                self._kernel.set_link(channel, 0, up=True, name=end.name, alias=topology.alias_of(mark, peer.key), group=0)
+                self._kernel.set_link(
+                    channel,
+                    0,
+                    up=True,
+                    name=end.name,
+                    alias=topology.alias_of(mark, peer.key),
+                    group=0,
+                )
                 _set_vlan_offload(end.key, False)
         except BaseException:
             self._remove_link(one.key)
@@ -146,12 +170,18 @@ class Apply:
 
     def _set_route(self, args: tuple[Route, HaveRoute | None]) -> plans.Undo:
         route, before = args
-        if self._kernel.route(route, present=True):  # also where the one before went since it was seen
+        if self._kernel.route(
+            route, present=True
+        ):  # also where the one before went since it was seen
             return lambda: _nothing(self._kernel.route(route, present=False))
-        return None if before is None else lambda: _nothing(self._kernel.route(before, present=True))
+        return (
+            None if before is None else lambda: _nothing(self._kernel.route(before, present=True))
+        )
 
     def _delete_route(self, route: HaveRoute) -> plans.Undo:
-        if not self._kernel.route(route, present=False):  # it went since it was seen, and is not ours to bring back
+        if not self._kernel.route(
+            route, present=False
+        ):  # it went since it was seen, and is not ours to bring back
             return None
         return lambda: _nothing(self._kernel.route(route, present=True))
 
@@ -163,7 +193,11 @@ class Apply:
                 before = sysctls.snapshot(args.path)
                 sysctls.write_sysctl(args.path, args.value)
             else:
-                before = {path: value for recorded in args[1] for path, value in sysctls.snapshot(recorded).items()}
+                before = {
+                    path: value
+                    for recorded in args[1]
+                    for path, value in sysctls.snapshot(recorded).items()
+                }
                 sysctls.write_back(args[1])
 
         def undo() -> None:
@@ -186,7 +220,9 @@ class Apply:
     def _hand_over(self, heir: str, key: SysctlKey, previous: t.Mapping[str, str]) -> plans.Undo:
         """Give the values from before this lab to another lab that needs the same sysctl."""
         before = lab_record.read_record(heir)
-        lab_record.write_record(heir, {**before, key: Recorded(before[key].wanted, before[key].inode, previous)})
+        lab_record.write_record(
+            heir, {**before, key: Recorded(before[key].wanted, before[key].inode, previous)}
+        )
         return lambda: lab_record.write_record(heir, before)
 
 

@@ -40,7 +40,11 @@ def check_sysctls_exist(want: Topology, have: Have) -> None:
 
 def _no_sysctl(sysctl: Sysctl) -> ConntrackError:
     place = "on this host" if sysctl.netns is None else "in a network namespace of this kernel"
-    return bad_value("sysctls", topology.show_sysctl(sysctl.key), f"there is no such sysctl {place}: correct the name, or load the module that brings it")
+    return bad_value(
+        "sysctls",
+        topology.show_sysctl(sysctl.key),
+        f"there is no such sysctl {place}: correct the name, or load the module that brings it",
+    )
 
 
 def probe(plan: Plan) -> dict[SysctlKey, str]:
@@ -60,7 +64,11 @@ def probe(plan: Plan) -> dict[SysctlKey, str]:
         if new_links:
             _probe_veth(kernel)
         for sysctl in wanted:
-            attempt = (topology.of_default(sysctl.path), sysctl.value, sysctl.netns is None)  # the links are not in here
+            attempt = (
+                topology.of_default(sysctl.path),
+                sysctl.value,
+                sysctl.netns is None,
+            )  # the links are not in here
             if attempt not in tried:
                 tried[attempt] = _probe_sysctl(sysctl, attempt[0])
             if tried[attempt] != sysctl.value:
@@ -69,12 +77,17 @@ def probe(plan: Plan) -> dict[SysctlKey, str]:
 
 
 def _probe_veth(kernel: Kernel) -> None:
-    one, two = (End(name, None, (), topology.DEFAULT_MTU, f"02:00:00:00:00:0{i}") for i, name in ((1, "probe0"), (2, "probe1")))
+    one, two = (
+        End(name, None, (), topology.DEFAULT_MTU, f"02:00:00:00:00:0{i}")
+        for i, name in ((1, "probe0"), (2, "probe1"))
+    )
     try:
         kernel.new_veth("", one, two)
     except NetlinkError as exc:
         if exc.errno in (errno.EOPNOTSUPP, errno.ENODEV):
-            raise ConntrackError(f"This kernel has no veth links (CONFIG_VETH): load the module veth, or boot a kernel that has it. It says: {exc}") from exc
+            raise ConntrackError(
+                f"This kernel has no veth links (CONFIG_VETH): load the module veth, or boot a kernel that has it. It says: {exc}"
+            ) from exc
         raise
 
 
@@ -88,7 +101,11 @@ def _probe_sysctl(sysctl: Sysctl, path: str) -> str:
             raise _no_sysctl(sysctl) from None
     except OSError as exc:
         if sysctl.netns is not None or exc.errno not in (errno.EACCES, errno.EPERM):
-            raise bad_value(f"sysctls.{topology.show_sysctl(sysctl.key)}", sysctl.value, f"the kernel says {exc.strerror}: correct the value") from exc
+            raise bad_value(
+                f"sysctls.{topology.show_sysctl(sysctl.key)}",
+                sysctl.value,
+                f"the kernel says {exc.strerror}: correct the value",
+            ) from exc
     return topology.decimal(sysctl.value)  # it exists on the host only, and can not be tried
 
 
@@ -103,7 +120,12 @@ class Result(t.NamedTuple):
     facts: dict[str, t.Any]
 
 
-def converge(want: Topology, check: bool = False, patience: float = lock.SECONDS, attachments: Attachments | None = None) -> Result:
+def converge(
+    want: Topology,
+    check: bool = False,
+    patience: float = lock.SECONDS,
+    attachments: Attachments | None = None,
+) -> Result:
     """Make the lab what is wanted, changing only what differs.
 
     A sysctl can change what no step is about: other sysctls, addresses, routes. So where one was set the plan is made again, until nothing is left to
@@ -131,7 +153,9 @@ def converge(want: Topology, check: bool = False, patience: float = lock.SECONDS
             with plans.applied(plan):
                 have = kernel.observe(want, links_only=True)
         with plans.applied(plan):
-            kernel.wait_running([link for key in want.ends if (link := have.links.get(key)) and not link.running])
+            kernel.wait_running(
+                [link for key in want.ends if (link := have.links.get(key)) and not link.running]
+            )
     return Result(plan, lab_plan.facts(want, have))
 
 
@@ -143,7 +167,9 @@ def _settle(kernel: Kernel, want: Topology, attachments: Attachments | None) -> 
     done: Plan = []
     for dummy in range(_TURNS):
         with plans.applied(done) if done else contextlib.nullcontext():
-            have, plan = _plan(kernel, want, attachments)  # another run may have changed what was read before
+            have, plan = _plan(
+                kernel, want, attachments
+            )  # another run may have changed what was read before
             with Apply(kernel, want, have, attachments) as do:
                 plans.apply(plan, do)
         done += plan
@@ -151,15 +177,23 @@ def _settle(kernel: Kernel, want: Topology, attachments: Attachments | None) -> 
             return done
     again = ", ".join(dict.fromkeys(step.name for step in plan))
     with plans.applied(done):
-        raise ConntrackError(f"Lab {want.lab!r} does not come to rest: {again} had to be set {_TURNS} times, so they change each other. Remove one of them.")
+        raise ConntrackError(
+            f"Lab {want.lab!r} does not come to rest: {again} had to be set {_TURNS} times, so they change each other. Remove one of them."
+        )
 
 
 def _reaches_further(step: Step) -> bool:
     """Say whether a step sets a sysctl, by itself or with the link that it makes."""
-    return step.kind == "sysctl" or (step.action, step.kind) == ("create", "link") and bool(step.args[2])
+    return (
+        step.kind == "sysctl"
+        or (step.action, step.kind) == ("create", "link")
+        and bool(step.args[2])
+    )
 
 
-def _planned(want: Topology, check: bool, attachments: Attachments | None) -> tuple[Have, Plan] | None:
+def _planned(
+    want: Topology, check: bool, attachments: Attachments | None
+) -> tuple[Have, Plan] | None:
     """Return what is there and the plan; None where another run seems to be in the middle of its work."""
     try:
         with Kernel() as kernel:

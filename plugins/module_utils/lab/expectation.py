@@ -46,7 +46,13 @@ OPTION: dict[str, dict[str, t.Any]] = {
         "options": {
             FLOW: {
                 "type": "dict",
-                "options": {**_ENDS, "proto": {"type": "str"}, "port": {"type": "int"}, "state": {"type": "str"}, "make": {"type": "bool"}},
+                "options": {
+                    **_ENDS,
+                    "proto": {"type": "str"},
+                    "port": {"type": "int"},
+                    "state": {"type": "str"},
+                    "make": {"type": "bool"},
+                },
             },
             PING: {"type": "dict", "options": _ENDS},
             UNTRACKED: {"type": "int"},
@@ -91,8 +97,14 @@ class Line:
         'tcp from a to b, port 80, is ESTABLISHED within 5 s'
         """
         if self.kind == UNTRACKED:
-            return f"at most {self.most} frames stay untracked" if self.most else "nothing stays untracked"
-        ends = f"from {self.source} to {self.target}{', over IPv6' if self.family == 'ipv6' else ''}"
+            return (
+                f"at most {self.most} frames stay untracked"
+                if self.most
+                else "nothing stays untracked"
+            )
+        ends = (
+            f"from {self.source} to {self.target}{', over IPv6' if self.family == 'ipv6' else ''}"
+        )
         if self.kind == PING:
             return f"ping {ends}, is answered within {self.within:g} s"
         port = "" if self.port is None else f", port {self.port}"
@@ -103,7 +115,13 @@ class Line:
         if self.kind == UNTRACKED:
             return {UNTRACKED: self.most}
         fields: dict[str, t.Any] = {"from": self.source, "to": self.target, "within": self.within}
-        fields.update({name: value for name, value in (("family", self.family), ("address", self.address)) if value})
+        fields.update(
+            {
+                name: value
+                for name, value in (("family", self.family), ("address", self.address))
+                if value
+            }
+        )
         if self.kind == FLOW:
             fields.update(proto=self.proto, state=self.state, make=self.make)
             if self.port is not None:
@@ -125,10 +143,21 @@ def parse(items: t.Any, field: str = "expect") -> list[Line]:
 
 def _parse_line(field: str, item: t.Any) -> Line:
     kinds = (FLOW, PING, UNTRACKED)
-    given = {name: value for name, value in item.items() if value is not None} if isinstance(item, t.Mapping) else {}
+    given = (
+        {name: value for name, value in item.items() if value is not None}
+        if isinstance(item, t.Mapping)
+        else {}
+    )
     if len(given) != 1 or next(iter(given)) not in kinds:
-        error = bad_value(field, ", ".join(map(str, given)) or item, f"give one of {', '.join(kinds)} in each line")
-        raise ConntrackError(error.message + "".join(did_you_mean(str(name), kinds) for name in given if name not in kinds))
+        error = bad_value(
+            field,
+            ", ".join(map(str, given)) or item,
+            f"give one of {', '.join(kinds)} in each line",
+        )
+        raise ConntrackError(
+            error.message
+            + "".join(did_you_mean(str(name), kinds) for name in given if name not in kinds)
+        )
     ((kind, value),) = given.items()
     field = f"{field}.{kind}"
     if kind == UNTRACKED:
@@ -141,7 +170,9 @@ def _parse_line(field: str, item: t.Any) -> Line:
     if unknown:
         error = bad_value(field, unknown[0], f"the keys are {', '.join(sorted(_FIELDS[kind]))}")
         raise ConntrackError(error.message + did_you_mean(unknown[0], _FIELDS[kind]))
-    return _parse_traffic(field, kind, {name: one for name, one in value.items() if one is not None})
+    return _parse_traffic(
+        field, kind, {name: one for name, one in value.items() if one is not None}
+    )
 
 
 def _parse_traffic(field: str, kind: str, given: t.Mapping[str, t.Any]) -> Line:
@@ -149,11 +180,19 @@ def _parse_traffic(field: str, kind: str, given: t.Mapping[str, t.Any]) -> Line:
         if not isinstance(given.get(name), str) or not given[name]:
             raise bad_value(f"{field}.{name}", given.get(name, ""), "give the name of a namespace")
     if given["from"] == given["to"]:
-        raise bad_value(f"{field}.to", given["to"], "it is where the traffic begins: give another namespace")
+        raise bad_value(
+            f"{field}.to", given["to"], "it is where the traffic begins: give another namespace"
+        )
     family, address = _parse_family(field, given)
     within = given.get("within", WITHIN)
-    if isinstance(within, bool) or not isinstance(within, (int, float)) or not 0 < within <= _WITHIN_MAX:
-        raise bad_value(f"{field}.within", within, f"give more than 0 and at most {_WITHIN_MAX:g} seconds")
+    if (
+        isinstance(within, bool)
+        or not isinstance(within, (int, float))
+        or not 0 < within <= _WITHIN_MAX
+    ):
+        raise bad_value(
+            f"{field}.within", within, f"give more than 0 and at most {_WITHIN_MAX:g} seconds"
+        )
     line = Line(field, kind, given["from"], given["to"], family, address, within=float(within))
     return line if kind == PING else _parse_flow(field, line, given)
 
@@ -168,28 +207,49 @@ def _parse_family(field: str, given: t.Mapping[str, t.Any]) -> tuple[str, str]:
     try:
         address = ipaddress.ip_address(str(given["address"]))
     except ValueError:
-        raise bad_value(f"{field}.address", given["address"], f"give an IPv4 or IPv6 address of {given['to']}") from None
+        raise bad_value(
+            f"{field}.address", given["address"], f"give an IPv4 or IPv6 address of {given['to']}"
+        ) from None
     if family not in ("", f"ipv{address.version}"):
-        raise bad_value(f"{field}.address", given["address"], f"family is {family}: give such an address, or leave family out")
+        raise bad_value(
+            f"{field}.address",
+            given["address"],
+            f"family is {family}: give such an address, or leave family out",
+        )
     return f"ipv{address.version}", str(address)
 
 
 def _parse_flow(field: str, line: Line, given: t.Mapping[str, t.Any]) -> Line:
     make = given.get("make", True)
     if not isinstance(make, bool):
-        raise bad_value(f"{field}.make", make, "give true to make the traffic, false to look for what others make")
+        raise bad_value(
+            f"{field}.make",
+            make,
+            "give true to make the traffic, false to look for what others make",
+        )
     proto = str(given.get("proto", "tcp")).lower()
     if proto not in _NUMBERS:
         raise bad_value(f"{field}.proto", given["proto"], f"give {', '.join(_NUMBERS)}")
     if make and proto not in MADE:
-        raise bad_value(f"{field}.proto", proto, f"traffic can be made of {', '.join(MADE)}: give one of them, or make: false")
+        raise bad_value(
+            f"{field}.proto",
+            proto,
+            f"traffic can be made of {', '.join(MADE)}: give one of them, or make: false",
+        )
     family = line.family
     for name, echo in ECHO.items():
         if proto == echo and family not in ("", name):
             raise bad_value(f"{field}.proto", proto, f"family is {family}: give {ECHO[family]}")
         family = name if proto == echo else family
     port = _parse_port(f"{field}.port", proto, make, given.get("port"))
-    return dataclasses.replace(line, family=family, proto=proto, port=port, state=_parse_state(f"{field}.state", proto, make, given.get("state")), make=make)
+    return dataclasses.replace(
+        line,
+        family=family,
+        proto=proto,
+        port=port,
+        state=_parse_state(f"{field}.state", proto, make, given.get("state")),
+        make=make,
+    )
 
 
 def _parse_port(field: str, proto: str, make: bool, port: t.Any) -> int | None:
@@ -205,13 +265,25 @@ def _parse_port(field: str, proto: str, make: bool, port: t.Any) -> int | None:
 
 
 def _parse_state(field: str, proto: str, make: bool, state: t.Any) -> str:
-    every = tuple(name for name in flow.STATES.get(_NUMBERS[proto], flow.PLAIN_STATES) if name != "NONE")
-    usual = MADE[proto][0] if proto in MADE else "ESTABLISHED" if "ESTABLISHED" in flow.STATES.get(_NUMBERS[proto], ()) else "REPLIED"
+    every = tuple(
+        name for name in flow.STATES.get(_NUMBERS[proto], flow.PLAIN_STATES) if name != "NONE"
+    )
+    usual = (
+        MADE[proto][0]
+        if proto in MADE
+        else "ESTABLISHED"
+        if "ESTABLISHED" in flow.STATES.get(_NUMBERS[proto], ())
+        else "REPLIED"
+    )
     found = usual if state is None else str(state).upper()
     if found not in every:
         raise bad_value(field, state, f"the states of {proto} are {', '.join(every)}")
     if make and found not in MADE[proto]:
-        raise bad_value(field, state, f"traffic that is made ends in {', '.join(MADE[proto])}: give one of them, or make: false")
+        raise bad_value(
+            field,
+            state,
+            f"traffic that is made ends in {', '.join(MADE[proto])}: give one of them, or make: false",
+        )
     return found
 
 
@@ -229,12 +301,26 @@ def resolved(line: Line, addresses: t.Mapping[str, t.Sequence[str]], where: str)
         if place not in addresses:
             raise bad_value(f"{line.field}.{name}", place, f"it is no namespace {where}: {known}")
     if line.address and line.address not in addresses[line.target]:
-        raise bad_value(f"{line.field}.address", line.address, f"{line.target} has {', '.join(addresses[line.target]) or 'no address'}")
+        raise bad_value(
+            f"{line.field}.address",
+            line.address,
+            f"{line.target} has {', '.join(addresses[line.target]) or 'no address'}",
+        )
     here = {family_of(one) for one in addresses[line.source]}
-    wanted = [one for one in addresses[line.target] if family_of(one) in here and line.family in ("", family_of(one)) and line.address in ("", one)]
+    wanted = [
+        one
+        for one in addresses[line.target]
+        if family_of(one) in here
+        and line.family in ("", family_of(one))
+        and line.address in ("", one)
+    ]
     if not wanted:
         both = line.family or "one family"
-        raise bad_value(f"{line.field}.to", line.target, f"it and {line.source} have no addresses of {both} in common: give both one")
+        raise bad_value(
+            f"{line.field}.to",
+            line.target,
+            f"it and {line.source} have no addresses of {both} in common: give both one",
+        )
     return dataclasses.replace(line, family=family_of(wanted[0]), address=wanted[0])
 
 
@@ -245,5 +331,9 @@ def family_of(address: str) -> str:
 
 def untracked(before: t.Mapping[str, int], after: t.Mapping[str, int]) -> dict[str, int]:
     """Return how many frames stayed untracked between two readings of the counters, by reason."""
-    grown = {name: after[name] - before[name] for name in after if name.startswith("untracked_") and name not in NO_FLOWS}
+    grown = {
+        name: after[name] - before[name]
+        for name in after
+        if name.startswith("untracked_") and name not in NO_FLOWS
+    }
     return {name[len("untracked_") :]: number for name, number in grown.items() if number}

@@ -51,7 +51,12 @@ class Outcome:
 
     def as_dict(self) -> dict[str, t.Any]:
         """Return the form in which the module returns it."""
-        return {"line": self.line.title, "passed": self.passed, "seen": self.seen, "expect": self.line.as_dict()}
+        return {
+            "line": self.line.title,
+            "passed": self.passed,
+            "seen": self.seen,
+            "expect": self.line.as_dict(),
+        }
 
 
 #: The tables of the chains in which a flow may be.
@@ -64,7 +69,11 @@ def check(lines: t.Sequence[Line], *pin_roots: str) -> list[Outcome]:
     :param pin_roots: of the chains. A flow has to be in the tables of one of them, and what stays untracked is added up.
     :raises ConntrackError: a line that can not be checked: no such namespace or address, no chain. No traffic was made then.
     """
-    known = {name: addresses(name) for name in netns.names()[0]} if any(line.kind != UNTRACKED for line in lines) else {}
+    known = (
+        {name: addresses(name) for name in netns.names()[0]}
+        if any(line.kind != UNTRACKED for line in lines)
+        else {}
+    )
     lines = [resolved(line, known, "on this host") for line in lines]
     with contextlib.ExitStack() as stack:
         tables = []
@@ -74,7 +83,10 @@ def check(lines: t.Sequence[Line], *pin_roots: str) -> list[Outcome]:
         before = _counters(tables)
         outcomes = [_check(line, tables, known) for line in lines]
         after = _counters(tables)
-    return [_untracked(one.line, untracked(before, after)) if one.line.kind == UNTRACKED else one for one in outcomes]
+    return [
+        _untracked(one.line, untracked(before, after)) if one.line.kind == UNTRACKED else one
+        for one in outcomes
+    ]
 
 
 def foretell(lines: t.Iterable[Line]) -> list[Outcome]:
@@ -100,7 +112,9 @@ def _counters(tables: Tables) -> dict[str, int]:
 def _untracked(line: Line, found: t.Mapping[str, int]) -> Outcome:
     total = sum(found.values())
     reasons = ", ".join(f"{name} {number}" for name, number in found.items())
-    return Outcome(line, total <= line.most, f"{total} untracked{f': {reasons}' if reasons else ''}")
+    return Outcome(
+        line, total <= line.most, f"{total} untracked{f': {reasons}' if reasons else ''}"
+    )
 
 
 def _check(line: Line, tables: Tables, known: t.Mapping[str, t.Sequence[str]]) -> Outcome:
@@ -114,8 +128,17 @@ def _check(line: Line, tables: Tables, known: t.Mapping[str, t.Sequence[str]]) -
 # ---------------------------------------------------------------- looking
 def _words(line: Line, known: t.Mapping[str, t.Sequence[str]]) -> dict[str, t.Any]:
     """Return the filters of any flow that the line can mean."""
-    words: dict[str, t.Any] = {"proto": line.proto, "dport": line.port, "src": [one for one in known[line.source] if (":" in one) == (":" in line.address)]}
-    return {**words, "dst": line.address if line.make else [one for one in known[line.target] if (":" in one) == (":" in line.address)]}
+    words: dict[str, t.Any] = {
+        "proto": line.proto,
+        "dport": line.port,
+        "src": [one for one in known[line.source] if (":" in one) == (":" in line.address)],
+    }
+    return {
+        **words,
+        "dst": line.address
+        if line.make
+        else [one for one in known[line.target] if (":" in one) == (":" in line.address)],
+    }
 
 
 def _flow(line: Line, tables: Tables, words: dict[str, t.Any]) -> Outcome:
@@ -131,7 +154,9 @@ def _flow(line: Line, tables: Tables, words: dict[str, t.Any]) -> Outcome:
                 found = _find(tables, {**words, **talk.words}, talk.ident)
                 there = [record for record in found if record["state"] == line.state]
                 if there:
-                    return Outcome(line, True, f"{_shown(there[0])}, after {time.monotonic() - began:.2f} s")
+                    return Outcome(
+                        line, True, f"{_shown(there[0])}, after {time.monotonic() - began:.2f} s"
+                    )
                 if time.monotonic() >= deadline:
                     break
                 time.sleep(_left(deadline, pause))
@@ -142,7 +167,9 @@ def _flow(line: Line, tables: Tables, words: dict[str, t.Any]) -> Outcome:
         found = _find(tables, words, None)
     seen = f"{_shown(found[0])}" if found else "no such flow in the table"
     more = [words for words in (trouble, _refused(before, _counters(tables))) if words]
-    return Outcome(line, False, "; ".join([f"{seen} after {time.monotonic() - began:.2f} s", *more]))
+    return Outcome(
+        line, False, "; ".join([f"{seen} after {time.monotonic() - began:.2f} s", *more])
+    )
 
 
 def _refused(before: t.Mapping[str, int], after: t.Mapping[str, int]) -> str:
@@ -152,15 +179,23 @@ def _refused(before: t.Mapping[str, int], after: t.Mapping[str, int]) -> str:
     'the chain counted meanwhile: invalid_checksum 2'
     """
     counts = {name: after[name] - before[name] for name in after if name.startswith("invalid_")}
-    counts.update((f"untracked_{name}", number) for name, number in untracked(before, after).items())
+    counts.update(
+        (f"untracked_{name}", number) for name, number in untracked(before, after).items()
+    )
     told = ", ".join(f"{name} {number}" for name, number in counts.items() if number > 0)
     return f"the chain counted meanwhile: {told}" if told else ""
 
 
-def _find(tables: Tables, words: t.Mapping[str, t.Any], ident: int | None) -> list[dict[str, t.Any]]:
+def _find(
+    tables: Tables, words: t.Mapping[str, t.Any], ident: int | None
+) -> list[dict[str, t.Any]]:
     query = flow_filter.parse_query({**words, "limit": _MOST})
-    found = [record for one in tables for record in flow_table.read(one, query, summary=False).flows]
-    return [record for record in found if ident is None or record.get("icmp", {}).get("id") == ident]
+    found = [
+        record for one in tables for record in flow_table.read(one, query, summary=False).flows
+    ]
+    return [
+        record for record in found if ident is None or record.get("icmp", {}).get("id") == ident
+    ]
 
 
 def _shown(record: t.Mapping[str, t.Any]) -> str:
@@ -188,9 +223,15 @@ def _ping(line: Line) -> Outcome:
                 sent = time.monotonic()
                 talk.push()
                 if not talk.trouble:
-                    return Outcome(line, True, f"an answer from {line.address} after {1000 * (time.monotonic() - sent):.1f} ms")
+                    return Outcome(
+                        line,
+                        True,
+                        f"an answer from {line.address} after {1000 * (time.monotonic() - sent):.1f} ms",
+                    )
                 if time.monotonic() >= deadline:
-                    return Outcome(line, False, f"no answer from {line.address} within {line.within:g} s")
+                    return Outcome(
+                        line, False, f"no answer from {line.address} within {line.within:g} s"
+                    )
     except OSError as exc:
         return Outcome(line, False, _said(line, exc))
 
@@ -225,7 +266,9 @@ def _left(deadline: float, most: float = float("inf")) -> float:
     return max(min(deadline - time.monotonic(), most), 0.001)
 
 
-def _socket(stack: contextlib.ExitStack, place: str, family: str, kind: int, proto: int = 0) -> socket.socket:
+def _socket(
+    stack: contextlib.ExitStack, place: str, family: str, kind: int, proto: int = 0
+) -> socket.socket:
     """Return a socket that belongs to the namespace; the stack closes it."""
     with netns.entered(place):
         return stack.enter_context(socket.socket(_FAMILIES[family], kind, proto))
@@ -281,12 +324,21 @@ def _tcp(line: Line, deadline: float) -> t.Iterator[Talk]:
             server.shutdown(socket.SHUT_WR)
             client.recv(1)
         if line.state == "CLOSE":
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))  # so that closing resets
+            client.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0)
+            )  # so that closing resets
             client.close()
         yield talk
 
 
-def _accepted(stack: contextlib.ExitStack, line: Line, listener: socket.socket, client: socket.socket, deadline: float, talk: Talk) -> socket.socket:
+def _accepted(
+    stack: contextlib.ExitStack,
+    line: Line,
+    listener: socket.socket,
+    client: socket.socket,
+    deadline: float,
+    talk: Talk,
+) -> socket.socket:
     """Return the server's end of the client's connection. It is known by what the client sends: behind NAT its address is another one.
 
     :raises _Astray: where it does not come, though the client has been answered.
@@ -355,7 +407,13 @@ def _echo(line: Line, deadline: float) -> t.Iterator[Talk]:
     request, answer = _ECHO_TYPES[line.proto]
     ident, number = random.randrange(1 << 16), 0
     with contextlib.ExitStack() as stack:
-        client = _socket(stack, line.source, line.family, socket.SOCK_RAW, socket.IPPROTO_ICMP if line.family == "ipv4" else socket.IPPROTO_ICMPV6)
+        client = _socket(
+            stack,
+            line.source,
+            line.family,
+            socket.SOCK_RAW,
+            socket.IPPROTO_ICMP if line.family == "ipv4" else socket.IPPROTO_ICMPV6,
+        )
         client.connect((line.address, 0))
         talk = Talk({"src": client.getsockname()[0]}, ident)
 
@@ -363,7 +421,9 @@ def _echo(line: Line, deadline: float) -> t.Iterator[Talk]:
             nonlocal number
             number = number + 1 & 0xFFFF
             body = struct.pack("!HH", ident, number) + _DATA
-            total = _checksum(struct.pack("!BBH", request, 0, 0) + body) if line.family == "ipv4" else 0  # the kernel makes ICMPv6's
+            total = (
+                _checksum(struct.pack("!BBH", request, 0, 0) + body) if line.family == "ipv4" else 0
+            )  # the kernel makes ICMPv6's
             wait = time.monotonic() + _left(deadline, _ROUND)
             talk.trouble = "no answer came"
             try:
@@ -386,4 +446,8 @@ def _echo(line: Line, deadline: float) -> t.Iterator[Talk]:
 def failures(outcomes: t.Sequence[Outcome]) -> str:
     """Return what failed, for people; "" when nothing did."""
     failed = [f"{one.line.title}: {one.seen}" for one in outcomes if one.passed is False]
-    return f"{len(failed)} of {len(outcomes)} lines do not hold.{os.linesep}{os.linesep.join(failed)}" if failed else ""
+    return (
+        f"{len(failed)} of {len(outcomes)} lines do not hold.{os.linesep}{os.linesep.join(failed)}"
+        if failed
+        else ""
+    )

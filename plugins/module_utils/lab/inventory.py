@@ -40,7 +40,11 @@ class Node:
     def variables(self) -> dict[str, t.Any]:
         """Return the host's variables."""
         role = "router" if self.forwards else "endpoint"
-        found: dict[str, t.Any] = {"netns_role": role, "netns_interfaces": list(self.interfaces), "netns_addresses": self.addresses}
+        found: dict[str, t.Any] = {
+            "netns_role": role,
+            "netns_interfaces": list(self.interfaces),
+            "netns_addresses": self.addresses,
+        }
         if self.addresses:
             found["ansible_host"] = self.addresses[0]
         if self.netns is not None:
@@ -51,13 +55,31 @@ class Node:
         return found
 
 
-def _interface(name: str, addresses: t.Iterable[topology.Address], mac: str, mtu: int, peer: str | None, peer_netns: str | None) -> dict[str, t.Any]:
-    return {"name": name, "addresses": [topology.show_address(one) for one in addresses], "mac": mac, "mtu": mtu, "peer": peer, "peer_netns": peer_netns}
+def _interface(
+    name: str,
+    addresses: t.Iterable[topology.Address],
+    mac: str,
+    mtu: int,
+    peer: str | None,
+    peer_netns: str | None,
+) -> dict[str, t.Any]:
+    return {
+        "name": name,
+        "addresses": [topology.show_address(one) for one in addresses],
+        "mac": mac,
+        "mtu": mtu,
+        "peer": peer,
+        "peer_netns": peer_netns,
+    }
 
 
 def of_topology(want: Topology) -> list[Node]:
     """Return the hosts that a description promises."""
-    forwards = {sysctl.netns for sysctl in want.sysctls if sysctl.path in topology.FORWARDING and sysctl.value == _FORWARDS}
+    forwards = {
+        sysctl.netns
+        for sysctl in want.sysctls
+        if sysctl.path in topology.FORWARDING and sysctl.value == _FORWARDS
+    }
     interfaces: dict[str | None, list[dict[str, t.Any]]] = {name: [] for name in want.namespaces}
     for link in want.links:
         for end, other in (link, link[::-1]):
@@ -72,16 +94,25 @@ def of_lab(lab: str, have: Have) -> list[Node]:
     forwards = {
         netns
         for (netns, path), recorded in have.record.items()
-        if path in topology.FORWARDING and recorded.wanted == _FORWARDS and recorded.inode == (have.host_inode if netns is None else have.namespaces.get(netns))
+        if path in topology.FORWARDING
+        and recorded.wanted == _FORWARDS
+        and recorded.inode == (have.host_inode if netns is None else have.namespaces.get(netns))
     }
-    interfaces: dict[str | None, list[dict[str, t.Any]]] = {name: [] for name in sorted(have.namespaces)}
+    interfaces: dict[str | None, list[dict[str, t.Any]]] = {
+        name: [] for name in sorted(have.namespaces)
+    }
     for key, link in sorted(have.links.items(), key=lambda item: (item[0][0] or "", item[0][1])):
         ours = topology.is_ours(mark, link)
         if key[0] is None and not ours:
             continue
         peer, dummy, netns = link.alias.partition(" ")[2].partition("@") if ours else ("", "", "")
         record = _interface(
-            key[1], (one.address for one in link.addresses if not one.failed and not one.automatic), link.mac, link.mtu, peer or None, netns or None
+            key[1],
+            (one.address for one in link.addresses if not one.failed and not one.automatic),
+            link.mac,
+            link.mtu,
+            peer or None,
+            netns or None,
         )
         interfaces.setdefault(key[0], []).append(record)
     return [Node(name, name in forwards, tuple(found)) for name, found in interfaces.items()]

@@ -38,7 +38,9 @@ class Kernel:
 
     def __enter__(self) -> Kernel:
         soft, hard = self._files
-        allowed = max(soft, _FILES) if hard == resource.RLIM_INFINITY else max(soft, min(hard, _FILES))
+        allowed = (
+            max(soft, _FILES) if hard == resource.RLIM_INFINITY else max(soft, min(hard, _FILES))
+        )
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         self._most = max(16, (min(allowed, _FILES) - 128) // 2)
         return self
@@ -99,11 +101,15 @@ class Kernel:
             self._observe_sysctls(want, have)
         return have
 
-    def _observe_links(self, name: str | None, have: Have, links_only: bool, mark: str | None = None) -> bool:
+    def _observe_links(
+        self, name: str | None, have: Have, links_only: bool, mark: str | None = None
+    ) -> bool:
         """Read one namespace's links, addresses and routes; say whether the namespace carries the mark (the host needs none)."""
         channel = self.channel(name)
         links: dict[int, HaveLink] = {}
-        for message in channel.dump(rtnetlink.GETLINK, rtnetlink.IFINFO.pack(0, 0, 0, 0, 0) + rtnetlink.WITHOUT_STATS):
+        for message in channel.dump(
+            rtnetlink.GETLINK, rtnetlink.IFINFO.pack(0, 0, 0, 0, 0) + rtnetlink.WITHOUT_STATS
+        ):
             link = lab_observe.parse_link(name, *message)
             links[link.ifindex] = link
         loopback = links.pop(1, None)
@@ -125,7 +131,10 @@ class Kernel:
         offload = set() if links_only else self._vlan_offloads(name, links.values())
         for index, link in links.items():
             with_addresses = addresses.get(index)
-            more = {**({"addresses": tuple(with_addresses)} if with_addresses else {}), **({"vlan_offload": True} if index in offload else {})}
+            more = {
+                **({"addresses": tuple(with_addresses)} if with_addresses else {}),
+                **({"vlan_offload": True} if index in offload else {}),
+            }
             have.links[link.key] = HaveLink(**{**link.__dict__, **more}) if more else link
             self._indexes[link.key] = index
         return True
@@ -144,7 +153,12 @@ class Kernel:
 
     def _observe_sysctls(self, want: Topology, have: Have) -> None:
         have.record = lab_record.read_record(want.lab)
-        have.other_claims = {key: lab for lab in lab_record.other_labs(want.lab) for key in lab_record.read_record(lab) if key[0] is None}
+        have.other_claims = {
+            key: lab
+            for lab in lab_record.other_labs(want.lab)
+            for key in lab_record.read_record(lab)
+            if key[0] is None
+        }
         paths: dict[str | None, dict[str, None]] = {}
         for sysctl in want.sysctls:
             paths.setdefault(sysctl.netns, {})[sysctl.path] = None
@@ -179,7 +193,9 @@ class Kernel:
         if key not in self._indexes:
             message = self.channel(key[0]).get_link(name=key[1])
             if message is None:
-                raise ConntrackError(f"link {topology.show_key(key)} is not there: something else removed it")
+                raise ConntrackError(
+                    f"link {topology.show_key(key)} is not there: something else removed it"
+                )
             self._indexes[key] = lab_observe.parse_link(key[0], *message).ifindex
         return self._indexes[key]
 
@@ -198,8 +214,15 @@ class Kernel:
                 flags |= on if attributes.pop(switch) else off
                 change |= on | off
         message["flags"], message["change"] = flags, change
-        numbers = {"alias": "IFLA_IFALIAS", "group": "IFLA_GROUP", "mtu": "IFLA_MTU", "mac": "IFLA_ADDRESS"}
-        message["attrs"] = [(numbers[k], v) for k, v in attributes.items()] + ([("IFLA_IFNAME", name)] if name else [])
+        numbers = {
+            "alias": "IFLA_IFALIAS",
+            "group": "IFLA_GROUP",
+            "mtu": "IFLA_MTU",
+            "mac": "IFLA_ADDRESS",
+        }
+        message["attrs"] = [(numbers[k], v) for k, v in attributes.items()] + (
+            [("IFLA_IFNAME", name)] if name else []
+        )
         channel.request(message, rtnetlink.SETLINK)
 
     def new_veth(self, mark: str, one: End, two: End) -> None:
@@ -207,12 +230,22 @@ class Kernel:
         group = topology.group_of(mark)
 
         def attributes(end: End) -> list[tuple[str, t.Any]]:
-            return [("IFLA_IFNAME", end.name), ("IFLA_ADDRESS", end.mac), ("IFLA_MTU", end.mtu), ("IFLA_GROUP", group)]
+            return [
+                ("IFLA_IFNAME", end.name),
+                ("IFLA_ADDRESS", end.mac),
+                ("IFLA_MTU", end.mtu),
+                ("IFLA_GROUP", group),
+            ]
 
         peer = attributes(two)
         if one.netns != two.netns:
             peer.append(("IFLA_NET_NS_FD", self.channel(two.netns).netns_fd))
-        info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", {"attrs": peer})]})]}
+        info = {
+            "attrs": [
+                ("IFLA_INFO_KIND", "veth"),
+                ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", {"attrs": peer})]}),
+            ]
+        }
         message = pyroute.messages().link()
         message["attrs"] = [*attributes(one), ("IFLA_LINKINFO", info)]
         for end in (one, two):
@@ -263,7 +296,11 @@ class Kernel:
         message["dst_len"], message["table"] = prefix, rtnetlink.TABLE_MAIN
         message["proto"] = route.protocol if isinstance(route, HaveRoute) else topology.PROTO_BOOT
         message["type"] = rtnetlink.UNICAST
-        message["scope"] = rtnetlink.SCOPE_LINK if len(packed) == 4 and route.via is None else rtnetlink.SCOPE_UNIVERSE
+        message["scope"] = (
+            rtnetlink.SCOPE_LINK
+            if len(packed) == 4 and route.via is None
+            else rtnetlink.SCOPE_UNIVERSE
+        )
         attributes: list[tuple[str, t.Any]] = [("RTA_PRIORITY", route.metric)]
         if prefix:
             attributes.append(("RTA_DST", topology.show_ip(packed)))

@@ -52,14 +52,30 @@ def parse_address(data: bytes, start: int, end: int) -> tuple[int, HaveAddress]:
     )
 
 
-def parse_route(netns_name: str | None, names: t.Mapping[int, str], data: bytes, start: int, end: int) -> HaveRoute | None:
-    family, prefix, dummy, dummy, table, protocol, dummy, kind, flags = rtnetlink.RTMSG.unpack_from(data, start)
-    if family not in (socket.AF_INET, socket.AF_INET6) or table != rtnetlink.TABLE_MAIN or kind != rtnetlink.UNICAST or flags & rtnetlink.RTM_F_CLONED:
+def parse_route(
+    netns_name: str | None, names: t.Mapping[int, str], data: bytes, start: int, end: int
+) -> HaveRoute | None:
+    family, prefix, dummy, dummy, table, protocol, dummy, kind, flags = rtnetlink.RTMSG.unpack_from(
+        data, start
+    )
+    if (
+        family not in (socket.AF_INET, socket.AF_INET6)
+        or table != rtnetlink.TABLE_MAIN
+        or kind != rtnetlink.UNICAST
+        or flags & rtnetlink.RTM_F_CLONED
+    ):
         return None
     found = rtnetlink.attributes(data, start + rtnetlink.RTMSG.size, end)
     packed = found.get(rtnetlink.RTA_DST, bytes(4 if family == socket.AF_INET else 16))
     dev = names.get(rtnetlink.u32(found, rtnetlink.RTA_OIF)) if rtnetlink.RTA_OIF in found else None
-    return HaveRoute(netns_name, (packed, prefix), found.get(rtnetlink.RTA_GATEWAY), dev, rtnetlink.u32(found, rtnetlink.RTA_PRIORITY), protocol)
+    return HaveRoute(
+        netns_name,
+        (packed, prefix),
+        found.get(rtnetlink.RTA_GATEWAY),
+        dev,
+        rtnetlink.u32(found, rtnetlink.RTA_PRIORITY),
+        protocol,
+    )
 
 
 def interfaces(name: str | None) -> list[HaveLink]:
@@ -70,17 +86,34 @@ def interfaces(name: str | None) -> list[HaveLink]:
     with netns.entered(name):
         channel = Channel()
     try:
-        links = [parse_link(name, *message) for message in channel.dump(rtnetlink.GETLINK, rtnetlink.IFINFO.pack(0, 0, 0, 0, 0) + rtnetlink.WITHOUT_STATS)]
+        links = [
+            parse_link(name, *message)
+            for message in channel.dump(
+                rtnetlink.GETLINK, rtnetlink.IFINFO.pack(0, 0, 0, 0, 0) + rtnetlink.WITHOUT_STATS
+            )
+        ]
         addresses: dict[int, list[HaveAddress]] = {}
         for message in channel.dump(rtnetlink.GETADDR, rtnetlink.IFADDR.pack(0, 0, 0, 0, 0)):
             index, address = parse_address(*message)
             addresses.setdefault(index, []).append(address)
     finally:
         channel.close()
-    return [dataclasses.replace(link, addresses=tuple(addresses.get(link.ifindex, ()))) for link in links]
+    return [
+        dataclasses.replace(link, addresses=tuple(addresses.get(link.ifindex, ())))
+        for link in links
+    ]
 
 
 def unicast_addresses(name: str | None) -> list[str]:
     """Return the addresses under which others reach a namespace: those of its interfaces but lo, without link-local ones."""
-    found = [address for link in interfaces(name) if link.ifindex != 1 and link.up for address in link.addresses]
-    return [topology.show_ip(one.address[0]) for one in found if not topology.is_link_local(one.address[0]) and not one.failed]
+    found = [
+        address
+        for link in interfaces(name)
+        if link.ifindex != 1 and link.up
+        for address in link.addresses
+    ]
+    return [
+        topology.show_ip(one.address[0])
+        for one in found
+        if not topology.is_link_local(one.address[0]) and not one.failed
+    ]

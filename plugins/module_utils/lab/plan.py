@@ -80,7 +80,11 @@ def refuse_foreign(want: Topology, have: Have) -> None:
     """
     ends = want.ends
     foreign = [_show_foreign(name, have) for name in want.namespaces if name in have.foreign]
-    foreign += [f"link {show_key(key)}" for key in ends if key in have.links and not is_ours(want.mark, have.links[key])]
+    foreign += [
+        f"link {show_key(key)}"
+        for key in ends
+        if key in have.links and not is_ours(want.mark, have.links[key])
+    ]
     routes = {route.key: route for route in have.routes if route.netns is None}
     for wanted in want.routes:
         there = routes.get(wanted.key)
@@ -88,12 +92,19 @@ def refuse_foreign(want: Topology, have: Have) -> None:
             foreign.append(f"route {show_dst(there.dst)} through {there.dev} on the host")
     if foreign:
         what = ", ".join(foreign)
-        raise ConntrackError(f"Lab {want.lab!r} did not make what is already there: {what}. Remove it, or choose other names.", foreign=foreign)
+        raise ConntrackError(
+            f"Lab {want.lab!r} did not make what is already there: {what}. Remove it, or choose other names.",
+            foreign=foreign,
+        )
 
 
 def _show_foreign(name: str, have: Have) -> str:
     kind = have.bare.get(name)
-    return f"network namespace {name}" if kind is None else f"the {kind} /run/netns/{name}, which is no network namespace"
+    return (
+        f"network namespace {name}"
+        if kind is None
+        else f"the {kind} /run/netns/{name}, which is no network namespace"
+    )
 
 
 def _kept_links(want: Topology, have: Have) -> set[Key]:
@@ -116,10 +127,25 @@ def _kept_links(want: Topology, have: Have) -> set[Key]:
 def _plan_deletes(want: Topology, have: Have, keep: set[Key], gone: set[str]) -> Plan:
     """Namespaces first: what is in them goes with them at no cost."""
     steps = [
-        Step("delete", "netns", name, "the lab has no such namespace any more", before=f"inode {have.namespaces[name]}", args=name) for name in sorted(gone)
+        Step(
+            "delete",
+            "netns",
+            name,
+            "the lab has no such namespace any more",
+            before=f"inode {have.namespaces[name]}",
+            args=name,
+        )
+        for name in sorted(gone)
     ]
     steps += [
-        Step("delete", "netns", name, "a run that was cut short left the name behind", before="a bare file", args=name)
+        Step(
+            "delete",
+            "netns",
+            name,
+            "a run that was cut short left the name behind",
+            before="a bare file",
+            args=name,
+        )
         for name in sorted(have.claimed - set(want.namespaces))
     ]
     wanted = want.ends
@@ -139,10 +165,22 @@ def _plan_deletes(want: Topology, have: Have, keep: set[Key], gone: set[str]) ->
             reason = "its other end is missing or another one than wanted"
         else:
             reason = "the lab has no such link any more"
-        goes_with = any(end.key[0] in gone for end in _both_ends(have, key, peer)) or peer.partition("@")[2] in gone
+        goes_with = (
+            any(end.key[0] in gone for end in _both_ends(have, key, peer))
+            or peer.partition("@")[2] in gone
+        )
         if goes_with:
             reason += "; it goes with its namespace"
-        steps.append(Step("delete", "link", name, reason, before=_show_have(link), args=([(e.key, e.ifindex) for e in alive], goes_with)))
+        steps.append(
+            Step(
+                "delete",
+                "link",
+                name,
+                reason,
+                before=_show_have(link),
+                args=([(e.key, e.ifindex) for e in alive], goes_with),
+            )
+        )
     return steps
 
 
@@ -161,13 +199,42 @@ def _plan_netns(want: Topology, have: Have) -> Plan:
     for name in want.namespaces:
         if name in have.claimed:
             reason = "a run that was cut short left only the name"
-            steps.append(Step("create", "netns", name, reason, before="a bare file", after="namespace, lo up", args=name))
+            steps.append(
+                Step(
+                    "create",
+                    "netns",
+                    name,
+                    reason,
+                    before="a bare file",
+                    after="namespace, lo up",
+                    args=name,
+                )
+            )
         elif name not in have.namespaces:
-            steps.append(Step("create", "netns", name, "it does not exist", after="namespace, lo up", args=name))
+            steps.append(
+                Step(
+                    "create",
+                    "netns",
+                    name,
+                    "it does not exist",
+                    after="namespace, lo up",
+                    args=name,
+                )
+            )
         elif name in have.lo_down:
             reason = "it is down"
             args = ((name, "lo"), 1, {"up": True}, {"up": False})
-            steps.append(Step("change", "link", show_key((name, "lo")), reason, before={"state": "down"}, after={"state": "up"}, args=args))
+            steps.append(
+                Step(
+                    "change",
+                    "link",
+                    show_key((name, "lo")),
+                    reason,
+                    before={"state": "down"},
+                    after={"state": "up"},
+                    args=args,
+                )
+            )
     return steps
 
 
@@ -179,28 +246,61 @@ def _plan_links(want: Topology, have: Have, keep: set[Key], late: t.Iterable[Sys
     steps: Plan = []
     for one, two in want.links:
         if one.key in keep:
-            steps += [step for end in (one, two) for step in _plan_link_change(end, have.links[end.key])]
+            steps += [
+                step for end in (one, two) for step in _plan_link_change(end, have.links[end.key])
+            ]
         else:
             sysctls = [sysctl for end in (one, two) for sysctl in own.get(end.key, ())]
-            after: dict[str, t.Any] = {show_key(end.key): {"mac": end.mac, "mtu": end.mtu} for end in (one, two)}
+            after: dict[str, t.Any] = {
+                show_key(end.key): {"mac": end.mac, "mtu": end.mtu} for end in (one, two)
+            }
             if sysctls:
                 after["sysctls"] = {show_sysctl(s.key): s.value for s in sysctls}
             name = f"{show_key(one.key)} - {show_key(two.key)}"
-            reason = "it does not exist" if one.key not in have.links and two.key not in have.links else "it is made anew"
-            steps.append(Step("create", "link", name, reason, after=after, args=(one, two, sysctls)))
+            reason = (
+                "it does not exist"
+                if one.key not in have.links and two.key not in have.links
+                else "it is made anew"
+            )
+            steps.append(
+                Step("create", "link", name, reason, after=after, args=(one, two, sysctls))
+            )
     return steps
 
 
 def _plan_link_change(end: End, link: HaveLink) -> Plan:
-    want = {"mtu": end.mtu, "mac": end.mac, "up": True, "arp": True, "multicast": True, "vlan_offload": False}
+    want = {
+        "mtu": end.mtu,
+        "mac": end.mac,
+        "up": True,
+        "arp": True,
+        "multicast": True,
+        "vlan_offload": False,
+    }
     have = {name: getattr(link, name) for name in want}
     new = {k: v for k, v in want.items() if have[k] != v}
     if not new:
         return []
     old = {k: have[k] for k in new}
-    said = {"up": "it is down", "vlan_offload": "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them"}
-    reason = "; ".join(said.get(k) or (f"{k} is off" if v is True else f"{k} is {old[k]}, wanted {v}") for k, v in new.items())
-    return [Step("change", "link", show_key(end.key), reason, before=old, after=new, args=(end.key, link.ifindex, new, old))]
+    said = {
+        "up": "it is down",
+        "vlan_offload": "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them",
+    }
+    reason = "; ".join(
+        said.get(k) or (f"{k} is off" if v is True else f"{k} is {old[k]}, wanted {v}")
+        for k, v in new.items()
+    )
+    return [
+        Step(
+            "change",
+            "link",
+            show_key(end.key),
+            reason,
+            before=old,
+            after=new,
+            args=(end.key, link.ifindex, new, old),
+        )
+    ]
 
 
 def _plan_addresses(want: Topology, have: Have, keep: set[Key]) -> Plan:
@@ -209,23 +309,47 @@ def _plan_addresses(want: Topology, have: Have, keep: set[Key]) -> Plan:
         there = have.links[key].addresses if key in keep else ()
         too_much, missing = _compare_addresses(end, there)
         if key in keep and _lacks_link_local(end, have.links[key]):
-            missing.append((link_local_of(end.mac), "IPv6 finds no neighbours without a link-local address"))
+            missing.append(
+                (link_local_of(end.mac), "IPv6 finds no neighbours without a link-local address")
+            )
         for address, reason in too_much:
             text = show_address(address)
-            steps.append(Step("delete", "address", f"{text} on {show_key(key)}", reason, before=text, args=(key, address)))
+            steps.append(
+                Step(
+                    "delete",
+                    "address",
+                    f"{text} on {show_key(key)}",
+                    reason,
+                    before=text,
+                    args=(key, address),
+                )
+            )
         for address, reason in missing:
             text = show_address(address)
-            steps.append(Step("create", "address", f"{text} on {show_key(key)}", reason, after=text, args=(key, address)))
+            steps.append(
+                Step(
+                    "create",
+                    "address",
+                    f"{text} on {show_key(key)}",
+                    reason,
+                    after=text,
+                    args=(key, address),
+                )
+            )
     return steps
 
 
-def _compare_addresses(end: End, there: t.Iterable[HaveAddress]) -> tuple[list[tuple[Address, str]], list[tuple[Address, str]]]:
+def _compare_addresses(
+    end: End, there: t.Iterable[HaveAddress]
+) -> tuple[list[tuple[Address, str]], list[tuple[Address, str]]]:
     """Return the addresses to delete and those to add, each with its reason; deleting comes first."""
     too_much: list[tuple[Address, str]] = []
     good: dict[Address, HaveAddress] = {}
     for have in there:
         if have.address in end.addresses:
-            if have.broadcast not in (None, broadcast_of(have.address)) or (have.broadcast is None and broadcast_of(have.address)):
+            if have.broadcast not in (None, broadcast_of(have.address)) or (
+                have.broadcast is None and broadcast_of(have.address)
+            ):
                 too_much.append((have.address, "its broadcast address is another"))
             elif have.failed:
                 too_much.append((have.address, "duplicate address detection failed for it"))
@@ -248,7 +372,12 @@ def _lacks_link_local(end: End, link: HaveLink) -> bool:
     """Say whether IPv6 is wanted on a link that has lost the link-local address that the kernel gives each interface that goes up."""
     wanted = any(len(packed) == 16 for packed, dummy in end.addresses)
     addresses = [*end.addresses, *(have.address for have in link.addresses)]
-    return wanted and link.up and link.mtu >= MTU_IPV6 and not any(is_link_local(packed) for packed, dummy in addresses)
+    return (
+        wanted
+        and link.up
+        and link.mtu >= MTU_IPV6
+        and not any(is_link_local(packed) for packed, dummy in addresses)
+    )
 
 
 def _loses_routes(end: End, link: HaveLink) -> set[int]:
@@ -258,8 +387,12 @@ def _loses_routes(end: End, link: HaveLink) -> set[int]:
     """
     too_much, missing = _compare_addresses(end, link.addresses)
     lost = {address for address, dummy in too_much} | {address for address, dummy in missing}
-    left = [have for have in link.addresses if len(have.address[0]) == 4 and have.address not in lost]
-    return {4} if not left and any(len(packed) == 4 for (packed, dummy), reason in too_much) else set()
+    left = [
+        have for have in link.addresses if len(have.address[0]) == 4 and have.address not in lost
+    ]
+    return (
+        {4} if not left and any(len(packed) == 4 for (packed, dummy), reason in too_much) else set()
+    )
 
 
 def _plan_routes(want: Topology, have: Have, keep: set[Key]) -> Plan:
@@ -271,12 +404,30 @@ def _plan_routes(want: Topology, have: Have, keep: set[Key]) -> Plan:
         there.setdefault(found.key, found)
     steps: Plan = []
     for found in have.routes:
-        if found.dev is not None and (found.netns, found.dev) in keep and found.protocol in MANAGED_PROTOCOLS and found.key not in wanted:
+        if (
+            found.dev is not None
+            and (found.netns, found.dev) in keep
+            and found.protocol in MANAGED_PROTOCOLS
+            and found.key not in wanted
+        ):
             name = f"{show_dst(found.dst)} in {show_place(found.netns)}"
-            steps.append(Step("delete", "route", name, "the lab has no such route", before=_show_route(found), args=found))
+            steps.append(
+                Step(
+                    "delete",
+                    "route",
+                    name,
+                    "the lab has no such route",
+                    before=_show_route(found),
+                    args=found,
+                )
+            )
     for key, route in wanted.items():
         now = there.get(key)
-        if now is not None and now.dev is not None and _goes(want.mark, have, keep, (now.netns, now.dev)):
+        if (
+            now is not None
+            and now.dev is not None
+            and _goes(want.mark, have, keep, (now.netns, now.dev))
+        ):
             now = None
         if now is not None and (now.via, now.dev) == (route.via, route.dev):
             if len(route.dst[0]) not in lost.get((route.netns, route.dev), ()):
@@ -286,7 +437,17 @@ def _plan_routes(want: Topology, have: Have, keep: set[Key]) -> Plan:
             reason = "it is not there" if now is None else f"it goes {_show_route(now)}"
         name = f"{show_dst(route.dst)} in {show_place(route.netns)}"
         before = None if now is None else _show_route(now)
-        steps.append(Step("create" if now is None else "change", "route", name, reason, before=before, after=_show_route(route), args=(route, now)))
+        steps.append(
+            Step(
+                "create" if now is None else "change",
+                "route",
+                name,
+                reason,
+                before=before,
+                after=_show_route(route),
+                args=(route, now),
+            )
+        )
     return steps
 
 
@@ -303,7 +464,9 @@ def _show_route(route: Route | HaveRoute) -> str:
 
 def _plan_sysctls(have: Have, sysctls: t.Iterable[Sysctl]) -> Plan:
     steps: Plan = []
-    touched: set[tuple[str | None, str, str]] = set()  # namespace, net/ipvN, name of a value whose ``all`` changes
+    touched: set[tuple[str | None, str, str]] = (
+        set()
+    )  # namespace, net/ipvN, name of a value whose ``all`` changes
     for wanted in sysctls:
         parts = wanted.path.split("/")
         new_namespace = wanted.netns is not None and wanted.netns not in have.namespaces
@@ -316,8 +479,22 @@ def _plan_sysctls(have: Have, sysctls: t.Iterable[Sysctl]) -> Plan:
         if now is None:
             reason = "the namespace is new"
         else:
-            reason = f"it is {now}" if now != wanted.value else "setting it for all interfaces changes this one"
-        steps.append(Step("change", "sysctl", show_sysctl(wanted.key), reason, before=now, after=wanted.value, args=wanted))
+            reason = (
+                f"it is {now}"
+                if now != wanted.value
+                else "setting it for all interfaces changes this one"
+            )
+        steps.append(
+            Step(
+                "change",
+                "sysctl",
+                show_sysctl(wanted.key),
+                reason,
+                before=now,
+                after=wanted.value,
+                args=wanted,
+            )
+        )
     return steps
 
 
@@ -327,35 +504,67 @@ def _inode(have: Have, netns: str | None) -> int:
 
 def _plan_record(want: Topology, have: Have, wanted: list[Sysctl]) -> Plan:
     """The previous values are written down before any value changes; values known from an earlier run stay as they are."""
-    kept = {s.key: have.record[s.key] for s in wanted if s.key in have.record and have.record[s.key].inode == _inode(have, s.netns)}
-    if len(kept) == len(wanted) == len(have.record) and all(kept[s.key].wanted == s.value for s in wanted):
+    kept = {
+        s.key: have.record[s.key]
+        for s in wanted
+        if s.key in have.record and have.record[s.key].inode == _inode(have, s.netns)
+    }
+    if len(kept) == len(wanted) == len(have.record) and all(
+        kept[s.key].wanted == s.value for s in wanted
+    ):
         return []
     before = [show_sysctl(key) for key in have.record] or None
     after = [show_sysctl(s.key) for s in wanted] or None
     action = "create" if before is None else "delete" if after is None else "change"
-    reason = "the lab sets nothing any more" if after is None else "the values from before come back when the lab goes"
+    reason = (
+        "the lab sets nothing any more"
+        if after is None
+        else "the values from before come back when the lab goes"
+    )
     args = [(s, kept[s.key].previous if s.key in kept else None) for s in wanted]
-    return [Step(action, "record", record_path(want.lab), reason, before=before, after=after, args=args)]
+    return [
+        Step(action, "record", record_path(want.lab), reason, before=before, after=after, args=args)
+    ]
 
 
 def _plan_restore(want: Topology, have: Have, forgotten: t.Iterable[SysctlKey]) -> Plan:
     steps: Plan = []
     for key in forgotten:
         recorded, netns = have.record[key], key[0]
-        if recorded.inode != _inode(have, netns) or (netns is not None and netns not in want.namespaces):
+        if recorded.inode != _inode(have, netns) or (
+            netns is not None and netns not in want.namespaces
+        ):
             continue  # the namespace is gone, or goes
         heir = have.other_claims.get(key)
         if heir is not None:
             reason = f"lab {heir!r} needs {show_sysctl(key)} too: it puts the value from before back when it goes"
-            steps.append(Step("change", "record", record_path(heir), reason, args=(heir, key, recorded.previous)))
+            steps.append(
+                Step(
+                    "change",
+                    "record",
+                    record_path(heir),
+                    reason,
+                    args=(heir, key, recorded.previous),
+                )
+            )
             continue
-        differing = {p: v for p, v in recorded.previous.items() if have.sysctls.get((netns, p), v) != v}
+        differing = {
+            p: v for p, v in recorded.previous.items() if have.sysctls.get((netns, p), v) != v
+        }
         if differing:
             path = key[1] if key[1] in differing else next(iter(differing))
             reason = "the value from before the lab comes back"
             shown = show_sysctl((netns, path))
             steps.append(
-                Step("change", "sysctl", shown, reason, before=have.sysctls.get((netns, path)), after=differing[path], args=(netns, recorded.previous))
+                Step(
+                    "change",
+                    "sysctl",
+                    shown,
+                    reason,
+                    before=have.sysctls.get((netns, path)),
+                    after=differing[path],
+                    args=(netns, recorded.previous),
+                )
             )
     return steps
 
@@ -366,7 +575,9 @@ def facts(want: Topology, have: Have) -> dict[str, t.Any]:
     return {
         "name": want.lab,
         "router": want.router,
-        "namespaces": [{"name": name, "inode": inode} for name, inode in sorted(have.namespaces.items())],
+        "namespaces": [
+            {"name": name, "inode": inode} for name, inode in sorted(have.namespaces.items())
+        ],
         "links": [
             {
                 "name": link.key[1],

@@ -53,4 +53,9 @@ def messages() -> _Messages:
 
 def _import_messages() -> _Messages:
     rtnl = "pyroute2.netlink.rtnl."
-    return _Messages(*(getattr(importlib.import_module(rtnl + name), name) for name in ("ifinfmsg", "ifaddrmsg", "rtmsg")))
+    return _Messages(
+        *(
+            getattr(importlib.import_module(rtnl + name), name)
+            for name in ("ifinfmsg", "ifaddrmsg", "rtmsg")
+        )
+    )

@@ -36,11 +36,16 @@ def read_record(lab: str) -> dict[SysctlKey, Recorded]:
     try:
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)["sysctls"]
-        return {(e["netns"], e["path"]): Recorded(e["wanted"], e["inode"], dict(e["previous"])) for e in entries}
+        return {
+            (e["netns"], e["path"]): Recorded(e["wanted"], e["inode"], dict(e["previous"]))
+            for e in entries
+        }
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ConntrackError(f"{path} cannot be read ({exc}): remove it; the sysctls that the lab set then keep their present values.") from exc
+        raise ConntrackError(
+            f"{path} cannot be read ({exc}): remove it; the sysctls that the lab set then keep their present values."
+        ) from exc
 
 
 def write_record(lab: str, record: t.Mapping[SysctlKey, Recorded]) -> None:
@@ -50,7 +55,16 @@ def write_record(lab: str, record: t.Mapping[SysctlKey, Recorded]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         return
-    entries = [{"netns": name, "path": sysctl, "wanted": r.wanted, "inode": r.inode, "previous": dict(r.previous)} for (name, sysctl), r in record.items()]
+    entries = [
+        {
+            "netns": name,
+            "path": sysctl,
+            "wanted": r.wanted,
+            "inode": r.inode,
+            "previous": dict(r.previous),
+        }
+        for (name, sysctl), r in record.items()
+    ]
     try:
         with safe_path.create(path + _UNFINISHED) as file:
             file.write((json.dumps({"lab": lab, "sysctls": entries}, indent=1) + "\n").encode())
@@ -69,6 +83,8 @@ def end_write(lab: str) -> None:
 def unfinished(lab: str) -> bool:
     """Tell whether a killed run left half a record, or the directory without one, but for its lock."""
     try:
-        return all(name.endswith(lock.SUFFIX) for name in os.listdir(topology.RECORD_DIR)) or os.path.exists(topology.record_path(lab) + _UNFINISHED)
+        return all(
+            name.endswith(lock.SUFFIX) for name in os.listdir(topology.RECORD_DIR)
+        ) or os.path.exists(topology.record_path(lab) + _UNFINISHED)
     except FileNotFoundError:
         return False

@@ -33,11 +33,16 @@ MANAGED_PROTOCOLS = frozenset({PROTO_BOOT, PROTO_STATIC})
 DEFAULT_MTU = 1500
 _MTU_RANGE = (68, 65535)
 MTU_IPV6 = 1280  # below it the kernel takes IPv6 off the interface (RFC 8200, section 5)
-DEFAULT_METRIC = {4: 0, 16: 1024}  # by length of the packed address: what the kernel gives a route without a metric
+DEFAULT_METRIC = {
+    4: 0,
+    16: 1024,
+}  # by length of the packed address: what the kernel gives a route without a metric
 _METRIC_MAX = 0xFFFFFFFF
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _LAB_NAME_MAX, _NETNS_NAME_MAX, _LINK_NAME_MAX = 32, 64, 15
-_RESERVED_LINKS = frozenset({"lo", "all", "default"})  # the loopback, and two directories of /proc/sys/net/ipv4/conf
+_RESERVED_LINKS = frozenset(
+    {"lo", "all", "default"}
+)  # the loopback, and two directories of /proc/sys/net/ipv4/conf
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
 #: Other names of the same value (net/ipv4/devinet.c, ctl_forward_entry).
@@ -196,7 +201,9 @@ def contains(network: Address, ip: bytes) -> bool:
 def link_local_of(mac: str) -> Address:
     """Return the IPv6 address that the kernel derives from a MAC address (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
-    return b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:], 64
+    return b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[
+        3:
+    ], 64
 
 
 def is_link_local(ip: bytes) -> bool:
@@ -209,8 +216,18 @@ _DEFAULT_NAMESPACES: list[dict[str, t.Any]] = [
     {"name": "ns2", "routes": [{"dst": "default", "via": "172.30.56.1", "dev": "ns2-wan"}]},
 ]
 _DEFAULT_LINKS: list[dict[str, t.Any]] = [
-    {"ends": [{"name": "ns1-wan", "netns": "ns1", "addresses": ["172.20.56.105/24"]}, {"name": "ns1-lan", "addresses": ["172.20.56.1/24"]}]},
-    {"ends": [{"name": "ns2-wan", "netns": "ns2", "addresses": ["172.30.56.105/24"]}, {"name": "ns2-lan", "addresses": ["172.30.56.1/24"]}]},
+    {
+        "ends": [
+            {"name": "ns1-wan", "netns": "ns1", "addresses": ["172.20.56.105/24"]},
+            {"name": "ns1-lan", "addresses": ["172.20.56.1/24"]},
+        ]
+    },
+    {
+        "ends": [
+            {"name": "ns2-wan", "netns": "ns2", "addresses": ["172.30.56.105/24"]},
+            {"name": "ns2-lan", "addresses": ["172.30.56.1/24"]},
+        ]
+    },
 ]
 _DEFAULT_EXPECT: list[dict[str, t.Any]] = [
     {"ping": {"from": "ns1", "to": "ns2"}},
@@ -219,7 +236,9 @@ _DEFAULT_EXPECT: list[dict[str, t.Any]] = [
     {"untracked": 0},
 ]
 _FIELDS = {
-    "lab": frozenset({"name", "router", "namespaces", "links", "sysctls", "routes", "expect", "replace"}),
+    "lab": frozenset(
+        {"name", "router", "namespaces", "links", "sysctls", "routes", "expect", "replace"}
+    ),
     "namespace": frozenset({"name", "sysctls", "routes"}),
     "link": frozenset({"ends"}),
     "end": frozenset({"name", "netns", "addresses", "mtu", "mac"}),
@@ -239,7 +258,9 @@ def parse(description: t.Mapping[str, t.Any]) -> Topology:
     lab = check_name("name", "lab" if name is None else name, _LAB_NAME_MAX)
     if router is not None:
         check_name("router", router, _NETNS_NAME_MAX)
-    namespaces, links, expect = (description.get(name) for name in ("namespaces", "links", "expect"))
+    namespaces, links, expect = (
+        description.get(name) for name in ("namespaces", "links", "expect")
+    )
     if namespaces is None and links is None:
         namespaces, links = _DEFAULT_NAMESPACES, _DEFAULT_LINKS
         expect = _DEFAULT_EXPECT if expect is None else expect
@@ -270,10 +291,24 @@ def parse(description: t.Mapping[str, t.Any]) -> Topology:
     return Topology(lab, router, *parts, lines, description.get("replace") is not False)
 
 
-def _parse_expect(expect: t.Any, names: t.Iterable[str], reach: t.Mapping[str | None, t.Mapping[str, tuple[Address, ...]]]) -> tuple[expectation.Line, ...]:
+def _parse_expect(
+    expect: t.Any,
+    names: t.Iterable[str],
+    reach: t.Mapping[str | None, t.Mapping[str, tuple[Address, ...]]],
+) -> tuple[expectation.Line, ...]:
     """Check the lines of ``expect`` against the namespaces and their addresses."""
-    addresses = {name: [show_ip(ip) for ends in reach.get(name, {}).values() for ip, dummy in ends if not is_link_local(ip)] for name in names}
-    return tuple(expectation.resolved(line, addresses, "of the lab") for line in expectation.parse(expect))
+    addresses = {
+        name: [
+            show_ip(ip)
+            for ends in reach.get(name, {}).values()
+            for ip, dummy in ends
+            if not is_link_local(ip)
+        ]
+        for name in names
+    }
+    return tuple(
+        expectation.resolved(line, addresses, "of the lab") for line in expectation.parse(expect)
+    )
 
 
 def _without_dad(links: t.Iterable[tuple[End, End]]) -> t.Iterator[Sysctl]:
@@ -301,7 +336,10 @@ def without_missing(topology: Topology, exists: t.Callable[[str], bool]) -> Topo
 
     :param exists: says whether a path below /proc/sys exists.
     """
-    return dataclasses.replace(topology, sysctls=tuple(s for s in topology.sysctls if not s.optional or exists(of_default(s.path))))
+    return dataclasses.replace(
+        topology,
+        sysctls=tuple(s for s in topology.sysctls if not s.optional or exists(of_default(s.path))),
+    )
 
 
 def absent(name: str | None) -> Topology:
@@ -318,7 +356,11 @@ def check_name(field: str, name: t.Any, longest: int) -> str:
     :raises ConntrackError: it is too long, empty, or holds other characters than the kernel, a path and a shell all take.
     """
     if not isinstance(name, str) or not _NAME.match(name) or len(name) > longest:
-        raise bad_value(field, name, f"give 1 to {longest} characters of a-z, A-Z, 0-9, '_', '.' and '-', the first no '.' or '-'")
+        raise bad_value(
+            field,
+            name,
+            f"give 1 to {longest} characters of a-z, A-Z, 0-9, '_', '.' and '-', the first no '.' or '-'",
+        )
     return name
 
 
@@ -345,14 +387,20 @@ def _parse_names(namespaces: list[t.Any], router: str | None) -> list[str]:
         _check_fields("namespace", f"namespaces[{i}]", item)
         name = check_name(f"namespaces[{i}].name", item.get("name"), _NETNS_NAME_MAX)
         if name in names:
-            raise bad_value(f"namespaces[{i}].name", name, "it is there twice: give each namespace a name of its own")
+            raise bad_value(
+                f"namespaces[{i}].name",
+                name,
+                "it is there twice: give each namespace a name of its own",
+            )
         names[name] = None
     if router is not None:
         names.setdefault(router)
     return list(names)
 
 
-def _parse_links(lab: str, router: str | None, names: t.Collection[str], links: list[t.Any]) -> list[tuple[End, End]]:
+def _parse_links(
+    lab: str, router: str | None, names: t.Collection[str], links: list[t.Any]
+) -> list[tuple[End, End]]:
     known, seen = set(names), set()
     result = []
     for i, link in enumerate(links):
@@ -365,9 +413,15 @@ def _parse_links(lab: str, router: str | None, names: t.Collection[str], links: 
             field = f"links[{i}].ends[{j}]"
             end = _parse_end(field, lab, router, item)
             if end.netns is not None and end.netns not in known:
-                raise bad_value(f"{field}.netns", end.netns, "it is not declared: add it to namespaces")
+                raise bad_value(
+                    f"{field}.netns", end.netns, "it is not declared: add it to namespaces"
+                )
             if end.key in seen:
-                raise bad_value(f"{field}.name", end.name, f"{show_key(end.key)} is there twice: give each end in a namespace a name of its own")
+                raise bad_value(
+                    f"{field}.name",
+                    end.name,
+                    f"{show_key(end.key)} is there twice: give each end in a namespace a name of its own",
+                )
             seen.add(end.key)
             pair.append(end)
         result.append((pair[0], pair[1]))
@@ -394,12 +448,26 @@ def _parse_end(field: str, lab: str, router: str | None, item: t.Any) -> End:
     mtu = item.get("mtu")
     if mtu is None:
         mtu = DEFAULT_MTU
-    if isinstance(mtu, bool) or not isinstance(mtu, int) or not _MTU_RANGE[0] <= mtu <= _MTU_RANGE[1]:
+    if (
+        isinstance(mtu, bool)
+        or not isinstance(mtu, int)
+        or not _MTU_RANGE[0] <= mtu <= _MTU_RANGE[1]
+    ):
         raise bad_value(f"{field}.mtu", mtu, f"give {_MTU_RANGE[0]} to {_MTU_RANGE[1]}")
     if mtu < MTU_IPV6 and any(len(packed) == 16 for packed, dummy in addresses):
-        raise bad_value(f"{field}.mtu", mtu, f"IPv6 needs at least {MTU_IPV6}: give that, or remove the IPv6 addresses")
+        raise bad_value(
+            f"{field}.mtu",
+            mtu,
+            f"IPv6 needs at least {MTU_IPV6}: give that, or remove the IPv6 addresses",
+        )
     mac = item.get("mac")
-    return End(name, netns, tuple(addresses), mtu, _default_mac(lab, netns, name) if mac is None else _parse_mac(f"{field}.mac", mac))
+    return End(
+        name,
+        netns,
+        tuple(addresses),
+        mtu,
+        _default_mac(lab, netns, name) if mac is None else _parse_mac(f"{field}.mac", mac),
+    )
 
 
 def _default_mac(lab: str, netns: str | None, name: str) -> str:
@@ -413,7 +481,11 @@ def _parse_mac(field: str, text: t.Any) -> str:
     if not _MAC.match(mac):
         raise bad_value(field, text, "give six pairs of hex digits such as 02:00:00:00:00:01")
     if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise bad_value(field, text, "an interface needs a unicast address other than zero: the first pair must be even")
+        raise bad_value(
+            field,
+            text,
+            "an interface needs a unicast address other than zero: the first pair must be even",
+        )
     return mac
 
 
@@ -427,17 +499,27 @@ def _parse_address(field: str, text: t.Any) -> Address:
         raise bad_value(field, text, f"{exc}; {mend}") from exc
     ip, prefix = parsed.ip, parsed.network.prefixlen
     if ip.is_multicast or ip.is_unspecified or ip.is_loopback or str(ip) == "255.255.255.255":
-        raise bad_value(field, text, "an interface needs a unicast address that is no loopback address")
+        raise bad_value(
+            field, text, "an interface needs a unicast address that is no loopback address"
+        )
     address = (ip.packed, prefix)
-    if prefix < len(ip.packed) * 8 - 1 and len(ip.packed) == 4 and ip.packed in (network_of(address)[0], broadcast_of(address)):
-        raise bad_value(field, text, "it is the network's own or its broadcast address: give a host's")
+    if (
+        prefix < len(ip.packed) * 8 - 1
+        and len(ip.packed) == 4
+        and ip.packed in (network_of(address)[0], broadcast_of(address))
+    ):
+        raise bad_value(
+            field, text, "it is the network's own or its broadcast address: give a host's"
+        )
     return address
 
 
 def _check_macs(links: t.Iterable[tuple[End, End]]) -> None:
     for i, (one, two) in enumerate(links):
         if one.mac == two.mac:
-            raise bad_value(f"links[{i}].ends[1].mac", two.mac, "both ends have it: give each end its own")
+            raise bad_value(
+                f"links[{i}].ends[1].mac", two.mac, "both ends have it: give each end its own"
+            )
 
 
 def _check_addresses(links: t.Iterable[tuple[End, End]]) -> None:
@@ -449,7 +531,11 @@ def _check_addresses(links: t.Iterable[tuple[End, End]]) -> None:
                 for k, (ip, dummy) in enumerate(end.addresses):
                     if seen.setdefault((netns, ip), end.key) != end.key and not is_link_local(ip):
                         field = f"links[{i}].ends[{j}].addresses[{k}]"
-                        raise bad_value(field, show_ip(ip), f"{show_key(seen[netns, ip])} has it too: give each end its own")
+                        raise bad_value(
+                            field,
+                            show_ip(ip),
+                            f"{show_key(seen[netns, ip])} has it too: give each end its own",
+                        )
 
 
 def _reach(ends: t.Mapping[Key, End]) -> dict[str | None, dict[str, tuple[Address, ...]]]:
@@ -470,8 +556,16 @@ def sysctl_path(field: str, key: t.Any) -> str:
     if first and first.group() == ".":
         text = text.translate(str.maketrans("./", "/."))
     parts = text.split("/")
-    if parts[0] != "net" or len(parts) < 3 or any(part in ("", ".", "..") or not part.isprintable() or " " in part for part in parts):
-        raise bad_value(field, key, "give the name of a sysctl that a namespace has of its own, such as net.ipv4.conf.all.forwarding")
+    if (
+        parts[0] != "net"
+        or len(parts) < 3
+        or any(part in ("", ".", "..") or not part.isprintable() or " " in part for part in parts)
+    ):
+        raise bad_value(
+            field,
+            key,
+            "give the name of a sysctl that a namespace has of its own, such as net.ipv4.conf.all.forwarding",
+        )
     path = "/".join(parts)
     return _SAME.get(path, path)
 
@@ -499,10 +593,17 @@ def _decimal(word: str) -> str:
 
 def with_values(want: Topology, values: t.Mapping[SysctlKey, str]) -> Topology:
     """Return the lab with other values of some sysctls."""
-    return dataclasses.replace(want, sysctls=tuple(dataclasses.replace(s, value=values.get(s.key, s.value)) for s in want.sysctls))
+    return dataclasses.replace(
+        want,
+        sysctls=tuple(
+            dataclasses.replace(s, value=values.get(s.key, s.value)) for s in want.sysctls
+        ),
+    )
 
 
-def _parse_sysctls(field: str, netns: str | None, given: t.Any, result: dict[SysctlKey, Sysctl]) -> None:
+def _parse_sysctls(
+    field: str, netns: str | None, given: t.Any, result: dict[SysctlKey, Sysctl]
+) -> None:
     if given is None:
         return
     if not isinstance(given, t.Mapping):
@@ -530,18 +631,29 @@ def _parse_routes(
         _check_fields("route", f"{field}[{i}]", item)
         route = _parse_route(f"{field}[{i}]", netns, item, reach)
         if route.key in result:
-            raise bad_value(f"{field}[{i}].dst", item.get("dst"), "the namespace has a route to it with that metric already: remove one")
+            raise bad_value(
+                f"{field}[{i}].dst",
+                item.get("dst"),
+                "the namespace has a route to it with that metric already: remove one",
+            )
         result[route.key] = route
 
 
-def _parse_route(field: str, netns: str | None, item: t.Mapping[str, t.Any], reach: t.Mapping[str, tuple[Address, ...]]) -> Route:
+def _parse_route(
+    field: str,
+    netns: str | None,
+    item: t.Mapping[str, t.Any],
+    reach: t.Mapping[str, tuple[Address, ...]],
+) -> Route:
     via_text, dev = item.get("via"), item.get("dev")
     via: bytes | None = None
     if via_text is not None:
         try:
             via = ipaddress.ip_address(via_text if isinstance(via_text, str) else "").packed
         except ValueError as exc:
-            raise bad_value(f"{field}.via", via_text, "give the IPv4 or IPv6 address of the next router") from exc
+            raise bad_value(
+                f"{field}.via", via_text, "give the IPv4 or IPv6 address of the next router"
+            ) from exc
     dst = _parse_dst(f"{field}.dst", item.get("dst"), via)
     if via is not None and len(via) != len(dst[0]):
         raise bad_value(f"{field}.via", via_text, "it must be of the same family as dst")
@@ -549,7 +661,9 @@ def _parse_route(field: str, netns: str | None, item: t.Mapping[str, t.Any], rea
         raise bad_value(field, item.get("dst"), "give via, dev or both")
     if dev is not None and dev not in reach:
         have = ", ".join(reach) or "none"
-        raise bad_value(f"{field}.dev", dev, f"it is no link of the lab in {show_place(netns)} (there: {have})")
+        raise bad_value(
+            f"{field}.dev", dev, f"it is no link of the lab in {show_place(netns)} (there: {have})"
+        )
     if via is not None:
         dev = _check_via(f"{field}.via", netns, via, dev, reach)
     metric = item.get("metric")
@@ -570,7 +684,9 @@ def _parse_dst(field: str, text: t.Any, via: bytes | None) -> Address:
     try:
         network = ipaddress.ip_network(text if isinstance(text, str) else "")
     except ValueError as exc:
-        raise bad_value(field, text, f"{exc}; {mend}" if isinstance(text, str) and text else mend) from exc
+        raise bad_value(
+            field, text, f"{exc}; {mend}" if isinstance(text, str) and text else mend
+        ) from exc
     return network.network_address.packed, network.prefixlen
 
 
@@ -578,19 +694,42 @@ def show_place(netns: str | None) -> str:
     return "the host" if netns is None else f"namespace {netns}"
 
 
-def _check_via(field: str, netns: str | None, via: bytes, dev: str | None, reach: t.Mapping[str, tuple[Address, ...]]) -> str:
+def _check_via(
+    field: str,
+    netns: str | None,
+    via: bytes,
+    dev: str | None,
+    reach: t.Mapping[str, tuple[Address, ...]],
+) -> str:
     """Return the interface on whose network ``via`` lies; it must not be an address of the namespace itself."""
     text = show_ip(via)
     if any(via == ip for addresses in reach.values() for ip, dummy in addresses):
-        raise bad_value(field, text, f"it is an address of {show_place(netns)} itself: give the next router's")
+        raise bad_value(
+            field, text, f"it is an address of {show_place(netns)} itself: give the next router's"
+        )
     if is_link_local(via):
         if dev is None:
             raise bad_value(field, text, "a link-local address needs dev besides")
         return dev
-    fitting = [(address[1], name) for name, addresses in reach.items() if dev in (None, name) for address in addresses if contains(network_of(address), via)]
+    fitting = [
+        (address[1], name)
+        for name, addresses in reach.items()
+        if dev in (None, name)
+        for address in addresses
+        if contains(network_of(address), via)
+    ]
     if not fitting:
-        there = ", ".join(f"{show_address(network_of(a))} on {name}" for name, addresses in reach.items() if dev in (None, name) for a in addresses)
-        raise bad_value(field, text, f"{show_place(netns)} does not reach it: its networks are {there or 'none'}")
+        there = ", ".join(
+            f"{show_address(network_of(a))} on {name}"
+            for name, addresses in reach.items()
+            if dev in (None, name)
+            for a in addresses
+        )
+        raise bad_value(
+            field,
+            text,
+            f"{show_place(netns)} does not reach it: its networks are {there or 'none'}",
+        )
     return max(fitting)[1]
 
 

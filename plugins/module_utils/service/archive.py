@@ -31,7 +31,11 @@ from ..core.plan import Plan, Step
 MARK = "ebpf.conntrack"
 PREFIX = "/usr/local"
 _SYSTEM = (PREFIX, "/usr", "/")
-COMMAND, MANUAL, COMPLETION = "bin/ct", "share/man/man8/ct.8", "share/bash-completion/completions/ct"
+COMMAND, MANUAL, COMPLETION = (
+    "bin/ct",
+    "share/man/man8/ct.8",
+    "share/bash-completion/completions/ct",
+)
 _MODES = {COMMAND: 0o755, MANUAL: 0o644, COMPLETION: 0o644}
 #: The directories that go when they are empty.
 _OWN_DIRECTORIES = ("share/man/man8", "share/bash-completion/completions", "share/bash-completion")
@@ -99,7 +103,9 @@ def interpreter() -> str:
 
 def _made_of(digest: str) -> str:
     """Return the digest of all that an installed file depends on."""
-    return hashlib.sha256(repr((interpreter(), importlib.util.MAGIC_NUMBER, digest)).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((interpreter(), importlib.util.MAGIC_NUMBER, digest)).encode()
+    ).hexdigest()
 
 
 def _seal(made_of: str, body: bytes) -> bytes:
@@ -117,7 +123,9 @@ def archive(content: Content) -> bytes:
             raw = text.encode()
             made.writestr(zipfile.ZipInfo(name, _LONG_AGO), raw, zipfile.ZIP_DEFLATED)
             code = marshal.dumps(compile(raw, name, "exec", dont_inherit=True))
-            compiled = importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(raw) + code
+            compiled = (
+                importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(raw) + code
+            )
             made.writestr(zipfile.ZipInfo(f"{name}c", _LONG_AGO), compiled, zipfile.ZIP_DEFLATED)
         made.comment = _seal(made_of, b"")
     body = out.getvalue()[: -len(made.comment)]
@@ -141,7 +149,9 @@ def _read(path: str) -> tuple[bytes, int] | None:
     return data, -1 if found.st_uid not in (0, os.geteuid()) else stat.S_IMODE(found.st_mode)
 
 
-def converge(prefix: str, want: Want | None, check_mode: bool = False, patience: float = lock.SECONDS) -> Plan:
+def converge(
+    prefix: str, want: Want | None, check_mode: bool = False, patience: float = lock.SECONDS
+) -> Plan:
     """Install the command, or take it away: the plan that was needed.
 
     :param want: what the files are to be made of; None where they are to be absent.
@@ -151,22 +161,36 @@ def converge(prefix: str, want: Want | None, check_mode: bool = False, patience:
     check_prefix(prefix)
     try:
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(FileNotFoundError):  # then there is nothing that another run could be at
-                stack.enter_context(lock.held(prefix, patience, make=None if check_mode or want is None else 0o755))
-            there = {name: _read(os.path.join(prefix, name)) for name in (COMMAND, MANUAL, COMPLETION)}
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # then there is nothing that another run could be at
+                stack.enter_context(
+                    lock.held(prefix, patience, make=None if check_mode or want is None else 0o755)
+                )
+            there = {
+                name: _read(os.path.join(prefix, name)) for name in (COMMAND, MANUAL, COMPLETION)
+            }
             _refuse_foreign(prefix, there)
-            plan = _plan_absent(prefix, there) if want is None else _plan_present(prefix, there, want)
+            plan = (
+                _plan_absent(prefix, there) if want is None else _plan_present(prefix, there, want)
+            )
             if not check_mode:
                 for step in plan:
                     _apply(step)
                 if want is None:
-                    for name in _OWN_DIRECTORIES + (() if prefix in _SYSTEM else _PREFIX_DIRECTORIES):
+                    for name in _OWN_DIRECTORIES + (
+                        () if prefix in _SYSTEM else _PREFIX_DIRECTORIES
+                    ):
                         with contextlib.suppress(OSError):  # not there, or in use
                             os.rmdir(os.path.normpath(os.path.join(prefix, name)))
     except OSError as exc:
         if isinstance(exc, ConntrackError):
             raise
-        raise bad_value("prefix", prefix, f"{exc.filename}: {exc.strerror}; run as root, or give another directory") from exc
+        raise bad_value(
+            "prefix",
+            prefix,
+            f"{exc.filename}: {exc.strerror}; run as root, or give another directory",
+        ) from exc
     return plan
 
 
@@ -185,7 +209,9 @@ def check_prefix(prefix: str) -> None:
 def _refuse_foreign(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -> None:
     for name, found in there.items():
         if found is not None and MARK.encode() not in found[0]:
-            raise ConntrackError(f"{os.path.join(prefix, name)} is not the collection's. Move it, or give another prefix.")
+            raise ConntrackError(
+                f"{os.path.join(prefix, name)} is not the collection's. Move it, or give another prefix."
+            )
 
 
 def _plan_present(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None], want: Want) -> Plan:
@@ -195,8 +221,22 @@ def _plan_present(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None], 
         data = found[0] if found is not None and is_current(found[0], want.digest) else None
         if data is None or found != (data, mode):
             data = data or _made(name, want.content())
-            action, reason = ("create", "it is missing") if found is None else ("change", "it is another release's, or was changed")
-            steps.append(Step(action, "file", path, reason, found and shown(*found), shown(data, mode), (data, mode)))
+            action, reason = (
+                ("create", "it is missing")
+                if found is None
+                else ("change", "it is another release's, or was changed")
+            )
+            steps.append(
+                Step(
+                    action,
+                    "file",
+                    path,
+                    reason,
+                    found and shown(*found),
+                    shown(data, mode),
+                    (data, mode),
+                )
+            )
     return steps
 
 
@@ -209,7 +249,18 @@ def _made(name: str, content: Content) -> bytes:
 
 
 def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -> Plan:
-    return [Step("delete", "file", os.path.join(prefix, name), "the command is to be absent", shown(*found), None) for name, found in there.items() if found]
+    return [
+        Step(
+            "delete",
+            "file",
+            os.path.join(prefix, name),
+            "the command is to be absent",
+            shown(*found),
+            None,
+        )
+        for name, found in there.items()
+        if found
+    ]
 
 
 def shown(data: bytes, mode: int) -> str:

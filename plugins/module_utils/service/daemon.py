@@ -85,7 +85,12 @@ class _Http:
     def start(self) -> None:
         """Listen."""
         service = self._service
-        self._server = http_server.Server(service.options.paths, self._address, service.sweeps, lambda line: sd_notify.log(sd_notify.WARNING, line)).start()
+        self._server = http_server.Server(
+            service.options.paths,
+            self._address,
+            service.sweeps,
+            lambda line: sd_notify.log(sd_notify.WARNING, line),
+        ).start()
         sd_notify.log(sd_notify.INFO, f"listening on {self._server.where}")
 
     def close(self) -> None:
@@ -153,7 +158,9 @@ class Service:
     def _wait(self, events: link_events.LinkEvents) -> None:
         """Wait for a signal, for something that happens to interfaces, or until something is due."""
         watchdog = sd_notify.watchdog_seconds()
-        seconds = min([min(self._due.values()) - time.monotonic(), *([watchdog / 3] if watchdog else [])])
+        seconds = min(
+            [min(self._due.values()) - time.monotonic(), *([watchdog / 3] if watchdog else [])]
+        )
         self._ending.wait(max(0.0, seconds), dict.fromkeys(events.files(), select.POLLIN))
 
     def _turn(self, events: link_events.LinkEvents) -> None:
@@ -164,7 +171,11 @@ class Service:
             self._due["attach"] = now
         if more:
             self._due["look"] = now
-        for name, work in (("look", lambda: self._look(events, more)), ("attach", self._attach), ("sweep", self._sweep)):
+        for name, work in (
+            ("look", lambda: self._look(events, more)),
+            ("attach", self._attach),
+            ("sweep", self._sweep),
+        ):
             if not self._ending and self._due[name] <= time.monotonic():
                 self._due[name] = time.monotonic() + work()
         sd_notify.notify(WATCHDOG=1)
@@ -180,14 +191,18 @@ class Service:
         if not unit:
             return self._outcome(_forked(lambda: load(self._paths))) in (0, _NOTHING)
         try:
-            asked = subprocess.Popen(["systemctl", "--no-ask-password", "start", unit], stdin=subprocess.DEVNULL)
+            asked = subprocess.Popen(
+                ["systemctl", "--no-ask-password", "start", unit], stdin=subprocess.DEVNULL
+            )
         except OSError as exc:
             sd_notify.log(sd_notify.ERROR, f"systemctl start {unit}: {exc.strerror}")
             return False
         asked.returncode = self._outcome(asked.pid)
         good = asked.returncode == 0
         if not good and not self._ending:
-            sd_notify.log(sd_notify.ERROR, f"the chain cannot be brought back: journalctl -u {unit} says why")
+            sd_notify.log(
+                sd_notify.ERROR, f"the chain cannot be brought back: journalctl -u {unit} says why"
+            )
         return good
 
     def _outcome(self, pid: int) -> int:
@@ -208,7 +223,10 @@ class Service:
         except (ConntrackError, OSError) as exc:
             sd_notify.log(sd_notify.ERROR, f"the chain could not be taken away: {exc}")
         else:
-            sd_notify.log(sd_notify.NOTICE, f"the chain was taken away from {', '.join(freed) or 'no interface'}; the next start brings it back")
+            sd_notify.log(
+                sd_notify.NOTICE,
+                f"the chain was taken away from {', '.join(freed) or 'no interface'}; the next start brings it back",
+            )
 
     # ------------------------------------------------------------ interfaces
     def _look(self, events: link_events.LinkEvents, hurry: bool) -> float:
@@ -219,7 +237,10 @@ class Service:
             self._refused.clear()
             try:
                 self._wanted = manifest.interfaces(self._paths)
-            except (ConntrackError, OSError) as exc:  # somebody else may have changed it: it is named, and nothing is attached by it
+            except (
+                ConntrackError,
+                OSError,
+            ) as exc:  # somebody else may have changed it: it is named, and nothing is attached by it
                 self._complain("", str(exc))
             self._due["attach"] = 0.0
         if events.look({item["netns"] for item in self._wanted}):
@@ -248,7 +269,9 @@ class Service:
             self._complain(name, why)
         self._refused = {name: why for name, why in self._refused.items() if name in done.refused}
         waiting = f", waiting for {', '.join(done.waiting)}" if done.waiting else ""
-        sd_notify.notify(STATUS=f"{len(self._wanted) - len(done.waiting) - len(done.refused)} of {len(self._wanted)} interfaces run the chain{waiting}")
+        sd_notify.notify(
+            STATUS=f"{len(self._wanted) - len(done.waiting) - len(done.refused)} of {len(self._wanted)} interfaces run the chain{waiting}"
+        )
         return _CHECK_SECONDS
 
     def _complain(self, name: str, why: str) -> None:
@@ -291,7 +314,9 @@ class Service:
 
 def _forked(work: t.Callable[[], int]) -> int:
     """Do something in a child process, which signals end at once; return its id. Its exit status is what ``work`` returns."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop.NUMBERS)  # one that came before its handlers are its own would be noted, and nothing more
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, stop.NUMBERS
+    )  # one that came before its handlers are its own would be noted, and nothing more
     try:
         pid = os.fork()
         if pid:
@@ -315,7 +340,15 @@ def _starts_again() -> bool:
     """Tell whether systemd ends this process to start it anew: the unit's job says so."""
     asked = ["systemctl", "list-jobs", "--no-legend", "--plain", UNIT]
     try:
-        told = subprocess.run(asked, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False, timeout=5).stdout
+        told = subprocess.run(
+            asked,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=False,
+            timeout=5,
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return False
     return any(line.split()[1:3] == [UNIT, "restart"] for line in told.splitlines())
@@ -330,7 +363,9 @@ def mount(pin_root: str) -> None:
     home = os.open("/proc/1/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if libc.setns(home, _CLONE_NEWNS) != 0:
-            raise ConntrackError(f"entering the mount namespace of process 1: {os.strerror(ctypes.get_errno())}. Run as root.")
+            raise ConntrackError(
+                f"entering the mount namespace of process 1: {os.strerror(ctypes.get_errno())}. Run as root."
+            )
     finally:
         os.close(home)
     bpffs.ensure_mounted(pin_root)
@@ -344,7 +379,8 @@ def load(paths: bpffs.Paths) -> int:
         plan, have = restore.load(paths)
     except restore.NothingKept:
         sd_notify.log(
-            sd_notify.NOTICE, f"no chain is written down in {paths.state_dir} for {paths.pin_root}; it is looked after once xdp_program has loaded one"
+            sd_notify.NOTICE,
+            f"no chain is written down in {paths.state_dir} for {paths.pin_root}; it is looked after once xdp_program has loaded one",
         )
         return _NOTHING
     except (ConntrackError, OSError) as exc:

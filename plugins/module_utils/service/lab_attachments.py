@@ -29,7 +29,12 @@ class Attachments:
     :param pin_root: where it may be pinned, besides the pin roots that the state directory knows of.
     """
 
-    def __init__(self, pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR, patience: float = lock.SECONDS) -> None:
+    def __init__(
+        self,
+        pin_root: str = bpffs.STANDARD,
+        state_dir: str = bpffs.STATE_DIR,
+        patience: float = lock.SECONDS,
+    ) -> None:
         known = (f"/{bpffs.decode(name)}" for name in health.names(state_dir))
         self._paths = [bpffs.Paths(root, state_dir) for root in dict.fromkeys((pin_root, *known))]
         self._patience = patience
@@ -38,7 +43,10 @@ class Attachments:
         """Return, for each interface, where links are pinned for it or it is written down."""
         found: dict[Key, list[bpffs.Paths]] = {}
         for paths in self._paths:
-            written = (bpffs.interface_key(item["netns"], item["name"]) for item in manifest.interfaces(paths))
+            written = (
+                bpffs.interface_key(item["netns"], item["name"])
+                for item in manifest.interfaces(paths)
+            )
             for key in dict.fromkeys((*health.names(paths.link_dir), *written)):
                 found.setdefault(bpffs.interface_of(key), []).append(paths)
         return found
@@ -55,23 +63,58 @@ class Attachments:
             for paths in places:
                 label = show_key(key)
                 if key in made and (key in gone or key[0] in namespaces):
-                    after.append(Step("attach", "xdp", label, "the interface is made again", None, paths.pin_root, (paths, key)))
+                    after.append(
+                        Step(
+                            "attach",
+                            "xdp",
+                            label,
+                            "the interface is made again",
+                            None,
+                            paths.pin_root,
+                            (paths, key),
+                        )
+                    )
                 elif key in gone or key[0] in namespaces:
-                    before.append(Step("detach", "xdp", label, "the interface goes", paths.pin_root, None, (paths, key)))
+                    before.append(
+                        Step(
+                            "detach",
+                            "xdp",
+                            label,
+                            "the interface goes",
+                            paths.pin_root,
+                            None,
+                            (paths, key),
+                        )
+                    )
         return [*before, *plan, *after]
 
     def do(self, step: Step) -> Undo:
         """Apply one of these steps."""
         paths, key = step.args
-        return self._detach(paths, key) if step.action == "detach" else self._attach(paths, show_key(key))
+        return (
+            self._detach(paths, key)
+            if step.action == "detach"
+            else self._attach(paths, show_key(key))
+        )
 
     def _detach(self, paths: bpffs.Paths, key: Key) -> Undo:
         kept = [item for item in manifest.interfaces(paths) if (item["netns"], item["name"]) == key]
         self._converge("absent", paths, [{"name": key[1], "netns": key[0]}])
         return (lambda: self._converge("present", paths, kept)) if kept else irrevocable
 
-    def _converge(self, wanted: str, paths: bpffs.Paths, interfaces: list[dict[str, t.Any]]) -> None:
-        attach.converge(wanted, interfaces, "auto", False, paths.pin_root, False, self._patience, paths.state_dir)
+    def _converge(
+        self, wanted: str, paths: bpffs.Paths, interfaces: list[dict[str, t.Any]]
+    ) -> None:
+        attach.converge(
+            wanted,
+            interfaces,
+            "auto",
+            False,
+            paths.pin_root,
+            False,
+            self._patience,
+            paths.state_dir,
+        )
 
     def _attach(self, paths: bpffs.Paths, label: str) -> Undo:
         """Attach an interface as it is written down.

@@ -40,48 +40,107 @@ class Metric(t.NamedTuple):
 
 
 METRICS = {
-    "ct_up": Metric("gauge", "1 when a chain is loaded and its tables can be read, else 0; then all about tables and packets is missing"),
-    "ct_healthy": Metric("gauge", "1 when a chain is loaded and nothing keeps it from working, else 0"),
+    "ct_up": Metric(
+        "gauge",
+        "1 when a chain is loaded and its tables can be read, else 0; then all about tables and packets is missing",
+    ),
+    "ct_healthy": Metric(
+        "gauge", "1 when a chain is loaded and nothing keeps it from working, else 0"
+    ),
     "ct_faults": Metric("gauge", "Faults of the chain, by their names", ("fault",)),
     "ct_generation": Metric("gauge", "Number of the active generation"),
-    "ct_generation_info": Metric("gauge", "The active generation and the digest of its sources; always 1", ("generation", "digest")),
-    "ct_attached": Metric("gauge", "1 for an interface that runs the chain, 0 for one that is to and does not, gone or not", ("interface", "netns")),
-    "ct_attached_info": Metric("gauge", "What an interface runs, while it does; always 1", ("interface", "netns", "hook", "mode")),
-    "ct_entries": Metric("gauge", "Entries in the tables, those whose time is over included", ("family", "class")),
-    "ct_entries_limit": Metric("gauge", "Entries that the tables have room for", ("family", "class")),
+    "ct_generation_info": Metric(
+        "gauge",
+        "The active generation and the digest of its sources; always 1",
+        ("generation", "digest"),
+    ),
+    "ct_attached": Metric(
+        "gauge",
+        "1 for an interface that runs the chain, 0 for one that is to and does not, gone or not",
+        ("interface", "netns"),
+    ),
+    "ct_attached_info": Metric(
+        "gauge",
+        "What an interface runs, while it does; always 1",
+        ("interface", "netns", "hook", "mode"),
+    ),
+    "ct_entries": Metric(
+        "gauge", "Entries in the tables, those whose time is over included", ("family", "class")
+    ),
+    "ct_entries_limit": Metric(
+        "gauge", "Entries that the tables have room for", ("family", "class")
+    ),
     "ct_flows": Metric("gauge", "Flows whose time is not over", ("family", "proto", "state")),
     "ct_created_total": Metric("counter", "Entries made"),
-    "ct_reopened_total": Metric("counter", "Entries that became a new connection of the same tuple"),
+    "ct_reopened_total": Metric(
+        "counter", "Entries that became a new connection of the same tuple"
+    ),
     "ct_promoted_total": Metric("counter", "Entries that moved to the table of assured flows"),
-    "ct_promote_failed_total": Metric("counter", "Packets of assured flows that the table of assured flows had no room for"),
+    "ct_promote_failed_total": Metric(
+        "counter", "Packets of assured flows that the table of assured flows had no room for"
+    ),
     "ct_deleted_total": Metric("counter", "Entries deleted", ("reason",)),
-    "ct_evicted_total": Metric("counter", "Entries that made room for others, by the class of their table", ("class",)),
+    "ct_evicted_total": Metric(
+        "counter", "Entries that made room for others, by the class of their table", ("class",)
+    ),
     "ct_insert_failed_total": Metric("counter", "Entries that could not be made"),
-    "ct_packets_total": Metric("counter", "Frames, each counted once, by the stage that decided and by what it decided", ("stage", "verdict")),
+    "ct_packets_total": Metric(
+        "counter",
+        "Frames, each counted once, by the stage that decided and by what it decided",
+        ("stage", "verdict"),
+    ),
     "ct_invalid_total": Metric("counter", "Frames that are invalid", ("reason",)),
-    "ct_ignored_total": Metric("counter", "Frames of known flows that are let pass and change nothing", ("reason",)),
+    "ct_ignored_total": Metric(
+        "counter", "Frames of known flows that are let pass and change nothing", ("reason",)
+    ),
     "ct_untracked_total": Metric("counter", "Frames that are not tracked", ("reason",)),
     "ct_forwarded_total": Metric("counter", "Packets forwarded past the stack"),
-    "ct_forward_left_total": Metric("counter", "Packets that were to be forwarded and were left to the stack", ("reason",)),
-    "ct_guest_packets_total": Metric("counter", "Frames that guests saw, by what they did with them", ("guest", "verdict")),
-    "ct_sweeper": Metric("gauge", "1 when the process that answers also sweeps the tables, else 0; then all about sweeps is missing"),
+    "ct_forward_left_total": Metric(
+        "counter", "Packets that were to be forwarded and were left to the stack", ("reason",)
+    ),
+    "ct_guest_packets_total": Metric(
+        "counter", "Frames that guests saw, by what they did with them", ("guest", "verdict")
+    ),
+    "ct_sweeper": Metric(
+        "gauge",
+        "1 when the process that answers also sweeps the tables, else 0; then all about sweeps is missing",
+    ),
     "ct_sweeps_total": Metric("counter", "Sweeps that deleted the entries whose time was over"),
     "ct_sweep_failures_total": Metric("counter", "Sweeps that could not be done"),
     "ct_sweep_deleted_total": Metric("counter", "Entries that sweeps deleted"),
     "ct_sweep_seconds_total": Metric("counter", "Time that sweeps took"),
     "ct_sweep_last_duration_seconds": Metric("gauge", "Time that the last sweep took"),
-    "ct_sweep_last_timestamp_seconds": Metric("gauge", "When the last sweep ended, in seconds since 1970"),
-    "ct_scrape_errors_total": Metric("counter", "What could not be read for an answer, by the part that is missing from it then", ("part",)),
-    "ct_scrape_duration_seconds": Metric("gauge", "Time that it took to read what this answer says"),
+    "ct_sweep_last_timestamp_seconds": Metric(
+        "gauge", "When the last sweep ended, in seconds since 1970"
+    ),
+    "ct_scrape_errors_total": Metric(
+        "counter",
+        "What could not be read for an answer, by the part that is missing from it then",
+        ("part",),
+    ),
+    "ct_scrape_duration_seconds": Metric(
+        "gauge", "Time that it took to read what this answer says"
+    ),
 }
 PARTS = ("tables", "health", "interfaces")
 #: The label ``stage`` of the outcomes, which are those of ct_text.STAGES.
 STAGES = {
     "entry": ("untracked_no_meta", "untracked_no_slot"),
-    "prs_eth": ("untracked_not_ip", "untracked_eth_short", "untracked_vlan_depth", "untracked_pppoe"),
+    "prs_eth": (
+        "untracked_not_ip",
+        "untracked_eth_short",
+        "untracked_vlan_depth",
+        "untracked_pppoe",
+    ),
     "prs_ip": ("invalid_ip_header", "invalid_ext_headers", "untracked_limit"),
     "prs_l4": (
-        *("invalid_l4_short", "invalid_checksum", "invalid_tcp_header", "invalid_tcp_flags", "invalid_gre"),
+        *(
+            "invalid_l4_short",
+            "invalid_checksum",
+            "invalid_tcp_header",
+            "invalid_tcp_flags",
+            "invalid_gre",
+        ),
         *("invalid_sctp_chunks", "untracked_nd"),
     ),
     "frag": ("fragment", "untracked_fragment"),
@@ -151,12 +210,18 @@ def read_tables(pin_root: str) -> Tables:
     for name, table in tables.items():
         by_class[table["class"]] += entries[name]
     with flow_table.FlowTables(pin_root) as again:
-        moving = bool(meta["source"] or again.meta["source"] or meta["generation"] != again.meta["generation"])
+        moving = bool(
+            meta["source"] or again.meta["source"] or meta["generation"] != again.meta["generation"]
+        )
     capacity = {name: table["capacity"] for name, table in tables.items()}
-    return Tables(entries, capacity, reading.shapes, after, evicted(before, after, by_class), guests, moving)
+    return Tables(
+        entries, capacity, reading.shapes, after, evicted(before, after, by_class), guests, moving
+    )
 
 
-def evicted(before: t.Mapping[str, int], after: t.Mapping[str, int], entries: t.Mapping[str, int]) -> dict[str, int]:
+def evicted(
+    before: t.Mapping[str, int], after: t.Mapping[str, int], entries: t.Mapping[str, int]
+) -> dict[str, int]:
     """Return how many entries made room for others, by class of table: what came into it, did not leave it and is not there.
 
     Packets change the tables while they are read. What came in is taken from before the reading, what left from after it: so the number may be too small,
@@ -169,7 +234,12 @@ def evicted(before: t.Mapping[str, int], after: t.Mapping[str, int], entries: t.
     def gone(counters: t.Mapping[str, int]) -> int:
         return sum(value for name, value in counters.items() if name.startswith("deleted_"))
 
-    half_open = before["created"] - after["promoted"] - (gone(after) - before["assured_deleted"]) - entries["half_open"]
+    half_open = (
+        before["created"]
+        - after["promoted"]
+        - (gone(after) - before["assured_deleted"])
+        - entries["half_open"]
+    )
     assured = before["promoted"] - after["assured_deleted"] - entries["assured"]
     return {"half_open": max(half_open, 0), "assured": max(assured, 0)}
 
@@ -185,17 +255,26 @@ class Ledger:
         """Take what was read, and return the counters and evictions to show."""
         counters = dict(tables.counters)
         if tables.moving:
-            counters = {name: max(value, self._counters.get(name, 0)) for name, value in counters.items()}
-        elif counters["created"] < self._counters.get("created", 0):  # another chain, which began anew
+            counters = {
+                name: max(value, self._counters.get(name, 0)) for name, value in counters.items()
+            }
+        elif counters["created"] < self._counters.get(
+            "created", 0
+        ):  # another chain, which began anew
             self._evicted = {}
         if not tables.moving:
-            self._evicted = {name: max(value, self._evicted.get(name, 0)) for name, value in tables.evicted.items()}
+            self._evicted = {
+                name: max(value, self._evicted.get(name, 0))
+                for name, value in tables.evicted.items()
+            }
         self._counters = counters
         return counters, {**dict.fromkeys(flow.CLASSES, 0), **self._evicted}
 
 
 # ---------------------------------------------------------------- what is shown
-def table_samples(tables: Tables, counters: t.Mapping[str, int], gone: t.Mapping[str, int]) -> t.Iterator[Sample]:
+def table_samples(
+    tables: Tables, counters: t.Mapping[str, int], gone: t.Mapping[str, int]
+) -> t.Iterator[Sample]:
     """Return what there is to say of tables, flows and packets.
 
     :param counters: and ``gone``, evictions by class: see Ledger.
@@ -215,7 +294,13 @@ def table_samples(tables: Tables, counters: t.Mapping[str, int], gone: t.Mapping
         yield f"ct_{name}_total", (), counters[name]
     for flow_class, number in gone.items():
         yield "ct_evicted_total", (flow_class,), number
-    reasons = {"deleted": "ct_deleted_total", "forward": "ct_forward_left_total", "invalid": "", "ignored": "", "untracked": ""}
+    reasons = {
+        "deleted": "ct_deleted_total",
+        "forward": "ct_forward_left_total",
+        "invalid": "",
+        "ignored": "",
+        "untracked": "",
+    }
     for name, number in counters.items():
         about, dummy, reason = name.partition("_")
         if reason and about in reasons:
@@ -285,7 +370,13 @@ class Exporter:
     :raises NoLibrary: where prometheus_client is missing.
     """
 
-    def __init__(self, paths: bpffs.Paths, health: t.Callable[[], t.Mapping[str, t.Any]], sweeps: Sweeps | None, log: t.Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        paths: bpffs.Paths,
+        health: t.Callable[[], t.Mapping[str, t.Any]],
+        sweeps: Sweeps | None,
+        log: t.Callable[[str], object],
+    ) -> None:
         self._families, self._choose_encoder, self._registry = _library()
         self._paths, self._health, self._sweeps, self._log = paths, health, sweeps, log
         self._ledger = Ledger()
@@ -357,4 +448,8 @@ def _library() -> tuple[dict[str, t.Any], t.Callable[[str], tuple[t.Any, str]], 
             "Metrics need the Python library prometheus_client. Install it: package python3-prometheus-client on Debian and Ubuntu, "
             "python3-prometheus_client on Fedora and RHEL (EPEL)."
         ) from None
-    return {"gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily}, exposition.choose_encoder, CollectorRegistry()
+    return (
+        {"gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily},
+        exposition.choose_encoder,
+        CollectorRegistry(),
+    )

@@ -43,7 +43,9 @@ class Address(t.NamedTuple):
     port: int = 0
 
 
-def parse_address(path: str | None = None, listen: str | None = None, group: str | None = None) -> Address:
+def parse_address(
+    path: str | None = None, listen: str | None = None, group: str | None = None
+) -> Address:
     """Return where to listen: on a unix socket where nothing else is said.
 
     :param path: of the unix socket.
@@ -63,15 +65,29 @@ def parse_address(path: str | None = None, listen: str | None = None, group: str
     if path is not None:
         raise bad_value("socket", path, "it and listen exclude each other; give one of them")
     if group:
-        raise bad_value("group", group, "only a socket has one: every user of this host can connect to a TCP port; leave one of the two out")
+        raise bad_value(
+            "group",
+            group,
+            "only a socket has one: every user of this host can connect to a TCP port; leave one of the two out",
+        )
     host, dummy, port = listen.rpartition(":")
-    host = "127.0.0.1" if host == "localhost" else host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    host = (
+        "127.0.0.1"
+        if host == "localhost"
+        else host[1:-1]
+        if host.startswith("[") and host.endswith("]")
+        else host
+    )
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = False
     if not loopback or "%" in host:  # a scope, of which anything may be part
-        raise bad_value("listen", listen, "give a loopback address and a port, as 127.0.0.1:9477 or [::1]:9477; for other hosts, put a proxy in front of it")
+        raise bad_value(
+            "listen",
+            listen,
+            "give a loopback address and a port, as 127.0.0.1:9477 or [::1]:9477; for other hosts, put a proxy in front of it",
+        )
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise bad_value("listen", listen, "give a port from 0 to 65535 behind the address")
     return Address("", "", host, int(port))
@@ -87,7 +103,9 @@ def group_id(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise bad_value("group", name, f"there is no such group; make it: groupadd --system {name}") from None
+        raise bad_value(
+            "group", name, f"there is no such group; make it: groupadd --system {name}"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,9 @@ class NothingKept(ConntrackError):
 
 
 # ---------------------------------------------------------------- the chain
-def load(paths: bpffs.Paths, check_mode: bool = False, patience: float = lock.SECONDS) -> tuple[plan.Plan, Have]:
+def load(
+    paths: bpffs.Paths, check_mode: bool = False, patience: float = lock.SECONDS
+) -> tuple[plan.Plan, Have]:
     """Build the chain again where none is loaded, or mend it: the plan that was needed, and what is there now. One that is whole is left as it is.
 
     :param patience: how long to wait for another run, in seconds.
@@ -48,10 +50,14 @@ def load(paths: bpffs.Paths, check_mode: bool = False, patience: float = lock.SE
         return [], have
     number = manifest.active(paths)
     if number is None:
-        raise NothingKept(f"{paths.state_dir}: no chain is written down there for {paths.pin_root}. Run xdp_program, or give the state_dir that it was given.")
+        raise NothingKept(
+            f"{paths.state_dir}: no chain is written down there for {paths.pin_root}. Run xdp_program, or give the state_dir that it was given."
+        )
     want = reload.last(paths)
     if want is None:
-        raise ConntrackError(f"{manifest.manifest(paths, number)} is missing or damaged, so the chain can not be built again. Run xdp_program.")
+        raise ConntrackError(
+            f"{manifest.manifest(paths, number)} is missing or damaged, so the chain can not be built again. Run xdp_program."
+        )
     return reload.load(paths, want, check_mode, _POLICY, patience)
 
 
@@ -72,7 +78,12 @@ class Attached:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def attach_again(paths: bpffs.Paths, check_mode: bool = False, patience: float = lock.SECONDS, only: t.Collection[str] | None = None) -> Attached:
+def attach_again(
+    paths: bpffs.Paths,
+    check_mode: bool = False,
+    patience: float = lock.SECONDS,
+    only: t.Collection[str] | None = None,
+) -> Attached:
     """Attach the chain to those of the interfaces written down that exist and do not run it, each on its own; forget the links of those that are gone.
 
     :param only: the interfaces to care for, as people write them; None for all.
@@ -83,14 +94,28 @@ def attach_again(paths: bpffs.Paths, check_mode: bool = False, patience: float =
         try:
             stack.enter_context(lock.held(paths.base, patience))
         except FileNotFoundError:
-            raise ConntrackError(f"{paths.base}: no chain is loaded there, so there is nothing to attach.") from None
-        wants = [want for want in attach.parse("present", attach.recorded(paths), "auto") if only is None or want.label in only]
+            raise ConntrackError(
+                f"{paths.base}: no chain is loaded there, so there is nothing to attach."
+            ) from None
+        wants = [
+            want
+            for want in attach.parse("present", attach.recorded(paths), "auto")
+            if only is None or want.label in only
+        ]
         haves = attach.observe(paths, wants)
         done.waiting = [want.label for want, have in zip(wants, haves) if have.missing]
         there = [(want, have) for want, have in zip(wants, haves) if not have.missing]
         for want, have in zip(wants, haves):
             if have.missing and have.pinned is not None and not have.pinned.ifindex:
-                done.steps.append(plan.Step("delete", "link", want.label, "its interface is gone", f"link {have.pinned.id}"))
+                done.steps.append(
+                    plan.Step(
+                        "delete",
+                        "link",
+                        want.label,
+                        "its interface is gone",
+                        f"link {have.pinned.id}",
+                    )
+                )
                 if not check_mode:
                     os.unlink(have.pin)
         hooks = attach.open_hooks(paths, [want for want, dummy in there], check_mode)
@@ -106,7 +131,9 @@ def attach_again(paths: bpffs.Paths, check_mode: bool = False, patience: float =
         done.warnings = applier.warnings
         if any(step.kind == "xdp" for step in done.steps):
             found = [want for want, dummy in there]
-            done.steps = done.steps + attach.converge_ports(paths, found, attach.observe(paths, found), check_mode)
+            done.steps = done.steps + attach.converge_ports(
+                paths, found, attach.observe(paths, found), check_mode
+            )
     return done
 
 
@@ -122,8 +149,12 @@ def unload(paths: bpffs.Paths, patience: float = lock.SECONDS) -> list[str]:
             stack.enter_context(lock.held(paths.base, patience))
         except FileNotFoundError:
             return []
-        names: t.Iterable[tuple[str | None, str]] = map(bpffs.interface_of, health.names(paths.link_dir))
-        wants = attach.parse("absent", [{"name": name, "netns": namespace} for namespace, name in names], "auto")
+        names: t.Iterable[tuple[str | None, str]] = map(
+            bpffs.interface_of, health.names(paths.link_dir)
+        )
+        wants = attach.parse(
+            "absent", [{"name": name, "netns": namespace} for namespace, name in names], "auto"
+        )
         steps = attach.make_plan(wants, attach.observe(paths, wants), {}, False, False)
         with attach.Applier(paths) as applier:
             plan.apply(steps, applier.do)

@@ -24,8 +24,13 @@ def notify(**fields: str | int) -> None:
     if not where:
         return
     address = f"\0{where[1:]}" if where.startswith("@") else where
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.sendto("".join(f"{name}={value}\n" for name, value in fields.items()).encode(), address)
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+    ):
+        sock.sendto(
+            "".join(f"{name}={value}\n" for name, value in fields.items()).encode(), address
+        )
 
 
 def watchdog_seconds() -> float | None:

@@ -25,7 +25,9 @@ def attached(paths: bpffs.Paths) -> list[tuple[attach.Want, attach.Have]]:
     """Return the interfaces that links are pinned for, or that are written down to be attached, each with what is there."""
     keys = {bpffs.interface_of(os.path.basename(pin)): None for pin in attach.held(paths)}
     keys.update({(item["netns"], item["name"]): None for item in manifest.interfaces(paths)})
-    wants = attach.parse("absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto")
+    wants = attach.parse(
+        "absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto"
+    )
     return list(zip(wants, attach.observe(paths, wants)))
 
 
@@ -33,7 +35,11 @@ def interfaces(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
     """Return the interfaces that the chain is to run on, with what runs on them, and whether there is no such interface."""
     found = []
     for want, have in attached(paths):
-        shown = have.attached.shown() if have.attached is not None else dict.fromkeys(("program", "mode", "program_id", "link_id"))
+        shown = (
+            have.attached.shown()
+            if have.attached is not None
+            else dict.fromkeys(("program", "mode", "program_id", "link_id"))
+        )
         named = {name: shown[name] for name in ("program", "mode", "program_id", "link_id")}
         found.append({"interface": want.label, **named, "missing": bool(have.missing)})
     return found
@@ -52,8 +58,15 @@ def forwarded(paths: bpffs.Paths) -> dict[str, t.Any] | None:
     seen = health.look_forwarding(paths, health.look_links(paths))
     return {
         "forward": forward,
-        "namespaces": [forwarding.as_dict(where, rules) for where, rules in forwarding.namespaces(seen.values()).items()],
-        "vlan_offloads": {health.interface(key): [offload.what for offload in one.offloads] for key, one in seen.items() if one.offloads},
+        "namespaces": [
+            forwarding.as_dict(where, rules)
+            for where, rules in forwarding.namespaces(seen.values()).items()
+        ],
+        "vlan_offloads": {
+            health.interface(key): [offload.what for offload in one.offloads]
+            for key, one in seen.items()
+            if one.offloads
+        },
         "past": forwarding.shown(forwarding.namespaces(seen.values())),
     }
 
@@ -64,14 +77,23 @@ def status(paths: bpffs.Paths) -> dict[str, t.Any]:
     facts = generation.facts(have, paths)
     wrong = faults(paths, have)
     pressure: dict[str, t.Any] | None = None
-    with contextlib.suppress(ConntrackError), flow_table.FlowTables(paths.pin_root) as tables:  # which the faults tell of
-        pressure = t.cast("dict[str, t.Any]", flow_table.read(tables, flow_filter.parse_query({"limit": 0})).summary)["pressure"]
+    with (
+        contextlib.suppress(ConntrackError),
+        flow_table.FlowTables(paths.pin_root) as tables,
+    ):  # which the faults tell of
+        pressure = t.cast(
+            "dict[str, t.Any]",
+            flow_table.read(tables, flow_filter.parse_query({"limit": 0})).summary,
+        )["pressure"]
     try:
         there = interfaces(paths)
     except ConntrackError:  # something else is pinned among the links, which is a fault
         there = []
     return {
-        **{name: facts[name] for name in ("generation", "digest", "since", "kept", "pin_root", "settings")},
+        **{
+            name: facts[name]
+            for name in ("generation", "digest", "since", "kept", "pin_root", "settings")
+        },
         "healthy": facts["generation"] is not None and not wrong,
         "faults": wrong,
         "pressure": pressure,
@@ -94,7 +116,10 @@ def verify(paths: bpffs.Paths) -> t.Iterator[tuple[str, bool]]:
     for hook in chain.TRACKING_HOOKS:
         for probe in proof.PROBES:
             try:
-                with bpf.closing(bpf.obj_get(paths.prog(chain.SLOTS[hook]))) as entry, bpf.closing(bpf.obj_get(paths.map("stats"))) as stats:
+                with (
+                    bpf.closing(bpf.obj_get(paths.prog(chain.SLOTS[hook]))) as entry,
+                    bpf.closing(bpf.obj_get(paths.map("stats"))) as stats,
+                ):
                     proof.prove(entry, stats, guests, probe)
             except ConntrackError as exc:
                 yield f"{hook}: {exc.message}", False

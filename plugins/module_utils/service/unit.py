@@ -144,7 +144,9 @@ class Want:
             restore_unit=RESTORE_NAME,
             memory=MEMORY,
             words=" ".join(quoted(word, True) for word in self.words),
-            group=f"SupplementaryGroups={quoted(address.group)}\n" if address is not None and address.group else "",
+            group=f"SupplementaryGroups={quoted(address.group)}\n"
+            if address is not None and address.group
+            else "",
             families=" AF_INET AF_INET6" if tcp else "",
             allowed="IPAddressAllow=localhost\n" if tcp else "",
         )
@@ -164,7 +166,9 @@ class Want:
             "needed": quoted(self.command),
             "state_dir": quoted(paths.state_dir),
             "runtime": os.path.basename(bpffs.RUN_DIR),
-            "confined": _CONFINED.format(pin_root=quoted(paths.pin_root), optional_state_dir=quoted(f"-{paths.state_dir}")),
+            "confined": _CONFINED.format(
+                pin_root=quoted(paths.pin_root), optional_state_dir=quoted(f"-{paths.state_dir}")
+            ),
         }
 
     @property
@@ -175,7 +179,13 @@ class Want:
         if address is None:
             return [*words, "--no-http"]
         if address.host:
-            return [*words, "--listen", f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"]
+            return [
+                *words,
+                "--listen",
+                f"[{address.host}]:{address.port}"
+                if ":" in address.host
+                else f"{address.host}:{address.port}",
+            ]
         socket = ["--socket", address.socket] if address.socket != service_options.SOCKET else []
         return [*words, *socket, *(["--group", address.group] if address.group else [])]
 
@@ -212,7 +222,14 @@ def quoted(word: str, command: bool = False) -> str:
     word = word.replace("%", "%%").replace("$", "$$") if command else word.replace("%", "%%")
     if word and all(sign.isalnum() or sign in f"{safe_path.SIGNS}[]%$" for sign in word):
         return word
-    escaped = "".join(f"\\x{ord(sign):02x}" if ord(sign) < 0x20 or ord(sign) == 0x7F else f"\\{sign}" if sign in '\\"' else sign for sign in word)
+    escaped = "".join(
+        f"\\x{ord(sign):02x}"
+        if ord(sign) < 0x20 or ord(sign) == 0x7F
+        else f"\\{sign}"
+        if sign in '\\"'
+        else sign
+        for sign in word
+    )
     return f'"{escaped}"'
 
 
@@ -222,9 +239,17 @@ def booted() -> bool:
 
 
 def _systemctl(*words: str) -> str:
-    done = subprocess.run(["systemctl", "--no-pager", "--no-ask-password", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemctl", "--no-pager", "--no-ask-password", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
-        raise ConntrackError(f"systemctl {' '.join(words)}: {' '.join(done.stderr.split()) or f'status {done.returncode}'}{_journal(words)}")
+        raise ConntrackError(
+            f"systemctl {' '.join(words)}: {' '.join(done.stderr.split()) or f'status {done.returncode}'}{_journal(words)}"
+        )
     return done.stdout
 
 
@@ -232,8 +257,22 @@ def _journal(words: t.Sequence[str]) -> str:
     """Return the last that the service said, where it was to be started."""
     if words[0] not in ("start", "restart"):
         return ""
-    asked = ["journalctl", "--no-pager", "-q", "-u", NAME, "-u", RESTORE_NAME, "-n", str(_LINES), "-o", "cat"]
-    said = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout.strip()
+    asked = [
+        "journalctl",
+        "--no-pager",
+        "-q",
+        "-u",
+        NAME,
+        "-u",
+        RESTORE_NAME,
+        "-n",
+        str(_LINES),
+        "-o",
+        "cat",
+    ]
+    said = subprocess.run(
+        asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    ).stdout.strip()
     return f" It said: {said}" if said else ""
 
 
@@ -244,9 +283,24 @@ def observe(want: Want, directory: str = DIRECTORY) -> Have:
     """
     path = os.path.join(directory, NAME)
     text, restore = _read(path), _read(os.path.join(directory, RESTORE_NAME))
-    shown = dict(line.split("=", 1) for line in _systemctl("show", NAME, f"--property={','.join(_SHOWN)}").splitlines() if "=" in line)
-    started = int(shown.get("ExecMainStartTimestampMonotonic") or 0) / 1e6 + time.time() - time.monotonic()
-    return Have(text, shown, any(os.path.exists(one) and os.stat(one).st_mtime > started for one in (path, want.command)), restore)
+    shown = dict(
+        line.split("=", 1)
+        for line in _systemctl("show", NAME, f"--property={','.join(_SHOWN)}").splitlines()
+        if "=" in line
+    )
+    started = (
+        int(shown.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
+        + time.time()
+        - time.monotonic()
+    )
+    return Have(
+        text,
+        shown,
+        any(
+            os.path.exists(one) and os.stat(one).st_mtime > started for one in (path, want.command)
+        ),
+        restore,
+    )
 
 
 def _read(path: str) -> str | None:
@@ -260,40 +314,90 @@ def _read(path: str) -> str | None:
     except FileNotFoundError:
         return None
     if ct_archive.MARK not in text:
-        raise ConntrackError(f"{path} is not the collection's. Move it, or give the role xdp_ct_service: false.")
+        raise ConntrackError(
+            f"{path} is not the collection's. Move it, or give the role xdp_ct_service: false."
+        )
     return text
 
 
 def plan_present(have: Have, want: Want, directory: str = DIRECTORY) -> Plan:
     """Return the steps to a service that runs and will after a reboot. Pure."""
     steps = []
-    for name, before, after in ((NAME, have.text, want.text), (RESTORE_NAME, have.restore, want.restore_text)):
+    for name, before, after in (
+        (NAME, have.text, want.text),
+        (RESTORE_NAME, have.restore, want.restore_text),
+    ):
         if before != after:
-            reason = "there is none" if before is None else "it has other settings, or is of another version"
+            reason = (
+                "there is none"
+                if before is None
+                else "it has other settings, or is of another version"
+            )
             action = "create" if before is None else "change"
-            steps.append(Step(action, "file", os.path.join(directory, name), reason, _digest(before), _digest(after), after))
+            steps.append(
+                Step(
+                    action,
+                    "file",
+                    os.path.join(directory, name),
+                    reason,
+                    _digest(before),
+                    _digest(after),
+                    after,
+                )
+            )
     if steps or have.shown.get("NeedDaemonReload") == "yes":
         steps.append(Step("reload", "systemd", "units", "the unit changed"))
     if have.shown.get("UnitFileState") != "enabled":
-        steps.append(Step("enable", "service", NAME, "it is to start when the machine does", have.shown.get("UnitFileState") or None, "enabled"))
+        steps.append(
+            Step(
+                "enable",
+                "service",
+                NAME,
+                "it is to start when the machine does",
+                have.shown.get("UnitFileState") or None,
+                "enabled",
+            )
+        )
     if not have.runs:
-        steps.append(Step("start", "service", NAME, "it does not run", have.shown.get("ActiveState"), "active"))
+        steps.append(
+            Step(
+                "start", "service", NAME, "it does not run", have.shown.get("ActiveState"), "active"
+            )
+        )
     elif steps or have.older:
-        steps.append(Step("restart", "service", NAME, "the unit or the command changed", "active", "active"))
+        steps.append(
+            Step("restart", "service", NAME, "the unit or the command changed", "active", "active")
+        )
     return steps
 
 
 def plan_absent(have: Have, directory: str = DIRECTORY) -> Plan:
     """Return the steps to no service. Pure."""
-    there = [(name, text) for name, text in ((NAME, have.text), (RESTORE_NAME, have.restore)) if text is not None]
+    there = [
+        (name, text)
+        for name, text in ((NAME, have.text), (RESTORE_NAME, have.restore))
+        if text is not None
+    ]
     if not there:
         return []
     steps = []
     if have.text is not None and have.shown.get("ActiveState") not in ("inactive", None):
-        steps.append(Step("stop", "service", NAME, "it is to be absent", have.shown["ActiveState"], None))
+        steps.append(
+            Step("stop", "service", NAME, "it is to be absent", have.shown["ActiveState"], None)
+        )
     if have.text is not None and have.shown.get("UnitFileState") == "enabled":
         steps.append(Step("disable", "service", NAME, "it is to be absent", "enabled", None))
-    steps += [Step("delete", "file", os.path.join(directory, name), "the service is to be absent", _digest(text), None) for name, text in there]
+    steps += [
+        Step(
+            "delete",
+            "file",
+            os.path.join(directory, name),
+            "the service is to be absent",
+            _digest(text),
+            None,
+        )
+        for name, text in there
+    ]
     return [*steps, Step("reload", "systemd", "units", "a unit is gone")]
 
 
@@ -314,7 +418,13 @@ def _apply(step: Step) -> None:
         _systemctl(step.action, step.name)
 
 
-def converge(state: str, want: Want, check_mode: bool = False, patience: float = lock.SECONDS, directory: str = DIRECTORY) -> Plan:
+def converge(
+    state: str,
+    want: Want,
+    check_mode: bool = False,
+    patience: float = lock.SECONDS,
+    directory: str = DIRECTORY,
+) -> Plan:
     """Install and start the service, or stop it and take it away: the plan that was needed.
 
     :param state: ``present`` or ``absent``.
@@ -325,10 +435,18 @@ def converge(state: str, want: Want, check_mode: bool = False, patience: float =
     ct_archive.check_prefix(want.prefix)
     with lock.held(directory, patience):
         have = observe(want, directory)
-        plan = plan_present(have, want, directory) if state == "present" else plan_absent(have, directory)
+        plan = (
+            plan_present(have, want, directory)
+            if state == "present"
+            else plan_absent(have, directory)
+        )
         if not check_mode:
             if state == "present" and not os.path.exists(want.command):
-                raise bad_value("prefix", want.prefix, f"there is no {want.command}; install it with the module ct_command first")
+                raise bad_value(
+                    "prefix",
+                    want.prefix,
+                    f"there is no {want.command}; install it with the module ct_command first",
+                )
             for step in plan:
                 _apply(step)
     return plan

@@ -18,7 +18,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock,
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 
 from . import view
@@ -67,14 +69,25 @@ class ChainRig:
         :raises ConntrackError: see ``generation.ensure``.
         """
         self.checksum, self.build = checksum, build
-        self.fixed = {condition: value for condition, value in ((without, 0), (always, 1)) if condition}
-        self.compiled = render.Settings(checksum=checksum, fused=fused, forward=forward, events=events, **dict.fromkeys(render.SIZES, table_size))
+        self.fixed = {
+            condition: value for condition, value in ((without, 0), (always, 1)) if condition
+        }
+        self.compiled = render.Settings(
+            checksum=checksum,
+            fused=fused,
+            forward=forward,
+            events=events,
+            **dict.fromkeys(render.SIZES, table_size),
+        )
         bpffs.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
         os.mkdir(self.paths.pin_root)
         try:
             generation.ensure(self.paths, self.want(asked))
-            self.entries = {side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook])) for side, hook in HOOKS.items()}
+            self.entries = {
+                side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook]))
+                for side, hook in HOOKS.items()
+            }
             self._stats = bpf.obj_get(self.paths.map("stats"))
             self._settings = bpf.obj_get(self.paths.map("settings"))
             self._frags = bpf.obj_get(self.paths.map("frags"))
@@ -89,19 +102,34 @@ class ChainRig:
     def want(self, asked: t.Sequence[t.Mapping[str, t.Any]] = ()) -> generation.Want:
         """Return the chain as it is compiled here, with these guests."""
         stub = SOURCES / "stub"
-        headers = {str(path.relative_to(stub)): path.read_text(encoding="utf-8") for path in stub.rglob("*.h")}
+        headers = {
+            str(path.relative_to(stub)): path.read_text(encoding="utf-8")
+            for path in stub.rglob("*.h")
+        }
         parsed = guests.parse(asked)
-        text = render.render(str(SOURCES), self.compiled, guests.read(parsed, os.path.abspath, os.listdir(SOURCES)))
+        text = render.render(
+            str(SOURCES), self.compiled, guests.read(parsed, os.path.abspath, os.listdir(SOURCES))
+        )
         for condition, value in self.fixed.items():
             assert text.count(f"if ({condition})") == 1
             text = text.replace(f"if ({condition})", f"if ({value})")
-        want = generation.Want(text, headers, pinned=guests.pinned_here(parsed), **{name: getattr(self.compiled, name) for name in render.SIZES})
+        want = generation.Want(
+            text,
+            headers,
+            pinned=guests.pinned_here(parsed),
+            **{name: getattr(self.compiled, name) for name in render.SIZES},
+        )
         return want if self.build == "bcc" else built_by_clang(want, self.compiled)
 
     def __enter__(self) -> ChainRig:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: types.TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
         self.close()
 
     def _remove(self) -> None:
@@ -115,17 +143,27 @@ class ChainRig:
             bpf.close(fd)
         self._remove()
 
-    def settings(self, timeouts: t.Mapping[str, int] | None = None, knobs: t.Mapping[str, int] | None = None) -> None:
+    def settings(
+        self, timeouts: t.Mapping[str, int] | None = None, knobs: t.Mapping[str, int] | None = None
+    ) -> None:
         """Set timeouts (seconds) and knobs; those not given get the kernel's defaults."""
-        bpf.map_update(self._settings, _U32.pack(0), chain.settings_value(clock.hz(), timeouts or {}, knobs or {}))
+        bpf.map_update(
+            self._settings,
+            _U32.pack(0),
+            chain.settings_value(clock.hz(), timeouts or {}, knobs or {}),
+        )
 
     # ------------------------------------------------------------ the table
     def counters(self) -> tuple[int, ...]:
         """Return the chain's counters in the order of chain.COUNTERS."""
-        for count, dummy, values in bpf.map_batches(self._stats, 4, 8 * self._cpus, len(chain.COUNTERS)):
+        for count, dummy, values in bpf.map_batches(
+            self._stats, 4, 8 * self._cpus, len(chain.COUNTERS)
+        ):
             if count == len(chain.COUNTERS):
                 numbers = struct.unpack(f"={count * self._cpus}Q", values)
-                return tuple(sum(numbers[at : at + self._cpus]) for at in range(0, len(numbers), self._cpus))
+                return tuple(
+                    sum(numbers[at : at + self._cpus]) for at in range(0, len(numbers), self._cpus)
+                )
         raise AssertionError("the map stats was not read whole")
 
     def records(self) -> list[flow.Record]:
@@ -134,7 +172,10 @@ class ChainRig:
         for opened in self.tables.tables:
             decoder = flow.Decoder(opened.table, now)
             for dummy, keys, values in self.tables.batches(opened):
-                found += [flow.record(shape, v) for shape, v, row in decoder.flows(decoder.rows(keys, values))]
+                found += [
+                    flow.record(shape, v)
+                    for shape, v, row in decoder.flows(decoder.rows(keys, values))
+                ]
         return found
 
     def entries_now(self) -> list[tuple[int, ...]]:
@@ -144,7 +185,14 @@ class ChainRig:
             for dummy, dummy_keys, values in self.tables.batches(opened):
                 for fields in chain.ENTRY.iter_unpack(values):
                     expires, last_seen = fields[_EXPIRES : _EXPIRES + 2]
-                    found.append((*fields[: _EXPIRES - 1], fields[_EXPIRES - 1] & _CLOCKLESS, (expires - last_seen) & 0xFFFFFFFF, *fields[_EXPIRES + 3 :]))
+                    found.append(
+                        (
+                            *fields[: _EXPIRES - 1],
+                            fields[_EXPIRES - 1] & _CLOCKLESS,
+                            (expires - last_seen) & 0xFFFFFFFF,
+                            *fields[_EXPIRES + 3 :],
+                        )
+                    )
         return found
 
     def change(self, changed: t.Callable[[dict[str, int]], t.Mapping[str, int]]) -> int:
@@ -153,10 +201,14 @@ class ChainRig:
         for opened in self.tables.tables:
             size = opened.table.key.size
             for count, keys, values in list(self.tables.batches(opened)):
-                for at, fields in zip(range(0, count * size, size), list(chain.ENTRY.iter_unpack(values))):
+                for at, fields in zip(
+                    range(0, count * size, size), list(chain.ENTRY.iter_unpack(values))
+                ):
                     entry = dict(zip(names, fields))
                     entry.update(changed(entry))
-                    bpf.map_update(opened.fd, bytes(keys[at : at + size]), chain.ENTRY.pack(*entry.values()))
+                    bpf.map_update(
+                        opened.fd, bytes(keys[at : at + size]), chain.ENTRY.pack(*entry.values())
+                    )
                     done += 1
         return done
 
@@ -174,7 +226,9 @@ class ChainRig:
             size = opened.table.key.size
             for count, keys, dummy in list(self.tables.batches(opened)):
                 packed = bytes(keys)
-                self.tables.delete(opened, [packed[at : at + size] for at in range(0, count * size, size)])
+                self.tables.delete(
+                    opened, [packed[at : at + size] for at in range(0, count * size, size)]
+                )
         if self._waiting:
             self._waiting = False
             bpf.map_delete_batch(self._frags, [key for key, dummy in self._fragments()])
@@ -185,14 +239,21 @@ class ChainRig:
         found: list[tuple[bytes, bytes]] = []
         for dummy, keys, values in bpf.map_batches(self._frags, info.key_size, info.value_size):
             sizes = ((keys, info.key_size), (values, info.value_size))
-            found += zip(*([whole for (whole,) in struct.iter_unpack(f"{size}s", packed)] for packed, size in sizes))
+            found += zip(
+                *(
+                    [whole for (whole,) in struct.iter_unpack(f"{size}s", packed)]
+                    for packed, size in sizes
+                )
+            )
         return found
 
     def age_fragments(self, late: t.Mapping[int, int]) -> int:
         """Let the datagrams with these identifications be over since so many jiffies; return how many there are."""
         done = 0
         for key, value in self._fragments():
-            ident = int.from_bytes(key[32 : 36 if key[37] else 34], "big")  # struct frag_key: id, proto, v6
+            ident = int.from_bytes(
+                key[32 : 36 if key[37] else 34], "big"
+            )  # struct frag_key: id, proto, v6
             if ident in late:
                 over = (self.tables.clock().jiffies - late[ident]) & 0xFFFFFFFF
                 bpf.map_update(self._frags, key, value[:8] + _U32.pack(over) + value[12:])
@@ -210,10 +271,16 @@ class ChainRig:
         """
         ran = bpf.prog_test_run(self.entries[side], frame)
         was, self._counted = self._counted, self.counters()
-        raised = {name: now - before for name, before, now in zip(chain.COUNTERS, was, self._counted) if now != before}
+        raised = {
+            name: now - before
+            for name, before, now in zip(chain.COUNTERS, was, self._counted)
+            if now != before
+        }
         outcomes = {name: number for name, number in raised.items() if name in OUTCOMES}
         if ran.retval != XDP_PASS or ran.data_out != frame or list(outcomes.values()) != [1]:
-            raise Misbehaviour(f"verdict {ran.retval}, counted {raised}, {'same' if ran.data_out == frame else 'other'} bytes: {side} {frame.hex()}")
+            raise Misbehaviour(
+                f"verdict {ran.retval}, counted {raised}, {'same' if ran.data_out == frame else 'other'} bytes: {side} {frame.hex()}"
+            )
         self._waiting |= "fragment" in outcomes
         return next(iter(outcomes))
 
@@ -240,7 +307,11 @@ def viewed(record: flow.Record) -> view.Flow:
     if "icmp" in record:
         kind, code, ident = (record["icmp"][key] for key in ("type", "code", "id"))
         ends[0] += [kind, code, ident]
-        ends[1] += [flow.ICMP_ANSWERS[1 if record["proto"] == "icmp" else 58].get(kind, kind), code, ident]
+        ends[1] += [
+            flow.ICMP_ANSWERS[1 if record["proto"] == "icmp" else 58].get(kind, kind),
+            code,
+            ident,
+        ]
     elif any(record.get("gre", {}).values()):  # other versions than PPTP's have no keys
         keys = [record["gre"]["srckey"], record["gre"]["dstkey"]]
         ends = [ends[0] + keys, ends[1] + keys[::-1]]

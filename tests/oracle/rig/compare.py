@@ -53,7 +53,12 @@ class Rules:
 ALL = Rules()
 
 
-def play(kernel: Tracker, chains: t.Mapping[str, Tracker], steps: t.Sequence[frames.Step], rules: Rules = ALL) -> view.Seen:
+def play(
+    kernel: Tracker,
+    chains: t.Mapping[str, Tracker],
+    steps: t.Sequence[frames.Step],
+    rules: Rules = ALL,
+) -> view.Seen:
     """Send the steps through all trackers, from empty tables; return what the kernel made of the last one.
 
     :param chains: what is held against the kernel, by its name in messages. Among each other they must agree on every detail.
@@ -79,14 +84,18 @@ def play(kernel: Tracker, chains: t.Mapping[str, Tracker], steps: t.Sequence[fra
     return seen[-1]["kernel"] if seen else view.Seen("unseen", {})
 
 
-def step_all(trackers: t.Mapping[str, Tracker], side: str, frame: bytes) -> tuple[dict[str, view.Seen], float]:
+def step_all(
+    trackers: t.Mapping[str, Tracker], side: str, frame: bytes
+) -> tuple[dict[str, view.Seen], float]:
     """Send a frame through all trackers; return what they made of it, and how many seconds passed from the first to the last."""
     start = time.monotonic()
     seen = {name: tracker.step(side, frame) for name, tracker in trackers.items()}
     return seen, time.monotonic() - start
 
 
-def all_differences(seen: t.Mapping[str, view.Seen], rules: Rules = ALL, lag: float = 0) -> list[str]:
+def all_differences(
+    seen: t.Mapping[str, view.Seen], rules: Rules = ALL, lag: float = 0
+) -> list[str]:
     """Return in what the kernel's view and those of the chains differ, and those of the chains among each other.
 
     :param lag: so many seconds one tracker had a frame later than another, at most: on a busy machine that is more than the slack.
@@ -94,15 +103,21 @@ def all_differences(seen: t.Mapping[str, view.Seen], rules: Rules = ALL, lag: fl
     rules = dataclasses.replace(rules, slack=rules.slack + int(lag))
     views = dict(seen)
     kernel = views.pop("kernel")
-    found = [fault for name, one in views.items() for fault in differences(kernel, one, rules, name)]
+    found = [
+        fault for name, one in views.items() for fault in differences(kernel, one, rules, name)
+    ]
     details = {name: one.detail for name, one in views.items()}
     return found + ([f"detail: {details}"] if len(set(details.values())) > 1 else [])
 
 
-def differences(kernel: view.Seen, chain: view.Seen, rules: Rules = ALL, name: str = "chain") -> list[str]:
+def differences(
+    kernel: view.Seen, chain: view.Seen, rules: Rules = ALL, name: str = "chain"
+) -> list[str]:
     """Return in what the two views differ, one line each."""
     found = []
-    same = chain.outcome == kernel.outcome or (kernel.outcome == "unseen" and chain.outcome in UNSEEN)
+    same = chain.outcome == kernel.outcome or (
+        kernel.outcome == "unseen" and chain.outcome in UNSEEN
+    )
     if rules.outcomes and not same:
         found.append(f"outcome: kernel {kernel.outcome}, {name} {chain.outcome} ({chain.detail})")
     for key in sorted({*kernel.flows, *chain.flows}, key=repr):
@@ -117,13 +132,22 @@ def differences(kernel: view.Seen, chain: view.Seen, rules: Rules = ALL, name: s
     return found
 
 
-def report(steps: t.Sequence[frames.Step], seen: t.Sequence[t.Mapping[str, view.Seen]], faults: t.Sequence[str]) -> str:
+def report(
+    steps: t.Sequence[frames.Step],
+    seen: t.Sequence[t.Mapping[str, view.Seen]],
+    faults: t.Sequence[str],
+) -> str:
     """Return the difference as people read it: each frame with all outcomes, then all tables."""
     lines = ["the trackers differ after:"]
     for number, (step, views) in enumerate(zip(steps, seen), 1):
-        made = "  ".join(f"{name} {one.outcome if one.detail in ('', one.outcome) else one.detail:9}" for name, one in views.items())
+        made = "  ".join(
+            f"{name} {one.outcome if one.detail in ('', one.outcome) else one.detail:9}"
+            for name, one in views.items()
+        )
         lines.append(f"  {number:2} {str(step):70} {made}")
     lines += [f"  ! {fault}" for fault in faults]
     for name, last in seen[-1].items():
-        lines += [f"  {name} has {flow}" for flow in last.flows.values()] or [f"  {name} has nothing"]
+        lines += [f"  {name} has {flow}" for flow in last.flows.values()] or [
+            f"  {name} has nothing"
+        ]
     return "\n".join(lines)

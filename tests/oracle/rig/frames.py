@@ -45,7 +45,12 @@ def text(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed)
 
 
-def ethernet(payload: bytes, ethertype: int, vlans: t.Sequence[int] = (), tpids: t.Sequence[int] | None = None) -> bytes:
+def ethernet(
+    payload: bytes,
+    ethertype: int,
+    vlans: t.Sequence[int] = (),
+    tpids: t.Sequence[int] | None = None,
+) -> bytes:
     """Return an Ethernet frame to the router.
 
     :param vlans: tag ids, outermost first.
@@ -77,18 +82,31 @@ def ipv4(
     ihl = 5 + len(options) // 4
     total = ihl * 4 + len(payload) if length is None else length
     frag = (offset // 8) | (0x2000 if more else 0) | (0x4000 if dont else 0)
-    head = struct.pack(">BBHHHBBH4s4s", 0x40 | ihl, tos, total, ident, frag, ttl, proto, 0, src, dst) + options
+    head = (
+        struct.pack(">BBHHHBBH4s4s", 0x40 | ihl, tos, total, ident, frag, ttl, proto, 0, src, dst)
+        + options
+    )
     csum = checksum(head) if csum is None else csum
     return head[:10] + struct.pack(">H", csum) + head[12:] + payload
 
 
-def ipv6(src: bytes, dst: bytes, proto: int, payload: bytes, headers: t.Sequence[tuple[int, bytes]] = (), hops: int = 64, length: int | None = None) -> bytes:
+def ipv6(
+    src: bytes,
+    dst: bytes,
+    proto: int,
+    payload: bytes,
+    headers: t.Sequence[tuple[int, bytes]] = (),
+    hops: int = 64,
+    length: int | None = None,
+) -> bytes:
     """Return an IPv6 packet.
 
     :param headers: the extension headers in order, each as its protocol number and its bytes without the next-header byte.
     """
     kinds = [number for number, dummy in headers] + [proto]
-    chain = b"".join(bytes([following]) + body for following, (dummy, body) in zip(kinds[1:], headers))
+    chain = b"".join(
+        bytes([following]) + body for following, (dummy, body) in zip(kinds[1:], headers)
+    )
     total = len(chain) + len(payload) if length is None else length
     return struct.pack(">IHBB16s16s", 6 << 28, total, kinds[0], hops, src, dst) + chain + payload
 
@@ -144,13 +162,19 @@ def tcp(
     """Return a TCP segment; ``doff`` (in words) lies on purpose."""
     options += b"\1" * (-len(options) % 4)
     words = 5 + len(options) // 4 if doff is None else doff
-    head = struct.pack(">HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, words << 4, flags, win, 0, 0)
+    head = struct.pack(
+        ">HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, words << 4, flags, win, 0, 0
+    )
     return sealed(src, dst, TCP, head + options + payload, 16)
 
 
-def udp(src: bytes, dst: bytes, sport: int, dport: int, payload: bytes = b"", proto: int = UDP) -> bytes:
+def udp(
+    src: bytes, dst: bytes, sport: int, dport: int, payload: bytes = b"", proto: int = UDP
+) -> bytes:
     """Return a UDP datagram, or a UDP-Lite one that is covered whole."""
-    return sealed(src, dst, proto, struct.pack(">HHHH", sport, dport, 8 + len(payload), 0) + payload, 6)
+    return sealed(
+        src, dst, proto, struct.pack(">HHHH", sport, dport, 8 + len(payload), 0) + payload, 6
+    )
 
 
 def icmp(kind: int, code: int, rest: bytes = b"\0\0\0\0", payload: bytes = b"") -> bytes:
@@ -159,12 +183,21 @@ def icmp(kind: int, code: int, rest: bytes = b"\0\0\0\0", payload: bytes = b"") 
     return message[:2] + struct.pack(">H", checksum(message)) + message[4:]
 
 
-def icmpv6(src: bytes, dst: bytes, kind: int, code: int, rest: bytes = b"\0\0\0\0", payload: bytes = b"") -> bytes:
+def icmpv6(
+    src: bytes, dst: bytes, kind: int, code: int, rest: bytes = b"\0\0\0\0", payload: bytes = b""
+) -> bytes:
     """Return an ICMPv6 message; ``rest`` are the four bytes after the checksum."""
     return sealed(src, dst, ICMPV6, struct.pack(">BBH", kind, code, 0) + rest + payload, 2)
 
 
-def echo(src: bytes, dst: bytes, ident: int, number: int = 1, reply: bool = False, payload: bytes = b"ping") -> bytes:
+def echo(
+    src: bytes,
+    dst: bytes,
+    ident: int,
+    number: int = 1,
+    reply: bool = False,
+    payload: bytes = b"ping",
+) -> bytes:
     """Return an echo request or reply of the family of the addresses."""
     rest = struct.pack(">HH", ident, number)
     if len(src) == 16:
@@ -242,7 +275,9 @@ def wscale(shift: int) -> bytes:
 
 def sack(*blocks: tuple[int, int]) -> bytes:
     """Return a selective-acknowledgement option of (left, right) edges."""
-    return bytes([5, 2 + 8 * len(blocks)]) + b"".join(struct.pack(">II", left & 0xFFFFFFFF, right & 0xFFFFFFFF) for left, right in blocks)
+    return bytes([5, 2 + 8 * len(blocks)]) + b"".join(
+        struct.pack(">II", left & 0xFFFFFFFF, right & 0xFFFFFFFF) for left, right in blocks
+    )
 
 
 def timestamps(value: int = 1, echoed: int = 0) -> bytes:
@@ -281,7 +316,11 @@ class Pair:
 
     def ends(self, side: str) -> tuple[bytes, bytes, int, int]:
         """Return source, destination, source port and destination port of what ``side`` sends."""
-        return (self.a, self.b, self.aport, self.bport) if side == "a" else (self.b, self.a, self.bport, self.aport)
+        return (
+            (self.a, self.b, self.aport, self.bport)
+            if side == "a"
+            else (self.b, self.a, self.bport, self.aport)
+        )
 
     def tcp(
         self,
@@ -298,19 +337,37 @@ class Pair:
     ) -> Step:
         """Return the step of one TCP segment with ``length`` bytes of payload."""
         src, dst, sport, dport = self.ends(side)
-        segment = tcp(src, dst, sport, dport, seq, ack, tcp_flags(flags), win, b"x" * length, options)
-        shown = label or f"[{flags or '.'}] seq {seq & 0xFFFFFFFF} ack {ack & 0xFFFFFFFF} win {win} len {length}" + (f" opt {options.hex()}" if options else "")
+        segment = tcp(
+            src, dst, sport, dport, seq, ack, tcp_flags(flags), win, b"x" * length, options
+        )
+        shown = (
+            label
+            or f"[{flags or '.'}] seq {seq & 0xFFFFFFFF} ack {ack & 0xFFFFFFFF} win {win} len {length}"
+            + (f" opt {options.hex()}" if options else "")
+        )
         return Step(side, frame(ip(src, dst, TCP, segment), vlans), shown, wait)
 
     def udp(self, side: str, length: int = 10, wait: float = 0, proto: int = UDP) -> Step:
         """Return the step of one UDP datagram."""
         src, dst, sport, dport = self.ends(side)
-        return Step(side, frame(ip(src, dst, proto, udp(src, dst, sport, dport, b"x" * length, proto))), f"udp {sport}>{dport} len {length}", wait)
+        return Step(
+            side,
+            frame(ip(src, dst, proto, udp(src, dst, sport, dport, b"x" * length, proto))),
+            f"udp {sport}>{dport} len {length}",
+            wait,
+        )
 
-    def echo(self, side: str, ident: int, reply: bool = False, number: int = 1, wait: float = 0) -> Step:
+    def echo(
+        self, side: str, ident: int, reply: bool = False, number: int = 1, wait: float = 0
+    ) -> Step:
         """Return the step of one echo request or reply."""
         src, dst = self.ends(side)[:2]
-        return Step(side, frame(echo(src, dst, ident, number, reply)), f"echo {'reply' if reply else 'request'} id {ident}", wait)
+        return Step(
+            side,
+            frame(echo(src, dst, ident, number, reply)),
+            f"echo {'reply' if reply else 'request'} id {ident}",
+            wait,
+        )
 
 
 V4 = Pair(address("198.18.0.1"), address("198.19.0.1"))

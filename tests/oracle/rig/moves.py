@@ -13,10 +13,25 @@ import hypothesis.strategies as st
 from . import frames
 from .talk import OTHER, Talk
 
-STATES = ("NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2")
+STATES = (
+    "NONE",
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "SYN_SENT2",
+)
 
 #: Where the rules have their edges: around zero, the default window, the widest unscaled one, nf_conntrack's own 66000, half the number space.
-EDGES = [base + off for base in (0, 8192, -8192, 65535, -65535, 66000, -66000, 1 << 31) for off in (-1, 0, 1)] + [10, -10, 1460, -1460]
+EDGES = [
+    base + off
+    for base in (0, 8192, -8192, 65535, -65535, 66000, -66000, 1 << 31)
+    for off in (-1, 0, 1)
+] + [10, -10, 1460, -1460]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +70,12 @@ class Sack(Move):
 
     def make(self, talk: Talk) -> None:
         end = talk.next[OTHER[self.side]]
-        talk.send(self.side, "A", dack=-self.hole - self.block, options=frames.NOP * 2 + frames.sack((end - self.block, end)))
+        talk.send(
+            self.side,
+            "A",
+            dack=-self.hole - self.block,
+            options=frames.NOP * 2 + frames.sack((end - self.block, end)),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +108,9 @@ class Open(Move):
 
     def make(self, talk: Talk) -> None:
         other = OTHER[self.side]
-        talk.send(self.side, "S", options=self.options).send(other, "SA", options=self.answer).send(self.side, "A")
+        talk.send(self.side, "S", options=self.options).send(other, "SA", options=self.answer).send(
+            self.side, "A"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +143,49 @@ windows = st.one_of(st.none(), st.sampled_from([0, 1, 100, 8191, 65535]))
 usual_flags = st.sampled_from(["A", "A", "PA", "S", "SA", "FA", "RA", "R", "FPA"])
 any_flags = st.one_of(usual_flags, st.lists(st.sampled_from("FSRPAUEC"), unique=True).map("".join))
 scales = st.integers(0, 16).map(lambda shift: frames.NOP + frames.wscale(shift))
-syn_options = st.lists(st.one_of(scales, st.sampled_from([frames.mss(), frames.NOP * 2 + frames.SACK_PERMITTED, frames.timestamps()])), max_size=3).map(
-    b"".join
-)
+syn_options = st.lists(
+    st.one_of(
+        scales,
+        st.sampled_from(
+            [frames.mss(), frames.NOP * 2 + frames.SACK_PERMITTED, frames.timestamps()]
+        ),
+    ),
+    max_size=3,
+).map(b"".join)
 raw_options = st.binary(max_size=24)
 
 moves = st.one_of(
     st.builds(Send, sides, usual_flags, lengths),
     st.builds(Send, sides, usual_flags, lengths, lost=st.just(True)),
-    st.builds(Send, sides, st.sampled_from(["A", "PA", "RA", "R", "FA", "S", "SA"]), lengths, deltas, st.just(0), windows),
-    st.builds(Send, sides, st.sampled_from(["A", "PA", "RA", "FA", "SA"]), lengths, st.just(0), deltas, windows),
+    st.builds(
+        Send,
+        sides,
+        st.sampled_from(["A", "PA", "RA", "R", "FA", "S", "SA"]),
+        lengths,
+        deltas,
+        st.just(0),
+        windows,
+    ),
+    st.builds(
+        Send,
+        sides,
+        st.sampled_from(["A", "PA", "RA", "FA", "SA"]),
+        lengths,
+        st.just(0),
+        deltas,
+        windows,
+    ),
     st.builds(Send, sides, any_flags, lengths, deltas, deltas, windows),
-    st.builds(Send, sides, st.sampled_from(["S", "SA"]), st.just(0), deltas, st.just(0), windows, syn_options),
+    st.builds(
+        Send,
+        sides,
+        st.sampled_from(["S", "SA"]),
+        st.just(0),
+        deltas,
+        st.just(0),
+        windows,
+        syn_options,
+    ),
     st.builds(Send, sides, usual_flags, lengths, st.just(0), st.just(0), windows, raw_options),
     st.builds(Sack, sides, st.integers(0, 300), st.integers(-100, 70_000)),
     st.builds(Again, sides, st.integers(1, 6)),
@@ -145,11 +198,15 @@ beginnings = st.builds(
     st.sampled_from(STATES),
     sides,
     sides,
-    st.sampled_from([(1_000_000, 3_000_000_000), (0xFFFFFFF0, 0xFFFFFF00), (0, 0), (0x7FFFFFF0, 0x80000000)]),
+    st.sampled_from(
+        [(1_000_000, 3_000_000_000), (0xFFFFFFF0, 0xFFFFFF00), (0, 0), (0x7FFFFFF0, 0x80000000)]
+    ),
 )
 
 
-def conversation(pair: frames.Pair, beginning: Beginning, moved: t.Sequence[Move]) -> list[frames.Step]:
+def conversation(
+    pair: frames.Pair, beginning: Beginning, moved: t.Sequence[Move]
+) -> list[frames.Step]:
     """Return the steps of one conversation."""
     talk = beginning.talk(pair)
     for move in moved:

@@ -43,10 +43,22 @@ RULES = "\n".join(
     + [f'iifname "side-*" ct state {name} counter name {name}' for name in COUNTERS]
     + ["}", "}", ""]
 )
-LINKS = "\n".join(["link set dev lo up", *(f"link set dev side-{side} address {frames.ROUTER_MAC.hex(':')} arp off mtu 65521 up" for side in SIDES), ""])
+LINKS = "\n".join(
+    [
+        "link set dev lo up",
+        *(
+            f"link set dev side-{side} address {frames.ROUTER_MAC.hex(':')} arp off mtu 65521 up"
+            for side in SIDES
+        ),
+        "",
+    ]
+)
 ROUTES = "\n".join(
     [f"rule add iif side-{side} lookup {table}" for table, side in ((100, "a"), (101, "b"))]
-    + [f"route add default dev side-{side} table {table}" for table, side in ((100, "b"), (101, "a"))]
+    + [
+        f"route add default dev side-{side} table {table}"
+        for table, side in ((100, "b"), (101, "a"))
+    ]
     + [""]
 )
 SYSCTLS = {
@@ -84,7 +96,11 @@ class NfRig:
                 self._write(name, value)
             for side in SIDES:
                 self._taps[side] = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-                fcntl.ioctl(self._taps[side], TUNSETIFF, struct.pack("16sH22x", f"side-{side}".encode(), IFF_TAP | IFF_NO_PI))
+                fcntl.ioctl(
+                    self._taps[side],
+                    TUNSETIFF,
+                    struct.pack("16sH22x", f"side-{side}".encode(), IFF_TAP | IFF_NO_PI),
+                )
             for command, text in ((["ip"], LINKS), (["ip", "-4"], ROUTES), (["ip", "-6"], ROUTES)):
                 subprocess.run([*command, "-batch", "-"], input=text, text=True, check=True)
             subprocess.run(["nft", "-f", "-"], input=RULES, text=True, check=True)
@@ -96,12 +112,19 @@ class NfRig:
         finally:
             self._enter(home)
             os.close(home)
-        self.step("a", frames.frame(frames.V4.a))  # the first frame may meet a queue that is not up yet; it is no IP packet
+        self.step(
+            "a", frames.frame(frames.V4.a)
+        )  # the first frame may meet a queue that is not up yet; it is no IP packet
 
     def __enter__(self) -> NfRig:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: types.TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -143,7 +166,11 @@ class NfRig:
 
     def _ip_counters(self) -> dict[str, int]:
         os.lseek(self._snmp, 0, os.SEEK_SET)
-        names, values = (line.split()[1:] for line in os.read(self._snmp, 1 << 16).decode("ascii").splitlines() if line.startswith("Ip:"))
+        names, values = (
+            line.split()[1:]
+            for line in os.read(self._snmp, 1 << 16).decode("ascii").splitlines()
+            if line.startswith("Ip:")
+        )
         return dict(zip(names, map(int, values)))
 
     @staticmethod
@@ -192,7 +219,9 @@ class NfRig:
         """
         while frame[12:14] in TAGS and len(frame) >= SHORTEST:
             frame = frame[:12] + frame[16:]
-        with contextlib.suppress(OSError):  # the kernel refuses what is shorter than an Ethernet header
+        with contextlib.suppress(
+            OSError
+        ):  # the kernel refuses what is shorter than an Ethernet header
             os.write(self._taps[side], frame)
         self._drain()
 
@@ -205,7 +234,12 @@ class NfRig:
         outcome = verdict
         if verdict in ("new", "established"):
             # It was counted when a flow came, grew, went, or began anew.
-            outcome = "tracked" if {k: f.packets for k, f in was.items()} != {k: f.packets for k, f in flows.items()} else "ignored"
+            outcome = (
+                "tracked"
+                if {k: f.packets for k, f in was.items()}
+                != {k: f.packets for k, f in flows.items()}
+                else "ignored"
+            )
         return view.Seen(outcome, flows, verdict)
 
     def _drain(self) -> None:
@@ -225,7 +259,9 @@ class NfRig:
     def _raised(self) -> list[str]:
         """Return the counters that are not 0, and set them back."""
         raised = []
-        for body in self._request(NFT_GETOBJ_RESET, NLM_REQUEST | NLM_DUMP, b"\x01\0\0\0" + attribute(1, b"oracle\0")):
+        for body in self._request(
+            NFT_GETOBJ_RESET, NLM_REQUEST | NLM_DUMP, b"\x01\0\0\0" + attribute(1, b"oracle\0")
+        ):
             top = attributes(body[4:])
             if int.from_bytes(attributes(top[4])[2], "big"):
                 raised.append(top[2].rstrip(b"\0").decode("ascii"))
@@ -276,16 +312,30 @@ def delete_body(flow: view.Flow) -> bytes:
     proto = attribute(1, bytes([number]))
     if len(rest) == 3:  # type, code, id
         first = 7 if six else 4
-        proto += attribute(first, struct.pack(">H", rest[2])) + attribute(first + 1, bytes([rest[0]])) + attribute(first + 2, bytes([rest[1]]))
+        proto += (
+            attribute(first, struct.pack(">H", rest[2]))
+            + attribute(first + 1, bytes([rest[0]]))
+            + attribute(first + 2, bytes([rest[1]]))
+        )
     else:
         sport, dport = rest or (0, 0)
         proto += attribute(2, struct.pack(">H", sport)) + attribute(3, struct.pack(">H", dport))
     ends = attribute(3 if six else 1, src) + attribute(4 if six else 2, dst)
     tuple_ = attribute(1 | nested, ends) + attribute(2 | nested, proto)
-    return struct.pack("BBBB", socket.AF_INET6 if six else socket.AF_INET, 0, 0, 0) + attribute(1 | nested, tuple_)
+    return struct.pack("BBBB", socket.AF_INET6 if six else socket.AF_INET, 0, 0, 0) + attribute(
+        1 | nested, tuple_
+    )
 
 
-PROTO_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17, "gre": 47, "icmpv6": 58, "sctp": 132, "udplite": 136}
+PROTO_NUMBERS = {
+    "icmp": 1,
+    "tcp": 6,
+    "udp": 17,
+    "gre": 47,
+    "icmpv6": 58,
+    "sctp": 132,
+    "udplite": 136,
+}
 
 
 def parse(line: str) -> view.Flow:
@@ -297,7 +347,9 @@ def parse(line: str) -> view.Flow:
     """
     family, dummy, name, number, timeout, *words = line.split()
     marks = {word for word in words if word.startswith("[")}
-    state = next((word for word in words if word.isupper() and "=" not in word and word not in marks), "")
+    state = next(
+        (word for word in words if word.isupper() and "=" not in word and word not in marks), ""
+    )
     sides: list[dict[str, str]] = []
     for word in words:
         key, equals, value = word.partition("=")

@@ -19,7 +19,12 @@ class Talk:
     :ivar next: by side, the sequence number that it sends next; the other side acknowledges up to it.
     """
 
-    def __init__(self, pair: frames.Pair = frames.V4, starts: tuple[int, int] = (1_000_000, 3_000_000_000), win: int = 8192) -> None:
+    def __init__(
+        self,
+        pair: frames.Pair = frames.V4,
+        starts: tuple[int, int] = (1_000_000, 3_000_000_000),
+        win: int = 8192,
+    ) -> None:
         self.pair = pair
         self.win = win
         self.steps: list[frames.Step] = []
@@ -44,7 +49,16 @@ class Talk:
         :param lost: it is sent and never seen: the conversation moves on without a step.
         """
         ack = self.next[OTHER[side]] + dack if "A" in flags else 0
-        step = self.pair.tcp(side, flags, self.next[side] + dseq, ack, self.win if win is None else win, length, options, **more)
+        step = self.pair.tcp(
+            side,
+            flags,
+            self.next[side] + dseq,
+            ack,
+            self.win if win is None else win,
+            length,
+            options,
+            **more,
+        )
         if not lost:
             self.steps.append(step)
         if not dseq:

@@ -57,7 +57,9 @@ class _Reader:
 
     def fault(self, what: str, offset: int | None = None) -> ConntrackError:
         """Return the error that says what is wrong with the file, and where."""
-        return ConntrackError(f"replay.frames: {self._name}: at byte {self.offset if offset is None else offset}: {what}.")
+        return ConntrackError(
+            f"replay.frames: {self._name}: at byte {self.offset if offset is None else offset}: {what}."
+        )
 
     def take(self, size: int, what: str) -> bytes:
         """Return the next ``size`` bytes.
@@ -90,13 +92,17 @@ def read(source: t.BinaryIO, name: str, limit: int) -> list[Packet]:
     elif magic == _SECTION.to_bytes(4, "big"):  # the same in both byte orders
         packets = _pcapng(reader)
     else:
-        raise reader.fault(f"{magic.hex() or 'nothing'} is not the start of a pcap or pcapng file", 0)
+        raise reader.fault(
+            f"{magic.hex() or 'nothing'} is not the start of a pcap or pcapng file", 0
+        )
     found: list[Packet] = []
     total = 0
     for packet in packets:
         total += len(packet.data)
         if total > LONGEST_CAPTURE:
-            raise reader.fault(f"the first {len(found) + 1} frames are more than {LONGEST_CAPTURE >> 20} MiB: give a replay.limit of at most {len(found)}")
+            raise reader.fault(
+                f"the first {len(found) + 1} frames are more than {LONGEST_CAPTURE >> 20} MiB: give a replay.limit of at most {len(found)}"
+            )
         found.append(packet)
         if len(found) == limit:
             break
@@ -107,13 +113,20 @@ def read(source: t.BinaryIO, name: str, limit: int) -> list[Packet]:
 
 def _check_link_type(reader: _Reader, number: int) -> None:
     if number != ETHERNET:
-        raise reader.fault(f"the link type is {number}, only Ethernet ({ETHERNET}) can be replayed: capture on one Ethernet interface, not on any")
+        raise reader.fault(
+            f"the link type is {number}, only Ethernet ({ETHERNET}) can be replayed: capture on one Ethernet interface, not on any"
+        )
 
 
 def _pcap(reader: _Reader, order: str, unit: int) -> t.Iterator[Packet]:
-    major, minor, dummy, dummy, dummy, network = struct.unpack(f"{order}HHIIII", reader.take(20, "the file header"))
+    major, minor, dummy, dummy, dummy, network = struct.unpack(
+        f"{order}HHIIII", reader.take(20, "the file header")
+    )
     if (major, minor) != _PCAP_VERSION:
-        raise reader.fault(f"the file format is version {major}.{minor}, known is {'.'.join(map(str, _PCAP_VERSION))}", 4)
+        raise reader.fault(
+            f"the file format is version {major}.{minor}, known is {'.'.join(map(str, _PCAP_VERSION))}",
+            4,
+        )
     _check_link_type(reader, network & 0xFFFF)  # above are bits about the frames' check sequences
     record = struct.Struct(f"{order}IIII")
     while True:
@@ -122,11 +135,21 @@ def _pcap(reader: _Reader, order: str, unit: int) -> t.Iterator[Packet]:
             return
         at = reader.offset - len(start)
         if len(start) < 4:
-            raise reader.fault(f"the file ends within a record's header, after {len(start)} of {record.size} bytes", at)
-        seconds, fraction, captured, length = record.unpack(start + reader.take(record.size - 4, "a record's header"))
+            raise reader.fault(
+                f"the file ends within a record's header, after {len(start)} of {record.size} bytes",
+                at,
+            )
+        seconds, fraction, captured, length = record.unpack(
+            start + reader.take(record.size - 4, "a record's header")
+        )
         if captured > LONGEST_FRAME:
-            raise reader.fault(f"a frame of {captured} bytes, the longest possible has {LONGEST_FRAME}: the file is damaged", at)
-        yield Packet(reader.take(captured, "a frame"), seconds * _NS + fraction * unit, captured < length)
+            raise reader.fault(
+                f"a frame of {captured} bytes, the longest possible has {LONGEST_FRAME}: the file is damaged",
+                at,
+            )
+        yield Packet(
+            reader.take(captured, "a frame"), seconds * _NS + fraction * unit, captured < length
+        )
 
 
 def _pcapng(reader: _Reader) -> t.Iterator[Packet]:
@@ -136,7 +159,9 @@ def _pcapng(reader: _Reader) -> t.Iterator[Packet]:
     while start:
         at = reader.offset - len(start)
         if len(start) < 4:
-            raise reader.fault(f"the file ends within a block's header, after {len(start)} of 8 bytes", at)
+            raise reader.fault(
+                f"the file ends within a block's header, after {len(start)} of 8 bytes", at
+            )
         length = reader.take(4, "a block's header")
         begun = 8
         if start == _SECTION.to_bytes(4, "big"):
@@ -156,13 +181,20 @@ def _pcapng(reader: _Reader) -> t.Iterator[Packet]:
                 interfaces.append((snapped or LONGEST_FRAME, _resolution(order, body[8:])))
             elif kind == _ENHANCED_PACKET:
                 interface, high, low, captured, original = struct.unpack_from(f"{order}IIIII", body)
-                yield Packet(_whole(body[20:], captured), (high << 32 | low) * _NS // interfaces[interface][1], captured < original)
+                yield Packet(
+                    _whole(body[20:], captured),
+                    (high << 32 | low) * _NS // interfaces[interface][1],
+                    captured < original,
+                )
             elif kind == _SIMPLE_PACKET:
                 (original,) = struct.unpack_from(f"{order}I", body)
                 captured = min(original, interfaces[0][0])
                 yield Packet(_whole(body[4:], captured), 0, captured < original)
         except (struct.error, IndexError, ValueError):
-            raise reader.fault(f"a block of type {kind} that is cut short, or of an interface that was not described: the file is damaged", at) from None
+            raise reader.fault(
+                f"a block of type {kind} that is cut short, or of an interface that was not described: the file is damaged",
+                at,
+            ) from None
         start = reader.start()
 
 
@@ -188,6 +220,11 @@ def _resolution(order: str, options: bytes) -> int:
 
 def write(packets: t.Iterable[Packet]) -> bytes:
     """Return a pcap file of whole frames, with nanoseconds."""
-    head = struct.pack("<4sHHIIII", b"\x4d\x3c\xb2\xa1", *_PCAP_VERSION, 0, 0, LONGEST_FRAME, ETHERNET)
-    records = (struct.pack("<IIII", *divmod(at_ns, _NS), len(data), len(data) + cut) + data for data, at_ns, cut in packets)
+    head = struct.pack(
+        "<4sHHIIII", b"\x4d\x3c\xb2\xa1", *_PCAP_VERSION, 0, 0, LONGEST_FRAME, ETHERNET
+    )
+    records = (
+        struct.pack("<IIII", *divmod(at_ns, _NS), len(data), len(data) + cut) + data
+        for data, at_ns, cut in packets
+    )
     return head + b"".join(records)

@@ -12,7 +12,14 @@ import typing as t
 _VLANS = (0x8100, 0x88A8)
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _ICMP, _TCP, _UDP, _GRE, _ICMPV6, _SCTP, _UDPLITE = 1, 6, 17, 47, 58, 132, 136
-_NAMES = {_ICMP: "ICMP", _UDP: "UDP", _GRE: "GRE", _ICMPV6: "ICMP6", _SCTP: "sctp", _UDPLITE: "UDP-Lite"}
+_NAMES = {
+    _ICMP: "ICMP",
+    _UDP: "UDP",
+    _GRE: "GRE",
+    _ICMPV6: "ICMP6",
+    _SCTP: "sctp",
+    _UDPLITE: "UDP-Lite",
+}
 _PORTED = (_TCP, _UDP, _SCTP, _UDPLITE)
 #: IPv6 extension headers that are stepped over, and bytes in a unit of their length (RFC 8200; RFC 4302 for the authentication header).
 _EXTENSIONS = {0: 8, 43: 8, 60: 8, 51: 4}
@@ -56,9 +63,13 @@ def _ipv4(packet: bytes, tags: str) -> Dissected:
     total, ident, fragment = struct.unpack_from(">HHH", packet, 2)
     header = (packet[0] & 15) * 4
     offset = (fragment & 0x1FFF) * 8
-    part = f" (frag {ident}@{offset}{'+' if fragment & 0x2000 else ''})" if fragment & 0x3FFF else ""
+    part = (
+        f" (frag {ident}@{offset}{'+' if fragment & 0x2000 else ''})" if fragment & 0x3FFF else ""
+    )
     payload = b"" if offset else packet[header:]
-    return _named(f"{tags}IP", packet[12:16], packet[16:20], packet[9], payload, total - header, part)
+    return _named(
+        f"{tags}IP", packet[12:16], packet[16:20], packet[9], payload, total - header, part
+    )
 
 
 def _ipv6(packet: bytes, tags: str) -> Dissected:
@@ -78,17 +89,30 @@ def _ipv6(packet: bytes, tags: str) -> Dissected:
     return _named(f"{tags}IP6", packet[8:24], packet[24:40], proto, payload, 40 + total - at, part)
 
 
-def _named(family: str, src: bytes, dst: bytes, proto: int, payload: bytes, length: int, part: str) -> Dissected:
-    ends = [socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address) for address in (src, dst)]
+def _named(
+    family: str, src: bytes, dst: bytes, proto: int, payload: bytes, length: int, part: str
+) -> Dissected:
+    ends = [
+        socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+        for address in (src, dst)
+    ]
     if proto in _PORTED and len(payload) >= 4:
-        ends = [f"{address}.{port}" for address, port in zip(ends, struct.unpack_from(">HH", payload))]
+        ends = [
+            f"{address}.{port}" for address, port in zip(ends, struct.unpack_from(">HH", payload))
+        ]
     said = _NAMES.get(proto, f"ip-proto-{proto}")
     if proto == _TCP:
-        flags = "".join(letter for bit, letter in enumerate(_FLAGS) if len(payload) > 13 and payload[13] >> bit & 1)
+        flags = "".join(
+            letter
+            for bit, letter in enumerate(_FLAGS)
+            if len(payload) > 13 and payload[13] >> bit & 1
+        )
         said = f"Flags [{flags or 'none'}]" if payload else "tcp"
         length -= (payload[12] >> 4) * 4 if len(payload) > 12 else 0
     elif proto in (_ICMP, _ICMPV6) and len(payload) >= 2:
         said += f" type {payload[0]} code {payload[1]}"
     elif proto in (_UDP, _UDPLITE) and payload:
         length -= 8
-    return Dissected(src, dst, f"{family} {ends[0]} > {ends[1]}: {said}, length {max(length, 0)}{part}")
+    return Dissected(
+        src, dst, f"{family} {ends[0]} > {ends[1]}: {said}, length {max(length, 0)}{part}"
+    )

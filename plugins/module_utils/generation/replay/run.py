@@ -99,13 +99,18 @@ class Report:
 
     def as_dict(self) -> dict[str, t.Any]:
         """Return the form in which modules return it."""
-        return {**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, "differences": [one._asdict() for one in self.differences]}
+        return {
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            "differences": [one._asdict() for one in self.differences],
+        }
 
     @property
     def differs(self) -> str:
         """How many differences there are, for people; empty where there are none."""
         counts = ((self.frame_differences, "frame"), (self.flow_differences, "flow"))
-        return " and ".join(f"{number} {what}{'s' if number > 1 else ''}" for number, what in counts if number)
+        return " and ".join(
+            f"{number} {what}{'s' if number > 1 else ''}" for number, what in counts if number
+        )
 
 
 # ---------------------------------------------------------------- the frames
@@ -132,7 +137,14 @@ def frames_of(packets: t.Sequence[Packet], hook: str) -> list[Frame]:
                 side = sides[src] if src in sides else 1 - sides[dst] if dst in sides else 0
                 sides.setdefault(src, side)
                 sides.setdefault(dst, 1 - side)
-        found.append(Frame(number, chain.TRACKING_HOOKS[side] if hook == "both" else hook, packet.data, packet.at_ns - packets[0].at_ns))
+        found.append(
+            Frame(
+                number,
+                chain.TRACKING_HOOKS[side] if hook == "both" else hook,
+                packet.data,
+                packet.at_ns - packets[0].at_ns,
+            )
+        )
     return found
 
 
@@ -145,9 +157,14 @@ def compare(frames: t.Sequence[Frame], old: Shadow | None, new: Shadow, timeouts
     """
     report = Report(compared=old is not None, frames=len(frames))
     shadows = {name: shadow for name, shadow in (("old", old), ("new", new)) if shadow}
-    verdicts: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in shadows}
+    verdicts: dict[str, collections.Counter[str]] = {
+        name: collections.Counter() for name in shadows
+    }
     for frame in frames:
-        results = {name: shadow.run(frame.hook, frame.data, frame.at_ns) for name, shadow in shadows.items()}
+        results = {
+            name: shadow.run(frame.hook, frame.data, frame.at_ns)
+            for name, shadow in shadows.items()
+        }
         for name, result in results.items():
             verdicts[name][result.verdict] += 1
         if old and results["old"] != results["new"]:
@@ -169,10 +186,14 @@ def compare(frames: t.Sequence[Frame], old: Shadow | None, new: Shadow, timeouts
 
 
 def _frame_difference(frame: Frame, old: Result, new: Result) -> Difference:
-    return Difference("frame", dissect(frame.data).text, str(old), str(new), frame.number, frame.hook)
+    return Difference(
+        "frame", dissect(frame.data).text, str(old), str(new), frame.number, frame.hook
+    )
 
 
-def flow_differences(old: t.Mapping[t.Any, flow.Record], new: t.Mapping[t.Any, flow.Record], timeouts: bool) -> list[Difference]:
+def flow_differences(
+    old: t.Mapping[t.Any, flow.Record], new: t.Mapping[t.Any, flow.Record], timeouts: bool
+) -> list[Difference]:
     """Return the flows that are not the same in both tables, each with the fields that differ."""
     ignored = _CLOCKS if timeouts else (*_CLOCKS, "timeout")
     found = []
@@ -181,7 +202,9 @@ def flow_differences(old: t.Mapping[t.Any, flow.Record], new: t.Mapping[t.Any, f
         if sides[0] == sides[1]:
             continue
         summary = _flow_name(old[key] if key in old else new[key])
-        found.append(Difference("flow", summary, _shown(sides[0], sides[1]), _shown(sides[1], sides[0])))
+        found.append(
+            Difference("flow", summary, _shown(sides[0], sides[1]), _shown(sides[1], sides[0]))
+        )
     return sorted(found)  # a table has no order that holds
 
 
@@ -202,12 +225,19 @@ def _shown(mine: t.Mapping[str, t.Any] | None, other: t.Mapping[str, t.Any] | No
         return "no such flow"
     if other is None:
         return f"{mine['state']}, {mine['orig.packets']} and {mine['reply.packets']} packets"
-    return ", ".join(f"{name} {mine.get(name)}" for name in {**mine, **other} if mine.get(name) != other.get(name))
+    return ", ".join(
+        f"{name} {mine.get(name)}"
+        for name in {**mine, **other}
+        if mine.get(name) != other.get(name)
+    )
 
 
 def _flow_name(record: flow.Record) -> str:
     orig = record["orig"]
-    ends = [flow.endpoint(orig[address], orig.get(port)) for address, port in (("src", "sport"), ("dst", "dport"))]
+    ends = [
+        flow.endpoint(orig[address], orig.get(port))
+        for address, port in (("src", "sport"), ("dst", "dport"))
+    ]
     more = "".join(f" {name} {value}" for name, value in record.get("icmp", {}).items())
     return f"{record['proto']} {ends[0]} > {ends[1]}{more}"
 
@@ -222,7 +252,9 @@ class Proof:
     :param paths: where the running generation stands, and what it was made of.
     """
 
-    def __init__(self, packets: t.Sequence[Packet], hook: str, on_difference: str, paths: Paths) -> None:
+    def __init__(
+        self, packets: t.Sequence[Packet], hook: str, on_difference: str, paths: Paths
+    ) -> None:
         self._packets, self._frames = packets, frames_of(packets, hook)
         self._on_difference, self._paths = on_difference, paths
         self.report = Report(reason="no other sources are to be loaded")
@@ -232,7 +264,9 @@ class Proof:
 
         :raises ConntrackError: where the generations differ, or can not be compared, and that is to fail; with the report in the fact ``replay``.
         """
-        load = next((step for step in plan if (step.action, step.kind) == ("load", "generation")), None)
+        load = next(
+            (step for step in plan if (step.action, step.kind) == ("load", "generation")), None
+        )
         if load is None or have.digest == want.digest:
             return plan
         number = load.name
@@ -241,7 +275,9 @@ class Proof:
             self.report = Report(have.generation, reason, compared=not reason)
             self._check(number)
             new = made.enter_context(self._shadow(want, settings, settings))
-            self.report = compare(self._frames, old, new, _timeouts(have.settings) == _timeouts(settings))
+            self.report = compare(
+                self._frames, old, new, _timeouts(have.settings) == _timeouts(settings)
+            )
         self.report.generation = have.generation
         self.report.reason = reason or self.report.reason
         self.report.skipped = len(self._packets) - len(self._frames)
@@ -251,27 +287,52 @@ class Proof:
 
     def _check(self, number: str) -> None:
         if self._on_difference == "fail" and self.warning:
-            raise ConntrackError(f"verify generation {number}: {self.warning} The running generation stays.", replay=self.report.as_dict())
+            raise ConntrackError(
+                f"verify generation {number}: {self.warning} The running generation stays.",
+                replay=self.report.as_dict(),
+            )
 
-    def _old(self, made: contextlib.ExitStack, have: Have, settings: bytes) -> tuple[Shadow | None, str]:
+    def _old(
+        self, made: contextlib.ExitStack, have: Have, settings: bytes
+    ) -> tuple[Shadow | None, str]:
         """Return a shadow of the running generation, or why there is none."""
         number = have.generation
         if number is None:
             return None, "no generation is loaded yet"
         sources = manifest.read(self._paths, number)
         if sources is None:
-            return None, f"the sources of generation {number} are not known: the state directory has no manifest of it"
+            return (
+                None,
+                f"the sources of generation {number} are not known: the state directory has no manifest of it",
+            )
         if sources.digest != have.digest:
-            return None, f"the manifest of generation {number} is not that of what runs: its digest is {sources.digest}, the chain's {have.digest}"
+            return (
+                None,
+                f"the manifest of generation {number} is not that of what runs: its digest is {sources.digest}, the chain's {have.digest}",
+            )
         try:
             return made.enter_context(self._shadow(sources, have.settings, settings)), ""
         except ConntrackError as exc:  # another compiler
-            return None, f"the sources of generation {number} can not be loaded any more: {exc.message}"
+            return (
+                None,
+                f"the sources of generation {number} can not be loaded any more: {exc.message}",
+            )
 
     def _shadow(self, sources: Want, settings: bytes, here: bytes) -> Shadow:
         """:param here: the settings that are wanted, which tell the host's jiffies a second."""
-        maps, built = os.path.join(self._paths.active, "map"), sources.object.data if sources.object is not None else None
-        return Shadow(sources.text, sources.headers, settings, chain.settings_of(here)[0], len(self._frames), maps, built)
+        maps, built = (
+            os.path.join(self._paths.active, "map"),
+            sources.object.data if sources.object is not None else None,
+        )
+        return Shadow(
+            sources.text,
+            sources.headers,
+            settings,
+            chain.settings_of(here)[0],
+            len(self._frames),
+            maps,
+            built,
+        )
 
     @property
     def warning(self) -> str:
@@ -289,15 +350,38 @@ class Proof:
         frames = f"{report.frames} frames"
         outcomes = ", ".join(f"{name} {count}" for name, count in report.counters["new"].items())
         if not report.compared:
-            return Step("verify", "generation", number, f"{frames} replayed, not compared: {report.reason}", None, outcomes)
+            return Step(
+                "verify",
+                "generation",
+                number,
+                f"{frames} replayed, not compared: {report.reason}",
+                None,
+                outcomes,
+            )
         if not report.differs:
             but = f", but {report.reason}" if report.reason else ""
-            return Step("verify", "generation", number, f"{frames} replayed: the same as generation {report.generation}{but}", outcomes, outcomes)
+            return Step(
+                "verify",
+                "generation",
+                number,
+                f"{frames} replayed: the same as generation {report.generation}{but}",
+                outcomes,
+                outcomes,
+            )
         sides = (
-            "; ".join(f"{one.what}{f' {one.number}' if one.number else ''} {one.summary}: {getattr(one, side)}" for one in report.differences)
+            "; ".join(
+                f"{one.what}{f' {one.number}' if one.number else ''} {one.summary}: {getattr(one, side)}"
+                for one in report.differences
+            )
             for side in ("old", "new")
         )
-        return Step("verify", "generation", number, f"{frames} replayed: {report.differs} differ from generation {report.generation}", *sides)
+        return Step(
+            "verify",
+            "generation",
+            number,
+            f"{frames} replayed: {report.differs} differ from generation {report.generation}",
+            *sides,
+        )
 
 
 def _timeouts(settings: bytes) -> dict[str, int]:

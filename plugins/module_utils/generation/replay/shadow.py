@@ -91,13 +91,21 @@ def enum_of(text: str, prefix: str) -> dict[str, int]:
     >>> enum_of("enum ct_slot {\\n\\tSLOT_INGRESS = 0,\\n\\tSLOT_CT = 3,\\n};", "SLOT")
     {'ingress': 0, 'ct': 3}
     """
-    return {name.lower(): int(number) for name, number in re.findall(rf"^\t{prefix}_(\w+) = (\d+),$", text, re.MULTILINE)}
+    return {
+        name.lower(): int(number)
+        for name, number in re.findall(rf"^\t{prefix}_(\w+) = (\d+),$", text, re.MULTILINE)
+    }
 
 
 def layout_of(text: str) -> tuple[str, ...]:
     """Return how the text declares what a flow table holds, without comments and white space."""
-    found = (re.search(rf"^struct {name} \{{.*?^\}};", text, re.MULTILINE | re.DOTALL) for name in _STRUCTS)
-    return tuple(" ".join(_COMMENT.sub("", match.group()).split()) if match else "" for match in found)
+    found = (
+        re.search(rf"^struct {name} \{{.*?^\}};", text, re.MULTILINE | re.DOTALL)
+        for name in _STRUCTS
+    )
+    return tuple(
+        " ".join(_COMMENT.sub("", match.group()).split()) if match else "" for match in found
+    )
 
 
 class Result(t.NamedTuple):
@@ -128,7 +136,10 @@ def _copy(path: str, fd: int | None) -> None:
             return
         for count, keys, values in bpf.map_batches(source, info.key_size, info.value_size):
             for at in range(count):
-                key, value = keys[at * info.key_size : (at + 1) * info.key_size], values[at * info.value_size : (at + 1) * info.value_size]
+                key, value = (
+                    keys[at * info.key_size : (at + 1) * info.key_size],
+                    values[at * info.value_size : (at + 1) * info.value_size],
+                )
                 bpf.map_update(fd, bytes(key), bytes(value))
 
 
@@ -138,7 +149,16 @@ class Shadow:
     :ivar layout: see layout_of().
     """
 
-    def __init__(self, text: str, headers: t.Mapping[str, str], settings: bytes, hz: int, frames: int, maps: str = "", built: bytes | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        headers: t.Mapping[str, str],
+        settings: bytes,
+        hz: int,
+        frames: int,
+        maps: str = "",
+        built: bytes | None = None,
+    ) -> None:
         """Compile and load it.
 
         :param text: the chain as it was rendered.
@@ -157,13 +177,19 @@ class Shadow:
             self._maps: dict[str, int] = {}
             entries = frames + 1 + bpf.lru_spare()
             if built is None:
-                self._programs = build_bcc.build(shadow_text(text, entries), headers, self._slots, self._maps)
+                self._programs = build_bcc.build(
+                    shadow_text(text, entries), headers, self._slots, self._maps
+                )
             else:
-                self._programs = load_object.load(built, text, None, self._slots, self._maps, private(text, entries))
+                self._programs = load_object.load(
+                    built, text, None, self._slots, self._maps, private(text, entries)
+                )
             for fd in (*self._programs.values(), *self._maps.values()):
                 made.callback(bpf.close, fd)
             if bpf.map_info(self._maps["settings"]).value_size != len(settings):
-                raise ConntrackError(f"the chain's settings have {len(settings)} bytes, its sources have {bpf.map_info(self._maps['settings']).value_size}")
+                raise ConntrackError(
+                    f"the chain's settings have {len(settings)} bytes, its sources have {bpf.map_info(self._maps['settings']).value_size}"
+                )
             bpf.map_update(self._maps["settings"], _U32.pack(0), settings)
             for name in guests.maps_in(text):
                 _copy(os.path.join(maps, name), self._maps.get(name))
@@ -180,7 +206,9 @@ class Shadow:
 
     def _read_counters(self) -> tuple[int, ...]:
         size = bpf.map_info(self._maps["stats"]).max_entries
-        for count, dummy, values in bpf.map_batches(self._maps["stats"], _U32.size, _U64.size, size):
+        for count, dummy, values in bpf.map_batches(
+            self._maps["stats"], _U32.size, _U64.size, size
+        ):
             return struct.unpack(f"={count}Q", values)
         return ()
 
@@ -195,7 +223,11 @@ class Shadow:
             bpf.map_update(self._maps[_CLOCK], _U32.pack(0), _U64.pack(now))
         ran = bpf.prog_test_run(self._programs[hook], data)
         was, self._counted = self._counted, self._read_counters()
-        counted = tuple((name, after - before) for name, before, after in zip(self._names, was, self._counted) if after != before)
+        counted = tuple(
+            (name, after - before)
+            for name, before, after in zip(self._names, was, self._counted)
+            if after != before
+        )
         verdict = VERDICTS[ran.retval] if ran.retval < len(VERDICTS) else str(ran.retval)
         lost = verdict in ("aborted", "drop")
         return Result(verdict, None if lost or ran.data_out == data else ran.data_out, counted)
@@ -215,7 +247,9 @@ class Shadow:
                 continue
             info = bpf.map_info(fd)
             if (info.key_size, info.value_size) != (table.key.size, chain.ENTRY.size):
-                raise ConntrackError(f"the table {table.name} holds something else than this release's flows")
+                raise ConntrackError(
+                    f"the table {table.name} holds something else than this release's flows"
+                )
             decoder = flow.Decoder(table, now)
             for dummy, keys, values in bpf.map_batches(fd, info.key_size, info.value_size):
                 for item in decoder.flows(decoder.packed_rows(keys, values), over=True):

@@ -22,7 +22,9 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+)(?: (HTTP/[0-9]\.[0-9]))?")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 #: RFC 9112 section 3.2 and RFC 3986 section 3.2.2: a name, an IPv4 address or an address in brackets, and a port.
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
+_HOST = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
+)
 
 
 class BadHead(ConntrackError):
@@ -107,8 +109,13 @@ def parse_request_line(line: bytes) -> tuple[str, str, str]:
     """
     found = _REQUEST.fullmatch(line)
     if not found:
-        raise BadHead(400, f"Bad request: {_shown(line)} is no request line; send METHOD TARGET HTTP/1.1, with single spaces and in ASCII.")
-    method, target, version = (part.decode("ascii") if part is not None else "" for part in found.groups())
+        raise BadHead(
+            400,
+            f"Bad request: {_shown(line)} is no request line; send METHOD TARGET HTTP/1.1, with single spaces and in ASCII.",
+        )
+    method, target, version = (
+        part.decode("ascii") if part is not None else "" for part in found.groups()
+    )
     if not version:
         raise BadHead(505, "Say the version of HTTP, 1.0 or 1.1, behind the path.")
     if not version.startswith("HTTP/1."):
@@ -127,10 +134,15 @@ def parse_field(line: bytes) -> tuple[str, str]:
     :raises BadHead: naming what is wrong.
     """
     if line[:1] in (b" ", b"\t"):
-        raise BadHead(400, f"Bad request: a header goes on in a second line, {_shown(line)}; send it in one.")
+        raise BadHead(
+            400, f"Bad request: a header goes on in a second line, {_shown(line)}; send it in one."
+        )
     found = _FIELD.fullmatch(line)
     if not found:
-        raise BadHead(400, f"Bad request: {_shown(line)} is no header; send NAME: VALUE, with no space before the colon and no control characters.")
+        raise BadHead(
+            400,
+            f"Bad request: {_shown(line)} is no header; send NAME: VALUE, with no space before the colon and no control characters.",
+        )
     return found.group(1).decode("ascii"), found.group(2).decode("latin-1").strip(" \t")
 
 
@@ -143,13 +155,18 @@ def check(head: Head) -> None:
     if len(hosts) > 1:
         raise BadHead(400, f"Host: it is given {len(hosts)} times; give it once.")
     if not hosts and head.version == "HTTP/1.1":
-        raise BadHead(400, "Host: it is missing, and HTTP/1.1 has it in every request; give a name, as ct.")
+        raise BadHead(
+            400, "Host: it is missing, and HTTP/1.1 has it in every request; give a name, as ct."
+        )
     if len(lengths) > 1:
         raise BadHead(400, f"Content-Length: it is given {len(lengths)} times; give it once.")
     if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
         raise BadHead(400, f"Content-Length: {lengths[0][:80]!r} is not valid: give a number.")
     if "Transfer-Encoding" in head.headers and (lengths or head.version == "HTTP/1.0"):
-        raise BadHead(400, "Transfer-Encoding: it belongs neither to HTTP/1.0 nor beside Content-Length; send Content-Length alone.")
+        raise BadHead(
+            400,
+            "Transfer-Encoding: it belongs neither to HTTP/1.0 nor beside Content-Length; send Content-Length alone.",
+        )
 
 
 def valid_host(value: str) -> bool:

@@ -20,7 +20,12 @@ import typing as t
 _CREDENTIALS = struct.Struct("=iII")
 #: struct nlmsghdr; struct inet_diag_req_v2 and struct inet_diag_msg in include/uapi/linux/inet_diag.h: up to the id, the id's numbers, and what follows it.
 _HEADER = struct.Struct("=IHHII")
-_REQUEST, _PORTS, _ADDRESS, _REST = struct.Struct("=BBBBI"), struct.Struct("!HH"), struct.Struct("!16s16s"), struct.Struct("=III")
+_REQUEST, _PORTS, _ADDRESS, _REST = (
+    struct.Struct("=BBBBI"),
+    struct.Struct("!HH"),
+    struct.Struct("!16s16s"),
+    struct.Struct("=III"),
+)
 _ANSWER, _ANSWER_TAIL = struct.Struct("=BBBB"), struct.Struct("=IIIII")
 _ID_BYTES = _PORTS.size + _ADDRESS.size + _REST.size
 _BY_FAMILY, _REQUEST_FLAG, _NO_COOKIE = 20, 1, 0xFFFFFFFF
@@ -37,25 +42,41 @@ class Owner(t.NamedTuple):
 
 def request(family: int, mine: Name, others: Name) -> bytes:
     """Return the message that asks for the TCP socket with these names."""
-    source, destination = (socket.inet_pton(family, name[0]).ljust(16, b"\0") for name in (mine, others))
+    source, destination = (
+        socket.inet_pton(family, name[0]).ljust(16, b"\0") for name in (mine, others)
+    )
     body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _NO_COOKIE)
-    body += _PORTS.pack(mine[1], others[1]) + _ADDRESS.pack(source, destination) + _REST.pack(0, _NO_COOKIE, _NO_COOKIE)
+    body += (
+        _PORTS.pack(mine[1], others[1])
+        + _ADDRESS.pack(source, destination)
+        + _REST.pack(0, _NO_COOKIE, _NO_COOKIE)
+    )
     return _HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST_FLAG, 1, 0) + body
 
 
 def parse(data: bytes) -> Owner | None:
     """Return what an answer says; None where there is no such socket."""
-    if len(data) < _HEADER.size + _ANSWER.size + _ID_BYTES + _ANSWER_TAIL.size or _HEADER.unpack_from(data)[1] != _BY_FAMILY:
+    if (
+        len(data) < _HEADER.size + _ANSWER.size + _ID_BYTES + _ANSWER_TAIL.size
+        or _HEADER.unpack_from(data)[1] != _BY_FAMILY
+    ):
         return None
-    dummy, dummy, dummy, uid, inode = _ANSWER_TAIL.unpack_from(data, _HEADER.size + _ANSWER.size + _ID_BYTES)
+    dummy, dummy, dummy, uid, inode = _ANSWER_TAIL.unpack_from(
+        data, _HEADER.size + _ANSWER.size + _ID_BYTES
+    )
     return Owner(uid, inode != 0)
 
 
 def owner(connection: socket.socket) -> Owner | None:
     """Return who has the other end of a connection over TCP on this host; None where the kernel does not say."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4) as asked:  # NETLINK_SOCK_DIAG
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4) as asked,
+    ):  # NETLINK_SOCK_DIAG
         asked.settimeout(_SECONDS)
-        asked.sendto(request(connection.family, connection.getpeername(), connection.getsockname()), (0, 0))
+        asked.sendto(
+            request(connection.family, connection.getpeername(), connection.getsockname()), (0, 0)
+        )
         return parse(asked.recv(4096))
     return None
 
@@ -64,7 +85,11 @@ def uid(connection: socket.socket) -> int | None:
     """Return the user at the other end; None where it is not known."""
     if connection.family == socket.AF_UNIX:
         with contextlib.suppress(OSError):
-            return int(_CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1])
+            return int(
+                _CREDENTIALS.unpack(
+                    connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                )[1]
+            )
         return None
     found = owner(connection)
     return found.uid if found is not None else None

@@ -71,7 +71,9 @@ def _readable(connection: socket.socket) -> bool:
     poll = select.poll()
     try:
         poll.register(connection, select.POLLIN)
-        return any(found & select.POLLIN and not found & select.POLLHUP for dummy, found in poll.poll(0))
+        return any(
+            found & select.POLLIN and not found & select.POLLHUP for dummy, found in poll.poll(0)
+        )
     except (OSError, ValueError):  # it is being closed
         return False
 
@@ -110,7 +112,9 @@ class Places:
     def _check(self, peer: http_peer.Peer, guests: t.Sequence[Guest]) -> None:
         """:raises Full: where these leave no place."""
         everybody = len(guests) >= self.total
-        if everybody or (not peer.trusted and sum(one.peer.name == peer.name for one in guests) >= self.each):
+        if everybody or (
+            not peer.trusted and sum(one.peer.name == peer.name for one in guests) >= self.each
+        ):
             there = [one for one in guests if not http_peer.gone(one.connection)]
             if len(there) == len(guests):
                 raise Full(not everybody)
@@ -141,7 +145,11 @@ class Room:
             victim = None
             if alone or len(there) >= self.total:
                 now = time.monotonic()
-                idle = [(waits, guest) for guest in (mine if alone else there) if (waits := guest.idle(now)) is not None]
+                idle = [
+                    (waits, guest)
+                    for guest in (mine if alone else there)
+                    if (waits := guest.idle(now)) is not None
+                ]
                 # those that were cut still have their threads for a moment; there is a bound for them, too
                 if not idle or len(self._guests) >= 2 * self.total:
                     raise Full(alone)

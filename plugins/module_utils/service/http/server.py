@@ -112,8 +112,14 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.paths, self.address, self.sweeps = paths, address, sweeps
         self.log = log or _log
         self.health = Fresh(lambda: _health(paths))
-        self.readers, self.sorters = http_room.Places(READERS, EACH_READERS), http_room.Places(SORTERS, SORTERS)
-        self.summaries, self.scrapes = http_room.Places(SUMMARIES, EACH_SUMMARIES), http_room.Places(SCRAPES, EACH_SCRAPES)
+        self.readers, self.sorters = (
+            http_room.Places(READERS, EACH_READERS),
+            http_room.Places(SORTERS, SORTERS),
+        )
+        self.summaries, self.scrapes = (
+            http_room.Places(SUMMARIES, EACH_SUMMARIES),
+            http_room.Places(SCRAPES, EACH_SCRAPES),
+        )
         self.summing = threading.Lock()
         self._room = http_room.Room(CONNECTIONS, EACH_CONNECTIONS)
         self._open: dict[threading.Thread, http_room.Guest] = {}
@@ -122,7 +128,13 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._made_directory = False
         self._exporter: ct_metrics.Exporter | None = None
         self._thread: threading.Thread | None = None
-        self.address_family = socket.AF_UNIX if address.socket else socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        self.address_family = (
+            socket.AF_UNIX
+            if address.socket
+            else socket.AF_INET6
+            if ":" in address.host
+            else socket.AF_INET
+        )
         where: t.Any = address.socket or (address.host, address.port)
         with contextlib.ExitStack() as held:
             if address.socket:
@@ -132,8 +144,14 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             try:
                 super().__init__(where, _Handler)
             except OSError as exc:
-                field, value = ("socket", address.socket) if address.socket else ("listen", f"{address.host}:{address.port}")
-                raise bad_value(field, value, f"it can not be had: {exc.strerror}; give another") from exc
+                field, value = (
+                    ("socket", address.socket)
+                    if address.socket
+                    else ("listen", f"{address.host}:{address.port}")
+                )
+                raise bad_value(
+                    field, value, f"it can not be had: {exc.strerror}; give another"
+                ) from exc
         bound = self.socket.getsockname()
         host = f"[{address.host}]" if ":" in address.host else address.host
         self.where = address.socket or f"http://{host}:{bound[1]}/"
@@ -166,7 +184,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def start(self) -> Server:
         """Serve in a thread of its own."""
-        self._thread = threading.Thread(target=self.serve_forever, args=(None,), name="http", daemon=True)  # it wakes for connections only
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(None,), name="http", daemon=True
+        )  # it wakes for connections only
         self._thread.start()
         return self
 
@@ -228,7 +248,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def _turn_away(self, request: socket.socket, alone: bool) -> None:
         """Answer without reading. The connection stays open until others were turned away, or its client, which is still sending, would lose the answer."""
-        _say_full(request, EACH_CONNECTIONS if alone else CONNECTIONS, " by this user" if alone else "")
+        _say_full(
+            request, EACH_CONNECTIONS if alone else CONNECTIONS, " by this user" if alone else ""
+        )
         with contextlib.suppress(OSError):
             request.shutdown(socket.SHUT_WR)
         self._turned_away.append(request)
@@ -260,10 +282,22 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 def _say_full(connection: socket.socket, number: int, by: str = "") -> None:
     """Answer that there are too many, without waiting."""
-    body = _error_body(f"{number} connections are open{by}, which is as many as are served at once. Try again later.")
-    lines = ["HTTP/1.1 503 Service Unavailable", f"Content-Type: {_JSON}", f"Content-Length: {len(body)}", "Retry-After: 1", "Connection: close", "", ""]
+    body = _error_body(
+        f"{number} connections are open{by}, which is as many as are served at once. Try again later."
+    )
+    lines = [
+        "HTTP/1.1 503 Service Unavailable",
+        f"Content-Type: {_JSON}",
+        f"Content-Length: {len(body)}",
+        "Retry-After: 1",
+        "Connection: close",
+        "",
+        "",
+    ]
     with contextlib.suppress(OSError):
-        connection.send("\r\n".join(lines).encode() + body, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        connection.send(
+            "\r\n".join(lines).encode() + body, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        )
 
 
 def _log(line: str) -> None:
@@ -280,7 +314,11 @@ def _make_way(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise bad_value("socket", path, "something else than a socket stands there; move it, or give another path")
+        raise bad_value(
+            "socket",
+            path,
+            "something else than a socket stands there; move it, or give another path",
+        )
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
         try:
@@ -290,7 +328,11 @@ def _make_way(path: str) -> None:
             return
         except socket.timeout:
             pass
-    raise bad_value("socket", path, "another process serves there; end it (systemctl stop ct), or give another path")
+    raise bad_value(
+        "socket",
+        path,
+        "another process serves there; end it (systemctl stop ct), or give another path",
+    )
 
 
 class Fresh(t.Generic[T]):
@@ -317,7 +359,13 @@ def _health(paths: bpffs.Paths) -> dict[str, t.Any]:
     if have.generation is None:
         raise flow_table.NoChain(f"{paths.base}: no chain is loaded there. Run xdp_program.")
     faults = ct_status.faults(paths, have)
-    return {"healthy": not faults, "generation": have.generation, "digest": have.digest, "since": have.since, "faults": faults}
+    return {
+        "healthy": not faults,
+        "generation": have.generation,
+        "digest": have.digest,
+        "since": have.since,
+        "faults": faults,
+    }
 
 
 # ---------------------------------------------------------------- requests
@@ -329,14 +377,22 @@ class Refusal(ConntrackError):
     :param body: what the answer holds besides the sentence.
     """
 
-    def __init__(self, status: int, message: str, headers: t.Mapping[str, str] | None = None, body: t.Mapping[str, t.Any] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: t.Mapping[str, str] | None = None,
+        body: t.Mapping[str, t.Any] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status, self.headers, self.body = status, headers or {}, body or {}
 
 
 def _error_body(message: str, more: t.Mapping[str, t.Any] | None = None) -> bytes:
     # half of a surrogate pair, which only a client can have sent, is written as JSON writes it
-    return f"{flow_output.dumps({**(more or {}), 'error': message})}\n".encode(errors="backslashreplace")
+    return f"{flow_output.dumps({**(more or {}), 'error': message})}\n".encode(
+        errors="backslashreplace"
+    )
 
 
 class Target(t.NamedTuple):
@@ -361,13 +417,17 @@ def parse_target(target: str) -> Target:
     :raises ConntrackError: for what is neither.
     """
     if "#" in target:
-        raise ConntrackError(f"{target[:100]!r} has a fragment (#), which is no part of a request; leave it out, or write %23.")
+        raise ConntrackError(
+            f"{target[:100]!r} has a fragment (#), which is no part of a request; leave it out, or write %23."
+        )
     host = None
     if not target.startswith("/") and "://" in target:
         found = _URL.fullmatch(target)
         host = found.group(1) if found else ""
         if found is None or not host or not http_head.valid_host(host):
-            raise ConntrackError(f"{target[:100]!r} is no address of anything here; give a path, as /flows.")
+            raise ConntrackError(
+                f"{target[:100]!r} is no address of anything here; give a path, as /flows."
+            )
         target = found.group(2) if found.group(2).startswith("/") else f"/{found.group(2)}"
     path, dummy, query = target.partition("?")
     return Target(path, query, host)
@@ -388,7 +448,10 @@ def parse_words(query: str, known: t.Collection[str]) -> dict[str, t.Any]:
     found: dict[str, t.Any] = {}
     for word, value in pairs:
         if word not in known:
-            raise ConntrackError(f"{word} is no word of this query. " + (f"Give some of {', '.join(known)}." if known else "It takes none."))
+            raise ConntrackError(
+                f"{word} is no word of this query. "
+                + (f"Give some of {', '.join(known)}." if known else "It takes none.")
+            )
         if word == "assured" and not value:
             value = "true"
         if word in ("limit", "sort", *_FORM_WORDS):
@@ -477,11 +540,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if head is None or self._guest.cut:
                 return
             self._input.what = http_room.BODY
-            self.command, self.path, self.request_version, self.head = head.method, head.target, head.version, head.headers
+            self.command, self.path, self.request_version, self.head = (
+                head.method,
+                head.target,
+                head.version,
+                head.headers,
+            )
             self.close_connection = head.last
             self._dispatch()
         except http_head.BadHead as exc:
-            self._unread = self.close_connection = True  # where the next request would begin nobody knows
+            self._unread = self.close_connection = (
+                True  # where the next request would begin nobody knows
+            )
             with contextlib.suppress(ConnectionError, socket.timeout):
                 self._refuse(exc.status, exc.message)
         except (ConnectionError, socket.timeout):  # the client went away, or sends or takes nothing
@@ -497,17 +567,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     # ------------------------------------------------------------ answering
     def _dispatch(self) -> None:
         """Answer a request, or say why not."""
-        self._unread = "Transfer-Encoding" in self.head or self.head.get("Content-Length", "0").strip("0") != ""
+        self._unread = (
+            "Transfer-Encoding" in self.head
+            or self.head.get("Content-Length", "0").strip("0") != ""
+        )
         try:
             with _asked():
                 url = self._for_here()
             methods = ROUTES.get(url.path)
             if methods is None:
-                raise Refusal(404, f"{url.path}: there is nothing here. Ask for {', '.join(path for path in ROUTES if path != '/')}.")
+                raise Refusal(
+                    404,
+                    f"{url.path}: there is nothing here. Ask for {', '.join(path for path in ROUTES if path != '/')}.",
+                )
             run = methods.get("GET" if self.command == "HEAD" else self.command)
             if run is None:
                 allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
-                raise Refusal(405, f"{self.command} does not go with {url.path}: use {allowed}.", {"Allow": allowed})
+                raise Refusal(
+                    405,
+                    f"{self.command} does not go with {url.path}: use {allowed}.",
+                    {"Allow": allowed},
+                )
             run(self, url.query)
         except Refusal as exc:
             self._refuse(exc.status, exc.message, exc.headers, exc.body)
@@ -534,9 +614,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for host in [*self.head.all("Host"), *([url.host] if url.host is not None else [])]:
             if self.server.address.socket:
                 if not http_head.valid_host(host):
-                    raise bad_value("Host", host[:100], "give a name or an address, and a port if you like")
+                    raise bad_value(
+                        "Host", host[:100], "give a name or an address, and a port if you like"
+                    )
             elif not _is_loopback(host):
-                raise Refusal(421, f"Host: {host[:100]!r} is none of this server's: use its loopback address.")
+                raise Refusal(
+                    421, f"Host: {host[:100]!r} is none of this server's: use its loopback address."
+                )
         self.close_connection = close
         return url
 
@@ -559,18 +643,34 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             try:
                 held.enter_context(places.taken(self._guest))
             except http_room.Full as exc:
-                many = f"{places.each} {what} for this user, which is as many as one has" if exc.alone else f"{places.total} {what}, which is as many as are"
-                raise Refusal(503, f"{many} at once. Try again later.", {"Retry-After": "1"}) from None
+                many = (
+                    f"{places.each} {what} for this user, which is as many as one has"
+                    if exc.alone
+                    else f"{places.total} {what}, which is as many as are"
+                )
+                raise Refusal(
+                    503, f"{many} at once. Try again later.", {"Retry-After": "1"}
+                ) from None
             yield
 
-    def _refuse(self, status: int, message: str, headers: t.Mapping[str, str] | None = None, more: t.Mapping[str, t.Any] | None = None) -> None:
-        if self._streaming:  # it ends without its last chunk, so the reader knows that it is not whole
+    def _refuse(
+        self,
+        status: int,
+        message: str,
+        headers: t.Mapping[str, str] | None = None,
+        more: t.Mapping[str, t.Any] | None = None,
+    ) -> None:
+        if (
+            self._streaming
+        ):  # it ends without its last chunk, so the reader knows that it is not whole
             self.server.log(f"{self.path}: an answer was broken off: {message}")
             self.close_connection = True
             return
         self._answer(status, _JSON, _error_body(message, more), headers)
 
-    def _answer(self, status: int, kind: str, body: bytes, headers: t.Mapping[str, str] | None = None) -> None:
+    def _answer(
+        self, status: int, kind: str, body: bytes, headers: t.Mapping[str, str] | None = None
+    ) -> None:
         """Send an answer whose length is known."""
         self._head(status, kind, {"Content-Length": str(len(body)), **(headers or {})})
         if self.command != "HEAD":
@@ -616,7 +716,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """
         lengths = self.head.all("Content-Length")
         if not lengths:
-            raise Refusal(411, "the length of the body is not told: send the header Content-Length, and no Transfer-Encoding.")
+            raise Refusal(
+                411,
+                "the length of the body is not told: send the header Content-Length, and no Transfer-Encoding.",
+            )
         length = lengths[0].lstrip("0") or "0"
         if len(length) > 15 or int(length) > BODY_BYTES:
             raise Refusal(413, f"the body has {length[:20]} bytes: {BODY_BYTES} are taken at most.")
@@ -624,7 +727,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if expected == "100-continue" and self.request_version != "HTTP/1.0":
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif expected:
-            raise Refusal(417, f"Expect: {expected[:100]!r} is not valid: give 100-continue, or leave it out.")
+            raise Refusal(
+                417, f"Expect: {expected[:100]!r} is not valid: give 100-continue, or leave it out."
+            )
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             raise _Left
@@ -633,30 +738,53 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------ what there is
     def _flows(self, text: str) -> None:
-        words = parse_or_refuse(text, (*(word for word in flow_filter.QUERY_WORDS if word != "group_by"), *_FORM_WORDS))
+        words = parse_or_refuse(
+            text, (*(word for word in flow_filter.QUERY_WORDS if word != "group_by"), *_FORM_WORDS)
+        )
         with _asked():
             form = words.pop("output", "json")
             if form not in flow_output.FORMATS:
                 raise bad_value("output", form, f"give one of {', '.join(flow_output.FORMATS)}")
-            extended, window = (flow_filter.flag(word, words.pop(word, "") or "true") if word in words else False for word in ("extended", "window"))
+            extended, window = (
+                flow_filter.flag(word, words.pop(word, "") or "true") if word in words else False
+                for word in ("extended", "window")
+            )
             query = flow_filter.parse_query(words)
             writer = flow_output.writer(form, query.fields, extended, window)
             if extended and form != "conntrack":
                 raise bad_value("extended", True, "it belongs to output=conntrack")
         self._list(_MEDIA[form], query, writer, window)
 
-    def _list(self, kind: str, query: flow_filter.Query, writer: flow_output.Writer, window: bool = False) -> None:
+    def _list(
+        self, kind: str, query: flow_filter.Query, writer: flow_output.Writer, window: bool = False
+    ) -> None:
         """Stream flows."""
         all_sorted = query.sort is not None and (query.limit is None or query.limit > SORTED)
         with contextlib.ExitStack() as held:
-            held.enter_context(self._place(self.server.readers, "requests for flows are being answered"))
+            held.enter_context(
+                self._place(self.server.readers, "requests for flows are being answered")
+            )
             if all_sorted:
-                held.enter_context(self._place(self.server.sorters, f"request has all flows sorted (give a limit of at most {SORTED}, or leave sort out)"))
-            tables = self._read_for_client(held.enter_context(flow_table.FlowTables(self.server.paths.pin_root)))
+                held.enter_context(
+                    self._place(
+                        self.server.sorters,
+                        f"request has all flows sorted (give a limit of at most {SORTED}, or leave sort out)",
+                    )
+                )
+            tables = self._read_for_client(
+                held.enter_context(flow_table.FlowTables(self.server.paths.pin_root))
+            )
             self._stream(
                 kind,
                 lambda put: flow_table.read(
-                    tables, query, writer, put, summary=False, window=window, listing=False, most_sorted=MOST_SORTED if all_sorted else None
+                    tables,
+                    query,
+                    writer,
+                    put,
+                    summary=False,
+                    window=window,
+                    listing=False,
+                    most_sorted=MOST_SORTED if all_sorted else None,
                 ),
             )
 
@@ -665,10 +793,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with _asked():
             query = flow_filter.parse_query(words)
             if "limit" in words and not query.group_by:
-                raise ConntrackError("limit: it belongs to group_by; leave it out, or say by what to group.")
+                raise ConntrackError(
+                    "limit: it belongs to group_by; leave it out, or say by what to group."
+                )
         if not query.group_by:
             query = flow_filter.Query(query.filters, limit=0)
-        with self._place(self.server.summaries, "summaries are asked for"), self._turn(), flow_table.FlowTables(self.server.paths.pin_root) as tables:
+        with (
+            self._place(self.server.summaries, "summaries are asked for"),
+            self._turn(),
+            flow_table.FlowTables(self.server.paths.pin_root) as tables,
+        ):
             reading = flow_table.read(self._read_for_client(tables), query, most_groups=MOST_GROUPS)
         found = t.cast("dict[str, t.Any]", reading.summary)
         if query.group_by:
@@ -685,7 +819,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         while not self.server.summing.acquire(timeout=_LOOK_SECONDS):
             self._here()
             if time.monotonic() > deadline:
-                raise Refusal(503, f"another summary has been made for {_TURN_SECONDS:g} s. Try again later.", {"Retry-After": "10"})
+                raise Refusal(
+                    503,
+                    f"another summary has been made for {_TURN_SECONDS:g} s. Try again later.",
+                    {"Retry-After": "10"},
+                )
         try:
             yield
         finally:
@@ -696,9 +834,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             found = self.server.health.get()
         except ConntrackError as exc:
-            raise Refusal(503, exc.message, body={"healthy": False, "generation": None, "faults": []}) from exc
+            raise Refusal(
+                503, exc.message, body={"healthy": False, "generation": None, "faults": []}
+            ) from exc
         if not found["healthy"]:
-            raise Refusal(503, "; ".join(f"{fault['fault']} {fault['object']}" for fault in found["faults"]), body=found)
+            raise Refusal(
+                503,
+                "; ".join(f"{fault['fault']} {fault['object']}" for fault in found["faults"]),
+                body=found,
+            )
         self._answer(200, _JSON, f"{flow_output.dumps(found)}\n".encode())
 
     def _metrics(self, text: str) -> None:
@@ -721,13 +865,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (ValueError, RecursionError):
             asked = None
         if not isinstance(asked, dict) or not isinstance(asked.get("traceId", ""), str):
-            raise _forward_refusal(400, _BAD_JSON, 'the body is no request in JSON: send {"action": "QueryForward"}.')
+            raise _forward_refusal(
+                400, _BAD_JSON, 'the body is no request in JSON: send {"action": "QueryForward"}.'
+            )
         trace, action = asked.get("traceId", ""), asked.get("action", "")
         if any("\ud800" <= sign <= "\udfff" for sign in trace):
-            raise _forward_refusal(400, _BAD_JSON, f"traceId: {trace[:100]!r} is not valid: half of a surrogate pair is no text; leave it out.")
+            raise _forward_refusal(
+                400,
+                _BAD_JSON,
+                f"traceId: {trace[:100]!r} is not valid: half of a surrogate pair is no text; leave it out.",
+            )
         if action != "QueryForward":
             shown = repr(action[:100]) if isinstance(action, str) else "what is given"
-            raise _forward_refusal(400, _BAD_ACTION, f"action: {shown} is not known: send QueryForward.", trace)
+            raise _forward_refusal(
+                400, _BAD_ACTION, f"action: {shown} is not known: send QueryForward.", trace
+            )
         try:
             self._list(_JSON, flow_filter.parse_query({}), ForwardWriter(trace))
         except Refusal:
@@ -779,7 +931,11 @@ def _is_loopback(host: str) -> bool:
 
 # ---------------------------------------------------------------- the original's request
 def _forward_refusal(status: int, code: int, message: str, trace: str = "") -> Refusal:
-    said = {"errors": [{"code": code, "msg": message}], "code": _FORWARD_FAILED, **({"traceId": trace} if trace else {})}
+    said = {
+        "errors": [{"code": code, "msg": message}],
+        "code": _FORWARD_FAILED,
+        **({"traceId": trace} if trace else {}),
+    }
     return Refusal(status, message, body=said)
 
 
@@ -790,9 +946,17 @@ def forward_line(shape: flow.Shape, v: flow.Values) -> str:
     """
     state = _FORWARD_STATES.get(shape.state, shape.state.lower())
     # the id of an ICMP query is the port of the side that asks
-    ports = (v[flow.SPORT], v[flow.DPORT]) if shape.ported else (v[flow.SPORT], 0) if shape.icmp else (0, 0)
+    ports = (
+        (v[flow.SPORT], v[flow.DPORT])
+        if shape.ported
+        else (v[flow.SPORT], 0)
+        if shape.icmp
+        else (0, 0)
+    )
 
-    def half(first: int, ports: tuple[object, object], way: str, packets: object, octets: object) -> str:
+    def half(
+        first: int, ports: tuple[object, object], way: str, packets: object, octets: object
+    ) -> str:
         src, dst, dummy, dummy, number, size = v[first : first + 6]
         return (
             f"{state} period={v[flow.TIMEOUT]} src={src} dst={dst} sport={ports[0]} dport={ports[1]} "
@@ -811,7 +975,9 @@ class ForwardWriter(flow_output.JsonWriter):
 
     def __init__(self, trace: str) -> None:
         super().__init__()
-        self._head = flow_output.dumps({"code": _FORWARD_OK, **({"traceId": trace} if trace else {}), "Conn": []})[:-2]
+        self._head = flow_output.dumps(
+            {"code": _FORWARD_OK, **({"traceId": trace} if trace else {}), "Conn": []}
+        )[:-2]
 
     def begin(self) -> bytes:
         """Return all that stands before the first line."""

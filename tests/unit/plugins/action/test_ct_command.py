@@ -36,13 +36,20 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, t.Any]], files: dict[str, bytes]) -> Run:
+def run(
+    monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, t.Any]], files: dict[str, bytes]
+) -> Run:
     """Run a task whose module asks for the content when state_dir is not as the target has it."""
 
-    def execute(dummy: t.Any, module_name: str, module_args: dict[str, t.Any], task_vars: t.Any) -> dict[str, t.Any]:
+    def execute(
+        dummy: t.Any, module_name: str, module_args: dict[str, t.Any], task_vars: t.Any
+    ) -> dict[str, t.Any]:
         calls.append(dict(module_args))
         if "content" not in module_args and module_args.get("state_dir") == "~/new":
-            return {"changed": False, "content_wanted": {"pin_root": "/sys/fs/bpf", "state_dir": "/root/new"}}
+            return {
+                "changed": False,
+                "content_wanted": {"pin_root": "/sys/fs/bpf", "state_dir": "/root/new"},
+            }
         return {"changed": "content" in module_args, "invocation": {"module_args": module_args}}
 
     monkeypatch.setattr(ct_command.ActionBase, "run", lambda *dummy: {})
@@ -56,22 +63,38 @@ def run(monkeypatch: pytest.MonkeyPatch, calls: list[dict[str, t.Any]], files: d
     return one
 
 
-def test_a_run_that_changes_nothing_takes_one_call(run: Run, calls: list[dict[str, t.Any]], files: dict[str, bytes]) -> None:
+def test_a_run_that_changes_nothing_takes_one_call(
+    run: Run, calls: list[dict[str, t.Any]], files: dict[str, bytes]
+) -> None:
     result = run({"pin_root": "/sys/fs/bpf/a"})
     assert not result["changed"] and files == {}
-    assert calls == [{"pin_root": "/sys/fs/bpf/a", "digest": ct_content.content("/sys/fs/bpf/a").digest}]
+    assert calls == [
+        {"pin_root": "/sys/fs/bpf/a", "digest": ct_content.content("/sys/fs/bpf/a").digest}
+    ]
     assert result["invocation"]["module_args"] == {"pin_root": "/sys/fs/bpf/a"}
 
 
-def test_content_goes_along_when_the_module_asks_for_it(run: Run, calls: list[dict[str, t.Any]], files: dict[str, bytes]) -> None:
+def test_content_goes_along_when_the_module_asks_for_it(
+    run: Run, calls: list[dict[str, t.Any]], files: dict[str, bytes]
+) -> None:
     """With the directories as they are on the target."""
     result = run({"state_dir": "~/new"})
     wanted = ct_content.content(state_dir="/root/new")
     assert result["changed"] and "content_wanted" not in result
     assert ct_archive.unpack(files["content"]) == wanted
-    assert (calls[1]["digest"], calls[1]["content"], calls[1]["state_dir"]) == (wanted.digest, "/tmp/content", "~/new")
+    assert (calls[1]["digest"], calls[1]["content"], calls[1]["state_dir"]) == (
+        wanted.digest,
+        "/tmp/content",
+        "~/new",
+    )
 
 
 @pytest.mark.parametrize("name", ct_command.FILLED_IN)
-def test_what_is_filled_in_can_not_be_given(run: Run, calls: list[dict[str, t.Any]], name: str) -> None:
-    assert run({name: "x"}) == {"failed": True, "msg": f"{name}: it is filled in and can not be given."} and calls == []
+def test_what_is_filled_in_can_not_be_given(
+    run: Run, calls: list[dict[str, t.Any]], name: str
+) -> None:
+    assert (
+        run({name: "x"})
+        == {"failed": True, "msg": f"{name}: it is filled in and can not be given."}
+        and calls == []
+    )

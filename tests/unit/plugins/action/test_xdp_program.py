@@ -40,17 +40,32 @@ def refusal(args: dict[str, t.Any]) -> str:
     return raised.value.message
 
 
-@pytest.mark.parametrize("args", [{}, {"state": "present"}, {"state": None}, {"table_size": "4096"}, {"table_size": None, "src": ""}])
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"state": "present"},
+        {"state": None},
+        {"table_size": "4096"},
+        {"table_size": None, "src": ""},
+    ],
+)
 def test_the_rendered_chain_goes_along(args: dict[str, t.Any]) -> None:
     found = sent(args)
     text, headers = render.unpack(found.pop("rendered"))
     assert found == args
-    assert text == render.render(str(SOURCES), render.Settings(table_size=int(args.get("table_size") or 65536)))
+    assert text == render.render(
+        str(SOURCES), render.Settings(table_size=int(args.get("table_size") or 65536))
+    )
     assert headers == render.read_headers(str(SOURCES))
 
 
 def test_it_fits_the_pipe_of_a_module_that_starts_itself_again() -> None:
-    for args in ({}, {"fused": True, "checksum": "strict"}, {"fused": True, "forward": "all", "forward_unfiltered": True, "events": True}):
+    for args in (
+        {},
+        {"fused": True, "checksum": "strict"},
+        {"fused": True, "forward": "all", "forward_unfiltered": True, "events": True},
+    ):
         assert len(sent(args)["rendered"]) < PIPE_BYTES
 
 
@@ -58,7 +73,9 @@ def test_it_fits_the_pipe_of_a_module_that_starts_itself_again() -> None:
 def test_switches_are_compiled_in(name: str) -> None:
     for given, meant in ((True, True), ("yes", True), ("no", False), (None, False)):
         compiled: dict[str, t.Any] = {name: meant}
-        assert render.unpack(sent({name: given})["rendered"])[0] == render.render(str(SOURCES), render.Settings(**compiled))
+        assert render.unpack(sent({name: given})["rendered"])[0] == render.render(
+            str(SOURCES), render.Settings(**compiled)
+        )
     with pytest.raises(ConntrackError, match=f"{name}: 'some' is not valid: give true or false"):
         xdp_program.settings_of({name: "some"})
 
@@ -81,14 +98,20 @@ def test_other_sources_are_found_from_the_playbook(tmp_path: pathlib.Path) -> No
     found = xdp_program.rendered({"src": "bpf"}, lambda path: str(tmp_path / path))
     text, headers = render.unpack(found["rendered"])
     assert "/* mine */" in text
-    assert headers == render.read_headers(str(SOURCES)), "without headers of their own they take the collection's"
+    assert headers == render.read_headers(str(SOURCES)), (
+        "without headers of their own they take the collection's"
+    )
 
 
-def test_guests_are_found_from_the_playbook_and_then_in_the_collection(tmp_path: pathlib.Path) -> None:
+def test_guests_are_found_from_the_playbook_and_then_in_the_collection(
+    tmp_path: pathlib.Path,
+) -> None:
     args = {"guests": [{"slot": "acl", "src": "acl.c"}]}
     text, dummy = render.unpack(sent(args)["rendered"])
     assert (SOURCES / "guests/acl.c").read_text(encoding="utf-8") in text
-    (tmp_path / "acl.c").write_text("GUEST(mine)\n{\n\treturn guest_next(ctx);\n}\n", encoding="utf-8")
+    (tmp_path / "acl.c").write_text(
+        "GUEST(mine)\n{\n\treturn guest_next(ctx);\n}\n", encoding="utf-8"
+    )
     found = xdp_program.rendered(args, lambda path: str(tmp_path / path))
     assert found["guests"] == args["guests"]
     text, dummy = render.unpack(found["rendered"])
@@ -99,15 +122,27 @@ def test_guests_are_found_from_the_playbook_and_then_in_the_collection(tmp_path:
     ("args", "message"),
     [
         ({"guests": "acl"}, "guests: 'acl' is not valid: give a list."),
-        ({"guests": [{"slot": "acl", "src": "none.c"}]}, "guests[0].src: /playbook/none.c can not be read: No such file or directory."),
+        (
+            {"guests": [{"slot": "acl", "src": "none.c"}]},
+            "guests[0].src: /playbook/none.c can not be read: No such file or directory.",
+        ),
         ({"rendered": "x"}, "rendered: it is filled in from src and can not be given."),
-        ({"state": "absent", "rendered": None}, "rendered: it is filled in from src and can not be given."),
-        ({"replay_frames": "/x"}, "replay_frames: it is filled in from replay.frames and can not be given."),
+        (
+            {"state": "absent", "rendered": None},
+            "rendered: it is filled in from src and can not be given.",
+        ),
+        (
+            {"replay_frames": "/x"},
+            "replay_frames: it is filled in from replay.frames and can not be given.",
+        ),
         ({"table_size": "many"}, "table_size: 'many' is not valid: give a whole number."),
         ({"table_size": True}, "table_size: True is not valid: give a whole number."),
         ({"table_size": 1.5}, "table_size: 1.5 is not valid: give a whole number."),
         ({"table_size6": 3}, "table_size6: 3 is not valid: give 16 to 67108864 entries."),
-        ({"src": "none"}, "src: '/playbook/none' is not valid: give a readable directory that holds the chain's sources."),
+        (
+            {"src": "none"},
+            "src: '/playbook/none' is not valid: give a readable directory that holds the chain's sources.",
+        ),
     ],
 )
 def test_bad_input(args: dict[str, t.Any], message: str) -> None:
@@ -120,7 +155,15 @@ def replayed(args: dict[str, t.Any]) -> list[capture.Packet] | None:
     return None if data is None else capture.read(io.BytesIO(data), "sent", 100000)
 
 
-@pytest.mark.parametrize("args", [{}, {"verify": "probe"}, {"verify": None, "replay": {"frames": "/nowhere"}}, {"verify": "replay", "state": "absent"}])
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"verify": "probe"},
+        {"verify": None, "replay": {"frames": "/nowhere"}},
+        {"verify": "replay", "state": "absent"},
+    ],
+)
 def test_no_frames_go_along(args: dict[str, t.Any]) -> None:
     assert replayed(args) is None
 
@@ -128,14 +171,21 @@ def test_no_frames_go_along(args: dict[str, t.Any]) -> None:
 def test_the_collections_own_frames_go_along() -> None:
     with open(xdp_program.CAPTURE, "rb") as source:
         whole = capture.read(source, "", 100000)
-    assert replayed({"verify": "replay"}) == replayed({"verify": "replay", "replay": {"frames": None, "limit": None}}) == whole
+    assert (
+        replayed({"verify": "replay"})
+        == replayed({"verify": "replay", "replay": {"frames": None, "limit": None}})
+        == whole
+    )
     assert replayed({"verify": "replay", "replay": {"limit": "7"}}) == whole[:7]
 
 
 def test_a_capture_goes_along_as_far_as_it_is_wanted(tmp_path: pathlib.Path) -> None:
     packets = [capture.Packet(bytes([number]) * 60, number) for number in range(5)]
     (tmp_path / "x.pcap").write_bytes(capture.write(packets))
-    assert replayed({"verify": "replay", "replay": {"frames": str(tmp_path / "x.pcap"), "limit": 3}}) == packets[:3]
+    assert (
+        replayed({"verify": "replay", "replay": {"frames": str(tmp_path / "x.pcap"), "limit": 3}})
+        == packets[:3]
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,8 +194,14 @@ def test_a_capture_goes_along_as_far_as_it_is_wanted(tmp_path: pathlib.Path) -> 
         ("x.pcap", "replay: 'x.pcap' is not valid: give a dictionary."),
         ({"limit": "all"}, "replay.limit: 'all' is not valid: give a whole number."),
         ({"limit": 0}, "replay.limit: 0 is not valid: give 1 to 100000 frames."),
-        ({"frames": "none.pcap"}, "replay.frames: '/playbook/none.pcap' is not valid: give a readable capture: No such file or directory."),
-        ({"frames": "/etc"}, "replay.frames: '/etc' is not valid: give a readable capture: Is a directory."),
+        (
+            {"frames": "none.pcap"},
+            "replay.frames: '/playbook/none.pcap' is not valid: give a readable capture: No such file or directory.",
+        ),
+        (
+            {"frames": "/etc"},
+            "replay.frames: '/etc' is not valid: give a readable capture: Is a directory.",
+        ),
         (
             {"frames": xdp_program.SOURCES + "/ct.c"},
             f"replay.frames: {xdp_program.SOURCES}/ct.c: at byte 0: 2f2f2053 is not the start of a pcap or pcapng file.",
@@ -177,8 +233,15 @@ class Task:
 def run(monkeypatch: pytest.MonkeyPatch) -> t.Callable[[dict[str, t.Any]], dict[str, t.Any]]:
     """Run the action with a module that returns what it was called with."""
 
-    def execute(dummy: t.Any, module_name: str, module_args: dict[str, t.Any], task_vars: t.Any) -> dict[str, t.Any]:
-        return {"changed": True, "called": module_name, "got": dict(module_args), "invocation": {"module_args": module_args}}
+    def execute(
+        dummy: t.Any, module_name: str, module_args: dict[str, t.Any], task_vars: t.Any
+    ) -> dict[str, t.Any]:
+        return {
+            "changed": True,
+            "called": module_name,
+            "got": dict(module_args),
+            "invocation": {"module_args": module_args},
+        }
 
     def act(args: dict[str, t.Any]) -> dict[str, t.Any]:
         action = object.__new__(xdp_program.ActionModule)
@@ -190,15 +253,28 @@ def run(monkeypatch: pytest.MonkeyPatch) -> t.Callable[[dict[str, t.Any]], dict[
     return act
 
 
-def test_the_module_is_run_by_its_full_name(run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]]) -> None:
+def test_the_module_is_run_by_its_full_name(
+    run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]],
+) -> None:
     result = run({"table_size": 4096})
-    assert (result["changed"], result["called"], result["got"]["table_size"]) == (True, "ebpf.conntrack.xdp_program", 4096)
+    assert (result["changed"], result["called"], result["got"]["table_size"]) == (
+        True,
+        "ebpf.conntrack.xdp_program",
+        4096,
+    )
     assert result["got"]["rendered"]
-    assert result["invocation"]["module_args"] == {"table_size": 4096}, "what nobody wants to read is not shown"
+    assert result["invocation"]["module_args"] == {"table_size": 4096}, (
+        "what nobody wants to read is not shown"
+    )
 
 
-def test_what_is_wrong_fails_before_the_module_is_run(run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]]) -> None:
-    assert run({"table_size": 3}) == {"failed": True, "msg": "table_size: 3 is not valid: give 16 to 67108864 entries."}
+def test_what_is_wrong_fails_before_the_module_is_run(
+    run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]],
+) -> None:
+    assert run({"table_size": 3}) == {
+        "failed": True,
+        "msg": "table_size: 3 is not valid: give 16 to 67108864 entries.",
+    }
 
 
 # ---------------------------------------------------------------- objects
@@ -235,14 +311,25 @@ def test_the_object_that_fits_is_taken(tmp_path: pathlib.Path) -> None:
     plain: dict[str, t.Any] = {"build": "object", "objects": str(tmp_path)}
     other = {**plain, "fused": True, "guests": [{"slot": "acl", "src": "acl.c"}]}
     digests = [put(tmp_path, plain), put(tmp_path, other)]
-    assert [taken(args).manifest.digest for args in (plain, {**plain, "table_size": 1024}, other)] == [digests[0], *digests]
+    assert [
+        taken(args).manifest.digest for args in (plain, {**plain, "table_size": 1024}, other)
+    ] == [digests[0], *digests]
     with pytest.raises(ConntrackError) as raised:
         taken({**plain, "checksum": "strict"})
     message = raised.value.message
     assert message.startswith(f"objects: {tmp_path} has not the object that is wanted, ")
-    assert "(checksum strict, fused false, forward off, events false, guests none; x86_64, little endian)" in message
-    assert f"{digests[1]} (checksum offload, fused true, forward off, events false, guests acl in slot 4; x86_64, little endian)" in message
-    assert f"Make it with ebpf.conntrack.xdp_object and the same options, or the playbook build.yml, with dest: {tmp_path}." in message
+    assert (
+        "(checksum strict, fused false, forward off, events false, guests none; x86_64, little endian)"
+        in message
+    )
+    assert (
+        f"{digests[1]} (checksum offload, fused true, forward off, events false, guests acl in slot 4; x86_64, little endian)"
+        in message
+    )
+    assert (
+        f"Make it with ebpf.conntrack.xdp_object and the same options, or the playbook build.yml, with dest: {tmp_path}."
+        in message
+    )
     with pytest.raises(ConntrackError, match="aarch64, little endian.. It has "):
         taken(plain, Target("aarch64", "little"))
 
@@ -258,10 +345,15 @@ def test_an_empty_directory_says_so(tmp_path: pathlib.Path) -> None:
         ({"sha256": "0" * 64}, "its sha256 is "),
         ({"sources": "0" * 32}, "it was made of other sources, "),
         ({"layout": chain.LAYOUT_VERSION + 1}, "its maps have layout "),
-        ({"target": {"machine": "s390x", "byteorder": "big"}}, "it was made for s390x, big endian; the target is x86_64, little endian"),
+        (
+            {"target": {"machine": "s390x", "byteorder": "big"}},
+            "it was made for s390x, big endian; the target is x86_64, little endian",
+        ),
     ],
 )
-def test_what_does_not_fit_is_not_sent(changes: dict[str, t.Any], words: str, tmp_path: pathlib.Path) -> None:
+def test_what_does_not_fit_is_not_sent(
+    changes: dict[str, t.Any], words: str, tmp_path: pathlib.Path
+) -> None:
     args = {"build": "object", "objects": str(tmp_path)}
     put(tmp_path, args, **changes)
     with pytest.raises(ConntrackError, match=words):
@@ -277,15 +369,22 @@ def test_what_is_not_signed_is_not_sent(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")
-def test_what_is_verified_is_what_is_sent(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_verified_is_what_is_sent(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever may write to the directory has the signed manifest, an unsigned one with another object, and the time in between."""
     objects = tmp_path / "objects"
     args = {"build": "object", "objects": str(objects), "signers": str(tmp_path / "signers")}
     digest = put(objects, args)
     manifest = objects / f"{digest}.json"
-    for words in (("-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"), ("-Y", "sign", "-f", tmp_path / "key", "-n", "ebpf-conntrack", manifest)):
+    for words in (
+        ("-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"),
+        ("-Y", "sign", "-f", tmp_path / "key", "-n", "ebpf-conntrack", manifest),
+    ):
         subprocess.run(["ssh-keygen", *map(str, words)], check=True, capture_output=True)
-    (tmp_path / "signers").write_text(f"ops {(tmp_path / 'key.pub').read_text(encoding='utf-8')}", encoding="utf-8")
+    (tmp_path / "signers").write_text(
+        f"ops {(tmp_path / 'key.pub').read_text(encoding='utf-8')}", encoding="utf-8"
+    )
     signed = manifest.read_text(encoding="utf-8")
     assert taken(args).manifest.as_text() == signed
     evil = taken({name: value for name, value in args.items() if name != "signers"}).data + b"evil"
@@ -310,25 +409,44 @@ def test_what_is_verified_is_what_is_sent(tmp_path: pathlib.Path, monkeypatch: p
     ("args", "message"),
     [
         ({"build": "gcc"}, "build: 'gcc' is not valid: give one of bcc, clang, object."),
-        ({"build": "object"}, "objects: it is missing: build: object takes the object from that directory on the controller."),
-        ({"build": "clang", "objects": "x"}, "objects: 'x' is not valid: it belongs to build: object, and this is build: clang."),
-        ({"compiler": "clang-16"}, "compiler: 'clang-16' is not valid: it belongs to build: clang, and this is build: bcc."),
+        (
+            {"build": "object"},
+            "objects: it is missing: build: object takes the object from that directory on the controller.",
+        ),
+        (
+            {"build": "clang", "objects": "x"},
+            "objects: 'x' is not valid: it belongs to build: object, and this is build: clang.",
+        ),
+        (
+            {"compiler": "clang-16"},
+            "compiler: 'clang-16' is not valid: it belongs to build: clang, and this is build: bcc.",
+        ),
         ({"object_file": "/x"}, "object_file: it is filled in from build and can not be given."),
     ],
 )
-def test_builds_that_make_no_sense(run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]], args: dict[str, t.Any], message: str) -> None:
+def test_builds_that_make_no_sense(
+    run: t.Callable[[dict[str, t.Any]], dict[str, t.Any]], args: dict[str, t.Any], message: str
+) -> None:
     assert run(args) == {"failed": True, "msg": message}
 
 
-def test_an_object_goes_along_when_the_module_asks_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_an_object_goes_along_when_the_module_asks_for_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
     """And not before: a run that changes nothing takes one call, and sends nothing."""
     calls: list[dict[str, t.Any]] = []
     files: dict[str, bytes] = {}
 
-    def execute(dummy: t.Any, module_name: str, module_args: dict[str, t.Any], task_vars: t.Any) -> dict[str, t.Any]:
+    def execute(
+        dummy: t.Any, module_name: str, module_args: dict[str, t.Any], task_vars: t.Any
+    ) -> dict[str, t.Any]:
         calls.append(dict(module_args))
         if len(calls) == 1 and asks:
-            return {"changed": False, "object_wanted": TARGET._asdict(), **({"plan": ["load"]} if foretells else {})}
+            return {
+                "changed": False,
+                "object_wanted": TARGET._asdict(),
+                **({"plan": ["load"]} if foretells else {}),
+            }
         return {"changed": bool(asks), "invocation": {"module_args": module_args}}
 
     def send(dummy: t.Any, name: str, data: bytes) -> str:
@@ -346,14 +464,23 @@ def test_an_object_goes_along_when_the_module_asks_for_one(monkeypatch: pytest.M
     assert action.run(None, {})["changed"] is False and len(calls) == 1 and files == {}
     asks = True
     calls.clear()
-    assert "has not the object that is wanted" in action.run(None, {})["msg"] and len(calls) == 1 and files == {}
+    assert (
+        "has not the object that is wanted" in action.run(None, {})["msg"]
+        and len(calls) == 1
+        and files == {}
+    )
     put(tmp_path, args)
     calls.clear()
     result = action.run(None, {})
     assert result["changed"] and "object_wanted" not in result and files == {"object_file": DATA}
-    assert (calls[1]["object_file"], object_file.parse(calls[1]["object_manifest"], "").layout) == ("/tmp/object_file", chain.LAYOUT_VERSION)
+    assert (calls[1]["object_file"], object_file.parse(calls[1]["object_manifest"], "").layout) == (
+        "/tmp/object_file",
+        chain.LAYOUT_VERSION,
+    )
     calls.clear()
     files.clear()
     foretells = True
-    assert action.run(None, {})["plan"] == ["load"] and len(calls) == 1 and files == {}, "it is there, and a plan needs no more"
+    assert action.run(None, {})["plan"] == ["load"] and len(calls) == 1 and files == {}, (
+        "it is there, and a plan needs no more"
+    )
     assert result["invocation"]["module_args"] == args, "what nobody wants to read is not shown"

@@ -22,13 +22,23 @@ def test_the_filter_takes_columns_by_name_by_title_and_none() -> None:
 
 
 def test_of_hosts_only_what_is_looked_at_is_taken() -> None:
-    assert fleet.collect({"a": {"rollout_failed": "x", "secret": "y"}, "b": {}}, ["a"]) == {"a": {"rollout_failed": "x"}}
+    assert fleet.collect({"a": {"rollout_failed": "x", "secret": "y"}, "b": {}}, ["a"]) == {
+        "a": {"rollout_failed": "x"}
+    }
 
 
 def test_who_is_left_out_is_said_by_its_own_switch() -> None:
-    hosts: fleet.Hostvars = {"unfit": {"rollout_refused": "no"}, "cut": {"xdp_ct_preflight": {"unreachable": True, "msg": "no route"}}}
-    for skips, stops in (((True, False), "cut can not be reached"), ((False, True), "unfit can not take the chain")):
-        assert fleet.ct_fitness(hosts, list(hosts), *skips)["stop"].startswith(f"Nothing was changed: {stops}")
+    hosts: fleet.Hostvars = {
+        "unfit": {"rollout_refused": "no"},
+        "cut": {"xdp_ct_preflight": {"unreachable": True, "msg": "no route"}},
+    }
+    for skips, stops in (
+        ((True, False), "cut can not be reached"),
+        ((False, True), "unfit can not take the chain"),
+    ):
+        assert fleet.ct_fitness(hosts, list(hosts), *skips)["stop"].startswith(
+            f"Nothing was changed: {stops}"
+        )
 
 
 def test_a_batch_is_numbered_among_everyone() -> None:
@@ -48,6 +58,9 @@ def test_an_outcome_is_that_of_the_hosts_that_are_named() -> None:
 def test_the_chains_of_interfaces() -> None:
     routers = [{"name": "eth0", "netns": name, "program": "ingress"} for name in ("r1", "r2")]
     assert [one["pin_root"] for one in fleet.ct_chains(routers, "/sys/fs/bpf")] == ["/sys/fs/bpf"]
-    assert [one["pin_root"] for one in fleet.ct_chains(routers, "/sys/fs/bpf", True)] == ["/sys/fs/bpf/r1", "/sys/fs/bpf/r2"]
+    assert [one["pin_root"] for one in fleet.ct_chains(routers, "/sys/fs/bpf", True)] == [
+        "/sys/fs/bpf/r1",
+        "/sys/fs/bpf/r2",
+    ]
     with pytest.raises(AnsibleFilterError, match="list of dictionaries"):
         fleet.ct_chains(["eth0"], "/sys/fs/bpf")

@@ -17,8 +17,12 @@ SMALL: dict[str, t.Any] = {"name": "small", "namespaces": [{"name": "client"}]}
 
 def test_descriptions_of_the_module_and_of_the_role() -> None:
     assert netns_lab.description(None) == {} and netns_lab.description(SMALL) is SMALL
-    assert netns_lab.description({"netns_lab_name": "x", "netns_lab_router": None, "other": 1}) == {"name": "x"}
-    with pytest.raises(ConntrackError, match="topology: 'other' is not valid: the keys are name, router, "):
+    assert netns_lab.description({"netns_lab_name": "x", "netns_lab_router": None, "other": 1}) == {
+        "name": "x"
+    }
+    with pytest.raises(
+        ConntrackError, match="topology: 'other' is not valid: the keys are name, router, "
+    ):
         netns_lab.description({"other": 1})
     with pytest.raises(ConntrackError, match="topology: 'x' is not valid"):
         netns_lab.description("x")
@@ -29,18 +33,41 @@ def test_descriptions_of_the_module_and_of_the_role() -> None:
     [
         ({**SMALL, "lnks": []}, "lnks", "links"),
         ({**SMALL, "ruoter": "gw"}, "ruoter", "router"),
-        ({"netns_lab_name": "x", "netns_lab_namspaces": [], "other": 1}, "netns_lab_namspaces", "netns_lab_namespaces"),
+        (
+            {"netns_lab_name": "x", "netns_lab_namspaces": [], "other": 1},
+            "netns_lab_namspaces",
+            "netns_lab_namespaces",
+        ),
         ({"namespaces": [{"nme": "client"}]}, "nme", "name"),
-        ({**SMALL, "links": [{"ends": [{"name": "eth0", "netns": "client", "adresses": []}, {"name": "in"}]}]}, "adresses", "addresses"),
+        (
+            {
+                **SMALL,
+                "links": [
+                    {"ends": [{"name": "eth0", "netns": "client", "adresses": []}, {"name": "in"}]}
+                ],
+            },
+            "adresses",
+            "addresses",
+        ),
         ({**SMALL, "expect": [{"png": {"from": "client", "to": "client"}}]}, "png", "ping"),
-        ({**SMALL, "expect": [{"flow": {"from": "client", "to": "client", "stat": "NEW"}}]}, "stat", "state"),
+        (
+            {**SMALL, "expect": [{"flow": {"from": "client", "to": "client", "stat": "NEW"}}]},
+            "stat",
+            "state",
+        ),
     ],
 )
-def test_a_misspelt_key_is_named_with_the_one_that_was_meant(found: dict[str, t.Any], key: str, meant: str) -> None:
+def test_a_misspelt_key_is_named_with_the_one_that_was_meant(
+    found: dict[str, t.Any], key: str, meant: str
+) -> None:
     with pytest.raises(ConntrackError) as caught:
         topology.parse(netns_lab.description(found))
-    assert f"'{key}' is not valid: " in caught.value.message and caught.value.message.endswith(f" Did you mean {meant}?")
+    assert f"'{key}' is not valid: " in caught.value.message and caught.value.message.endswith(
+        f" Did you mean {meant}?"
+    )
 
 
 def test_variables_of_the_role_that_describe_no_lab_are_left_alone() -> None:
-    assert netns_lab.description({"netns_lab_name": "x", "netns_lab_state": "present", "netns_lab_install": False}) == {"name": "x"}
+    assert netns_lab.description(
+        {"netns_lab_name": "x", "netns_lab_state": "present", "netns_lab_install": False}
+    ) == {"name": "x"}

@@ -31,10 +31,27 @@ def flows() -> list[tuple[bytes, bytes]]:
     when: dict[str, t.Any] = {"now": JIFFIES, "hz": clock.hz()}
     return [
         *(fakes.entry(sport=40000 + at, orig=(at + 1, 100 * (at + 1)), **when) for at in range(5)),
-        *(fakes.entry(src="172.20.56.7", sport=50000 + at, ctl=1, orig=(1, 60), reply=(0, 0), left=110, **when) for at in range(2)),
-        *(fakes.entry(sport=53000 + at, dport=53, proto=17, ctl=0, reply=(0, 0), left=600, **when) for at in range(3)),
+        *(
+            fakes.entry(
+                src="172.20.56.7",
+                sport=50000 + at,
+                ctl=1,
+                orig=(1, 60),
+                reply=(0, 0),
+                left=110,
+                **when,
+            )
+            for at in range(2)
+        ),
+        *(
+            fakes.entry(sport=53000 + at, dport=53, proto=17, ctl=0, reply=(0, 0), left=600, **when)
+            for at in range(3)
+        ),
         fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=chain.CTL_SEEN_REPLY, left=600, **when),
-        *(fakes.entry(sport=1000 + at, proto=17, ctl=0, left=-5, idle=35, **when) for at in range(2)),
+        *(
+            fakes.entry(sport=1000 + at, proto=17, ctl=0, left=-5, idle=35, **when)
+            for at in range(2)
+        ),
     ]
 
 
@@ -49,26 +66,54 @@ def create(paths: bpffs.Paths) -> None:
     for spec in chain.maps(1024, 512, 1024, 512):
         if spec.kind not in ("hash", "lru_hash", "array", "percpu_array"):
             continue  # readers ask nothing of what holds programs or other maps
-        with bpf.closing(bpf.map_create(chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, spec.entries or 1)) as fd:
+        with bpf.closing(
+            bpf.map_create(
+                chain.MAP_TYPES[spec.kind],
+                spec.name,
+                spec.key_size,
+                spec.value_size,
+                spec.entries or 1,
+            )
+        ) as fd:
             bpf.obj_pin(fd, os.path.join(directory, bpffs.encode(spec.name)))
             if spec.name == "meta":
-                for name, value in (("jiffies", JIFFIES), ("ktime_ns", time.monotonic_ns()), ("layout", chain.LAYOUT_VERSION)):
-                    bpf.map_update(fd, struct.pack("=I", chain.META[name]), struct.pack("=Q", value))
+                for name, value in (
+                    ("jiffies", JIFFIES),
+                    ("ktime_ns", time.monotonic_ns()),
+                    ("layout", chain.LAYOUT_VERSION),
+                ):
+                    bpf.map_update(
+                        fd, struct.pack("=I", chain.META[name]), struct.pack("=Q", value)
+                    )
             elif spec.name == "stats":
-                per_cpu = [len(rows) + 4] + [0] * (bpf.possible_cpus() - 1)  # four more than are there: evicted
-                bpf.map_update(fd, struct.pack("=I", chain.COUNTERS.index("created")), struct.pack(f"={len(per_cpu)}Q", *per_cpu))
+                per_cpu = [len(rows) + 4] + [0] * (
+                    bpf.possible_cpus() - 1
+                )  # four more than are there: evicted
+                bpf.map_update(
+                    fd,
+                    struct.pack("=I", chain.COUNTERS.index("created")),
+                    struct.pack(f"={len(per_cpu)}Q", *per_cpu),
+                )
             elif spec.name == "settings":
-                bpf.map_update(fd, struct.pack("=I", 0), chain.settings_value(clock.hz(), {"udp": 45}, {"tcp_loose": False}))
+                bpf.map_update(
+                    fd,
+                    struct.pack("=I", 0),
+                    chain.settings_value(clock.hz(), {"udp": 45}, {"tcp_loose": False}),
+                )
             elif spec.name in ("ctt", "ctt_new"):
                 for key, flow in rows:
-                    if (bool(chain.ENTRY.unpack(flow)[CTL] & chain.CTL_ASSURED)) == (spec.name == "ctt"):
+                    if (bool(chain.ENTRY.unpack(flow)[CTL] & chain.CTL_ASSURED)) == (
+                        spec.name == "ctt"
+                    ):
                         bpf.map_update(fd, key, flow)
 
 
 def remove(paths: bpffs.Paths) -> None:
     """Remove what create() made."""
     for directory, directories, files in os.walk(paths.pin_root, topdown=False):
-        for name in files + [name for name in directories if os.path.islink(os.path.join(directory, name))]:
+        for name in files + [
+            name for name in directories if os.path.islink(os.path.join(directory, name))
+        ]:
             os.unlink(os.path.join(directory, name))
         os.rmdir(directory)
     bpffs.release(paths.pin_root)

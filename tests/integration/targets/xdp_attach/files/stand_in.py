@@ -47,4 +47,6 @@ def remove() -> None:
 
 
 if __name__ == "__main__":
-    {"create": create, "activate": lambda: activate(int(sys.argv[4])), "remove": remove}[sys.argv[3]]()
+    {"create": create, "activate": lambda: activate(int(sys.argv[4])), "remove": remove}[
+        sys.argv[3]
+    ]()

@@ -21,7 +21,11 @@ VARIANTS: dict[str, tuple[str, str, str | None]] = {
     "template": ("ct.c", "// SPDX", "{% if %}\n// SPDX"),
     "undefined": ("ct.c", "// SPDX", "\n{{ nothing }}\n// SPDX"),
     "syntax": ("ingress.c", "return enter(ctx, 0);", "return enter(ctx, 0)"),
-    "verifier": ("prs_eth.c", "\tproto = eth->h_proto;", "\tproto = *(volatile __be16 *)((void *)(long)ctx->data + 60);"),
+    "verifier": (
+        "prs_eth.c",
+        "\tproto = eth->h_proto;",
+        "\tproto = *(volatile __be16 *)((void *)(long)ctx->data + 60);",
+    ),
     "counts": ("prs_eth.c", "COUNT_UNTRACKED_PPPOE, chained", "COUNT_UNTRACKED_NOT_IP, chained"),
     "drops": ("prs_end.c", "return leave(ctx);", "return XDP_DROP;"),
 }
@@ -38,7 +42,9 @@ def main(sources: pathlib.Path, target: pathlib.Path) -> None:
     for name, (version, code) in LIBRARIES.items():
         facts = target / name / f"bcc-{version}.dist-info"
         facts.mkdir(parents=True)
-        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: bcc\nVersion: {version}\n", encoding="utf-8")
+        (facts / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: bcc\nVersion: {version}\n", encoding="utf-8"
+        )
         (target / name / "bcc.py").write_text(code, encoding="utf-8")
     for name, (file, old, new) in VARIANTS.items():
         copy = target / name

@@ -13,7 +13,13 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.attach.converge import Attached, Change, Have, Program, Want
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach.converge import (
+    Attached,
+    Change,
+    Have,
+    Program,
+    Want,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
@@ -38,10 +44,18 @@ MISSING = Have(PIN, missing="interfaces[0].name: there is no interface 'lan' ...
 
 def running(program: Program, **attached: t.Any) -> Have:
     """Return an interface that runs a program which no pin of ours holds."""
-    return dataclasses.replace(BARE, attached=Attached(program, "native", **{"by_link": False, **attached}))
+    return dataclasses.replace(
+        BARE, attached=Attached(program, "native", **{"by_link": False, **attached})
+    )
 
 
-def steps(want: Want, have: Have, hooks: dict[str, Program] | None = None, takeover: bool = False, check_mode: bool = False) -> plan.Plan:
+def steps(
+    want: Want,
+    have: Have,
+    hooks: dict[str, Program] | None = None,
+    takeover: bool = False,
+    check_mode: bool = False,
+) -> plan.Plan:
     return attach.make_plan([want], [have], HOOKS if hooks is None else hooks, takeover, check_mode)
 
 
@@ -53,7 +67,13 @@ def one(*args: t.Any, **kwargs: t.Any) -> tuple[plan.Step, Change]:
 # ---------------------------------------------------------------- present
 def test_attach_to_a_bare_interface() -> None:
     step, change = one(WANT, BARE)
-    assert (step.action, step.kind, step.name, step.reason, step.before) == ("attach", "xdp", "lan", "nothing is attached", None)
+    assert (step.action, step.kind, step.name, step.reason, step.before) == (
+        "attach",
+        "xdp",
+        "lan",
+        "nothing is attached",
+        None,
+    )
     assert step.after == {"program": "ingress", "program_id": 10, "tag": "aa", "mode": "auto"}
     assert change == Change(WANT, BARE, modes=("native", "generic"))
 
@@ -68,12 +88,24 @@ def test_auto_keeps_the_mode_that_it_got() -> None:
     assert steps(WANT, have) == []
 
 
-@pytest.mark.parametrize("program, hook, reason", [(OLD, "ingress", "another generation is active"), (EGRESS, "ingress", "it shall run another hook")])
+@pytest.mark.parametrize(
+    "program, hook, reason",
+    [
+        (OLD, "ingress", "another generation is active"),
+        (EGRESS, "ingress", "it shall run another hook"),
+    ],
+)
 def test_another_program_is_an_update_in_place(program: Program, hook: str, reason: str) -> None:
     have = dataclasses.replace(HELD, attached=Attached(program, "generic", True, (70,), PIN))
     step, change = one(WANT, have)
     assert (step.action, step.reason) == ("replace", reason)
-    assert step.before == {"program": program.hook, "program_id": program.id, "tag": program.tag, "mode": "generic", "link_id": 70}
+    assert step.before == {
+        "program": program.hook,
+        "program_id": program.id,
+        "tag": program.tag,
+        "mode": "generic",
+        "link_id": 70,
+    }
     assert step.after == {"program": "ingress", "program_id": 10, "tag": "aa", "mode": "generic"}
     assert change == Change(WANT, have, update=have.attached)
 
@@ -104,15 +136,27 @@ def test_a_renamed_interface_keeps_its_link_and_no_old_pin() -> None:
     have = Have(PIN, DEAD, 7, attached=Attached(INGRESS, "native", True, (71,), OTHER_PIN))
     step, change = one(WANT, have)
     assert step.action == "replace" and OTHER_PIN in step.reason and step.after["mode"] == "native"
-    assert (change.drop_pins, change.moved_from, change.update, change.modes) == ((PIN,), OTHER_PIN, None, ())
+    assert (change.drop_pins, change.moved_from, change.update, change.modes) == (
+        (PIN,),
+        OTHER_PIN,
+        None,
+        (),
+    )
     dummy, change = one(dataclasses.replace(WANT, mode="generic"), have)
-    assert (change.drop_pins, change.moved_from, change.modes) == ((PIN, OTHER_PIN), "", ("generic",)), "another mode needs another link"
+    assert (change.drop_pins, change.moved_from, change.modes) == (
+        (PIN, OTHER_PIN),
+        "",
+        ("generic",),
+    ), "another mode needs another link"
 
 
 def test_a_program_attached_by_its_pin_is_taken_into_a_link() -> None:
     have = running(INGRESS)
     step, change = one(WANT, have)
-    assert (step.action, step.reason) == ("replace", "the chain's program was attached by its pin, without a link")
+    assert (step.action, step.reason) == (
+        "replace",
+        "the chain's program was attached by its pin, without a link",
+    )
     assert change.drop == have.attached
 
 
@@ -121,13 +165,17 @@ def test_a_foreign_program_is_refused_by_name() -> None:
     with pytest.raises(ConntrackError) as raised:
         steps(WANT, running(FOREIGN))
     message = raised.value.message
-    assert message.startswith("interfaces[0]: lan has an XDP program that is not ours: id 99, name firewall, tag ff, mode native, attached through netlink")
+    assert message.startswith(
+        "interfaces[0]: lan has an XDP program that is not ours: id 99, name firewall, tag ff, mode native, attached through netlink"
+    )
     assert "takeover: true" in message
 
 
 def test_a_foreign_link_is_refused_with_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "_holders", lambda link_id: [(123, "cilium-agent")])
-    with pytest.raises(ConntrackError, match=r"held by bpf_link 80 of process 123 \(cilium-agent\)"):
+    with pytest.raises(
+        ConntrackError, match=r"held by bpf_link 80 of process 123 \(cilium-agent\)"
+    ):
         steps(WANT, running(FOREIGN, by_link=True, link_ids=(80,)))
 
 
@@ -153,7 +201,9 @@ def test_takeover(attached: dict[str, t.Any], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("links", [(), (80, 81)])
-def test_a_link_that_can_not_be_told_is_not_taken(links: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_can_not_be_told_is_not_taken(
+    links: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attach, "_holders", lambda link_id: [])
     with pytest.raises(ConntrackError, match="can not be told"):
         steps(WANT, running(FOREIGN, by_link=True, link_ids=links), takeover=True)
@@ -164,7 +214,10 @@ LONG = dataclasses.replace(BARE, too_long=9000)
 
 
 def test_native_with_a_long_mtu_is_refused_with_the_limit() -> None:
-    with pytest.raises(ConntrackError, match=rf"interfaces\[0\]\.mode: lan: .* at most {attach.VETH_MAX_MTU}, .* 9000"):
+    with pytest.raises(
+        ConntrackError,
+        match=rf"interfaces\[0\]\.mode: lan: .* at most {attach.VETH_MAX_MTU}, .* 9000",
+    ):
         steps(dataclasses.replace(WANT, mode="native"), LONG)
 
 
@@ -184,7 +237,9 @@ def test_the_limit_for_small_pages() -> None:
 
 
 # ---------------------------------------------------------------- interfaces that are refused
-NO_HEADER = dataclasses.replace(BARE, unfit="its frames have no Ethernet header (hardware type 65534)")
+NO_HEADER = dataclasses.replace(
+    BARE, unfit="its frames have no Ethernet header (hardware type 65534)"
+)
 STACKED = dataclasses.replace(BARE, counted="all its frames that come by eth0 are counted there")
 
 
@@ -193,22 +248,42 @@ STACKED = dataclasses.replace(BARE, counted="all its frames that come by eth0 ar
 @pytest.mark.parametrize(
     ("have", "message"),
     [
-        (NO_HEADER, r"interfaces\[0\]\.name: lan: the chain cannot track on this interface: its frames have no Ethernet header.* Name the Ethernet"),
-        (STACKED, r"interfaces\[0\]\.name: lan: each packet would be counted twice: .*eth0.* detach the other"),
+        (
+            NO_HEADER,
+            r"interfaces\[0\]\.name: lan: the chain cannot track on this interface: its frames have no Ethernet header.* Name the Ethernet",
+        ),
+        (
+            STACKED,
+            r"interfaces\[0\]\.name: lan: each packet would be counted twice: .*eth0.* detach the other",
+        ),
     ],
 )
-def test_an_interface_on_which_it_counts_nothing_or_twice_is_refused(have: Have, message: str, mode: str, check_mode: bool) -> None:
+def test_an_interface_on_which_it_counts_nothing_or_twice_is_refused(
+    have: Have, message: str, mode: str, check_mode: bool
+) -> None:
     with pytest.raises(ConntrackError, match=message):
         steps(dataclasses.replace(WANT, mode=mode), have, check_mode=check_mode)
     held = dataclasses.replace(HELD, unfit=have.unfit, counted=have.counted)
-    with pytest.raises(ConntrackError, match=message):  # by an earlier release, or before it became a part of another
+    with pytest.raises(
+        ConntrackError, match=message
+    ):  # by an earlier release, or before it became a part of another
         steps(dataclasses.replace(WANT, mode=mode), held, check_mode=check_mode)
 
 
 @pytest.mark.parametrize("have", [NO_HEADER, STACKED])
 def test_what_does_not_track_and_what_goes_is_not_refused(have: Have) -> None:
-    assert one(dataclasses.replace(WANT, hook="pass"), have, {"pass": Program(12, "pass", "cc", "pass")})[0].action == "attach"
-    assert one(FREE, dataclasses.replace(HELD, unfit=have.unfit, counted=have.counted))[0].action == "detach"
+    assert (
+        one(
+            dataclasses.replace(WANT, hook="pass"),
+            have,
+            {"pass": Program(12, "pass", "cc", "pass")},
+        )[0].action
+        == "attach"
+    )
+    assert (
+        one(FREE, dataclasses.replace(HELD, unfit=have.unfit, counted=have.counted))[0].action
+        == "detach"
+    )
 
 
 # ---------------------------------------------------------------- what is not there yet
@@ -233,7 +308,11 @@ class Driver:
         self.number = number
         self.tried: list[str] = []
         self.pinned: list[tuple[int, str]] = []
-        for name, fake in (("link_create", self.create), ("obj_pin", lambda fd, path: self.pinned.append((fd, path))), ("obj_get", lambda path: 40)):
+        for name, fake in (
+            ("link_create", self.create),
+            ("obj_pin", lambda fd, path: self.pinned.append((fd, path))),
+            ("obj_get", lambda path: 40),
+        ):
             monkeypatch.setattr(bpf, name, fake)
         monkeypatch.setattr(bpf, "close", lambda fd: None)
         monkeypatch.setattr(os, "makedirs", lambda *dummy, **dummies: None)
@@ -250,24 +329,53 @@ class Driver:
         return applier.warnings
 
 
-@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, 524, errno.EINVAL, errno.ERANGE, errno.ENOSPC])
-def test_auto_is_generic_where_the_driver_cannot(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "number", [errno.EOPNOTSUPP, 524, errno.EINVAL, errno.ERANGE, errno.ENOSPC]
+)
+def test_auto_is_generic_where_the_driver_cannot(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver = Driver(monkeypatch, number)
     (warning,) = driver.attach("auto")
-    assert driver.tried == ["native", "generic"] and driver.pinned == [(50, PIN)] and "because native was not possible: so it says" in warning
-    with pytest.raises(ConntrackError, match="refuses native XDP: .*so it says.* mode: generic or auto"):
+    assert (
+        driver.tried == ["native", "generic"]
+        and driver.pinned == [(50, PIN)]
+        and "because native was not possible: so it says" in warning
+    )
+    with pytest.raises(
+        ConntrackError, match="refuses native XDP: .*so it says.* mode: generic or auto"
+    ):
         driver.attach("native")
 
 
 @pytest.mark.parametrize(
-    "number", [errno.EBUSY, errno.EPERM, errno.EACCES, errno.ENOMEM, errno.EEXIST, errno.ENODEV, errno.ENXIO, errno.EAGAIN, errno.EINTR, errno.EIO, errno.EBADF]
+    "number",
+    [
+        errno.EBUSY,
+        errno.EPERM,
+        errno.EACCES,
+        errno.ENOMEM,
+        errno.EEXIST,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.EIO,
+        errno.EBADF,
+    ],
 )
 @pytest.mark.parametrize("mode", ["auto", "native"])
-def test_auto_is_not_generic_for_what_has_nothing_to_do_with_the_driver(mode: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_not_generic_for_what_has_nothing_to_do_with_the_driver(
+    mode: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver = Driver(monkeypatch, number)
     with pytest.raises(ConntrackError, match="refuses native XDP: .*so it says") as raised:
         driver.attach(mode)
-    assert driver.tried == ["native"] and driver.pinned == [] and "mode: generic" not in raised.value.message
+    assert (
+        driver.tried == ["native"]
+        and driver.pinned == []
+        and "mode: generic" not in raised.value.message
+    )
 
 
 # ---------------------------------------------------------------- absent
@@ -285,7 +393,14 @@ def test_absent_detaches_what_was_attached_by_its_pin() -> None:
 
 
 @pytest.mark.parametrize(
-    "have", [BARE, MISSING, running(FOREIGN), running(FOREIGN, by_link=True, link_ids=(80,)), running(INGRESS, by_link=True, link_ids=(80,))]
+    "have",
+    [
+        BARE,
+        MISSING,
+        running(FOREIGN),
+        running(FOREIGN, by_link=True, link_ids=(80,)),
+        running(INGRESS, by_link=True, link_ids=(80,)),
+    ],
 )
 def test_absent_leaves_the_rest(have: Have) -> None:
     assert steps(FREE, have) == []
@@ -304,7 +419,9 @@ def item(**fields: t.Any) -> dict[str, t.Any]:
 
 
 def test_parse() -> None:
-    wants = attach.parse("present", [item(), item(netns="ns1", program="egress", mode="generic")], "native")
+    wants = attach.parse(
+        "present", [item(), item(netns="ns1", program="egress", mode="generic")], "native"
+    )
     assert wants == [
         Want("interfaces[0]", "lan", None, "ingress", "native"),
         Want("interfaces[1]", "lan", "ns1", "egress", "generic"),
@@ -317,7 +434,10 @@ def test_parse() -> None:
     "bad, message",
     [
         (item(name=""), r"interfaces\[1\]\.name: ''"),
-        (item(name="sixteen-bytes-xx"), r"interfaces\[1\]\.name: 'sixteen-bytes-xx' is not valid: .* 1 to 15 bytes"),
+        (
+            item(name="sixteen-bytes-xx"),
+            r"interfaces\[1\]\.name: 'sixteen-bytes-xx' is not valid: .* 1 to 15 bytes",
+        ),
         (item(name="üüüüüüüü"), "1 to 15 bytes"),
         (item(name="a/b"), "no '/'"),
         (item(name="a b"), "no white space"),
@@ -330,7 +450,10 @@ def test_parse() -> None:
         (item(netns="../etc"), r"interfaces\[1\]\.netns"),
         (item(netns=""), r"interfaces\[1\]\.netns"),
         (item(program=None), r"interfaces\[1\]\.program: is missing: give ingress or egress"),
-        (item(name="wan"), r"interfaces\[1\]\.name: 'wan' is not valid: the interface is already in interfaces\[0\]"),
+        (
+            item(name="wan"),
+            r"interfaces\[1\]\.name: 'wan' is not valid: the interface is already in interfaces\[0\]",
+        ),
     ],
 )
 def test_bad_input(bad: dict[str, t.Any], message: str) -> None:
@@ -347,5 +470,8 @@ def test_an_alternative_name_may_be_longer(name: str) -> None:
 
 def test_two_names_of_one_interface_are_one_too_many() -> None:
     again = item(netns="r1", given="alt0@alias")
-    with pytest.raises(ConntrackError, match=r"interfaces\[1\]\.name: 'alt0@alias' is not valid: it is lan@r1, which is already in interfaces\[0\]; name each"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"interfaces\[1\]\.name: 'alt0@alias' is not valid: it is lan@r1, which is already in interfaces\[0\]; name each",
+    ):
         attach.parse("present", [item(netns="r1"), again], "auto")

@@ -11,7 +11,9 @@ LAN = redirect.Port("lan", 2, bytes.fromhex("020000000001"), True)
 WAN = redirect.Port("wan", 3, bytes.fromhex("020000000002"), False)
 
 
-def done(have: dict[bytes, int], *wanted: redirect.Port, kept: tuple[bytes, ...] = ()) -> list[tuple[str, str, object]]:
+def done(
+    have: dict[bytes, int], *wanted: redirect.Port, kept: tuple[bytes, ...] = ()
+) -> list[tuple[str, str, object]]:
     return [(step.action, step.name, step.after) for step in redirect.make_plan(have, wanted, kept)]
 
 
@@ -27,13 +29,19 @@ def test_nothing_is_done_twice() -> None:
 
 
 def test_a_port_that_takes_frames_no_longer_is_changed() -> None:
-    assert done({WAN.key: redirect.TRANSMITS}, WAN) == [("change", "wan", "ifindex 3, address 02:00:00:00:00:02, receives")]
+    assert done({WAN.key: redirect.TRANSMITS}, WAN) == [
+        ("change", "wan", "ifindex 3, address 02:00:00:00:00:02, receives")
+    ]
 
 
 def test_what_nobody_speaks_of_goes_and_what_another_run_attached_stays() -> None:
-    assert done({LAN.key: 0, WAN.key: 0}, kept=(WAN.key,)) == [("delete", "2 02:00:00:00:00:01", None)]
+    assert done({LAN.key: 0, WAN.key: 0}, kept=(WAN.key,)) == [
+        ("delete", "2 02:00:00:00:00:01", None)
+    ]
 
 
 def test_one_number_in_two_namespaces_is_two_ports() -> None:
     twin = redirect.Port("lan", 2, bytes.fromhex("020000000009"), True)
-    assert done({LAN.key: redirect.TRANSMITS}, twin, kept=(LAN.key,)) == [("create", "lan", "ifindex 2, address 02:00:00:00:00:09, sends and receives")]
+    assert done({LAN.key: redirect.TRANSMITS}, twin, kept=(LAN.key,)) == [
+        ("create", "lan", "ifindex 2, address 02:00:00:00:00:09, sends and receives")
+    ]

@@ -25,8 +25,17 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, 
         (7, "veth", "veth", None, ""),
     ],
 )
-def test_native_is_refused_where_it_is_known_to_fail(index: int, kind: str, driver: str, able: bool | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpf, "link_facts", lambda number: bpf.LinkFacts(number, "x0", kind, 1500, 0, None, {}, 0))
+def test_native_is_refused_where_it_is_known_to_fail(
+    index: int,
+    kind: str,
+    driver: str,
+    able: bool | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        bpf, "link_facts", lambda number: bpf.LinkFacts(number, "x0", kind, 1500, 0, None, {}, 0)
+    )
     monkeypatch.setattr(device, "driver", lambda name: device.Driver(driver, ""))
     monkeypatch.setattr(device, "native", lambda number: able)
     found = refusals.why_not_native(index)

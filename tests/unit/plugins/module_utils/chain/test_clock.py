@@ -35,7 +35,9 @@ def test_a_chain_without_a_clock_is_an_error(meta: dict[str, int]) -> None:
         clock.jiffies_now(meta)
 
 
-@pytest.mark.parametrize("jiffies", [1000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, (1 << 32) + 5])
+@pytest.mark.parametrize(
+    "jiffies", [1000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, (1 << 32) + 5]
+)
 @pytest.mark.parametrize("distance", [-432000 * 1000, -1, 0, 1, 432000 * 1000])
 def test_distances_survive_the_wrap_of_32_bits(jiffies: int, distance: int) -> None:
     now = clock.Clock(jiffies, 1000, 0)
@@ -52,7 +54,11 @@ def test_idle_and_age_are_whole_seconds_and_never_negative() -> None:
 
 #: Jiffies since the last packet and the timeout that it gave, for each rate: what the kernel's own clock, which does not go round, makes of them.
 SPANS = [(idle, whole) for idle in (0, 1, 29, 30, 31, 1 << 30) for whole in (1, 30, 1 << 29)]
-ROUNDS = [(over, whole) for over in ((1 << 31) - 1, 1 << 31, (1 << 31) + 5, 3 << 30) for whole in (1, 30, 120 * 1000, 1 << 28)]
+ROUNDS = [
+    (over, whole)
+    for over in ((1 << 31) - 1, 1 << 31, (1 << 31) + 5, 3 << 30)
+    for whole in (1, 30, 120 * 1000, 1 << 28)
+]
 
 
 @pytest.mark.parametrize("now", [1 << 32, (1 << 32) + 7, (1 << 33) - 1, 1 << 35, (3 << 31) + 99])
@@ -62,16 +68,26 @@ def test_what_is_over_is_told_as_by_a_clock_that_does_not_go_round(now: int, rat
         if whole > chain.LONGEST_TIMEOUT * rate or idle >= (1 << 32) - chain.CLOCK_SLACK * rate:
             continue
         seen = now - idle
-        assert clock.over((seen + whole) & 0xFFFFFFFF, seen & 0xFFFFFFFF, now, rate) is (idle >= whole), (idle, whole)
-        assert clock.Clock(now, rate, 0).over((seen + whole) & 0xFFFFFFFF, seen & 0xFFFFFFFF) is (idle >= whole)
+        assert clock.over((seen + whole) & 0xFFFFFFFF, seen & 0xFFFFFFFF, now, rate) is (
+            idle >= whole
+        ), (idle, whole)
+        assert clock.Clock(now, rate, 0).over((seen + whole) & 0xFFFFFFFF, seen & 0xFFFFFFFF) is (
+            idle >= whole
+        )
 
 
 @pytest.mark.parametrize("later", [1, 250, 3600 * 250])
 def test_a_packet_later_than_this_instant_is_no_old_one(later: int) -> None:
-    assert not clock.over(fakes.NOW + later + 30 & 0xFFFFFFFF, fakes.NOW + later & 0xFFFFFFFF, fakes.NOW, 250)
+    assert not clock.over(
+        fakes.NOW + later + 30 & 0xFFFFFFFF, fakes.NOW + later & 0xFFFFFFFF, fakes.NOW, 250
+    )
 
 
 def test_more_than_any_timeout_can_not_be_left() -> None:
     longest = chain.LONGEST_TIMEOUT * 250
-    assert not clock.over((fakes.NOW + longest) & 0xFFFFFFFF, fakes.NOW & 0xFFFFFFFF, fakes.NOW, 250)
-    assert clock.over((fakes.NOW + longest + 1) & 0xFFFFFFFF, fakes.NOW & 0xFFFFFFFF, fakes.NOW, 250)
+    assert not clock.over(
+        (fakes.NOW + longest) & 0xFFFFFFFF, fakes.NOW & 0xFFFFFFFF, fakes.NOW, 250
+    )
+    assert clock.over(
+        (fakes.NOW + longest + 1) & 0xFFFFFFFF, fakes.NOW & 0xFFFFFFFF, fakes.NOW, 250
+    )

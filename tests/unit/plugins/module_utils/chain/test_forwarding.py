@@ -18,9 +18,16 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec a
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import reload
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, device, ethtool, netfilter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    device,
+    ethtool,
+    netfilter,
+)
 
 SOURCES = str(pathlib.Path(__file__).resolve().parents[5] / "files/bpf")
 QUIET = netfilter.Seen((), False, False)
@@ -38,29 +45,53 @@ def refused(call: t.Callable[[], object]) -> str:
 @pytest.mark.parametrize("more", [{}, {"forward_unfiltered": False}, {"forward_unfiltered": "no"}])
 def test_forwarding_takes_a_second_word(forward: str, more: dict[str, t.Any]) -> None:
     args = {"forward": forward, **more}
-    words = [f"forward={forward}", *(f"{name}={str(value).lower()}" for name, value in more.items())]
+    words = [
+        f"forward={forward}",
+        *(f"{name}={str(value).lower()}" for name, value in more.items()),
+    ]
     (message,) = {
         refused(lambda: xdp_program.rendered(args, str)),
         refused(lambda: xdp_object.packed(args, str)),
         refused(lambda: reload.parse(words)),
     }
-    assert message.startswith(f"forward: {forward!r} is not valid: ") and "forward_unfiltered: true" in message and "firewall" in message
+    assert (
+        message.startswith(f"forward: {forward!r} is not valid: ")
+        and "forward_unfiltered: true" in message
+        and "firewall" in message
+    )
     (problem,) = preflight.judge_unfiltered(forward, False)
-    assert (problem.field, problem.value) == ("forward", forward) and "firewall" in problem.problem and "forward_unfiltered: true" in problem.mend
+    assert (
+        (problem.field, problem.value) == ("forward", forward)
+        and "firewall" in problem.problem
+        and "forward_unfiltered: true" in problem.mend
+    )
 
 
 def test_with_it_or_without_forwarding_nothing_is_refused() -> None:
-    for args in ({"forward": "off"}, {"forward": False}, {}, {"forward_unfiltered": True}, {"forward": "all", "forward_unfiltered": "yes"}):
+    for args in (
+        {"forward": "off"},
+        {"forward": False},
+        {},
+        {"forward_unfiltered": True},
+        {"forward": "all", "forward_unfiltered": "yes"},
+    ):
         assert xdp_program.settings_of(args).forward == (args.get("forward") or "off")
-    assert reload.parse(["forward_unfiltered=yes", "forward=established"]).compiled == {"forward": "established"}
-    assert not list(preflight.judge_unfiltered("all", True)) + list(preflight.judge_unfiltered("off", False))
+    assert reload.parse(["forward_unfiltered=yes", "forward=established"]).compiled == {
+        "forward": "established"
+    }
+    assert not list(preflight.judge_unfiltered("all", True)) + list(
+        preflight.judge_unfiltered("off", False)
+    )
 
 
 def test_a_second_word_that_is_none() -> None:
-    assert refused(lambda: xdp_program.settings_of({"forward": "all", "forward_unfiltered": "perhaps"})) == (
-        "forward_unfiltered: 'perhaps' is not valid: give true or false."
+    assert refused(
+        lambda: xdp_program.settings_of({"forward": "all", "forward_unfiltered": "perhaps"})
+    ) == ("forward_unfiltered: 'perhaps' is not valid: give true or false.")
+    assert (
+        refused(lambda: reload.parse(["forward_unfiltered=2"]))
+        == "forward_unfiltered: 2 is not valid: give true or false."
     )
-    assert refused(lambda: reload.parse(["forward_unfiltered=2"])) == "forward_unfiltered: 2 is not valid: give true or false."
 
 
 @pytest.mark.parametrize("forward", chain.FORWARDS)
@@ -74,10 +105,18 @@ def attribute(kind: int, payload: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
 
 
-def base_chain(family: int, table: str, name: str, hook: int | None, policy: int | None) -> tuple[int, dict[int, bytes]]:
-    hooked = attribute(4, attribute(1, struct.pack("!I", hook)) + attribute(2, bytes(4))) if hook is not None else b""
+def base_chain(
+    family: int, table: str, name: str, hook: int | None, policy: int | None
+) -> tuple[int, dict[int, bytes]]:
+    hooked = (
+        attribute(4, attribute(1, struct.pack("!I", hook)) + attribute(2, bytes(4)))
+        if hook is not None
+        else b""
+    )
     said = attribute(5, struct.pack("!I", policy)) if policy is not None else b""
-    return family, device.attributes(attribute(1, table.encode() + b"\0") + attribute(3, name.encode() + b"\0") + hooked + said)
+    return family, device.attributes(
+        attribute(1, table.encode() + b"\0") + attribute(3, name.encode() + b"\0") + hooked + said
+    )
 
 
 def test_base_chains_of_the_forward_hook() -> None:
@@ -107,7 +146,9 @@ def test_base_chains_of_the_forward_hook() -> None:
 
 def rule(family: int, *expressions: tuple[str, str]) -> tuple[int, dict[int, bytes]]:
     def one(name: str, xt: str) -> bytes:
-        return attribute(1, attribute(1, name.encode() + b"\0") + attribute(2, attribute(1, xt.encode() + b"\0")))
+        return attribute(
+            1, attribute(1, name.encode() + b"\0") + attribute(2, attribute(1, xt.encode() + b"\0"))
+        )
 
     return family, {4: b"".join(one(*expression) for expression in expressions)}
 
@@ -125,7 +166,9 @@ def rule(family: int, *expressions: tuple[str, str]) -> tuple[int, dict[int, byt
         ([rule(7, ("ct", ""))], False),  # a bridge's own, which routers do not meet
     ],
 )
-def test_rules_that_have_nf_conntrack_track(rules: list[tuple[int, dict[int, bytes]]], tracks: bool) -> None:
+def test_rules_that_have_nf_conntrack_track(
+    rules: list[tuple[int, dict[int, bytes]]], tracks: bool
+) -> None:
     assert netfilter.rules_track(rules) == tracks
 
 
@@ -135,13 +178,17 @@ def on(*features: str) -> dict[str, bool]:
 
 
 def test_what_keeps_tags_out_of_the_frame() -> None:
-    assert forwarding.card_offloads("eth0", on(ethtool.TX_TAG, ethtool.TX_STAG)) == [], "what it sends has its tag still"
+    assert forwarding.card_offloads("eth0", on(ethtool.TX_TAG, ethtool.TX_STAG)) == [], (
+        "what it sends has its tag still"
+    )
     (one,) = forwarding.card_offloads("eth0", on(ethtool.RX_TAG))
     assert one == forwarding.Offload("rxvlan of eth0 is on", "Run ethtool -K eth0 rxvlan off")
     (one,) = forwarding.card_offloads("eth0", on(ethtool.RX_STAG))
     assert one.mend == "Run ethtool -K eth0 rx-vlan-stag-hw-parse off"
     assert forwarding.veth_offloads("ns1-wan", on(ethtool.RX_TAG, ethtool.RX_STAG), True) == []
-    (one,) = forwarding.veth_offloads("ns1-wan", on(ethtool.TX_TAG, ethtool.TX_STAG), False, " in the namespace of that end")
+    (one,) = forwarding.veth_offloads(
+        "ns1-wan", on(ethtool.TX_TAG, ethtool.TX_STAG), False, " in the namespace of that end"
+    )
     assert one.mend == "Run ethtool -K ns1-wan txvlan off in the namespace of that end"
     assert len(forwarding.veth_offloads("ns1-wan", on(ethtool.TX_TAG, ethtool.TX_STAG), True)) == 2
 
@@ -151,19 +198,33 @@ def test_what_keeps_tags_out_of_the_frame() -> None:
     [
         (QUIET, (), []),
         (netfilter.Seen((DROP,), True, True), (), []),
-        (netfilter.Seen((DROP,), True, False), (), ["Set net.netfilter.nf_conntrack_tcp_be_liberal=1 in namespace gw, or load it with forward: off."]),
+        (
+            netfilter.Seen((DROP,), True, False),
+            (),
+            [
+                "Set net.netfilter.nf_conntrack_tcp_be_liberal=1 in namespace gw, or load it with forward: off."
+            ],
+        ),
         (netfilter.Seen(None, True, False), (), ["nf_conntrack tracks in namespace gw"]),
-        (QUIET, (forwarding.Offload("rxvlan of eth0 is on", "Run ethtool -K eth0 rxvlan off"),), ["rxvlan of eth0 is on", "Run ethtool -K eth0 rxvlan off"]),
+        (
+            QUIET,
+            (forwarding.Offload("rxvlan of eth0 is on", "Run ethtool -K eth0 rxvlan off"),),
+            ["rxvlan of eth0 is on", "Run ethtool -K eth0 rxvlan off"],
+        ),
         (QUIET, (forwarding.Offload("", "Look."),), ["is not known"]),
     ],
 )
-def test_refusals(rules: netfilter.Seen, offloads: tuple[forwarding.Offload, ...], words: list[str]) -> None:
+def test_refusals(
+    rules: netfilter.Seen, offloads: tuple[forwarding.Offload, ...], words: list[str]
+) -> None:
     seen = forwarding.Seen("all", "gw", rules, offloads)
     if not words:
         forwarding.refuse("interfaces[0]", "eth0@gw", seen)
         return
     message = refused(lambda: forwarding.refuse("interfaces[0]", "eth0@gw", seen))
-    assert message.startswith("interfaces[0]: eth0@gw: the chain must not forward there (forward: all): ") and all(one in message for one in words)
+    assert message.startswith(
+        "interfaces[0]: eth0@gw: the chain must not forward there (forward: all): "
+    ) and all(one in message for one in words)
 
 
 # ---------------------------------------------------------------- ports
@@ -183,16 +244,26 @@ def facts(kind: str, peer_xdp: dict[str, int] | None = None) -> bpf.LinkFacts:
         (None, "", "native", False),
     ],
 )
-def test_who_takes_redirected_frames(told: bool | None, driver: str, mode: str | None, takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_takes_redirected_frames(
+    told: bool | None, driver: str, mode: str | None, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(device, "takes_redirected", lambda ifindex: told)
     monkeypatch.setattr(device, "driver", lambda name: device.Driver(driver, ""))
     assert redirect.transmits(facts(""), mode) is takes
 
 
 @pytest.mark.parametrize(
-    ("told", "peer", "takes"), [(True, {}, True), (False, {"native": 1}, False), (None, {"native": 1}, True), (None, {"generic": 1}, False)]
+    ("told", "peer", "takes"),
+    [
+        (True, {}, True),
+        (False, {"native": 1}, False),
+        (None, {"native": 1}, True),
+        (None, {"generic": 1}, False),
+    ],
 )
-def test_a_veth_is_as_its_other_end(told: bool | None, peer: dict[str, int], takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_veth_is_as_its_other_end(
+    told: bool | None, peer: dict[str, int], takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(device, "takes_redirected", lambda ifindex: told)
     monkeypatch.setattr(bpf, "link_facts", lambda interface, nsid=None: facts("veth", peer))
     assert redirect.transmits(facts("veth"), "native") is takes
@@ -201,14 +272,21 @@ def test_a_veth_is_as_its_other_end(told: bool | None, peer: dict[str, int], tak
 def test_a_port_names_the_rulesets_that_are_passed_by() -> None:
     port = redirect.Port("eth0", 2, bytes(6), True, DROP.shown)
     (step,) = redirect.make_plan({}, [port], ())
-    assert step.reason.endswith("rulesets of the forward hook that they do not meet: inet filter forward (policy drop)")
+    assert step.reason.endswith(
+        "rulesets of the forward hook that they do not meet: inet filter forward (policy drop)"
+    )
     assert redirect.make_plan({port.key: port.flags}, [port], ()) == []
 
 
 # ---------------------------------------------------------------- generations
 @pytest.mark.parametrize("action", ["load", "activate"])  # a new one, and one that is gone back to
-def test_a_generation_does_not_take_over_where_it_must_not_forward(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = [plan.Step(action, "generation", "2", "because", None, None), plan.Step("delete", "generation", "1", "because", None, None)]
+def test_a_generation_does_not_take_over_where_it_must_not_forward(
+    action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [
+        plan.Step(action, "generation", "2", "because", None, None),
+        plan.Step("delete", "generation", "1", "because", None, None),
+    ]
     seen = {"eth0": forwarding.Seen("all", None, netfilter.Seen((DROP,), True, True), ())}
     monkeypatch.setattr(forwarding, "attached", lambda forward, keys: seen)
     found = generation._plan_forwarding(steps, generation.Have(), "all", action)
@@ -217,6 +295,10 @@ def test_a_generation_does_not_take_over_where_it_must_not_forward(action: str, 
         "because",
     ]
     seen["eth0"] = seen["eth0"]._replace(rules=netfilter.Seen((DROP,), True, False))
-    assert "nf_conntrack_tcp_be_liberal=1" in refused(lambda: generation._plan_forwarding(steps, generation.Have(), "all", action))
+    assert "nf_conntrack_tcp_be_liberal=1" in refused(
+        lambda: generation._plan_forwarding(steps, generation.Have(), "all", action)
+    )
     assert generation._plan_forwarding(steps, generation.Have(), "off", action) == steps
-    assert generation._plan_forwarding(steps[1:], generation.Have(), "all", action) == steps[1:], "nothing takes over"
+    assert generation._plan_forwarding(steps[1:], generation.Have(), "all", action) == steps[1:], (
+        "nothing takes over"
+    )

@@ -30,7 +30,9 @@ def refusal(call: t.Callable[[], object]) -> str:
 
 
 # ---------------------------------------------------------------- what is asked for
-@pytest.mark.parametrize(("slot", "number"), [("acl", 4), ("nat", 5), (4, 4), ("5", 5), (21, 21), ("29", 29)])
+@pytest.mark.parametrize(
+    ("slot", "number"), [("acl", 4), ("nat", 5), (4, 4), ("5", 5), (21, 21), ("29", 29)]
+)
 def test_slots_go_by_name_and_number(slot: t.Any, number: int) -> None:
     (guest,) = guests.parse([{"slot": slot, "src": "x.c", "pinned": None}])
     assert (guest.slot, guest.src, guest.pinned) == (number, "x.c", None)
@@ -38,7 +40,11 @@ def test_slots_go_by_name_and_number(slot: t.Any, number: int) -> None:
 
 def test_they_run_in_the_order_of_their_slots() -> None:
     asked = [{"slot": 29, "src": "a"}, {"slot": "nat", "pinned": "/b"}, {"slot": "acl", "src": "c"}]
-    assert [(guest.slot, guest.field) for guest in guests.parse(asked)] == [(4, "guests[2]"), (5, "guests[1]"), (29, "guests[0]")]
+    assert [(guest.slot, guest.field) for guest in guests.parse(asked)] == [
+        (4, "guests[2]"),
+        (5, "guests[1]"),
+        (29, "guests[0]"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -46,20 +52,35 @@ def test_they_run_in_the_order_of_their_slots() -> None:
     [
         ("acl.c", "guests: 'acl.c' is not valid: give a list."),
         (["acl.c"], "guests[0]: 'acl.c' is not valid: give slot, and src or pinned."),
-        ([{"slot": "acl", "scr": "x"}], "guests[0]: 'scr' is not valid: known are slot, src and pinned."),
+        (
+            [{"slot": "acl", "scr": "x"}],
+            "guests[0]: 'scr' is not valid: known are slot, src and pinned.",
+        ),
         ([{"src": "x"}], f"guests[0].slot: None is not valid: {FREE}"),
         ([{"slot": "tea", "src": "x"}], f"guests[0].slot: 'tea' is not valid: {FREE}"),
-        ([{"slot": 6, "src": "x"}], f"guests[0].slot: 6 is not valid: it is forward's, a stage of the chain; {FREE}"),
+        (
+            [{"slot": 6, "src": "x"}],
+            f"guests[0].slot: 6 is not valid: it is forward's, a stage of the chain; {FREE}",
+        ),
         ([{"slot": 9, "src": "x"}], f"guests[0].slot: 9 is not valid: {FREE}"),
         ([{"slot": 30, "src": "x"}], f"guests[0].slot: 30 is not valid: {FREE}"),
-        ([{"slot": 3, "src": "x"}], f"guests[0].slot: 3 is not valid: it is ct's, a stage of the chain; {FREE}"),
-        ([{"slot": "prs_end", "src": "x"}], f"guests[0].slot: 'prs_end' is not valid: it is prs_end's, a stage of the chain; {FREE}"),
+        (
+            [{"slot": 3, "src": "x"}],
+            f"guests[0].slot: 3 is not valid: it is ct's, a stage of the chain; {FREE}",
+        ),
+        (
+            [{"slot": "prs_end", "src": "x"}],
+            f"guests[0].slot: 'prs_end' is not valid: it is prs_end's, a stage of the chain; {FREE}",
+        ),
         (
             [{"slot": "acl", "src": "x"}, {"slot": "4", "src": "y"}],
             "guests[1].slot: '4' is not valid: guests[0] has it; give each guest a slot of its own.",
         ),
         ([{"slot": "acl"}], "guests[0]: src or pinned is missing: give one of them."),
-        ([{"slot": "acl", "src": "x", "pinned": "/y"}], "guests[0]: src and pinned exclude each other: give one of them."),
+        (
+            [{"slot": "acl", "src": "x", "pinned": "/y"}],
+            "guests[0]: src and pinned exclude each other: give one of them.",
+        ),
     ],
 )
 def test_what_can_not_be_asked_for(asked: t.Any, message: str) -> None:
@@ -67,7 +88,9 @@ def test_what_can_not_be_asked_for(asked: t.Any, message: str) -> None:
 
 
 # ---------------------------------------------------------------- files
-def read(tmp_path: pathlib.Path, *sources: str, taken: t.Container[str] = ()) -> tuple[guests.Guest, ...]:
+def read(
+    tmp_path: pathlib.Path, *sources: str, taken: t.Container[str] = ()
+) -> tuple[guests.Guest, ...]:
     """Write sources as a.c, b.c, ... and read them as guests."""
     asked = []
     for number, source in enumerate(sources):
@@ -85,9 +108,18 @@ def test_a_file_gives_its_program_a_name(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        (["int x;\n"], "guests[0].src: 'a.c' is not valid: it has 0 programs; a guest's file has one, which begins with GUEST(name) in a line of its own."),
-        ([ONE + ONE], "guests[0].src: 'a.c' is not valid: it has 2 programs; a guest's file has one, which begins with GUEST(name) in a line of its own."),
-        (["GUEST(ct)\n{}"], "guests[0].src: 'ct' is not valid: a guest's program needs a name of C, of 15 characters at most, that no stage of the chain has."),
+        (
+            ["int x;\n"],
+            "guests[0].src: 'a.c' is not valid: it has 0 programs; a guest's file has one, which begins with GUEST(name) in a line of its own.",
+        ),
+        (
+            [ONE + ONE],
+            "guests[0].src: 'a.c' is not valid: it has 2 programs; a guest's file has one, which begins with GUEST(name) in a line of its own.",
+        ),
+        (
+            ["GUEST(ct)\n{}"],
+            "guests[0].src: 'ct' is not valid: a guest's program needs a name of C, of 15 characters at most, that no stage of the chain has.",
+        ),
         (
             ["GUEST(1st)\n{}"],
             "guests[0].src: '1st' is not valid: a guest's program needs a name of C, of 15 characters at most, that no stage of the chain has.",
@@ -96,8 +128,14 @@ def test_a_file_gives_its_program_a_name(tmp_path: pathlib.Path) -> None:
             ["GUEST(a_name_that_is_cut)\n{}"],
             "guests[0].src: 'a_name_that_is_cut' is not valid: a guest's program needs a name of C, of 15 characters at most, that no stage of the chain has.",
         ),
-        (['GUEST_MAP(ctt, "hash", u32, u32, 1, 0);\n' + ONE], "guests[0].src: 'ctt' is not valid: the chain has a map of this name; give the guest's another."),
-        ([ONE, ONE], "guests[1].src: 'b.c' is not valid: guests[0] has the name one already; give each guest a name of its own."),
+        (
+            ['GUEST_MAP(ctt, "hash", u32, u32, 1, 0);\n' + ONE],
+            "guests[0].src: 'ctt' is not valid: the chain has a map of this name; give the guest's another.",
+        ),
+        (
+            [ONE, ONE],
+            "guests[1].src: 'b.c' is not valid: guests[0] has the name one already; give each guest a name of its own.",
+        ),
     ],
 )
 def test_files_that_are_no_guests(tmp_path: pathlib.Path, sources: list[str], message: str) -> None:
@@ -105,15 +143,22 @@ def test_files_that_are_no_guests(tmp_path: pathlib.Path, sources: list[str], me
 
 
 def test_files_are_told_apart_by_their_names(tmp_path: pathlib.Path) -> None:
-    assert refusal(lambda: read(tmp_path, ONE, taken=["a.c"])) == "guests[0].src: 'a.c' is not valid: a file of the chain has this name; give it another."
+    assert (
+        refusal(lambda: read(tmp_path, ONE, taken=["a.c"]))
+        == "guests[0].src: 'a.c' is not valid: a file of the chain has this name; give it another."
+    )
     for directory in ("here", "there"):
         (tmp_path / directory).mkdir()
         (tmp_path / directory / "a.c").write_text(ONE.replace("one", directory), encoding="utf-8")
     asked = guests.parse([{"slot": 21, "src": "here/a.c"}, {"slot": 22, "src": "there/a.c"}])
-    assert "guests[0] has the file a.c already" in refusal(lambda: guests.read(asked, lambda path: str(tmp_path / path), ()))
+    assert "guests[0] has the file a.c already" in refusal(
+        lambda: guests.read(asked, lambda path: str(tmp_path / path), ())
+    )
     (tmp_path / 'a "b".c').write_text(ONE, encoding="utf-8")
     asked = guests.parse([{"slot": 21, "src": 'a "b".c'}])
-    assert "use letters, digits and .+-_ for its name" in refusal(lambda: guests.read(asked, lambda path: str(tmp_path / path), ()))
+    assert "use letters, digits and .+-_ for its name" in refusal(
+        lambda: guests.read(asked, lambda path: str(tmp_path / path), ())
+    )
 
 
 def test_a_file_that_is_not_there(tmp_path: pathlib.Path) -> None:
@@ -123,7 +168,9 @@ def test_a_file_that_is_not_there(tmp_path: pathlib.Path) -> None:
     )
     (tmp_path / "bytes.c").write_bytes(b"\xff\xfe")
     asked = guests.parse([{"slot": 21, "src": "bytes.c"}])
-    assert "bytes.c can not be read: 'utf-8' codec" in refusal(lambda: guests.read(asked, lambda path: str(tmp_path / path), ()))
+    assert "bytes.c can not be read: 'utf-8' codec" in refusal(
+        lambda: guests.read(asked, lambda path: str(tmp_path / path), ())
+    )
 
 
 # ---------------------------------------------------------------- the text
@@ -132,7 +179,11 @@ def rendered(*found: guests.Guest) -> str:
 
 
 def test_the_text_tells_programs_slots_and_maps(tmp_path: pathlib.Path) -> None:
-    found = read(tmp_path, ONE, 'GUEST_MAP(mine, "hash", u32, u64, 16, 0);\nGUEST(two)\n{ u32 x[1][1] = {{0}}; return guest_next(ctx); }\n')
+    found = read(
+        tmp_path,
+        ONE,
+        'GUEST_MAP(mine, "hash", u32, u64, 16, 0);\nGUEST(two)\n{ u32 x[1][1] = {{0}}; return guest_next(ctx); }\n',
+    )
     text = rendered(*found, guests.Guest("guests[2]", 29, pinned="/x"))
     assert guests.programs_in(text) == {"one": 21, "two": 22}
     assert guests.maps_in(text) == ("mine",)
@@ -143,22 +194,34 @@ def test_the_text_tells_programs_slots_and_maps(tmp_path: pathlib.Path) -> None:
 def test_without_guests_nobody_is_asked() -> None:
     text = rendered()
     assert guests.programs_in(text) == {} and guests.maps_in(text) == ()
-    assert "f->found = found" not in text and "guest_next" not in text.split('#line 1 "guest.h.j2"')[1].split("*/", 1)[1]
+    assert (
+        "f->found = found" not in text
+        and "guest_next" not in text.split('#line 1 "guest.h.j2"')[1].split("*/", 1)[1]
+    )
 
 
 def test_the_list_that_comes_with_the_collection_is_a_guest() -> None:
-    (found,) = guests.read(guests.parse([{"slot": "acl", "src": str(SOURCES / "guests/acl.c")}]), str, [path.name for path in SOURCES.iterdir()])
+    (found,) = guests.read(
+        guests.parse([{"slot": "acl", "src": str(SOURCES / "guests/acl.c")}]),
+        str,
+        [path.name for path in SOURCES.iterdir()],
+    )
     assert guests.programs_in(rendered(found)) == {"acl": chain.GUEST_SLOTS["acl"]}
 
 
 # ---------------------------------------------------------------- generations
 def test_another_program_behind_a_pin_is_another_chain() -> None:
-    first, again, other = (Want("text", {}, 1024, pinned=(guests.Pinned(21, "/x", number, tag),)) for number, tag in ((1, "aa"), (1, "aa"), (2, "aa")))
+    first, again, other = (
+        Want("text", {}, 1024, pinned=(guests.Pinned(21, "/x", number, tag),))
+        for number, tag in ((1, "aa"), (1, "aa"), (2, "aa"))
+    )
     assert first.digest == again.digest != other.digest != Want("text", {}, 1024).digest
     assert Want("text", {}, 1024, pinned=(guests.Pinned(22, "/x", 1, "aa"),)).digest != first.digest
 
 
 def test_a_guest_whose_pin_is_lost_is_loaded_again() -> None:
     want = Want("text", {}, 1024, pinned=(guests.Pinned(21, "/x", 1, "aa"),))
-    (load, *dummy) = plan_present(Have(generation=1, digest=want.digest, layout=chain.LAYOUT_VERSION), want, b"")
+    (load, *dummy) = plan_present(
+        Have(generation=1, digest=want.digest, layout=chain.LAYOUT_VERSION), want, b""
+    )
     assert (load.action, load.reason) == ("load", "the pin of the guest in slot 21 is missing")

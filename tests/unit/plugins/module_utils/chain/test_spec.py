@@ -9,7 +9,17 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec a
 
 
 def test_the_seeds_slots() -> None:
-    seed = {"ingress": 0, "egress": 1, "prs_end": 2, "ct": 3, "prs_eth": 10, "prs_ipv4": 11, "prs_icmp": 12, "prs_tcp": 13, "prs_udp": 14}
+    seed = {
+        "ingress": 0,
+        "egress": 1,
+        "prs_end": 2,
+        "ct": 3,
+        "prs_eth": 10,
+        "prs_ipv4": 11,
+        "prs_icmp": 12,
+        "prs_tcp": 13,
+        "prs_udp": 14,
+    }
     assert seed.items() <= chain.SLOTS.items()
     assert {"acl": 4, "nat": 5}.items() <= chain.GUEST_SLOTS.items()
 
@@ -25,8 +35,14 @@ def test_the_seeds_maps() -> None:
     specs = {spec.name: spec for spec in chain.maps(4096)}
     assert (specs["meta"].kind, specs["meta"].value_size, chain.META["ktime"]) == ("array", 8, 0)
     assert (specs["jt"].kind, specs["jt"].entries) == ("prog_array", 30)
-    assert (specs["ctt"].kind, specs["ctt"].entries, specs["ctt"].inherited) == ("lru_hash", 4096, True)
-    assert len(specs) == len(chain.maps(4096)) and {spec.kind for spec in specs.values()} <= set(chain.MAP_TYPES)
+    assert (specs["ctt"].kind, specs["ctt"].entries, specs["ctt"].inherited) == (
+        "lru_hash",
+        4096,
+        True,
+    )
+    assert len(specs) == len(chain.maps(4096)) and {spec.kind for spec in specs.values()} <= set(
+        chain.MAP_TYPES
+    )
 
 
 def test_what_packets_taught_goes_on_to_the_next_generation() -> None:
@@ -35,8 +51,14 @@ def test_what_packets_taught_goes_on_to_the_next_generation() -> None:
 
 
 def test_positions_are_used_once() -> None:
-    assert sorted(chain.META.values()) == list(range(next(spec.entries for spec in chain.maps() if spec.name == "meta") or 0))
-    assert len(set(chain.COUNTERS)) == len(chain.COUNTERS) == next(spec.entries for spec in chain.maps() if spec.name == "stats")
+    assert sorted(chain.META.values()) == list(
+        range(next(spec.entries for spec in chain.maps() if spec.name == "meta") or 0)
+    )
+    assert (
+        len(set(chain.COUNTERS))
+        == len(chain.COUNTERS)
+        == next(spec.entries for spec in chain.maps() if spec.name == "stats")
+    )
     assert set(chain.DELETIONS) <= set(chain.COUNTERS)
 
 
@@ -51,7 +73,11 @@ def test_settings_are_the_defaults_but_for_what_is_given() -> None:
     raw = chain.settings_value(250, {"udp": 7}, {"tcp_loose": 0})
     assert len(raw) == chain.SETTINGS_BYTES and len(raw) % 8 == 0
     hz, timeouts, knobs = chain.settings_of(raw)
-    assert (hz, timeouts, knobs) == (250, {**chain.TIMEOUTS, "udp": 7}, {**chain.KNOBS, "tcp_loose": 0})
+    assert (hz, timeouts, knobs) == (
+        250,
+        {**chain.TIMEOUTS, "udp": 7},
+        {**chain.KNOBS, "tcp_loose": 0},
+    )
 
 
 def test_layout_sizes() -> None:

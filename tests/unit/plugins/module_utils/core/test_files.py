@@ -37,7 +37,9 @@ def test_write_again_change(tmp_path: pathlib.Path) -> None:
     assert os.listdir(tmp_path) == ["flows"]
 
 
-def test_what_is_no_file_is_replaced_and_neither_waited_for_nor_written_into(tmp_path: pathlib.Path) -> None:
+def test_what_is_no_file_is_replaced_and_neither_waited_for_nor_written_into(
+    tmp_path: pathlib.Path,
+) -> None:
     """Somebody else may have put it there, in a directory as /tmp."""
     target, dest = tmp_path / "target", tmp_path / "flows"
     target.write_bytes(b"abc")
@@ -46,7 +48,11 @@ def test_what_is_no_file_is_replaced_and_neither_waited_for_nor_written_into(tmp
     assert put(dest, b"abc") and dest.is_file()
     dest.unlink()
     dest.symlink_to(target)
-    assert put(dest, b"abc") and not dest.is_symlink() and dest.read_bytes() == target.read_bytes() == b"abc"
+    assert (
+        put(dest, b"abc")
+        and not dest.is_symlink()
+        and dest.read_bytes() == target.read_bytes() == b"abc"
+    )
     assert not put(dest, b"abc")
 
 
@@ -81,7 +87,11 @@ def test_a_file_that_can_not_be_written_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("dest", "mend"),
-    [("flows.json", "give an absolute path"), ("/nowhere/at/all/flows", "the directory /nowhere/at/all does not exist"), ("/proc", "it is a directory")],
+    [
+        ("flows.json", "give an absolute path"),
+        ("/nowhere/at/all/flows", "the directory /nowhere/at/all does not exist"),
+        ("/proc", "it is a directory"),
+    ],
 )
 def test_bad_destinations(dest: str, mend: str) -> None:
     with pytest.raises(ConntrackError, match=mend):

@@ -29,11 +29,22 @@ class FakeModule:
 
 def library(name: str, **fields: str) -> libraries.Library:
     """Return a library that nothing but the test has."""
-    return libraries.Library(**{"name": name, "minimum": "1.2", "attribute": "Thing", "debian": "python3-x", "fedora": "python3-y", **fields})
+    return libraries.Library(
+        **{
+            "name": name,
+            "minimum": "1.2",
+            "attribute": "Thing",
+            "debian": "python3-x",
+            "fedora": "python3-y",
+            **fields,
+        }
+    )
 
 
 @pytest.fixture
-def installed(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[str, str], None]]:
+def installed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> t.Iterator[t.Callable[[str, str], None]]:
     """Return a function that installs a one-file library with the given text."""
     monkeypatch.syspath_prepend(str(tmp_path))
     names: list[str] = []
@@ -82,9 +93,15 @@ def test_too_old(installed: t.Callable[[str, str], None]) -> None:
     installed("ctdeps_old", "Thing = 1\n__version__ = '1.1.9'\n")
     problem = libraries.check(library("ctdeps_old", fedora="python3-x"))
     assert problem is not None
-    assert problem.as_dict() == {"library": "ctdeps_old", "found": "1.1.9", "wanted": "1.2", "packages": {"debian": "python3-x", "fedora": "python3-x"}}
+    assert problem.as_dict() == {
+        "library": "ctdeps_old",
+        "found": "1.1.9",
+        "wanted": "1.2",
+        "packages": {"debian": "python3-x", "fedora": "python3-x"},
+    }
     assert (
-        libraries.describe(problem, ["a", "b"]) == "ctdeps_old 1.2 or newer is needed and was found as version 1.1.9 by a and b. Install the package python3-x."
+        libraries.describe(problem, ["a", "b"])
+        == "ctdeps_old 1.2 or newer is needed and was found as version 1.1.9 by a and b. Install the package python3-x."
     )
 
 
@@ -92,7 +109,9 @@ def test_another_library_of_that_name(installed: t.Callable[[str, str], None]) -
     installed("ctdeps_other", "__version__ = '9'\n")
     problem = libraries.check(library("ctdeps_other", hint="Mind the name."))
     assert problem is not None
-    assert "it has no Thing, so it is another library of that name" in libraries.describe(problem, ["a"])
+    assert "it has no Thing, so it is another library of that name" in libraries.describe(
+        problem, ["a"]
+    )
     assert libraries.describe(problem, ["a"]).endswith(" Mind the name.")
 
 
@@ -100,7 +119,10 @@ def test_broken(installed: t.Callable[[str, str], None]) -> None:
     installed("ctdeps_broken", "raise OSError('libthing.so.0: cannot open shared object file')\n")
     problem = libraries.check(library("ctdeps_broken"))
     assert problem is not None
-    assert "could not be imported by a (OSError: libthing.so.0: cannot open shared object file)" in libraries.describe(problem, ["a"])
+    assert (
+        "could not be imported by a (OSError: libthing.so.0: cannot open shared object file)"
+        in libraries.describe(problem, ["a"])
+    )
 
 
 def test_an_interpreter_that_is_not_there_has_nothing() -> None:
@@ -127,7 +149,9 @@ def test_require_starts_again_where_the_libraries_are(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("respawned", [True, False])
-def test_require_fails_where_nobody_has_them(monkeypatch: pytest.MonkeyPatch, respawned: bool) -> None:
+def test_require_fails_where_nobody_has_them(
+    monkeypatch: pytest.MonkeyPatch, respawned: bool
+) -> None:
     monkeypatch.setitem(libraries.LIBRARIES, "ctdeps_absent", library("ctdeps_absent"))
     monkeypatch.setattr(respawn_api, "has_respawned", lambda: respawned)
     monkeypatch.setattr(libraries, "others", lambda: ["/a"])
@@ -141,18 +165,22 @@ def test_require_fails_where_nobody_has_them(monkeypatch: pytest.MonkeyPatch, re
 
 
 def test_require_is_silent_where_all_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(libraries.LIBRARIES, "json", libraries.Library("json", "1", "dumps", "", ""))
+    monkeypatch.setitem(
+        libraries.LIBRARIES, "json", libraries.Library("json", "1", "dumps", "", "")
+    )
     libraries.require(t.cast(t.Any, FakeModule()), "json")
 
 
-def test_a_bare_environment_starts_again_under_the_python_that_it_is_made_of(tmp_path: pathlib.Path) -> None:
+def test_a_bare_environment_starts_again_under_the_python_that_it_is_made_of(
+    tmp_path: pathlib.Path,
+) -> None:
     """Its python is a link to the system's, and yet has none of the system's libraries."""
     system = next((path for path in libraries.SYSTEM_PYTHONS if os.path.exists(path)), None)
     if system is None:
         pytest.skip("there is no system Python")
-    ask = (
-        f"import sys; sys.path += {[path for path in sys.path if path] + [os.path.dirname(libraries.__file__)]!r}; import libraries; print(libraries.others())"
-    )
+    ask = f"import sys; sys.path += {[path for path in sys.path if path] + [os.path.dirname(libraries.__file__)]!r}; import libraries; print(libraries.others())"
     subprocess.run([system, "-m", "venv", "--without-pip", str(tmp_path)], check=True)
-    done = subprocess.run([tmp_path / "bin/python", "-c", ask], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [tmp_path / "bin/python", "-c", ask], capture_output=True, text=True, check=True
+    )
     assert system in done.stdout

@@ -32,7 +32,12 @@ sys.stdin.read()
 @contextlib.contextmanager
 def another_process(directory: pathlib.Path) -> c.Iterator[subprocess.Popen[str]]:
     """A process that holds the lock until the block ends."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process
 
@@ -53,9 +58,18 @@ def test_who_holds_it(tmp_path: pathlib.Path) -> None:
             with pytest.raises(ConntrackError) as raised:
                 with lock.held(str(tmp_path), seconds):
                     pass
-            assert raised.value.message.startswith(f"{tmp_path}: another run has the lock: ") and words in raised.value.message
-            found = re.search(rf"process {process.pid} \((.*)\), which runs since (\S+),", raised.value.message, re.DOTALL)
-            assert found is not None and sys.executable in found.group(1) and "fcntl" in found.group(1)
+            assert (
+                raised.value.message.startswith(f"{tmp_path}: another run has the lock: ")
+                and words in raised.value.message
+            )
+            found = re.search(
+                rf"process {process.pid} \((.*)\), which runs since (\S+),",
+                raised.value.message,
+                re.DOTALL,
+            )
+            assert (
+                found is not None and sys.executable in found.group(1) and "fcntl" in found.group(1)
+            )
             assert calendar.utc(before - 2) <= found.group(2) <= calendar.utc(time.time() + 2)
     with lock.held(str(tmp_path), 0):
         pass
@@ -131,7 +145,12 @@ ROOT, NOBODY = "0,0,0", "65534,65534,65534"
 
 @contextlib.contextmanager
 def user_holds(path: pathlib.Path, *words: str) -> c.Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([sys.executable, "-c", USER, str(path), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", USER, str(path), *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process
 
@@ -147,23 +166,38 @@ def shared(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
 
 
 def lock_files(shared: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in (*shared.parent.glob("facts/*"), *shared.glob("*"), *shared.glob(".*")) if path.name.endswith(".lock")]
+    return [
+        path
+        for path in (*shared.parent.glob("facts/*"), *shared.glob("*"), *shared.glob(".*"))
+        if path.name.endswith(".lock")
+    ]
 
 
-@pytest.mark.parametrize("words", [(NOBODY,), (NOBODY, "shared"), (NOBODY, "left"), ("65534,0,0",)], ids=["exclusive", "shared", "left to a child", "setuid"])
+@pytest.mark.parametrize(
+    "words",
+    [(NOBODY,), (NOBODY, "shared"), (NOBODY, "left"), ("65534,0,0",)],
+    ids=["exclusive", "shared", "left to a child", "setuid"],
+)
 def test_no_user_can_block_a_run(shared: pathlib.Path, words: tuple[str, ...]) -> None:
     with user_holds(shared, *words):
         with lock.held(str(shared), 0):
-            with pytest.raises(lock.Busy, match=f"process {os.getpid()} "):  # among themselves they are one at a time as ever
+            with pytest.raises(
+                lock.Busy, match=f"process {os.getpid()} "
+            ):  # among themselves they are one at a time as ever
                 with lock.held(str(shared), 0):
                     pass
 
 
-def test_a_run_of_an_older_release_is_waited_for_and_named(shared: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_an_older_release_is_waited_for_and_named(
+    shared: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if os.geteuid() != 0:
         monkeypatch.setattr(lock, "_is_roots", lambda pid: True)
     with user_holds(shared, ROOT) as process:
-        with pytest.raises(lock.Busy, match=rf"(?s)shared: another run has the lock: after 0.1 s process {process.pid} \(.*fcntl"):
+        with pytest.raises(
+            lock.Busy,
+            match=rf"(?s)shared: another run has the lock: after 0.1 s process {process.pid} \(.*fcntl",
+        ):
             with lock.held(str(shared), 0.1):
                 pass
         assert lock_files(shared) == [], "who waited for nothing leaves nothing"
@@ -173,7 +207,9 @@ def test_a_run_of_an_older_release_is_waited_for_and_named(shared: pathlib.Path,
 
 
 @pytest.mark.parametrize("reader", [False, True])
-def test_a_run_of_an_older_release_does_not_begin_beside_one(shared: pathlib.Path, reader: bool) -> None:
+def test_a_run_of_an_older_release_does_not_begin_beside_one(
+    shared: pathlib.Path, reader: bool
+) -> None:
     """Not where a user has a shared lock there either."""
     with contextlib.ExitStack() as stack:
         if reader:
@@ -195,7 +231,9 @@ def test_the_lock_is_a_file_that_only_its_user_can_open(shared: pathlib.Path, um
             (path,) = lock_files(shared)
             assert path.stat().st_mode & 0o777 == 0o600 and path.stat().st_uid == os.geteuid()
             assert path.parent.stat().st_mode & 0o022 == 0
-            assert os.geteuid() != 0 or list(shared.iterdir()) == [], "nothing lies where a file has a meaning, as in /run/netns"
+            assert os.geteuid() != 0 or list(shared.iterdir()) == [], (
+                "nothing lies where a file has a meaning, as in /run/netns"
+            )
     finally:
         os.umask(before)
     assert lock_files(shared) == [] and not (shared.parent / "facts").exists()
@@ -212,7 +250,9 @@ def test_the_directory_of_the_lock_files_can_be_locked_too(shared: pathlib.Path)
     assert not facts.exists()
 
 
-def test_what_a_killed_run_left_goes_with_the_next_lock(shared: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_what_a_killed_run_left_goes_with_the_next_lock(
+    shared: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     (tmp_path / "facts").mkdir(mode=0o755)
     (tmp_path / "facts/other-0123456789abcdef.lock").touch()
     (tmp_path / "facts/used-0123456789abcdef.lock").touch()
@@ -220,12 +260,16 @@ def test_what_a_killed_run_left_goes_with_the_next_lock(shared: pathlib.Path, tm
         with lock.held(str(shared), 0):
             pass
         lock.tidy()
-        assert [path.name for path in (tmp_path / "facts").iterdir()] == ["used-0123456789abcdef.lock"]
+        assert [path.name for path in (tmp_path / "facts").iterdir()] == [
+            "used-0123456789abcdef.lock"
+        ]
     lock.tidy()
     assert not (tmp_path / "facts").exists()
 
 
-def test_a_symbolic_link_is_another_name_of_the_same(shared: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_symbolic_link_is_another_name_of_the_same(
+    shared: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     (tmp_path / "link").symlink_to(shared)
     with lock.held(str(tmp_path / "link"), 0):
         with pytest.raises(lock.Busy):
@@ -258,7 +302,10 @@ def test_a_directory_that_others_may_write_is_not_locked(shared: pathlib.Path, m
         os.chown(shared, 0, 12345)
     shared.chmod(mode)
     who = "every user" if mode == 0o777 else "the group "
-    with pytest.raises(ConntrackError, match=f"{shared}: {who}.*may write to it, and root trusts what is there. .* chmod go-w {shared}, or remove it"):
+    with pytest.raises(
+        ConntrackError,
+        match=f"{shared}: {who}.*may write to it, and root trusts what is there. .* chmod go-w {shared}, or remove it",
+    ):
         with lock.held(str(shared), 0):
             pass
     shared.chmod(0o1777)  # as /tmp

@@ -9,7 +9,10 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError, bad_value
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
+    ConntrackError,
+    bad_value,
+)
 
 CREATE = plan.Step("create", "link", "a", "it is not there", None, "mtu 1500", args=object())
 CHANGE = plan.Step("change", "address", "b", "it differs", "10.0.0.1/24", "10.0.0.2/24")
@@ -17,7 +20,16 @@ DELETE = plan.Step("delete", "route", "c", "it is not wanted", "via 10.0.0.1", N
 
 
 def test_what_is_shown_leaves_the_arguments_out() -> None:
-    assert plan.as_dicts([CREATE]) == [{"action": "create", "kind": "link", "name": "a", "reason": "it is not there", "before": None, "after": "mtu 1500"}]
+    assert plan.as_dicts([CREATE]) == [
+        {
+            "action": "create",
+            "kind": "link",
+            "name": "a",
+            "reason": "it is not there",
+            "before": None,
+            "after": "mtu 1500",
+        }
+    ]
     assert "args" not in repr(CREATE)
     assert plan.Step("create", "link", "a", "it is not there", None, "mtu 1500") == CREATE
 
@@ -33,9 +45,15 @@ def test_a_diff_has_a_line_for_what_goes_and_for_what_comes() -> None:
 class Doer:
     """Notes what is done and undone; fails where it is told to."""
 
-    def __init__(self, fails_at: str = "", undo_fails_at: str = "", error: Exception | None = None) -> None:
+    def __init__(
+        self, fails_at: str = "", undo_fails_at: str = "", error: Exception | None = None
+    ) -> None:
         self.notes: list[str] = []
-        self.fails_at, self.undo_fails_at, self.error = fails_at, undo_fails_at, error or OSError(5, "broken")
+        self.fails_at, self.undo_fails_at, self.error = (
+            fails_at,
+            undo_fails_at,
+            error or OSError(5, "broken"),
+        )
 
     def __call__(self, step: plan.Step) -> plan.Undo:
         if step.name == self.fails_at:
@@ -82,14 +100,21 @@ def test_what_can_not_be_undone_is_said_to_stand() -> None:
     with pytest.raises(ConntrackError) as raised:
         plan.apply([CHANGE, DELETE, CREATE], do)
     assert raised.value.facts["rolled_back"] == [CHANGE.as_dict()]
-    assert raised.value.facts["not_rolled_back"] == [{**DELETE.as_dict(), "error": "it can not be undone"}]
+    assert raised.value.facts["not_rolled_back"] == [
+        {**DELETE.as_dict(), "error": "it can not be undone"}
+    ]
 
 
 def test_the_facts_of_the_error_are_kept() -> None:
     with pytest.raises(ConntrackError) as raised:
         plan.apply([CREATE], Doer("a", error=ConntrackError("no", compiler_output="all of it")))
     assert raised.value.message == "create link a: no"
-    assert raised.value.facts == {"compiler_output": "all of it", "applied": [], "rolled_back": [], "not_rolled_back": []}
+    assert raised.value.facts == {
+        "compiler_output": "all of it",
+        "applied": [],
+        "rolled_back": [],
+        "not_rolled_back": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -97,4 +122,7 @@ def test_the_facts_of_the_error_are_kept() -> None:
     [(20, "20"), (1.5, "1.5"), (True, "True"), ("x", "'x'"), (None, "None"), (["a"], "['a']")],
 )
 def test_a_bad_value_is_named(value: t.Any, shown: str) -> None:
-    assert bad_value("links[0].mtu", value, "give 68 to 65535.").message == f"links[0].mtu: {shown} is not valid: give 68 to 65535."
+    assert (
+        bad_value("links[0].mtu", value, "give 68 to 65535.").message
+        == f"links[0].mtu: {shown} is not valid: give 68 to 65535."
+    )

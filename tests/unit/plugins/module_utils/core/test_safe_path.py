@@ -23,13 +23,17 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import safe_path
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import watch as ct_watch
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import apply as generation_apply
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    apply as generation_apply,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import record as lab_record
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
+    options as service_options,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import unit as ct_unit
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.options import Address, Options
 from ansible_collections.ebpf.conntrack.plugins.modules import xdp_object
@@ -77,15 +81,41 @@ def refusal(call: c.Callable[[], object]) -> str:
         ("pin_root", bpffs.check),
         ("pin_root", lambda path: service_options.check(Options(bpffs.Paths(path)))),
         ("state_dir", lambda path: manifest.check(bpffs.Paths(bpffs.STANDARD, path))),
-        ("state_dir", lambda path: service_options.check(Options(bpffs.Paths(bpffs.STANDARD, path)))),
+        (
+            "state_dir",
+            lambda path: service_options.check(Options(bpffs.Paths(bpffs.STANDARD, path))),
+        ),
         ("socket", service_options.parse_address),
-        ("socket", lambda path: service_options.check(Options(bpffs.Paths(bpffs.STANDARD), address=Address(path)))),
+        (
+            "socket",
+            lambda path: service_options.check(
+                Options(bpffs.Paths(bpffs.STANDARD), address=Address(path))
+            ),
+        ),
         ("prefix", lambda path: ct_archive.converge(path, None)),
-        ("prefix", lambda path: ct_unit.converge("present", ct_unit.Want(path, Options(bpffs.Paths(bpffs.STANDARD))), directory="/nowhere")),
+        (
+            "prefix",
+            lambda path: ct_unit.converge(
+                "present",
+                ct_unit.Want(path, Options(bpffs.Paths(bpffs.STANDARD))),
+                directory="/nowhere",
+            ),
+        ),
     ],
-    ids=["pin_root", "pin_root of the service", "state_dir", "state_dir of the service", "socket", "socket of the service", "prefix", "prefix of the unit"],
+    ids=[
+        "pin_root",
+        "pin_root of the service",
+        "state_dir",
+        "state_dir of the service",
+        "socket",
+        "socket of the service",
+        "prefix",
+        "prefix of the unit",
+    ],
 )
-def test_paths_are_checked_where_they_enter(field: str, take: c.Callable[[str], object], name: str) -> None:
+def test_paths_are_checked_where_they_enter(
+    field: str, take: c.Callable[[str], object], name: str
+) -> None:
     value = f"/sys/fs/bpf/{BAD_NAMES[name]}"
     message = refusal(lambda: take(value))
     assert message.startswith(f"{field}: {value!r} is not valid: ") and "\n" not in message
@@ -93,30 +123,52 @@ def test_paths_are_checked_where_they_enter(field: str, take: c.Callable[[str], 
 
 @pytest.mark.parametrize("value", ["relative", "", ".", "//sys/fs/bpf", "~root"])
 def test_what_is_not_absolute(value: str) -> None:
-    assert refusal(lambda: bpffs.check(value)) == f"pin_root: {value!r} is not valid: give the absolute path of a directory on a bpffs, as /sys/fs/bpf."
+    assert (
+        refusal(lambda: bpffs.check(value))
+        == f"pin_root: {value!r} is not valid: give the absolute path of a directory on a bpffs, as /sys/fs/bpf."
+    )
 
 
-@pytest.mark.parametrize("value", ["/", "/sys/fs/bpf", "/srv/Zürich/état_2", "/var/lib/a-b+c,d@e:f=g~h", "/a/..b/c..d"])
+@pytest.mark.parametrize(
+    "value", ["/", "/sys/fs/bpf", "/srv/Zürich/état_2", "/var/lib/a-b+c,d@e:f=g~h", "/a/..b/c..d"]
+)
 def test_what_is_fine(value: str) -> None:
     safe_path.check_text("state_dir", value, "")
 
 
 def test_a_pin_root_is_no_longer_than_the_name_of_its_state_can_be() -> None:
     long = "/sys/fs/bpf" + "/a" * 60
-    assert refusal(lambda: bpffs.check(long)).startswith(f"pin_root: {long!r} is not valid: it is too long: 223 bytes")
-    assert len(os.path.basename(manifest.directory(bpffs.Paths("/sys/fs/bpf" + "/a" * 50)))) <= safe_path.NAME_BYTES
+    assert refusal(lambda: bpffs.check(long)).startswith(
+        f"pin_root: {long!r} is not valid: it is too long: 223 bytes"
+    )
+    assert (
+        len(os.path.basename(manifest.directory(bpffs.Paths("/sys/fs/bpf" + "/a" * 50))))
+        <= safe_path.NAME_BYTES
+    )
 
 
-@pytest.mark.parametrize("listen", ["[::1%\nExecStartPre=/bin/sh]:80", "[::1%a b]:80", "::1%eth0:80", "127.0.0.1\n:80", "127.0.0.1:80\n"])
+@pytest.mark.parametrize(
+    "listen",
+    [
+        "[::1%\nExecStartPre=/bin/sh]:80",
+        "[::1%a b]:80",
+        "::1%eth0:80",
+        "127.0.0.1\n:80",
+        "127.0.0.1:80\n",
+    ],
+)
 def test_an_address_is_nothing_but_an_address(listen: str) -> None:
     """Python takes anything for the scope of an IPv6 address (RFC 4007), and it is a loopback address still."""
-    assert refusal(lambda: service_options.parse_address(listen=listen)).startswith(f"listen: {listen!r} is not valid: ")
+    assert refusal(lambda: service_options.parse_address(listen=listen)).startswith(
+        f"listen: {listen!r} is not valid: "
+    )
 
 
 @pytest.mark.parametrize("group", ["root\nExecStartPre=/bin/sh", "root adm", "%u", "a;b", 'a"b'])
 def test_a_group_is_nothing_but_a_name(group: str) -> None:
     assert (
-        refusal(lambda: service_options.parse_address(group=group)) == f"group: {group!r} is not valid: give the name of a group, of letters, digits and _.-@$."
+        refusal(lambda: service_options.parse_address(group=group))
+        == f"group: {group!r} is not valid: give the name of a group, of letters, digits and _.-@$."
     )
 
 
@@ -126,7 +178,9 @@ def test_systemd_reads_a_quoted_word_as_one(tmp_path: pathlib.Path) -> None:
     unit = tmp_path / "strange.service"
 
     def said(word: str) -> str:
-        unit.write_text(f"[Service]\nExecStart=/bin/true\nReadWritePaths={word}\n", encoding="utf-8")
+        unit.write_text(
+            f"[Service]\nExecStart=/bin/true\nReadWritePaths={word}\n", encoding="utf-8"
+        )
         argv = ["systemd-analyze", "verify", "--man=no", str(unit)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         return "\n".join(line for line in done.stderr.splitlines() if "strange.service:3" in line)
@@ -135,14 +189,18 @@ def test_systemd_reads_a_quoted_word_as_one(tmp_path: pathlib.Path) -> None:
         assert said(strange), f"{strange!r} is no plain word"
         assert said(ct_unit.quoted(strange)) == ""
     assert ct_unit.quoted("a\nb") == '"a\\x0ab"', "and no word is two lines"
-    assert ct_unit.quoted("a$b", True) == "a$$b" and ct_unit.quoted("a$b") == "a$b", "only commands have variables"
+    assert ct_unit.quoted("a$b", True) == "a$$b" and ct_unit.quoted("a$b") == "a$b", (
+        "only commands have variables"
+    )
 
 
 @pytest.mark.skipif(shutil.which("clang") is None, reason="needs clang")
 def test_c_reads_an_escaped_text_as_it_was(tmp_path: pathlib.Path) -> None:
     strange = 'a"b\\n%s\n??/ é;$1'
     source = tmp_path / "a.c"
-    source.write_text(f'char text[] = "{generation_apply.c_string(strange)}/map" "0";\n', encoding="utf-8")
+    source.write_text(
+        f'char text[] = "{generation_apply.c_string(strange)}/map" "0";\n', encoding="utf-8"
+    )
     subprocess.run(["clang", "-std=c11", "-c", "-o", tmp_path / "a.o", source], check=True)
     assert f"{strange}/map0\0".encode() in (tmp_path / "a.o").read_bytes()
     assert generation_apply.c_string("/sys/fs/bpf/a-b_c/1") == "/sys/fs/bpf/a-b_c/1"
@@ -174,7 +232,9 @@ def base(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.mark.parametrize("inside", [".", "gen", "gen/1", "gen/1/prog", "gen/1/prog/xdp_0"])
 @pytest.mark.parametrize("mode", [0o777, 0o722, 0o1777])
-def test_pins_that_others_may_change_are_refused(base: pathlib.Path, inside: str, mode: int) -> None:
+def test_pins_that_others_may_change_are_refused(
+    base: pathlib.Path, inside: str, mode: int
+) -> None:
     paths = bpffs.Paths(str(base.parent))
     bpffs.refuse_foreign(paths)
     (base / inside).chmod(mode)
@@ -196,7 +256,10 @@ def test_pins_of_another_user_are_refused(base: pathlib.Path, inside: str) -> No
         bpffs.check_places(paths)
 
     message = refusal(look)
-    assert message == f"{path}: it belongs to the user nobody, and root trusts what is there. Look at what it holds, then make it root's, or remove it."
+    assert (
+        message
+        == f"{path}: it belongs to the user nobody, and root trusts what is there. Look at what it holds, then make it root's, or remove it."
+    )
 
 
 def test_a_way_that_others_may_change_is_refused(tmp_path: pathlib.Path) -> None:
@@ -205,22 +268,30 @@ def test_a_way_that_others_may_change_is_refused(tmp_path: pathlib.Path) -> None
     (tmp_path / "link").symlink_to(tmp_path / "open/own")
     (tmp_path / "open").chmod(0o777)
     for path in (tmp_path / "open/own", tmp_path / "link", tmp_path / "link/more"):
-        assert refusal(functools.partial(safe_path.refuse_foreign_way, str(path))).startswith(f"{tmp_path}/open: every user may write to it")
+        assert refusal(functools.partial(safe_path.refuse_foreign_way, str(path))).startswith(
+            f"{tmp_path}/open: every user may write to it"
+        )
     (tmp_path / "open").chmod(0o1777)  # nobody can rename what is another's there
     safe_path.refuse_foreign_way(str(tmp_path / "link/more"))
     if os.geteuid() == 0:
         os.chown(tmp_path / "link", 65534, 65534, follow_symlinks=False)
         for path in (tmp_path / "link", tmp_path / "link/more"):
-            assert refusal(functools.partial(safe_path.refuse_foreign_way, str(path))).startswith(f"{tmp_path}/link: it belongs to the user nobody")
+            assert refusal(functools.partial(safe_path.refuse_foreign_way, str(path))).startswith(
+                f"{tmp_path}/link: it belongs to the user nobody"
+            )
 
 
 @pytest.mark.parametrize("path", ["here", "./here/more", "../here", "//here", "/", ""])
-def test_any_way_has_an_end(path: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_way_has_an_end(
+    path: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     safe_path.refuse_foreign_way(path)
     tmp_path.chmod(0o777)
     if path.startswith(("here", "./")):
-        assert refusal(lambda: safe_path.refuse_foreign_way(path)).startswith(f"{tmp_path}: every user may write to it")
+        assert refusal(lambda: safe_path.refuse_foreign_way(path)).startswith(
+            f"{tmp_path}: every user may write to it"
+        )
 
 
 def test_directories_of_groups(tmp_path: pathlib.Path) -> None:
@@ -232,7 +303,9 @@ def test_directories_of_groups(tmp_path: pathlib.Path) -> None:
 
     admins = next(group.gr_gid for group in grp.getgrall() if group.gr_name in ("staff", "wheel"))
     assert directory(0) == directory(admins) == ""
-    assert directory(12345) == "the group 12345 may write to it" and directory(0, 54321).startswith("it belongs to the user 54321")
+    assert directory(12345) == "the group 12345 may write to it" and directory(0, 54321).startswith(
+        "it belongs to the user 54321"
+    )
 
 
 @pytest.mark.parametrize("where", ["", "bin", "share/man/man8"])
@@ -243,9 +316,15 @@ def test_a_prefix_that_others_may_write_to_is_refused(tmp_path: pathlib.Path, wh
     (prefix / where).chmod(0o777)
     for call in (
         lambda: ct_archive.converge(str(prefix), None),
-        lambda: ct_unit.converge("present", ct_unit.Want(str(prefix), Options(bpffs.Paths(bpffs.STANDARD))), directory=str(tmp_path)),
+        lambda: ct_unit.converge(
+            "present",
+            ct_unit.Want(str(prefix), Options(bpffs.Paths(bpffs.STANDARD))),
+            directory=str(tmp_path),
+        ),
     ):
-        assert refusal(call).startswith(f"{os.path.normpath(prefix / where)}: every user may write to it")
+        assert refusal(call).startswith(
+            f"{os.path.normpath(prefix / where)}: every user may write to it"
+        )
 
 
 def test_a_cache_of_objects_that_others_may_write_to_is_refused(tmp_path: pathlib.Path) -> None:
@@ -256,28 +335,47 @@ def test_a_cache_of_objects_that_others_may_write_to_is_refused(tmp_path: pathli
     def never() -> object_file.Built:
         raise AssertionError("nothing was to be made")
 
-    assert refusal(lambda: build_clang.cached(str(tmp_path / "cache"), "0" * 32, "clang", never)).startswith(f"{tmp_path}/cache: every user may write to it")
+    assert refusal(
+        lambda: build_clang.cached(str(tmp_path / "cache"), "0" * 32, "clang", never)
+    ).startswith(f"{tmp_path}/cache: every user may write to it")
 
 
 def test_objects_are_not_made_where_others_may_write(tmp_path: pathlib.Path) -> None:
     """One that lies there already is taken as it is."""
     (tmp_path / "objects").mkdir()
     (tmp_path / "objects").chmod(0o777)
-    params = {"dest": str(tmp_path / "objects"), "rendered": render.pack("", {build_clang.PRELUDE: ""}), "machine": "x86_64", "compiler": "clang"}
-    settings = {"checksum": "offload", "fused": False, "forward": "off", "forward_unfiltered": False, "events": False}
+    params = {
+        "dest": str(tmp_path / "objects"),
+        "rendered": render.pack("", {build_clang.PRELUDE: ""}),
+        "machine": "x86_64",
+        "compiler": "clang",
+    }
+    settings = {
+        "checksum": "offload",
+        "fused": False,
+        "forward": "off",
+        "forward_unfiltered": False,
+        "events": False,
+    }
     module = t.cast("t.Any", types.SimpleNamespace(params={**params, **settings}, check_mode=True))
-    assert refusal(lambda: xdp_object.prepare(module)).startswith(f"{tmp_path}/objects: every user may write to it")
+    assert refusal(lambda: xdp_object.prepare(module)).startswith(
+        f"{tmp_path}/objects: every user may write to it"
+    )
 
 
 # ---------------------------------------------------------------- made and read
 @pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
-def test_what_is_made_has_its_permissions_whatever_the_umask_is(tmp_path: pathlib.Path, umask: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_made_has_its_permissions_whatever_the_umask_is(
+    tmp_path: pathlib.Path, umask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(topology, "RECORD_DIR", str(tmp_path))
     paths = bpffs.Paths("/sys/fs/bpf", str(tmp_path / "lib/state"))
     with masked(umask):
         safe_path.make_dirs(str(tmp_path / "wide/er"), 0o755)
         safe_path.create(str(tmp_path / "file"), 0o644).close()
-        manifest.write_interfaces(paths, [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}])
+        manifest.write_interfaces(
+            paths, [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]
+        )
         lab_record.write_record("lab", {("", "net/ipv4/ip_forward"): topology.Recorded("1", 1, {})})
         saved = ct_watch.saving(str(tmp_path / "events"))
         with saved:
@@ -288,7 +386,12 @@ def test_what_is_made_has_its_permissions_whatever_the_umask_is(tmp_path: pathli
 
     assert modes("wide", "wide/er", "file") == ["755", "755", "644"]
     where = pathlib.Path(manifest.directory(paths)).relative_to(tmp_path)
-    assert modes("lib", "lib/state", str(where), f"{where}/interfaces.json") == ["700", "700", "700", "600"]
+    assert modes("lib", "lib/state", str(where), f"{where}/interfaces.json") == [
+        "700",
+        "700",
+        "700",
+        "600",
+    ]
     assert modes("lab.json", "events") == ["600", "600"]
 
 
@@ -299,7 +402,9 @@ def test_what_a_killed_run_left_is_not_written_into(tmp_path: pathlib.Path) -> N
     with safe_path.create(str(tmp_path / "new")) as file:
         file.write(b"x")
     assert (tmp_path / "target").read_text("utf-8") == "as it was"
-    assert not (tmp_path / "new").is_symlink() and (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+    assert (
+        not (tmp_path / "new").is_symlink() and (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+    )
 
 
 def damages() -> dict[str, t.Callable[[pathlib.Path], object]]:

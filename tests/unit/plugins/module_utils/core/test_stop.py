@@ -32,8 +32,12 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import top as ct
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs, link_events
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import daemon as ct_daemon
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import server as http_server
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
+    options as service_options,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
+    server as http_server,
+)
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 SECONDS = 15
@@ -69,7 +73,9 @@ class Child:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.environ["TERM"] = "xterm"
             if terminal:
-                sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
+                sys.stdin, sys.stdout, sys.stderr = (
+                    os.fdopen(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
+                )
             try:
                 found = work()
                 status = found if isinstance(found, int) else RETURNED
@@ -108,7 +114,12 @@ class Child:
                 time.sleep(0.001)
 
 
-def top(source: t.Any = None, interval: str = "30", output: str = "", before: c.Callable[[], object] = lambda: None) -> c.Callable[[], object]:
+def top(
+    source: t.Any = None,
+    interval: str = "30",
+    output: str = "",
+    before: c.Callable[[], object] = lambda: None,
+) -> c.Callable[[], object]:
     """ct top on made-up tables; printed where a format is given."""
     tables = source or fakes.FakeTables({"ctt": FLOWS})
     view = ct_top.parse({}, "bytes", interval)
@@ -116,7 +127,9 @@ def top(source: t.Any = None, interval: str = "30", output: str = "", before: c.
     def work() -> object:
         before()
         if output:
-            return ct_top.print_batches(lambda: contextlib.nullcontext(tables), view, lambda piece: None, output, None)
+            return ct_top.print_batches(
+                lambda: contextlib.nullcontext(tables), view, lambda piece: None, output, None
+            )
         return ct_top.show(lambda: contextlib.nullcontext(tables), view)
 
     return work
@@ -125,7 +138,9 @@ def top(source: t.Any = None, interval: str = "30", output: str = "", before: c.
 # ---------------------------------------------------------------- the moments that drop an exception
 def test_where_an_interrupt_was_ignored_before() -> None:
     """As in what a shell without job control starts with &: Python has no handler of its own then."""
-    with Child(top(before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)), terminal=True) as child:
+    with Child(
+        top(before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)), terminal=True
+    ) as child:
         shown = b""
         deadline = time.monotonic() + SECONDS
         while b"tcp" not in shown and time.monotonic() < deadline:
@@ -149,7 +164,9 @@ class Moments(fakes.FakeTables):
             self.struck = True
             strike(self.signal)
 
-    def batches(self, opened: flow_table.OpenTable) -> c.Iterator[tuple[int, memoryview, memoryview]]:
+    def batches(
+        self, opened: flow_table.OpenTable
+    ) -> c.Iterator[tuple[int, memoryview, memoryview]]:
         for batch in super().batches(opened):
             if self.moment == "callback":  # as libbpf calls back
                 values = (ctypes.c_int * 2)(2, 1)
@@ -205,7 +222,9 @@ def test_between_the_look_and_the_sleep(monkeypatch: pytest.MonkeyPatch) -> None
             return getattr(self._poll, name)
 
         def poll(self, milliseconds: int | None) -> t.Any:
-            late = threading.Thread(target=strike)  # the handler runs in this thread, which sleeps by then or is about to
+            late = threading.Thread(
+                target=strike
+            )  # the handler runs in this thread, which sleeps by then or is about to
             late.start()
             late.join()
             return self._poll.poll(milliseconds)
@@ -220,7 +239,11 @@ def test_between_the_look_and_the_sleep(monkeypatch: pytest.MonkeyPatch) -> None
         assert child.status() == signal.SIGINT
 
 
-def traced(work: c.Callable[[], object], seen: set[tuple[str, int]], strike_at: tuple[str, int] | None = None) -> object:
+def traced(
+    work: c.Callable[[], object],
+    seen: set[tuple[str, int]],
+    strike_at: tuple[str, int] | None = None,
+) -> object:
     """Run it, and add the lines of ct top and of what ends it that it runs. It is interrupted as it comes to one of them."""
     files = {str(ct_top.__file__), str(stop.__file__)}
 
@@ -254,7 +277,9 @@ def test_at_each_line_of_the_loop(tmp_path: pathlib.Path) -> None:
             def batches(self, opened: flow_table.OpenTable) -> c.Iterator[t.Any]:
                 self.reads += 1
                 if self.reads == 3:
-                    record.write_text("\n".join(f"{file}:{line}" for file, line in sorted(seen)), "utf-8")
+                    record.write_text(
+                        "\n".join(f"{file}:{line}" for file, line in sorted(seen)), "utf-8"
+                    )
                     os._exit(0)
                 return super().batches(opened)
 
@@ -262,11 +287,24 @@ def test_at_each_line_of_the_loop(tmp_path: pathlib.Path) -> None:
 
     with Child(count, terminal=True) as child:
         assert child.status() == 0
-    lines = [(file, int(line)) for file, dummy, line in (one.rpartition(":") for one in record.read_text("utf-8").splitlines())]
+    lines = [
+        (file, int(line))
+        for file, dummy, line in (
+            one.rpartition(":") for one in record.read_text("utf-8").splitlines()
+        )
+    ]
     assert len(lines) > 80
     for start in range(0, len(lines), 16):
         with contextlib.ExitStack() as stack:
-            some = [(at, stack.enter_context(Child(functools.partial(traced, top(interval="0.1"), set(), at), True))) for at in lines[start : start + 16]]
+            some = [
+                (
+                    at,
+                    stack.enter_context(
+                        Child(functools.partial(traced, top(interval="0.1"), set(), at), True)
+                    ),
+                )
+                for at in lines[start : start + 16]
+            ]
             assert [(at, status) for at, child in some if (status := child.status(at)) != 130] == []
 
 
@@ -306,17 +344,27 @@ def test_what_is_still_taken_is_still_put() -> None:
 
 
 def test_all_is_as_it_was_afterwards() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+    before = (
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+        signal.set_wakeup_fd(-1),
+    )
     with stop.Stop() as ending:
         assert not ending and ending.wait(0.001) == {}
         began = time.monotonic()
         assert ending.wait(0.05) == {} and time.monotonic() - began > 0.04
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == before
+    assert (
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+        signal.set_wakeup_fd(-1),
+    ) == before
 
 
 # ---------------------------------------------------------------- ct serve
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_while_it_begins_to_wait(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_serve_while_it_begins_to_wait(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     """The signal comes while threading's own lock is held that a handler would take, and at the moment between looking and sleeping."""
     wait, polling, serving = threading.Condition.wait, select.poll, threading.Event()
 
@@ -333,7 +381,11 @@ def test_serve_while_it_begins_to_wait(tmp_path: pathlib.Path, monkeypatch: pyte
     def work() -> object:
         monkeypatch.setattr(threading.Condition, "wait", struck)
         monkeypatch.setattr(select, "poll", poll)
-        http_server.serve(bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.Address(str(tmp_path / "s")), lambda dummy: serving.set())
+        http_server.serve(
+            bpffs.Paths("/sys/fs/bpf/nothing_here"),
+            service_options.Address(str(tmp_path / "s")),
+            lambda dummy: serving.set(),
+        )
         return 0
 
     with Child(work) as child:
@@ -349,7 +401,9 @@ def service(tmp_path: pathlib.Path) -> ct_daemon.Service:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("side", ["parent", "child", "late"])
-def test_run_while_the_chain_is_brought_back(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, side: str, number: int) -> None:
+def test_run_while_the_chain_is_brought_back(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, side: str, number: int
+) -> None:
     """The signal comes right at the fork, on either side of it, or while the compiler runs."""
     fork = os.fork
 
@@ -379,7 +433,9 @@ def test_run_while_the_chain_is_brought_back(tmp_path: pathlib.Path, monkeypatch
 
 
 @pytest.mark.parametrize("moment", ["look", "sweep", "events"])
-def test_run_in_its_turns(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_run_in_its_turns(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     def work() -> object:
         made = service(tmp_path)
         monkeypatch.setattr(made, "_bring_back", lambda: True)
@@ -428,7 +484,15 @@ def test_the_archive_begins_with_what_no_import_drops(tmp_path: pathlib.Path) ->
     def run(ignored: bool) -> c.Callable[[], object]:
         def work() -> object:
             signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)
-            os.execv(sys.executable, [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{text}"])
+            os.execv(
+                sys.executable,
+                [
+                    sys.executable,
+                    "-I",
+                    "-c",
+                    f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{text}",
+                ],
+            )
 
         return work
 
@@ -436,7 +500,9 @@ def test_the_archive_begins_with_what_no_import_drops(tmp_path: pathlib.Path) ->
         assert child.status() == -signal.SIGINT
 
 
-def test_what_ends_by_itself_is_interrupted_by_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_by_itself_is_interrupted_by_an_exception(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """So that it is undone; and what does not end takes the signal itself."""
     found: dict[str, object] = {}
 
@@ -454,4 +520,11 @@ def test_what_ends_by_itself_is_interrupted_by_an_exception(monkeypatch: pytest.
     finally:
         signal.signal(signal.SIGINT, before)
     raising, kernel = signal.default_int_handler, signal.SIG_DFL
-    assert found == {"status": raising, "gc": raising, "top": kernel, "watch": kernel, "serve": kernel, "run": kernel}
+    assert found == {
+        "status": raising,
+        "gc": raising,
+        "top": kernel,
+        "watch": kernel,
+        "serve": kernel,
+        "run": kernel,
+    }

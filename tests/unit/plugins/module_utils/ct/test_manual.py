@@ -20,20 +20,35 @@ DOCS = pathlib.Path(__file__).resolve().parents[5] / "docs/ct.md"
 def completed(*words: str) -> list[str]:
     """Return what bash offers for the last word of a command line."""
     script = f'{manual.bash_completion(PARSER)}\nCOMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _ct; printf "%s\\n" "${{COMPREPLY[@]}}"'
-    return subprocess.run(["bash", "-eu", "-c", script, "bash", "ct", *words], check=True, capture_output=True, text=True).stdout.split()
+    return subprocess.run(
+        ["bash", "-eu", "-c", script, "bash", "ct", *words],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
 
 
 def test_there_are_commands_and_options() -> None:
     assert list(COMMANDS) == list(cli.COMMANDS) and all(COMMANDS.values())
-    assert {one.names for one in COMMANDS["list"] if one.group == cli.FILTERS} == {(cli.option(word),) for word in cli.FILTER_HELP}
+    assert {one.names for one in COMMANDS["list"] if one.group == cli.FILTERS} == {
+        (cli.option(word),) for word in cli.FILTER_HELP
+    }
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")
 def test_the_manual_page_names_all_of_it() -> None:
-    done = subprocess.run(["groff", "-man", "-ww", "-Tascii", "-P-cbou"], input=manual.man_page(PARSER), check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["groff", "-man", "-ww", "-Tascii", "-P-cbou"],
+        input=manual.man_page(PARSER),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.stderr == ""
     page = done.stdout
-    sections = {name: page.partition(f"ct {name} ")[2].partition("\n   ct ")[0] for name in COMMANDS}
+    sections = {
+        name: page.partition(f"ct {name} ")[2].partition("\n   ct ")[0] for name in COMMANDS
+    }
     shared = page.partition("\nFILTERS\n")[2]
     for name, options in COMMANDS.items():
         assert f"\n   ct {name} " in page
@@ -52,7 +67,10 @@ def test_completion_of_commands_and_options() -> None:
     assert set(completed("")) == {*COMMANDS, "--help", "--version"}
     assert completed("st") == ["stats", "status"]
     for name, options in COMMANDS.items():
-        assert set(completed(name, "-")) == {*(word for one in options for word in one.names), "--help"}, name
+        assert set(completed(name, "-")) == {
+            *(word for one in options for word in one.names),
+            "--help",
+        }, name
 
 
 def test_completion_of_values() -> None:

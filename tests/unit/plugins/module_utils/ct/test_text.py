@@ -15,14 +15,24 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec 
 
 SOURCES = pathlib.Path(__file__).resolve().parents[5] / "files/bpf"
 #: Headers that a stage's program is made of besides its own file.
-HEADERS = {"ingress, egress": ("enter.h.j2", "packet.h"), "ct, ct6": ("track.h", "entry.h", "icmp.h")}
+HEADERS = {
+    "ingress, egress": ("enter.h.j2", "packet.h"),
+    "ct, ct6": ("track.h", "entry.h", "icmp.h"),
+}
 LAST = "prs_tcp ... prs_gre"
 
 
 @pytest.mark.parametrize("stage", ct_text.STAGES)
 def test_a_stage_counts_what_stands_at_it(stage: str) -> None:
-    programs = ("prs_tcp", "prs_udp", "prs_icmp", "prs_icmp6", "prs_sctp", "prs_gre") if stage == LAST else stage.split(", ")
-    text = "".join((SOURCES / name).read_text("utf-8") for name in (*(f"{name}.c" for name in programs), *HEADERS.get(stage, ())))
+    programs = (
+        ("prs_tcp", "prs_udp", "prs_icmp", "prs_icmp6", "prs_sctp", "prs_gre")
+        if stage == LAST
+        else stage.split(", ")
+    )
+    text = "".join(
+        (SOURCES / name).read_text("utf-8")
+        for name in (*(f"{name}.c" for name in programs), *HEADERS.get(stage, ()))
+    )
     counted = {name.lower() for name in re.findall(r"COUNT_(\w+)", text)}
     assert set(ct_text.STAGES[stage]) <= counted
 
@@ -50,6 +60,15 @@ def test_every_state_has_a_reason() -> None:
     ],
 )
 def test_the_timeout_that_holds(proto: str, state: str, timeout: int, idle: int, name: str) -> None:
-    record = {"proto": proto, "state": state, "assured": False, "seen_reply": False, "timeout": timeout, "idle": idle}
+    record = {
+        "proto": proto,
+        "state": state,
+        "assured": False,
+        "seen_reply": False,
+        "timeout": timeout,
+        "idle": idle,
+    }
     said = ct_text.why(record, chain.TIMEOUTS)[-1]
-    assert (f"the timeout {name} is" in said) == bool(name) and ("the timeout" in said) == bool(name), said
+    assert (f"the timeout {name} is" in said) == bool(name) and ("the timeout" in said) == bool(
+        name
+    ), said

@@ -24,7 +24,9 @@ def view(sort: str = "byte-rate", **words: t.Any) -> ct_top.View:
     return ct_top.parse(words, sort, str(SECONDS))
 
 
-def read_twice(before: t.Iterable[t.Any], after: t.Iterable[t.Any], asked: ct_top.View, **most: int) -> ct_top.Batch:
+def read_twice(
+    before: t.Iterable[t.Any], after: t.Iterable[t.Any], asked: ct_top.View, **most: int
+) -> ct_top.Batch:
     """What the second read gives."""
     meter = ct_top.Meter(asked, **most)
     assert meter.read(fakes.FakeTables({"ctt": before})).seconds is None
@@ -33,7 +35,16 @@ def read_twice(before: t.Iterable[t.Any], after: t.Iterable[t.Any], asked: ct_to
 
 def flow_at(number: int, packets: int, **more: t.Any) -> tuple[bytes, bytes]:
     """A flow as the second read finds it, unless now= is given: so many packets of 100 bytes there, and as many of 1000 bytes back."""
-    return fakes.entry(**{"sport": number, "orig": (packets, 100 * packets), "reply": (packets, 1000 * packets), "age": 60, "now": LATER.jiffies, **more})
+    return fakes.entry(
+        **{
+            "sport": number,
+            "orig": (packets, 100 * packets),
+            "reply": (packets, 1000 * packets),
+            "age": 60,
+            "now": LATER.jiffies,
+            **more,
+        }
+    )
 
 
 def rates(batch: ct_top.Batch, asked: ct_top.View) -> dict[int, t.Any]:
@@ -41,40 +52,81 @@ def rates(batch: ct_top.Batch, asked: ct_top.View) -> dict[int, t.Any]:
     return {one["orig"]["sport"]: one["rate"] for one in ct_top.record(batch, asked)["top"]}
 
 
-BEFORE = [flow_at(1, 10, now=fakes.NOW, age=58), flow_at(2, 50, now=fakes.NOW, age=58), flow_at(3, 70, now=fakes.NOW, age=58)]
+BEFORE = [
+    flow_at(1, 10, now=fakes.NOW, age=58),
+    flow_at(2, 50, now=fakes.NOW, age=58),
+    flow_at(3, 70, now=fakes.NOW, age=58),
+]
 
 
 def test_the_rates_of_both_directions() -> None:
     batch = read_twice(BEFORE, [flow_at(1, 30), flow_at(2, 50), flow_at(3, 70)], view())
     assert rates(batch, view()) == {
-        1: {"packets": 20.0, "bytes": 11000.0, "orig": {"packets": 10.0, "bytes": 1000.0}, "reply": {"packets": 10.0, "bytes": 10000.0}},
-        2: (still := {"packets": 0.0, "bytes": 0.0, "orig": {"packets": 0.0, "bytes": 0.0}, "reply": {"packets": 0.0, "bytes": 0.0}}),
+        1: {
+            "packets": 20.0,
+            "bytes": 11000.0,
+            "orig": {"packets": 10.0, "bytes": 1000.0},
+            "reply": {"packets": 10.0, "bytes": 10000.0},
+        },
+        2: (
+            still := {
+                "packets": 0.0,
+                "bytes": 0.0,
+                "orig": {"packets": 0.0, "bytes": 0.0},
+                "reply": {"packets": 0.0, "bytes": 0.0},
+            }
+        ),
         3: still,
     }
     whole = ct_top.record(batch, view())
-    assert (whole["flows"], whole["entries"], whole["seconds"], whole["rate"]["packets"]) == (3, 3, 2.0, 20.0)
-    assert [one["orig"]["sport"] for one in whole["top"]] == [1, 3, 2], "those without packets by their bytes"
+    assert (whole["flows"], whole["entries"], whole["seconds"], whole["rate"]["packets"]) == (
+        3,
+        3,
+        2.0,
+        20.0,
+    )
+    assert [one["orig"]["sport"] for one in whole["top"]] == [1, 3, 2], (
+        "those without packets by their bytes"
+    )
 
 
 def test_no_rate_is_negative() -> None:
     """Flow 1 began anew, 2 is gone, 3 goes on, 4 is new, 5 was there but did not match before."""
     after = [flow_at(1, 4), flow_at(3, 72), flow_at(4, 6, age=1), flow_at(5, 900)]
     found = rates(read_twice(BEFORE, after, view()), view())
-    assert {number: rate["packets"] for number, rate in found.items()} == {1: 4.0, 3: 2.0, 4: 6.0, 5: 0.0}
-    groups = ct_top.record(read_twice(BEFORE, after, view(group_by=["src"])), view(group_by=["src"]))["top"]
-    assert [(one["src"], one["flows"], one["rate"]["packets"]) for one in groups] == [("172.20.56.105", 4, 12.0)]
+    assert {number: rate["packets"] for number, rate in found.items()} == {
+        1: 4.0,
+        3: 2.0,
+        4: 6.0,
+        5: 0.0,
+    }
+    groups = ct_top.record(
+        read_twice(BEFORE, after, view(group_by=["src"])), view(group_by=["src"])
+    )["top"]
+    assert [(one["src"], one["flows"], one["rate"]["packets"]) for one in groups] == [
+        ("172.20.56.105", 4, 12.0)
+    ]
 
 
-@pytest.mark.parametrize(("sort", "first"), [("byte-rate", 1), ("packet-rate", 1), ("bytes", 3), ("packets", 3)])
+@pytest.mark.parametrize(
+    ("sort", "first"), [("byte-rate", 1), ("packet-rate", 1), ("bytes", 3), ("packets", 3)]
+)
 def test_the_order(sort: str, first: int) -> None:
-    batch = read_twice(BEFORE, [flow_at(1, 30), flow_at(2, 50), flow_at(3, 70)], view(sort, limit=1))
+    batch = read_twice(
+        BEFORE, [flow_at(1, 30), flow_at(2, 50), flow_at(3, 70)], view(sort, limit=1)
+    )
     assert list(rates(batch, view(sort, limit=1))) == [first]
 
 
 def test_groups_have_their_share_of_the_table() -> None:
     asked = view("flows", group_by=["dport", "state"])
-    batch = read_twice([], [flow_at(number, 1, dport=80 if number < 4 else 443) for number in range(1, 5)], asked)
-    assert [(one["dport"], one["state"], one["flows"], one["share"]) for one in ct_top.record(batch, asked)["top"]] == [
+    batch = read_twice(
+        [], [flow_at(number, 1, dport=80 if number < 4 else 443) for number in range(1, 5)], asked
+    )
+    assert [
+        (one["dport"], one["state"], one["flows"], one["share"])
+        for one in ct_top.record(batch, asked)["top"]
+    ] == [
         (80, "ESTABLISHED", 3, 75.0),
         (443, "ESTABLISHED", 1, 25.0),
     ]
@@ -82,32 +134,68 @@ def test_groups_have_their_share_of_the_table() -> None:
 
 def test_of_a_large_table_the_flows_with_packets_are_remembered() -> None:
     """Ten flows where three can be remembered: 8 and 9 had packets before the second read, 0 only after it."""
-    third = Clock(LATER.jiffies + SECONDS * fakes.HZ, fakes.HZ, LATER.monotonic_ns + SECONDS * 10**9)
+    third = Clock(
+        LATER.jiffies + SECONDS * fakes.HZ, fakes.HZ, LATER.monotonic_ns + SECONDS * 10**9
+    )
     meter = ct_top.Meter(view(), most_flows=3)
-    meter.read(fakes.FakeTables({"ctt": [flow_at(n + 1, 10, now=fakes.NOW, age=50, idle=20) for n in range(10)]}))
-    meter.read(fakes.FakeTables({"ctt": [flow_at(n + 1, 20 if n > 7 else 10, idle=0 if n > 7 else 22) for n in range(10)]}, clock=LATER))
-    last = [flow_at(n + 1, 40 if n in (0, 8, 9) else 10, now=third.jiffies, idle=0 if n in (0, 8, 9) else 24) for n in range(10)]
+    meter.read(
+        fakes.FakeTables(
+            {"ctt": [flow_at(n + 1, 10, now=fakes.NOW, age=50, idle=20) for n in range(10)]}
+        )
+    )
+    meter.read(
+        fakes.FakeTables(
+            {
+                "ctt": [
+                    flow_at(n + 1, 20 if n > 7 else 10, idle=0 if n > 7 else 22) for n in range(10)
+                ]
+            },
+            clock=LATER,
+        )
+    )
+    last = [
+        flow_at(
+            n + 1, 40 if n in (0, 8, 9) else 10, now=third.jiffies, idle=0 if n in (0, 8, 9) else 24
+        )
+        for n in range(10)
+    ]
     batch = meter.read(fakes.FakeTables({"ctt": last}, clock=third))
-    assert {number: rate["packets"] for number, rate in rates(batch, view()).items() if rate["packets"]} == {9: 20.0, 10: 20.0}
+    assert {
+        number: rate["packets"] for number, rate in rates(batch, view()).items() if rate["packets"]
+    } == {9: 20.0, 10: 20.0}
     assert len(meter._before) == 3
 
 
 def test_the_memory_is_bounded() -> None:
     many = [flow_at(number, number) for number in range(1, 10001)]
     batch = read_twice([], many, view(limit=5), most_flows=1000)
-    assert len(batch.ranked) <= 5 * len(ct_top.ORDERS) and [c[ct_top.PACKETS] for dummy, c in batch.first("packets", 5)] == [20000, 19998, 19996, 19994, 19992]
+    assert len(batch.ranked) <= 5 * len(ct_top.ORDERS) and [
+        c[ct_top.PACKETS] for dummy, c in batch.first("packets", 5)
+    ] == [20000, 19998, 19996, 19994, 19992]
     batch = read_twice([], many, view(group_by=["sport"]), most_groups=100)
     assert len(batch.ranked) <= 200 and batch.given_up and batch.flows == 10000
     assert batch.given_up + sum(c[ct_top.FLOWS] for dummy, c in batch.ranked) == 10000
     assert [what for what, dummy in batch.first("packets", 2)] == [(10000,), (9999,)]
-    assert any(f"{batch.given_up} flows of small groups" in line for line in ct_top.heading(batch, view(group_by=["sport"]), False))
+    assert any(
+        f"{batch.given_up} flows of small groups" in line
+        for line in ct_top.heading(batch, view(group_by=["sport"]), False)
+    )
 
 
 @pytest.mark.parametrize("width", [40, 80, 132])
 @pytest.mark.parametrize("group_by", [[], ["src"], ["proto", "src", "dst", "state"]])
 def test_no_line_is_wider_than_the_terminal(width: int, group_by: list[str]) -> None:
     asked = view(group_by=group_by)
-    rows = [fakes.entry(src=LONG.format(number), dst=LONG.format(99), sport=50000, dport=65000, orig=(10**9, 10**12)) for number in range(30)]
+    rows = [
+        fakes.entry(
+            src=LONG.format(number),
+            dst=LONG.format(99),
+            sport=50000,
+            dport=65000,
+            orig=(10**9, 10**12),
+        )
+        for number in range(30)
+    ]
     meter = ct_top.Meter(asked)
     meter.read(fakes.FakeTables({"ctt6": rows[1:]}))
     batch = meter.read(fakes.FakeTables({"ctt6": rows}, clock=LATER))
@@ -121,16 +209,27 @@ def test_no_line_is_wider_than_the_terminal(width: int, group_by: list[str]) -> 
 
 def test_a_reading_without_rates_says_so() -> None:
     batch = ct_top.Meter(view()).read(fakes.FakeTables({"ctt": BEFORE}))
-    assert "measuring" in ct_top.heading(batch, view(), False)[1] and ct_top.table(batch, view())[1].split()[3:6] == ["-", "-", "-"]
+    assert "measuring" in ct_top.heading(batch, view(), False)[1] and ct_top.table(batch, view())[
+        1
+    ].split()[3:6] == ["-", "-", "-"]
     assert ct_top.record(batch, view())["rate"] is None
 
 
 def test_printing_some_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[bytes] = []
     asked = dataclasses.replace(view(), interval=0.01)
-    ct_top.print_batches(lambda: contextlib.nullcontext(fakes.FakeTables({"ctt": BEFORE})), asked, printed.append, "text", 2)
+    ct_top.print_batches(
+        lambda: contextlib.nullcontext(fakes.FakeTables({"ctt": BEFORE})),
+        asked,
+        printed.append,
+        "text",
+        2,
+    )
     text = b"".join(printed).decode()
-    assert text.count("ct top  ") == text.count("PROTO FROM") == 2 and text.count("172.20.56.105:1 ") == 2
+    assert (
+        text.count("ct top  ") == text.count("PROTO FROM") == 2
+        and text.count("172.20.56.105:1 ") == 2
+    )
 
 
 def test_the_words_and_the_completion_name_the_orders() -> None:

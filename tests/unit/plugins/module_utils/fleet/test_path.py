@@ -21,7 +21,9 @@ CLIENT, SERVER = "10.1.0.9", "10.4.0.9"
 
 @pytest.fixture
 def paths() -> flow_path.Paths:
-    return flow_path.Paths({host: flow_path.parse_networks("networks", words) for host, words in NETS.items()})
+    return flow_path.Paths(
+        {host: flow_path.parse_networks("networks", words) for host, words in NETS.items()}
+    )
 
 
 def test_the_networks_between_hosts_tell_their_order(paths: flow_path.Paths) -> None:
@@ -44,7 +46,9 @@ def test_one_end_is_enough(paths: flow_path.Paths) -> None:
         (("b", "b2"), "10.2.0.9", "10.3.0.9"),  # side by side
     ],
 )
-def test_what_is_not_known_is_not_guessed(paths: flow_path.Paths, hosts: tuple[str, ...], src: str, dst: str) -> None:
+def test_what_is_not_known_is_not_guessed(
+    paths: flow_path.Paths, hosts: tuple[str, ...], src: str, dst: str
+) -> None:
     assert paths.ordered(hosts, src, dst) == (tuple(sorted(hosts)), False)
 
 
@@ -54,18 +58,31 @@ def test_a_single_host_needs_no_order() -> None:
 
 def test_the_narrowest_network_has_an_address() -> None:
     networks = {"wide": ["10.0.0.1/8", "10.200.0.1/24"], "near": ["10.1.0.1/24", "10.200.0.2/24"]}
-    paths = flow_path.Paths({host: flow_path.parse_networks("networks", words) for host, words in networks.items()})
+    paths = flow_path.Paths(
+        {host: flow_path.parse_networks("networks", words) for host, words in networks.items()}
+    )
     assert paths.ordered(("wide", "near"), CLIENT, "10.9.9.9") == (("near", "wide"), True)
 
 
 def test_many_hosts_are_not_tried() -> None:
     names = tuple(f"h{number:02}" for number in range(flow_path.MOST_HOSTS + 1))
-    paths = flow_path.Paths(dict.fromkeys(names, flow_path.parse_networks("networks", ["10.0.0.0/8"])))
+    paths = flow_path.Paths(
+        dict.fromkeys(names, flow_path.parse_networks("networks", ["10.0.0.0/8"]))
+    )
     assert paths.ordered(names, CLIENT, SERVER) == (names, False)
-    assert paths.ordered(names[:-1], CLIENT, SERVER) == (names[:-1], False), "all are alike, which is soon seen"
+    assert paths.ordered(names[:-1], CLIENT, SERVER) == (names[:-1], False), (
+        "all are alike, which is soon seen"
+    )
 
 
 def test_networks_that_tell_nothing() -> None:
-    assert flow_path.parse_networks("networks", ["127.0.0.1/8", "fe80::1/64", "169.254.1.1/16", "::1/128", "0.0.0.0/0"]) == ()
-    with pytest.raises(ConntrackError, match=r"^sources\[1\]\.networks: 'eth0' is not valid: give a network as"):
+    assert (
+        flow_path.parse_networks(
+            "networks", ["127.0.0.1/8", "fe80::1/64", "169.254.1.1/16", "::1/128", "0.0.0.0/0"]
+        )
+        == ()
+    )
+    with pytest.raises(
+        ConntrackError, match=r"^sources\[1\]\.networks: 'eth0' is not valid: give a network as"
+    ):
         flow_path.parse_networks("sources[1].networks", ["eth0"])

@@ -18,7 +18,9 @@ MIB = 1 << 20
 
 
 def there(name: str, entries: int) -> bpf.MapInfo:
-    return bpf.MapInfo(1, chain.MAP_TYPES["lru_hash"], name, chain.KEY4.size, chain.ENTRY.size, entries, 0)
+    return bpf.MapInfo(
+        1, chain.MAP_TYPES["lru_hash"], name, chain.KEY4.size, chain.ENTRY.size, entries, 0
+    )
 
 
 def test_an_entry_takes_what_the_documentation_says() -> None:
@@ -31,14 +33,21 @@ def test_an_entry_takes_what_the_documentation_says() -> None:
 def test_tables_that_are_handed_on_need_no_memory() -> None:
     wanted = chain.maps(1 << 20, 16, 16, 16)
     everything = preflight.needed_bytes(wanted, {}, 2)
-    assert everything - preflight.needed_bytes(wanted, {"ctt": there("ctt", 1 << 20)}, 2) == 192 << 20
-    assert preflight.needed_bytes(wanted, {"ctt": there("ctt", 1 << 19)}, 2) == everything, "of another size it is made anew"
+    assert (
+        everything - preflight.needed_bytes(wanted, {"ctt": there("ctt", 1 << 20)}, 2) == 192 << 20
+    )
+    assert preflight.needed_bytes(wanted, {"ctt": there("ctt", 1 << 19)}, 2) == everything, (
+        "of another size it is made anew"
+    )
 
 
 def test_memory() -> None:
     assert list(preflight.judge_memory(preflight.Memory(10 * MIB, 0, 20 * MIB))) == []
     (problem,) = preflight.judge_memory(preflight.Memory(30 * MIB, 0, 20 * MIB))
-    assert (problem.field, problem.value) == ("table_size", "20 MiB") and "take 30 MiB of memory, available are 20 MiB" in problem.problem
+    assert (problem.field, problem.value) == (
+        "table_size",
+        "20 MiB",
+    ) and "take 30 MiB of memory, available are 20 MiB" in problem.problem
     (problem,) = preflight.judge_memory(preflight.Memory(10 * MIB, 0, 20 * MIB, 8 * MIB))
     assert problem.field == "memlock" and "Raise the limit" in problem.mend
 
@@ -55,7 +64,9 @@ def test_a_control_group_and_those_above_it_set_limits(tmp_path: pathlib.Path) -
 
 
 def library(found: str | None, needed: bool = True) -> preflight.Library:
-    return preflight.Library("bcc", found, "0.26", needed, {"dpkg": "python3-bpfcc", "rpm": "python3-bcc"})
+    return preflight.Library(
+        "bcc", found, "0.26", needed, {"dpkg": "python3-bpfcc", "rpm": "python3-bcc"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,25 +76,55 @@ def library(found: str | None, needed: bool = True) -> preflight.Library:
         (library("unknown"), "dpkg", True, "", []),
         (library(None), "dpkg", True, "", ["python3-bpfcc"]),
         (library(None), "rpm", False, "bcc is missing. Install the package python3-bcc.", []),
-        (library(None), None, True, "bcc is missing. Install the package python3-bcc or python3-bpfcc.", []),
-        (library("0.18"), "dpkg", True, "bcc has version 0.18, and 0.26 or later is needed. Upgrade the package python3-bpfcc.", []),
+        (
+            library(None),
+            None,
+            True,
+            "bcc is missing. Install the package python3-bcc or python3-bpfcc.",
+            [],
+        ),
+        (
+            library("0.18"),
+            "dpkg",
+            True,
+            "bcc has version 0.18, and 0.26 or later is needed. Upgrade the package python3-bpfcc.",
+            [],
+        ),
         (library(None, needed=False), "dpkg", False, "", []),
     ],
 )
-def test_libraries(one: preflight.Library, manager: str | None, install: bool, problem: str, packages: list[str]) -> None:
-    assert " ".join(f"{found.problem} {found.mend}" for found in preflight.judge_libraries([one], manager, install)) == problem
+def test_libraries(
+    one: preflight.Library, manager: str | None, install: bool, problem: str, packages: list[str]
+) -> None:
+    assert (
+        " ".join(
+            f"{found.problem} {found.mend}"
+            for found in preflight.judge_libraries([one], manager, install)
+        )
+        == problem
+    )
     assert preflight.would_install([one], manager, install) == packages
 
 
 def test_room_on_the_disk() -> None:
     assert list(preflight.judge_disk("/var", 8 * MIB, True)) == []
-    assert [one.problem for one in preflight.judge_disk("/var", 4096, True)] == ["/var: 4 KiB are free, 4096 KiB are needed."]
-    assert [one.problem for one in preflight.judge_disk("/var", 8 * MIB, False)] == ["/var: its file system can hold no more files."]
-    assert preflight.disk_room("/nowhere/at/all")[0] > 0, "that of the nearest directory that is there"
+    assert [one.problem for one in preflight.judge_disk("/var", 4096, True)] == [
+        "/var: 4 KiB are free, 4096 KiB are needed."
+    ]
+    assert [one.problem for one in preflight.judge_disk("/var", 8 * MIB, False)] == [
+        "/var: its file system can hold no more files."
+    ]
+    assert preflight.disk_room("/nowhere/at/all")[0] > 0, (
+        "that of the nearest directory that is there"
+    )
 
 
 def test_an_error_of_the_library_is_parted_into_what_is_wrong_and_how_to_mend_it() -> None:
-    found = preflight.told("pin_root", "/x", ConntrackError("/x is a pin of somebody else. Move it away, or give another pin_root."))
+    found = preflight.told(
+        "pin_root",
+        "/x",
+        ConntrackError("/x is a pin of somebody else. Move it away, or give another pin_root."),
+    )
     assert found.as_dict() == {
         "field": "pin_root",
         "value": "/x",
@@ -93,12 +134,23 @@ def test_an_error_of_the_library_is_parted_into_what_is_wrong_and_how_to_mend_it
 
 
 def test_cards_count_late_and_virtual_interfaces_do_not() -> None:
-    late = {driver: device.Driver(*driver).counts_late for driver in (("ixgbe", "0000:01:00.0"), ("virtio_net", "0000:00:03.0"), ("veth", ""), ("", ""))}
+    late = {
+        driver: device.Driver(*driver).counts_late
+        for driver in (
+            ("ixgbe", "0000:01:00.0"),
+            ("virtio_net", "0000:00:03.0"),
+            ("veth", ""),
+            ("", ""),
+        )
+    }
     assert list(late.values()) == [True, False, False, False]
 
 
 def test_netlink_attributes_are_parted() -> None:
-    assert device.attributes(bytes.fromhex("0500 0100 41000000 0800 0200 01000000 0000")) == {1: b"A", 2: bytes((1, 0, 0, 0))}
+    assert device.attributes(bytes.fromhex("0500 0100 41000000 0800 0200 01000000 0000")) == {
+        1: b"A",
+        2: bytes((1, 0, 0, 0)),
+    }
 
 
 # ---------------------------------------------------------------- putting back
@@ -107,11 +159,17 @@ def interface(name: str, program: str = "ingress", mode: str = "native") -> dict
 
 
 def test_new_interfaces_go_and_others_get_back_what_they_had() -> None:
-    new, other = put_back.surplus([interface("a"), interface("b"), interface("c")], [interface("a"), interface("b", "egress"), interface("d")])
+    new, other = put_back.surplus(
+        [interface("a"), interface("b"), interface("c")],
+        [interface("a"), interface("b", "egress"), interface("d")],
+    )
     assert [one["name"] for one in new] == ["d"] and other == [interface("b"), interface("c")]
     assert put_back.surplus([interface("a")], [interface("a")]) == ([], [])
 
 
 def test_what_is_put_back_has_to_be_what_preflight_saw() -> None:
-    with pytest.raises(ConntrackError, match=r"before: \['generation'\] is not valid: give what ct_preflight returned as before, which has timeouts and "):
+    with pytest.raises(
+        ConntrackError,
+        match=r"before: \['generation'\] is not valid: give what ct_preflight returned as before, which has timeouts and ",
+    ):
         put_back.check({"generation": 1})

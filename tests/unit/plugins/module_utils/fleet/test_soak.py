@@ -13,7 +13,16 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import h
 
 
 def reading(at: float, **counts: int) -> dict[str, t.Any]:
-    return {"at": at, "frames": 0, "invalid": 0, "evicted": 0, "evicted_assured": 0, "insert_failed": 0, "flows": 0, **counts}
+    return {
+        "at": at,
+        "frames": 0,
+        "invalid": 0,
+        "evicted": 0,
+        "evicted_assured": 0,
+        "insert_failed": 0,
+        "flows": 0,
+        **counts,
+    }
 
 
 def figures(**more: t.Any) -> dict[str, t.Any]:
@@ -28,9 +37,21 @@ def test_a_chain_that_is_well() -> None:
     ("name", "more", "detail"),
     [
         ("unseen", {"unseen": 3}, "3 of 1000 received frames were not counted, 0 may be"),
-        ("evicted_assured", {"evicted_assured_excess": 2}, "2 assured flows were pushed out beyond the rate before, 0 may"),
-        ("insert_failed", {"insert_failed_excess": 1.5}, "1.5 entries could not be made beyond the rate before, 0 may"),
-        ("invalid_ratio", {"invalid_ratio": 0.5}, "50.00% of 1000 frames were invalid, before 0.00%; 5.00% more may be"),
+        (
+            "evicted_assured",
+            {"evicted_assured_excess": 2},
+            "2 assured flows were pushed out beyond the rate before, 0 may",
+        ),
+        (
+            "insert_failed",
+            {"insert_failed_excess": 1.5},
+            "1.5 entries could not be made beyond the rate before, 0 may",
+        ),
+        (
+            "invalid_ratio",
+            {"invalid_ratio": 0.5},
+            "50.00% of 1000 frames were invalid, before 0.00%; 5.00% more may be",
+        ),
     ],
 )
 def test_each_figure_has_its_limit(name: str, more: dict[str, t.Any], detail: str) -> None:
@@ -39,9 +60,21 @@ def test_each_figure_has_its_limit(name: str, more: dict[str, t.Any], detail: st
 
 
 def test_without_a_limit_anything_is_put_up_with() -> None:
-    wrong = figures(unseen=3, evicted_excess=9, evicted_assured_excess=2, insert_failed_excess=1, invalid_ratio=1.0)
+    wrong = figures(
+        unseen=3,
+        evicted_excess=9,
+        evicted_assured_excess=2,
+        insert_failed_excess=1,
+        invalid_ratio=1.0,
+    )
     assert soak.judge(wrong, soak.Limits(None, None, None, None, None)) == []
-    assert [one.figure for one in soak.judge(wrong, soak.Limits(evicted=8))] == ["unseen", "evicted", "evicted_assured", "insert_failed", "invalid_ratio"]
+    assert [one.figure for one in soak.judge(wrong, soak.Limits(evicted=8))] == [
+        "unseen",
+        "evicted",
+        "evicted_assured",
+        "insert_failed",
+        "invalid_ratio",
+    ]
 
 
 def test_a_share_that_was_as_large_before_is_no_trouble() -> None:
@@ -53,16 +86,31 @@ def test_of_few_frames_no_share_is_told() -> None:
 
 
 def test_what_is_evicted_at_the_rate_before_does_not_count() -> None:
-    before, start, end = reading(0, frames=1, evicted=100), reading(10, frames=2, evicted=150), reading(30, frames=3, evicted=260)
+    before, start, end = (
+        reading(0, frames=1, evicted=100),
+        reading(10, frames=2, evicted=150),
+        reading(30, frames=3, evicted=260),
+    )
     assert soak.excess(before, start, end, "evicted") == 10, "5 a second before make 100 of the 110"
     assert soak.excess(None, start, end, "evicted") == 110
-    assert soak.excess(reading(0, frames=9, evicted=100), start, end, "evicted") == 110, "those are another chain's counts"
+    assert soak.excess(reading(0, frames=9, evicted=100), start, end, "evicted") == 110, (
+        "those are another chain's counts"
+    )
 
 
 def test_faults_that_were_there_before_are_no_trouble() -> None:
-    faults = [health.Fault("path_foreign", "/a", "/a is a directory"), health.Fault("slot_empty", "jt[3]", "slot 3 (ct) is empty")]
-    (trouble,) = soak.judge_faults(faults, [{"fault": "path_foreign", "object": "/a", "detail": "as it was"}])
-    assert (trouble.figure, trouble.value, trouble.detail) == ("faults", "slot_empty", "slot_empty jt[3]: slot 3 (ct) is empty")
+    faults = [
+        health.Fault("path_foreign", "/a", "/a is a directory"),
+        health.Fault("slot_empty", "jt[3]", "slot 3 (ct) is empty"),
+    ]
+    (trouble,) = soak.judge_faults(
+        faults, [{"fault": "path_foreign", "object": "/a", "detail": "as it was"}]
+    )
+    assert (trouble.figure, trouble.value, trouble.detail) == (
+        "faults",
+        "slot_empty",
+        "slot_empty jt[3]: slot 3 (ct) is empty",
+    )
 
 
 class World:

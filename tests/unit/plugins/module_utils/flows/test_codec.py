@@ -18,9 +18,21 @@ from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 TABLE4, TABLE6 = fakes.TABLES
 
 
-def decode(*rows: tuple[bytes, bytes], table: flow.Table = TABLE4, as_bytes: bool = False, over: bool = False) -> list[flow.Flow]:
+def decode(
+    *rows: tuple[bytes, bytes],
+    table: flow.Table = TABLE4,
+    as_bytes: bool = False,
+    over: bool = False,
+) -> list[flow.Flow]:
     decoder = flow.Decoder(table, fakes.CLOCK, as_bytes)
-    return list(decoder.flows(decoder.packed_rows(b"".join(key for key, dummy in rows), b"".join(value for dummy, value in rows)), over))
+    return list(
+        decoder.flows(
+            decoder.packed_rows(
+                b"".join(key for key, dummy in rows), b"".join(value for dummy, value in rows)
+            ),
+            over,
+        )
+    )
 
 
 def one(table: flow.Table = TABLE4, **what: t.Any) -> dict[str, t.Any]:
@@ -32,7 +44,12 @@ def test_layout_is_that_of_the_chain() -> None:
     assert TABLE4.key.size == chain.KEY4.size
     assert flow.VIEW.size == chain.ENTRY.size
     fields = chain.ENTRY.unpack(bytes(range(chain.ENTRY.size)))
-    assert flow.VIEW.unpack(bytes(range(chain.ENTRY.size))) == (*fields[0:2], *fields[6:8], *fields[12:16], *fields[26:28])
+    assert flow.VIEW.unpack(bytes(range(chain.ENTRY.size))) == (
+        *fields[0:2],
+        *fields[6:8],
+        *fields[12:16],
+        *fields[26:28],
+    )
 
 
 def test_record_has_the_agreed_form() -> None:
@@ -43,8 +60,22 @@ def test_record_has_the_agreed_form() -> None:
         "assured": True,
         "seen_reply": True,
         "timeout": 431994,
-        "orig": {"src": "172.20.56.105", "dst": "172.30.56.105", "sport": 41234, "dport": 8080, "packets": 6, "bytes": 431},
-        "reply": {"src": "172.30.56.105", "dst": "172.20.56.105", "sport": 8080, "dport": 41234, "packets": 4, "bytes": 1210},
+        "orig": {
+            "src": "172.20.56.105",
+            "dst": "172.30.56.105",
+            "sport": 41234,
+            "dport": 8080,
+            "packets": 6,
+            "bytes": 431,
+        },
+        "reply": {
+            "src": "172.30.56.105",
+            "dst": "172.20.56.105",
+            "sport": 8080,
+            "dport": 41234,
+            "packets": 4,
+            "bytes": 1210,
+        },
         "dir": "ingress",
         "age": 6,
         "idle": 0,
@@ -53,7 +84,13 @@ def test_record_has_the_agreed_form() -> None:
 
 
 def test_the_initiator_comes_first_on_whichever_hook_and_side_it_is() -> None:
-    record = one(src="172.30.56.105", dst="172.20.56.105", sport=5000, dport=80, ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_EGRESS)
+    record = one(
+        src="172.30.56.105",
+        dst="172.20.56.105",
+        sport=5000,
+        dport=80,
+        ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_EGRESS,
+    )
     assert record["dir"] == "egress"
     assert (record["orig"]["src"], record["orig"]["sport"]) == ("172.30.56.105", 5000)
     assert (record["reply"]["src"], record["reply"]["sport"]) == ("172.20.56.105", 80)
@@ -62,7 +99,10 @@ def test_the_initiator_comes_first_on_whichever_hook_and_side_it_is() -> None:
 def test_ports_that_read_alike_in_a_row_are_different_flows() -> None:
     rows = [fakes.entry(sport=1, dport=23), fakes.entry(sport=12, dport=3)]
     assert rows[0][0] != rows[1][0]
-    assert [(flow.record(*item[:2])["orig"]["sport"], flow.record(*item[:2])["orig"]["dport"]) for item in decode(*rows)] == [(1, 23), (12, 3)]
+    assert [
+        (flow.record(*item[:2])["orig"]["sport"], flow.record(*item[:2])["orig"]["dport"])
+        for item in decode(*rows)
+    ] == [(1, 23), (12, 3)]
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(chain.TCP_STATES)))
@@ -72,11 +112,24 @@ def test_tcp_states_have_the_kernels_names_at_the_kernels_numbers(number: int, n
 
 def test_tcp_states_are_numbered_as_in_the_kernel() -> None:
     """include/uapi/linux/netfilter/nf_conntrack_tcp.h, enum tcp_conntrack."""
-    names = ["NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "CLOSE", "SYN_SENT2"]
+    names = [
+        "NONE",
+        "SYN_SENT",
+        "SYN_RECV",
+        "ESTABLISHED",
+        "FIN_WAIT",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "TIME_WAIT",
+        "CLOSE",
+        "SYN_SENT2",
+    ]
     assert list(chain.TCP_STATES) == names
 
 
-@pytest.mark.parametrize(("ctl", "state"), [(0, "NEW"), (chain.CTL_SEEN_REPLY, "REPLIED"), (fakes.REAL, "ESTABLISHED")])
+@pytest.mark.parametrize(
+    ("ctl", "state"), [(0, "NEW"), (chain.CTL_SEEN_REPLY, "REPLIED"), (fakes.REAL, "ESTABLISHED")]
+)
 @pytest.mark.parametrize("proto", [17, 47, 136, 253])
 def test_other_protocols_have_plain_states(proto: int, ctl: int, state: str) -> None:
     assert one(proto=proto, ctl=ctl)["state"] == state
@@ -88,7 +141,19 @@ def test_sctp_has_states_of_its_own() -> None:
     assert one(proto=132, ctl=15)["state"] == "15"
 
 
-@pytest.mark.parametrize(("number", "name"), [(1, "icmp"), (6, "tcp"), (17, "udp"), (47, "gre"), (58, "icmpv6"), (132, "sctp"), (136, "udplite"), (253, "253")])
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (1, "icmp"),
+        (6, "tcp"),
+        (17, "udp"),
+        (47, "gre"),
+        (58, "icmpv6"),
+        (132, "sctp"),
+        (136, "udplite"),
+        (253, "253"),
+    ],
+)
 def test_protocol_names(number: int, name: str) -> None:
     assert one(proto=number)["proto"] == name
 
@@ -119,8 +184,20 @@ def test_gre_calls_of_one_batch_keep_their_keys() -> None:
 
 
 def test_icmpv6_and_ipv6_addresses() -> None:
-    record = one(TABLE6, src="2001:db8::2", dst="2001:db8::1", sport=9, dport=128 << 8, proto=58, ctl=chain.CTL_SEEN_REPLY)
-    assert (record["family"], record["proto"], record["orig"]["src"]) == ("ipv6", "icmpv6", "2001:db8::2")
+    record = one(
+        TABLE6,
+        src="2001:db8::2",
+        dst="2001:db8::1",
+        sport=9,
+        dport=128 << 8,
+        proto=58,
+        ctl=chain.CTL_SEEN_REPLY,
+    )
+    assert (record["family"], record["proto"], record["orig"]["src"]) == (
+        "ipv6",
+        "icmpv6",
+        "2001:db8::2",
+    )
     assert record["icmp"] == {"type": 128, "code": 0, "id": 9}
 
 
@@ -131,7 +208,10 @@ def test_vlan_tags(vlans: tuple[int, ...]) -> None:
     assert ("vlan" in record) is bool(vlans)
 
 
-@pytest.mark.parametrize(("left", "listed"), [(-432000, False), (-0.004, False), (0, False), (0.004, True), (1.9, True), (432000, True)])
+@pytest.mark.parametrize(
+    ("left", "listed"),
+    [(-432000, False), (-0.004, False), (0, False), (0.004, True), (1.9, True), (432000, True)],
+)
 def test_a_flow_whose_time_is_over_is_not_listed(left: float, listed: bool) -> None:
     flows = decode(fakes.entry(left=left))
     assert bool(flows) is listed
@@ -184,40 +264,68 @@ def test_addresses_as_bytes_become_text() -> None:
 
 def test_every_value_of_a_record_is_a_column() -> None:
     def leaves(record: dict[str, t.Any], prefix: str = "") -> set[str]:
-        return set().union(*(leaves(value, f"{name}.") if isinstance(value, dict) else {prefix + name} for name, value in record.items()))
+        return set().union(
+            *(
+                leaves(value, f"{name}.") if isinstance(value, dict) else {prefix + name}
+                for name, value in record.items()
+            )
+        )
 
-    shown = leaves(one(vlans=(5,), ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_AGGREGATED)) | leaves(one(proto=1, dport=8 << 8)) | leaves(one(proto=47))
+    shown = (
+        leaves(one(vlans=(5,), ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_AGGREGATED))
+        | leaves(one(proto=1, dport=8 << 8))
+        | leaves(one(proto=47))
+    )
     assert shown == set(flow.COLUMNS)
 
 
 def test_select() -> None:
     ((shape, values, dummy),) = decode(fakes.entry())
-    assert flow.select(["proto", "src", "bytes", "orig.dport", "reply.packets", "vlan", "icmp"], shape, values) == {
+    assert flow.select(
+        ["proto", "src", "bytes", "orig.dport", "reply.packets", "vlan", "icmp"], shape, values
+    ) == {
         "proto": "tcp",
         "src": "172.20.56.105",
         "bytes": 1641,
         "orig": {"dport": 8080},
         "reply": {"packets": 4},
     }
-    assert flow.select(["orig", "orig.src"], shape, values) == {"orig": flow.record(shape, values)["orig"]}
+    assert flow.select(["orig", "orig.src"], shape, values) == {
+        "orig": flow.record(shape, values)["orig"]
+    }
 
 
 def test_addresses_sort_by_number() -> None:
     rows = [fakes.entry(src=src, dst="9.9.9.9") for src in ("100.0.0.1", "20.0.0.1", "3.0.0.1")]
     for name in ("src", "orig.src", "reply.dst"):
-        assert [item[1][flow.SRC] for item in sorted(decode(*rows), key=flow.sort_key(name))] == ["3.0.0.1", "20.0.0.1", "100.0.0.1"]
+        assert [item[1][flow.SRC] for item in sorted(decode(*rows), key=flow.sort_key(name))] == [
+            "3.0.0.1",
+            "20.0.0.1",
+            "100.0.0.1",
+        ]
     assert [flow.sort_key("reply.src")(item)[1] for item in decode(*rows)] == [0x09090909] * 3
 
 
 def test_flows_without_the_value_sort_first() -> None:
     rows = [fakes.entry(), fakes.entry(proto=1, dport=8 << 8)]
-    assert [item[0].proto for item in sorted(decode(*rows), key=flow.sort_key("sport"))] == ["icmp", "tcp"]
+    assert [item[0].proto for item in sorted(decode(*rows), key=flow.sort_key("sport"))] == [
+        "icmp",
+        "tcp",
+    ]
 
 
-@pytest.mark.parametrize("lefts", [(-432000, -0.004, 0, 0.004, 1, 432000), (0.004, 1, 432000)], ids=["some are over", "none is over"])
+@pytest.mark.parametrize(
+    "lefts",
+    [(-432000, -0.004, 0, 0.004, 1, 432000), (0.004, 1, 432000)],
+    ids=["some are over", "none is over"],
+)
 @pytest.mark.parametrize("table", flow.TABLES, ids=lambda table: table.name)
-def test_counting_finds_the_flows_that_decoding_finds(table: flow.Table, lefts: tuple[float, ...]) -> None:
-    src, dst = ("2001:db8::1", "2001:db8::2") if table.family == "ipv6" else ("10.0.0.1", "10.0.0.2")
+def test_counting_finds_the_flows_that_decoding_finds(
+    table: flow.Table, lefts: tuple[float, ...]
+) -> None:
+    src, dst = (
+        ("2001:db8::1", "2001:db8::2") if table.family == "ipv6" else ("10.0.0.1", "10.0.0.2")
+    )
     dice = random.Random(11)
     rows = [
         fakes.entry(
@@ -231,15 +339,29 @@ def test_counting_finds_the_flows_that_decoding_finds(table: flow.Table, lefts: 
         )
         for dummy in range(500)
     ]
-    counted = flow.Decoder(table, fakes.CLOCK).count(b"".join(key for key, dummy in rows), b"".join(value for dummy, value in rows))
+    counted = flow.Decoder(table, fakes.CLOCK).count(
+        b"".join(key for key, dummy in rows), b"".join(value for dummy, value in rows)
+    )
     assert counted is not None
 
     def seen(shape: flow.Shape) -> tuple[t.Any, ...]:
         return shape.family, shape.proto, shape.state, shape.assured
 
-    expected = collections.Counter(seen(shape) for shape, dummy, dummy_row in decode(*rows, table=table))
-    assert sum(expected.values()) == len(rows) if min(lefts) > 0 else 200 < sum(expected.values()) < 300
-    assert sum((collections.Counter({seen(shape): number}) for shape, number in counted.items()), collections.Counter()) == expected
+    expected = collections.Counter(
+        seen(shape) for shape, dummy, dummy_row in decode(*rows, table=table)
+    )
+    assert (
+        sum(expected.values()) == len(rows)
+        if min(lefts) > 0
+        else 200 < sum(expected.values()) < 300
+    )
+    assert (
+        sum(
+            (collections.Counter({seen(shape): number}) for shape, number in counted.items()),
+            collections.Counter(),
+        )
+        == expected
+    )
 
 
 def test_counting_leaves_locked_entries_to_decoding() -> None:
@@ -251,8 +373,22 @@ def test_counting_leaves_locked_entries_to_decoding() -> None:
 
 def test_windows() -> None:
     assert flow.windows(fakes.entry()[1]) == {
-        "orig": {"td_end": 1001, "td_maxend": 1002, "td_maxwin": 1003, "td_maxack": 1004, "td_scale": 3, "flags": 8},
-        "reply": {"td_end": 2001, "td_maxend": 2002, "td_maxwin": 2003, "td_maxack": 2004, "td_scale": 7, "flags": 9},
+        "orig": {
+            "td_end": 1001,
+            "td_maxend": 1002,
+            "td_maxwin": 1003,
+            "td_maxack": 1004,
+            "td_scale": 3,
+            "flags": 8,
+        },
+        "reply": {
+            "td_end": 2001,
+            "td_maxend": 2002,
+            "td_maxwin": 2003,
+            "td_maxack": 2004,
+            "td_scale": 7,
+            "flags": 9,
+        },
     }
 
 
@@ -279,7 +415,10 @@ def test_the_clock_of_a_batch_goes_round() -> None:
     for now in ((1 << 32) + 10, (1 << 33) - 10):
         clock = Clock(now, 250, 0)
         rows = [
-            fakes.entry(sport=number, left=left, idle=idle, now=now) for number, (left, idle) in enumerate([(1, 0), (30, 1), (0, 1), (432_000, 500), (-1, 9)])
+            fakes.entry(sport=number, left=left, idle=idle, now=now)
+            for number, (left, idle) in enumerate(
+                [(1, 0), (30, 1), (0, 1), (432_000, 500), (-1, 9)]
+            )
         ]
         keys, values = (memoryview(b"".join(column)) for column in zip(*rows))
         decoder = flow.Decoder(TABLE4, clock)
@@ -296,4 +435,7 @@ def test_a_flow_of_merged_packets_says_so() -> None:
     assert one(ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_AGGREGATED)["aggregated"] is True
     assert "aggregated" not in one()
     ((shape, values, dummy),) = decode(fakes.entry(ctl=fakes.REAL | chain.CTL_AGGREGATED))
-    assert flow.select(["proto", "aggregated"], shape, values) == {"proto": "tcp", "aggregated": True}
+    assert flow.select(["proto", "aggregated"], shape, values) == {
+        "proto": "tcp",
+        "aggregated": True,
+    }

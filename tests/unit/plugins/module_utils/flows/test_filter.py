@@ -16,8 +16,18 @@ from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 ROWS: dict[str, tuple[bytes, bytes]] = {
     "web": fakes.entry(),
-    "syn": fakes.entry(src="172.20.56.7", sport=50000, ctl=1, orig=(1, 60), reply=(0, 0), age=100, idle=100),
-    "dns": fakes.entry(src="172.30.56.105", dst="10.1.2.3", sport=5353, dport=53, proto=17, ctl=chain.CTL_EGRESS | chain.CTL_SEEN_REPLY, idle=20.5),
+    "syn": fakes.entry(
+        src="172.20.56.7", sport=50000, ctl=1, orig=(1, 60), reply=(0, 0), age=100, idle=100
+    ),
+    "dns": fakes.entry(
+        src="172.30.56.105",
+        dst="10.1.2.3",
+        sport=5353,
+        dport=53,
+        proto=17,
+        ctl=chain.CTL_EGRESS | chain.CTL_SEEN_REPLY,
+        idle=20.5,
+    ),
     "ping": fakes.entry(sport=8080, dport=8 << 8, proto=1, ctl=0),
     "gre": fakes.entry(sport=0, dport=0, proto=47, ctl=0),
 }
@@ -103,10 +113,19 @@ def test_filters(words: dict[str, t.Any], names: set[str]) -> None:
     ("words", "message"),
     [
         ({"family": "inet"}, "family: 'inet' is not valid: give one of ipv4, ipv6."),
-        ({"proto": "tpc"}, "proto: 'tpc' is not valid: give icmp, tcp, udp, gre, icmpv6, sctp, udplite, or a protocol number from 0 to 255."),
+        (
+            {"proto": "tpc"},
+            "proto: 'tpc' is not valid: give icmp, tcp, udp, gre, icmpv6, sctp, udplite, or a protocol number from 0 to 255.",
+        ),
         ({"proto": ["tcp", 256]}, "proto[1]: 256 is not valid:"),
-        ({"state": "OPEN"}, "state: 'OPEN' is not valid: give one of SYN_SENT, SYN_RECV, ESTABLISHED,"),
-        ({"src": "172.20.56.300"}, "src: '172.20.56.300' is not valid: give an IPv4 or IPv6 address, or a network as 10.0.0.0/8 or 2001:db8::/32."),
+        (
+            {"state": "OPEN"},
+            "state: 'OPEN' is not valid: give one of SYN_SENT, SYN_RECV, ESTABLISHED,",
+        ),
+        (
+            {"src": "172.20.56.300"},
+            "src: '172.20.56.300' is not valid: give an IPv4 or IPv6 address, or a network as 10.0.0.0/8 or 2001:db8::/32.",
+        ),
         ({"dst": "10.0.0.0/33"}, "dst: '10.0.0.0/33' is not valid:"),
         ({"addr": 167772161}, "addr: 167772161 is not valid:"),
         ({"addr": "fe80::1%eth0"}, "addr: 'fe80::1%eth0' is not valid:"),
@@ -114,8 +133,14 @@ def test_filters(words: dict[str, t.Any], names: set[str]) -> None:
         ({"proto": "tcp", "src": []}, "src: '' is not valid: the list is empty; give a value."),
         ({"state": ()}, "state: '' is not valid:"),
         ({"dport": ["80", ""]}, "dport[1]: '' is not valid:"),
-        ({"src": "10.0.0.1", "dst": "2001:db8::1"}, "dst: '2001:db8::1' is not valid: both ends of a flow are of one family, and src leaves only ipv4."),
-        ({"family": "ipv6", "src": "10.0.0.0/8"}, "src: '10.0.0.0/8' is not valid: both ends of a flow are of one family, and family leaves only ipv6."),
+        (
+            {"src": "10.0.0.1", "dst": "2001:db8::1"},
+            "dst: '2001:db8::1' is not valid: both ends of a flow are of one family, and src leaves only ipv4.",
+        ),
+        (
+            {"family": "ipv6", "src": "10.0.0.0/8"},
+            "src: '10.0.0.0/8' is not valid: both ends of a flow are of one family, and family leaves only ipv6.",
+        ),
         ({"src": "::ffff:10.0.0.1", "addr": "::1"}, "addr: '::1' is not valid:"),
         ({"dst": "::1", "family": ["ipv4"]}, "dst: '::1' is not valid:"),
         ({"sport": 65536}, "sport: 65536 is not valid: give a port from 0 to 65535."),
@@ -161,24 +186,55 @@ def test_bad_queries_are_named(words: dict[str, t.Any], message: str) -> None:
 
 @pytest.mark.parametrize(
     ("words", "near"),
-    [({"proto": "tpc"}, "tcp"), ({"state": "establishd"}, "ESTABLISHED"), ({"dir": "egres"}, "egress"), ({"colour": "red"}, ""), ({"asured": True}, "assured")],
+    [
+        ({"proto": "tpc"}, "tcp"),
+        ({"state": "establishd"}, "ESTABLISHED"),
+        ({"dir": "egres"}, "egress"),
+        ({"colour": "red"}, ""),
+        ({"asured": True}, "assured"),
+    ],
 )
 def test_the_nearest_word_is_offered(words: dict[str, t.Any], near: str) -> None:
     with pytest.raises(ConntrackError) as caught:
         flow_filter.parse_filters(words)
-    assert caught.value.message.endswith(f" Did you mean {near}?" if near else "."), caught.value.message
+    assert caught.value.message.endswith(f" Did you mean {near}?" if near else "."), (
+        caught.value.message
+    )
 
 
 def test_query() -> None:
-    query = flow_filter.parse_query({"sort": "-bytes", "limit": "5", "fields": "proto", "group_by": ["src", "src", "proto"], "port": 80})
-    assert (query.sort, query.descending, query.limit, query.fields, query.group_by) == ("bytes", True, 5, ("proto",), ("src", "proto"))
+    query = flow_filter.parse_query(
+        {
+            "sort": "-bytes",
+            "limit": "5",
+            "fields": "proto",
+            "group_by": ["src", "src", "proto"],
+            "port": 80,
+        }
+    )
+    assert (query.sort, query.descending, query.limit, query.fields, query.group_by) == (
+        "bytes",
+        True,
+        5,
+        ("proto",),
+        ("src", "proto"),
+    )
     assert query.filters.values == {"port": (80,)}
     assert flow_filter.parse_query({}) == flow_filter.Query(flow_filter.Filters({}))
 
 
 @pytest.mark.parametrize("word", flow_filter.FILTER_WORDS)
 def test_fixed_filters_are_those_that_the_key_alone_answers(word: str) -> None:
-    sample = {"family": "ipv4", "proto": "tcp", "state": "NEW", "src": "::", "dst": "::", "addr": "::", "dir": "egress", "assured": True}.get(word, 1)
+    sample = {
+        "family": "ipv4",
+        "proto": "tcp",
+        "state": "NEW",
+        "src": "::",
+        "dst": "::",
+        "addr": "::",
+        "dir": "egress",
+        "assured": True,
+    }.get(word, 1)
     filters = flow_filter.parse_filters({word: sample})
     assert filters
     assert filters.fixed is (word in ("family", "proto", "addr", "port"))
@@ -186,14 +242,25 @@ def test_fixed_filters_are_those_that_the_key_alone_answers(word: str) -> None:
 
 # ---------------------------------------------------------------- the last of each kind
 #: Flows whose ports and protocols are the first and the last that there are, and those beside them.
-EDGES = {(port, proto): fakes.entry(sport=port, dport=port ^ 1, proto=proto) for port in (0, 1, 65534, 65535) for proto in (0, 1, 6, 17, 254, 255)}
+EDGES = {
+    (port, proto): fakes.entry(sport=port, dport=port ^ 1, proto=proto)
+    for port in (0, 1, 65534, 65535)
+    for proto in (0, 1, 6, 17, 254, 255)
+}
 
 
 def at_the_edges(**words: t.Any) -> set[tuple[int, int]]:
     table = fakes.TABLES[0]
     tests = flow_filter.parse_filters(words).tests(table, fakes.CLOCK)
-    rows = {where: (table.key.unpack(key), flow.VIEW.unpack(value)) for where, (key, value) in EDGES.items()}
-    return {where for where, row in rows.items() if tests is not None and list(flow_filter.choose([row], tests))}
+    rows = {
+        where: (table.key.unpack(key), flow.VIEW.unpack(value))
+        for where, (key, value) in EDGES.items()
+    }
+    return {
+        where
+        for where, row in rows.items()
+        if tests is not None and list(flow_filter.choose([row], tests))
+    }
 
 
 @pytest.mark.parametrize("port", [0, 65535])
@@ -202,7 +269,11 @@ def test_the_first_and_the_last_port(form: t.Callable[[int], t.Any], port: int) 
     udp = {(number, 17) for number in (0, 1, 65534, 65535)}
     assert at_the_edges(proto="udp", sport=form(port)) == {(port, 17)}
     assert at_the_edges(proto="udp", dport=form(port)) == {(port ^ 1, 17)}
-    assert at_the_edges(proto="udp", port=[form(port), form(port ^ 1)]) == {(port, 17), (port ^ 1, 17)} < udp
+    assert (
+        at_the_edges(proto="udp", port=[form(port), form(port ^ 1)])
+        == {(port, 17), (port ^ 1, 17)}
+        < udp
+    )
 
 
 @pytest.mark.parametrize("number", [0, 254, 255])
@@ -212,7 +283,16 @@ def test_the_first_and_the_last_protocol(form: t.Callable[[int], t.Any], number:
 
 
 @pytest.mark.parametrize(
-    "words", [{"sport": 65536}, {"dport": "65536"}, {"port": [65535, 65536]}, {"proto": 256}, {"proto": "256"}, {"proto": -1}, {"port": -1}]
+    "words",
+    [
+        {"sport": 65536},
+        {"dport": "65536"},
+        {"port": [65535, 65536]},
+        {"proto": 256},
+        {"proto": "256"},
+        {"proto": -1},
+        {"port": -1},
+    ],
 )
 def test_beyond_the_last(words: dict[str, t.Any]) -> None:
     with pytest.raises(ConntrackError, match="is not valid: give .*0 to (65535|255)"):

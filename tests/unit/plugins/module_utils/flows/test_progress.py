@@ -36,7 +36,9 @@ def written(here: int) -> str:
 def work(add: progress.Add | None) -> None:
     """Read a table, as the command does."""
     assert add is not None
-    source = fakes.FakeTables({"ctt": [fakes.entry(sport=sport) for sport in range(1, 1501)]}, batch=500)
+    source = fakes.FakeTables(
+        {"ctt": [fakes.entry(sport=sport) for sport in range(1, 1501)]}, batch=500
+    )
     assert flow_table.read(progress.Watched(source, add), flow_filter.parse_query({})).count == 1500
 
 
@@ -78,5 +80,9 @@ def test_without_the_library_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_nobody_is_told_where_nobody_looks() -> None:
     with terminal(both=True), progress.shown("reading", printing=True) as add:
         assert add is None
-    with open(os.devnull, "w", encoding="ascii") as nowhere, contextlib.redirect_stderr(nowhere), progress.shown("reading") as add:
+    with (
+        open(os.devnull, "w", encoding="ascii") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        progress.shown("reading") as add,
+    ):
         assert add is None

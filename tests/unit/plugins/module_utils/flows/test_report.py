@@ -30,7 +30,10 @@ class _Pinned(fakes.FakeTables):
 
 @pytest.fixture(autouse=True)
 def source(monkeypatch: pytest.MonkeyPatch) -> fakes.FakeTables:
-    rows = [fakes.entry(sport=at) for at in range(5)] + [fakes.entry(proto=17, ctl=0), fakes.entry(proto=47, left=-1)]
+    rows = [fakes.entry(sport=at) for at in range(5)] + [
+        fakes.entry(proto=17, ctl=0),
+        fakes.entry(proto=47, left=-1),
+    ]
     pinned = _Pinned({"ctt": rows})
     for name in ("FlowTables", "writing"):
         monkeypatch.setattr(flow_table, name, lambda *dummy: pinned)
@@ -41,18 +44,26 @@ def source(monkeypatch: pytest.MonkeyPatch) -> fakes.FakeTables:
 @pytest.fixture
 def nothing_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pin_root: str, *dummy: object) -> None:
-        raise flow_table.NoChain(f"{pin_root}/map/stats does not exist: no chain is pinned there. Run xdp_program.")
+        raise flow_table.NoChain(
+            f"{pin_root}/map/stats does not exist: no chain is pinned there. Run xdp_program."
+        )
 
     for name in ("FlowTables", "writing"):
         monkeypatch.setattr(flow_table, name, refuse)
 
 
 def flows(check_mode: bool = False, **params: t.Any) -> dict[str, t.Any]:
-    return flow_report.report({name: spec.get("default") for name, spec in flow_report.FLOWS_OPTIONS.items()} | params, check_mode)
+    return flow_report.report(
+        {name: spec.get("default") for name, spec in flow_report.FLOWS_OPTIONS.items()} | params,
+        check_mode,
+    )
 
 
 def flush(check_mode: bool = False, **params: t.Any) -> dict[str, t.Any]:
-    return flow_report.flush({name: spec.get("default") for name, spec in flow_report.FLUSH_OPTIONS.items()} | params, check_mode)
+    return flow_report.flush(
+        {name: spec.get("default") for name, spec in flow_report.FLUSH_OPTIONS.items()} | params,
+        check_mode,
+    )
 
 
 def test_every_word_of_a_query_is_an_option() -> None:
@@ -62,19 +73,33 @@ def test_every_word_of_a_query_is_an_option() -> None:
 
 def test_result_and_facts() -> None:
     result = flows()
-    assert (result["changed"], result["count"], len(result["flows"]), result["truncated"]) == (False, 6, 6, False)
+    assert (result["changed"], result["count"], len(result["flows"]), result["truncated"]) == (
+        False,
+        6,
+        6,
+        False,
+    )
     assert result["summary"]["by_proto"] == {"tcp": 5, "udp": 1}
-    assert result["ansible_facts"]["ct_flows"] == {name: result[name] for name in ("count", "truncated", "summary")}
+    assert result["ansible_facts"]["ct_flows"] == {
+        name: result[name] for name in ("count", "truncated", "summary")
+    }
     assert "msg" not in result and "text" not in result
 
 
 def test_facts_hold_as_many_flows_as_they_were_asked_to(source: fakes.FakeTables) -> None:
     for limit, number in ((0, 0), (2, 2), (50, 6)):
         result = flows(limit=limit)
-        assert result["ansible_facts"]["ct_flows"]["flows"] == result["flows"] and len(result["flows"]) == number
+        assert (
+            result["ansible_facts"]["ct_flows"]["flows"] == result["flows"]
+            and len(result["flows"]) == number
+        )
     source.entries["ctt"].update(fakes.entry(sport=at) for at in range(100, 400))
     result = flows()
-    assert len(result["flows"]) == 100 and result["truncated"] and "flows" not in result["ansible_facts"]["ct_flows"]
+    assert (
+        len(result["flows"]) == 100
+        and result["truncated"]
+        and "flows" not in result["ansible_facts"]["ct_flows"]
+    )
 
 
 @pytest.mark.parametrize("form", flow_output.FORMATS)
@@ -84,27 +109,51 @@ def test_each_flow_is_returned_once(form: str, source: fakes.FakeTables) -> None
     for words, times in (({}, 1), ({"format": form}, 1), ({"format": form, "limit": 50}, 2)):
         result = flows(**words)
         assert ("text" in result) is not ("flows" in result)
-        lines = [one for one in (result.get("flows"), result["ansible_facts"]["ct_flows"].get("flows")) if one is not None]
+        lines = [
+            one
+            for one in (result.get("flows"), result["ansible_facts"]["ct_flows"].get("flows"))
+            if one is not None
+        ]
         lines += [result["text"].splitlines()] if "text" in result else []
-        assert sum("10.99.88.77" in str(line) for some in lines for line in (some if isinstance(some, list) else [some])) == times, "facts hold limit"
+        assert (
+            sum(
+                "10.99.88.77" in str(line)
+                for some in lines
+                for line in (some if isinstance(some, list) else [some])
+            )
+            == times
+        ), "facts hold limit"
 
 
 def test_text_has_all_and_says_so(source: fakes.FakeTables) -> None:
     source.entries["ctt"].update(fakes.entry(sport=at) for at in range(100, 400))
     result = flows(format="jsonl")
-    assert (len(result["text"].splitlines()), result["count"], result["truncated"], "msg" in result) == (306, 306, False, False)
+    assert (
+        len(result["text"].splitlines()),
+        result["count"],
+        result["truncated"],
+        "msg" in result,
+    ) == (306, 306, False, False)
     result = flows(format="jsonl", limit=9)
-    assert (len(result["text"].splitlines()), result["truncated"]) == (9, True) and result["msg"].startswith("The result lists 9 of 306 flows:")
+    assert (len(result["text"].splitlines()), result["truncated"]) == (9, True) and result[
+        "msg"
+    ].startswith("The result lists 9 of 306 flows:")
 
 
 def test_a_cut_is_said() -> None:
-    assert flows(limit=2)["msg"] == "The result lists 2 of 6 flows: raise limit or narrow the filters, or have them written to dest."
+    assert (
+        flows(limit=2)["msg"]
+        == "The result lists 2 of 6 flows: raise limit or narrow the filters, or have them written to dest."
+    )
     assert flows(limit=2, summary=False)["msg"].startswith("The result lists 2 flows of more:")
     assert flows(limit=2, group_by=["sport"])["msg"].startswith("The result lists 2 of 6 groups:")
 
 
 def test_text() -> None:
-    assert flows(format="table", proto=["udp"])["text"].splitlines()[1].split()[:2] == ["udp", "NEW"]
+    assert flows(format="table", proto=["udp"])["text"].splitlines()[1].split()[:2] == [
+        "udp",
+        "NEW",
+    ]
     assert len(flows(format="jsonl", limit=3)["text"].splitlines()) == 3
 
 
@@ -146,7 +195,9 @@ def test_dest(tmp_path: pathlib.Path) -> None:
         ({"format": "stats", "summary": False}, "summary"),
     ],
 )
-def test_bad_options_are_named_before_anything_is_read(params: dict[str, t.Any], field: str, source: fakes.FakeTables) -> None:
+def test_bad_options_are_named_before_anything_is_read(
+    params: dict[str, t.Any], field: str, source: fakes.FakeTables
+) -> None:
     with pytest.raises(ConntrackError, match=f"^{field}: "):
         flows(**params)
     assert source.batches_read == 0
@@ -169,7 +220,12 @@ def test_text_without_a_chain() -> None:
 
 
 def test_flush_in_four_runs(source: fakes.FakeTables) -> None:
-    for check_mode, changed, count, deleted in ((True, True, 5, 0), (False, True, 5, 5), (False, False, 0, 0), (True, False, 0, 0)):
+    for check_mode, changed, count, deleted in (
+        (True, True, 5, 0),
+        (False, True, 5, 5),
+        (False, False, 0, 0),
+        (True, False, 0, 0),
+    ):
         result = flush(check_mode, proto=["tcp"], limit=2)
         assert (result["changed"], result["count"], result["deleted"]) == (changed, count, deleted)
         assert len(result["plan"]) == min(count, 2)
@@ -194,7 +250,9 @@ def test_flush_of_what_is_over(source: fakes.FakeTables) -> None:
         ({"all": True, "limit": -1}, "limit: -1 is not valid:"),
     ],
 )
-def test_a_flush_must_say_what(params: dict[str, t.Any], message: str, source: fakes.FakeTables) -> None:
+def test_a_flush_must_say_what(
+    params: dict[str, t.Any], message: str, source: fakes.FakeTables
+) -> None:
     with pytest.raises(ConntrackError, match=f"^{message}"):
         flush(**params)
     assert source.batches_read == 0
@@ -209,7 +267,9 @@ def test_deleting_leaves_no_trace_in_the_chains_own_counters() -> None:
     assert {spec.name: spec.kind for spec in chain.maps(16)}["deletions"] == "array"
 
 
-def test_a_deletion_says_how_many_were_live_and_how_many_had_only_expired(source: fakes.FakeTables) -> None:
+def test_a_deletion_says_how_many_were_live_and_how_many_had_only_expired(
+    source: fakes.FakeTables,
+) -> None:
     def counts(**given: t.Any) -> list[int]:
         done = flush(**given)
         return [done[name] for name in ("count", "deleted", "live", "expired")]
@@ -221,7 +281,12 @@ def test_a_deletion_says_how_many_were_live_and_how_many_had_only_expired(source
 
 
 def test_an_empty_filter_deletes_nothing(source: fakes.FakeTables) -> None:
-    given: list[dict[str, t.Any]] = [{"src": []}, {"src": [""]}, {"state": []}, {"dport": ["80", ""]}]
+    given: list[dict[str, t.Any]] = [
+        {"src": []},
+        {"src": [""]},
+        {"state": []},
+        {"dport": ["80", ""]},
+    ]
     for empty in given:
         with pytest.raises(ConntrackError, match="is not valid"):
             flush(proto=["tcp"], **empty)

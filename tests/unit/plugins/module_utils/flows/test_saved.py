@@ -19,11 +19,23 @@ from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 ROWS4 = (
     fakes.entry(),
-    fakes.entry(src="172.30.56.105", dst="10.1.2.3", sport=53, dport=5353, proto=17, ctl=0, reply=(0, 0), vlans=(10, 20), related=(2, 112)),
+    fakes.entry(
+        src="172.30.56.105",
+        dst="10.1.2.3",
+        sport=53,
+        dport=5353,
+        proto=17,
+        ctl=0,
+        reply=(0, 0),
+        vlans=(10, 20),
+        related=(2, 112),
+    ),
     fakes.entry(sport=99, dport=8 << 8, proto=1, ctl=chain.CTL_SEEN_REPLY, idle=7, left=0.5),
     fakes.entry(sport=0, dport=0, proto=253, ctl=chain.CTL_EGRESS, orig=(2**64 - 1, 2**63)),
     fakes.entry(sport=0, dport=4711, proto=47, ctl=fakes.REAL, age=1 << 20),
-    fakes.entry(sport=9, dport=10, proto=132, ctl=fakes.REAL | chain.SCTP_STATES.index("ESTABLISHED")),
+    fakes.entry(
+        sport=9, dport=10, proto=132, ctl=fakes.REAL | chain.SCTP_STATES.index("ESTABLISHED")
+    ),
     fakes.entry(sport=9, dport=10, proto=132, ctl=0),
     fakes.entry(sport=7, dport=7, ctl=15),
 )
@@ -36,7 +48,9 @@ ROWS6 = (
 def written(source: flow_table.Source, form: str = "json", **words: t.Any) -> str:
     query = flow_filter.parse_query(words)
     pieces: list[bytes] = []
-    flow_table.read(source, query, flow_output.writer(form, query.fields), pieces.append, summary=False)
+    flow_table.read(
+        source, query, flow_output.writer(form, query.fields), pieces.append, summary=False
+    )
     return b"".join(pieces).decode()
 
 
@@ -51,7 +65,9 @@ def saved(path: pathlib.Path, text: str) -> SavedFlows:
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl"])
-def test_what_is_read_back_is_what_was_written(tmp_path: pathlib.Path, tables: fakes.FakeTables, form: str) -> None:
+def test_what_is_read_back_is_what_was_written(
+    tmp_path: pathlib.Path, tables: fakes.FakeTables, form: str
+) -> None:
     text = written(tables, form)
     assert text.count("\n") >= 9
     source = saved(tmp_path / "flows", text)
@@ -73,7 +89,9 @@ def test_what_is_read_back_is_what_was_written(tmp_path: pathlib.Path, tables: f
     ]
     + [{"sort": "-bytes", "limit": 3}, {"state": ["replied", "new"]}, {"min_packets": 11}],
 )
-def test_the_same_questions_have_the_same_answers(tmp_path: pathlib.Path, tables: fakes.FakeTables, words: dict[str, t.Any]) -> None:
+def test_the_same_questions_have_the_same_answers(
+    tmp_path: pathlib.Path, tables: fakes.FakeTables, words: dict[str, t.Any]
+) -> None:
     source = saved(tmp_path / "flows", written(tables))
     assert written(source, **words) == written(tables, **words) != written(tables)
 
@@ -84,8 +102,12 @@ def test_an_empty_file_holds_no_flow(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{}", "hello", '{"family": "ipv4"}', "7", '{"family": "ipx"}'])
-def test_what_is_no_flow_is_named(tmp_path: pathlib.Path, tables: fakes.FakeTables, line: str) -> None:
-    with pytest.raises(ConntrackError, match=r"^input: .*flows:2: .* is no whole flow: give a file"):
+def test_what_is_no_flow_is_named(
+    tmp_path: pathlib.Path, tables: fakes.FakeTables, line: str
+) -> None:
+    with pytest.raises(
+        ConntrackError, match=r"^input: .*flows:2: .* is no whole flow: give a file"
+    ):
         saved(tmp_path / "flows", f"{written(tables, 'jsonl', limit=1)}{line}\n")
 
 

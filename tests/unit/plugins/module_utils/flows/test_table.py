@@ -25,14 +25,23 @@ NOTHING = dict.fromkeys(flow.CLASSES, 0)
 
 def many(number: int = 20, **what: t.Any) -> list[tuple[bytes, bytes]]:
     """Return flows whose source port is 1000, 1001, ... and whose packets are 1, 2, ..."""
-    return [fakes.entry(**{"sport": 1000 + at, "orig": (at + 1, 100 * (at + 1)), "reply": (0, 0), **what}) for at in range(number)]
+    return [
+        fakes.entry(
+            **{"sport": 1000 + at, "orig": (at + 1, 100 * (at + 1)), "reply": (0, 0), **what}
+        )
+        for at in range(number)
+    ]
 
 
-def tables(*rows: tuple[bytes, bytes], six: t.Sequence[tuple[bytes, bytes]] = (), **what: t.Any) -> fakes.FakeTables:
+def tables(
+    *rows: tuple[bytes, bytes], six: t.Sequence[tuple[bytes, bytes]] = (), **what: t.Any
+) -> fakes.FakeTables:
     return fakes.FakeTables({"ctt": rows, "ctt6": six} if six else {"ctt": rows}, **what)
 
 
-def read(source: fakes.FakeTables, summary: bool = False, window: bool = False, **words: t.Any) -> flow_table.Reading:
+def read(
+    source: fakes.FakeTables, summary: bool = False, window: bool = False, **words: t.Any
+) -> flow_table.Reading:
     return flow_table.read(source, flow_filter.parse_query(words), summary=summary, window=window)
 
 
@@ -52,7 +61,12 @@ def test_flows_whose_time_is_over_are_neither_listed_nor_counted() -> None:
     assert reading.count == 3
     assert reading.summary is not None
     assert reading.summary["flows"] == 3
-    assert reading.summary["tables"]["ctt"] == {"class": "assured", "entries": 5, "capacity": 1024, "percent": 0.5}
+    assert reading.summary["tables"]["ctt"] == {
+        "class": "assured",
+        "entries": 5,
+        "capacity": 1024,
+        "percent": 0.5,
+    }
     assert reading.summary["pressure"] == {
         "assured": {"entries": 5, "capacity": 1024, "percent": 0.5},
         "half_open": {"entries": 0, "capacity": 0, "percent": 0.0},
@@ -62,7 +76,9 @@ def test_flows_whose_time_is_over_are_neither_listed_nor_counted() -> None:
 class Promoting(fakes.FakeTables):
     """Flows become assured between the two tables of their family: read in the one, they are in the other, too."""
 
-    def batches(self, opened: flow_table.OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
+    def batches(
+        self, opened: flow_table.OpenTable
+    ) -> t.Iterator[tuple[int, memoryview, memoryview]]:
         yield from super().batches(opened)
         if opened.table.name == "ctt_new":
             moved = dict(list(self.entries["ctt_new"].items())[:4])
@@ -70,14 +86,21 @@ class Promoting(fakes.FakeTables):
             self.stats["promoted"] += len(moved)
 
 
-@pytest.mark.parametrize("words", [{}, {"sort": "sport"}, {"group_by": "proto"}, {"sport": list(range(1000, 1003))}], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [{}, {"sort": "sport"}, {"group_by": "proto"}, {"sport": list(range(1000, 1003))}],
+    ids=str,
+)
 def test_a_flow_that_becomes_assured_meanwhile_is_listed_once(words: dict[str, t.Any]) -> None:
     source = Promoting({"ctt_new": many(6), "ctt": many(5, dport=1)})
     reading = read(source, **words)
     wanted = sorted([(1000 + at, 8080) for at in range(6)] + [(1000 + at, 1) for at in range(5)])
     if "sport" in words:
         wanted = [item for item in wanted if item[0] < 1003]
-    assert sorted((record["orig"]["sport"], record["orig"]["dport"]) for record in reading.flows) == wanted
+    assert (
+        sorted((record["orig"]["sport"], record["orig"]["dport"]) for record in reading.flows)
+        == wanted
+    )
     assert reading.count == len(wanted)
 
 
@@ -94,7 +117,9 @@ def test_what_was_met_takes_few_bytes() -> None:
             once.new(by_class["half_open"], met[at : min(at + flow_table.BATCH, number)])
         source.stats["promoted"] += 1
         assert once.new(by_class["assured"], met[number - once_more :]) == met[number:]
-        once.new(by_class["half_open"], met[number:])  # of the other family, whose tables come after these
+        once.new(
+            by_class["half_open"], met[number:]
+        )  # of the other family, whose tables come after these
         assert once.new(by_class["assured"], met[::-7]) == []
         kept, peak = tracemalloc.get_traced_memory()
     finally:
@@ -108,7 +133,9 @@ def test_one_that_did_not_match_before_it_became_assured_is_listed() -> None:
     assert sorted(ports(read(source, assured=True))) == [1000, 1001, 1002, 1003]
 
 
-def _assured(batches: t.Iterable[tuple[int, memoryview, memoryview]], opened: flow_table.OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
+def _assured(
+    batches: t.Iterable[tuple[int, memoryview, memoryview]], opened: flow_table.OpenTable
+) -> t.Iterator[tuple[int, memoryview, memoryview]]:
     """Return batches, those of the table of assured flows with that bit."""
     for number, keys, values in batches:
         entries = [list(fields) for fields in chain.ENTRY.iter_unpack(values)]
@@ -132,18 +159,35 @@ def test_a_limit_that_is_just_enough_cuts_nothing() -> None:
 
 def test_the_default_limit_says_that_it_cut() -> None:
     reading = read(tables(*many(130)), summary=True)
-    assert (len(reading.flows), reading.count, reading.truncated) == (flow_filter.DEFAULT_LIMIT, 130, True)
+    assert (len(reading.flows), reading.count, reading.truncated) == (
+        flow_filter.DEFAULT_LIMIT,
+        130,
+        True,
+    )
 
 
 @pytest.mark.parametrize("making", [0, 1])
 @pytest.mark.parametrize("limit", [0, 1, 50, 1000])
 def test_the_summary_is_the_same_whatever_is_listed(limit: int, making: int) -> None:
     locked = [fakes.entry(ctl=chain.CTL_LOCK, orig=(0, 0), reply=(0, 0))] * making
-    source = tables(*many(130), *locked, *many(20, proto=17, ctl=0), *many(5, dport=1, left=-1), *many(30, proto=1, dport=8 << 8, ctl=chain.CTL_SEEN_REPLY))
+    source = tables(
+        *many(130),
+        *locked,
+        *many(20, proto=17, ctl=0),
+        *many(5, dport=1, left=-1),
+        *many(30, proto=1, dport=8 << 8, ctl=chain.CTL_SEEN_REPLY),
+    )
     reading = read(source, summary=True, limit=limit)
-    assert (len(reading.flows), reading.count, reading.truncated) == (min(limit, 180), 180, limit < 180)
+    assert (len(reading.flows), reading.count, reading.truncated) == (
+        min(limit, 180),
+        180,
+        limit < 180,
+    )
     assert reading.summary is not None
-    assert (reading.summary["by_proto"], reading.summary["assured"]) == ({"icmp": 30, "tcp": 130, "udp": 20}, 130)
+    assert (reading.summary["by_proto"], reading.summary["assured"]) == (
+        {"icmp": 30, "tcp": 130, "udp": 20},
+        130,
+    )
 
 
 def test_no_flows_but_the_summary() -> None:
@@ -151,7 +195,14 @@ def test_no_flows_but_the_summary() -> None:
     assert (reading.flows, reading.count) == ([], 3)
 
 
-@pytest.mark.parametrize(("sort", "expected"), [("packets", [1000, 1001, 1002]), ("-packets", [1019, 1018, 1017]), ("-sport", [1019, 1018, 1017])])
+@pytest.mark.parametrize(
+    ("sort", "expected"),
+    [
+        ("packets", [1000, 1001, 1002]),
+        ("-packets", [1019, 1018, 1017]),
+        ("-sport", [1019, 1018, 1017]),
+    ],
+)
 def test_sorted_and_limited(sort: str, expected: list[int]) -> None:
     rows = many(20)
     random.Random(7).shuffle(rows)
@@ -181,11 +232,17 @@ def test_filters_apply_before_everything_else() -> None:
     reading = read(tables(*many(20)), summary=True, sport=[1003, 1005], sort="-packets")
     assert ports(reading) == [1005, 1003]
     assert reading.summary is not None
-    assert (reading.count, reading.summary["flows"], reading.summary["tables"]["ctt"]["entries"]) == (2, 2, 20)
+    assert (
+        reading.count,
+        reading.summary["flows"],
+        reading.summary["tables"]["ctt"]["entries"],
+    ) == (2, 2, 20)
 
 
 def test_fields() -> None:
-    assert read(tables(*many(1)), fields=["proto", "packets"]).flows == [{"proto": "tcp", "packets": 1}]
+    assert read(tables(*many(1)), fields=["proto", "packets"]).flows == [
+        {"proto": "tcp", "packets": 1}
+    ]
 
 
 def test_windows_on_request() -> None:
@@ -215,7 +272,9 @@ def test_groups_of_tags() -> None:
 def test_a_writer_gets_all_flows_whatever_is_listed(form: str, words: dict[str, t.Any]) -> None:
     pieces: list[bytes] = []
     source = tables(*many(130), six=[fakes.entry(src="2001:db8::2", dst="2001:db8::1")])
-    reading = flow_table.read(source, flow_filter.parse_query(words), flow_output.writer(form), pieces.append)
+    reading = flow_table.read(
+        source, flow_filter.parse_query(words), flow_output.writer(form), pieces.append
+    )
     assert len(reading.flows) == flow_filter.DEFAULT_LIMIT
     json.dumps(reading.flows)  # the addresses are text
     written = b"".join(pieces).decode()
@@ -233,13 +292,33 @@ def test_a_limit_holds_for_the_writer_too() -> None:
 
 # ---------------------------------------------------------------- the summary
 def test_summary() -> None:
-    source = tables(*many(3), *many(2, proto=17, ctl=0), *many(1, proto=1, dport=8 << 8, ctl=chain.CTL_SEEN_REPLY), capacity=64)
-    source.stats.update(created=10, deleted_reset=1, deleted_flushed=2, invalid_tcp_rst=4, untracked_not_ip=5, related=6, ignored_tcp_window=7, tracked=8)
+    source = tables(
+        *many(3),
+        *many(2, proto=17, ctl=0),
+        *many(1, proto=1, dport=8 << 8, ctl=chain.CTL_SEEN_REPLY),
+        capacity=64,
+    )
+    source.stats.update(
+        created=10,
+        deleted_reset=1,
+        deleted_flushed=2,
+        invalid_tcp_rst=4,
+        untracked_not_ip=5,
+        related=6,
+        ignored_tcp_window=7,
+        tracked=8,
+    )
     source.guests = {"acl": {"seen": 9, "passed": 7, "dropped": 2}}
-    source.in_force = {**chain.TIMEOUTS, "udp": 7}, {**chain.KNOBS, "tcp_loose": 0, "tcp_max_retrans": 5}
+    source.in_force = (
+        {**chain.TIMEOUTS, "udp": 7},
+        {**chain.KNOBS, "tcp_loose": 0, "tcp_max_retrans": 5},
+    )
     summary = read(source, summary=True).summary
     assert summary is not None
-    assert {name: summary[name] for name in ("flows", "capacity", "by_family", "by_proto", "by_state", "assured")} == {
+    assert {
+        name: summary[name]
+        for name in ("flows", "capacity", "by_family", "by_proto", "by_state", "assured")
+    } == {
         "flows": 6,
         "capacity": 64,
         "by_family": {"ipv4": 6},
@@ -248,14 +327,31 @@ def test_summary() -> None:
         "assured": 3,
     }
     counters = summary["counters"]
-    assert (counters["created"], counters["evicted"], counters["related"], counters["tracked"]) == (10, 1, 6, 8)
-    assert counters["deleted"] == {"reset": 1, "expired": 0, "flushed": 2, "dropped": 0, "untracked": 0}
-    assert (counters["invalid"]["tcp_rst"], counters["untracked"]["not_ip"], counters["ignored"]["tcp_window"]) == (4, 5, 7)
+    assert (counters["created"], counters["evicted"], counters["related"], counters["tracked"]) == (
+        10,
+        1,
+        6,
+        8,
+    )
+    assert counters["deleted"] == {
+        "reset": 1,
+        "expired": 0,
+        "flushed": 2,
+        "dropped": 0,
+        "untracked": 0,
+    }
+    assert (
+        counters["invalid"]["tcp_rst"],
+        counters["untracked"]["not_ip"],
+        counters["ignored"]["tcp_window"],
+    ) == (4, 5, 7)
     assert counters["guests"] == {"acl": {"seen": 9, "passed": 7, "dropped": 2}}
     assert summary["clock"]["jiffies"] == fakes.NOW
     assert summary["timeouts"] == {**chain.TIMEOUTS, "udp": 7}
     assert summary["settings"] == {**chain.KNOBS, "tcp_loose": False, "tcp_max_retrans": 5}
-    assert [type(value) for value in summary["settings"].values()] == [type(value) for value in chain.KNOBS.values()]
+    assert [type(value) for value in summary["settings"].values()] == [
+        type(value) for value in chain.KNOBS.values()
+    ]
 
 
 def test_every_counter_is_in_the_summary() -> None:
@@ -268,13 +364,22 @@ def test_every_counter_is_in_the_summary() -> None:
 
 
 def test_evictions_are_told_by_class() -> None:
-    numbers = {**dict.fromkeys(chain.COUNTERS, 0), "created": 100, "promoted": 40, "deleted_expired": 7, "deleted_flushed": 3, "assured_deleted": 6}
+    numbers = {
+        **dict.fromkeys(chain.COUNTERS, 0),
+        "created": 100,
+        "promoted": 40,
+        "deleted_expired": 7,
+        "deleted_flushed": 3,
+        "assured_deleted": 6,
+    }
     summary = flow_table.counter_summary(numbers, {"half_open": 30, "assured": 29})
     assert (summary["evicted"], summary["evicted_assured"]) == (100 - 10 - 59, 40 - 6 - 29)
 
 
 def test_evictions_are_never_negative() -> None:
-    summary = flow_table.counter_summary(dict.fromkeys(chain.COUNTERS, 0), {"half_open": 5, "assured": 1})
+    summary = flow_table.counter_summary(
+        dict.fromkeys(chain.COUNTERS, 0), {"half_open": 5, "assured": 1}
+    )
     assert (summary["evicted"], summary["evicted_assured"]) == (0, 0)
 
 
@@ -334,7 +439,11 @@ def test_sweep_deletes_what_is_over_and_nothing_else() -> None:
 
 def test_a_sweep_goes_over_both_tables() -> None:
     six: dict[str, t.Any] = {"src": "2001:db8::1", "dst": "2001:db8::2"}
-    source = tables(*many(2, left=-1), *many(1, dport=9), six=[fakes.entry(**six, left=-1), fakes.entry(**six, dport=9)])
+    source = tables(
+        *many(2, left=-1),
+        *many(1, dport=9),
+        six=[fakes.entry(**six, left=-1), fakes.entry(**six, dport=9)],
+    )
     assert flow_table.sweep(source) == 3
     assert {name: len(rows) for name, rows in source.entries.items()} == {"ctt": 1, "ctt6": 1}
 
@@ -346,9 +455,16 @@ def test_a_sweep_can_be_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "what"), [({"left": -1}, flow_table.EXPIRED), ({"idle": 60, "left": 10}, choice(idle_for=30)), ({"ctl": 1}, choice(state="syn_sent"))]
+    ("before", "what"),
+    [
+        ({"left": -1}, flow_table.EXPIRED),
+        ({"idle": 60, "left": 10}, choice(idle_for=30)),
+        ({"ctl": 1}, choice(state="syn_sent")),
+    ],
 )
-def test_a_flow_that_was_revived_after_the_dump_stays(before: dict[str, t.Any], what: flow_table.Choice) -> None:
+def test_a_flow_that_was_revived_after_the_dump_stays(
+    before: dict[str, t.Any], what: flow_table.Choice
+) -> None:
     key, value = fakes.entry(**before)
     source = tables((key, value))
 
@@ -402,14 +518,22 @@ def test_an_error_says_how_many_are_gone_and_they_are_counted() -> None:
 def test_titles() -> None:
     six = fakes.entry(src="2001:db8::2", dst="2001:db8::1", sport=1, dport=2)
     ping = fakes.entry(proto=1, sport=7, dport=8 << 8)
-    names = [step.name for step in flow_table.delete(tables(ping, six=[six]), flow_table.EVERYTHING).plan]
-    assert names == ["icmp 172.20.56.105 -> 172.30.56.105 type 8 code 0 id 7", "tcp [2001:db8::2]:1 -> [2001:db8::1]:2"]
+    names = [
+        step.name for step in flow_table.delete(tables(ping, six=[six]), flow_table.EVERYTHING).plan
+    ]
+    assert names == [
+        "icmp 172.20.56.105 -> 172.30.56.105 type 8 code 0 id 7",
+        "tcp [2001:db8::2]:1 -> [2001:db8::1]:2",
+    ]
 
 
 def test_tables_are_those_of_the_chain() -> None:
     specs = {spec.name: spec for spec in chain.maps(1024)}
     for table in flow.TABLES:
         if table.name in specs:
-            assert (specs[table.name].key_size, specs[table.name].value_size) == (table.key.size, flow.VIEW.size)
+            assert (specs[table.name].key_size, specs[table.name].value_size) == (
+                table.key.size,
+                flow.VIEW.size,
+            )
     assert specs["deletions"].entries == len(chain.DELETIONS)
     assert set(chain.DELETIONS) <= set(chain.COUNTERS)

@@ -25,7 +25,15 @@ def program(slot: int, number: int) -> bpf.ProgInfo:
 
 
 MAPS = {
-    spec.name: bpf.MapInfo(200 + number, chain.MAP_TYPES[spec.kind], spec.name, spec.key_size, spec.value_size, spec.entries or 0, 0)
+    spec.name: bpf.MapInfo(
+        200 + number,
+        chain.MAP_TYPES[spec.kind],
+        spec.name,
+        spec.key_size,
+        spec.value_size,
+        spec.entries or 0,
+        0,
+    )
     for number, spec in enumerate(chain.maps())
 }
 WHOLE = health.Seen(
@@ -60,7 +68,12 @@ CT = chain.SLOTS["ct"]
 OTHER_JT = MAPS["jt"]._replace(id=999)
 SHORT = SETTINGS[:-8]
 NO_TABLES = chain.SETTINGS_STRUCT.pack(
-    *(number + 1 if at == 0 else number for at, number in enumerate(chain.SETTINGS_STRUCT.unpack(SETTINGS[: chain.SETTINGS_STRUCT.size])))
+    *(
+        number + 1 if at == 0 else number
+        for at, number in enumerate(
+            chain.SETTINGS_STRUCT.unpack(SETTINGS[: chain.SETTINGS_STRUCT.size])
+        )
+    )
 )
 
 
@@ -74,28 +87,66 @@ NO_TABLES = chain.SETTINGS_STRUCT.pack(
         (seen(slots={**(WHOLE.slots or {}), CT: 7}), ("slot_foreign", f"jt[{CT}]")),
         (seen(refused=(CT,)), ("attach_type", f"prog/xdp_{CT}")),
         (seen(used={**WHOLE.used, "jt": [OTHER_JT]}), ("map_replaced", "map/jt")),
-        (seen(pinned={**MAPS, "frags": MAPS["frags"]._replace(value_size=8)}), ("map_shape", "map/frags")),
-        (seen(pinned={**MAPS, "frags": MAPS["frags"]._replace(kind=1)}), ("map_shape", "map/frags")),
-        (seen(pinned={**MAPS, "settings": MAPS["settings"]._replace(max_entries=2)}), ("map_shape", "map/settings")),
+        (
+            seen(pinned={**MAPS, "frags": MAPS["frags"]._replace(value_size=8)}),
+            ("map_shape", "map/frags"),
+        ),
+        (
+            seen(pinned={**MAPS, "frags": MAPS["frags"]._replace(kind=1)}),
+            ("map_shape", "map/frags"),
+        ),
+        (
+            seen(pinned={**MAPS, "settings": MAPS["settings"]._replace(max_entries=2)}),
+            ("map_shape", "map/settings"),
+        ),
         (seen(meta={**META, "generation": 2}), ("meta_damaged", "map/meta")),
         (seen(meta={**META, "ktime_ns": 1 << 62}), ("meta_damaged", "map/meta")),
         (seen(meta=dict.fromkeys(META, 0)), ("meta_damaged", "map/meta")),
         (seen(settings=bytes(len(SETTINGS))), ("settings_damaged", "map/settings")),
-        (seen(settings=chain.settings_value(clock.hz() + 1, {}, {})), ("settings_damaged", "map/settings")),
-        (seen(settings=chain.settings_value(clock.hz(), {"udp": 0}, {})), ("settings_damaged", "map/settings")),
-        (seen(settings=NO_TABLES.ljust(len(SETTINGS), b"\0")), ("settings_damaged", "map/settings")),
+        (
+            seen(settings=chain.settings_value(clock.hz() + 1, {}, {})),
+            ("settings_damaged", "map/settings"),
+        ),
+        (
+            seen(settings=chain.settings_value(clock.hz(), {"udp": 0}, {})),
+            ("settings_damaged", "map/settings"),
+        ),
+        (
+            seen(settings=NO_TABLES.ljust(len(SETTINGS), b"\0")),
+            ("settings_damaged", "map/settings"),
+        ),
     ],
 )
 def test_each_fault_is_named(found: health.Seen, expected: tuple[str, str]) -> None:
     assert names(found) == [expected]
     (fault,) = health.judge(found)
-    assert fault.as_dict() == {"fault": expected[0], "object": expected[1], "detail": fault.detail, "repair": "ct load"} and fault.detail
+    assert (
+        fault.as_dict()
+        == {
+            "fault": expected[0],
+            "object": expected[1],
+            "detail": fault.detail,
+            "repair": "ct load",
+        }
+        and fault.detail
+    )
 
 
 def test_what_the_user_chose_is_no_fault() -> None:
-    sized = {**MAPS, "ctt": MAPS["ctt"]._replace(max_entries=77), "stats": MAPS["stats"]._replace(max_entries=7)}
+    sized = {
+        **MAPS,
+        "ctt": MAPS["ctt"]._replace(max_entries=77),
+        "stats": MAPS["stats"]._replace(max_entries=7),
+    }
     chosen = chain.settings_value(clock.hz(), {"udp": 7}, {"tcp_loose": 0})
-    assert names(seen(pinned=sized, used={name: [there] for name, there in sized.items()}, settings=chosen)) == []
+    assert (
+        names(
+            seen(
+                pinned=sized, used={name: [there] for name, there in sized.items()}, settings=chosen
+            )
+        )
+        == []
+    )
 
 
 def test_an_empty_jump_table_names_every_slot() -> None:
@@ -107,7 +158,11 @@ def test_slots_of_guests_are_not_judged() -> None:
 
 
 def test_another_releases_generation_is_not_judged() -> None:
-    other = seen(meta={**META, "layout": chain.LAYOUT_VERSION + 1}, pinned={**MAPS, "ctt": MAPS["ctt"]._replace(value_size=8)}, slots={})
+    other = seen(
+        meta={**META, "layout": chain.LAYOUT_VERSION + 1},
+        pinned={**MAPS, "ctt": MAPS["ctt"]._replace(value_size=8)},
+        slots={},
+    )
     assert names(other) == [] and other.layout == chain.LAYOUT_VERSION + 1
 
 
@@ -117,7 +172,9 @@ def test_the_maps_that_programs_use_are_the_chains() -> None:
     stray = table._replace(id=999)
     assert seen(pinned=without(MAPS, "ctt")).maps["ctt"] == table, "the pin is gone"
     assert seen(pinned={**MAPS, "ctt": stray}).maps["ctt"] == table, "another map stands at the pin"
-    assert seen(used={**WHOLE.used, "ctt": [stray, table]}).maps["ctt"] == table, "programs do not agree: the pin decides"
+    assert seen(used={**WHOLE.used, "ctt": [stray, table]}).maps["ctt"] == table, (
+        "programs do not agree: the pin decides"
+    )
     assert seen(used=without(WHOLE.used, "ctt")).maps["ctt"] == table, "no program uses it"
     assert "ctt" not in seen(pinned=without(MAPS, "ctt"), used=without(WHOLE.used, "ctt")).maps
 
@@ -130,7 +187,9 @@ def test_a_map_of_a_wrong_shape_is_not_handed_on() -> None:
 def test_the_layout_where_meta_is_damaged_is_told_by_the_maps() -> None:
     nothing = dict.fromkeys(META, 0)
     assert seen(meta=nothing).layout == chain.LAYOUT_VERSION
-    assert seen(meta=nothing, pinned={**MAPS, "ctt": MAPS["ctt"]._replace(value_size=8)}).layout == 0
+    assert (
+        seen(meta=nothing, pinned={**MAPS, "ctt": MAPS["ctt"]._replace(value_size=8)}).layout == 0
+    )
 
 
 # ---------------------------------------------------------------- links
@@ -145,7 +204,10 @@ PROGRAMS = {0: program(0, 100), 1: program(1, 101), 3: program(3, 103)}
         (health.Link(bpf.LinkInfo(77, 103, 5, bpf.LINK_TYPE_XDP), True), ["link_program"]),
         (health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP), False), ["link_stale"]),
         (health.Link(bpf.LinkInfo(77, 101, 5, bpf.LINK_TYPE_XDP), False), ["link_moved"]),
-        (health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), False), ["link_moved", "link_program"]),
+        (
+            health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), False),
+            ["link_moved", "link_program"],
+        ),
         (health.Link(None), ["link_foreign"]),
     ],
 )
@@ -158,20 +220,43 @@ def test_links(link: health.Link, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("link", "repairs"),
     [
-        (health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP)), ["ct detach eth0.7@ns1"]),  # the interface is gone
-        (health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP), there=True, hook="egress"), ["ct attach eth0.7@ns1 --program egress"]),
-        (health.Link(bpf.LinkInfo(77, 9, 0, bpf.LINK_TYPE_XDP), there=True), ["ct attach eth0.7@ns1 --program PROGRAM"]),
-        (health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), True, True, "ingress"), ["ct load"]),
-        (health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), True, True), ["ct attach eth0.7@ns1 --program PROGRAM"]),
+        (
+            health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP)),
+            ["ct detach eth0.7@ns1"],
+        ),  # the interface is gone
+        (
+            health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP), there=True, hook="egress"),
+            ["ct attach eth0.7@ns1 --program egress"],
+        ),
+        (
+            health.Link(bpf.LinkInfo(77, 9, 0, bpf.LINK_TYPE_XDP), there=True),
+            ["ct attach eth0.7@ns1 --program PROGRAM"],
+        ),
+        (
+            health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), True, True, "ingress"),
+            ["ct load"],
+        ),
+        (
+            health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), True, True),
+            ["ct attach eth0.7@ns1 --program PROGRAM"],
+        ),
     ],
 )
-def test_a_fault_of_a_link_names_the_command_that_repairs_it(link: health.Link, repairs: list[str]) -> None:
-    assert [fault.repair for fault in health.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)] == repairs
+def test_a_fault_of_a_link_names_the_command_that_repairs_it(
+    link: health.Link, repairs: list[str]
+) -> None:
+    assert [
+        fault.repair for fault in health.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
+    ] == repairs
 
 
 def test_each_kind_of_fault_says_what_repairs_it() -> None:
     assert all(health.Fault(name, "thing", "").repair for name in health.FAULTS)
-    assert {health.Fault(name, "x", "").repair for name, kind in health.FAULTS.items() if kind.mend in ("generation", "write", "update")} == {"ct load"}
+    assert {
+        health.Fault(name, "x", "").repair
+        for name, kind in health.FAULTS.items()
+        if kind.mend in ("generation", "write", "update")
+    } == {"ct load"}
 
 
 # ---------------------------------------------------------------- listening
@@ -206,7 +291,11 @@ def rising(start: int, step: int) -> list[int]:
         ([5], [7], 20),  # no traffic
         ([5, 5, 5, 6], [7], 3),  # the card is late
         ([5], [7, 7, 9], 170),  # the card tells of frames that were counted before
-        ([5] * 30 + [6], [7] * 10 + [9] * 19 + [12], 30),  # frames come in bursts, and the chain is late
+        (
+            [5] * 30 + [6],
+            [7] * 10 + [9] * 19 + [12],
+            30,
+        ),  # frames come in bursts, and the chain is late
         ([5] * 21 + [6], rising(7, 1), 21),
     ],
 )
@@ -224,6 +313,8 @@ def test_a_chain_that_is_dead() -> None:
 
 # ---------------------------------------------------------------- the whole
 def test_what_a_run_mended() -> None:
-    empty, unseen, stale = (health.Fault(name, name, "") for name in ("slot_empty", "frames_unseen", "link_stale"))
+    empty, unseen, stale = (
+        health.Fault(name, name, "") for name in ("slot_empty", "frames_unseen", "link_stale")
+    )
     assert health.mended([empty, unseen, stale], [stale]) == [empty.as_dict()]
     assert {kind.mend for kind in health.FAULTS.values()} == set(health.MENDS)

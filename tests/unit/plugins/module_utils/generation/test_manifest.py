@@ -17,7 +17,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import files
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 
@@ -54,8 +56,18 @@ def test_made_of_is_the_same_after_a_round_trip(paths: bpffs.Paths) -> None:
 
 
 def test_every_field_tells_wants_apart() -> None:
-    changes = {"text": "others", "table_size": 1, "timeouts": {}, "knobs": {}, "table_size6": 1, "pinned": ()}
-    assert all(dataclasses.replace(WANT, **{name: value}).made_of != WANT.made_of for name, value in changes.items())  # type: ignore[arg-type]
+    changes = {
+        "text": "others",
+        "table_size": 1,
+        "timeouts": {},
+        "knobs": {},
+        "table_size6": 1,
+        "pinned": (),
+    }
+    assert all(
+        dataclasses.replace(WANT, **{name: value}).made_of != WANT.made_of
+        for name, value in changes.items()
+    )  # type: ignore[arg-type]
 
 
 def test_manifest(paths: bpffs.Paths) -> None:
@@ -71,7 +83,10 @@ def test_manifest(paths: bpffs.Paths) -> None:
     assert found["made_of"]["digest"] == WANT.digest and found["written"].endswith("Z")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "no JSON", '{"made_of": {}}', '{"made_of": {"digest": "x"}, "rendered": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]", "no JSON", '{"made_of": {}}', '{"made_of": {"digest": "x"}, "rendered": "x"}'],
+)
 def test_a_damaged_manifest_tells_nothing(paths: bpffs.Paths, content: str) -> None:
     manifest.write(paths, 3, WANT)
     manifest.activate(paths, 3)
@@ -120,7 +135,9 @@ def test_interfaces(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
     ]
     assert manifest.interfaces(paths) == []
     manifest.write_interfaces(paths, items)
-    assert manifest.interfaces(paths) == items and manifest.look(paths) == generation.State(interfaces=True)
+    assert manifest.interfaces(paths) == items and manifest.look(paths) == generation.State(
+        interfaces=True
+    )
     for damaged in ("", "[]", "{}", '{"interfaces": [1]}', '{"interfaces": [{"name": "eth0"}]}'):
         (path,) = (tmp_path / "lib/state/sys%2Ffs%2Fbpf%2Flab").iterdir()
         path.write_text(damaged, "utf-8")
@@ -135,7 +152,9 @@ def test_strays(paths: bpffs.Paths) -> None:
     directory = pathlib.Path(manifest.manifest(paths, 3)).parent
     for name in ("4.json.new", "active%new", "note.json", "x"):
         (directory / name).touch()
-    assert manifest.look(paths) == generation.State(None, None, (3,), ("4.json.new", "active%new", "note.json", "x"))
+    assert manifest.look(paths) == generation.State(
+        None, None, (3,), ("4.json.new", "active%new", "note.json", "x")
+    )
 
 
 def test_check(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
@@ -150,18 +169,27 @@ def test_check(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
     ):
         with pytest.raises(ConntrackError) as raised:
             manifest.check(dataclasses.replace(paths, state_dir=where))
-        assert raised.value.message.startswith(f"state_dir: {where!r} is not valid: ") and words in raised.value.message
+        assert (
+            raised.value.message.startswith(f"state_dir: {where!r} is not valid: ")
+            and words in raised.value.message
+        )
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_what_is_written_is_for_root_alone(paths: bpffs.Paths, tmp_path: pathlib.Path, umask: int) -> None:
+def test_what_is_written_is_for_root_alone(
+    paths: bpffs.Paths, tmp_path: pathlib.Path, umask: int
+) -> None:
     before = os.umask(umask)
     try:
         manifest.write(paths, 3, from_object())
         manifest.activate(paths, 3)
     finally:
         os.umask(before)
-    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "lib").rglob("*") if not path.is_symlink()}
+    found = {
+        path.name: path.stat().st_mode & 0o777
+        for path in (tmp_path / "lib").rglob("*")
+        if not path.is_symlink()
+    }
     assert found == {"state": 0o700, "sys%2Ffs%2Fbpf%2Flab": 0o700, "3.json": 0o600, "3.o": 0o600}
     assert (tmp_path / "lib").stat().st_mode & 0o777 == 0o700
 
@@ -174,12 +202,19 @@ def test_what_others_may_have_changed_is_not_acted_on(paths: bpffs.Paths, which:
     items = [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]
     manifest.write_interfaces(paths, items)
     directory = pathlib.Path(manifest.directory(paths))
-    places = {"manifest": directory / "3.json", "object": directory / "3.o", "directory": directory, "state_dir": directory.parent}
+    places = {
+        "manifest": directory / "3.json",
+        "object": directory / "3.o",
+        "directory": directory,
+        "state_dir": directory.parent,
+    }
     path = places.get(which, directory / "interfaces.json")
     path.chmod(0o777)
     with pytest.raises(ConntrackError) as raised:
         manifest.interfaces(paths) if which == "interfaces" else manifest.read(paths, 3)
-    assert raised.value.message.startswith(f"{path}: every user may write to it, and root trusts what is there.")
+    assert raised.value.message.startswith(
+        f"{path}: every user may write to it, and root trusts what is there."
+    )
     if path.is_dir():
         with pytest.raises(ConntrackError, match=f"{path}: every user may write to it"):
             manifest.check(paths)
@@ -189,7 +224,11 @@ def test_what_others_may_have_changed_is_not_acted_on(paths: bpffs.Paths, which:
         manifest.write(paths, 3, from_object())
         manifest.write_interfaces(paths, items)
         assert path.stat().st_mode & 0o777 == 0o600
-    assert manifest.read(paths, 3) == from_object() and manifest.interfaces(paths) == items and manifest.look(paths).object
+    assert (
+        manifest.read(paths, 3) == from_object()
+        and manifest.interfaces(paths) == items
+        and manifest.look(paths).object
+    )
 
 
 # ---------------------------------------------------------------- object files
@@ -205,7 +244,9 @@ def from_object(data: bytes = b"object") -> generation.Want:
         bytes=len(data),
         kernel=[],
     )
-    return dataclasses.replace(WANT, build=generation.OBJECT, object=object_file.Built(manifest, data))
+    return dataclasses.replace(
+        WANT, build=generation.OBJECT, object=object_file.Built(manifest, data)
+    )
 
 
 def test_an_object_is_kept_beside_the_manifest(paths: bpffs.Paths) -> None:
@@ -215,10 +256,14 @@ def test_an_object_is_kept_beside_the_manifest(paths: bpffs.Paths) -> None:
     read = manifest.read(paths, 3)
     assert read == want and read is not None and read.object == want.object
     assert manifest.look(paths) == generation.State(3, want.made_of, (3,), object=True)
-    assert want.made_of == {**WANT.made_of, "build": "object"}, "what the object is is no part of what is wanted"
+    assert want.made_of == {**WANT.made_of, "build": "object"}, (
+        "what the object is is no part of what is wanted"
+    )
     manifest.write(paths, 3, dataclasses.replace(want, object=None, timeouts={"udp": 9}))
     read = manifest.read(paths, 3)
-    assert read is not None and (read.object, read.timeouts) == (want.object, {"udp": 9}), "without one the one that is there stays"
+    assert read is not None and (read.object, read.timeouts) == (want.object, {"udp": 9}), (
+        "without one the one that is there stays"
+    )
     manifest.write(paths, 3, WANT)
     assert manifest.read(paths, 3) == WANT and not os.path.exists(manifest.object_path(paths, 3))
 
@@ -237,7 +282,9 @@ def test_an_object_goes_with_its_manifest(paths: bpffs.Paths, tmp_path: pathlib.
     (tmp_path / "lib").mkdir()
     manifest.write(paths, 3, from_object())
     os.unlink(manifest.manifest(paths, 3))
-    assert manifest.look(paths).strays == ("3.o",), "as a run leaves it that was killed between the two"
+    assert manifest.look(paths).strays == ("3.o",), (
+        "as a run leaves it that was killed between the two"
+    )
     manifest.write(paths, 3, from_object())
     assert manifest.look(paths).strays == ()
     manifest.forget_generation(paths, 3)
@@ -266,35 +313,49 @@ class Disk:
         self._safe[found.st_ino] = found.st_size
         self.lost.discard(found.st_ino)
 
-    def rename(self, source: str, to: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+    def rename(
+        self, source: str, to: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+    ) -> None:
         found = os.lstat(source, dir_fd=src_dir_fd)
         if stat.S_ISREG(found.st_mode) and self._safe.get(found.st_ino) != found.st_size:
             self.early.append(to)
         self._rename(source, to, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
-        self.lost.add((os.stat(os.path.dirname(to)) if dst_dir_fd is None else os.fstat(dst_dir_fd)).st_ino)
+        self.lost.add(
+            (os.stat(os.path.dirname(to)) if dst_dir_fd is None else os.fstat(dst_dir_fd)).st_ino
+        )
 
 
-def test_what_is_written_down_outlives_a_power_cut(paths: bpffs.Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_down_outlives_a_power_cut(
+    paths: bpffs.Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Content before name, name before it is told: a manifest, its object, the interfaces, and which generation is active."""
     disk = Disk(monkeypatch)
     for write in (
         lambda: manifest.write(paths, 1, WANT),
         lambda: manifest.write(paths, 1, dataclasses.replace(WANT, timeouts={"udp": 8})),
         lambda: manifest.activate(paths, 1),
-        lambda: manifest.write_interfaces(paths, [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]),
+        lambda: manifest.write_interfaces(
+            paths, [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]
+        ),
     ):
         write()
         assert (disk.early, disk.lost) == ([], set())
-    assert manifest.read(paths, manifest.active(paths)) == dataclasses.replace(WANT, timeouts={"udp": 8})
+    assert manifest.read(paths, manifest.active(paths)) == dataclasses.replace(
+        WANT, timeouts={"udp": 8}
+    )
 
 
 @pytest.mark.parametrize("unnamed", [True, False], ids=["unnamed files", "as on NFS"])
-def test_a_file_that_is_replaced_outlives_a_power_cut(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool) -> None:
+def test_a_file_that_is_replaced_outlives_a_power_cut(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
+) -> None:
     """The unit and the command are such files, and what is exported."""
     dest = tmp_path / "ct.service"
     if not unnamed:
         monkeypatch.delattr(os, "O_TMPFILE")
-        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY, raising=False)  # what a file system answers that has none
+        monkeypatch.setattr(
+            os, "O_TMPFILE", os.O_DIRECTORY, raising=False
+        )  # what a file system answers that has none
     disk = Disk(monkeypatch)
     for content in (b"[Unit]\n", b"[Unit]\nDescription=another one\n"):
         with files.replacing(str(dest), 0o644, dry=False) as file:

@@ -23,9 +23,14 @@ Run = t.Callable[..., dict[str, t.Any]]
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> dict[str, fakes.FakeTables]:
     """The tables of two hosts, by their pin roots."""
-    made = {name: fakes.FakeTables({**{table.name: () for table in flow.TABLES}, "ctt": rows}) for name, rows in (("/one", [fakes.entry()]), ("/two", []))}
+    made = {
+        name: fakes.FakeTables({**{table.name: () for table in flow.TABLES}, "ctt": rows})
+        for name, rows in (("/one", [fakes.entry()]), ("/two", []))
+    }
 
-    def opened(pin_root: str, dummy_patience: float = 0) -> contextlib.AbstractContextManager[fakes.FakeTables]:
+    def opened(
+        pin_root: str, dummy_patience: float = 0
+    ) -> contextlib.AbstractContextManager[fakes.FakeTables]:
         return contextlib.nullcontext(made[pin_root])
 
     monkeypatch.setattr(bpffs, "check", lambda dummy: None)
@@ -37,7 +42,10 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> dict[str, fakes.FakeTables]:
 @pytest.fixture
 def run() -> Run:
     def run(pin_root: str, check_mode: bool = False, **given: t.Any) -> dict[str, t.Any]:
-        params = {name: given.get(name, option.get("default")) for name, option in handoff_run.OPTIONS.items()}
+        params = {
+            name: given.get(name, option.get("default"))
+            for name, option in handoff_run.OPTIONS.items()
+        }
         return handoff_run.run({**params, "pin_root": pin_root}, check_mode)
 
     return run
@@ -45,17 +53,31 @@ def run() -> Run:
 
 def test_out_and_in(tables: dict[str, fakes.FakeTables], run: Run, tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "flows")
-    assert run("/one", check_mode=True, export_to=path)["count"] == 1 and not pathlib.Path(path).exists()
-    assert run("/one", export_to=path, state=["ESTABLISHED"]) == {"changed": True, "count": 1, "export_to": path}
+    assert (
+        run("/one", check_mode=True, export_to=path)["count"] == 1
+        and not pathlib.Path(path).exists()
+    )
+    assert run("/one", export_to=path, state=["ESTABLISHED"]) == {
+        "changed": True,
+        "count": 1,
+        "export_to": path,
+    }
     would = run("/two", check_mode=True, import_from=path)
     assert would["changed"] and not tables["/two"].entries["ctt"]
     done = run("/two", import_from=path)
-    assert (done["changed"], done["count"], done["imported"], "warnings" in done) == (True, 1, 1, False)
+    assert (done["changed"], done["count"], done["imported"], "warnings" in done) == (
+        True,
+        1,
+        1,
+        False,
+    )
     again = run("/two", import_from=path)
     assert (again["changed"], again["kept"]) == (False, 1)
 
 
-def test_what_has_no_room_is_told(tables: dict[str, fakes.FakeTables], run: Run, tmp_path: pathlib.Path) -> None:
+def test_what_has_no_room_is_told(
+    tables: dict[str, fakes.FakeTables], run: Run, tmp_path: pathlib.Path
+) -> None:
     path = str(tmp_path / "flows")
     tables["/one"].entries["ctt"].update(fakes.entry(sport=number) for number in range(1100))
     run("/one", export_to=path)
@@ -66,13 +88,21 @@ def test_what_has_no_room_is_told(tables: dict[str, fakes.FakeTables], run: Run,
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"import_from": "/none", "proto": ["tcp"]}, "proto: ['tcp'] is not valid: flows are chosen when they are exported"),
-        ({"import_from": "/none"}, "import_from: '/none' is not valid: give a file that was exported: No such file"),
+        (
+            {"import_from": "/none", "proto": ["tcp"]},
+            "proto: ['tcp'] is not valid: flows are chosen when they are exported",
+        ),
+        (
+            {"import_from": "/none"},
+            "import_from: '/none' is not valid: give a file that was exported: No such file",
+        ),
         ({"export_to": "none"}, "export_to: 'none' is not valid: give an absolute path"),
         ({"export_to": "/tmp/x", "mode": "rw"}, "mode: 'rw' is not valid"),
     ],
 )
-def test_bad_options_are_refused(tables: dict[str, fakes.FakeTables], run: Run, given: dict[str, t.Any], said: str) -> None:
+def test_bad_options_are_refused(
+    tables: dict[str, fakes.FakeTables], run: Run, given: dict[str, t.Any], said: str
+) -> None:
     with pytest.raises(ConntrackError) as caught:
         run("/one", **given)
     assert caught.value.message.startswith(said)

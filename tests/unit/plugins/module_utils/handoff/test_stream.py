@@ -30,8 +30,12 @@ OVER = fakes.entry(sport=6, left=-1)
 SIX = fakes.entry(src="2001:db8::2", dst="2001:db8::1", sport=5000, dport=443, left=50, vlans=(7,))
 
 
-def tables(clock: Clock = fakes.CLOCK, capacity: int = 1024, **rows: t.Iterable[tuple[bytes, bytes]]) -> fakes.FakeTables:
-    return fakes.FakeTables({**{table.name: () for table in flow.TABLES}, **rows}, clock=clock, capacity=capacity)
+def tables(
+    clock: Clock = fakes.CLOCK, capacity: int = 1024, **rows: t.Iterable[tuple[bytes, bytes]]
+) -> fakes.FakeTables:
+    return fakes.FakeTables(
+        {**{table.name: () for table in flow.TABLES}, **rows}, clock=clock, capacity=capacity
+    )
 
 
 def exported(source: fakes.FakeTables | None = None, **words: t.Any) -> bytes:
@@ -52,14 +56,23 @@ def records(source: fakes.FakeTables) -> dict[str, dict[str, t.Any]]:
         for dummy, keys, values in source.batches(opened):
             for shape, values_of, row in decoder.flows(decoder.packed_rows(keys, values)):
                 record = flow.shown((shape, values_of, row), window=True)
-                found[f"{record['proto']} {record['orig']['src']} {record['orig'].get('sport')}"] = {**record, "table": opened.table.name}
+                found[
+                    f"{record['proto']} {record['orig']['src']} {record['orig'].get('sport')}"
+                ] = {**record, "table": opened.table.name}
     return found
 
 
 def test_flows_go_on_as_they_were() -> None:
     source, target = tables(ctt=[TCP, OVER], ctt_new=[OPENING, UDP], ctt6=[SIX]), tables(OTHER)
     done = imported(target, exported(source))
-    assert dataclasses.asdict(done) == {"read": 4, "imported": 4, "replaced": 0, "kept": 0, "expired": 0, "no_room": 0}
+    assert dataclasses.asdict(done) == {
+        "read": 4,
+        "imported": 4,
+        "replaced": 0,
+        "kept": 0,
+        "expired": 0,
+        "no_room": 0,
+    }
     before, after = records(source), records(target)
     assert list(before) and before.keys() == after.keys()
     for name, record in before.items():
@@ -67,25 +80,37 @@ def test_flows_go_on_as_they_were() -> None:
         assert record == after[name], "times are those left and those passed, whatever the clock"
         if record["proto"] == "tcp":
             assert [one["orig"]["td_maxwin"] for one in windows] == [1003, 0], "windows begin anew"
-            assert windows[0]["orig"]["td_scale"] == windows[1]["orig"]["td_scale"] and windows[0]["reply"]["td_end"] == windows[1]["reply"]["td_end"]
+            assert (
+                windows[0]["orig"]["td_scale"] == windows[1]["orig"]["td_scale"]
+                and windows[0]["reply"]["td_end"] == windows[1]["reply"]["td_end"]
+            )
     assert target.stats["created"] == 4 and target.stats["promoted"] == 2
-    assert imported(target, exported(source)) == handoff.Imported(read=4, kept=4), "again changes nothing"
+    assert imported(target, exported(source)) == handoff.Imported(read=4, kept=4), (
+        "again changes nothing"
+    )
 
 
 def test_when_a_datagram_makes_a_stream_is_moved_along() -> None:
     key, value = UDP
     fields = dict(zip([name for name, dummy in chain.ENTRY_FIELDS], chain.ENTRY.unpack(value)))
     fields["last_end"] = (fakes.NOW + fakes.HZ) & 0xFFFFFFFF  # in a second
-    moved, left = handoff.rebased(key, chain.ENTRY.pack(*fields.values()), fakes.NOW, fakes.HZ, OTHER)
+    moved, left = handoff.rebased(
+        key, chain.ENTRY.pack(*fields.values()), fakes.NOW, fakes.HZ, OTHER
+    )
     after = dict(zip(fields, chain.ENTRY.unpack(moved)))
     assert after["last_end"] == (OTHER.jiffies + OTHER.hz) & 0xFFFFFFFF and left == 20 * OTHER.hz
     key, value = TCP
-    assert chain.ENTRY.unpack(handoff.rebased(key, value, fakes.NOW, fakes.HZ, OTHER)[0])[19] == chain.ENTRY.unpack(value)[19], "TCP has a number there"
+    assert (
+        chain.ENTRY.unpack(handoff.rebased(key, value, fakes.NOW, fakes.HZ, OTHER)[0])[19]
+        == chain.ENTRY.unpack(value)[19]
+    ), "TCP has a number there"
 
 
 def test_filters_choose() -> None:
     assert imported(tables(OTHER), exported(proto=["tcp"], assured=True)).read == 2
-    assert imported(tables(OTHER), exported(family=["ipv6"])) == handoff.Imported(read=1, imported=1)
+    assert imported(tables(OTHER), exported(family=["ipv6"])) == handoff.Imported(
+        read=1, imported=1
+    )
 
 
 def test_a_time_that_is_over_meanwhile() -> None:
@@ -95,7 +120,9 @@ def test_a_time_that_is_over_meanwhile() -> None:
 
 
 # ---------------------------------------------------------------- both have it
-PICKED_UP = fakes.entry(ctl=chain.CTL_SEEN_REPLY | fakes.ESTABLISHED, orig=(1, 40), idle=1, left=300)
+PICKED_UP = fakes.entry(
+    ctl=chain.CTL_SEEN_REPLY | fakes.ESTABLISHED, orig=(1, 40), idle=1, left=300
+)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +137,18 @@ def test_a_flow_that_is_live_in_both(on_conflict: str, idle: float, expected: st
         assert (found["table"], found["orig"]["packets"], done.kept) == ("ctt_new", 1, 1)
         assert target.stats["created"] == 0
     else:
-        assert (found["table"], found["orig"]["packets"], done.replaced) == ("ctt", 6, 1), "it stands in one table"
+        assert (found["table"], found["orig"]["packets"], done.replaced) == ("ctt", 6, 1), (
+            "it stands in one table"
+        )
         assert target.stats["deleted_flushed"] == 1
 
 
 def test_one_that_is_over_here_is_no_conflict() -> None:
     target = tables(ctt=[fakes.entry(left=-5, orig=(99, 99))])
     assert imported(target, exported(tables(ctt=[TCP]))) == handoff.Imported(read=1, imported=1)
-    assert [one["orig"]["packets"] for one in records(target).values()] == [6] and target.stats["deleted_expired"] == 1
+    assert [one["orig"]["packets"] for one in records(target).values()] == [6] and target.stats[
+        "deleted_expired"
+    ] == 1
 
 
 class Racing(fakes.FakeTables):
@@ -146,7 +177,11 @@ def test_a_dry_run_changes_nothing() -> None:
     target = tables(ctt_new=[PICKED_UP])
     done = imported(target, exported(), dry=True, on_conflict="replace")
     assert (done.read, done.imported, done.replaced) == (4, 3, 1)
-    assert list(target.entries["ctt"]) == [] and len(target.entries["ctt_new"]) == 1 and not any(target.stats.values())
+    assert (
+        list(target.entries["ctt"]) == []
+        and len(target.entries["ctt_new"]) == 1
+        and not any(target.stats.values())
+    )
 
 
 # ---------------------------------------------------------------- another release
@@ -167,11 +202,15 @@ def test_another_layout_is_translated_by_name() -> None:
     fields = dict(zip([name for name, dummy in chain.ENTRY_FIELDS], chain.ENTRY.unpack(TCP[1])))
     fields["ctl"] = fakes.REAL | 1
     value = chain.codec(description["entry"]).pack(*(fields[name] for name in names))
-    data = changed_header(exported(tables(ctt=[(TCP[0], value)])), description=description, layout=9)
+    data = changed_header(
+        exported(tables(ctt=[(TCP[0], value)])), description=description, layout=9
+    )
     # what was written has the right length, and nobody reads it but by the description
     target = tables(OTHER)
     pieces = data.split(b"\n", 2)
-    frame = handoff._frame(1, "ipv4", 1, fakes.NOW, TCP[0] + value) + handoff._frame(2, "ipv4", 1, fakes.NOW, b"")
+    frame = handoff._frame(1, "ipv4", 1, fakes.NOW, TCP[0] + value) + handoff._frame(
+        2, "ipv4", 1, fakes.NOW, b""
+    )
     assert imported(target, b"\n".join((*pieces[:2], frame))).imported == 1
     (found,) = list(records(target).values())
     assert (found["state"], found["orig"]["packets"], found["timeout"]) == ("ESTABLISHED", 6, 1000)
@@ -180,7 +219,10 @@ def test_another_layout_is_translated_by_name() -> None:
 def test_a_layout_that_has_more_is_refused() -> None:
     description = json.loads(schema.text())
     description["ctl"]["colour"] = 1 << 50
-    with pytest.raises(ConntrackError, match=r"layout 9, this release has layout 2: .*ctl colour has no place in this release's\. Nothing was imported\.$"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"layout 9, this release has layout 2: .*ctl colour has no place in this release's\. Nothing was imported\.$",
+    ):
         imported(tables(), changed_header(exported(), description=description, layout=9))
 
 
@@ -189,53 +231,82 @@ def test_a_layout_that_has_more_is_refused() -> None:
     [
         (b"", "it is not what ct export wrote"),
         (b"[\n{}]\n", "it is not what ct export wrote"),
-        (exported().replace(b"flows 1\n", b"flows 2\n", 1), "it has format 2, this release reads format 1: use the release that wrote it on both hosts"),
+        (
+            exported().replace(b"flows 1\n", b"flows 2\n", 1),
+            "it has format 2, this release reads format 1: use the release that wrote it on both hosts",
+        ),
         (exported().replace(b"orig.td_end", b"orig.td_emd", 1), "its header is damaged"),
         (b"ebpf.conntrack flows 1\nno\n", "its header is damaged"),
         (changed_header(exported(), hz=0), "its header is damaged"),
-        (changed_header(exported(), byteorder="big"), "it comes from a big-endian machine, and this one is little-endian"),
+        (
+            changed_header(exported(), byteorder="big"),
+            "it comes from a big-endian machine, and this one is little-endian",
+        ),
     ],
 )
 def test_what_is_none_is_refused_before_anything_is_done(data: bytes, said: str) -> None:
     with pytest.raises(ConntrackError) as caught:
         handoff.Reader(io.BytesIO(data), "pipe")
-    assert caught.value.message == f"input: pipe: {said}. Nothing was imported." or said == "its header is damaged" and said in caught.value.message
+    assert (
+        caught.value.message == f"input: pipe: {said}. Nothing was imported."
+        or said == "its header is damaged"
+        and said in caught.value.message
+    )
 
 
 def test_of_what_is_cut_off_or_damaged_nothing_is_imported() -> None:
     data = exported()
     target = tables(OTHER)
-    with pytest.raises(ConntrackError, match=r"^input: pipe: it ends too early, after 4 flows\. Export it again\. Nothing was imported\.$"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"^input: pipe: it ends too early, after 4 flows\. Export it again\. Nothing was imported\.$",
+    ):
         imported(target, data[:-1])
     with pytest.raises(ConntrackError, match="it is damaged"):
         imported(target, data[:-60] + b"\xff" + data[-59:])
     for at in range(len(data) - 700, len(data), 7):
         with pytest.raises(ConntrackError):
             imported(target, data[:at])
-    with pytest.raises(ConntrackError, match=r"^input: pipe: something follows its end\. Give one stream at a time\. Nothing was imported\.$"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"^input: pipe: something follows its end\. Give one stream at a time\. Nothing was imported\.$",
+    ):
         imported(target, data + b"\0")
     with pytest.raises(ConntrackError, match="something follows its end"):
         imported(target, data + data)
-    assert not any(target.entries.values()) and not any(target.stats.values()), "what came before it is not there either"
+    assert not any(target.entries.values()) and not any(target.stats.values()), (
+        "what came before it is not there either"
+    )
 
 
 # ---------------------------------------------------------------- a stream that somebody made up
-def framed(*entries: tuple[bytes, bytes], family: str = "ipv4", jiffies: int = fakes.NOW, **header: t.Any) -> bytes:
+def framed(
+    *entries: tuple[bytes, bytes], family: str = "ipv4", jiffies: int = fakes.NOW, **header: t.Any
+) -> bytes:
     """Return a stream that is whole, with these entries."""
     head = changed_header(exported(tables()), **header).split(b"\n", 2)[:2]
     data = b"".join(key + value for key, value in entries)
-    frames = handoff._frame(1, family, len(entries), jiffies, data) + handoff._frame(2, "ipv4", len(entries), jiffies, b"")
+    frames = handoff._frame(1, family, len(entries), jiffies, data) + handoff._frame(
+        2, "ipv4", len(entries), jiffies, b""
+    )
     return b"\n".join((*head, frames))
 
 
 def with_fields(entry: tuple[bytes, bytes], **changes: int) -> tuple[bytes, bytes]:
     """Return an entry with other fields; names with "_" for "."."""
-    fields = dict(zip([name.replace(".", "_") for name, dummy in chain.ENTRY_FIELDS], chain.ENTRY.unpack(entry[1])))
+    fields = dict(
+        zip(
+            [name.replace(".", "_") for name, dummy in chain.ENTRY_FIELDS],
+            chain.ENTRY.unpack(entry[1]),
+        )
+    )
     return entry[0], chain.ENTRY.pack(*{**fields, **changes}.values())
 
 
 def with_key(entry: tuple[bytes, bytes], **changes: t.Any) -> tuple[bytes, bytes]:
-    fields = dict(zip([name for name, dummy in chain.KEY_FIELDS["ipv4"]], chain.KEY4.unpack(entry[0])))
+    fields = dict(
+        zip([name for name, dummy in chain.KEY_FIELDS["ipv4"]], chain.KEY4.unpack(entry[0]))
+    )
     return chain.KEY4.pack(*{**fields, **changes}.values()), entry[1]
 
 
@@ -250,7 +321,10 @@ LOW, HIGH = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
         (fakes.entry(proto=132, ctl=9), "protocol 132 has no state 9"),
         (fakes.entry(proto=17, ctl=3), "protocol 17 has no state 3"),
         (with_key(TCP, lo_ip=HIGH, hi_ip=LOW), "the sides of its key are not in order"),
-        (with_key(TCP, lo_ip=LOW, hi_ip=LOW, lo_port=0xFFFF, hi_port=1), "the sides of its key are not in order"),
+        (
+            with_key(TCP, lo_ip=LOW, hi_ip=LOW, lo_port=0xFFFF, hi_port=1),
+            "the sides of its key are not in order",
+        ),
         (with_key(TCP, role=1), "its key has role 1 and zone 0"),
         (with_key(TCP, zone=7), "its key has role 0 and zone 7"),
         (with_key(PING, role=1), "its key has role 1 and zone 0"),
@@ -277,13 +351,20 @@ def test_an_entry_that_the_tracker_can_not_have_made(entry: tuple[bytes, bytes],
         (fakes.entry(proto=17, ctl=0, left=90), 30),
         (fakes.entry(proto=17, ctl=chain.CTL_SEEN_REPLY, left=119), 119),
         (fakes.entry(proto=17, left=9999, ctl=fakes.REAL), 120),
-        (fakes.entry(proto=132, ctl=fakes.REAL | chain.SCTP_STATES.index("ESTABLISHED"), left=1_000_000), 210),
+        (
+            fakes.entry(
+                proto=132, ctl=fakes.REAL | chain.SCTP_STATES.index("ESTABLISHED"), left=1_000_000
+            ),
+            210,
+        ),
         (fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=0, left=1_000_000), 30),
         (fakes.entry(sport=0, dport=0, proto=47, ctl=fakes.REAL, left=1_000_000), 180),
         (fakes.entry(sport=0, dport=0, proto=50, ctl=0, left=1_000_000), 600),
     ],
 )
-def test_no_flow_has_more_time_left_than_its_state_has_here(entry: tuple[bytes, bytes], most: int) -> None:
+def test_no_flow_has_more_time_left_than_its_state_has_here(
+    entry: tuple[bytes, bytes], most: int
+) -> None:
     target = tables(OTHER)
     assert imported(target, framed(entry)).imported == 1
     assert [one["timeout"] for one in records(target).values()] == [most]
@@ -297,18 +378,29 @@ def test_the_timeouts_in_force_here_are_the_bound() -> None:
 
 
 def test_times_that_have_not_come_yet_are_now() -> None:
-    entry = with_fields(fakes.entry(proto=17, ctl=0, left=20, idle=-500, age=-5000), last_end=(fakes.NOW + 500_000) & 0xFFFFFFFF)
+    entry = with_fields(
+        fakes.entry(proto=17, ctl=0, left=20, idle=-500, age=-5000),
+        last_end=(fakes.NOW + 500_000) & 0xFFFFFFFF,
+    )
     target = tables(OTHER)
     assert imported(target, framed(entry)).imported == 1
     (found,) = target.entries["ctt_new"].values()
     after = dict(zip([name for name, dummy in chain.ENTRY_FIELDS], chain.ENTRY.unpack(found)))
-    assert (after["last_seen"], after["created"]) == (OTHER.jiffies & 0xFFFFFFFF, OTHER.jiffies // OTHER.hz)
-    assert after["last_end"] == (OTHER.jiffies + 2 * OTHER.hz) & 0xFFFFFFFF, "as that of a flow that begins"
+    assert (after["last_seen"], after["created"]) == (
+        OTHER.jiffies & 0xFFFFFFFF,
+        OTHER.jiffies // OTHER.hz,
+    )
+    assert after["last_end"] == (OTHER.jiffies + 2 * OTHER.hz) & 0xFFFFFFFF, (
+        "as that of a flow that begins"
+    )
     # and a clock that no host can have had moves nothing beyond what fits
     for jiffies, rate in ((0, 1), ((1 << 64) - 1, 1), (1 << 63, 10_000)):
         target = tables(OTHER)
         imported(target, framed(fakes.entry(idle=3), jiffies=jiffies, hz=rate))
-        assert all(one["timeout"] <= 432000 and one["idle"] * OTHER.hz < 1 << 31 for one in records(target).values())
+        assert all(
+            one["timeout"] <= 432000 and one["idle"] * OTHER.hz < 1 << 31
+            for one in records(target).values()
+        )
 
 
 DEEP = b"[" * 60_000 + b"]" * 60_000
@@ -341,8 +433,13 @@ def test_a_header_of_which_nothing_is_believed(field: str, text: bytes, said: st
     whole[field] = "MARK"
     target = tables(OTHER)
     with pytest.raises(ConntrackError) as caught:
-        imported(target, b"\n".join((magic, json.dumps(whole).encode().replace(b'"MARK"', text), rest)))
-    assert caught.value.message.startswith("input: pipe: its header is damaged") and said in caught.value.message
+        imported(
+            target, b"\n".join((magic, json.dumps(whole).encode().replace(b'"MARK"', text), rest))
+        )
+    assert (
+        caught.value.message.startswith("input: pipe: its header is damaged")
+        and said in caught.value.message
+    )
     assert caught.value.message.isprintable() and not any(target.entries.values())
 
 
@@ -379,10 +476,15 @@ def test_what_a_host_calls_itself_does_not_reach_the_terminal() -> None:
 
 
 def test_policies_have_names() -> None:
-    with pytest.raises(ConntrackError, match=r"^on_conflict: 'both' is not valid: give one of keep, newer, replace\.$"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"^on_conflict: 'both' is not valid: give one of keep, newer, replace\.$",
+    ):
         imported(tables(), exported(), on_conflict="both")
 
 
 def test_what_is_told() -> None:
     done = handoff.Imported(read=5, imported=2, kept=2, no_room=1)
-    assert handoff.told(done, {"host": "r1", "time": 0}) == ("5 flows of r1, 1970-01-01T00:00:00Z: 2 imported, 2 stayed as they were here, 1 without room")
+    assert handoff.told(done, {"host": "r1", "time": 0}) == (
+        "5 flows of r1, 1970-01-01T00:00:00Z: 2 imported, 2 stayed as they were here, 1 without room"
+    )

@@ -16,13 +16,26 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
 
 def test_an_error_is_both_kinds() -> None:
-    error = bpf.BpfError(errno.EBUSY, "bpf_link_create(ifindex 7)", "Can't replace active BPF XDP link")
+    error = bpf.BpfError(
+        errno.EBUSY, "bpf_link_create(ifindex 7)", "Can't replace active BPF XDP link"
+    )
     assert isinstance(error, ConntrackError) and isinstance(error, OSError)
     assert error.errno == errno.EBUSY
-    assert str(error) == error.message == "bpf_link_create(ifindex 7): Device or resource busy (EBUSY): Can't replace active BPF XDP link"
+    assert (
+        str(error)
+        == error.message
+        == "bpf_link_create(ifindex 7): Device or resource busy (EBUSY): Can't replace active BPF XDP link"
+    )
 
 
-@pytest.mark.parametrize("number, name", [(95, "Operation not supported (EOPNOTSUPP)"), (524, "Not supported by the kernel (ENOTSUPP)"), (9999, "(9999)")])
+@pytest.mark.parametrize(
+    "number, name",
+    [
+        (95, "Operation not supported (EOPNOTSUPP)"),
+        (524, "Not supported by the kernel (ENOTSUPP)"),
+        (9999, "(9999)"),
+    ],
+)
 def test_errno_names(number: int, name: str) -> None:
     assert name in bpf.BpfError(number, "call").message
 
@@ -85,7 +98,15 @@ def test_fault_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_batches_grow_when_a_bucket_is_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     def give(count: int, result: int) -> t.Callable[..., int]:
-        def answer(fd: int, cursor: t.Any, next_cursor: t.Any, keys: t.Any, values: t.Any, number: t.Any, opts: None) -> int:
+        def answer(
+            fd: int,
+            cursor: t.Any,
+            next_cursor: t.Any,
+            keys: t.Any,
+            values: t.Any,
+            number: t.Any,
+            opts: None,
+        ) -> int:
             sizes.append((len(keys), len(values), cursor is not None))
             number._obj.value = count
             keys.raw = bytes(range(count * 4)).ljust(len(keys), b"\xff")
@@ -95,7 +116,10 @@ def test_batches_grow_when_a_bucket_is_longer(monkeypatch: pytest.MonkeyPatch) -
 
     sizes: list[tuple[int, int, bool]] = []
     _Answers(monkeypatch, give(2, 0), give(0, -errno.ENOSPC), give(3, 0), give(1, -errno.ENOENT))
-    got = [(count, bytes(keys), len(values)) for count, keys, values in bpf.map_batches(3, 4, 8, batch=2)]
+    got = [
+        (count, bytes(keys), len(values))
+        for count, keys, values in bpf.map_batches(3, 4, 8, batch=2)
+    ]
     assert sizes == [(8, 16, False), (8, 16, True), (16, 32, True), (16, 32, True)]
     assert got == [(2, bytes(range(8)), 16), (3, bytes(range(12)), 24), (1, bytes(range(4)), 8)]
 
@@ -119,10 +143,16 @@ def test_batch_delete_steps_over_missing_keys(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_netlink_attributes_are_padded_and_parsed() -> None:
-    raw = bpf._attribute(3, b"lan\0") + bpf._attribute(4 | bpf._NLA_F_NESTED, b"abcde") + bpf._attribute(5, b"")
+    raw = (
+        bpf._attribute(3, b"lan\0")
+        + bpf._attribute(4 | bpf._NLA_F_NESTED, b"abcde")
+        + bpf._attribute(5, b"")
+    )
     assert len(raw) == 8 + 12 + 4
     assert bpf._attributes(raw) == {3: b"lan\0", 4: b"abcde", 5: b""}
-    assert bpf._attributes(raw + b"\0\0\0\0\1\2") == bpf._attributes(raw)  # a broken tail ends the list
+    assert bpf._attributes(raw + b"\0\0\0\0\1\2") == bpf._attributes(
+        raw
+    )  # a broken tail ends the list
 
 
 class _Socket:
@@ -160,7 +190,10 @@ def test_netlink_words(monkeypatch: pytest.MonkeyPatch) -> None:
     _answer(monkeypatch, 2, 0x300, struct.pack("=i", -errno.ERANGE) + bytes(16) + words)
     with pytest.raises(bpf.BpfError) as raised:
         bpf.xdp_set(7, 3, bpf.XDP_FLAGS["native"])
-    assert (raised.value.errno, raised.value.words) == (errno.ERANGE, "Peer MTU is too large to set XDP")
+    assert (raised.value.errno, raised.value.words) == (
+        errno.ERANGE,
+        "Peer MTU is too large to set XDP",
+    )
 
 
 def test_netlink_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,21 +209,34 @@ def test_netlink_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"", {}, {"prog_id": None, "mode": None}),
         (bpf._attribute(2, b"\0"), {}, {"prog_id": None, "mode": None}),
         (
-            bpf._attribute(2, b"\1") + bpf._attribute(4, struct.pack("=I", 9)) + bpf._attribute(5, struct.pack("=I", 9)),
+            bpf._attribute(2, b"\1")
+            + bpf._attribute(4, struct.pack("=I", 9))
+            + bpf._attribute(5, struct.pack("=I", 9)),
             {"native": 9},
             {"prog_id": 9, "mode": "native"},
         ),
-        (bpf._attribute(2, b"\2") + bpf._attribute(4, struct.pack("=I", 9)), {"generic": 9}, {"prog_id": 9, "mode": "generic"}),  # before Linux 4.20
         (
-            bpf._attribute(2, b"\4") + bpf._attribute(6, struct.pack("=I", 9)) + bpf._attribute(7, struct.pack("=I", 8)),
+            bpf._attribute(2, b"\2") + bpf._attribute(4, struct.pack("=I", 9)),
+            {"generic": 9},
+            {"prog_id": 9, "mode": "generic"},
+        ),  # before Linux 4.20
+        (
+            bpf._attribute(2, b"\4")
+            + bpf._attribute(6, struct.pack("=I", 9))
+            + bpf._attribute(7, struct.pack("=I", 8)),
             {"generic": 9, "offload": 8},
             {"prog_id": 9, "mode": "generic"},
         ),
     ],
 )
-def test_link_facts(monkeypatch: pytest.MonkeyPatch, xdp: bytes, expected: dict[str, int], seen: dict[str, t.Any]) -> None:
+def test_link_facts(
+    monkeypatch: pytest.MonkeyPatch, xdp: bytes, expected: dict[str, int], seen: dict[str, t.Any]
+) -> None:
     body = (
-        bpf._IFINFO.pack(0, 0, 1, 7, 0, 0) + bpf._attribute(3, b"lan0\0") + bpf._attribute(4, struct.pack("=I", 1500)) + bpf._attribute(5, struct.pack("=I", 2))
+        bpf._IFINFO.pack(0, 0, 1, 7, 0, 0)
+        + bpf._attribute(3, b"lan0\0")
+        + bpf._attribute(4, struct.pack("=I", 1500))
+        + bpf._attribute(5, struct.pack("=I", 2))
     )
     body += (
         bpf._attribute(23, struct.pack("=QQ", 11, 22))
@@ -198,9 +244,14 @@ def test_link_facts(monkeypatch: pytest.MonkeyPatch, xdp: bytes, expected: dict[
         + bpf._attribute(37, struct.pack("=i", 0))
         + bpf._attribute(43 | bpf._NLA_F_NESTED, xdp)
     )
-    body += b"".join(bpf._attribute(number, struct.pack("=I", size)) for number, size in ((41, 65536), (58, 65536), (63, 180_000), (64, 200_000)))
+    body += b"".join(
+        bpf._attribute(number, struct.pack("=I", size))
+        for number, size in ((41, 65536), (58, 65536), (63, 180_000), (64, 200_000))
+    )
     _answer(monkeypatch, 16, 0, body)
-    assert bpf.link_facts("lan0") == bpf.LinkFacts(7, "lan0", "veth", 1500, 2, 0, expected, 11, merges=200_000, leaves=180_000)
+    assert bpf.link_facts("lan0") == bpf.LinkFacts(
+        7, "lan0", "veth", 1500, 2, 0, expected, 11, merges=200_000, leaves=180_000
+    )
     assert b"lan0\0" in _Socket.sent
     assert bpf.xdp_query(7) == seen
 

@@ -13,7 +13,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 
 
-@pytest.mark.parametrize("name", ["eth0", "eth0.100", "a/b", "100%", "%2E", "..", "lan@if3", "Ünïcode"])
+@pytest.mark.parametrize(
+    "name", ["eth0", "eth0.100", "a/b", "100%", "%2E", "..", "lan@if3", "Ünïcode"]
+)
 def test_names_come_back(name: str) -> None:
     coded = bpffs.encode(name)
     assert bpffs.decode(coded) == name
@@ -27,7 +29,16 @@ def test_interface_keys_come_back(netns: str | None, ifname: str) -> None:
 
 
 def test_interface_keys_differ() -> None:
-    keys = {bpffs.interface_key(netns, name) for netns, name in ((None, "a@b"), ("b", "a"), (None, "a%40b"), (None, "a.b"), (None, "a%2Eb"))}
+    keys = {
+        bpffs.interface_key(netns, name)
+        for netns, name in (
+            (None, "a@b"),
+            ("b", "a"),
+            (None, "a%40b"),
+            (None, "a.b"),
+            (None, "a%2Eb"),
+        )
+    }
     assert len(keys) == 5
 
 
@@ -39,7 +50,10 @@ def test_paths() -> None:
     assert paths.link("ns1", "eth0.7") == "/sys/fs/bpf/ebpf_conntrack/link/eth0%2E7@ns1"
     assert paths.prog(0) == "/sys/fs/bpf/ebpf_conntrack/active/prog/xdp_0"
     assert paths.map("ctt") == "/sys/fs/bpf/ebpf_conntrack/active/map/ctt"
-    assert paths.seed_links() == {"/sys/fs/bpf/prog": "ebpf_conntrack/active/prog", "/sys/fs/bpf/map": "ebpf_conntrack/active/map"}
+    assert paths.seed_links() == {
+        "/sys/fs/bpf/prog": "ebpf_conntrack/active/prog",
+        "/sys/fs/bpf/map": "ebpf_conntrack/active/map",
+    }
 
 
 def test_swap_symlink(tmp_path: pathlib.Path) -> None:
@@ -65,7 +79,9 @@ def test_seed_links_refuse_what_is_foreign(tmp_path: pathlib.Path) -> None:
         os.symlink(target, path)
     bpffs.check_places(paths)
     bpffs.swap_symlink("elsewhere", paths.seed_map)
-    with pytest.raises(ConntrackError, match=r"map is a symbolic link of somebody else, to elsewhere"):
+    with pytest.raises(
+        ConntrackError, match=r"map is a symbolic link of somebody else, to elsewhere"
+    ):
         bpffs.check_places(paths)
 
 
@@ -98,7 +114,14 @@ MOUNTS = [("/", "ext4"), ("/sys", "sysfs"), ("/sys/fs/bpf", "bpf"), ("/run/with 
 
 @pytest.mark.parametrize(
     "path, expected",
-    [("/sys/fs/bpf", True), ("/sys/fs/bpf/deep/er", True), ("/sys/fs/bpfx", False), ("/sys", False), ("/run/with space/x", True), ("/run", False)],
+    [
+        ("/sys/fs/bpf", True),
+        ("/sys/fs/bpf/deep/er", True),
+        ("/sys/fs/bpfx", False),
+        ("/sys", False),
+        ("/run/with space/x", True),
+        ("/run", False),
+    ],
 )
 def test_mounted(monkeypatch: pytest.MonkeyPatch, path: str, expected: bool) -> None:
     monkeypatch.setattr(bpffs, "_mounts", lambda: MOUNTS)

@@ -13,17 +13,37 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel.bpf import L
 
 
 def link(ifindex: int, name: str, kind: str = "", **facts: t.Any) -> LinkFacts:
-    return LinkFacts(ifindex, name, kind, 1500, facts.pop("on", 0), facts.pop("nsid", None), {}, 0, **facts)
+    return LinkFacts(
+        ifindex, name, kind, 1500, facts.pop("on", 0), facts.pop("nsid", None), {}, 0, **facts
+    )
 
 
 def below(*links: LinkFacts) -> dict[str, set[str]]:
     names = {one.ifindex: one.name for one in links}
-    return {names[index]: {names[one] for one in lower} for index, lower in link_fitness.below(links).items() if lower}
+    return {
+        names[index]: {names[one] for one in lower}
+        for index, lower in link_fitness.below(links).items()
+        if lower
+    }
 
 
-@pytest.mark.parametrize(("number", "kind"), [(1, ""), (1, "veth"), (1, "bridge"), (1, "tun"), (1, "gretap"), (1, "vxlan"), (1, "macsec"), (772, "")])
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (1, ""),
+        (1, "veth"),
+        (1, "bridge"),
+        (1, "tun"),
+        (1, "gretap"),
+        (1, "vxlan"),
+        (1, "macsec"),
+        (772, ""),
+    ],
+)
 def test_ethernet_headers(number: int, kind: str) -> None:
-    assert link_fitness.unfit(link(2, "x", kind, type=number)) == "", "a tap, whose kind is tun as well, has them"
+    assert link_fitness.unfit(link(2, "x", kind, type=number)) == "", (
+        "a tap, whose kind is tun as well, has them"
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +76,10 @@ def test_other_headers(number: int, kind: str, word: str) -> None:
 
 
 def test_a_type_without_a_name_is_refused_by_its_number() -> None:
-    assert link_fitness.unfit(link(2, "x", type=999)) == "its frames have no Ethernet header (hardware type 999)"
+    assert (
+        link_fitness.unfit(link(2, "x", type=999))
+        == "its frames have no Ethernet header (hardware type 999)"
+    )
 
 
 @pytest.mark.parametrize("kind", ["vrf", "ifb"])
@@ -66,12 +89,17 @@ def test_no_frame_comes_in_by_it(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["bridge", "bond", "team", "openvswitch", ""])
 def test_what_has_members_gets_their_frames(kind: str) -> None:
-    assert below(link(2, "eth0", master=9), link(3, "eth1", master=9), link(4, "eth2"), link(9, "up", kind)) == {"up": {"eth0", "eth1"}}
+    assert below(
+        link(2, "eth0", master=9), link(3, "eth1", master=9), link(4, "eth2"), link(9, "up", kind)
+    ) == {"up": {"eth0", "eth1"}}
 
 
 @pytest.mark.parametrize("kind", ["vlan", "macvlan", "macvtap", "ipvlan"])
 def test_what_is_made_on_another_gets_its_frames(kind: str) -> None:
-    assert below(link(2, "eth0"), link(3, "one", kind, on=2), link(4, "two", kind, on=2)) == {"one": {"eth0"}, "two": {"eth0"}}
+    assert below(link(2, "eth0"), link(3, "one", kind, on=2), link(4, "two", kind, on=2)) == {
+        "one": {"eth0"},
+        "two": {"eth0"},
+    }
 
 
 @pytest.mark.parametrize("kind", ["veth", "vxlan", "gretap", "macsec"])
@@ -88,12 +116,25 @@ def test_through_any_number_of_others() -> None:
         link(6, "br7", "bridge"),
         link(7, "mv", "macvlan", on=6),
     )
-    assert found["bond0.7"] == {"bond0", "eth0", "eth1"} and found["br7"] == {"bond0.7", "bond0", "eth0", "eth1"}
+    assert found["bond0.7"] == {"bond0", "eth0", "eth1"} and found["br7"] == {
+        "bond0.7",
+        "bond0",
+        "eth0",
+        "eth1",
+    }
     assert found["mv"] == {"br7", "bond0.7", "bond0", "eth0", "eth1"} and "eth0" not in found
 
 
 def test_numbers_of_other_namespaces_mean_nothing_here() -> None:
-    assert below(link(2, "eth0"), link(3, "eth1", "macvlan", on=2, nsid=0), link(4, "x", "vlan", on=77), link(5, "y", master=88)) == {}
+    assert (
+        below(
+            link(2, "eth0"),
+            link(3, "eth1", "macvlan", on=2, nsid=0),
+            link(4, "x", "vlan", on=77),
+            link(5, "y", master=88),
+        )
+        == {}
+    )
 
 
 def test_frames_that_a_mesh_wraps_are_other_packets() -> None:

@@ -15,7 +15,15 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.plan import Plan, as_dicts
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import plan as lab_plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.topology import Have, HaveAddress, HaveLink, HaveRoute, Key, Recorded, Topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.topology import (
+    Have,
+    HaveAddress,
+    HaveLink,
+    HaveRoute,
+    Key,
+    Recorded,
+    Topology,
+)
 
 V4_FORWARDING, V6_FORWARDING = topology.FORWARDING
 
@@ -35,7 +43,13 @@ LAB: dict[str, t.Any] = {
     "name": "office",
     "router": "gw",
     "namespaces": [
-        {"name": "a", "routes": [{"dst": "default", "via": "10.0.1.1"}, {"dst": "default", "via": "2001:db8:1::1"}]},
+        {
+            "name": "a",
+            "routes": [
+                {"dst": "default", "via": "10.0.1.1"},
+                {"dst": "default", "via": "2001:db8:1::1"},
+            ],
+        },
         {"name": "b", "routes": [{"dst": "default", "via": "10.0.2.1"}]},
     ],
     "links": [
@@ -45,7 +59,12 @@ LAB: dict[str, t.Any] = {
                 {"name": "to-a", "addresses": ["10.0.1.1/24", "2001:db8:1::1/64"]},
             ]
         },
-        {"ends": [{"name": "eth0", "netns": "b", "addresses": ["10.0.2.2/24"]}, {"name": "to-b", "addresses": ["10.0.2.1/24"]}]},
+        {
+            "ends": [
+                {"name": "eth0", "netns": "b", "addresses": ["10.0.2.2/24"]},
+                {"name": "to-b", "addresses": ["10.0.2.1/24"]},
+            ]
+        },
     ],
 }
 
@@ -75,10 +94,15 @@ def have_after(want: Topology) -> Have:
                 peer_index=numbers[peer.key],
                 addresses=(*addresses, automatic),
             )
-    have.routes = [HaveRoute(r.netns, r.dst, r.via, r.dev, r.metric, topology.PROTO_BOOT) for r in want.routes]
+    have.routes = [
+        HaveRoute(r.netns, r.dst, r.via, r.dev, r.metric, topology.PROTO_BOOT) for r in want.routes
+    ]
     have.sysctls = {s.key: s.value for s in want.sysctls}
     early, dummy = topology.split_sysctls(want)
-    have.record = {s.key: Recorded(s.value, have.namespaces[s.netns] if s.netns else 1, {s.path: "0"}) for s in early}
+    have.record = {
+        s.key: Recorded(s.value, have.namespaces[s.netns] if s.netns else 1, {s.path: "0"})
+        for s in early
+    }
     return have
 
 
@@ -106,22 +130,44 @@ def have() -> Have:
 # -- the description --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("description", [{}, {"name": None, "router": None, "namespaces": None, "links": None, "sysctls": None, "routes": None}])
+@pytest.mark.parametrize(
+    "description",
+    [
+        {},
+        {
+            "name": None,
+            "router": None,
+            "namespaces": None,
+            "links": None,
+            "sysctls": None,
+            "routes": None,
+        },
+    ],
+)
 def test_default_topology(description: dict[str, t.Any]) -> None:
     lab = topology.parse(description)
     assert (lab.lab, lab.router, lab.namespaces) == ("lab", None, ("ns1", "ns2"))
-    ends = {topology.show_key(end.key): [topology.show_address(a) for a in end.addresses] for end in lab.ends.values()}
+    ends = {
+        topology.show_key(end.key): [topology.show_address(a) for a in end.addresses]
+        for end in lab.ends.values()
+    }
     assert ends == {
         "ns1-wan@ns1": ["172.20.56.105/24"],
         "ns1-lan": ["172.20.56.1/24"],
         "ns2-wan@ns2": ["172.30.56.105/24"],
         "ns2-lan": ["172.30.56.1/24"],
     }
-    assert [(r.netns, topology.show_dst(r.dst), topology.show_ip(r.via or b""), r.dev) for r in lab.routes] == [
+    assert [
+        (r.netns, topology.show_dst(r.dst), topology.show_ip(r.via or b""), r.dev)
+        for r in lab.routes
+    ] == [
         ("ns1", "default", "172.20.56.1", "ns1-wan"),
         ("ns2", "default", "172.30.56.1", "ns2-wan"),
     ]
-    assert {s.key: s.value for s in lab.sysctls} == {(None, V4_FORWARDING): "1", (None, V6_FORWARDING): "1"}
+    assert {s.key: s.value for s in lab.sysctls} == {
+        (None, V4_FORWARDING): "1",
+        (None, V6_FORWARDING): "1",
+    }
 
 
 def test_router_takes_the_ends_without_namespace_and_forwards() -> None:
@@ -132,7 +178,12 @@ def test_router_takes_the_ends_without_namespace_and_forwards() -> None:
 
 
 def test_without_an_end_on_the_host_the_host_is_left_alone() -> None:
-    lab = topology.parse({"namespaces": [{"name": "a"}, {"name": "b"}], "links": [{"ends": [{"name": "x", "netns": "a"}, {"name": "x", "netns": "b"}]}]})
+    lab = topology.parse(
+        {
+            "namespaces": [{"name": "a"}, {"name": "b"}],
+            "links": [{"ends": [{"name": "x", "netns": "a"}, {"name": "x", "netns": "b"}]}],
+        }
+    )
     assert lab.sysctls == ()
 
 
@@ -163,7 +214,9 @@ def test_macs_are_unicast_local_the_same_each_time_and_all_different() -> None:
 
 def test_spellings() -> None:
     lab = copy.deepcopy(LAB)
-    lab["links"][0]["ends"][0].update(mac="02-AA-00-00-00-01", addresses=["10.0.1.2/255.255.255.0", "2001:DB8:1:0::2/64"])
+    lab["links"][0]["ends"][0].update(
+        mac="02-AA-00-00-00-01", addresses=["10.0.1.2/255.255.255.0", "2001:DB8:1:0::2/64"]
+    )
     end = topology.parse(lab).ends["a", "eth0"]
     assert end.mac == "02:aa:00:00:00:01"
     assert end.addresses == (address("10.0.1.2/24"), address("2001:db8:1::2/64"))
@@ -171,7 +224,10 @@ def test_spellings() -> None:
 
 def test_routes_find_their_link_and_metric() -> None:
     lab = copy.deepcopy(LAB)
-    lab["routes"] = [{"dst": "10.7.0.0/16", "via": "10.0.2.2", "metric": 5}, {"dst": "2001:db8:7::/48", "via": "fe80::1", "dev": "to-b"}]
+    lab["routes"] = [
+        {"dst": "10.7.0.0/16", "via": "10.0.2.2", "metric": 5},
+        {"dst": "2001:db8:7::/48", "via": "fe80::1", "dev": "to-b"},
+    ]
     routes = {topology.show_dst(r.dst): r for r in topology.parse(lab).routes if r.netns == "gw"}
     assert (routes["10.7.0.0/16"].dev, routes["10.7.0.0/16"].metric) == ("to-b", 5)
     assert (routes["2001:db8:7::/48"].dev, routes["2001:db8:7::/48"].metric) == ("to-b", 1024)
@@ -196,13 +252,26 @@ def test_the_more_specific_network_reaches_a_router() -> None:
 )
 def test_both_ways_of_writing_a_sysctl(key: str, path: str) -> None:
     assert topology.sysctl_path("x", key) == path
-    assert topology.show_sysctl((None, "net/ipv4/conf/eth0.5/rp_filter")) == "net.ipv4.conf.eth0/5.rp_filter"
+    assert (
+        topology.show_sysctl((None, "net/ipv4/conf/eth0.5/rp_filter"))
+        == "net.ipv4.conf.eth0/5.rp_filter"
+    )
 
 
 def test_the_same_address_in_namespaces_that_do_not_meet_is_fine() -> None:
-    ends = [{"name": "x", "addresses": ["10.0.0.1/24"]}, {"name": "y", "addresses": ["10.0.0.2/24"]}]
-    links = [{"ends": [{**end, "netns": f"{tenant}{end['name']}"} for end in ends]} for tenant in "ab"]
-    topology.parse({"namespaces": [{"name": f"{tenant}{end}"} for tenant in "ab" for end in "xy"], "links": links})
+    ends = [
+        {"name": "x", "addresses": ["10.0.0.1/24"]},
+        {"name": "y", "addresses": ["10.0.0.2/24"]},
+    ]
+    links = [
+        {"ends": [{**end, "netns": f"{tenant}{end['name']}"} for end in ends]} for tenant in "ab"
+    ]
+    topology.parse(
+        {
+            "namespaces": [{"name": f"{tenant}{end}"} for tenant in "ab" for end in "xy"],
+            "links": links,
+        }
+    )
 
 
 def put(*path: t.Any, value: t.Any) -> dict[str, t.Any]:
@@ -233,13 +302,25 @@ BAD = [
     (put("links", 0, "kind", value="veth"), r"links\[0\]: 'kind'"),
     (put("links", 0, "ends", value=[{"name": "x"}]), r"links\[0\].ends: 1"),
     (put(*END, "color", value=1), r"links\[0\].ends\[0\]: 'color'"),
-    (put(*END, "name", value="sixteen-chars-xx"), r"links\[0\].ends\[0\].name: 'sixteen-chars-xx' .* 1 to 15"),
+    (
+        put(*END, "name", value="sixteen-chars-xx"),
+        r"links\[0\].ends\[0\].name: 'sixteen-chars-xx' .* 1 to 15",
+    ),
     (put(*END, "name", value=None), r"links\[0\].ends\[0\].name: None"),
     (put(*END, "name", value="lo"), r"links\[0\].ends\[0\].name: 'lo'"),
     (put(*END, "name", value=".."), r"links\[0\].ends\[0\].name: '..'"),
-    (put(*END, "netns", value="nowhere"), r"links\[0\].ends\[0\].netns: 'nowhere' .* add it to namespaces"),
-    (put("links", 1, "ends", 1, "name", value="to-a"), r"links\[1\].ends\[1\].name: 'to-a' .* to-a@gw is there twice"),
-    (put(*END, "addresses", value="10.0.1.2/24"), r"links\[0\].ends\[0\].addresses: '10.0.1.2/24' .* list"),
+    (
+        put(*END, "netns", value="nowhere"),
+        r"links\[0\].ends\[0\].netns: 'nowhere' .* add it to namespaces",
+    ),
+    (
+        put("links", 1, "ends", 1, "name", value="to-a"),
+        r"links\[1\].ends\[1\].name: 'to-a' .* to-a@gw is there twice",
+    ),
+    (
+        put(*END, "addresses", value="10.0.1.2/24"),
+        r"links\[0\].ends\[0\].addresses: '10.0.1.2/24' .* list",
+    ),
     (put(*END, "addresses", value=["10.0.1.2"]), r"addresses\[0\]: '10.0.1.2' .* prefix length"),
     (put(*END, "addresses", value=["10.0.1.256/24"]), r"addresses\[0\]: '10.0.1.256/24'"),
     (put(*END, "addresses", value=["10.0.1.2/33"]), r"addresses\[0\]: '10.0.1.2/33'"),
@@ -250,9 +331,18 @@ BAD = [
     (put(*END, "addresses", value=["::/64"]), "unicast"),
     (put(*END, "addresses", value=["10.0.1.0/24"]), "network's own"),
     (put(*END, "addresses", value=["10.0.1.255/24"]), "broadcast"),
-    (put(*END, "addresses", value=["10.0.1.2/24", "10.0.1.2/24"]), r"addresses\[1\]: '10.0.1.2/24' .* twice"),
-    (put(*END, "addresses", value=["10.0.1.1/24"]), r"links\[0\].ends\[1\].addresses\[0\]: '10.0.1.1' .* eth0@a has it too"),
-    (put("links", 1, "ends", 0, "addresses", value=["10.0.1.2/24"]), r"links\[1\].ends\[0\].addresses\[0\]: '10.0.1.2' .* eth0@a has it too"),
+    (
+        put(*END, "addresses", value=["10.0.1.2/24", "10.0.1.2/24"]),
+        r"addresses\[1\]: '10.0.1.2/24' .* twice",
+    ),
+    (
+        put(*END, "addresses", value=["10.0.1.1/24"]),
+        r"links\[0\].ends\[1\].addresses\[0\]: '10.0.1.1' .* eth0@a has it too",
+    ),
+    (
+        put("links", 1, "ends", 0, "addresses", value=["10.0.1.2/24"]),
+        r"links\[1\].ends\[0\].addresses\[0\]: '10.0.1.2' .* eth0@a has it too",
+    ),
     (put(*END, "mtu", value=67), r"mtu: 67 .* 68 to 65535"),
     (put(*END, "mtu", value=65536), "mtu: 65536"),
     (put(*END, "mtu", value="1500"), "mtu: '1500'"),
@@ -261,12 +351,26 @@ BAD = [
     (put(*END, "mac", value="02:00"), "mac: '02:00'"),
     (put(*END, "mac", value="01:00:00:00:00:01"), "unicast"),
     (put(*END, "mac", value="00:00:00:00:00:00"), "zero"),
-    (put("links", 0, "ends", value=[{**LAB["links"][0]["ends"][0], "mac": "02:00:00:00:00:01"}, {"name": "y", "mac": "02:00:00:00:00:01"}]), "both ends"),
+    (
+        put(
+            "links",
+            0,
+            "ends",
+            value=[
+                {**LAB["links"][0]["ends"][0], "mac": "02:00:00:00:00:01"},
+                {"name": "y", "mac": "02:00:00:00:00:01"},
+            ],
+        ),
+        "both ends",
+    ),
     (put(*ROUTE, "dst", value="10.0.0.0/33"), r"namespaces\[0\].routes\[0\].dst: '10.0.0.0/33'"),
     (put(*ROUTE, "dst", value="10.0.0.1/8"), "host bits"),
     (put(*ROUTE, "dst", value=None), r"routes\[0\].dst: None"),
     (put(*ROUTE, "gateway", value="10.0.1.1"), r"routes\[0\]: 'gateway'"),
-    (put(*ROUTE, "via", value="10.0.9.1"), r"routes\[0\].via: '10.0.9.1' .* namespace a does not reach it: its networks are 10.0.1.0/24 on eth0"),
+    (
+        put(*ROUTE, "via", value="10.0.9.1"),
+        r"routes\[0\].via: '10.0.9.1' .* namespace a does not reach it: its networks are 10.0.1.0/24 on eth0",
+    ),
     (put(*ROUTE, "via", value="10.0.1.2"), r"routes\[0\].via: '10.0.1.2' .* itself"),
     (put(*ROUTE, "via", value="ten"), r"routes\[0\].via: 'ten'"),
     (put(*ROUTE, "via", value="fe80::1"), "needs dev"),
@@ -274,8 +378,14 @@ BAD = [
     (put(*ROUTE, value={"dst": "10.0.0.0/8"}), "via, dev or both"),
     (put(*ROUTE, "dev", value="eth1"), r"routes\[0\].dev: 'eth1' .* namespace a \(there: eth0\)"),
     (put(*ROUTE, "metric", value=-1), "metric: -1"),
-    (put("namespaces", 0, "routes", 1, value=LAB["namespaces"][0]["routes"][0]), "with that metric already"),
-    (put("routes", value=[{"dst": "10.7.0.0/16", "via": "192.0.2.1"}]), r"^routes\[0\].via: '192.0.2.1' .* namespace gw does not reach it"),
+    (
+        put("namespaces", 0, "routes", 1, value=LAB["namespaces"][0]["routes"][0]),
+        "with that metric already",
+    ),
+    (
+        put("routes", value=[{"dst": "10.7.0.0/16", "via": "192.0.2.1"}]),
+        r"^routes\[0\].via: '192.0.2.1' .* namespace gw does not reach it",
+    ),
     (put("sysctls", value={"kernel.panic": 1}), r"sysctls: 'kernel.panic'"),
     (put("sysctls", value={"net.ipv4/../../kernel.panic": 1}), "sysctls: "),
     (put("sysctls", value={"net.ipv4.tcp_rmem": [1, 2]}), r"sysctls.net.ipv4.tcp_rmem: "),
@@ -286,7 +396,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("lab", "words"), BAD)
-def test_bad_input_is_refused_with_field_value_and_mending(lab: dict[str, t.Any], words: str) -> None:
+def test_bad_input_is_refused_with_field_value_and_mending(
+    lab: dict[str, t.Any], words: str
+) -> None:
     with pytest.raises(ConntrackError, match=words) as caught:
         topology.parse(lab)
     assert " is not valid: " in caught.value.message
@@ -370,7 +482,10 @@ def test_address_too_much_and_missing(have: Have) -> None:
 
 def test_addresses_of_dhcp_and_the_kernel_are_left_alone(have: Have) -> None:
     link = have.links["b", "eth0"]
-    others = (HaveAddress(address("10.0.2.9/24"), ip("10.0.2.255"), permanent=False), HaveAddress(address("fe80::5/64"), automatic=True))
+    others = (
+        HaveAddress(address("10.0.2.9/24"), ip("10.0.2.255"), permanent=False),
+        HaveAddress(address("fe80::5/64"), automatic=True),
+    )
     change_link(have, link.key, addresses=(*link.addresses, *others))
     assert planned(have) == []
 
@@ -378,13 +493,26 @@ def test_addresses_of_dhcp_and_the_kernel_are_left_alone(have: Have) -> None:
 def test_secondary_addresses_are_added_again_behind_a_deleted_primary_one(have: Have) -> None:
     link = have.links["b", "eth0"]
     first = HaveAddress(address("10.0.2.9/24"), ip("10.0.2.255"))
-    change_link(have, link.key, addresses=(first, dataclasses.replace(link.addresses[0], secondary=True)))
-    assert "create address 10.0.2.2/24 on eth0@b: it may go with the first address of its network" in planned(have)
+    change_link(
+        have, link.key, addresses=(first, dataclasses.replace(link.addresses[0], secondary=True))
+    )
+    assert (
+        "create address 10.0.2.2/24 on eth0@b: it may go with the first address of its network"
+        in planned(have)
+    )
 
 
 def test_an_address_that_another_host_has_is_made_anew(have: Have) -> None:
     link = have.links["a", "eth0"]
-    change_link(have, link.key, addresses=(link.addresses[0], dataclasses.replace(link.addresses[1], failed=True), link.addresses[2]))
+    change_link(
+        have,
+        link.key,
+        addresses=(
+            link.addresses[0],
+            dataclasses.replace(link.addresses[1], failed=True),
+            link.addresses[2],
+        ),
+    )
     assert planned(have) == [
         "delete address 2001:db8:1::2/64 on eth0@a: duplicate address detection failed for it",
         "create address 2001:db8:1::2/64 on eth0@a: it is not there",
@@ -402,13 +530,23 @@ def test_a_lost_link_local_address_comes_back(have: Have) -> None:
 
 
 def test_link_local_address_of_a_mac() -> None:
-    assert topology.show_address(topology.link_local_of("02:a3:0f:a6:26:e7")) == "fe80::a3:fff:fea6:26e7/64"
+    assert (
+        topology.show_address(topology.link_local_of("02:a3:0f:a6:26:e7"))
+        == "fe80::a3:fff:fea6:26e7/64"
+    )
 
 
-@pytest.mark.parametrize(("protocol", "steps"), [(topology.PROTO_BOOT, 1), (topology.PROTO_STATIC, 1), (2, 0), (186, 0)])
-def test_routes_that_people_add_are_removed_others_stay(have: Have, protocol: int, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "steps"), [(topology.PROTO_BOOT, 1), (topology.PROTO_STATIC, 1), (2, 0), (186, 0)]
+)
+def test_routes_that_people_add_are_removed_others_stay(
+    have: Have, protocol: int, steps: int
+) -> None:
     have.routes.append(HaveRoute("a", address("10.9.0.0/16"), ip("10.0.1.1"), "eth0", 0, protocol))
-    assert planned(have) == ["delete route 10.9.0.0/16 in namespace a: the lab has no such route"][:steps]
+    assert (
+        planned(have)
+        == ["delete route 10.9.0.0/16 in namespace a: the lab has no such route"][:steps]
+    )
 
 
 def test_a_route_that_goes_elsewhere_is_changed(have: Have) -> None:
@@ -489,11 +627,16 @@ def test_foreign_objects_are_all_named_at_once(have: Have) -> None:
     with pytest.raises(ConntrackError) as caught:
         planned(have)
     assert caught.value.facts["foreign"] == ["network namespace a", "link to-b@gw"]
-    assert "Lab 'office' did not make what is already there: network namespace a, link to-b@gw." in caught.value.message
+    assert (
+        "Lab 'office' did not make what is already there: network namespace a, link to-b@gw."
+        in caught.value.message
+    )
 
 
 def test_a_mark_is_matched_whole() -> None:
-    link = HaveLink((None, "x"), 2, "veth", "ebpf.conntrack:lab2 y", 0, 1500, "02:00:00:00:00:01", True, True, 3)
+    link = HaveLink(
+        (None, "x"), 2, "veth", "ebpf.conntrack:lab2 y", 0, 1500, "02:00:00:00:00:01", True, True, 3
+    )
     assert not topology.is_ours("ebpf.conntrack:lab", link)
     assert topology.is_ours("ebpf.conntrack:lab2", link)
 
@@ -502,7 +645,9 @@ def test_a_foreign_route_of_the_host_is_refused() -> None:
     lab = {"routes": [{"dst": "10.7.0.0/16", "via": "172.20.56.105"}]}
     have = have_after(topology.parse(lab))
     assert planned(have, lab) == []
-    have.routes = [r for r in have.routes if r.netns] + [HaveRoute(None, address("10.7.0.0/16"), ip("192.0.2.1"), "eth0", 0, 3)]
+    have.routes = [r for r in have.routes if r.netns] + [
+        HaveRoute(None, address("10.7.0.0/16"), ip("192.0.2.1"), "eth0", 0, 3)
+    ]
     with pytest.raises(ConntrackError, match="route 10.7.0.0/16 through eth0 on the host"):
         planned(have, lab)
 
@@ -512,7 +657,9 @@ def test_a_foreign_route_of_the_host_is_refused() -> None:
 
 def test_absent_takes_everything_away_and_puts_sysctls_back() -> None:
     have = have_after(topology.parse({}))
-    have.record[None, V4_FORWARDING] = Recorded("1", 1, {V4_FORWARDING: "0", "net/ipv4/conf/eth0/forwarding": "1"})
+    have.record[None, V4_FORWARDING] = Recorded(
+        "1", 1, {V4_FORWARDING: "0", "net/ipv4/conf/eth0/forwarding": "1"}
+    )
     have.sysctls[None, "net/ipv4/conf/eth0/forwarding"] = "1"
     assert brief(lab_plan.make(topology.absent("lab"), have)) == [
         "delete netns ns1: the lab has no such namespace any more",
@@ -528,14 +675,21 @@ def test_absent_takes_everything_away_and_puts_sysctls_back() -> None:
 def test_a_topology_that_may_not_replace_another_one_is_refused() -> None:
     other = {"namespaces": [{"name": "client"}], "links": []}
     have = have_after(topology.parse({}))
-    with pytest.raises(ConntrackError, match="lab 'lab' is there with namespaces that this topology does not have: ns1, ns2"):
+    with pytest.raises(
+        ConntrackError,
+        match="lab 'lab' is there with namespaces that this topology does not have: ns1, ns2",
+    ):
         lab_plan.make(topology.parse({**other, "replace": False}), have)
     assert lab_plan.make(topology.parse({"replace": False}), have) == [], "the same one"
     with pytest.raises(ConntrackError, match="does not have: client"):
         lab_plan.make(topology.parse({"replace": False}), have_after(topology.parse(other)))
     assert lab_plan.make(topology.parse({**other, "replace": True}), have)[0].action == "delete"
     more = {"namespaces": [{"name": "client"}, {"name": "more"}], "links": [], "replace": False}
-    assert [step.name for step in lab_plan.make(topology.parse(more), have_after(topology.parse(other))) if step.kind == "netns"] == ["more"]
+    assert [
+        step.name
+        for step in lab_plan.make(topology.parse(more), have_after(topology.parse(other)))
+        if step.kind == "netns"
+    ] == ["more"]
 
 
 @pytest.mark.parametrize("field", ["name", "router"])
@@ -563,7 +717,10 @@ def test_another_labs_sysctl_is_handed_over() -> None:
     steps = brief(lab_plan.make(topology.absent("lab"), have))
     reason = "lab 'second' needs net.ipv4.conf.all.forwarding too: it puts the value from before back when it goes"
     assert f"change record /run/ebpf_conntrack/second.json: {reason}" in steps
-    assert "change sysctl net.ipv4.conf.all.forwarding: the value from before the lab comes back" not in steps
+    assert (
+        "change sysctl net.ipv4.conf.all.forwarding: the value from before the lab comes back"
+        not in steps
+    )
 
 
 def test_the_record_follows_what_is_wanted(have: Have) -> None:
@@ -571,23 +728,39 @@ def test_the_record_follows_what_is_wanted(have: Have) -> None:
     have.sysctls["gw", "net/ipv4/tcp_syncookies"] = "1"
     plan = lab_plan.make(topology.parse(lab), have)
     assert [s.kind for s in plan] == ["record", "sysctl"]
-    assert plan[0].after == ["net.ipv4.conf.all.forwarding@gw", "net.ipv6.conf.all.forwarding@gw", "net.ipv4.tcp_syncookies@gw"]
+    assert plan[0].after == [
+        "net.ipv4.conf.all.forwarding@gw",
+        "net.ipv6.conf.all.forwarding@gw",
+        "net.ipv4.tcp_syncookies@gw",
+    ]
     previous = {sysctl.path: known for sysctl, known in plan[0].args}
-    assert previous == {V4_FORWARDING: {V4_FORWARDING: "0"}, V6_FORWARDING: {V6_FORWARDING: "0"}, "net/ipv4/tcp_syncookies": None}
+    assert previous == {
+        V4_FORWARDING: {V4_FORWARDING: "0"},
+        V6_FORWARDING: {V6_FORWARDING: "0"},
+        "net/ipv4/tcp_syncookies": None,
+    }
 
 
 def test_a_record_of_a_namespace_made_anew_is_written_again(have: Have) -> None:
     have.namespaces["gw"] = 999
-    assert planned(have) == ["change record /run/ebpf_conntrack/office.json: the values from before come back when the lab goes"]
+    assert planned(have) == [
+        "change record /run/ebpf_conntrack/office.json: the values from before come back when the lab goes"
+    ]
 
 
 # -- facts ------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_facts(have: Have) -> None:
-    have.links[None, "eth0"] = HaveLink((None, "eth0"), 2, None, "", 0, 1500, "02:00:00:00:00:01", True, True, 2)
+    have.links[None, "eth0"] = HaveLink(
+        (None, "eth0"), 2, None, "", 0, 1500, "02:00:00:00:00:01", True, True, 2
+    )
     facts = lab_plan.facts(topology.parse(LAB), have)
-    assert facts["namespaces"] == [{"name": "a", "inode": 100}, {"name": "b", "inode": 101}, {"name": "gw", "inode": 102}]
+    assert facts["namespaces"] == [
+        {"name": "a", "inode": 100},
+        {"name": "b", "inode": 101},
+        {"name": "gw", "inode": 102},
+    ]
     assert [(link["netns"], link["name"], link["peer"]) for link in facts["links"]] == [
         ("a", "eth0", "to-a@gw"),
         ("b", "eth0", "to-b@gw"),

@@ -33,17 +33,29 @@ def test_it_is_made_of_the_library_and_of_nothing_else() -> None:
             continue
         assert text == (library / name).read_text("utf-8")
         tops = [node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom)]
-        assert not [one for one in tops if not one.level and str(one.module).startswith("ansible")], name
+        assert not [
+            one for one in tops if not one.level and str(one.module).startswith("ansible")
+        ], name
 
 
 def test_two_of_them_are_the_same() -> None:
     content = ct_content.content()
-    one, other = ct_archive.archive(content), ct_archive.archive(ct_archive.unpack(ct_archive.pack(content)))
-    assert ct_archive.is_current(one, content.digest) and ct_archive.is_current(other, content.digest)
-    for another in (ct_content.content("/sys/fs/bpf/other"), ct_content.content(state_dir="/elsewhere")):
+    one, other = (
+        ct_archive.archive(content),
+        ct_archive.archive(ct_archive.unpack(ct_archive.pack(content))),
+    )
+    assert ct_archive.is_current(one, content.digest) and ct_archive.is_current(
+        other, content.digest
+    )
+    for another in (
+        ct_content.content("/sys/fs/bpf/other"),
+        ct_content.content(state_dir="/elsewhere"),
+    ):
         assert not ct_archive.is_current(one, another.digest)
     with zipfile.ZipFile(io.BytesIO(one)) as a, zipfile.ZipFile(io.BytesIO(other)) as b:
-        assert a.namelist() == b.namelist() and all(a.read(name) == b.read(name) for name in a.namelist() if name.endswith(".py"))
+        assert a.namelist() == b.namelist() and all(
+            a.read(name) == b.read(name) for name in a.namelist() if name.endswith(".py")
+        )
 
 
 @pytest.mark.parametrize("at", [5, 2000, -2000])
@@ -60,10 +72,23 @@ def test_it_runs_without_any_package(tmp_path: pathlib.Path) -> None:
     stripped = tmp_path / "stripped"
     with zipfile.ZipFile(path) as whole, zipfile.ZipFile(stripped, "w") as made:
         for name in whole.namelist():
-            made.writestr(name, whole.read(name) if name.endswith(".py") else b"\0\0\r\n" + whole.read(name)[4:])
+            made.writestr(
+                name,
+                whole.read(name) if name.endswith(".py") else b"\0\0\r\n" + whole.read(name)[4:],
+            )
     for one in (path, stripped):
-        for words, status in ((["--version"], 0), (["list", "--proto", "tpc"], 2), (["status", "--pin-root", "/nonexistent"], 1)):
-            done = subprocess.run([sys.executable, "-I", "-S", one, *words], env={}, check=False, capture_output=True, text=True)
+        for words, status in (
+            (["--version"], 0),
+            (["list", "--proto", "tpc"], 2),
+            (["status", "--pin-root", "/nonexistent"], 1),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", one, *words],
+                env={},
+                check=False,
+                capture_output=True,
+                text=True,
+            )
             assert done.returncode == status and "Traceback" not in done.stderr, done
 
 
@@ -79,30 +104,44 @@ def test_present_twice_and_absent(tmp_path: pathlib.Path) -> None:
         damaged = pathlib.Path(prefix, name)
         whole = damaged.read_bytes()
         damaged.write_bytes(whole.replace(b"ct", b"tc", 1))
-        assert [step.name for step in ct_archive.converge(prefix, WANT, check_mode=True)] == [str(damaged)]
+        assert [step.name for step in ct_archive.converge(prefix, WANT, check_mode=True)] == [
+            str(damaged)
+        ]
         damaged.write_bytes(whole)
         os.utime(damaged, ns=(stamps[name].st_atime_ns, stamps[name].st_mtime_ns))
-    assert {name: os.stat(os.path.join(prefix, name)).st_mtime_ns for name in FILES} == {name: stat.st_mtime_ns for name, stat in stamps.items()}
+    assert {name: os.stat(os.path.join(prefix, name)).st_mtime_ns for name in FILES} == {
+        name: stat.st_mtime_ns for name, stat in stamps.items()
+    }
 
     os.chmod(os.path.join(prefix, ct_archive.COMMAND), 0o600)
-    assert [step.name for step in ct_archive.converge(prefix, WANT)] == [os.path.join(prefix, ct_archive.COMMAND)]
+    assert [step.name for step in ct_archive.converge(prefix, WANT)] == [
+        os.path.join(prefix, ct_archive.COMMAND)
+    ]
     others = ct_content.want("/sys/fs/bpf/other")
-    assert [step.action for step in ct_archive.converge(prefix, others)] == ["change"] * 3, "they are made of the defaults too"
+    assert [step.action for step in ct_archive.converge(prefix, others)] == ["change"] * 3, (
+        "they are made of the defaults too"
+    )
 
-    assert len(ct_archive.converge(prefix, None, check_mode=True)) == 3 and os.path.exists(os.path.join(prefix, ct_archive.COMMAND))
+    assert len(ct_archive.converge(prefix, None, check_mode=True)) == 3 and os.path.exists(
+        os.path.join(prefix, ct_archive.COMMAND)
+    )
     assert [step.action for step in ct_archive.converge(prefix, None)] == ["delete"] * 3
     assert ct_archive.converge(prefix, None) == [] and not pathlib.Path(prefix).exists()
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("want", [WANT, None], ids=["present", "absent"])
-def test_a_file_of_somebody_else_stays(tmp_path: pathlib.Path, name: str, want: ct_archive.Want | None) -> None:
+def test_a_file_of_somebody_else_stays(
+    tmp_path: pathlib.Path, name: str, want: ct_archive.Want | None
+) -> None:
     path = tmp_path / name
     path.parent.mkdir(parents=True)
     path.write_text("#!/bin/sh\n", "utf-8")
     with pytest.raises(ConntrackError, match=f"^{path} is not the collection's. Move it"):
         ct_archive.converge(str(tmp_path), want)
-    assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path] and path.read_text("utf-8") == "#!/bin/sh\n"
+    assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path] and path.read_text(
+        "utf-8"
+    ) == "#!/bin/sh\n"
 
 
 @pytest.mark.parametrize("prefix", ["usr", "/usr/../usr/local", "/dev/null"])

@@ -24,10 +24,14 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
+    options as service_options,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import peer as http_peer
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import room as http_room
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import server as http_server
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
+    server as http_server,
+)
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 SECONDS = 20
@@ -56,7 +60,9 @@ class Tables(fakes.FakeTables):
         with Tables.lock:
             Tables.open -= 1
 
-    def batches(self, opened: flow_table.OpenTable) -> c.Iterator[tuple[int, memoryview, memoryview]]:
+    def batches(
+        self, opened: flow_table.OpenTable
+    ) -> c.Iterator[tuple[int, memoryview, memoryview]]:
         Tables.read += 1
         while True:
             yield from super().batches(opened)
@@ -96,7 +102,9 @@ def tcp() -> c.Iterator[http_server.Server]:
 def serving(address: service_options.Address) -> c.Iterator[http_server.Server]:
     log: list[str] = []
     with contextlib.ExitStack() as stack:
-        made = stack.enter_context(http_server.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), address, log=log.append))
+        made = stack.enter_context(
+            http_server.Server(bpffs.Paths("/sys/fs/bpf/nothing_here"), address, log=log.append)
+        )
         made.start()
         try:
             yield made
@@ -126,7 +134,10 @@ def send(server: http_server.Server, text: str | bytes) -> tuple[int, bytes]:
     with dial(server, text) as connection:
         found = everything(connection)
     head, dummy, body = found.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 ") and len(re.findall(rb"HTTP/1\.1 \d", found)) == 1, (text, found)
+    assert head.startswith(b"HTTP/1.1 ") and len(re.findall(rb"HTTP/1\.1 \d", found)) == 1, (
+        text,
+        found,
+    )
     return int(head.split()[1]), body
 
 
@@ -165,29 +176,95 @@ POST = f"POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: {len(BODY)}\r\nConnectio
         ("GET ftp://ct/flows HTTP/1.1\r\nHost: ct\r\n\r\n", 400, "is no address"),
         ("GET /flows#x HTTP/1.1\r\nHost: ct\r\n\r\n", 400, "fragment"),
         # where it ends
-        ("POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345" + SMUGGLED, 400, "Content-Length: it is given 2 times"),
-        ("POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\ncontent-length: 5\r\n\r\n12345" + SMUGGLED, 400, "Content-Length: it is given 2 times"),
-        ("GET /flows HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\nContent-Length: 0\r\n\r\n" + SMUGGLED, 400, "Content-Length: it is given 2 times"),
-        *(
-            (f"POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: {value}\r\n\r\n{SMUGGLED}", 400, "Content-Length: ")
-            for value in ("", "+5", "-1", "5, 5", "5 5", "0x5", "1e1", "5;", "\u0665".encode().decode("latin-1"))
+        (
+            "POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345"
+            + SMUGGLED,
+            400,
+            "Content-Length: it is given 2 times",
         ),
-        ("POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED, 400, "Transfer-Encoding: "),
-        ("POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n" + SMUGGLED, 400, "Transfer-Encoding: "),
-        ("GET /flows HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED, 400, "Transfer-Encoding: "),
-        ("POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding: xchunked\r\n\r\n" + SMUGGLED, 411, "Content-Length"),
-        ("POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n12345" + SMUGGLED, 400, "no space before the colon"),
-        ("POST / HTTP/1.1\r\nHost: ct\r\nContent-Length : 5\r\n\r\n12345" + SMUGGLED, 400, "no space before the colon"),
-        ("POST / HTTP/1.1\r\nHost: ct\r\nX: y\r\n Content-Length: 5\r\n\r\n12345" + SMUGGLED, 400, "goes on in a second line"),
+        (
+            "POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\ncontent-length: 5\r\n\r\n12345"
+            + SMUGGLED,
+            400,
+            "Content-Length: it is given 2 times",
+        ),
+        (
+            "GET /flows HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\nContent-Length: 0\r\n\r\n"
+            + SMUGGLED,
+            400,
+            "Content-Length: it is given 2 times",
+        ),
+        *(
+            (
+                f"POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: {value}\r\n\r\n{SMUGGLED}",
+                400,
+                "Content-Length: ",
+            )
+            for value in (
+                "",
+                "+5",
+                "-1",
+                "5, 5",
+                "5 5",
+                "0x5",
+                "1e1",
+                "5;",
+                "\u0665".encode().decode("latin-1"),
+            )
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            + SMUGGLED,
+            400,
+            "Transfer-Encoding: ",
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n"
+            + SMUGGLED,
+            400,
+            "Transfer-Encoding: ",
+        ),
+        (
+            "GET /flows HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+            400,
+            "Transfer-Encoding: ",
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding: xchunked\r\n\r\n" + SMUGGLED,
+            411,
+            "Content-Length",
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n12345"
+            + SMUGGLED,
+            400,
+            "no space before the colon",
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: ct\r\nContent-Length : 5\r\n\r\n12345" + SMUGGLED,
+            400,
+            "no space before the colon",
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: ct\r\nX: y\r\n Content-Length: 5\r\n\r\n12345" + SMUGGLED,
+            400,
+            "goes on in a second line",
+        ),
         ("GET /flows HTTP/1.1\r\n Host: ct\r\n\r\n", 400, "goes on in a second line"),
         ("GET /flows HTTP/1.1\nHost: ct\n\n" + SMUGGLED, 400, "ends with LF"),
         ("GET /flows HTTP/1.1\r\nHost: ct\nX: y\r\n\r\n", 400, "ends with LF"),
-        ("GET /flows HTTP/1.1\r\nHost: ct\r\nX: y\rContent-Length: 5\r\n\r\n", 400, "control characters"),
+        (
+            "GET /flows HTTP/1.1\r\nHost: ct\r\nX: y\rContent-Length: 5\r\n\r\n",
+            400,
+            "control characters",
+        ),
         ("GET /flows HTTP/1.1\r\nHost: ct\r\nX: a\0b\r\n\r\n", 400, "control characters"),
         ("GET /flows HTTP/1.1\r\nHost: ct\r\nno colon\r\n\r\n", 400, "is no header"),
         ("GET /flows HTTP/1.1\r\nHost: ct\r\n: no name\r\n\r\n", 400, "is no header"),
         (
-            "GET /flows HTTP/1.1\r\nHost: ct\r\nExpect: a miracle\r\nX: y\r\n\r\n".replace("GET /flows", "POST /").replace("X: y", "Content-Length: 2"),
+            "GET /flows HTTP/1.1\r\nHost: ct\r\nExpect: a miracle\r\nX: y\r\n\r\n".replace(
+                "GET /flows", "POST /"
+            ).replace("X: y", "Content-Length: 2"),
             417,
             "Expect",
         ),
@@ -211,7 +288,9 @@ POST = f"POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: {len(BODY)}\r\nConnectio
         ("GET /../flows HTTP/1.1\r\n" + HEAD, 404, "nothing here"),
     ],
 )
-def test_what_is_no_request(server: http_server.Server, tables: object, text: str, status: int, words: str) -> None:
+def test_what_is_no_request(
+    server: http_server.Server, tables: object, text: str, status: int, words: str
+) -> None:
     """It is answered once, and nothing after it is taken for a request."""
     found, body = send(server, text.encode("latin-1"))
     assert (found, list(json.loads(body))) == (status, ["error"]) and words in body.decode(), body
@@ -241,27 +320,43 @@ def test_a_whole_url_names_the_host(tcp: http_server.Server, tables: object) -> 
         ("http://127.0.0.1/flows", "ct.example.org", 421),
         ("/flows", "[", 421),
     ):
-        assert send(tcp, f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")[0] == status, (target, host)
+        assert (
+            send(tcp, f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")[0]
+            == status
+        ), (target, host)
 
 
-def test_whoever_waits_to_send_is_asked_to_go_on(server: http_server.Server, tables: object) -> None:
+def test_whoever_waits_to_send_is_asked_to_go_on(
+    server: http_server.Server, tables: object
+) -> None:
     with dial(server, f"{POST}Expect: 100-continue\r\n\r\n") as connection:
         assert connection.recv(1 << 16) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(BODY.encode())
         assert b"200 OK" in everything(connection)
-    assert send(server, f"POST / HTTP/1.1\r\nContent-Length: 70000\r\nExpect: 100-continue\r\n{HEAD}")[0] == 413
+    assert (
+        send(server, f"POST / HTTP/1.1\r\nContent-Length: 70000\r\nExpect: 100-continue\r\n{HEAD}")[
+            0
+        ]
+        == 413
+    )
 
 
 @pytest.mark.parametrize("size", [http_server.BODY_BYTES, http_server.BODY_BYTES + 1])
 def test_the_largest_body(server: http_server.Server, tables: object, size: int) -> None:
-    text = f"POST / HTTP/1.1\r\nContent-Length: {size}\r\n{HEAD}".encode() + BODY.ljust(size).encode()
+    text = (
+        f"POST / HTTP/1.1\r\nContent-Length: {size}\r\n{HEAD}".encode() + BODY.ljust(size).encode()
+    )
     assert send(server, text)[0] == (200 if size == http_server.BODY_BYTES else 413)
 
 
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        (b'{"action": "QueryForward", "traceId": "\\ud800"}', 400, "traceId: '\\\\ud800' is not valid"),
+        (
+            b'{"action": "QueryForward", "traceId": "\\ud800"}',
+            400,
+            "traceId: '\\\\ud800' is not valid",
+        ),
         (b'{"action": "QueryForward", "traceId": "a\\udfffb"}', 400, "traceId: "),
         (b'{"action": "QueryForward", "traceId": "\\ud83d\\ude00"}', 200, "\U0001f600"),
         (b'{"action": "\\ud800", "traceId": "x"}', 400, "is not known"),
@@ -275,38 +370,60 @@ def test_the_largest_body(server: http_server.Server, tables: object, size: int)
         (b"\xff\xfe\x00", 400, "no request in JSON"),
     ],
 )
-def test_whatever_stands_in_a_body_has_an_answer(server: http_server.Server, tables: object, body: bytes, status: int, words: str) -> None:
-    found, answer = send(server, f"POST / HTTP/1.0\r\nContent-Length: {len(body)}\r\n{HEAD}".encode() + body)
+def test_whatever_stands_in_a_body_has_an_answer(
+    server: http_server.Server, tables: object, body: bytes, status: int, words: str
+) -> None:
+    found, answer = send(
+        server, f"POST / HTTP/1.0\r\nContent-Length: {len(body)}\r\n{HEAD}".encode() + body
+    )
     assert found == status and words in answer.decode() and len(answer) < 4000, answer[:500]
     json.loads(answer)
 
 
-def test_what_nobody_foresaw_has_an_answer(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_foresaw_has_an_answer(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log: list[str] = []
 
     def fail(pin_root: str) -> t.NoReturn:
         raise KeyError("a fault")
 
     monkeypatch.setattr(flow_table, "FlowTables", fail)
-    with http_server.Server(bpffs.Paths("/x"), service_options.Address(str(tmp_path / "s")), log=log.append) as server:
+    with http_server.Server(
+        bpffs.Paths("/x"), service_options.Address(str(tmp_path / "s")), log=log.append
+    ) as server:
         server.start()
         assert get(server, "/summary")[0] == get(server, "/flows")[0] == 500
     assert log == ["/summary: KeyError: 'a fault'", "/flows: KeyError: 'a fault'"]
 
 
-def test_pipelined_requests_are_answered_in_their_order(server: http_server.Server, tables: object) -> None:
+def test_pipelined_requests_are_answered_in_their_order(
+    server: http_server.Server, tables: object
+) -> None:
     one = "GET /flows?limit=0&output=csv HTTP/1.1\r\nHost: ct\r\n\r\n"
     with dial(
-        server, f"{POST.replace('Connection: close', 'X: y')}\r\n{BODY}{one}GET /nothing HTTP/1.1\r\nHost: ct\r\n\r\nGET /flows HTTP/1.1\r\n\r\n{one}"
+        server,
+        f"{POST.replace('Connection: close', 'X: y')}\r\n{BODY}{one}GET /nothing HTTP/1.1\r\nHost: ct\r\n\r\nGET /flows HTTP/1.1\r\n\r\n{one}",
     ) as connection:
         found = everything(connection)
     assert re.findall(rb"HTTP/1\.1 (\d+)", found) == [b"200", b"200", b"404", b"400"]
 
 
 # ---------------------------------------------------------------- a client that leaves
-@pytest.mark.parametrize("target", ["/summary", "/summary?group_by=src", "/flows?sort=bytes&limit=1", "/flows?src=192.0.2.1", "/flows?output=jsonl"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/summary",
+        "/summary?group_by=src",
+        "/flows?sort=bytes&limit=1",
+        "/flows?src=192.0.2.1",
+        "/flows?output=jsonl",
+    ],
+)
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_what_it_asked_for_is_given_up(request: pytest.FixtureRequest, tables: c.Callable[..., None], kind: str, target: str) -> None:
+def test_what_it_asked_for_is_given_up(
+    request: pytest.FixtureRequest, tables: c.Callable[..., None], kind: str, target: str
+) -> None:
     """The table never ends; only that nobody is there any more does."""
     server: http_server.Server = request.getfixturevalue("server" if kind == "unix" else "tcp")
     tables([fakes.entry(sport=number) for number in range(1, 10)], endless=True)
@@ -317,7 +434,9 @@ def test_what_it_asked_for_is_given_up(request: pytest.FixtureRequest, tables: c
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_whoever_only_sends_no_more_is_answered(request: pytest.FixtureRequest, tables: object, kind: str) -> None:
+def test_whoever_only_sends_no_more_is_answered(
+    request: pytest.FixtureRequest, tables: object, kind: str
+) -> None:
     """As nc -N does, and socat."""
     server: http_server.Server = request.getfixturevalue("server" if kind == "unix" else "tcp")
     for target in ("/summary", "/flows"):
@@ -326,14 +445,18 @@ def test_whoever_only_sends_no_more_is_answered(request: pytest.FixtureRequest, 
             assert b" 200 OK" in everything(connection)
 
 
-def test_abandoned_summaries_keep_nobody_waiting(server: http_server.Server, tables: c.Callable[..., None]) -> None:
+def test_abandoned_summaries_keep_nobody_waiting(
+    server: http_server.Server, tables: c.Callable[..., None]
+) -> None:
     tables([fakes.entry()], endless=True)
     for dummy in range(30):
         with dial(server, f"GET /summary?group_by=src HTTP/1.1\r\n{HEAD}"):
             pass
     tables([fakes.entry()])
     began = time.monotonic()
-    assert get(server, "/summary?group_by=src")[1]["group_count"] == 1 and time.monotonic() - began < 5
+    assert (
+        get(server, "/summary?group_by=src")[1]["group_count"] == 1 and time.monotonic() - began < 5
+    )
     assert Tables.most_open <= 1
 
 
@@ -345,22 +468,38 @@ def test_summaries_have_a_bound(server: http_server.Server, tables: c.Callable[.
             held.enter_context(dial(server, f"GET /summary HTTP/1.1\r\n{HEAD}"))
         until(lambda: len(server.summaries) == http_server.SUMMARIES)
         status, body = get(server, "/summary")
-        assert status == 503 and body["error"].startswith(f"{http_server.SUMMARIES} summaries are asked for, which is as many as are at once")
+        assert status == 503 and body["error"].startswith(
+            f"{http_server.SUMMARIES} summaries are asked for, which is as many as are at once"
+        )
         assert Tables.most_open == 1 and get(server, "/flows?limit=1")[0] == 200
     until(lambda: not len(server.summaries))
 
 
-def test_groups_and_sorting_have_a_bound(server: http_server.Server, tables: c.Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_and_sorting_have_a_bound(
+    server: http_server.Server, tables: c.Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_server, "MOST_GROUPS", 20)
     monkeypatch.setattr(http_server, "MOST_SORTED", 20)
     for number, status in ((20, 200), (21, 422)):
         tables(fakes.entry(sport=port) for port in range(1, number + 1))
         found, body = get(server, "/summary?group_by=src,sport&limit=1")
-        assert found == status and (body["group_count"] == 20 if status == 200 else "group_by: src,sport makes more than 20 groups" in body["error"])
+        assert found == status and (
+            body["group_count"] == 20
+            if status == 200
+            else "group_by: src,sport makes more than 20 groups" in body["error"]
+        )
         assert get(server, "/summary?group_by=src")[1]["group_count"] == 1
         found, listed = get(server, "/flows?sort=sport")
-        assert found == status and (len(listed) == 20 if status == 200 else "sort: more than 20 flows match" in listed["error"])
-        assert get(server, "/flows?sort=sport&limit=5")[0] == get(server, "/flows?sort=sport&sport=7")[0] == 200
+        assert found == status and (
+            len(listed) == 20
+            if status == 200
+            else "sort: more than 20 flows match" in listed["error"]
+        )
+        assert (
+            get(server, "/flows?sort=sport&limit=5")[0]
+            == get(server, "/flows?sort=sport&sport=7")[0]
+            == 200
+        )
 
 
 # ---------------------------------------------------------------- room
@@ -380,7 +519,9 @@ SLOW = {
 
 @pytest.mark.parametrize("number", [http_server.CONNECTIONS, 3 * http_server.CONNECTIONS + 5])
 @pytest.mark.parametrize("how", list(SLOW))
-def test_slow_clients_keep_nobody_out(server: http_server.Server, tables: object, how: str, number: int) -> None:
+def test_slow_clients_keep_nobody_out(
+    server: http_server.Server, tables: object, how: str, number: int
+) -> None:
     with contextlib.ExitStack() as held:
         for dummy in range(number):
             held.enter_context(dial(server, SLOW[how]))
@@ -389,7 +530,9 @@ def test_slow_clients_keep_nobody_out(server: http_server.Server, tables: object
         assert threading.active_count() < 3 * http_server.CONNECTIONS
 
 
-def test_who_takes_no_answer_goes_when_there_is_no_room(server: http_server.Server, tables: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_takes_no_answer_goes_when_there_is_no_room(
+    server: http_server.Server, tables: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_room, "STALLED_SECONDS", 0.05)
     asked = "GET /healthz HTTP/1.1\r\nHost: ct\r\n\r\n" * 20_000
     with contextlib.ExitStack() as held:
@@ -402,7 +545,9 @@ def test_who_takes_no_answer_goes_when_there_is_no_room(server: http_server.Serv
         until(lambda: healthy(server))
 
 
-def test_what_is_worked_on_is_never_cut(server: http_server.Server, tables: c.Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_worked_on_is_never_cut(
+    server: http_server.Server, tables: c.Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_server, "CONNECTIONS", 3)
     server._room.total = 3
     tables([fakes.entry()], endless=True)
@@ -411,7 +556,10 @@ def test_what_is_worked_on_is_never_cut(server: http_server.Server, tables: c.Ca
             held.enter_context(dial(server, f"GET /flows?src=192.0.2.1 HTTP/1.1\r\n{HEAD}"))
         until(lambda: Tables.open == 3)
         status, body = get(server, "/healthz")
-        assert status == 503 and "3 connections are open, which is as many as are served at once" in body["error"]
+        assert (
+            status == 503
+            and "3 connections are open, which is as many as are served at once" in body["error"]
+        )
         assert Tables.open == 3
     until(lambda: Tables.open == 0)
 
@@ -424,7 +572,9 @@ def users(monkeypatch: pytest.MonkeyPatch) -> dict[str, t.Any]:
     return now
 
 
-def test_each_user_has_a_share(server: http_server.Server, tables: c.Callable[..., None], users: dict[str, t.Any]) -> None:
+def test_each_user_has_a_share(
+    server: http_server.Server, tables: c.Callable[..., None], users: dict[str, t.Any]
+) -> None:
     """What one takes is not all, whatever it is; root is not bounded so."""
     tables([fakes.entry()], endless=True)
     with contextlib.ExitStack() as held:
@@ -434,7 +584,10 @@ def test_each_user_has_a_share(server: http_server.Server, tables: c.Callable[..
         for dummy in range(http_server.EACH_SUMMARIES):
             held.enter_context(dial(server, f"GET /summary HTTP/1.1\r\n{HEAD}"))
         until(lambda: len(server.summaries) == http_server.EACH_SUMMARIES)
-        assert "for this user, which is as many as one has at once" in get(server, "/flows?limit=1")[1]["error"]
+        assert (
+            "for this user, which is as many as one has at once"
+            in get(server, "/flows?limit=1")[1]["error"]
+        )
         assert "for this user" in get(server, "/summary")[1]["error"]
         users["peer"] = http_peer.Peer("uid 1001", False)
         assert get(server, "/flows?limit=1")[0] == 200
@@ -446,14 +599,24 @@ def test_each_user_has_a_share(server: http_server.Server, tables: c.Callable[..
     until(lambda: not len(server.readers) + len(server.summaries))
 
 
-def test_the_connections_of_a_user_make_room_for_its_own(server: http_server.Server, tables: object, users: dict[str, t.Any]) -> None:
+def test_the_connections_of_a_user_make_room_for_its_own(
+    server: http_server.Server, tables: object, users: dict[str, t.Any]
+) -> None:
     with contextlib.ExitStack() as held:
-        own = [held.enter_context(dial(server, "GET /")) for dummy in range(http_server.EACH_CONNECTIONS)]
+        own = [
+            held.enter_context(dial(server, "GET /"))
+            for dummy in range(http_server.EACH_CONNECTIONS)
+        ]
         assert healthy(server)
         told = select.select(own, [], [], SECONDS)[0]
-        assert len(told) == 1 and b"connections are open" in everything(told[0]), "the one that waited longest is told"
+        assert len(told) == 1 and b"connections are open" in everything(told[0]), (
+            "the one that waited longest is told"
+        )
         users["peer"] = http_peer.Peer("uid 1001", False)
-        others = [held.enter_context(dial(server, "GET /")) for dummy in range(http_server.EACH_CONNECTIONS)]
+        others = [
+            held.enter_context(dial(server, "GET /"))
+            for dummy in range(http_server.EACH_CONNECTIONS)
+        ]
         assert healthy(server) and len(others) == http_server.EACH_CONNECTIONS
 
 
@@ -464,7 +627,9 @@ def test_a_unix_socket_says_who(tmp_path: pathlib.Path) -> None:
         listening.listen()
         client.connect(str(tmp_path / "s"))
         with listening.accept()[0] as served:
-            assert http_peer.of(served, "") == http_peer.Peer(f"uid {os.geteuid()}", True) and not http_peer.gone(served)
+            assert http_peer.of(served, "") == http_peer.Peer(
+                f"uid {os.geteuid()}", True
+            ) and not http_peer.gone(served)
             client.shutdown(socket.SHUT_WR)
             assert not http_peer.gone(served)
             client.close()
@@ -479,7 +644,9 @@ def test_tcp_on_this_host_says_who(host: str) -> None:
         listening.listen()
         client.connect(listening.getsockname())
         with listening.accept()[0] as served:
-            assert http_peer.of(served, client.getsockname()) == http_peer.Peer(f"uid {os.geteuid()}", True) and not http_peer.gone(served)
+            assert http_peer.of(served, client.getsockname()) == http_peer.Peer(
+                f"uid {os.geteuid()}", True
+            ) and not http_peer.gone(served)
             client.shutdown(socket.SHUT_WR)
             until(lambda: served.recv(1) == b"")
             assert not http_peer.gone(served), "its process still has the socket"
@@ -503,9 +670,13 @@ def test_another_user_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
                 os._exit(0)
         served, address = listening.accept()
         with served:
-            assert http_peer.of(served, address) == http_peer.Peer(f"uid {other}", other == os.geteuid())
+            assert http_peer.of(served, address) == http_peer.Peer(
+                f"uid {other}", other == os.geteuid()
+            )
             monkeypatch.setattr(http_peer, "owner", lambda connection: None)
-            assert http_peer.of(served, address) == http_peer.Peer("address 127.0.0.1", False) and not http_peer.gone(served)
+            assert http_peer.of(served, address) == http_peer.Peer(
+                "address 127.0.0.1", False
+            ) and not http_peer.gone(served)
         os.waitpid(pid, 0)
 
 
@@ -513,7 +684,13 @@ def test_http_client_is_content(server: http_server.Server, tables: object) -> N
     """Python's own client on one connection."""
     connection = http.client.HTTPConnection("ct", timeout=SECONDS)
     connection.sock = dial(server)
-    for target, status in (("/flows", 200), ("/summary", 200), ("/nothing", 404), ("/flows?proto=x", 400), ("/flows?output=csv", 200)):
+    for target, status in (
+        ("/flows", 200),
+        ("/summary", 200),
+        ("/nothing", 404),
+        ("/flows?proto=x", 400),
+        ("/flows?output=csv", 200),
+    ):
         connection.request("GET", target)
         answer = connection.getresponse()
         assert (answer.status, answer.read() != b"") == (status, True)

@@ -14,8 +14,12 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service import options as service_options
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import server as http_server
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
+    options as service_options,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
+    server as http_server,
+)
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 
@@ -30,14 +34,34 @@ from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
     ],
 )
 def test_loopback_addresses(listen: str, host: str, port: int) -> None:
-    assert service_options.parse_address(listen=listen) == service_options.Address("", "", host, port)
+    assert service_options.parse_address(listen=listen) == service_options.Address(
+        "", "", host, port
+    )
 
 
 @pytest.mark.parametrize(
     "listen",
     [
-        *("0.0.0.0:80", "[::]:80", "192.0.2.1:80", "example.org:80", ":80", "80", "", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http"),
-        *("127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:١", "localhost", "[127.0.0.1:80", "2130706433:80"),
+        *(
+            "0.0.0.0:80",
+            "[::]:80",
+            "192.0.2.1:80",
+            "example.org:80",
+            ":80",
+            "80",
+            "",
+            "127.0.0.1",
+            "127.0.0.1:",
+            "127.0.0.1:http",
+        ),
+        *(
+            "127.0.0.1:65536",
+            "127.0.0.1:-1",
+            "127.0.0.1:١",
+            "localhost",
+            "[127.0.0.1:80",
+            "2130706433:80",
+        ),
     ],
 )
 def test_no_other_addresses(listen: str) -> None:
@@ -46,8 +70,12 @@ def test_no_other_addresses(listen: str) -> None:
 
 
 def test_a_socket_or_an_address() -> None:
-    assert service_options.parse_address() == service_options.Address("/run/ebpf_conntrack/ct.sock", "", "", 0)
-    assert service_options.parse_address("/run/a", group="root") == service_options.Address("/run/a", "root", "", 0)
+    assert service_options.parse_address() == service_options.Address(
+        "/run/ebpf_conntrack/ct.sock", "", "", 0
+    )
+    assert service_options.parse_address("/run/a", group="root") == service_options.Address(
+        "/run/a", "root", "", 0
+    )
     for words, said in (
         ({"path": "ct.sock"}, "socket: 'ct.sock' is not valid: give the absolute path"),
         ({"path": "/run/../ct.sock"}, "give the absolute path"),
@@ -57,7 +85,10 @@ def test_a_socket_or_an_address() -> None:
         ({"listen": "[::1%\nExecStartPre=/bin/sh]:80"}, "give a loopback address and a port"),
         ({"path": "/run/a\nb"}, "without white space"),
         ({"path": "//run/a"}, "give the absolute path"),
-        ({"group": "no_such_group"}, "there is no such group; make it: groupadd --system no_such_group"),
+        (
+            {"group": "no_such_group"},
+            "there is no such group; make it: groupadd --system no_such_group",
+        ),
     ):
         with pytest.raises(ConntrackError) as caught:
             service_options.parse_address(**words)
@@ -67,7 +98,10 @@ def test_a_socket_or_an_address() -> None:
 def test_words_of_a_query() -> None:
     known = (*flow_filter.QUERY_WORDS, *http_server._FORM_WORDS)
     assert http_server.parse_words("", known) == {}
-    assert http_server.parse_words("proto=tcp&proto=udp,icmp&src=2001%3Adb8%3A%3A%2F32&assured&limit=5&sort=-bytes&fields=src,dst", known) == {
+    assert http_server.parse_words(
+        "proto=tcp&proto=udp,icmp&src=2001%3Adb8%3A%3A%2F32&assured&limit=5&sort=-bytes&fields=src,dst",
+        known,
+    ) == {
         "proto": ["tcp", "udp", "icmp"],
         "src": ["2001:db8::/32"],
         "assured": ["true"],
@@ -75,26 +109,57 @@ def test_words_of_a_query() -> None:
         "sort": "-bytes",
         "fields": ["src", "dst"],
     }
-    assert http_server.parse_words("proto=", known) == {"proto": [""]}, "an empty filter is not taken for none"
-    for text, said in (("Proto=tcp", "Proto is no word"), ("output=json&output=csv", "given twice"), ("&".join(["port=1"] * 501), "more than 500 words")):
+    assert http_server.parse_words("proto=", known) == {"proto": [""]}, (
+        "an empty filter is not taken for none"
+    )
+    for text, said in (
+        ("Proto=tcp", "Proto is no word"),
+        ("output=json&output=csv", "given twice"),
+        ("&".join(["port=1"] * 501), "more than 500 words"),
+    ):
         with pytest.raises(ConntrackError) as caught:
             http_server.parse_words(text, known)
         assert said in caught.value.message
 
 
-def written(trace: str, *entries: tuple[bytes, bytes], table: flow.Table = fakes.TABLES[0]) -> dict[str, t.Any]:
+def written(
+    trace: str, *entries: tuple[bytes, bytes], table: flow.Table = fakes.TABLES[0]
+) -> dict[str, t.Any]:
     """The original's answer, by way of the templates that a large table goes through."""
     writer = http_server.ForwardWriter(trace)
     assert writer.as_bytes
     decoder = flow.Decoder(table, fakes.CLOCK, as_bytes=True)
     flows = [one for key, value in entries for one in decoder.flows(decoder.rows(key, value))]
-    return t.cast("dict[str, t.Any]", json.loads(writer.begin() + writer.write(flows[:1]) + writer.write(flows[1:]) + writer.end()))
+    return t.cast(
+        "dict[str, t.Any]",
+        json.loads(
+            writer.begin() + writer.write(flows[:1]) + writer.write(flows[1:]) + writer.end()
+        ),
+    )
 
 
 def test_the_originals_answer() -> None:
     tcp = fakes.entry(related=(2, 120))
-    backwards = fakes.entry(src="172.30.56.105", dst="172.20.56.105", sport=5000, dport=53, proto=fakes.UDP, ctl=0, orig=(1, 60), reply=(0, 0), left=30)
-    ping = fakes.entry(sport=77, dport=8 << 8, proto=fakes.ICMP, ctl=fakes.REAL & 0x10, orig=(3, 252), reply=(3, 252), left=29)
+    backwards = fakes.entry(
+        src="172.30.56.105",
+        dst="172.20.56.105",
+        sport=5000,
+        dport=53,
+        proto=fakes.UDP,
+        ctl=0,
+        orig=(1, 60),
+        reply=(0, 0),
+        left=30,
+    )
+    ping = fakes.entry(
+        sport=77,
+        dport=8 << 8,
+        proto=fakes.ICMP,
+        ctl=fakes.REAL & 0x10,
+        orig=(3, 252),
+        reply=(3, 252),
+        left=29,
+    )
     found = written('a"b', tcp, backwards, ping)
     assert found == {
         "code": 200,
