@@ -1,12 +1,14 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Send known traffic between two network namespaces, and print the flows that a tracker between them must show, as JSON.
+"""Send known traffic between two network namespaces, and print the flows that a tracker between
+them must show, as JSON.
 
     python3 traffic.py ns1 ns2 172.30.56.105
 
-A TCP connection with a request and a response, a UDP exchange and ICMP echoes, all begun in the first namespace. Each flow is printed as the part
-of its record (as M(ebpf.conntrack.ct_flows) returns it) that is known for sure.
+A TCP connection with a request and a response, a UDP exchange and ICMP echoes, all begun in the
+first namespace. Each flow is printed as the part of its record (as M(ebpf.conntrack.ct_flows)
+returns it) that is known for sure.
 """
 
 from __future__ import annotations

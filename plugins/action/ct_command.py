@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's part of ct_command: say what the command is made of, and send that where a file is to be made of it."""
+"""The controller's part of ct_command: say what the command is made of, and send that where a file
+is to be made of it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from ansible_collections.ebpf.conntrack.plugins.plugin_utils import transfer
 
 #: The module's options that only this action fills in.
 FILLED_IN = ("digest", "content")
-#: What the module returns where a file is to be made, with the directories as they are on the target.
+#: What the module returns where a file is to be made, with the directories as they are on the
+#: target.
 WANTED = "content_wanted"
 
 

@@ -35,7 +35,8 @@ _GATEWAY = 0x2  # RTF_GATEWAY
 
 
 def attached(text: str) -> list[str]:
-    """Return the networks that a host is attached to, by what is in _ROUTES and _ADDRESSES6, one after the other; loopback and link-local ones left out.
+    """Return the networks that a host is attached to, by what is in _ROUTES and _ADDRESSES6, one
+    after the other; loopback and link-local ones left out.
 
     >>> attached("Iface Destination Gateway Flags RefCnt Use Metric Mask\\neth0 000110AC 00000000 0001 0 0 0 00FFFFFF 0 0 0\\n")
     ['172.16.1.0/24']
@@ -49,7 +50,8 @@ def attached(text: str) -> list[str]:
                 and not int(words[3], 16) & _GATEWAY
                 and words[0] != _LOOPBACK
             ):
-                # the kernel prints numbers of network order as the host reads them; which order that is shows in the mask
+                # the kernel prints numbers of network order as the host reads them; which order
+                # that is shows in the mask
                 destination, mask = (struct.pack("<I", int(words[at], 16)) for at in (1, 7))
                 if mask[0] != 0xFF and mask[3] == 0xFF:
                     destination, mask = destination[::-1], mask[::-1]
@@ -110,7 +112,8 @@ class ActionModule(ActionBase):
         wanted = {name: args[name] for name in _HANDED_ON if name in args}
         if self._task.check_mode:
             return self._told(self._run_flows({**wanted, "limit": 0}, task_vars))
-        # the directory is the user's who logs in, and nobody else's: what root writes there can be fetched by the user, and by nobody else
+        # the directory is the user's who logs in, and nobody else's: what root writes there can be
+        # fetched by the user, and by nobody else
         there = self._connection._shell.join_path(
             self._connection._shell.tmpdir or self._make_tmp_path(), "flows.jsonl"
         )

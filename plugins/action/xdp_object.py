@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's part of xdp_object: read the sources, render them, and send the text along, with what clang reads in front of it."""
+"""The controller's part of xdp_object: read the sources, render them, and send the text along, with
+what clang reads in front of it.
+"""
 
 from __future__ import annotations
 

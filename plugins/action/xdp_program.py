@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's part of xdp_program: read the sources, render them, send the text along, and the frames that are to be replayed.
+"""The controller's part of xdp_program: read the sources, render them, send the text along, and the
+frames that are to be replayed.
 
-Where the chain is not compiled on the target, the module is asked first whether it needs an object, and for which machine: a run that changes nothing neither
-compiles nor sends one. In check mode it is made, or looked for, and not sent.
+Where the chain is not compiled on the target, the module is asked first whether it needs an object,
+and for which machine: a run that changes nothing neither compiles nor sends one. In check mode it
+is made, or looked for, and not sent.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ def whole_number(field: str, value: t.Any) -> int:
 def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
     """Return what is compiled in, of a task's arguments.
 
-    :raises ConntrackError: where one has not its type, or something is to be forwarded and nobody said that it may pass the firewall by.
+    :raises ConntrackError: where one has not its type, or something is to be forwarded and nobody
+        said that it may pass the firewall by.
     """
     given: dict[str, t.Any] = {
         name: whole_number(name, args[name]) for name in SIZES if args.get(name) is not None
@@ -185,7 +188,8 @@ def build_of(args: t.Mapping[str, t.Any]) -> str:
 def prelude_of(source: str) -> str:
     """Return the header that clang reads in front of the chain.
 
-    :param source: the directory of the chain's sources; where it has none, the collection's is taken.
+    :param source: the directory of the chain's sources; where it has none, the collection's is
+        taken.
     :raises ConntrackError: where it can not be read.
     """
     there = os.path.join(source, build_clang.PRELUDE)
@@ -244,7 +248,8 @@ def prepared(
     """Return an object that lies in a directory, once all is right about it.
 
     :param name: what it is called, and ``what`` it is, for people.
-    :raises ConntrackError: where it is not there or not good; it says what is wanted, what there is, and how to make it.
+    :raises ConntrackError: where it is not there or not good; it says what is wanted, what there
+        is, and how to make it.
     """
     found = object_file.load(directory, name)
     if found is None:

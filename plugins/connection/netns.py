@@ -10,33 +10,38 @@ name: netns
 short_description: Run tasks in a network namespace of this machine
 version_added: "0.1.0"
 description:
-  - Makes a named network namespace of the controller's own machine a host. Commands run in it, files are those of the machine.
+  - Makes a named network namespace of the controller's own machine a host. Commands run in it,
+    files are those of the machine.
   - The inventory plugin P(ebpf.conntrack.netns_lab#inventory) makes such hosts of a lab.
-  - C(/sys) shows the namespace's own interfaces, so that gathered facts are the namespace's, while C(/sys/fs), with the BPF file system and control groups,
-    stays the machine's. C(ip netns exec) hides both.
+  - C(/sys) shows the namespace's own interfaces, so that gathered facts are the namespace's, while
+    C(/sys/fs), with the BPF file system and control groups, stays the machine's. C(ip netns exec)
+    hides both.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 options:
   netns:
     description:
-      - The name of the namespace, as C(ip netns list) shows it. When not given, it is the host's name in the inventory.
+      - The name of the namespace, as C(ip netns list) shows it. When not given, it is the host's
+        name in the inventory.
     type: str
     vars:
       - name: inventory_hostname
       - name: ansible_netns
   own_sysfs:
     description:
-      - Whether C(/sys) is the namespace's. Tasks then run in a mount namespace of their own. What they mount elsewhere stays where the machine shares its
-        mounts, as systemd has it, and else goes with them.
-      - Where no BPF file system is mounted on C(/sys/fs/bpf), C(/sys) stays the machine's, so that M(ebpf.conntrack.xdp_program) can mount one there.
+      - Whether C(/sys) is the namespace's. Tasks then run in a mount namespace of their own. What
+        they mount elsewhere stays where the machine shares its mounts, as systemd has it, and else
+        goes with them.
+      - Where no BPF file system is mounted on C(/sys/fs/bpf), C(/sys) stays the machine's, so that
+        M(ebpf.conntrack.xdp_program) can mount one there.
     type: bool
     default: true
     vars:
       - name: ansible_netns_own_sysfs
   sudo:
     description:
-      - The command with which somebody else than root enters the namespace. It must not ask for a password. Tasks run as that user nevertheless, unless
-        C(become) says otherwise.
+      - The command with which somebody else than root enters the namespace. It must not ask for a
+        password. Tasks run as that user nevertheless, unless C(become) says otherwise.
     type: str
     default: sudo -n
     vars:
@@ -58,9 +63,11 @@ options:
 extends_documentation_fragment:
   - connection_pipelining
 notes:
-  - It needs C(nsenter), C(unshare) and C(mount) of util-linux, and, for somebody else than root, C(setpriv).
-  - Namespaces of one machine share its files, pins, packages and services. Give each host that gets a chain a C(xdp_ct_pin_root) and a C(xdp_ct_prefix)
-    of its own, as P(ebpf.conntrack.netns_lab#inventory) does.
+  - It needs C(nsenter), C(unshare) and C(mount) of util-linux, and, for somebody else than root,
+    C(setpriv).
+  - Namespaces of one machine share its files, pins, packages and services. Give each host that gets
+    a chain a C(xdp_ct_pin_root) and a C(xdp_ct_prefix) of its own, as
+    P(ebpf.conntrack.netns_lab#inventory) does.
 """
 
 EXAMPLES = r"""
@@ -93,7 +100,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
 
 _BPFFS = "/sys/fs/bpf"
-#: Lays a sysfs of the namespace over the machine's, and the machine's /sys/fs over that, seen by this process and its children only; then runs "$@".
+#: Lays a sysfs of the namespace over the machine's, and the machine's /sys/fs over that, seen by
+#: this process and its children only; then runs "$@".
 _OWN_SYSFS = (
     "here=$PWD; mount --make-rprivate /sys; cd /sys/fs; mount -t sysfs sysfs /sys; mount --no-canonicalize --rbind . /sys/fs; "
     'cd "$here" 2> /dev/null || cd /; exec "$@"'

@@ -14,10 +14,10 @@ options: {}
 attributes:
   action_group:
     description:
-      - Each group is called by the option that all of its modules have. In C(module_defaults), C(group/ebpf.conntrack.pin_root) sets O(ignore:pin_root) for all
-        of them, and so on.
-      - C(ebpf.conntrack.chain_form) has the options from O(ignore:checksum) to O(ignore:guests). C(ebpf.conntrack.all) is the same as
-        C(ebpf.conntrack.pin_root).
+      - Each group is called by the option that all of its modules have. In C(module_defaults),
+        C(group/ebpf.conntrack.pin_root) sets O(ignore:pin_root) for all of them, and so on.
+      - C(ebpf.conntrack.chain_form) has the options from O(ignore:checksum) to O(ignore:guests).
+        C(ebpf.conntrack.all) is the same as C(ebpf.conntrack.pin_root).
     support: full
   async:
     description:

@@ -34,7 +34,8 @@ options:
             required: true
           proto:
             description:
-              - The protocol. Traffic can be made of V(tcp), V(udp), V(icmp) and V(icmpv6); V(tcp) when not given.
+              - The protocol. Traffic can be made of V(tcp), V(udp), V(icmp) and V(icmpv6); V(tcp)
+                when not given.
             type: str
           port:
             description:
@@ -43,8 +44,9 @@ options:
           state:
             description:
               - The state; V(ESTABLISHED) for TCP and SCTP, V(REPLIED) for others when not given.
-              - Traffic of TCP that is made ends in V(ESTABLISHED), V(CLOSE_WAIT), V(TIME_WAIT) or V(CLOSE), of UDP in V(NEW), V(REPLIED), or after
-                more than two seconds V(ESTABLISHED), of ICMP in V(REPLIED).
+              - Traffic of TCP that is made ends in V(ESTABLISHED), V(CLOSE_WAIT), V(TIME_WAIT) or
+                V(CLOSE), of UDP in V(NEW), V(REPLIED), or after more than two seconds
+                V(ESTABLISHED), of ICMP in V(REPLIED).
             type: str
           within:
             description:
@@ -52,12 +54,14 @@ options:
             type: float
           make:
             description:
-              - Whether to make the traffic, with a server and a client in the two namespaces. It is made when this is not given.
+              - Whether to make the traffic, with a server and a client in the two namespaces. It is
+                made when this is not given.
               - With V(false) a flow that something else makes is waited for.
             type: bool
           family:
             description:
-              - V(ipv4) or V(ipv6). When not given, that of the first address of C(to) of which C(from) has the family too.
+              - V(ipv4) or V(ipv6). When not given, that of the first address of C(to) of which
+                C(from) has the family too.
             type: str
           address:
             description:
@@ -93,6 +97,7 @@ options:
       untracked:
         description:
           - At most so many frames stay untracked while the other lines are checked.
-          - What belongs to no flow does not count, that is ARP and other frames that are not IP, and neighbour discovery.
+          - What belongs to no flow does not count, that is ARP and other frames that are not IP,
+            and neighbour discovery.
         type: int
 """

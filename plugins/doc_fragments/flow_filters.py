@@ -18,14 +18,16 @@ options:
     elements: str
   proto:
     description:
-      - Protocols, by name (V(tcp), V(udp), V(icmp), V(icmpv6), V(sctp), V(gre), V(udplite)) or by number.
+      - Protocols, by name (V(tcp), V(udp), V(icmp), V(icmpv6), V(sctp), V(gre), V(udplite)) or by
+        number.
     type: list
     elements: str
   state:
     description:
       - States, in whatever case.
       - For TCP those of the kernel, from V(SYN_SENT) to V(CLOSE).
-      - For the others V(NEW) while one direction was seen, V(REPLIED) once both were, V(ESTABLISHED) for a stream.
+      - For the others V(NEW) while one direction was seen, V(REPLIED) once both were,
+        V(ESTABLISHED) for a stream.
     type: list
     elements: str
   src:

@@ -13,9 +13,11 @@ class ModuleDocFragment:
 options:
   lock_timeout:
     description:
-      - How many seconds to wait while another run changes the same objects. With V(0) there is no waiting.
+      - How many seconds to wait while another run changes the same objects. With V(0) there is no
+        waiting.
       - Only a process of root can hold the lock, so nobody else keeps the module waiting.
-      - When it is over, the module fails and names the process that holds the lock, its command line, and since when it runs.
+      - When it is over, the module fails and names the process that holds the lock, its command
+        line, and since when it runs.
     type: int
     default: 60
 """

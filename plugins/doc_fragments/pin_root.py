@@ -14,10 +14,13 @@ options:
   pin_root:
     description:
       - The directory under which programs, maps and links are pinned.
-      - It lies on a BPF file system, which is mounted there when it is not, with mode V(0700), C(nosuid), C(nodev) and C(noexec).
+      - It lies on a BPF file system, which is mounted there when it is not, with mode V(0700),
+        C(nosuid), C(nodev) and C(noexec).
       - It is made of letters, digits and V(/._-+@:=,~).
-      - What lies there is refused where it is another user's than root, or where others may write to it.
-      - All that the collection pins is in C(ebpf_conntrack) below it; C(prog) and C(map) beside that lead to the active generation.
+      - What lies there is refused where it is another user's than root, or where others may write
+        to it.
+      - All that the collection pins is in C(ebpf_conntrack) below it; C(prog) and C(map) beside
+        that lead to the active generation.
     type: path
     default: /sys/fs/bpf
 """

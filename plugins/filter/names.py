@@ -18,7 +18,9 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @functools.lru_cache(None)
 def _texts() -> str:
-    """Return the text of all roles and playbooks: a variable that none of them mentions means nothing to them."""
+    """Return the text of all roles and playbooks: a variable that none of them mentions means
+    nothing to them.
+    """
     paths = [
         path
         for directory in ("roles", "playbooks")

@@ -10,14 +10,19 @@ name: netns_lab
 short_description: The namespaces of a lab as hosts
 version_added: "0.1.0"
 description:
-  - Makes a host of each network namespace of a lab that M(ebpf.conntrack.netns_lab) builds, reached through the connection plugin
-    P(ebpf.conntrack.netns#connection). Playbooks written for real hosts then run against the lab as they are.
-  - Without O(topology), the lab is read from the machine as it is, which needs root. With it, the lab may still have to be built.
-  - The hosts are in the group C(netns_lab), those that forward besides in C(routers), the others in C(endpoints).
+  - Makes a host of each network namespace of a lab that M(ebpf.conntrack.netns_lab) builds, reached
+    through the connection plugin P(ebpf.conntrack.netns#connection). Playbooks written for real
+    hosts then run against the lab as they are.
+  - Without O(topology), the lab is read from the machine as it is, which needs root. With it, the
+    lab may still have to be built.
+  - The hosts are in the group C(netns_lab), those that forward besides in C(routers), the others in
+    C(endpoints).
   - Where links of the lab end on the machine itself, it is a host, too, see O(machine).
-  - Each host has the variables C(netns_role) (V(router) or V(endpoint)), C(netns_interfaces) (a list, each with C(name), C(addresses), C(mac), C(mtu), C(peer)
-    and C(peer_netns)) and C(netns_addresses); C(ansible_host) is the first of these.
-  - Namespaces of one machine share its pins and files. So each has a C(xdp_ct_pin_root) and a C(xdp_ct_prefix) of its own, and C(xdp_ct_service) is V(false).
+  - Each host has the variables C(netns_role) (V(router) or V(endpoint)), C(netns_interfaces) (a
+    list, each with C(name), C(addresses), C(mac), C(mtu), C(peer) and C(peer_netns)) and
+    C(netns_addresses); C(ansible_host) is the first of these.
+  - Namespaces of one machine share its pins and files. So each has a C(xdp_ct_pin_root) and a
+    C(xdp_ct_prefix) of its own, and C(xdp_ct_service) is V(false).
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 extends_documentation_fragment:
@@ -34,8 +39,9 @@ options:
     default: lab
   topology:
     description:
-      - The lab's description, as the options of M(ebpf.conntrack.netns_lab), or as the variables C(netns_lab_*) of the role of that name; or the path of
-        a YAML file of either kind, relative to the inventory file. Other variables in it are left alone.
+      - The lab's description, as the options of M(ebpf.conntrack.netns_lab), or as the variables
+        C(netns_lab_*) of the role of that name; or the path of a YAML file of either kind, relative
+        to the inventory file. Other variables in it are left alone.
       - An empty dictionary is the default lab.
     type: raw
   machine:
@@ -45,7 +51,8 @@ options:
     default: localhost
   python:
     description:
-      - The interpreter for modules in the namespaces. The bindings that the collection needs are packages of the system's Python.
+      - The interpreter for modules in the namespaces. The bindings that the collection needs are
+        packages of the system's Python.
     type: str
     default: /usr/bin/python3
 """
@@ -100,7 +107,8 @@ ROUTERS = "routers"
 ENDPOINTS = "endpoints"
 _ROLE = "netns_lab_"
 _OPTIONS = ("name", "router", "namespaces", "links", "sysctls", "routes", "expect")
-#: Variables of the role that are no part of a lab's description; a file of variables may have them, too.
+#: Variables of the role that are no part of a lab's description; a file of variables may have them,
+#: too.
 _NOT_DESCRIBING = ("state", "install", "replace", "state_dir", "pin_root")
 
 
@@ -133,7 +141,9 @@ def description(found: t.Any) -> dict[str, t.Any]:
 def _refuse_unknown(
     field: str, keys: t.Iterable[t.Any], known: t.Collection[str], more: str = ""
 ) -> None:
-    """:raises ConntrackError: for a key that is none of the known ones; it proposes the one that was probably meant."""
+    """:raises ConntrackError: for a key that is none of the known ones; it proposes the one that
+    was probably meant.
+    """
     for key in keys:
         if key not in known:
             error = bad_value(field, str(key), f"the keys are {', '.join(known)}{more}")

@@ -11,9 +11,10 @@ module: ct_command
 short_description: Install the command ct on a host
 version_added: "0.1.0"
 description:
-  - Installs the command C(ct), which reads the flow table and looks after the chain without Ansible, its manual page and its completion for bash.
-  - The command is one file, made of the collection's own library, so it does what the modules do. It needs Python 3.9 and libbpf on the host,
-    and neither Ansible nor bcc.
+  - Installs the command C(ct), which reads the flow table and looks after the chain without
+    Ansible, its manual page and its completion for bash.
+  - The command is one file, made of the collection's own library, so it does what the modules do.
+    It needs Python 3.9 and libbpf on the host, and neither Ansible nor bcc.
   - A file of somebody else in its place is refused and left alone.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
@@ -23,11 +24,13 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
 attributes:
   action_group:
-    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout,
+      ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
   async:
     support: none
     details:
-      - Part of it runs on the controller, so a task with C(async) is refused before anything is done.
+      - Part of it runs on the controller, so a task with C(async) is refused before anything is
+        done.
 options:
   state:
     description:
@@ -37,13 +40,16 @@ options:
     default: present
   prefix:
     description:
-      - The directory below which the files are, C(bin/ct), C(share/man/man8/ct.8) and C(share/bash-completion/completions/ct).
-      - Directories that are missing are made. One that is another user's than root, or that others may write to, is refused, since root runs the command.
+      - The directory below which the files are, C(bin/ct), C(share/man/man8/ct.8) and
+        C(share/bash-completion/completions/ct).
+      - Directories that are missing are made. One that is another user's than root, or that others
+        may write to, is refused, since root runs the command.
     type: path
     default: /usr/local
   state_dir:
     description:
-      - The directory that M(ebpf.conntrack.xdp_program) was given. The command takes this one and O(pin_root) where it is not told otherwise.
+      - The directory that M(ebpf.conntrack.xdp_program) was given. The command takes this one and
+        O(pin_root) where it is not told otherwise.
     type: path
     default: /var/lib/ebpf_conntrack
   digest:

@@ -11,12 +11,15 @@ module: ct_expect
 short_description: Check that flows between network namespaces are tracked as they should be
 version_added: "0.1.0"
 description:
-  - Checks, line by line, that flows between two namespaces reach a state, that pings are answered, and that nothing stays untracked.
-  - It makes the traffic itself, with sockets in the namespaces, and looks for the flows in the chain's tables. The chain has to be attached to what
-    lies between.
-  - The module fails when a line does not hold, after all were checked. Nothing is changed but the flows in the tables.
+  - Checks, line by line, that flows between two namespaces reach a state, that pings are answered,
+    and that nothing stays untracked.
+  - It makes the traffic itself, with sockets in the namespaces, and looks for the flows in the
+    chain's tables. The chain has to be attached to what lies between.
+  - The module fails when a line does not hold, after all were checked. Nothing is changed but the
+    flows in the tables.
   - O(expect) is needed; with an empty list there is nothing to check.
-  - M(ebpf.conntrack.netns_lab) takes the same lines, refuses those that do not fit the topology, and returns them with all that was left out.
+  - M(ebpf.conntrack.netns_lab) takes the same lines, refuses those that do not fit the topology,
+    and returns them with all that was left out.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 extends_documentation_fragment:
@@ -26,8 +29,9 @@ extends_documentation_fragment:
 options:
   pin_roots:
     description:
-      - The directories of several chains, in place of O(pin_root), where the path leads through routers with a chain each.
-        A flow has to be in the tables of one of them. What stays untracked is added up.
+      - The directories of several chains, in place of O(pin_root), where the path leads through
+        routers with a chain each. A flow has to be in the tables of one of them. What stays
+        untracked is added up.
     type: list
     elements: path
 attributes:

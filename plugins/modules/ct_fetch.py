@@ -11,9 +11,11 @@ module: ct_fetch
 short_description: Bring the flows of a host to a file on the controller
 version_added: "0.1.0"
 description:
-  - Has M(ebpf.conntrack.ct_flows) write the flows to a file on the target, fetches it, and takes it away again.
-  - The flows are never in Ansible's memory, nor in the result, so that a table of any size takes little of it. The connection has to be able to copy files
-    by itself, as those of SSH and C(local) are.
+  - Has M(ebpf.conntrack.ct_flows) write the flows to a file on the target, fetches it, and takes it
+    away again.
+  - The flows are never in Ansible's memory, nor in the result, so that a table of any size takes
+    little of it. The connection has to be able to copy files by itself, as those of SSH and
+    C(local) are.
   - The result has in RV(source) what M(ebpf.conntrack.ct_merge) wants to know of the host.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
@@ -27,7 +29,8 @@ attributes:
   async:
     support: none
     details:
-      - Part of it runs on the controller, so a task with C(async) is refused before anything is done.
+      - Part of it runs on the controller, so a task with C(async) is refused before anything is
+        done.
   action:
     description:
       - Has an action plugin of the same name that runs some parts on the controller.
@@ -45,7 +48,8 @@ attributes:
 options:
   dest:
     description:
-      - The file on the controller, a record on each line. Its directory is made where it is missing.
+      - The file on the controller, a record on each line. Its directory is made where it is
+        missing.
       - It has mode V(0600).
     type: path
     required: true
@@ -56,8 +60,10 @@ options:
     default: ""
   networks:
     description:
-      - The networks that the host is attached to, see O(ebpf.conntrack.ct_merge#module:sources[].networks).
-      - Without it, they are those of the host's interfaces in the network namespace that one logs in to.
+      - The networks that the host is attached to, see
+        O(ebpf.conntrack.ct_merge#module:sources[].networks).
+      - Without it, they are those of the host's interfaces in the network namespace that one logs
+        in to.
     type: list
     elements: str
 requirements:

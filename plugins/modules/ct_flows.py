@@ -33,7 +33,8 @@ attributes:
   idempotent:
     support: partial
     details:
-      - Without O(dest) nothing is changed. The file at O(dest) changes when what it is to hold does, and most fields of a flow move with time and traffic.
+      - Without O(dest) nothing is changed. The file at O(dest) changes when what it is to hold
+        does, and most fields of a flow move with time and traffic.
   facts:
     description:
       - Action returns an C(ansible_facts) dictionary that will update existing host facts.
@@ -41,7 +42,8 @@ attributes:
 options:
   sort:
     description:
-      - The field to sort by, any of O(fields) that is a single value; a C(-) before it puts the largest first.
+      - The field to sort by, any of O(fields) that is a single value; a C(-) before it puts the
+        largest first.
       - Addresses are sorted by number. Without it, flows come as the table has them.
     type: str
   limit:
@@ -49,13 +51,15 @@ options:
       - At most so many flows, and at most so many groups.
       - Without it, the result lists 100, and the file at O(dest), or RV(text), holds all.
       - V(0) lists none.
-      - Facts stay with the host for the rest of the play. So they hold flows only where it is given, and at most so many.
+      - Facts stay with the host for the rest of the play. So they hold flows only where it is
+        given, and at most so many.
     type: int
   fields:
     description:
       - What to show of each flow. Without it, everything.
-      - Fields of the record (V(proto), V(state), V(timeout), V(orig), V(orig.src), V(reply.bytes), ...), and for short V(src), V(dst), V(sport), V(dport) as in
-        the filters, V(packets) and V(bytes) for the sum of both directions.
+      - Fields of the record (V(proto), V(state), V(timeout), V(orig), V(orig.src), V(reply.bytes),
+        ...), and for short V(src), V(dst), V(sport), V(dport) as in the filters, V(packets) and
+        V(bytes) for the sum of both directions.
     type: list
     elements: str
   group_by:
@@ -78,10 +82,11 @@ options:
       - The form of the file at O(dest); there the default is V(json).
       - Without O(dest), have the flows in this form in RV(text), in place of RV(flows).
       - V(jsonl) is a JSON record on each line. V(conntrack) has the lines of C(conntrack -L).
-      - V(stats) shows no flows but the counters, as C(conntrack -S) does, a line for each CPU. There C(found) are the frames that met an entry,
-        C(insert) the entries made, C(drop) the frames that guests dropped, C(early_drop) the entries evicted (all in the first line, since nobody knows
-        on which CPU), and C(error) the frames that the chain itself failed on (no room, a lock held, no metadata, an empty slot).
-        What has no meaning here is 0.
+      - V(stats) shows no flows but the counters, as C(conntrack -S) does, a line for each CPU.
+        There C(found) are the frames that met an entry, C(insert) the entries made, C(drop) the
+        frames that guests dropped, C(early_drop) the entries evicted (all in the first line, since
+        nobody knows on which CPU), and C(error) the frames that the chain itself failed on (no
+        room, a lock held, no metadata, an empty slot). What has no meaning here is 0.
     type: str
     choices:
       - json
@@ -94,12 +99,14 @@ options:
       - output
   extended:
     description:
-      - With O(format=conntrack), begin each line with the network protocol, as C(conntrack -L -o extended) does.
+      - With O(format=conntrack), begin each line with the network protocol, as C(conntrack -L -o
+        extended) does.
     type: bool
     default: false
   dest:
     description:
-      - A file on the target to write the flows to. It changes as a whole or not at all, and only when its content does.
+      - A file on the target to write the flows to. It changes as a whole or not at all, and only
+        when its content does.
       - Memory stays small whatever the table's size, unless all flows are to be sorted.
     type: path
   mode:
@@ -152,8 +159,10 @@ EXAMPLES = r"""
 RETURN = r"""
 flows:
   description:
-    - The flows, each a record, as O(fields) wants it; at most O(limit). Each flow is in the result once, here or in RV(text).
-    - RV(flows[].timeout), RV(flows[].age) and RV(flows[].idle) are whole seconds, bytes are counted from the IP header on.
+    - The flows, each a record, as O(fields) wants it; at most O(limit). Each flow is in the result
+      once, here or in RV(text).
+    - RV(flows[].timeout), RV(flows[].age) and RV(flows[].idle) are whole seconds, bytes are counted
+      from the IP header on.
   returned: success, but not where the flows are in RV(text)
   type: list
   elements: dict
@@ -177,7 +186,8 @@ flows:
       description: Seconds left.
       type: int
     orig:
-      description: The initiator's direction, with C(src), C(dst), C(sport) and C(dport) (where the protocol has ports), C(packets), C(bytes).
+      description: The initiator's direction, with C(src), C(dst), C(sport) and C(dport) (where the
+        protocol has ports), C(packets), C(bytes).
       type: dict
     reply:
       description: The other direction, likewise.
@@ -186,19 +196,23 @@ flows:
       description: C(type), C(code) and C(id) of an ICMP query.
       type: dict
     gre:
-      description: C(srckey) and C(dstkey) of the initiator's direction of a GRE flow; PPTP's hold 0 and the call id, others zeros.
+      description: C(srckey) and C(dstkey) of the initiator's direction of a GRE flow; PPTP's hold 0
+        and the call id, others zeros.
       type: dict
     dir:
       description: The hook on which the initiator's first packet came in.
       type: str
     vlan:
-      description: VLAN ids of the initiator's first packet, the outer one first; absent when it was untagged.
+      description: VLAN ids of the initiator's first packet, the outer one first; absent when it was
+        untagged.
       type: list
       elements: int
     aggregated:
       description:
-        - Whether some of the packets that are counted were several segments on the wire, which only generic mode shows; absent where all were whole.
-        - C(packets) are then fewer than the wire had, and C(bytes) leave out the headers between the segments.
+        - Whether some of the packets that are counted were several segments on the wire, which only
+          generic mode shows; absent where all were whole.
+        - C(packets) are then fewer than the wire had, and C(bytes) leave out the headers between
+          the segments.
       type: bool
     age:
       description: Seconds since the flow began.
@@ -219,14 +233,17 @@ flows:
       assured: true
       seen_reply: true
       timeout: 431994
-      orig: {src: 172.20.56.105, dst: 172.30.56.105, sport: 41234, dport: 8080, packets: 6, bytes: 431}
-      reply: {src: 172.30.56.105, dst: 172.20.56.105, sport: 8080, dport: 41234, packets: 4, bytes: 1210}
+      orig: {src: 172.20.56.105, dst: 172.30.56.105, sport: 41234, dport: 8080, packets: 6, bytes:
+        431}
+      reply: {src: 172.30.56.105, dst: 172.20.56.105, sport: 8080, dport: 41234, packets: 4, bytes:
+        1210}
       dir: ingress
       age: 6
       idle: 0
       related: {packets: 0, bytes: 0}
 count:
-  description: How many flows match. Where reading ended early (see O(summary)), how many it had met until then.
+  description: How many flows match. Where reading ended early (see O(summary)), how many it had met
+    until then.
   returned: success
   type: int
   sample: 1
@@ -241,14 +258,17 @@ msg:
   type: str
 summary:
   description:
-    - Totals of the flows that match, how full the tables are, by table (C(tables)) and for assured and all other flows (C(pressure)),
-      C(counters) of the tables as a whole,
-      C(timeouts) and C(settings) that are in force, by the names of M(ebpf.conntrack.xdp_program)'s options, and the C(clock) at which all was read.
-    - Every frame is counted once, as C(tracked), C(related), C(fragment), or by its reason under C(invalid), C(ignored) or C(untracked).
-      C(created), C(reopened), C(promoted) (to the table of assured flows), C(deleted) (by reason), C(evicted) (to make room), those of them that were
+    - Totals of the flows that match, how full the tables are, by table (C(tables)) and for assured
+      and all other flows (C(pressure)), C(counters) of the tables as a whole, C(timeouts) and
+      C(settings) that are in force, by the names of M(ebpf.conntrack.xdp_program)'s options, and
+      the C(clock) at which all was read.
+    - Every frame is counted once, as C(tracked), C(related), C(fragment), or by its reason under
+      C(invalid), C(ignored) or C(untracked). C(created), C(reopened), C(promoted) (to the table of
+      assured flows), C(deleted) (by reason), C(evicted) (to make room), those of them that were
       assured (C(evicted_assured)), C(insert_failed) and C(promote_failed) count entries.
-      C(forwarded) are the packets that were forwarded past the stack, C(forward) those that were left to it, by reason.
-      C(guests) tells by slot what came to each guest (C(seen)), what it sent on (C(passed)) and what it C(dropped).
+      C(forwarded) are the packets that were forwarded past the stack, C(forward) those that were
+      left to it, by reason. C(guests) tells by slot what came to each guest (C(seen)), what it sent
+      on (C(passed)) and what it C(dropped).
   returned: when O(summary) is true
   type: dict
   sample:
@@ -258,8 +278,10 @@ summary:
     by_proto: {tcp: 1}
     by_state: {ESTABLISHED: 1}
     assured: 1
-    pressure: {assured: {entries: 1, capacity: 131072, percent: 0.0}, half_open: {entries: 0, capacity: 131072, percent: 0.0}}
-    tables: {ctt: {class: assured, entries: 1, capacity: 65536, percent: 0.0}, ctt_new: {class: half_open, entries: 0, capacity: 65536, percent: 0.0}}
+    pressure: {assured: {entries: 1, capacity: 131072, percent: 0.0}, half_open: {entries: 0,
+      capacity: 131072, percent: 0.0}}
+    tables: {ctt: {class: assured, entries: 1, capacity: 65536, percent: 0.0}, ctt_new: {class:
+      half_open, entries: 0, capacity: 65536, percent: 0.0}}
     counters:
       created: 1
       promoted: 1
@@ -273,7 +295,8 @@ summary:
     timeouts: {udp: 30, udp_stream: 120}
     settings: {tcp_loose: true, tcp_max_retrans: 3}
 groups:
-  description: For each group the values of O(group_by), and its C(flows), C(packets) and C(bytes); the one with the most flows comes first.
+  description: For each group the values of O(group_by), and its C(flows), C(packets) and C(bytes);
+    the one with the most flows comes first.
   returned: when O(group_by) is given
   type: list
   elements: dict

@@ -11,9 +11,12 @@ module: ct_flush
 short_description: Delete flows from the XDP chain's flow table
 version_added: "0.1.0"
 description:
-  - Deletes the flows that match the filters, or all, or those whose time is over. What was deleted is counted by reason.
-  - Each flow is read again just before it goes. One that a packet changed meanwhile, so that it does not match any more, stays.
-  - An empty value of a filter is an error, an empty list as well. What it was to be made of is missing, and without it more would go.
+  - Deletes the flows that match the filters, or all, or those whose time is over. What was deleted
+    is counted by reason.
+  - Each flow is read again just before it goes. One that a packet changed meanwhile, so that it
+    does not match any more, stays.
+  - An empty value of a filter is an error, an empty list as well. What it was to be made of is
+    missing, and without it more would go.
   - A deleted flow can not be brought back. Its next packet begins a new one.
   - In check mode a chain that is not there yet counts as an empty table, with a warning.
 author:
@@ -40,7 +43,8 @@ options:
     default: false
   expired:
     description:
-      - Delete the entries whose time is over. Readers never show them, but they take room. It excludes filters and O(all).
+      - Delete the entries whose time is over. Readers never show them, but they take room. It
+        excludes filters and O(all).
     type: bool
     default: false
   limit:
@@ -89,7 +93,8 @@ live:
   type: int
   sample: 1
 expired:
-  description: How many of them had only expired. Readers never show those. Filters find live flows only.
+  description: How many of them had only expired. Readers never show those. Filters find live flows
+    only.
   returned: success
   type: int
   sample: 0
@@ -103,7 +108,8 @@ msg:
   returned: when truncated
   type: str
 plan:
-  description: The flows that go, each with the reason and its last record as C(before); at most O(limit).
+  description: The flows that go, each with the reason and its last record as C(before); at most
+    O(limit).
   returned: success
   type: list
   elements: dict

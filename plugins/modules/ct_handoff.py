@@ -11,9 +11,12 @@ module: ct_handoff
 short_description: Carry live flows from one host's tables to another's
 version_added: "0.1.0"
 description:
-  - On the one host it writes the live flows to a file, on the other it takes them in, where they go on with their states, counts and the time they had left.
-  - The file says what it is made of, so that hosts with other clocks, other jiffies a second and other releases can read it, or refuse it with the reason.
-  - It is read and checked to its end before anything is written. No flow has more time left than its state has on the host that takes it in.
+  - On the one host it writes the live flows to a file, on the other it takes them in, where they go
+    on with their states, counts and the time they had left.
+  - The file says what it is made of, so that hosts with other clocks, other jiffies a second and
+    other releases can read it, or refuse it with the reason.
+  - It is read and checked to its end before anything is written. No flow has more time left than
+    its state has on the host that takes it in.
   - TCP windows begin anew with the next segment of each side, as in an upgrade.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
@@ -33,7 +36,8 @@ attributes:
   idempotent:
     support: partial
     details:
-      - Importing the same file again changes nothing, with O(on_conflict=keep) and O(on_conflict=newer). An exported file is another one each time.
+      - Importing the same file again changes nothing, with O(on_conflict=keep) and
+        O(on_conflict=newer). An exported file is another one each time.
 options:
   export_to:
     description:
@@ -47,7 +51,8 @@ options:
   on_conflict:
     description:
       - What becomes of a flow that is live on the importing host as well.
-      - With V(keep) it stays as it is, with V(newer) the one wins that had the later packet, with V(replace) that of the file.
+      - With V(keep) it stays as it is, with V(newer) the one wins that had the later packet, with
+        V(replace) that of the file.
     type: str
     choices: [keep, newer, replace]
     default: keep

@@ -11,13 +11,15 @@ module: ct_merge
 short_description: Merge the flows of many hosts into one file
 version_added: "0.1.0"
 description:
-  - Reads files of flows, one from each host, as M(ebpf.conntrack.ct_fetch) brings them, and writes one file with all of them, with the host and the
-    path of the connection in each record.
-  - A connection that several hosts saw is one connection, known by its protocol, addresses and ports.
-  - The hosts of a path stand in the order of the initiator's packets where the networks that they are attached to leave no other; else they stand by name,
-    and C(ordered) is false.
-  - It runs where the files are, mostly on the controller. Memory does not grow with the number of flows; what is sorted lies in a file without a name in the
-    directory of O(dest), about two and a half times as large as the files.
+  - Reads files of flows, one from each host, as M(ebpf.conntrack.ct_fetch) brings them, and writes
+    one file with all of them, with the host and the path of the connection in each record.
+  - A connection that several hosts saw is one connection, known by its protocol, addresses and
+    ports.
+  - The hosts of a path stand in the order of the initiator's packets where the networks that they
+    are attached to leave no other; else they stand by name, and C(ordered) is false.
+  - It runs where the files are, mostly on the controller. Memory does not grow with the number of
+    flows; what is sorted lies in a file without a name in the directory of O(dest), about two and a
+    half times as large as the files.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 extends_documentation_fragment:
@@ -35,12 +37,14 @@ attributes:
   idempotent:
     support: partial
     details:
-      - The file at O(dest) changes when what it is to hold does; a page says when it was made. What goes to O(collector) is sent each time.
+      - The file at O(dest) changes when what it is to hold does; a page says when it was made. What
+        goes to O(collector) is sent each time.
 options:
   sources:
     description:
       - The hosts and their files.
-      - A file that can not be read, is damaged, or holds a line that is no whole record makes its host one of RV(unread), and nothing of it is taken.
+      - A file that can not be read, is damaged, or holds a line that is no whole record makes its
+        host one of RV(unread), and nothing of it is taken.
     type: list
     elements: dict
     required: true
@@ -50,21 +54,25 @@ options:
         type: str
         required: true
       path:
-        description: The file, a record on each line, as M(ebpf.conntrack.ct_flows) writes it with C(format=jsonl).
+        description: The file, a record on each line, as M(ebpf.conntrack.ct_flows) writes it with
+          C(format=jsonl).
         type: path
         required: true
       zone:
-        description: Where its addresses hold. The same addresses and ports in another zone are another connection.
+        description: Where its addresses hold. The same addresses and ports in another zone are
+          another connection.
         type: str
         default: ""
       networks:
-        description: The networks that it is attached to, or its addresses with their prefix. The order of paths is told by them.
+        description: The networks that it is attached to, or its addresses with their prefix. The
+          order of paths is told by them.
         type: list
         elements: str
         default: []
   unread:
     description:
-      - Hosts that have no file, with the reason. They stand in RV(unread) and in the page with those whose file can not be read.
+      - Hosts that have no file, with the reason. They stand in RV(unread) and in the page with
+        those whose file can not be read.
     type: dict
     default: {}
   dest:
@@ -74,12 +82,14 @@ options:
   format:
     description:
       - The form of the file. Without it, the file's name tells.
-      - V(html) is a page with a picture, hosts, paths and who sends most; it does not list all flows.
+      - V(html) is a page with a picture, hosts, paths and who sends most; it does not list all
+        flows.
     type: str
     choices: [jsonl, csv, html]
   view:
     description:
-      - V(flows) has a record for each host that saw a connection, V(paths) one for each connection, with what each host has seen of it.
+      - V(flows) has a record for each host that saw a connection, V(paths) one for each connection,
+        with what each host has seen of it.
     type: str
     choices: [flows, paths]
     default: flows
@@ -90,7 +100,8 @@ options:
     default: 10
   collector:
     description:
-      - Where to send the records as JSON lines, V(tcp://HOST:PORT) or V(udp://HOST:PORT). In check mode nothing is sent.
+      - Where to send the records as JSON lines, V(tcp://HOST:PORT) or V(udp://HOST:PORT). In check
+        mode nothing is sent.
     type: str
   mode:
     description:
@@ -145,7 +156,8 @@ joined:
   type: int
   sample: 1
 packets:
-  description: Packets of all connections in both directions. Each counts once, as the host has it that counted most.
+  description: Packets of all connections in both directions. Each counts once, as the host has it
+    that counted most.
   returned: success
   type: int
   sample: 12
@@ -156,13 +168,15 @@ bytes:
   sample: 1641
 top:
   description:
-    - The addresses that begin connections (C(src)) and answer (C(dst)), services (C(service)) and pairs (C(pair)) with the most bytes.
+    - The addresses that begin connections (C(src)) and answer (C(dst)), services (C(service)) and
+      pairs (C(pair)) with the most bytes.
   returned: success
   type: dict
   sample:
     src: [{src: 10.1.0.9, connections: 2, packets: 12, bytes: 1641}]
 paths:
-  description: The hosts that connections went through, and how many; those with the most bytes first.
+  description: The hosts that connections went through, and how many; those with the most bytes
+    first.
   returned: success
   type: list
   elements: dict

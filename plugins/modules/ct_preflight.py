@@ -11,9 +11,12 @@ module: ct_preflight
 short_description: Look whether a host can take the connection tracker
 version_added: "0.1.0"
 description:
-  - Looks whether a host can take the chain as it is wanted, and how it is before. Nothing is changed, nothing is attached for it.
-  - What the kernel can do is tried, with small programs and maps that are thrown away, and not concluded from its release.
-  - Whatever is wrong is in RV(problems), each with how to mend it, and RV(ok) is V(false); the task does not fail for it.
+  - Looks whether a host can take the chain as it is wanted, and how it is before. Nothing is
+    changed, nothing is attached for it.
+  - What the kernel can do is tried, with small programs and maps that are thrown away, and not
+    concluded from its release.
+  - Whatever is wrong is in RV(problems), each with how to mend it, and RV(ok) is V(false); the task
+    does not fail for it.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 extends_documentation_fragment:
@@ -21,7 +24,8 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
 attributes:
   action_group:
-    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.state_dir,
+      ebpf.conntrack.prefix]
   diff_mode:
     support: none
     details:
@@ -29,7 +33,8 @@ attributes:
 options:
   interfaces:
     description:
-      - The interfaces that the chain is to be attached to, as M(ebpf.conntrack.xdp_attach) takes them.
+      - The interfaces that the chain is to be attached to, as M(ebpf.conntrack.xdp_attach) takes
+        them.
     type: list
     elements: dict
     default: []
@@ -38,7 +43,8 @@ options:
         description: Name of the interface.
         type: str
       pattern:
-        description: Choose the interfaces whose names fit, see O(ebpf.conntrack.xdp_attach#module:interfaces).
+        description: Choose the interfaces whose names fit, see
+          O(ebpf.conntrack.xdp_attach#module:interfaces).
         type: str
       driver:
         description: Choose the interfaces of this driver.
@@ -65,11 +71,13 @@ options:
     choices: [auto, native, generic]
     default: auto
   takeover:
-    description: Whether an XDP program of somebody else may be replaced. Without it, one is a problem.
+    description: Whether an XDP program of somebody else may be replaced. Without it, one is a
+      problem.
     type: bool
     default: false
   table_size:
-    description: Entries of the table of assured IPv4 flows, see O(ebpf.conntrack.xdp_program#module:table_size).
+    description: Entries of the table of assured IPv4 flows, see
+      O(ebpf.conntrack.xdp_program#module:table_size).
     type: int
     default: 65536
   table_size6:
@@ -90,13 +98,16 @@ options:
     default: false
   forward:
     description:
-      - What the chain is to forward past the stack, see O(ebpf.conntrack.xdp_program#module:forward). Then RV(forwarding) says what that passes by, and
-        it is a problem where VLAN tags travel beside the frames of an interface, or nf_conntrack would call what it sees of a connection invalid.
+      - What the chain is to forward past the stack, see
+        O(ebpf.conntrack.xdp_program#module:forward). Then RV(forwarding) says what that passes by,
+        and it is a problem where VLAN tags travel beside the frames of an interface, or
+        nf_conntrack would call what it sees of a connection invalid.
     type: str
     choices: ["off", established, all]
     default: "off"
   forward_unfiltered:
-    description: Whether what is forwarded may pass the firewall by. Without it, O(forward) is a problem.
+    description: Whether what is forwarded may pass the firewall by. Without it, O(forward) is a
+      problem.
     type: bool
     default: false
   build:
@@ -107,7 +118,8 @@ options:
     default: bcc
   install:
     description:
-      - Whether what is missing will be installed, so that it is no problem where the host has C(dpkg) or C(rpm).
+      - Whether what is missing will be installed, so that it is no problem where the host has
+        C(dpkg) or C(rpm).
     type: bool
     default: true
   prefix:
@@ -169,14 +181,17 @@ problems:
     - field: table_size
       value: 512 MiB
       problem: the new tables and what loads them take 1201 MiB of memory, available are 512 MiB.
-      mend: Give smaller tables (table_size, table_size6, half_open_size, half_open_size6), or free memory.
+      mend: Give smaller tables (table_size, table_size6, half_open_size, half_open_size6), or free
+        memory.
 kernel:
-  description: C(release), C(machine) and C(missing_features), which is V(null) where libbpf is missing, so that nothing could be tried.
+  description: C(release), C(machine) and C(missing_features), which is V(null) where libbpf is
+    missing, so that nothing could be tried.
   returned: success
   type: dict
   sample: {release: 6.12.41, machine: x86_64, missing_features: []}
 libraries:
-  description: Each with its C(name), the version C(found), V(null) where it is missing, the one C(wanted), whether it is C(needed) and C(good).
+  description: Each with its C(name), the version C(found), V(null) where it is missing, the one
+    C(wanted), whether it is C(needed) and C(good).
   returned: success
   type: list
   elements: dict
@@ -191,10 +206,12 @@ python:
   type: str
 interfaces:
   description:
-    - The wanted interfaces. C(native) tells whether the driver runs XDP programs itself, by the kernel's own answer (since Linux 6.3), V(null) where it
-      does not tell, and C(modes) which modes can be had. C(big_tcp) tells whether generic mode shows packets of more than 64 KiB there, each of which the
-      kernel copies into one piece of memory, and drops where it finds none. C(program) and C(mode) are what is attached now, C(foreign) whether
-      that is somebody else's.
+    - The wanted interfaces. C(native) tells whether the driver runs XDP programs itself, by the
+      kernel's own answer (since Linux 6.3), V(null) where it does not tell, and C(modes) which
+      modes can be had. C(big_tcp) tells whether generic mode shows packets of more than 64 KiB
+      there, each of which the kernel copies into one piece of memory, and drops where it finds
+      none. C(program) and C(mode) are what is attached now, C(foreign) whether that is somebody
+      else's.
     - With O(forward), C(vlan_offloads) says what keeps VLAN tags out of the interface's frames.
   returned: success
   type: list
@@ -214,9 +231,10 @@ interfaces:
       vlan_offloads: null
 forwarding:
   description:
-    - What is forwarded past the stack meets no ruleset of the forward hook. C(namespaces) has, for each namespace of O(interfaces), those that there are
-      as C(bypassed), V(null) where the kernel does not tell; whether nf_conntrack tracks there (C(nf_conntrack)); and whether it is told to be liberal
-      (C(tcp_be_liberal)). C(past) is the rulesets for people.
+    - What is forwarded past the stack meets no ruleset of the forward hook. C(namespaces) has, for
+      each namespace of O(interfaces), those that there are as C(bypassed), V(null) where the kernel
+      does not tell; whether nf_conntrack tracks there (C(nf_conntrack)); and whether it is told to
+      be liberal (C(tcp_be_liberal)). C(past) is the rulesets for people.
     - V(null) where O(forward) is V(off).
   returned: success
   type: dict
@@ -230,17 +248,20 @@ forwarding:
     past: inet filter forward (policy drop) in the host's namespace
 memory:
   description:
-    - Bytes. C(needed) is what the tables take that are not handed on, and the compiler; C(held) what the tables of now take; C(available) what the machine
-      or the control group has left; C(memlock) the limit that kernels before 5.11 hold BPF to.
+    - Bytes. C(needed) is what the tables take that are not handed on, and the compiler; C(held)
+      what the tables of now take; C(available) what the machine or the control group has left;
+      C(memlock) the limit that kernels before 5.11 hold BPF to.
   returned: when libbpf is there
   type: dict
   sample: {needed: 221249536, held: 0, available: 8321499136, memlock: null}
 disk:
-  description: The state directory's C(path), how many bytes are free there (C(free_bytes)), and what is written down in it.
+  description: The state directory's C(path), how many bytes are free there (C(free_bytes)), and
+    what is written down in it.
   returned: success
   type: dict
 chain:
-  description: The chain of now, as M(ebpf.conntrack.xdp_program) has it, without its programs and maps.
+  description: The chain of now, as M(ebpf.conntrack.xdp_program) has it, without its programs and
+    maps.
   returned: when libbpf is there
   type: dict
 flows:
@@ -248,7 +269,8 @@ flows:
   returned: success
   type: int
 figures:
-  description: What the chain has counted so far, as M(ebpf.conntrack.ct_soak) takes it for its O(ebpf.conntrack.ct_soak#module:before).
+  description: What the chain has counted so far, as M(ebpf.conntrack.ct_soak) takes it for its
+    O(ebpf.conntrack.ct_soak#module:before).
   returned: success
   type: dict
 before:
@@ -256,7 +278,8 @@ before:
   returned: when libbpf is there
   type: dict
 found:
-  description: All that there is of this collection on the host, pins, files, directories and programs on the interfaces of the host's namespace.
+  description: All that there is of this collection on the host, pins, files, directories and
+    programs on the interfaces of the host's namespace.
   returned: when libbpf is there
   type: list
   elements: str

@@ -11,9 +11,11 @@ module: ct_put_back
 short_description: Put a host back to what it had before a roll-out
 version_added: "0.1.0"
 description:
-  - Brings a host back to what M(ebpf.conntrack.ct_preflight) found on it. The generation of then takes over again, its timeouts and switches are those of
-    then, interfaces that were not attached are detached, and those that were are attached as they were.
-  - Where no chain was loaded it is taken away, and so are the command C(ct) and its service where they were not there.
+  - Brings a host back to what M(ebpf.conntrack.ct_preflight) found on it. The generation of then
+    takes over again, its timeouts and switches are those of then, interfaces that were not attached
+    are detached, and those that were are attached as they were.
+  - Where no chain was loaded it is taken away, and so are the command C(ct) and its service where
+    they were not there.
   - Flows and counters are those of now. Packages stay.
   - A host that is as it was is left alone.
 author:
@@ -24,11 +26,13 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
 attributes:
   action_group:
-    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout,
+      ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
 options:
   before:
     description:
-      - What M(ebpf.conntrack.ct_preflight) returned as RV(ebpf.conntrack.ct_preflight#module:before).
+      - What M(ebpf.conntrack.ct_preflight) returned as
+        RV(ebpf.conntrack.ct_preflight#module:before).
     type: dict
     required: true
   prefix:
@@ -40,7 +44,8 @@ options:
     type: path
     default: /var/lib/ebpf_conntrack
 notes:
-  - The generation of then has to be pinned still, which is what O(ebpf.conntrack.xdp_program#module:keep) is for.
+  - The generation of then has to be pinned still, which is what
+    O(ebpf.conntrack.xdp_program#module:keep) is for.
   - An XDP program of somebody else that was replaced is not brought back.
 requirements:
   - libbpf 0.8 or later

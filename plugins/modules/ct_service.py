@@ -11,11 +11,11 @@ module: ct_service
 short_description: Let systemd look after the connection tracker
 version_added: "0.1.0"
 description:
-  - Installs, enables and starts C(ct.service). It brings the chain back when the machine starts, attaches it where interfaces come back,
-    and deletes the entries whose time is over.
+  - Installs, enables and starts C(ct.service). It brings the chain back when the machine starts,
+    attaches it where interfaces come back, and deletes the entries whose time is over.
   - It answers over HTTP what the command C(ct) reads, on a unix socket where nothing else is said.
-  - It may take 512 MB of memory. What brings the chain back is C(ct-restore.service), which it starts and which has no such bound, since
-    the chain's tables count for whoever makes them.
+  - It may take 512 MB of memory. What brings the chain back is C(ct-restore.service), which it
+    starts and which has no such bound, since the chain's tables count for whoever makes them.
   - It is restarted when its settings, or the command C(ct) that it runs, changed.
   - A foreign unit of one of these names is refused and left alone.
   - Where systemd does not run the target nothing is done, and a warning says so.
@@ -27,7 +27,8 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
 attributes:
   action_group:
-    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout,
+      ebpf.conntrack.state_dir, ebpf.conntrack.prefix]
 options:
   state:
     description:
@@ -38,13 +39,16 @@ options:
     default: present
   sweep_interval:
     description:
-      - How many seconds to wait between two sweeps, which delete the entries whose time is over. V(1) to V(86400).
+      - How many seconds to wait between two sweeps, which delete the entries whose time is over.
+        V(1) to V(86400).
     type: int
     default: 30
   on_stop:
     description:
-      - What becomes of the chain when the service is stopped. With V(keep) it stays as it is, and goes on tracking.
-      - With V(remove) it is detached and unloaded, and the flows are forgotten. What it is made of is kept, so that the next start brings it back.
+      - What becomes of the chain when the service is stopped. With V(keep) it stays as it is, and
+        goes on tracking.
+      - With V(remove) it is detached and unloaded, and the flows are forgotten. What it is made of
+        is kept, so that the next start brings it back.
       - When the service dies or is restarted, that is no stop.
     type: str
     choices: [keep, remove]
@@ -61,11 +65,13 @@ options:
     type: path
   group:
     description:
-      - A group on the target whose members may read from the socket. When not given, root alone may.
+      - A group on the target whose members may read from the socket. When not given, root alone
+        may.
     type: str
   listen:
     description:
-      - A loopback address and a TCP port to listen on in place of the socket, as V(127.0.0.1:9477). Every user of the target can read then.
+      - A loopback address and a TCP port to listen on in place of the socket, as V(127.0.0.1:9477).
+        Every user of the target can read then.
     type: str
   prefix:
     description:
@@ -80,7 +86,8 @@ options:
 requirements:
   - systemd 247 or later
   - the command C(ct), see M(ebpf.conntrack.ct_command)
-  - bcc for Python, as M(ebpf.conntrack.xdp_program) needs it, to bring the chain back after a reboot
+  - bcc for Python, as M(ebpf.conntrack.xdp_program) needs it, to bring the chain back after a
+    reboot
 seealso:
   - module: ebpf.conntrack.ct_command
   - module: ebpf.conntrack.xdp_program

@@ -11,11 +11,14 @@ module: ct_soak
 short_description: Watch the connection tracker for a while, and fail when it is not well
 version_added: "0.1.0"
 description:
-  - Watches the chain for O(seconds) and fails as soon as a figure is beyond its limit; the message names the figure and the limit, RV(figures) has all of them.
-  - It watches whether frames are received that the chain does not count, whether flows are pushed out or find no room, the share of invalid frames, the
-    chain's health, and a command of yours.
-  - Only what is certain counts as unseen. The chain's count is read before the interfaces' at the start and after it at the end, and where a driver counts
-    late (cards other than virtio's) a second is let pass in between. Frames that interfaces receive for the hook V(pass) are not looked at.
+  - Watches the chain for O(seconds) and fails as soon as a figure is beyond its limit; the message
+    names the figure and the limit, RV(figures) has all of them.
+  - It watches whether frames are received that the chain does not count, whether flows are pushed
+    out or find no room, the share of invalid frames, the chain's health, and a command of yours.
+  - Only what is certain counts as unseen. The chain's count is read before the interfaces' at the
+    start and after it at the end, and where a driver counts late (cards other than virtio's) a
+    second is let pass in between. Frames that interfaces receive for the hook V(pass) are not
+    looked at.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 extends_documentation_fragment:
@@ -35,13 +38,16 @@ options:
     default: 10
   max_unseen:
     description:
-      - So many frames may be received and not counted. V(-1) sets no limit, here and for the other limits.
+      - So many frames may be received and not counted. V(-1) sets no limit, here and for the other
+        limits.
     type: int
     default: 0
   max_evicted:
     description:
-      - So many entries may make room for others, beyond those that the rate before makes one expect (O(before)).
-      - A flood of new flows pushes out its like, which is no fault of the chain, so there is no limit when this is not given.
+      - So many entries may make room for others, beyond those that the rate before makes one expect
+        (O(before)).
+      - A flood of new flows pushes out its like, which is no fault of the chain, so there is no
+        limit when this is not given.
     type: int
     default: -1
   max_evicted_assured:
@@ -54,12 +60,14 @@ options:
     default: 0
   max_invalid_ratio:
     description:
-      - So much larger than before may the share of invalid frames be, from 0 to 1. Where less than 100 frames came it is not looked at.
+      - So much larger than before may the share of invalid frames be, from 0 to 1. Where less than
+        100 frames came it is not looked at.
     type: float
     default: 0.05
   probe:
     description:
-      - A command and its arguments, which is run at the start and at the end and must end with 0. It is run without a shell.
+      - A command and its arguments, which is run at the start and at the end and must end with 0.
+        It is run without a shell.
     type: list
     elements: str
     default: []
@@ -73,12 +81,14 @@ options:
     type: float
   before:
     description:
-      - What M(ebpf.conntrack.ct_preflight) returned as RV(ebpf.conntrack.ct_preflight#module:figures) before the new chain took over. It gives the rates that
-        evictions are held against, and the share of invalid frames.
+      - What M(ebpf.conntrack.ct_preflight) returned as
+        RV(ebpf.conntrack.ct_preflight#module:figures) before the new chain took over. It gives the
+        rates that evictions are held against, and the share of invalid frames.
     type: dict
   faults_before:
     description:
-      - Faults that were there before, as M(ebpf.conntrack.ct_preflight) has them in RV(ebpf.conntrack.ct_preflight#module:chain). They are no trouble.
+      - Faults that were there before, as M(ebpf.conntrack.ct_preflight) has them in
+        RV(ebpf.conntrack.ct_preflight#module:chain). They are no trouble.
     type: list
     elements: dict
     default: []
@@ -101,16 +111,20 @@ EXAMPLES = r"""
 RETURN = r"""
 figures:
   description:
-    - What was seen. C(received), C(counted) and C(unseen) are frames; C(evicted), C(evicted_assured) and C(insert_failed) entries, each with what is beyond
-      the rate before as C(evicted_excess) and so on; C(invalid) frames, with their share C(invalid_ratio) and the one before.
+    - What was seen. C(received), C(counted) and C(unseen) are frames; C(evicted),
+      C(evicted_assured) and C(insert_failed) entries, each with what is beyond the rate before as
+      C(evicted_excess) and so on; C(invalid) frames, with their share C(invalid_ratio) and the one
+      before.
     - C(received) and C(unseen) are V(null) where the chain is attached to nothing.
   returned: always, when a chain is loaded
   type: dict
-  sample:
-    {seconds: 10.0, received: 81920, counted: 81925, unseen: 0, invalid: 0, invalid_ratio: 0.0, invalid_ratio_before: 0.0, evicted: 0, evicted_assured: 0,
-     insert_failed: 0, evicted_excess: 0, evicted_assured_excess: 0, insert_failed_excess: 0, flows: 311, generation: 4, probe: {rc: 0, output: ""}}
+  sample: {seconds: 10.0, received: 81920, counted: 81925, unseen: 0, invalid: 0, invalid_ratio:
+    0.0, invalid_ratio_before: 0.0, evicted: 0, evicted_assured: 0,
+     insert_failed: 0, evicted_excess: 0, evicted_assured_excess: 0, insert_failed_excess: 0, flows:
+       311, generation: 4, probe: {rc: 0, output: ""}}
 troubles:
-  description: The figures that are beyond their limit, each with C(figure), C(value), C(limit) and C(detail).
+  description: The figures that are beyond their limit, each with C(figure), C(value), C(limit) and
+    C(detail).
   returned: always, when a chain is loaded
   type: list
   elements: dict

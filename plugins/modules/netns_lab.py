@@ -11,18 +11,23 @@ module: netns_lab
 short_description: Build a lab of network namespaces and veth links
 version_added: "0.1.0"
 description:
-  - Converges a whole topology in one call - network namespaces, veth links with both ends, addresses, routes and sysctls.
-  - Without O(namespaces) and O(links) the lab is two namespaces, C(ns1) and C(ns2), each linked to the router - C(ns1-wan) with 172.20.56.105/24
-    to C(ns1-lan) with 172.20.56.1/24, C(ns2-wan) with 172.30.56.105/24 to C(ns2-lan) with 172.30.56.1/24, with default routes through the router.
-  - Only what differs is changed. What has drifted (MTU, MAC, addresses, routes, sysctls, links that are down or have
-    ARP or multicast switched off) is repaired; other links keep their index.
-  - What the lab makes carries its mark, C(ebpf.conntrack:NAME) as the alias of links and of each namespace's C(lo).
-    Objects of the same name without the mark are refused, and O(state=absent) removes only what has it.
+  - Converges a whole topology in one call - network namespaces, veth links with both ends,
+    addresses, routes and sysctls.
+  - Without O(namespaces) and O(links) the lab is two namespaces, C(ns1) and C(ns2), each linked to
+    the router - C(ns1-wan) with 172.20.56.105/24 to C(ns1-lan) with 172.20.56.1/24, C(ns2-wan) with
+    172.30.56.105/24 to C(ns2-lan) with 172.30.56.1/24, with default routes through the router.
+  - Only what differs is changed. What has drifted (MTU, MAC, addresses, routes, sysctls, links that
+    are down or have ARP or multicast switched off) is repaired; other links keep their index.
+  - What the lab makes carries its mark, C(ebpf.conntrack:NAME) as the alias of links and of each
+    namespace's C(lo). Objects of the same name without the mark are refused, and O(state=absent)
+    removes only what has it.
   - A run that was killed is completed by the next one.
-  - One run is enough, whatever a sysctl changes elsewhere (other sysctls, addresses, routes) - where one was set it looks again, and repairs that too. Check
-    mode can not foresee this. Settings that change each other without end are refused by their names.
-  - The lines of O(expect) are only held against the topology, and returned; M(ebpf.conntrack.ct_expect) checks them once the chain is attached.
-    Those of the default lab are a ping, a flow of TCP and one of UDP from C(ns1) to C(ns2), and nothing untracked.
+  - One run is enough, whatever a sysctl changes elsewhere (other sysctls, addresses, routes) -
+    where one was set it looks again, and repairs that too. Check mode can not foresee this.
+    Settings that change each other without end are refused by their names.
+  - The lines of O(expect) are only held against the topology, and returned;
+    M(ebpf.conntrack.ct_expect) checks them once the chain is attached. Those of the default lab are
+    a ping, a flow of TCP and one of UDP from C(ns1) to C(ns2), and nothing untracked.
 author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 requirements:
@@ -35,13 +40,16 @@ extends_documentation_fragment:
   - ebpf.conntrack.pin_root
 attributes:
   action_group:
-    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir]
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout,
+      ebpf.conntrack.state_dir]
 options:
   state_dir:
     description:
-      - The directory in which M(ebpf.conntrack.xdp_program) writes down what the chain is made of, as it was given there.
-      - An interface that is removed is detached first, as with M(ebpf.conntrack.xdp_attach), below O(pin_root) and wherever else this directory knows of
-        a chain. One that is made again runs the chain again.
+      - The directory in which M(ebpf.conntrack.xdp_program) writes down what the chain is made of,
+        as it was given there.
+      - An interface that is removed is detached first, as with M(ebpf.conntrack.xdp_attach), below
+        O(pin_root) and wherever else this directory knows of a chain. One that is made again runs
+        the chain again.
     type: path
     default: /var/lib/ebpf_conntrack
   name:
@@ -53,7 +61,8 @@ options:
   state:
     description:
       - V(present) builds the lab or repairs it.
-      - V(absent) removes all that carries the lab's mark, and puts back the sysctls that it changed. Only O(name) counts then.
+      - V(absent) removes all that carries the lab's mark, and puts back the sysctls that it
+        changed. Only O(name) counts then.
     type: str
     choices:
       - present
@@ -61,9 +70,11 @@ options:
     default: present
   router:
     description:
-      - The namespace that forwards between the others. It is made without being listed in O(namespaces). The host's own network is then left alone.
+      - The namespace that forwards between the others. It is made without being listed in
+        O(namespaces). The host's own network is then left alone.
       - Without it the host is the router, as soon as a link ends there.
-      - The router gets C(net.ipv4.conf.all.forwarding=1) and C(net.ipv6.conf.all.forwarding=1), unless O(sysctls) sets them.
+      - The router gets C(net.ipv4.conf.all.forwarding=1) and C(net.ipv6.conf.all.forwarding=1),
+        unless O(sysctls) sets them.
     type: str
   namespaces:
     description:
@@ -80,9 +91,10 @@ options:
         description:
           - Sysctls to set in the namespace, for example C(net.ipv4.conf.all.rp_filter).
           - Only those below C(net) can be set, and only those that a namespace has of its own.
-          - C(/) and C(.) change places in names of interfaces that hold a dot, as for C(sysctl) itself.
-          - A value is the same in any form that the kernel reads, V(0x1) and V(1) for instance. C(net.ipv4.ip_forward) and
-            C(net.ipv4.conf.all.forwarding) are one sysctl.
+          - C(/) and C(.) change places in names of interfaces that hold a dot, as for C(sysctl)
+            itself.
+          - A value is the same in any form that the kernel reads, V(0x1) and V(1) for instance.
+            C(net.ipv4.ip_forward) and C(net.ipv4.conf.all.forwarding) are one sysctl.
         type: dict
       routes:
         description:
@@ -101,7 +113,8 @@ options:
             type: str
           dev:
             description:
-              - The link to use. It is needed where O(namespaces[].routes[].via) is missing or link-local, and found out otherwise.
+              - The link to use. It is needed where O(namespaces[].routes[].via) is missing or
+                link-local, and found out otherwise.
             type: str
           metric:
             description:
@@ -127,34 +140,40 @@ options:
             required: true
           netns:
             description:
-              - The namespace in which the end lies. Without it, the router's, which is the host's without O(router).
+              - The namespace in which the end lies. Without it, the router's, which is the host's
+                without O(router).
             type: str
           addresses:
             description:
-              - IPv4 and IPv6 addresses with their prefix lengths. Other addresses on the link are removed, but for those that the kernel, DHCP or router
-                advertisements made.
+              - IPv4 and IPv6 addresses with their prefix lengths. Other addresses on the link are
+                removed, but for those that the kernel, DHCP or router advertisements made.
               - IPv6 addresses are usable at once, without duplicate address detection.
             type: list
             elements: str
           mtu:
             description:
-              - The MTU, 68 to 65535, with IPv6 addresses at least 1280. Native XDP works up to 3506.
+              - The MTU, 68 to 65535, with IPv6 addresses at least 1280. Native XDP works up to
+                3506.
             type: int
             default: 1500
           mac:
             description:
-              - The MAC address. Without it, one is derived from the names of lab, namespace and interface, the same in every run.
+              - The MAC address. Without it, one is derived from the names of lab, namespace and
+                interface, the same in every run.
             type: str
   sysctls:
     description:
       - Sysctls to set where the router is, on the host or in the namespace O(router).
-      - What they were on the host is kept in C(/run/ebpf_conntrack) and comes back when the lab is removed, or no longer sets them.
-        When another lab needs the same value, it comes back with the last of them.
+      - What they were on the host is kept in C(/run/ebpf_conntrack) and comes back when the lab is
+        removed, or no longer sets them. When another lab needs the same value, it comes back with
+        the last of them.
     type: dict
   replace:
     description:
-      - Whether namespaces that a lab of this name has, and this topology does not have, are taken away with all that runs in them.
-      - With V(false) that is an error that names them, and nothing is changed. So a topology does not take the place of another by its name alone.
+      - Whether namespaces that a lab of this name has, and this topology does not have, are taken
+        away with all that runs in them.
+      - With V(false) that is an error that names them, and nothing is changed. So a topology does
+        not take the place of another by its name alone.
     type: bool
     default: true
   routes:
@@ -174,20 +193,23 @@ options:
         type: str
       dev:
         description:
-          - The link to use. It is needed where O(routes[].via) is missing or link-local, and found out otherwise.
+          - The link to use. It is needed where O(routes[].via) is missing or link-local, and found
+            out otherwise.
         type: str
       metric:
         description:
           - The metric; 0 for IPv4 and 1024 for IPv6 if it is not given, as the kernel has it.
         type: int
 notes:
-  - Switching IPv6 forwarding on makes the kernel drop default routes that it learned from router advertisements, unless C(accept_ra) is 2.
-    Give a namespace as O(router) on a host that lives on one.
+  - Switching IPv6 forwarding on makes the kernel drop default routes that it learned from router
+    advertisements, unless C(accept_ra) is 2. Give a namespace as O(router) on a host that lives on
+    one.
   - Routes that routing daemons or the kernel made are left alone.
-  - The VLAN offloads of a lab's links are off on both ends (C(rxvlan), C(txvlan) and the like for IEEE 802.1ad), so that VLAN tags are in the frames,
-    where XDP programs see them.
-  - Not looked at, so neither named as drift nor repaired, are policy rules (C(ip rule)) and routes outside the main table, nftables and iptables, queueing
-    disciplines, neighbour entries, other offloads (C(ethtool -K)), and all interfaces but veth links of the lab and C(lo).
+  - The VLAN offloads of a lab's links are off on both ends (C(rxvlan), C(txvlan) and the like for
+    IEEE 802.1ad), so that VLAN tags are in the frames, where XDP programs see them.
+  - Not looked at, so neither named as drift nor repaired, are policy rules (C(ip rule)) and routes
+    outside the main table, nftables and iptables, queueing disciplines, neighbour entries, other
+    offloads (C(ethtool -K)), and all interfaces but veth links of the lab and C(lo).
 seealso:
   - module: ebpf.conntrack.xdp_attach
   - module: ebpf.conntrack.ct_expect
@@ -263,10 +285,12 @@ plan:
   elements: dict
   contains:
     action:
-      description: V(create), V(change) or V(delete); V(detach) and V(attach) for the chain on an interface that goes or is made again.
+      description: V(create), V(change) or V(delete); V(detach) and V(attach) for the chain on an
+        interface that goes or is made again.
       type: str
     kind:
-      description: V(netns), V(link), V(address), V(route), V(sysctl), V(xdp), or V(record) for the file with the sysctls' values from before.
+      description: V(netns), V(link), V(address), V(route), V(sysctl), V(xdp), or V(record) for the
+        file with the sysctls' values from before.
       type: str
     name:
       description: The object. An interface in a namespace is written V(eth0@client).
@@ -353,7 +377,8 @@ lab:
         mtu: 1500
         state: up
 expect:
-  description: The lines of O(expect), or those of the default topology, with all that was left out, as M(ebpf.conntrack.ct_expect) takes them.
+  description: The lines of O(expect), or those of the default topology, with all that was left out,
+    as M(ebpf.conntrack.ct_expect) takes them.
   returned: success
   type: list
   elements: dict
@@ -365,7 +390,8 @@ expect:
         address: 172.30.56.105
         within: 5.0
 foreign:
-  description: What carries no mark of the lab but has a name that the lab needs. Nothing was changed then.
+  description: What carries no mark of the lab but has a name that the lab needs. Nothing was
+    changed then.
   returned: when there are such objects
   type: list
   elements: str
@@ -382,7 +408,8 @@ rolled_back:
   type: list
   elements: dict
 not_rolled_back:
-  description: Those of them that could not be undone (what was deleted stays so), each with RV(not_rolled_back[].error).
+  description: Those of them that could not be undone (what was deleted stays so), each with
+    RV(not_rolled_back[].error).
   returned: when a step fails
   type: list
   elements: dict

@@ -10,13 +10,16 @@ module: xdp_object
 short_description: Prepare the connection tracker as an object file
 version_added: 0.1.0
 description:
-  - Renders the chain's sources into one text on the controller, compiles it with clang on the target, and keeps the object file with its manifest
-    in a directory there. The target is a build host, or the controller itself, as C(localhost).
-  - M(ebpf.conntrack.xdp_program) with O(ebpf.conntrack.xdp_program#module:build=object) loads it on hosts that have no compiler.
-  - An object is called by a digest of its sources, of what is compiled into them and of the machine that it is for. So objects of many settings and
-    machines can lie in one directory, and where the one that is wanted is there already nothing is compiled and nothing is written.
-  - The sizes of tables are no part of it, nor are pinned guests, but their slots are. The options from O(checksum) to O(guests) have to be what they are
-    for M(ebpf.conntrack.xdp_program).
+  - Renders the chain's sources into one text on the controller, compiles it with clang on the
+    target, and keeps the object file with its manifest in a directory there. The target is a build
+    host, or the controller itself, as C(localhost).
+  - M(ebpf.conntrack.xdp_program) with O(ebpf.conntrack.xdp_program#module:build=object) loads it on
+    hosts that have no compiler.
+  - An object is called by a digest of its sources, of what is compiled into them and of the machine
+    that it is for. So objects of many settings and machines can lie in one directory, and where the
+    one that is wanted is there already nothing is compiled and nothing is written.
+  - The sizes of tables are no part of it, nor are pinned guests, but their slots are. The options
+    from O(checksum) to O(guests) have to be what they are for M(ebpf.conntrack.xdp_program).
 extends_documentation_fragment:
   - ebpf.conntrack.chain_form
   - ebpf.conntrack.attributes
@@ -28,12 +31,13 @@ attributes:
   async:
     support: none
     details:
-      - Part of it runs on the controller, so a task with C(async) is refused before anything is done.
+      - Part of it runs on the controller, so a task with C(async) is refused before anything is
+        done.
 options:
   dest:
     description:
-      - The directory on the target. It is made when it is missing, in a directory that is there. The objects in it are called by their digests, so the
-        name of a file is refused.
+      - The directory on the target. It is made when it is missing, in a directory that is there.
+        The objects in it are called by their digests, so the name of a file is refused.
     type: path
     required: true
   src:
@@ -43,7 +47,8 @@ options:
     type: path
   machine:
     description:
-      - The machine that the object is for, as C(uname -m) prints it, with the byte order of the build host.
+      - The machine that the object is for, as C(uname -m) prints it, with the byte order of the
+        build host.
       - When not given, that of the build host.
     type: str
   compiler:
@@ -106,7 +111,8 @@ plan:
       name: /srv/objects/8a3dd61b63bd46a87dfe9c1e0f0e1bd9.o
       reason: there is none of these sources and settings
       before: null
-      after: checksum offload, fused false, forward off, events false, guests none; x86_64, little endian
+      after: checksum offload, fused false, forward off, events false, guests none; x86_64, little
+        endian
 path:
   description: The object file.
   returned: success
@@ -114,7 +120,8 @@ path:
   sample: /srv/objects/8a3dd61b63bd46a87dfe9c1e0f0e1bd9.o
 manifest:
   description:
-    - What the manifest says, C(digest), C(sources), C(settings), C(compiler), C(target), C(layout), C(sha256), C(bytes) and C(kernel).
+    - What the manifest says, C(digest), C(sources), C(settings), C(compiler), C(target), C(layout),
+      C(sha256), C(bytes) and C(kernel).
     - V(null) in check mode where the object is not there yet.
   returned: success
   type: dict

@@ -10,11 +10,14 @@ module: xdp_program
 short_description: Compile, load and pin the connection tracker
 version_added: 0.1.0
 description:
-  - Renders the chain's sources into one text on the controller, compiles and loads it with BCC on the target, fills the jump table,
-    and pins programs and maps as a generation below O(pin_root). With O(build) targets need no compiler.
-  - A new generation is built beside the running one, takes over its flow table, has to pass a frame unchanged, and then
-    takes over every interface that M(ebpf.conntrack.xdp_attach) holds, without a gap. When a step fails, everything goes back to the old generation.
-  - When neither the sources nor the settings changed and the running generation is whole, nothing is compiled and nothing is written.
+  - Renders the chain's sources into one text on the controller, compiles and loads it with BCC on
+    the target, fills the jump table, and pins programs and maps as a generation below O(pin_root).
+    With O(build) targets need no compiler.
+  - A new generation is built beside the running one, takes over its flow table, has to pass a frame
+    unchanged, and then takes over every interface that M(ebpf.conntrack.xdp_attach) holds, without
+    a gap. When a step fails, everything goes back to the old generation.
+  - When neither the sources nor the settings changed and the running generation is whole, nothing
+    is compiled and nothing is written.
   - Kernel headers are not needed.
 extends_documentation_fragment:
   - ebpf.conntrack.chain_form
@@ -25,25 +28,30 @@ author:
   - The ebpf.conntrack authors (@ebpf-conntrack)
 attributes:
   action_group:
-    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout, ebpf.conntrack.state_dir, ebpf.conntrack.chain_form]
+    membership: [ebpf.conntrack.all, ebpf.conntrack.pin_root, ebpf.conntrack.lock_timeout,
+      ebpf.conntrack.state_dir, ebpf.conntrack.chain_form]
   async:
     support: none
     details:
-      - Part of it runs on the controller, so a task with C(async) is refused before anything is done.
+      - Part of it runs on the controller, so a task with C(async) is refused before anything is
+        done.
 options:
   state:
     description:
       - With V(present) the chain is loaded and pinned.
-      - With V(rolled_back) the last good generation before the active one takes over again, with its own sources and settings and with the flows
-        and counters that came meanwhile. The one that is rolled back from stays pinned until the next run with V(present); as long as it is there,
-        another run with V(rolled_back) changes nothing.
-      - With V(absent) its programs and maps are gone, the flow table with them. It is refused while interfaces are attached.
+      - With V(rolled_back) the last good generation before the active one takes over again, with
+        its own sources and settings and with the flows and counters that came meanwhile. The one
+        that is rolled back from stays pinned until the next run with V(present); as long as it is
+        there, another run with V(rolled_back) changes nothing.
+      - With V(absent) its programs and maps are gone, the flow table with them. It is refused while
+        interfaces are attached.
     type: str
     choices: [present, absent, rolled_back]
     default: present
   generation:
     description:
-      - With O(state=rolled_back), the number of the generation to go to, one of those in RV(chain.kept).
+      - With O(state=rolled_back), the number of the generation to go to, one of those in
+        RV(chain.kept).
       - When not given, it is the last good one before the active one.
     type: int
   src:
@@ -55,11 +63,14 @@ options:
     description:
       - Where the chain is compiled, and by what. What comes of it does the same.
       - With V(bcc) the target compiles it, by BCC.
-      - With V(clang) the controller compiles it, by O(compiler), and the target loads the object file with libbpf. It needs no compiler and no headers.
-        Objects are kept in O(object_cache), so what was compiled once is not compiled again, for no host.
-      - With V(object) nobody compiles anything. The object that M(ebpf.conntrack.xdp_object) has prepared is taken from O(objects).
-      - When only this changes, no new generation is loaded, since what runs stays the same; but what is written down in O(state_dir) changes, for the
-        next time it is loaded, as after a reboot. So a host that was set up with V(bcc) can do without it from then on.
+      - With V(clang) the controller compiles it, by O(compiler), and the target loads the object
+        file with libbpf. It needs no compiler and no headers. Objects are kept in O(object_cache),
+        so what was compiled once is not compiled again, for no host.
+      - With V(object) nobody compiles anything. The object that M(ebpf.conntrack.xdp_object) has
+        prepared is taken from O(objects).
+      - When only this changes, no new generation is loaded, since what runs stays the same; but
+        what is written down in O(state_dir) changes, for the next time it is loaded, as after a
+        reboot. So a host that was set up with V(bcc) can do without it from then on.
       - The file C(docs/building.md) tells more.
     type: str
     choices: [bcc, clang, object]
@@ -73,28 +84,35 @@ options:
     description:
       - With O(build=clang), a directory on the controller for what was compiled.
       - When not given, C(~/.cache/ebpf_conntrack/objects).
-      - It is refused where others than its user and root may write to it, since root loads what is found there.
+      - It is refused where others than its user and root may write to it, since root loads what is
+        found there.
     type: path
   objects:
     description:
-      - With O(build=object), a directory on the controller with objects and their manifests, of as many settings and machines as you like.
-        The one that fits the sources, the settings and the target's machine is taken. The sizes of tables make no difference.
-      - An object that is not what its manifest says, or was made of other sources or for another machine, is refused before anything is sent.
+      - With O(build=object), a directory on the controller with objects and their manifests, of as
+        many settings and machines as you like. The one that fits the sources, the settings and the
+        target's machine is taken. The sizes of tables make no difference.
+      - An object that is not what its manifest says, or was made of other sources or for another
+        machine, is refused before anything is sent.
     type: path
   signers:
     description:
-      - With O(build=object), a file of allowed signers on the controller, as C(ssh-keygen) describes it.
-      - When given, the object's manifest has to have the signature of one of them, for the namespace C(ebpf-conntrack), in a file beside it
-        whose name ends in C(.sig).
+      - With O(build=object), a file of allowed signers on the controller, as C(ssh-keygen)
+        describes it.
+      - When given, the object's manifest has to have the signature of one of them, for the
+        namespace C(ebpf-conntrack), in a file beside it whose name ends in C(.sig).
       - Without it, whoever may write to O(objects) decides what root loads.
     type: path
   table_size:
     description:
-      - Entries of the table of assured IPv4 flows, from V(16) to V(67108864). An entry takes 192 bytes of memory, which the kernel sets aside at once.
-      - A flow becomes assured as in the kernel, a TCP connection once its handshake is complete, UDP once there was traffic both ways for two seconds.
-        Flows that are not assured have a table of their own, see O(half_open_size), so a flood of new flows never pushes out an assured one.
-      - When it changes, the flows go over into a table of the new size, while packets go on. Where there is not room for all of them,
-        see RV(dropped).
+      - Entries of the table of assured IPv4 flows, from V(16) to V(67108864). An entry takes 192
+        bytes of memory, which the kernel sets aside at once.
+      - A flow becomes assured as in the kernel, a TCP connection once its handshake is complete,
+        UDP once there was traffic both ways for two seconds. Flows that are not assured have a
+        table of their own, see O(half_open_size), so a flood of new flows never pushes out an
+        assured one.
+      - When it changes, the flows go over into a table of the new size, while packets go on. Where
+        there is not room for all of them, see RV(dropped).
     type: int
     default: 65536
   table_size6:
@@ -104,10 +122,11 @@ options:
     default: 65536
   half_open_size:
     description:
-      - Entries of the table of all other IPv4 flows, with the range and the memory of O(table_size). When it is full, a new flow pushes out one of them
-        that was not used for long.
-      - When it changes, the flows go over into a table of the new size, while packets go on. Where there is not room for all of them,
-        see RV(dropped).
+      - Entries of the table of all other IPv4 flows, with the range and the memory of
+        O(table_size). When it is full, a new flow pushes out one of them that was not used for
+        long.
+      - When it changes, the flows go over into a table of the new size, while packets go on. Where
+        there is not room for all of them, see RV(dropped).
     type: int
     default: 65536
   half_open_size6:
@@ -228,7 +247,8 @@ options:
         default: 30
   settings:
     description:
-      - Switches of the tracker, those of TCP with the kernel's names and defaults. They can change while the chain runs.
+      - Switches of the tracker, those of TCP with the kernel's names and defaults. They can change
+        while the chain runs.
     type: dict
     default: {}
     suboptions:
@@ -245,45 +265,55 @@ options:
         type: bool
         default: false
       tcp_max_retrans:
-        description: So many equal acknowledgements in a row lower the timeout to O(timeouts.tcp_max_retrans).
+        description: So many equal acknowledgements in a row lower the timeout to
+          O(timeouts.tcp_max_retrans).
         type: int
         default: 3
       new_flows_per_second:
         description:
-          - At most so many flows begin in a second, on all CPUs together; after a quiet second as many at once. V(0) sets no bound, V(10000000) is the highest.
-          - A packet beyond it passes, makes no entry, and is counted as C(untracked.rate). Flows that are there are never concerned.
+          - At most so many flows begin in a second, on all CPUs together; after a quiet second as
+            many at once. V(0) sets no bound, V(10000000) is the highest.
+          - A packet beyond it passes, makes no entry, and is counted as C(untracked.rate). Flows
+            that are there are never concerned.
         type: int
         default: 0
   on_schema_change:
     description:
-      - What to do with the tables of the running generation when what they hold is described otherwise than in this release. It is looked at before
-        anything is compiled or changed.
+      - What to do with the tables of the running generation when what they hold is described
+        otherwise than in this release. It is looked at before anything is compiled or changed.
       - With V(fail) the run fails, and says what differs.
-      - With V(migrate) the flows go over field by field, by name. New fields are 0, fields that are gone are left out, numbers change their width.
-        It is refused where keys, states, or parts of the control word have no place in the new tables. An older release can so take over from
-        a newer one.
-      - With V(drop) the tables and counters start empty, and RV(dropped) says how many flows are forgotten.
+      - With V(migrate) the flows go over field by field, by name. New fields are 0, fields that are
+        gone are left out, numbers change their width. It is refused where keys, states, or parts of
+        the control word have no place in the new tables. An older release can so take over from a
+        newer one.
+      - With V(drop) the tables and counters start empty, and RV(dropped) says how many flows are
+        forgotten.
       - Flows in the tables of version 0.1.0 go over with V(fail) and V(migrate) alike.
     type: str
     choices: [fail, migrate, drop]
     default: fail
   keep:
     description:
-      - So many of the last good generations stay pinned when a new one takes over, from V(0) to V(16), to go back to.
-      - A kept generation shares its flow tables with the active one, unless they have another size; then it keeps its own, with their memory.
+      - So many of the last good generations stay pinned when a new one takes over, from V(0) to
+        V(16), to go back to.
+      - A kept generation shares its flow tables with the active one, unless they have another size;
+        then it keeps its own, with their memory.
     type: int
     default: 1
   state_dir:
     description:
-      - A directory on the target in which it is written down what each pinned generation is made of. It is made when it is missing.
+      - A directory on the target in which it is written down what each pinned generation is made
+        of. It is made when it is missing.
       - Give the same one in every run.
     type: path
     default: /var/lib/ebpf_conntrack
   verify:
     description:
-      - How a new generation is proved before it takes over. It always has to pass frames of ten kinds, on both hooks, unchanged; with V(probe) that is all.
-      - With V(replay) a set of frames is sent through it and through the running generation, and what they make of each is compared,
-        before anything is changed, in check mode too. Both are compiled once more for that, with maps of their own, so that nothing that runs is touched.
+      - How a new generation is proved before it takes over. It always has to pass frames of ten
+        kinds, on both hooks, unchanged; with V(probe) that is all.
+      - With V(replay) a set of frames is sent through it and through the running generation, and
+        what they make of each is compared, before anything is changed, in check mode too. Both are
+        compiled once more for that, with maps of their own, so that nothing that runs is touched.
       - Nothing is replayed where the sources and what is compiled into them stay the same.
     type: str
     choices: [probe, replay]
@@ -296,29 +326,34 @@ options:
     suboptions:
       frames:
         description:
-          - A capture on the controller, as C(tcpdump -w) and Wireshark write it. pcap or pcapng, Ethernet only.
+          - A capture on the controller, as C(tcpdump -w) and Wireshark write it. pcap or pcapng,
+            Ethernet only.
           - Its timestamps are the clock that timeouts are measured by.
-          - When not given, the set that comes with the collection, C(files/replay.pcap). It has some frames of each stage and of each outcome.
+          - When not given, the set that comes with the collection, C(files/replay.pcap). It has
+            some frames of each stage and of each outcome.
         type: path
       hook:
         description:
           - Where the frames come in.
-          - With V(both) each host has a side. Who is first seen to send comes in at C(ingress), with whom it talks at C(egress).
-            That is for a capture of both directions.
+          - With V(both) each host has a side. Who is first seen to send comes in at C(ingress),
+            with whom it talks at C(egress). That is for a capture of both directions.
         type: str
         choices: [both, ingress, egress]
         default: both
       on_difference:
         description:
-          - What a difference does. With V(warn) it is shown in RV(plan), in RV(replay) and as a warning, and the new generation takes over.
-          - With V(fail) the task fails, and the running generation stays.
-            It does so, too, where there is a running generation, but nothing to compare with, since its sources are not known.
+          - What a difference does. With V(warn) it is shown in RV(plan), in RV(replay) and as a
+            warning, and the new generation takes over.
+          - With V(fail) the task fails, and the running generation stays. It does so, too, where
+            there is a running generation, but nothing to compare with, since its sources are not
+            known.
         type: str
         choices: [warn, fail]
         default: warn
       limit:
         description:
-          - How many frames of the capture are replayed, the first ones. Up to V(100000). Each takes up to 2 KiB of memory while it lasts.
+          - How many frames of the capture are replayed, the first ones. Up to V(100000). Each takes
+            up to 2 KiB of memory while it lasts.
         type: int
         default: 10000
   replay_frames:
@@ -338,8 +373,10 @@ options:
       - Its manifest. It is filled in with O(build) and can not be given.
     type: str
 requirements:
-  - bcc 0.26 or later for Python (package python3-bpfcc on Debian and Ubuntu, python3-bcc on Fedora and RHEL), when something is compiled on the target
-  - the kernel's user-space headers (package linux-libc-dev or kernel-headers) where something is compiled
+  - bcc 0.26 or later for Python (package python3-bpfcc on Debian and Ubuntu, python3-bcc on Fedora
+    and RHEL), when something is compiled on the target
+  - the kernel's user-space headers (package linux-libc-dev or kernel-headers) where something is
+    compiled
   - libbpf 0.8 or later (package libbpf1 on Debian and Ubuntu, libbpf on Fedora and RHEL)
   - jinja2 on the controller
   - Linux 5.12 or later
@@ -361,7 +398,8 @@ EXAMPLES = r"""
     timeouts:
       tcp_established: 86400
 
-- name: Bear floods, with room for a million flows that are not assured, of which at most 50000 begin in a second
+- name: Bear floods, with room for a million flows that are not assured, of which at most 50000
+    begin in a second
   ebpf.conntrack.xdp_program:
     half_open_size: 1048576
     settings:
@@ -402,10 +440,12 @@ plan:
   elements: dict
   contains:
     action:
-      description: V(verify), V(load), V(prove), V(change), V(activate), V(replace), V(create), V(move) for what maps of another generation hold, or V(delete).
+      description: V(verify), V(load), V(prove), V(change), V(activate), V(replace), V(create),
+        V(move) for what maps of another generation hold, or V(delete).
       type: str
     kind:
-      description: V(generation), V(map), V(link), V(path) for C(prog) and C(map) below O(pin_root), or V(manifest) for a file in O(state_dir).
+      description: V(generation), V(map), V(link), V(path) for C(prog) and C(map) below O(pin_root),
+        or V(manifest) for a file in O(state_dir).
       type: str
     name:
       description: Its name or number.
@@ -442,8 +482,10 @@ chain:
       type: bool
     faults:
       description:
-        - What keeps it from working, each with C(fault), a name that stays the same, C(object), C(detail) and C(repair), what repairs it at once.
-        - Most of them are mended by the run that finds them, then they are in RV(mended). Those that only M(ebpf.conntrack.xdp_attach) or you can mend stay.
+        - What keeps it from working, each with C(fault), a name that stays the same, C(object),
+          C(detail) and C(repair), what repairs it at once.
+        - Most of them are mended by the run that finds them, then they are in RV(mended). Those
+          that only M(ebpf.conntrack.xdp_attach) or you can mend stay.
       type: list
       elements: dict
     pin_root:
@@ -454,20 +496,24 @@ chain:
       type: str
     kept:
       description:
-        - The generations that were active before and are still pinned, the newest first, each with C(generation), C(digest), C(since),
-          C(rejected), which tells whether it was rolled back from, and C(faults).
+        - The generations that were active before and are still pinned, the newest first, each with
+          C(generation), C(digest), C(since), C(rejected), which tells whether it was rolled back
+          from, and C(faults).
       type: list
       elements: dict
     programs:
-      description: Its programs and its guests, each with C(slot), C(name), C(id), C(tag) and C(pin).
+      description: Its programs and its guests, each with C(slot), C(name), C(id), C(tag) and
+        C(pin).
       type: list
       elements: dict
     maps:
-      description: Its maps and those that its guests have pinned, each with C(name), C(id), C(type), C(key_size), C(value_size), C(max_entries) and C(pin).
+      description: Its maps and those that its guests have pinned, each with C(name), C(id),
+        C(type), C(key_size), C(value_size), C(max_entries) and C(pin).
       type: list
       elements: dict
     settings:
-      description: Its switches, its C(timeouts) in seconds, and C(hz), the ticks a second by which it measures time.
+      description: Its switches, its C(timeouts) in seconds, and C(hz), the ticks a second by which
+        it measures time.
       type: dict
   sample:
     generation: 1
@@ -480,10 +526,12 @@ chain:
     programs:
       - {slot: 0, name: ingress, id: 282, tag: 8828c5ca01cfe760, pin: /sys/fs/bpf/prog/xdp_0}
     maps:
-      - {name: ctt, id: 133, type: lru_hash, key_size: 16, value_size: 112, max_entries: 65536, pin: /sys/fs/bpf/map/ctt}
+      - {name: ctt, id: 133, type: lru_hash, key_size: 16, value_size: 112, max_entries: 65536, pin:
+        /sys/fs/bpf/map/ctt}
     settings: {hz: 250, tcp_loose: 1, timeouts: {udp: 30}}
 mended:
-  description: The faults that this run found and took away, as in RV(chain.faults). In check mode there are none.
+  description: The faults that this run found and took away, as in RV(chain.faults). In check mode
+    there are none.
   returned: success
   type: list
   elements: dict
@@ -507,13 +555,15 @@ replay:
       description: How many frames were replayed.
       type: int
     skipped:
-      description: How many were not, since they are shorter or longer than what BPF_PROG_TEST_RUN takes, 14 to 3520 bytes.
+      description: How many were not, since they are shorter or longer than what BPF_PROG_TEST_RUN
+        takes, 14 to 3520 bytes.
       type: int
     cut:
       description: Of how many the capture holds less than was on the wire.
       type: int
     frame_differences:
-      description: How many frames had another verdict, came out otherwise, or were counted otherwise.
+      description: How many frames had another verdict, came out otherwise, or were counted
+        otherwise.
       type: int
     flow_differences:
       description: How many flows were not the same at the end.
@@ -570,15 +620,18 @@ replay:
     verdicts: {old: {pass: 520}, new: {pass: 519, drop: 1}}
 dropped:
   description:
-    - How many flows are not kept, by the table that they would have gone to, because that table gets too small for them or because of
-      O(on_schema_change=drop). The assured ones and the latest are kept. In check mode it says what would not be kept.
-    - There is a warning as well, and one when the flows will fill more than nine tenths of the room in a table. That is a little less than its size, by
-      128 entries for each possible CPU, since the kernel begins to push out old entries while other CPUs still have free ones.
+    - How many flows are not kept, by the table that they would have gone to, because that table
+      gets too small for them or because of O(on_schema_change=drop). The assured ones and the
+      latest are kept. In check mode it says what would not be kept.
+    - There is a warning as well, and one when the flows will fill more than nine tenths of the room
+      in a table. That is a little less than its size, by 128 entries for each possible CPU, since
+      the kernel begins to push out old entries while other CPUs still have free ones.
   returned: success
   type: dict
   sample: {ctt: 1500}
 compiler_output:
-  description: All that the compiler or the verifier said; the message holds the part that tells the fault.
+  description: All that the compiler or the verifier said; the message holds the part that tells the
+    fault.
   returned: when compiling or loading failed
   type: str
 """
@@ -760,7 +813,9 @@ def present(
 def attached_again(
     module: AnsibleModule, paths: bpffs.Paths, have: generation.Have
 ) -> tuple[plans.Plan, generation.Have]:
-    """Attach what is written down to the interfaces whose links hold nothing any more: the plan that was needed, and what is there now."""
+    """Attach what is written down to the interfaces whose links hold nothing any more: the plan
+    that was needed, and what is there now.
+    """
     stale = [fault.object for fault in have.faults if fault.fault == "link_stale"]
     if have.generation is None or not stale:
         return [], have

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The chain as the collection loads it, under a pin_root of its own, and what the benchmark asks of it."""
+"""The chain as the collection loads it, under a pin_root of its own, and what the benchmark asks of
+it.
+"""
 
 from __future__ import annotations
 

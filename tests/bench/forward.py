@@ -1,12 +1,15 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a router does with a packet, from its interface to the next host's: the stack, the stack with nf_conntrack, and the chain in each way.
+"""What a router does with a packet, from its interface to the next host's: the stack, the stack
+with nf_conntrack, and the chain in each way.
 
-A router in a namespace of its own, two veth pairs, static neighbours. UDP datagrams of 60 bytes are made in place: BPF_PROG_TEST_RUN with live frames
-writes each one anew as if it had just come in, and hands it to what is measured; XDP_PASS goes up the stack, which routes it, XDP_REDIRECT to the
-other interface. The far end counts what arrives, in XDP, and drops it: every frame that was made must have come there. All of it happens on one CPU,
-so the figure is the cost of the whole way, the making and the counting included, which is the same for all.
+A router in a namespace of its own, two veth pairs, static neighbours. UDP datagrams of 60 bytes are
+made in place: BPF_PROG_TEST_RUN with live frames writes each one anew as if it had just come in,
+and hands it to what is measured; XDP_PASS goes up the stack, which routes it, XDP_REDIRECT to the
+other interface. The far end counts what arrives, in XDP, and drops it: every frame that was made
+must have come there. All of it happens on one CPU, so the figure is the cost of the whole way, the
+making and the counting included, which is the same for all.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ SOURCE = harness.ROOT / "tests/bench/forward.c"
 CLIENT, SERVER, SPORT, DPORT = "10.0.0.1", "172.30.56.105", 40000, 8080
 FIRST = 10 << 24  # the clients are 10.0.0.0 and those after it
 RULES = "table ip tracked { chain every { type filter hook forward priority 0; ct state invalid drop; }; }"
-#: Highest ratio of time to nf_conntrack's, of what is forwarded: 1.5 times its packets a second. The first packet of a flow is the stack's.
+#: Highest ratio of time to nf_conntrack's, of what is forwarded: 1.5 times its packets a second.
+#: The first packet of a flow is the stack's.
 GOAL = 1 / 1.5
 NATIVE = bpf.XDP_FLAGS["native"]
 
@@ -154,7 +158,9 @@ def open_flows(under_test: Chain, clients: int) -> None:
 
 
 def forwarded(under_test: Chain, router: Router, count: int, clients: int, first: int = 0) -> float:
-    """Send frames through the chain; each must have been tracked, and forwarded here, but for one of a flow in five seconds, which is the stack's."""
+    """Send frames through the chain; each must have been tracked, and forwarded here, but for one
+    of a flow in five seconds, which is the stack's.
+    """
     before = under_test.counters()
     value = router.send(under_test.hooks["ingress"], count, clients, first)
     after = under_test.counters()
@@ -169,7 +175,9 @@ def forwarded(under_test: Chain, router: Router, count: int, clients: int, first
 
 
 class New:
-    """Sends frames of clients that were never seen before; what is to track them has room for all, as nf_conntrack has, which refuses them when it is full."""
+    """Sends frames of clients that were never seen before; what is to track them has room for all,
+    as nf_conntrack has, which refuses them when it is full.
+    """
 
     def __init__(self, count: int) -> None:
         self._count, self._next = count, 0
@@ -200,7 +208,9 @@ def compare(
 
 
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
-    """Measure one flow, many, and one a packet; the peers that track are measured after the others, since a rule can not be switched off between runs."""
+    """Measure one flow, many, and one a packet; the peers that track are measured after the others,
+    since a rule can not be switched off between runs.
+    """
     count, rounds, many = (
         options.pick(200_000, 60_000),
         options.pick(7, 3),

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The frames that the benchmark sends through the chain: Ethernet, IPv4 or IPv6 and a transport header, with right checksums."""
+"""The frames that the benchmark sends through the chain: Ethernet, IPv4 or IPv6 and a transport
+header, with right checksums.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def _ip(src: str, dst: str, proto: int, payload: bytes) -> bytes:
 
 
 def _pseudo(src: str, dst: str, proto: int, length: int) -> bytes:
-    """Return what stands for the pseudo header: that of IPv6 has the fields of IPv4's with more zeros between, which add nothing."""
+    """Return what stands for the pseudo header: that of IPv6 has the fields of IPv4's with more
+    zeros between, which add nothing.
+    """
     return _packed(src) + _packed(dst) + struct.pack(">BBH", 0, proto, length)
 
 
@@ -60,7 +64,9 @@ def tcp(
 
 
 def udp(src: str, sport: int, dst: str, dport: int, data: bytes = b"") -> bytes:
-    """Return a UDP datagram: over IPv4 without a checksum, so that the source address may be counted up on the way."""
+    """Return a UDP datagram: over IPv4 without a checksum, so that the source address may be
+    counted up on the way.
+    """
     datagram = struct.pack(">HHHH", sport, dport, 8 + len(data), 0) + data
     value = checksum(_pseudo(src, dst, 17, len(datagram)) + datagram) if ":" in src else 0
     return _ip(src, dst, 17, datagram[:6] + struct.pack(">H", value) + datagram[8:])

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What every section of the benchmark shares: interleaved runs, medians, tables, the machine-readable report."""
+"""What every section of the benchmark shares: interleaved runs, medians, tables, the
+machine-readable report.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Options:
 
     @property
     def fused(self) -> bool:
-        """Whether to measure the fused form where one form is enough: compiling it takes twice as long, which is too long in a quick run."""
+        """Whether to measure the fused form where one form is enough: compiling it takes twice as
+        long, which is too long in a quick run.
+        """
         return not self.quick
 
     def pick(self, full: t.Any, quick: t.Any) -> t.Any:
@@ -66,8 +70,10 @@ class Sample:
 class Row:
     """One line of the report: what was measured, next to a peer measured in the same rounds.
 
-    :ivar goal: the highest ratio that is wanted, or with ``absolute`` the highest value of ``ours``; None where there is no goal.
-    :ivar axis: what the rows of one name differ by, where they are the points of a curve; ``at`` is the point.
+    :ivar goal: the highest ratio that is wanted, or with ``absolute`` the highest value of
+        ``ours``; None where there is no goal.
+    :ivar axis: what the rows of one name differ by, where they are the points of a curve; ``at`` is
+        the point.
     """
 
     section: str
@@ -122,9 +128,11 @@ class Row:
 def interleave(
     cases: c.Mapping[str, c.Callable[[], float | dict[str, float]]], rounds: int
 ) -> dict[str, Sample]:
-    """Run every case once a round, each round starting with another one, so that a slow spell of the machine hits all alike.
+    """Run every case once a round, each round starting with another one, so that a slow spell of
+    the machine hits all alike.
 
-    :param cases: for each name, a function that measures once and returns the value, or several values by their own names.
+    :param cases: for each name, a function that measures once and returns the value, or several
+        values by their own names.
     """
     names = list(cases)
     values: dict[str, list[float]] = collections.defaultdict(list)

@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Building, re-running and removing labs of N namespaces around a router, next to a floor and to the `ip` command in two ways.
+"""Building, re-running and removing labs of N namespaces around a router, next to a floor and to
+the `ip` command in two ways.
 
-All of them make the same lab, in namespaces of their own: a router and N - 1 hosts, each joined to it by a veth pair with an
-address at both ends, everything up, a default route in each host, forwarding in the router. Afterwards it is pinged across.
+All of them make the same lab, in namespaces of their own: a router and N - 1 hosts, each joined to
+it by a veth pair with an address at both ends, everything up, a default route in each host,
+forwarding in the router. Afterwards it is pinged across.
 
 - *floor*: raw rtnetlink messages from one process that does nothing else (lab_floor.py).
 - *script*: a shell script with one `ip` command a line, as people write it.
@@ -96,7 +98,9 @@ class Plan:
 
 @contextlib.contextmanager
 def enough_files() -> c.Iterator[None]:
-    """Let the process have a socket and a descriptor open for each namespace, as our own library does for itself."""
+    """Let the process have a socket and a descriptor open for each namespace, as our own library
+    does for itself.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
@@ -139,8 +143,8 @@ def forwarding(plan: Plan) -> str:
 def settle() -> None:
     """Wait until the kernel has taken apart every namespace removed so far.
 
-    It does that in the background, one after the other: so the near end of a veth pair whose far end stands in a namespace
-    removed last goes away last.
+    It does that in the background, one after the other: so the near end of a veth pair whose far
+    end stands in a namespace removed last goes away last.
     """
     name = f"eb{secrets.token_hex(3)}"
     harness.command(
@@ -162,7 +166,9 @@ def remove(plan: Plan) -> None:
 
 
 def check(plan: Plan) -> None:
-    """Hold a lab to what was ordered: every namespace, and a ping from the first host through the router to the last."""
+    """Hold a lab to what was ordered: every namespace, and a ping from the first host through the
+    router to the last.
+    """
     harness.expect(
         "namespaces missing", sorted(set(plan.namespaces) - set(os.listdir("/run/netns"))), []
     )
@@ -191,7 +197,9 @@ def peer(name: str, build: c.Callable[[Plan], None], count: int) -> dict[str, fl
 
 
 def converge(plan: Plan, present: bool) -> int:
-    """Run the library of netns_lab, from the options to the result; return the number of steps that it took."""
+    """Run the library of netns_lab, from the options to the result; return the number of steps that
+    it took.
+    """
     want = topology.parse(plan.description()) if present else topology.absent(plan.prefix)
     return len(lab_converge.converge(want).plan)
 

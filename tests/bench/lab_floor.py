@@ -1,9 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The least that building a lab can take: one process, raw rtnetlink messages packed by hand, no look at what is there, no marks, no way back.
+"""The least that building a lab can take: one process, raw rtnetlink messages packed by hand, no
+look at what is there, no marks, no way back.
 
-Interfaces get numbers that are known beforehand, so that everything for a namespace goes to the kernel in one write, and its answers come in one read.
+Interfaces get numbers that are known beforehand, so that everything for a namespace goes to the
+kernel in one write, and its answers come in one read.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def link_up(index: int) -> Message:
 
 
 def veth(name: str, index: int, peer: str, peer_index: int, peer_netns: int) -> Message:
-    """Return what makes a veth whose peer stands in another namespace, given by a descriptor; only the near end goes up at once."""
+    """Return what makes a veth whose peer stands in another namespace, given by a descriptor; only
+    the near end goes up at once.
+    """
     other = (
         _link(peer_index, up=False)
         + _attribute(_IFLA_IFNAME, peer.encode() + b"\0")
@@ -110,7 +114,9 @@ def send(handle: socket.socket, messages: t.Sequence[Message]) -> None:
 
 
 class Namespace:
-    """A new named namespace: a descriptor of it, and an rtnetlink socket inside it. The calling thread is left in it."""
+    """A new named namespace: a descriptor of it, and an rtnetlink socket inside it. The calling
+    thread is left in it.
+    """
 
     def __init__(self, libc: ctypes.CDLL, name: str) -> None:
         path = netns.path(name)

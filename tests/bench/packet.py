@@ -1,20 +1,24 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What one packet costs: the chain next to a no-op, to floors that do a part of its work, and to the cost model of its forerunner.
+"""What one packet costs: the chain next to a no-op, to floors that do a part of its work, and to
+the cost model of its forerunner.
 
 Two ways to measure, each used for all programs alike:
 
-- *repeat*: BPF_PROG_TEST_RUN runs a program again and again on one buffer and returns the mean. The chain stands this, since
-  prs_end takes the metadata away again and so every run finds the frame as it was; the packet counts are held to that. It adds
-  least of its own and hits nothing but the program.
-- *live*: the same call with live frames; the kernel's run-time statistics of the entry program give the time (tail calls do
-  not return, so it is that of the whole chain, and of the two clock reads around it). Each frame is another one and goes on
-  to the stack afterwards, which gives the caches something to do. The forerunner's model leaves its metadata standing, as
-  that one did, and can be measured in this way only.
+- *repeat*: BPF_PROG_TEST_RUN runs a program again and again on one buffer and returns the mean. The
+  chain stands this, since prs_end takes the metadata away again and so every run finds the frame as
+  it was; the packet counts are held to that. It adds least of its own and hits nothing but the
+  program.
+- *live*: the same call with live frames; the kernel's run-time statistics of the entry program give
+  the time (tail calls do not return, so it is that of the whole chain, and of the two clock reads
+  around it). Each frame is another one and goes on to the stack afterwards, which gives the caches
+  something to do. The forerunner's model leaves its metadata standing, as that one did, and can be
+  measured in this way only.
 
-Two variants are measured, as xdp_program's option ``fused`` has them: the *chain*, each stage a program of its own, and *fused*, the same stages in
-the entry programs. Each is held against the floor of its address family and against the other.
+Two variants are measured, as xdp_program's option ``fused`` has them: the *chain*, each stage a
+program of its own, and *fused*, the same stages in the entry programs. Each is held against the
+floor of its address family and against the other.
 
 Whatever is measured is asserted: verdicts, the flow's state, exact packet counts.
 """
@@ -43,15 +47,16 @@ BEFORE_TEN = (
     "10.255.255.255"  # counting up from here within 10.0.0.0/8, the first source is 10.0.0.0
 )
 
-#: So many packets at least in one measurement of random hits: else what is cold at its beginning would show.
+#: So many packets at least in one measurement of random hits: else what is cold at its beginning
+#: would show.
 RANDOM_PACKETS = 1 << 18
 #: The table size at which all is measured; at the others, what the size matters for.
 MAIN_SIZE = 1 << 17
 #: Bytes of the long segments whose checksum is verified.
 LONG = 1400
 
-#: Highest ratios to the floor, to a bare insert and to the forerunner's cost model, by variant and what is measured. A packet over IPv6 has a floor
-#: of its own, with a key of 40 bytes.
+#: Highest ratios to the floor, to a bare insert and to the forerunner's cost model, by variant and
+#: what is measured. A packet over IPv6 has a floor of its own, with a key of 40 bytes.
 GOALS = {
     ("chain", "TCP"): 2.0,
     ("fused", "TCP"): 1.5,
@@ -175,7 +180,9 @@ def live(program: int, frame: bytes, count: int) -> float:
 
 
 def tracked(under_test: Chain, packet: Packet, method: Method, count: int) -> float:
-    """Measure ``count`` packets of an established flow, and see that the chain counted each of them and kept the state."""
+    """Measure ``count`` packets of an established flow, and see that the chain counted each of them
+    and kept the state.
+    """
     before, dummy = under_test.flow(packet.protocol, packet.v6)
     value = method(under_test.hooks["ingress"], packet.frame, count)
     after, ctl = under_test.flow(packet.protocol, packet.v6)
@@ -188,7 +195,9 @@ def tracked(under_test: Chain, packet: Packet, method: Method, count: int) -> fl
 
 
 def open_flows(chains: c.Collection[Chain]) -> None:
-    """Bring the flows up in the chains, those of UDP until they are streams; no frame may come out changed."""
+    """Bring the flows up in the chains, those of UDP until they are streams; no frame may come out
+    changed.
+    """
     for frames_of_one in (OPENING, STREAMING):
         for under_test in chains:
             for hook, frame in frames_of_one:
@@ -280,7 +289,9 @@ def established(
 
 
 def checksums(modes: c.Mapping[str, Chain], count: int, rounds: int) -> list[harness.Row]:
-    """Measure what verifying the checksum of a long segment costs; the modes are chains by what they take for right."""
+    """Measure what verifying the checksum of a long segment costs; the modes are chains by what
+    they take for right.
+    """
     cases: dict[str, c.Callable[[], float | dict[str, float]]] = {
         mode: functools.partial(tracked, under_test, LONG_TCP, repeat, count)
         for mode, under_test in modes.items()
@@ -301,7 +312,9 @@ def checksums(modes: c.Mapping[str, Chain], count: int, rounds: int) -> list[har
 
 
 class Driven:
-    """A ``drive_*`` program in front of a target; the frame that it steps on is kept from one measurement to the next."""
+    """A ``drive_*`` program in front of a target; the frame that it steps on is kept from one
+    measurement to the next.
+    """
 
     def __init__(self, base: Baselines, driver: str, target: int, frame: bytes) -> None:
         self._base, self._driver, self._target, self._frame = (

@@ -1,9 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make lab` on a machine that is set up, its second run, and Ansible's own share: plays of as many tasks that do nothing.
+"""`make lab` on a machine that is set up, its second run, and Ansible's own share: plays of as many
+tasks that do nothing.
 
-Tasks of two kinds: `debug` runs on the controller, `ping` is a module, whose process on the target is what most tasks pay for.
+Tasks of two kinds: `debug` runs on the controller, `ping` is a module, whose process on the target
+is what most tasks pay for.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ def empty(kind: str, count: int) -> None:
 
 
 def round_of(left: bool, kinds: c.Iterable[str]) -> dict[str, float]:
-    """Time a first run (where no lab was ``left`` by its user), a second one, and plays of as many empty tasks of each kind."""
+    """Time a first run (where no lab was ``left`` by its user), a second one, and plays of as many
+    empty tasks of each kind.
+    """
     times: dict[str, float] = {}
     recap: dict[str, int] = {}
 

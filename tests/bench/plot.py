@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two pictures of the benchmark's report, as SVG: bars of the main measurements next to their peers, and the curves.
+"""Two pictures of the benchmark's report, as SVG: bars of the main measurements next to their
+peers, and the curves.
 
     python tests/bench/plot.py [build/bench.json [directory]]
 
@@ -27,7 +28,8 @@ import harness
 
 ReportRow = dict[str, t.Any]
 
-#: What the bars show: section, and names without the variant. A name is there once with all its variants and peers.
+#: What the bars show: section, and names without the variant. A name is there once with all its
+#: variants and peers.
 MAIN = (
     ("packet", r"established (TCP|UDP|TCP over IPv6) \(repeat\)"),
     ("packet", r"new TCP flow, table 128k"),
@@ -111,7 +113,9 @@ def picture(title: str, note: str, height: float, parts: c.Iterable[str]) -> str
 
 
 def bars(rows: c.Iterable[ReportRow], note: str) -> str:
-    """Return the picture of the main measurements; shorter bars are better. The bars of one group share a scale."""
+    """Return the picture of the main measurements; shorter bars are better. The bars of one group
+    share a scale.
+    """
     column, line, label = WIDTH / 2, 17, 175
     room = column - label - 150
     heights, parts = [72.0, 72.0], []
@@ -160,7 +164,9 @@ def nice(highest: float) -> float:
 
 
 def curves(rows: c.Iterable[ReportRow], note: str) -> str:
-    """Return the picture of the curves: a panel for each measurement, a line for each variant and peer, from 0 up."""
+    """Return the picture of the curves: a panel for each measurement, a line for each variant and
+    peer, from 0 up.
+    """
     panels: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
         if row["curve"] is not None:

@@ -1,11 +1,13 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading the flow table: the collection's reader and its command next to a bare batch read, to bpftool and to `conntrack -L`.
+"""Reading the flow table: the collection's reader and its command next to a bare batch read, to
+bpftool and to `conntrack -L`.
 
-The table is that of a loaded chain, filled with copies of a connection that went through it. nf_conntrack's is filled with as
-many connections in a namespace of its own; the host's nf_conntrack_max is raised for that long where it is too low, which is
-possible in the host's own network namespace only.
+The table is that of a loaded chain, filled with copies of a connection that went through it.
+nf_conntrack's is filled with as many connections in a namespace of its own; the host's
+nf_conntrack_max is raised for that long where it is too low, which is possible in the host's own
+network namespace only.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from chain_under_test import Chain
 
 #: Highest ratio of the summary to the bare batch read, and of JSON lines to `conntrack -L`.
 GOAL_SUMMARY, GOAL_LINES = 1.5, 0.5
-#: Likewise of the command: of ``ct list -o json`` to a bare batch read and a fast JSON library, and to other tools; of its first line to all lines.
+#: Likewise of the command: of ``ct list -o json`` to a bare batch read and a fast JSON library, and
+#: to other tools; of its first line to all lines.
 GOAL_JSON, GOAL_AHEAD, GOAL_HEAD = 3.0, 1.0, 0.1
 #: Most MB that writing all flows may take, however many they are.
 GOAL_MEMORY = 64
@@ -118,7 +121,9 @@ def read(
 
 
 def serialised(under_test: Chain, count: int) -> float:
-    """Time the least that ``ct list -o json`` can do: a batch read that looks at nothing, and for each entry a record that is there already, through orjson."""
+    """Time the least that ``ct list -o json`` can do: a batch read that looks at nothing, and for
+    each entry a record that is there already, through orjson.
+    """
     with flow_table.FlowTables(under_test.pin_root) as source, tempfile.TemporaryFile() as out:
         records = flow_table.read(
             source, flow_filter.parse_query({"limit": flow_table.BATCH}), summary=False
@@ -141,7 +146,8 @@ def serialised(under_test: Chain, count: int) -> float:
     return took
 
 
-#: Runs a Python archive, given as the first word, and tells the most memory that the process took. (What wait4() tells includes the process that forked.)
+#: Runs a Python archive, given as the first word, and tells the most memory that the process took.
+#: (What wait4() tells includes the process that forked.)
 MEASURED = """
 import runpy, sys
 sys.argv = sys.argv[1:]

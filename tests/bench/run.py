@@ -1,11 +1,13 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make bench`: measure, print tables, write build/bench.json, draw docs/bench.svg and docs/scaling.svg.
+"""`make bench`: measure, print tables, write build/bench.json, draw docs/bench.svg and
+docs/scaling.svg.
 
     python tests/bench/run.py [--quick] [section ...]
 
-Wants root, a set-up clone (`make setup`), and a machine with nothing else to do. QUICK=1 in the environment is --quick.
+Wants root, a set-up clone (`make setup`), and a machine with nothing else to do. QUICK=1 in the
+environment is --quick.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ LONG = {"stream", "playbook", "swap"}
 
 
 def main() -> int:
-    """Run the sections; 1 when one of them failed. A missed goal is told, and no failure: it depends on the machine and its load."""
+    """Run the sections; 1 when one of them failed. A missed goal is told, and no failure: it
+    depends on the machine and its load.
+    """
     parser = argparse.ArgumentParser(
         prog="make bench", description="Measure the collection next to floors and peers."
     )

@@ -1,9 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Curves: how the cost of a packet, the rate of new flows and the memory of a flow change with the size of the table, the flows in it, and the CPUs.
+"""Curves: how the cost of a packet, the rate of new flows and the memory of a flow change with the
+size of the table, the flows in it, and the CPUs.
 
-The programs, the floors and the way to measure are those of packet.py (*repeat*). Each point is measured next to its floor in the same rounds.
+The programs, the floors and the way to measure are those of packet.py (*repeat*). Each point is
+measured next to its floor in the same rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import tables
 from baselines import Baselines
 from chain_under_test import Chain
 
-#: Highest ratio of a random hit to the floor's where the flows are so many at least, and most bytes of kernel memory for a connection.
+#: Highest ratio of a random hit to the floor's where the flows are so many at least, and most bytes
+#: of kernel memory for a connection.
 GOAL_RANDOM, MANY, GOAL_MEMORY = 1.25, 1 << 19, 192
 #: Highest ratio of a new flow to a bare insert.
 GOAL_NEW = 2.0
@@ -36,7 +39,9 @@ def open_tcp(under_test: Chain, client: str) -> None:
 
 
 def per_packet(hook: int, sent: c.Sequence[bytes], count: int) -> float:
-    """Run ``count`` packets on each of as many CPUs as there are frames, at the same time; return ns a packet of all of them together."""
+    """Run ``count`` packets on each of as many CPUs as there are frames, at the same time; return
+    ns a packet of all of them together.
+    """
     cpus = sorted(os.sched_getaffinity(0))
     ready = threading.Barrier(len(sent))
     taken: list[float] = []

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What XDP on a router's veth links costs a TCP connection between two hosts of the same machine.
 
-Without XDP such a connection is carried in segments of 64 KiB (GSO), which nobody ever cuts. A native program on one end of a veth takes that from
-the other end (drivers/net/veth.c, veth_xdp_set), so each packet is of the MTU's size: a cost of veth, which no network card has.
+Without XDP such a connection is carried in segments of 64 KiB (GSO), which nobody ever cuts. A
+native program on one end of a veth takes that from the other end (drivers/net/veth.c,
+veth_xdp_set), so each packet is of the MTU's size: a cost of veth, which no network card has.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def attached(ends: c.Iterable[tuple[str, str, int, str]]) -> c.Iterator[dict[str
 
 
 def transfer(plan: lab.Plan, octets: int) -> float:
-    """Send so many bytes over one connection from the first host to the second; return milliseconds a gigabit."""
+    """Send so many bytes over one connection from the first host to the second; return milliseconds
+    a gigabit.
+    """
     address = plan.addresses(1)[1]
     with contextlib.ExitStack() as stack:
         with netns.entered(plan.hosts[1]):

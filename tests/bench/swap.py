@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Generations that take over from each other while frames come in as fast as the kernel makes them, next to programs detached and attached again.
+"""Generations that take over from each other while frames come in as fast as the kernel makes them,
+next to programs detached and attached again.
 
-Every frame that comes in has to be counted, every flow has to be there afterwards, and where the tables keep their size each has to have
-counted exactly what was sent. The programs are compiled beforehand; they are verified and loaded anew for each generation.
+Every frame that comes in has to be counted, every flow has to be there afterwards, and where the
+tables keep their size each has to have counted exactly what was sent. The programs are compiled
+beforehand; they are verified and loaded anew for each generation.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             turns = [(mark, size) for size in sizes for mark in "ab"]
             for mark, size in turns:
                 load.take_over(mark, size)
-            result = load.run(swaps, lambda number: load.take_over(*turns[number % len(turns)]))  # noqa: B023  called at once
+            # noqa: B023  called at once
+            result = load.run(swaps, lambda number: load.take_over(*turns[number % len(turns)]))
             bare = load.run(options.pick(10, 2), lambda dummy: load.attach_anew())
         harness.expect("frames sent but not received", result.sent - result.received, 0)
         harness.expect(

@@ -22,7 +22,9 @@ _BATCH = 1 << 14
 def entries(
     fd: int, key: struct.Struct = chain.KEY4
 ) -> t.Iterator[tuple[tuple[t.Any, ...], tuple[t.Any, ...]]]:
-    """Return every (key, entry) of a flow table, unpacked as ``key`` (KEY4 or KEY6) and ENTRY of the collection's ``chain`` module."""
+    """Return every (key, entry) of a flow table, unpacked as ``key`` (KEY4 or KEY6) and ENTRY of
+    the collection's ``chain`` module.
+    """
     for dummy, keys, values in bpf.map_batches(fd, key.size, chain.ENTRY.size):
         yield from zip(key.iter_unpack(keys), chain.ENTRY.iter_unpack(values), strict=True)
 
@@ -52,7 +54,9 @@ def fill(fd: int, count: int, key: bytes, entry: bytes) -> None:
 
 
 def spread(fd: int) -> collections.Counter[int]:
-    """Return how many flows have how many packets of the initiator; for tables of millions, hence by columns."""
+    """Return how many flows have how many packets of the initiator; for tables of millions, hence
+    by columns.
+    """
     found: collections.Counter[int] = collections.Counter()
     for dummy, dummy_keys, values in bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size):
         found.update(array.array("Q", values.cast("Q")[:: chain.ENTRY.size // 8].tobytes()))

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab, built once, in which each test that asks for ``wire`` finds both trackers empty; and the figures that tests print."""
+"""The lab, built once, in which each test that asks for ``wire`` finds both trackers empty; and the
+figures that tests print.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def wire(lab_on_the_wire: Wire) -> c.Iterator[Wire]:
 
 @pytest.fixture
 def figure(pytestconfig: pytest.Config) -> Figure:
-    """Return a function that notes what a test measured, (what, value); the run prints all of them at its end."""
+    """Return a function that notes what a test measured, (what, value); the run prints all of them
+    at its end.
+    """
     noted = pytestconfig.stash.setdefault(_FIGURES, {})
 
     def note(what: str, value: object) -> None:

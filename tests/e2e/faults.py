@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Break a module's run at each of its system calls, and see that the next run ends well.
 
-What the calls are is found out by running the module: a test names the module, what is there before, and what is right afterwards.
+What the calls are is found out by running the module: a test names the module, what is there
+before, and what is right afterwards.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed
 from ansible_collections.ebpf.conntrack.tests.tools import leftovers
 
 MODULES = "ansible_collections.ebpf.conntrack.plugins.modules."
-#: How each kind of call fails in life; the first fitting prefix tells. None: netlink itself refuses the request.
+#: How each kind of call fails in life; the first fitting prefix tells. None: netlink itself refuses
+#: the request.
 _ERRNOS: dict[str, tuple[int | None, ...]] = {
     "netlink": (None, errno.ENOBUFS),
     "bpf MAP_CREATE": (errno.ENOMEM, errno.EPERM),
@@ -182,7 +184,9 @@ def ip_says(asked: str, *argv: str) -> str:
 
 
 def _network(namespace: str) -> dict[str, str]:
-    """Return what ip shows of a namespace ("": the host's), without numbers and what the kernel makes by itself."""
+    """Return what ip shows of a namespace ("": the host's), without numbers and what the kernel
+    makes by itself.
+    """
     found: dict[str, str] = {}
     where = ["-j", *(["-n", namespace] if namespace else [])]
     said = ip_says("addr show\nroute show\n", *where, "-d", "-batch", "-") + ip_says(
@@ -222,7 +226,9 @@ def _files(*directories: str) -> dict[str, str]:
 
 
 def picture() -> dict[str, str]:
-    """Return what is there of all that a module can make, without asking the modules: objects by name, with what matters of them."""
+    """Return what is there of all that a module can make, without asking the modules: objects by
+    name, with what matters of them.
+    """
     namespaces = sorted(os.listdir("/run/netns"))
     network = {
         key: value
@@ -249,9 +255,11 @@ def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 # ---------------------------------------------------------------- killed
 def killed_everywhere(scenario: Scenario) -> int:
-    """Kill the run at each of its calls that leave something behind, and end in each of the ways; return how often it was killed.
+    """Kill the run at each of its calls that leave something behind, and end in each of the ways;
+    return how often it was killed.
 
-    A kill before a call is one after the call before it; what reads, or dies with the process, makes no difference.
+    A kill before a call is one after the call before it; what reads, or dies with the process,
+    makes no difference.
     """
     __tracebackhide__ = True
     return sum(sandboxed(*(functools.partial(_kill, scenario, turn) for turn in range(PROCESSES))))
@@ -306,7 +314,8 @@ def _killed(call: Call, site: int) -> syscalls.Run:
 def refused_everywhere(scenario: Scenario) -> int:
     """Let each call of the run fail once; return how often one was refused.
 
-    The module then has failed in words, with all as it was or as the message says; or it has gone another way, to the same end. The next run ends well.
+    The module then has failed in words, with all as it was or as the message says; or it has gone
+    another way, to the same end. The next run ends well.
     """
     __tracebackhide__ = True
     return sum(
@@ -315,7 +324,9 @@ def refused_everywhere(scenario: Scenario) -> int:
 
 
 def _refuse(scenario: Scenario, turn: int) -> int:
-    """Refuse at every PROCESSES-th site. Where a run failed and left all as it was, there is nothing to see in what comes after."""
+    """Refuse at every PROCESSES-th site. Where a run failed and left all as it was, there is
+    nothing to see in what comes after.
+    """
     scenario.setup()
     bare, refusals, again = picture(), 0, scenario.endings[0]
     before: dict[str, str] | None = None
@@ -354,7 +365,8 @@ def _refuse(scenario: Scenario, turn: int) -> int:
 
 
 def _refused(call: Call, site: int) -> tuple[syscalls.Run, str | None]:
-    """Run a module with its ``site``-th call refused in a way that fits; return the run and what was refused, None when it ended before.
+    """Run a module with its ``site``-th call refused in a way that fits; return the run and what
+    was refused, None when it ended before.
 
     Of the calls between two changes, which change nothing themselves, one of each kind counts.
     """
@@ -377,7 +389,9 @@ def _refused(call: Call, site: int) -> tuple[syscalls.Run, str | None]:
 
 
 def _check_failure(result: Result, changes: list[str]) -> None:
-    """A failed run says in words what failed; what it has changed is what it says it has done, or could not undo."""
+    """A failed run says in words what failed; what it has changed is what it says it has done, or
+    could not undo.
+    """
     assert result["msg"].strip(), result
     if "applied" in result:
         assert re.match(r"Everything was done|[a-z]+ [a-z]+ \S.*: ", result["msg"]), (
@@ -387,7 +401,8 @@ def _check_failure(result: Result, changes: list[str]) -> None:
     if undone and not result["msg"].startswith(
         ("move ", "delete ")
     ):  # what is moved goes on with the next run
-        # the directory of the lock stays where locking itself fails: somebody else may have locked it
+        # the directory of the lock stays where locking itself fails: somebody else may have locked
+        # it
         assert set(changes) <= {"file /run/ebpf_conntrack is left"}, (
             f"it failed, but not all is as it was: {changes}"
         )
@@ -395,7 +410,9 @@ def _check_failure(result: Result, changes: list[str]) -> None:
 
 @functools.cache
 def warm() -> None:
-    """Load in this process what each run would load anew: bcc, the modules, Ansible's encoders, what libbpf asks the kernel once; nothing is changed."""
+    """Load in this process what each run would load anew: bcc, the modules, Ansible's encoders,
+    what libbpf asks the kernel once; nothing is changed.
+    """
     importlib.import_module("bcc")
     bpf.close(bpf.prog_load(bpf.xdp_pass_insns(), "warm"))
     bpf.possible_cpus()

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An interface with the chain, and floods that reach it over a veth: frames of as many flows, made in the kernel and sent for real."""
+"""An interface with the chain, and floods that reach it over a veth: frames of as many flows, made
+in the kernel and sent for real.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ FLOODS = {
 
 
 class Lab:
-    """The chain at an interface's ingress, in a namespace of its own, and who floods it. Use as a context manager.
+    """The chain at an interface's ingress, in a namespace of its own, and who floods it. Use as a
+    context manager.
 
     :ivar rig: the chain.
     """

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A stand-in for build_bcc.build that compiles each text once.
 
-What comes of it are the chain's real programs: the same instructions, verified and loaded for the maps of each generation. Only the compiler, which takes
-seconds, is left out from the second time on.
+What comes of it are the chain's real programs: the same instructions, verified and loaded for the
+maps of each generation. Only the compiler, which takes seconds, is left out from the second time
+on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A machine of one's own for the time of a call: network, mounts, /run, /var/lib and BPF file system of a process that ends with it."""
+"""A machine of one's own for the time of a call: network, mounts, /run, /var/lib and BPF file
+system of a process that ends with it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ T = t.TypeVar("T")
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
 _PR_SET_PDEATHSIG = 1
-#: What a host has before anything of ours is on it; a new network namespace takes the machine's present IPv4 settings for its own.
+#: What a host has before anything of ours is on it; a new network namespace takes the machine's
+#: present IPv4 settings for its own.
 _FRESH = {
     "net/ipv4/conf/all/forwarding": "0",
     "net/ipv4/conf/all/accept_redirects": "1",
@@ -66,7 +69,8 @@ def _enter() -> None:
 
 
 def sandboxed(*bodies: c.Callable[[], T]) -> list[T]:
-    """Return what functions return when they run at the same time, each on a machine of its own; nothing but their results comes back.
+    """Return what functions return when they run at the same time, each on a machine of its own;
+    nothing but their results comes back.
 
     :raises AssertionError: one of them raised; with its traceback.
     """
@@ -88,7 +92,9 @@ def sandboxed(*bodies: c.Callable[[], T]) -> list[T]:
 
 
 def _start(body: c.Callable[[], T]) -> int:
-    """Run a function in a process on a machine of its own; return the file descriptor through which it will tell the result."""
+    """Run a function in a process on a machine of its own; return the file descriptor through which
+    it will tell the result.
+    """
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)

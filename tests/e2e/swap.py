@@ -1,11 +1,13 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Established flows, frames at the highest rate that the kernel makes them, and generations that take over from each other meanwhile.
+"""Established flows, frames at the highest rate that the kernel makes them, and generations that
+take over from each other meanwhile.
 
-A sender is a program that BPF_PROG_TEST_RUN runs again and again, each time on a frame that goes out for real (BPF_F_TEST_XDP_LIVE_FRAMES): it gives
-the frame the next flow's port, and counts it. The frames go over a veth to the chain, at one hook or at both, and on into a stack that they are not for.
-What the chain counts, each flow for itself, is then held against what was sent.
+A sender is a program that BPF_PROG_TEST_RUN runs again and again, each time on a frame that goes
+out for real (BPF_F_TEST_XDP_LIVE_FRAMES): it gives the frame the next flow's port, and counts it.
+The frames go over a veth to the chain, at one hook or at both, and on into a stack that they are
+not for. What the chain counts, each flow for itself, is then held against what was sent.
 """
 
 from __future__ import annotations
@@ -168,7 +170,8 @@ class Sender:
 
 @contextlib.contextmanager
 def sending(senders: t.Sequence[Sender]) -> t.Iterator[None]:
-    """Let the senders send in turn while a ``with`` block works. They do so in one thread: on one CPU no queue between them and the chain runs over.
+    """Let the senders send in turn while a ``with`` block works. They do so in one thread: on one
+    CPU no queue between them and the chain runs over.
 
     :raises Exception: what ended the sending before its time.
     """
@@ -205,7 +208,8 @@ class Result:
     :ivar dropped: frames that found the interface's queue full, so that nobody received them.
     :ivar counted: frames that the chain counted, by outcome.
     :ivar lost_flows: flows that were there before and are not now.
-    :ivar wrong_flows: flows whose packets are not those that were sent, or that are not established any more.
+    :ivar wrong_flows: flows whose packets are not those that were sent, or that are not established
+        any more.
     :ivar missing: packets that those flows lack.
     :ivar seconds: how long the senders sent.
     """
@@ -228,7 +232,8 @@ class Result:
 
 
 class Load:
-    """Two interfaces with the chain, senders on the other ends, and flows that both directions of were seen. Use as a context manager.
+    """Two interfaces with the chain, senders on the other ends, and flows that both directions of
+    were seen. Use as a context manager.
 
     :param ways: what is sent.
     :param flows: TCP connections of each family.
@@ -257,7 +262,8 @@ class Load:
                     subprocess.run(
                         ["ip", "link", "set", name, "addrgenmode", "none", "up"], check=True
                     )
-                # so that a veth without a program takes frames, too: what happens to them is then for the chain alone
+                # so that a veth without a program takes frames, too: what happens to them is then
+                # for the chain alone
                 subprocess.run(
                     ["ethtool", "-K", hook, "gro", "on"], check=True, stdout=subprocess.DEVNULL
                 )
@@ -289,7 +295,9 @@ class Load:
         self.attach()
 
     def want(self, mark: str, size: int = 0) -> generation.Want:
-        """Return a chain whose sources differ by a mark; ``size`` is that of its tables, by default twice what is needed."""
+        """Return a chain whose sources differ by a mark; ``size`` is that of its tables, by default
+        twice what is needed.
+        """
         size = size or 1 << (2 * self.flows).bit_length()
         return generation.Want(
             f"{render.render(str(chain_rig.SOURCES), render.Settings(size, size))}\n/* {mark} */\n",

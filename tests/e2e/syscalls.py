@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stand between a process and the kernel: see each system call that changes something, refuse it, or kill the process there.
+"""Stand between a process and the kernel: see each system call that changes something, refuse it,
+or kill the process there.
 
-The process runs under a seccomp filter that asks a supervisor, its parent (seccomp_unotify(2)). So the calls are the real ones, whoever makes them:
-Python, libbpf or bcc. None of the code under test knows of it.
+The process runs under a seccomp filter that asks a supervisor, its parent (seccomp_unotify(2)). So
+the calls are the real ones, whoever makes them: Python, libbpf or bcc. None of the code under test
+knows of it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import typing as t
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
-#: Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h); old calls are missing on arm64.
+#: Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl,
+#: include/uapi/asm-generic/unistd.h); old calls are missing on arm64.
 _NUMBERS = {
     "x86_64": {
         "bpf": 321, "chmod": 90, "fchmod": 91, "fchmodat": 268, "flock": 73, "fsync": 74, "ftruncate": 77, "link": 86, "linkat": 265, "mkdir": 83,
@@ -57,7 +60,8 @@ _BPF_COMMANDS = (
     "MAP_LOOKUP_BATCH", "MAP_LOOKUP_AND_DELETE_BATCH", "MAP_UPDATE_BATCH", "MAP_DELETE_BATCH", "LINK_CREATE", "LINK_UPDATE", "LINK_GET_FD_BY_ID",
     "LINK_GET_NEXT_ID", "ENABLE_STATS", "ITER_CREATE", "LINK_DETACH", "PROG_BIND_MAP",
 )  # fmt: skip
-#: What leaves nothing behind when the process dies after it: it reads, or makes what dies with the process, or writes down what is there already.
+#: What leaves nothing behind when the process dies after it: it reads, or makes what dies with the
+#: process, or writes down what is there already.
 _OF_THE_PROCESS = {
     *(f"bpf {command}" for command in _BPF_COMMANDS if "GET" in command or "LOOKUP_ELEM" in command or "LOOKUP_BATCH" in command),
     *(f"bpf {command}" for command in ("MAP_CREATE", "PROG_LOAD", "BTF_LOAD", "PROG_QUERY", "TASK_FD_QUERY", "ENABLE_STATS", "ITER_CREATE")),
@@ -106,7 +110,9 @@ class Kill:
 
 
 class Refuse(t.NamedTuple):
-    """The answer that lets the call fail with this errno; None: a netlink request is spoilt, so that the kernel itself refuses it."""
+    """The answer that lets the call fail with this errno; None: a netlink request is spoilt, so
+    that the kernel itself refuses it.
+    """
 
     errno: int | None
 
@@ -129,7 +135,9 @@ class Run:
 
 
 def _filter() -> bytes:
-    """Return the classic BPF program that asks the supervisor about the calls of _NUMBERS, save those that open only to read and write to the terminal."""
+    """Return the classic BPF program that asks the supervisor about the calls of _NUMBERS, save
+    those that open only to read and write to the terminal.
+    """
     numbers = _NUMBERS[platform.machine()]
     code: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, 4),
@@ -161,7 +169,9 @@ def _filter() -> bytes:
 
 
 def _install() -> int:
-    """Put the calling process under the filter; return the file descriptor that the supervisor listens on."""
+    """Put the calling process under the filter; return the file descriptor that the supervisor
+    listens on.
+    """
     code = _filter()
     program = ctypes.create_string_buffer(code, len(code))
     head = ctypes.create_string_buffer(
@@ -237,7 +247,9 @@ class _Stopped:
         )
 
     def _protocol(self) -> int:
-        """Return the protocol of the socket that the call is about: NETLINK_ROUTE or another one of netlink(7)."""
+        """Return the protocol of the socket that the call is about: NETLINK_ROUTE or another one of
+        netlink(7).
+        """
         pidfd = os.pidfd_open(self.pid)
         try:
             fd = _LIBC.syscall(_PIDFD_GETFD, pidfd, ctypes.c_int(self.arguments[0]), 0)
@@ -291,7 +303,9 @@ def watch(
 
 
 def start(run: c.Callable[[], object]) -> tuple[int, int]:
-    """Run a function in a process of its own; return the process's number, and an open file that holds what it writes."""
+    """Run a function in a process of its own; return the process's number, and an open file that
+    holds what it writes.
+    """
     output = os.memfd_create("output")
     pid = os.fork()
     if pid == 0:
@@ -323,8 +337,9 @@ def _supervise(
 ) -> None:
     """Answer each call until the process ends.
 
-    The kernel makes some writes below /proc/sys again and again by itself, while others on the machine change their networks (restart_syscall(), where
-    rtnl_trylock() fails). That is one call: what came of it depends on nobody but the process.
+    The kernel makes some writes below /proc/sys again and again by itself, while others on the
+    machine change their networks (restart_syscall(), where rtnl_trylock() fails). That is one call:
+    what came of it depends on nobody but the process.
     """
     last: tuple[Event, list[int]] | None = None
     poll = select.poll()

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""In generic mode XDP sees the stack's packets: up to 512 KiB, whose length no IPv4 header can tell, and many segments in one."""
+"""In generic mode XDP sees the stack's packets: up to 512 KiB, whose length no IPv4 header can
+tell, and many segments in one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire, read
 
 RTM_NEWLINK, NLM_REQUEST, NLM_ACK = 16, 1, 4
-#: include/uapi/linux/if_link.h: IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE.
+#: include/uapi/linux/if_link.h: IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE,
+#: IFLA_GRO_IPV4_MAX_SIZE.
 SIZES = (41, 58, 63, 64)
 LINKS = (("client", "ns1-wan"), ("router", "ns1-lan"), ("router", "ns2-lan"), ("server", "ns2-wan"))
 MEGABYTES = 8
@@ -53,7 +56,9 @@ def largest(wire: Wire, size: int) -> None:
 
 @pytest.mark.parametrize("size", [PLAIN, BIG])
 def test_transfer(wire: Wire, size: int) -> None:
-    """What nf_conntrack makes of these packets, with its counts; no packet is refused for its length, and the record says that they were merged."""
+    """What nf_conntrack makes of these packets, with its counts; no packet is refused for its
+    length, and the record says that they were merged.
+    """
     wire.reset()
     largest(wire, size)
     before = wire.counters()
@@ -77,7 +82,9 @@ def test_transfer(wire: Wire, size: int) -> None:
 
 
 def test_attaching_in_generic_mode_says_what_may_be_dropped(wire: Wire) -> None:
-    """Where packets come that the kernel has to copy into one piece, and only there; preflight knows it, too."""
+    """Where packets come that the kernel has to copy into one piece, and only there; preflight
+    knows it, too.
+    """
     interfaces = [
         {"name": name, "netns": wire.ns("router"), "program": hook}
         for name, hook in (("ns1-lan", "ingress"), ("ns2-lan", "egress"))

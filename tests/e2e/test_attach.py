@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""xdp_attach on real interfaces: what it leaves is read with ip and bpftool; see test_faults.py for broken runs."""
+"""xdp_attach on real interfaces: what it leaves is read with ip and bpftool; see test_faults.py for
+broken runs.
+"""
 
 from __future__ import annotations
 
@@ -391,7 +393,8 @@ def test_too_few_queues_are_said_in_the_kernels_words(lab: Lab) -> None:
     assert "rx queues" in lab.run(lab.both[:1])["warnings"][0]
 
 
-#: What makes the kernel refuse the chain on an interface of the lab's namespace: (commands there, which interface, mode, what a check run says).
+#: What makes the kernel refuse the chain on an interface of the lab's namespace: (commands there,
+#: which interface, mode, what a check run says).
 REFUSED: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "loopback": (
         (),
@@ -863,7 +866,7 @@ def test_nothing_that_fits_is_an_error_that_says_what_there_is(lab: Lab) -> None
         lab.run([{**nothing, "netns": "gone"}])
 
 
-# ---------------------------------------------------------------- interfaces without Ethernet header, and on top of others
+# ---------------------------------------------------------------- interfaces without Ethernet heade
 def test_an_interface_without_ethernet_header_is_refused(lab: Lab) -> None:
     for name, mode in (("tun0", "tun"), ("tap0", "tap")):
         ip("-n", lab.ns, "tuntap", "add", name, "mode", mode)
@@ -922,7 +925,9 @@ def stack(lab: Lab) -> None:
 
 
 def test_a_frame_is_seen_on_each_of_a_stack(lab: Lab) -> None:
-    """What the refusal rests on: the kernel runs XDP for one frame on the port, on the bridge and on what is on top of it."""
+    """What the refusal rests on: the kernel runs XDP for one frame on the port, on the bridge and
+    on what is on top of it.
+    """
     stack(lab)
     frame = b"\xff" * 6 + b"\2" + bytes(5) + b"\x88\xb5" + bytes(46)
     with netns.entered(lab.ns):

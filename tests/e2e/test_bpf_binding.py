@@ -174,7 +174,8 @@ def test_one_element(table: int) -> None:
 
 @pytest.mark.parametrize("batch", [1, 7, 4096, 16384])
 def test_batches_read_everything_once(batch: int) -> None:
-    # a plain hash of few buckets would be as good, but this one has buckets that hold more than a batch of one
+    # a plain hash of few buckets would be as good, but this one has buckets that hold more than a
+    # batch of one
     with bpf.closing(bpf.map_create(HASH, "crowded", 6, 12, 1000)) as fd:
         entries = fill(fd, 1000)
         assert read(fd, batch) == entries
@@ -344,7 +345,9 @@ def test_no_descriptor_is_left_behind(table: int, veth: int) -> None:
 
 # ---------------------------------------------------------------- the mount
 def test_a_missing_bpffs_is_mounted_and_unmounted_again() -> None:
-    """In a mount namespace of its own: mount where missing, keep while in use, take away afterwards; refuse a read-only one."""
+    """In a mount namespace of its own: mount where missing, keep while in use, take away
+    afterwards; refuse a read-only one.
+    """
     script = f"""
 import os, subprocess, sys
 sys.path[:0] = {[path for path in __import__("sys").path if path]!r}
@@ -397,7 +400,9 @@ except bpffs.ConntrackError as exc:
 
 
 def test_what_another_user_made_first_is_not_used() -> None:
-    """In a BPF file system that every user may write to; each command and module that reads or writes names it, and changes nothing."""
+    """In a BPF file system that every user may write to; each command and module that reads or
+    writes names it, and changes nothing.
+    """
     script = f"""
 import contextlib, io, os, subprocess, sys
 sys.path[:0] = {[path for path in __import__("sys").path if path]!r}

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What others have on the same interfaces and below the same pin_root stays theirs, and interfaces that wander keep their program."""
+"""What others have on the same interfaces and below the same pin_root stays theirs, and interfaces
+that wander keep their program.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def attached_id(name: str) -> int:
 
 
 def refused(lab: Lab, *words: str, **options: t.Any) -> None:
-    """A run with check mode and one without are refused in these words, and the interface runs what it ran."""
+    """A run with check mode and one without are refused in these words, and the interface runs what
+    it ran.
+    """
     before = attached_id(lab.near), lab.seen(lab.near), lab.pins()
     for check_mode in (True, False):
         with pytest.raises(ConntrackError) as raised:
@@ -90,7 +94,9 @@ def test_a_foreign_program_stays(lab: Lab, foreign: int, how: str, mode: str, wa
 
 
 def test_a_program_that_libxdps_own_tool_loaded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dispatcher with the program in it, or the program alone where the kernel lets no program replace a function of another (freplace)."""
+    """A dispatcher with the program in it, or the program alone where the kernel lets no program
+    replace a function of another (freplace).
+    """
     monkeypatch.setenv("LIBXDP_BPFFS", lab.pin_root)
     path = LIBXDP_OBJECT.format(os.uname().machine)
     subprocess.run(
@@ -115,7 +121,9 @@ def test_a_program_that_libxdps_own_tool_loaded(lab: Lab, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("how", ["netlink", "link"])
 def test_a_libxdp_dispatcher(lab: Lab, how: str) -> None:
-    """What it looks like from outside, whether or not this kernel takes a real one: libxdp attaches it through netlink, or since 1.4 through a link."""
+    """What it looks like from outside, whether or not this kernel takes a real one: libxdp attaches
+    it through netlink, or since 1.4 through a link.
+    """
     with (
         bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "xdp_dispatcher")) as dispatcher,
         contextlib.ExitStack() as stack,
@@ -188,7 +196,9 @@ def counted(lab: Lab) -> c.Iterator[c.Callable[[], int]]:
 
 
 def send(lab: Lab, frames: int = 20) -> None:
-    """Send frames from the far end: past its queue, which takes frames only some time after the end has come up, when the kernel has got round to it."""
+    """Send frames from the far end: past its queue, which takes frames only some time after the end
+    has come up, when the kernel has got round to it.
+    """
     with netns.entered(lab.ns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
         sender.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
         sender.bind((lab.far, 0))
@@ -217,7 +227,9 @@ def elsewhere(lab: Lab) -> c.Iterator[str]:
 
 @pytest.mark.parametrize("activate", [1, 2])
 def test_an_interface_that_was_renamed_keeps_its_link(lab: Lab, activate: int) -> None:
-    """Its pin is renamed with it, while the program sees every frame; another generation goes into the link as well."""
+    """Its pin is renamed with it, while the program sees every frame; another generation goes into
+    the link as well.
+    """
     lab.run(lab.both[:1])
     number = link_id(lab, lab.near)
     new = f"{lab.near}2"
@@ -277,7 +289,9 @@ def test_an_interface_that_was_moved_is_detached_by_its_old_name(lab: Lab, elsew
 
 
 def test_another_interface_of_the_name_of_one_that_was_moved(lab: Lab, elsewhere: str) -> None:
-    """The link is for the name: it goes to the interface that has it now, and the one that was moved is let go."""
+    """The link is for the name: it goes to the interface that has it now, and the one that was
+    moved is let go.
+    """
     lab.run(lab.both[:1])
     ip("link", "set", lab.near, "netns", elsewhere)
     ip("-n", lab.ns, "link", "set", lab.far, "name", "old")
@@ -292,7 +306,9 @@ def test_another_interface_of_the_name_of_one_that_was_moved(lab: Lab, elsewhere
 
 
 def test_an_interface_that_comes_back(lab: Lab) -> None:
-    """While it is away its link is named as stale, and the other interface is as it was; when it is back the next run attaches it."""
+    """While it is away its link is named as stale, and the other interface is as it was; when it is
+    back the next run attaches it.
+    """
     lab.run()
     ip("link", "del", lab.near)
     assert faults(lab) == ["link_stale"] * 2, "a veth takes its other end along"
@@ -330,7 +346,9 @@ def test_an_interface_in_a_bridge(lab: Lab, mode: str) -> None:
 
 
 def test_an_mtu_that_changes_under_a_program(lab: Lab) -> None:
-    """The kernel refuses what native XDP on a veth can not take; what it lets through is no reason to do anything."""
+    """The kernel refuses what native XDP on a veth can not take; what it lets through is no reason
+    to do anything.
+    """
     lab.run(lab.both[:1], mode="native")
     raise_far = ["ip", "-n", lab.ns, "link", "set", lab.far, "mtu", "9000"]
     assert subprocess.run(raise_far, check=False, capture_output=True).returncode != 0

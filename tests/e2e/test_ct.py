@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command ct on real traffic: each command, held against nf_conntrack, conntrack(8), the modules, and what was done."""
+"""The command ct on real traffic: each command, held against nf_conntrack, conntrack(8), the
+modules, and what was done.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ MOVING = ("timeout", "age", "idle")
 
 @dataclasses.dataclass
 class Ct:
-    """Runs the installed command as its own shebang does, but without site-packages: nothing but Python and libbpf is there."""
+    """Runs the installed command as its own shebang does, but without site-packages: nothing but
+    Python and libbpf is there.
+    """
 
     path: str
     pin_root: str
@@ -115,7 +119,9 @@ class Ct:
         return done.stderr
 
     def asked(self, answer: str, *words: str) -> tuple[int, str]:
-        """Run a command on a terminal and answer its question; return its exit status and all that it wrote there."""
+        """Run a command on a terminal and answer its question; return its exit status and all that
+        it wrote there.
+        """
         here, there = pty.openpty()
         with subprocess.Popen(
             self.argv(*words), env={}, stdin=there, stdout=there, stderr=there

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ct graph of a real lab, held against ip and the flow table. What it looks like is for tests/picture to see."""
+"""ct graph of a real lab, held against ip and the flow table. What it looks like is for
+tests/picture to see.
+"""
 
 from __future__ import annotations
 

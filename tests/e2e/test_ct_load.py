@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``ct load`` without Ansible: the chain comes back after all pins are gone, with other settings, and from a directory."""
+"""``ct load`` without Ansible: the chain comes back after all pins are gone, with other settings,
+and from a directory.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ct top on real traffic: its rates next to what was sent, and on a real terminal of 80 columns and 24 lines."""
+"""ct top on real traffic: its rates next to what was sent, and on a real terminal of 80 columns and
+24 lines.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ PATIENCE = 20
 
 @pytest.fixture
 def sent(ct: Ct, wire: Wire) -> c.Iterator[list[float]]:
-    """The times at which datagrams went, one of THERE bytes to the server and one of BACK bytes to the client each."""
+    """The times at which datagrams went, one of THERE bytes to the server and one of BACK bytes to
+    the client each.
+    """
     client, server = wire.udp("client", STREAM), wire.udp("server", STREAM)
     times: list[float] = []
     end = threading.Event()

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lines of expect in a lab with both families, held against a chain that works, one that does not see, and traffic that does not arrive."""
+"""The lines of expect in a lab with both families, held against a chain that works, one that does
+not see, and traffic that does not arrive.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +183,9 @@ def translating(wire: Wire, chain_of_nat: str) -> c.Iterator[None]:
 
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
 def test_a_server_behind_nat_is_said_to_have_answered(wire: Wire, proto: str) -> None:
-    """The replies that the chain sees go to the router, so the flow never gets one; but the server was reached."""
+    """The replies that the chain sees go to the router, so the flow never gets one; but the server
+    was reached.
+    """
     state = {"tcp": "ESTABLISHED", "udp": "REPLIED"}[proto]
     with translating(wire, "postrouting priority 100; oifname ns2-lan masquerade"):
         (one,) = check(wire, flow(proto, state, within=0.5))

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every module is killed, and refused, at each of its system calls; the next run ends well, and nothing stays behind."""
+"""Every module is killed, and refused, at each of its system calls; the next run ends well, and
+nothing stays behind.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ SERVER, ROUTER6 = "172.30.56.105", "2001:db8:1::1"
 
 
 def lab(*more: str) -> dict[str, t.Any]:
-    """Return the lab's options: two namespaces behind the router, which is the host, over IPv6 only the first; ``more`` ones have no links."""
+    """Return the lab's options: two namespaces behind the router, which is the host, over IPv6 only
+    the first; ``more`` ones have no links.
+    """
     nets = {"1": ("172.20.56", "2001:db8:1::"), "2": ("172.30.56", "")}
 
     def end(name: str, netns: str | None, number: int, nets: tuple[str, str]) -> dict[str, t.Any]:

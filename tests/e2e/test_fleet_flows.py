@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A fleet of two routers and a host that is away: one table of their flows, as the playbook writes and sends it, and flows that go from one to the other."""
+"""A fleet of two routers and a host that is away: one table of their flows, as the playbook writes
+and sends it, and flows that go from one to the other.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +179,9 @@ def test_prometheus_finds_what_it_is_to_scrape(tmp_path: pathlib.Path) -> None:
 
 # ---------------------------------------------------------------- from one router to the other
 def hand_over(lab: TwoRouters, *filters: str) -> str:
-    """ct export of the first router, through a pipe, into ct import of the second; return what that said."""
+    """ct export of the first router, through a pipe, into ct import of the second; return what that
+    said.
+    """
     code = "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.cli import main; sys.exit(main())"
     one, two = (
         [sys.executable, "-c", code, *words, "--pin-root", lab.pin_root(name)]
@@ -241,13 +245,15 @@ def test_a_connection_goes_on_in_the_table_of_the_router_that_takes_over(
     )
     assert invalid(lab) == was, "no segment was invalid"
 
-    # what was not handed over is picked up in the middle: nobody knows how it began, and who sends first is taken for the one who began it
+    # what was not handed over is picked up in the middle: nobody knows how it began, and who sends
+    # first is taken for the one who began it
     assert lab.records("b", 4004) == []
     lost.server.sendall(bytes(1200))
     read(lost.client, 1200)
     (picked,) = lab.records("b", 4004)
     assert (picked["orig"]["src"], lab.records("a", 4004)[0]["orig"]["src"]) == (SERVER, CLIENT)
-    # and where the tracker is told not to pick up, it is lost, while the one that was handed over goes on
+    # and where the tracker is told not to pick up, it is lost, while the one that was handed over
+    # goes on
     lab.chains["b"].settings(knobs={"tcp_loose": 0})
     stranger.exchange()
     moved.exchange()

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Looking before a roll-out, watching, and putting back, with a chain in the kernel; the playbooks of a fleet are tested in tests/fleet."""
+"""Looking before a roll-out, watching, and putting back, with a chain in the kernel; the playbooks
+of a fleet are tested in tests/fleet.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is forwarded in XDP arrives as the stack would have sent it, is counted exactly, and all that is unusual still goes through the stack."""
+"""What is forwarded in XDP arrives as the stack would have sent it, is counted exactly, and all
+that is unusual still goes through the stack.
+"""
 
 from __future__ import annotations
 
@@ -165,7 +167,9 @@ def lived(wire: Wire, seconds: float, passes: bool = False, silent: bool = False
 def assured_udp(
     wire: Wire, addresses: tuple[str, str] = (CLIENT, SERVER), port: int = PORT
 ) -> tuple[socket.socket, socket.socket]:
-    """Return both ends of a flow that is assured, and of which the stack has just seen a packet each way."""
+    """Return both ends of a flow that is assured, and of which the stack has just seen a packet
+    each way.
+    """
     family = socket.AF_INET6 if ":" in addresses[0] else socket.AF_INET
     client, server = (
         wire.open(where, socket.SOCK_DGRAM, family=family) for where in ("client", "server")
@@ -425,7 +429,9 @@ def wait(true: c.Callable[[], object]) -> None:
 
 
 def put(wire: Wire, packet: bytes, where: str = "client") -> dict[str, int]:
-    """Send an IP packet into the router, as another host than the client or the server would; return what was counted of it."""
+    """Send an IP packet into the router, as another host than the client or the server would;
+    return what was counted of it.
+    """
     name, port = ("ns1-wan", "ns1-lan") if where == "client" else ("ns2-wan", "ns2-lan")
     kind = b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\x00"
     before = wire.counters()
@@ -609,7 +615,9 @@ def test_what_the_firewall_drops_from_both_sides_does_not_open_a_way_past_it(wir
 
 # ---------------------------------------------------------------- what the stack sees now and then
 def turn(wire: Wire, side: str, frame: bytes) -> str:
-    """Send a frame through the program alone, which no port forwards; return whether it would have been, or it is the stack's turn to see one."""
+    """Send a frame through the program alone, which no port forwards; return whether it would have
+    been, or it is the stack's turn to see one.
+    """
     before = wire.counters()
     assert bpf.prog_test_run(wire.chain.entries[side], frame).data_out == frame
     grown = {name for name, value in wire.counters().items() if value != before[name]}
@@ -635,7 +643,8 @@ def test_a_packet_of_each_direction_is_the_stack_s_every_five_seconds(
     assert both() == ("forwarded", "forwarded")
     lived(wire, 2, passes=True)
     assert both() == ("stack", "stack") and both() == ("forwarded", "forwarded")
-    # each direction has a clock of its own, and one that goes round is not taken for one that stands still
+    # each direction has a clock of its own, and one that goes round is not taken for one that
+    # stands still
     step = 4 * clock.hz() // PASS_UNIT
     for dummy in range(-(-(PASS_CLOCK + 1) // step)):
         lived(wire, 4, passes=True)
@@ -645,7 +654,8 @@ def test_a_packet_of_each_direction_is_the_stack_s_every_five_seconds(
     assert both() == ("stack", "stack") and both() == ("forwarded", "forwarded")
 
 
-#: How fast the router is done with a neighbour that is silent, once a packet went there; as the kernel comes it takes 7 s more.
+#: How fast the router is done with a neighbour that is silent, once a packet went there; as the
+#: kernel comes it takes 7 s more.
 NEIGHBOURS = {"delay_first_probe_time": 1, "retrans_time_ms": 100, "ucast_solicit": 1}
 
 

@@ -22,7 +22,8 @@ PROG_TYPE_SCHED_CLS = 3
 BULK = 32 << 20
 SHORTEST_FRAME = 60
 IP_OPTIONS_ROUTER_ALERT = bytes([148, 4, 0, 0])
-#: A classifier that drops every packet which still has metadata: data_meta (offset 140 of struct __sk_buff) differs from data (76).
+#: A classifier that drops every packet which still has metadata: data_meta (offset 140 of struct
+#: __sk_buff) differs from data (76).
 NO_METADATA = bytes.fromhex(
     "6112 8c00 00000000 6113 4c00 00000000 b700 0000 02000000 1d32 0100 00000000 9500 0000 00000000 b700 0000 00000000 9500 0000 00000000"
 )
@@ -153,7 +154,9 @@ def seconds_to_send(wire: Wire, size: int) -> float:
 
 
 def test_throughput_does_not_collapse(wire: Wire) -> None:
-    """Native XDP on a veth costs its peer GSO, about half the rate; packets that could not be merged again would cost far more."""
+    """Native XDP on a veth costs its peer GSO, about half the rate; packets that could not be
+    merged again would cost far more.
+    """
     tracked = seconds_to_send(wire, BULK)
     wire.attach("absent")
     try:

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The chain's life on the running kernel: load, keep, change, hand over, break at every step, kill at every step, remove."""
+"""The chain's life on the running kernel: load, keep, change, hand over, break at every step, kill
+at every step, remove.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,9 @@ class Chain:
         return found
 
     def tree(self) -> dict[str, str]:
-        """Everything below the pin root, what symlinks lead to and the objects that pins hold, and in the state directory."""
+        """Everything below the pin root, what symlinks lead to and the objects that pins hold, and
+        in the state directory.
+        """
         found = self.written()
         for directory, below, names in os.walk(self.paths.pin_root):
             for name in below + names:
@@ -192,12 +196,16 @@ class Chain:
         }
 
     def reachable(self) -> int:
-        """How many IPv4 flows the active generation has, or takes over from another one with their next packet."""
+        """How many IPv4 flows the active generation has, or takes over from another one with their
+        next packet.
+        """
         source = self.observe().source
         return len({**self.flows(), **(self.flows(generation_number=source) if source else {})})
 
     def flows(self, *tables: str, generation_number: int | None = None) -> dict[bytes, bytes]:
-        """The IPv4 flows by key, of all tables or of those that are named; of the active generation, where no other one is."""
+        """The IPv4 flows by key, of all tables or of those that are named; of the active
+        generation, where no other one is.
+        """
         tables = tables or ("ctt_new", "ctt")
         key, value = chain.KEY4.size, chain.ENTRY.size
         found: dict[bytes, bytes] = {}
@@ -258,7 +266,9 @@ class Chain:
         return t.cast("dict[str, t.Any]", result["interfaces"][0])
 
     def assert_whole(self, number: int) -> None:
-        """The one generation that is there is this one, whole, and both the hooks and the seed's paths lead to it."""
+        """The one generation that is there is this one, whole, and both the hooks and the seed's
+        paths lead to it.
+        """
         have = self.observe()
         assert (have.generation, have.faults, have.leftovers) == (number, (), ())
         assert set(os.listdir(self.paths.gen)) == {
@@ -333,12 +343,15 @@ def loaded(made: Chain) -> Chain:
 
 @pytest.fixture
 def quick(made: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
-    """A chain whose programs only pass frames: what is compiled plays no part in how generations follow each other."""
+    """A chain whose programs only pass frames: what is compiled plays no part in how generations
+    follow each other.
+    """
 
     def build(text: str, dummy: t.Mapping[str, str]) -> dict[str, int]:
         (meta,) = set(re.findall(r'"([^"]+/map/meta)"', text))
         with bpf.closing(bpf.obj_get(meta)) as fd:  # what the first frame does
-            # before all that the entries of prepare_running() say they were last seen, so that each is brought after
+            # before all that the entries of prepare_running() say they were last seen, so that each
+            # is brought after
             for name, value in {
                 "jiffies": (1 << 33) - (1 << 20),
                 "ktime_ns": time.monotonic_ns(),
@@ -635,7 +648,7 @@ def test_a_source_that_is_put_back_after_a_killed_upgrade(loaded: Chain, veth: N
     assert loaded.ensure()[0] == []
 
 
-# ---------------------------------------------------------------- earlier generations, and back to them
+# ---------------------------------------------------------------- earlier generations, and back to
 def test_earlier_generations_are_kept(loaded: Chain) -> None:
     loaded.send(udp_frame(4000))
     first = loaded.observe()
@@ -838,7 +851,9 @@ def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fuse
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused: bool) -> None:
-    """The very frames of proof without the mark are traffic, and each of them counts, also while others are proved and a prover is killed."""
+    """The very frames of proof without the mark are traffic, and each of them counts, also while
+    others are proved and a prover is killed.
+    """
     made.ensure(made.want(render.render(str(SOURCES), render.Settings(**SIZES, fused=fused))))
     sent = 0
     for dummy in range(3):
@@ -900,7 +915,9 @@ def test_a_mark_is_of_one_generation_and_no_frame_without_it_is_proof(made: Chai
 
 
 def test_a_chain_without_the_map_of_the_proof_is_proved_as_before(made: Chain) -> None:
-    """As an earlier release loaded it: it is whole, frames of proof count as traffic, and the next generation has the map."""
+    """As an earlier release loaded it: it is whole, frames of proof count as traffic, and the next
+    generation has the map.
+    """
     old = made.text.replace("if (!is_proof(ctx))", "if (true)")
     made.ensure(made.want(old))
     os.unlink(made.paths.map_of(1, "proof"))
@@ -981,7 +998,9 @@ class Traffic:
 def test_rolled_back_to_another_table_size_while_traffic_flows(
     loaded: Chain, veth: None, figure: c.Callable[[str, object], None]
 ) -> None:
-    """What came meanwhile goes along: new flows, their counts; what was deleted meanwhile does not come back."""
+    """What came meanwhile goes along: new flows, their counts; what was deleted meanwhile does not
+    come back.
+    """
     loaded.ensure(loaded.want(timeouts=LIVING))
     loaded.interface()
     loaded.send(*(udp_frame(1000 + number) for number in range(100)))
@@ -1274,7 +1293,9 @@ sys.addaudithook(_audit)
 
 @contextlib.contextmanager
 def watched(watcher: c.Callable[[str], None]) -> c.Iterator[None]:
-    """Call ``watcher`` with the name of each call into the kernel's BPF, and of each change below the bpffs, just before it is made."""
+    """Call ``watcher`` with the name of each call into the kernel's BPF, and of each change below
+    the bpffs, just before it is made.
+    """
     global _watcher
     _watcher = bpf.fault = watcher
     try:
@@ -1374,7 +1395,9 @@ SCENARIOS = {
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_at_any_step_the_next_run_converges(quick: Chain, veth: None, name: str) -> None:
-    """Of equal changes in a row, as pins of one generation, the first and the last stand for those between; test_faults.py has all."""
+    """Of equal changes in a row, as pins of one generation, the first and the last stand for those
+    between; test_faults.py has all.
+    """
     scenario = SCENARIOS[name]
     changes = [
         (site, event) for site, event in enumerate(scenario.events(quick)) if event not in READS
@@ -1383,7 +1406,8 @@ def test_killed_at_any_step_the_next_run_converges(quick: Chain, veth: None, nam
         if [event] * 3 == [other for dummy, other in changes[max(place - 1, 0) : place + 2]]:
             continue
         scenario.prepare(quick)
-        assert killed_at(lambda: scenario.run(quick), lambda number, dummy: number == site), event  # noqa: B023  called at once
+        # noqa: B023  called at once
+        assert killed_at(lambda: scenario.run(quick), lambda number, dummy: number == site), event
         have = quick.observe()
         assert {fault.fault for fault in have.faults} <= {"path_missing", "link_program"}, event
         assert not have.links or quick.reachable() == ENTRIES, event
@@ -1436,7 +1460,9 @@ def test_runs_and_removals_at_once(made: Chain) -> None:
 
 
 def test_a_run_that_begins_keeps_its_directory(made: Chain) -> None:
-    """A run that ends beside it takes away the directories that nobody uses; the one that has the lock does."""
+    """A run that ends beside it takes away the directories that nobody uses; the one that has the
+    lock does.
+    """
     with lock.held(made.paths.base, make=0o700):
         bpffs.release(made.paths.pin_root)
         assert os.path.isdir(made.paths.base)
@@ -1446,7 +1472,9 @@ def test_a_run_that_begins_keeps_its_directory(made: Chain) -> None:
 
 
 def test_what_was_written_down_before_a_reboot_is_removed_alone(made: Chain) -> None:
-    """Nothing is pinned any more, and there is no directory to lock: the removal makes it, or another run would write there meanwhile."""
+    """Nothing is pinned any more, and there is no directory to lock: the removal makes it, or
+    another run would write there meanwhile.
+    """
     made.ensure()
     generation.remove_tree(made.paths.base)
     generation.remove_symlinks(made.paths)

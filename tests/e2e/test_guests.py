@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Guests on the wire: the access list that comes with the collection, programs that are pinned, and what becomes of both when a generation follows."""
+"""Guests on the wire: the access list that comes with the collection, programs that are pinned, and
+what becomes of both when a generation follows.
+"""
 
 from __future__ import annotations
 
@@ -445,7 +447,8 @@ def instructions(*words: tuple[int, int, int, int]) -> bytes:
 
 EXIT = (0x95, 0, 0, 0)
 DROPPER = instructions((0xB7, 0, 0, XDP_DROP), EXIT)
-#: Takes the metadata off, as docs/guests.md wants it (r2 = 32; bpf_xdp_adjust_meta(ctx, r2)), and passes the frame.
+#: Takes the metadata off, as docs/guests.md wants it (r2 = 32; bpf_xdp_adjust_meta(ctx, r2)), and
+#: passes the frame.
 PASSER = instructions((0xB7, 2, 0, 32), (0x85, 0, 0, 54), (0xB7, 0, 0, XDP_PASS), EXIT)
 NOT_XDP = instructions((0xB7, 0, 0, 0), EXIT)
 NOTHING = "GUEST(nothing)\n{\n\treturn guest_next(ctx);\n}\n"

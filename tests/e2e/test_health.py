@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Each fault that has a name is made for real: it is named, also in check mode, the next run mends it, the one after that does nothing, and no flow is lost."""
+"""Each fault that has a name is made for real: it is named, also in check mode, the next run mends
+it, the one after that does nothing, and no flow is lost.
+"""
 
 from __future__ import annotations
 
@@ -395,7 +397,9 @@ def traffic(made: Chain) -> c.Iterator[None]:
 
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_an_interface_counts_what_it_receives_in_each_mode(running: Chain, mode: str) -> None:
-    """What listening builds on; veth counts frames for a native program in another place than for others."""
+    """What listening builds on; veth counts frames for a native program in another place than for
+    others.
+    """
     attach.converge(
         "present",
         [{"name": "left", "program": "ingress"}],

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tables over HTTP: held against the command ct, on real flows, with clients that are slow, silent, many, or nobody."""
+"""The tables over HTTP: held against the command ct, on real flows, with clients that are slow,
+silent, many, or nobody.
+"""
 
 from __future__ import annotations
 
@@ -550,7 +552,9 @@ def test_a_socket_of_its_own(ct: Ct, place: str) -> None:
 
 @pytest.mark.parametrize("kind", ["a socket", "a file", "a link to a socket"])
 def test_what_another_process_put_there_meanwhile_stays(place: str, kind: str) -> None:
-    """The socket of a server whose path was taken over, as by the next one of its kind, is not the server's to remove."""
+    """The socket of a server whose path was taken over, as by the next one of its kind, is not the
+    server's to remove.
+    """
     server = http_server.Server(
         bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)
     ).start()
@@ -627,7 +631,7 @@ def test_a_chain_that_comes_changes_and_goes(
         assert server.log == []
 
 
-# ---------------------------------------------------------------- readers that are slow, silent, many
+# ---------------------------------------------------------------- readers that are slow, silent, ma
 MANY = 400
 LISTING = "GET /flows HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -729,7 +733,8 @@ def test_connections_have_a_bound(idle: str) -> None:
         )
 
 
-#: Keeps every connection that it gets, each of them slow, as one user; says how many were turned away for being its own.
+#: Keeps every connection that it gets, each of them slow, as one user; says how many were turned
+#: away for being its own.
 HOLD = """
 import socket, sys
 held = []

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A lab with the chain on it: what the lab takes away it detaches first, what it makes again runs the chain again, and the chain is healthy all the while."""
+"""A lab with the chain on it: what the lab takes away it detaches first, what it makes again runs
+the chain again, and the chain is healthy all the while.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 class Lab:
-    """A lab whose three interfaces run the chain: two of the router, one in a namespace. Another one, that is no part of it, does so too."""
+    """A lab whose three interfaces run the chain: two of the router, one in a namespace. Another
+    one, that is no part of it, does so too.
+    """
 
     def __init__(self, chain: Chain, p: str) -> None:
         self.chain, self.p = chain, p
@@ -48,7 +52,9 @@ class Lab:
         ]
 
     def attached(self) -> dict[str, str]:
-        """The interfaces that run the chain, by what the kernel says, with their hooks; those written down are the same."""
+        """The interfaces that run the chain, by what the kernel says, with their hooks; those
+        written down are the same.
+        """
         links = health.look_links(self.chain.paths)
         written = {
             attach.Want("", item["name"], item["netns"], "", "").label: item["program"]

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Metrics: held against the tables and the chain's counters, checked by promtool, scraped by a real Prometheus, and shown by rules and dashboard."""
+"""Metrics: held against the tables and the chain's counters, checked by promtool, scraped by a real
+Prometheus, and shown by rules and dashboard.
+"""
 
 from __future__ import annotations
 
@@ -251,7 +253,9 @@ def test_what_is_absent_is_said(running: Chain, place: str) -> None:
 
 
 def test_an_interface_is_one_series_until_it_is_detached(running: Chain, place: str) -> None:
-    """It is gone, is there again without the chain, runs it again; only a detach by name ends the series."""
+    """It is gone, is there again without the chain, runs it again; only a detach by name ends the
+    series.
+    """
     me = frozenset({"interface": "left", "netns": ""}.items())
     one_of_two = {"name": "left", "netns": None, "program": "ingress"}
 

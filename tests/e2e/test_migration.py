@@ -47,7 +47,8 @@ U32, U64 = struct.Struct("=I"), struct.Struct("=Q")
 SIZE = 4096
 ALIKE: t.Mapping[str, int] = types.MappingProxyType({})
 TWICE = dict.fromkeys(render.SIZES, 2 * SIZE)
-#: Interface, its peer, and the hook on it: what the initiators send comes in at the first, the answers at the second.
+#: Interface, its peer, and the hook on it: what the initiators send comes in at the first, the
+#: answers at the second.
 SIDES = (("left", "right", "ingress"), ("left2", "right2", "egress"))
 
 
@@ -187,7 +188,9 @@ class Talk:
         return "tcp" if self.proto == frames.TCP else "udp", frames.text(self.ends[0]), 40000
 
     def frame(self, reply: bool, flags: str = "", data: bytes = b"") -> bytes:
-        """The next packet of one side. A TCP segment acknowledges what the other had sent before its last one."""
+        """The next packet of one side. A TCP segment acknowledges what the other had sent before
+        its last one.
+        """
         self.sent[reply] += 1
         src, dst = self.ends[:: -1 if reply else 1]
         sport, dport = (80, 40000) if reply else (40000, 80)
@@ -225,7 +228,9 @@ class Talk:
 
 
 class Traffic:
-    """A thread that lets talks go on, until it is told to stop; it opens one more for each round where they are to be ``fresh``."""
+    """A thread that lets talks go on, until it is told to stop; it opens one more for each round
+    where they are to be ``fresh``.
+    """
 
     def __init__(self, talks: list[Talk], fresh: bool = True) -> None:
         self.talks = talks
@@ -467,7 +472,9 @@ def test_flows_whose_time_is_over_are_counted_once(made: Chain) -> None:
 
 
 def killed(run: c.Callable[[], object], call: str, turn: int) -> bool:
-    """Run in a process that kills itself at the turn-th such call into the kernel; whether it came to that."""
+    """Run in a process that kills itself at the turn-th such call into the kernel; whether it came
+    to that.
+    """
     pid = os.fork()
     if pid == 0:
         left = turn
@@ -493,7 +500,9 @@ def killed(run: c.Callable[[], object], call: str, turn: int) -> bool:
 def test_a_run_that_is_killed_while_flows_go_over_loses_none(
     made: Chain, wires: None, call: str, turn: int
 ) -> None:
-    """Between the interfaces, and while flows are moved; the chain works on, and the next run goes on, with the same or with other sources."""
+    """Between the interfaces, and while flows are moved; the chain works on, and the next run goes
+    on, with the same or with other sources.
+    """
     made.ensure()
     made.attach()
     fill(made, "ctt", 300)
@@ -584,7 +593,9 @@ def test_a_million_flows_go_over_under_traffic(
 
 # ---------------------------------------------------------------- another layout
 def later_layout() -> schema.Description:
-    """A layout that this release knows nothing of: fields in another order, one more, one wider, two narrower, one gone, bits elsewhere."""
+    """A layout that this release knows nothing of: fields in another order, one more, one wider,
+    two narrower, one gone, bits elsewhere.
+    """
     there = schema.describe()
     there["layout"] = 7
     fields = dict(map(tuple, there["entry"]))
@@ -613,8 +624,8 @@ def later_layout() -> schema.Description:
     return there
 
 
-#: A chain that counts UDP packets over IPv4, in entries under their lock, and begins flows that it does not know from the side that it sees, as each
-#: release's does.
+#: A chain that counts UDP packets over IPv4, in entries under their lock, and begins flows that it
+#: does not know from the side that it sees, as each release's does.
 OLD_CHAIN = """
 #include <linux/bpf.h>
 struct key { u32 lo, hi; u16 lo_port, hi_port; u8 proto, role; u16 zone; };
@@ -695,7 +706,9 @@ TYPES = {"Q": "u64", "I": "u32", "H": "u16", "B": "u8"}
 
 
 class Old:
-    """Generation 1 of another layout, made by hand, byte for byte, as its release pins it; attached to SIDES."""
+    """Generation 1 of another layout, made by hand, byte for byte, as its release pins it; attached
+    to SIDES.
+    """
 
     def __init__(self, made: Chain, there: schema.Description) -> None:
         self.there, self.made, self.table = (
@@ -778,7 +791,9 @@ class Old:
         return clock.jiffies_now(raw), clock.hz()
 
     def write(self, table: str, key: bytes, parts: t.Mapping[str, int], **fields: int) -> None:
-        """Write an entry; ``parts`` are those of the control word, a field's dot is written as two underscores."""
+        """Write an entry; ``parts`` are those of the control word, a field's dot is written as two
+        underscores.
+        """
         ctl = 0
         for name, number in parts.items():
             mask = self.there["ctl"][name]
@@ -837,7 +852,8 @@ def test_another_layout_is_taken_over_under_traffic(
 
     try:
         for talk in talks:
-            # in a table that holds all flows some are assured; each goes on being found, whichever side's packets the old chain still gets
+            # in a table that holds all flows some are assured; each goes on being found, whichever
+            # side's packets the old chain still gets
             parts = (
                 {"seen_reply": 1, "assured": 1} if there["layout"] == 1 and talk.number % 2 else {}
             )

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How two entries of one flow become one, and how counters go over, each by itself: the program ``adopt`` is asked, with tables written by the test."""
+"""How two entries of one flow become one, and how counters go over, each by itself: the program
+``adopt`` is asked, with tables written by the test.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ LATER = 1 << 20
 
 @dataclasses.dataclass
 class Tables:
-    """A generation's own table of assured flows, and one that stands for that of the generation before; ``fields`` are those of ENTRY."""
+    """A generation's own table of assured flows, and one that stands for that of the generation
+    before; ``fields`` are those of ENTRY.
+    """
 
     chain: Chain
     adopt: int
@@ -92,7 +96,9 @@ def sizes() -> list[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def loaded(headers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> c.Iterator[Tables]:
-    """A chain that knows another table as that of the generation before; one for all tests, each of which has keys of its own or writes both entries."""
+    """A chain that knows another table as that of the generation before; one for all tests, each of
+    which has keys of its own or writes both entries.
+    """
     with contextlib.ExitStack() as stack:
         chain_made = stack.enter_context(chain_below(headers, tmp_path_factory.mktemp("merge")))
 
@@ -309,7 +315,9 @@ def test_what_expired_is_counted_and_not_merged(tables: Tables) -> None:
 
 
 def test_a_flow_in_a_packets_hands_is_left_for_the_next_turn(tables: Tables) -> None:
-    """Whichever of the two entries it is; neither stays locked by the one that tried, and nothing is added."""
+    """Whichever of the two entries it is; neither stays locked by the one that tried, and nothing
+    is added.
+    """
     key = tables.key()
     for locked in ("ctt", "old"):
         tables.write(
@@ -332,7 +340,9 @@ def test_a_flow_in_a_packets_hands_is_left_for_the_next_turn(tables: Tables) -> 
 
 
 def test_a_packet_goes_through_a_flow_that_was_moved_while_locked(made: Chain) -> None:
-    """Whoever held the lock is gone; the flow that stands in the new table is free, and counts its next packet."""
+    """Whoever held the lock is gone; the flow that stands in the new table is free, and counts its
+    next packet.
+    """
     made.ensure()
     made.send(bytes(60))
     fill(made, "ctt", 40)
@@ -364,7 +374,7 @@ def test_a_packet_goes_through_a_flow_that_was_moved_while_locked(made: Chain) -
     made.assert_settled()
 
 
-# ---------------------------------------------------------------- another layout: counters, and full tables
+# ---------------------------------------------------------------- another layout: counters, and ful
 def old_counts(old: Old, **numbers: int) -> None:
     names = old.there["counters"]["stats"]
     for name, number in numbers.items():
@@ -389,7 +399,9 @@ def tracked(made: Chain) -> tuple[int, int]:
 
 
 def test_a_killed_upgrade_adds_the_counters_once(made: Chain, old: Old) -> None:
-    """The run is killed right after the old chain's counts were added; the next one does not add them again."""
+    """The run is killed right after the old chain's counts were added; the next one does not add
+    them again.
+    """
     old_counts(old, created=1000, tracked=7000)
     request = bpf.prog_test_run
 
@@ -410,7 +422,9 @@ def test_a_killed_upgrade_adds_the_counters_once(made: Chain, old: Old) -> None:
 
 
 def test_a_second_take_over_begins_with_what_the_old_chain_has_then(made: Chain, old: Old) -> None:
-    """The old generation counted on, and is taken over from once more: its counts of now, not those of both times."""
+    """The old generation counted on, and is taken over from once more: its counts of now, not those
+    of both times.
+    """
     old_counts(old, created=1000, tracked=7000)
     policy = generation.Policy(2, on_schema_change="migrate")
     generation.ensure(made.paths, made.want({}), False, policy)
@@ -469,7 +483,9 @@ def test_a_full_table_of_another_layout_keeps_the_assured_and_latest(made: Chain
 def test_counts_are_added_when_no_packet_is_in_the_old_chain_any_more(
     made: Chain, old: Old, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old chain is let go, then the kernel waits for the packets in it (it does when an array of maps changes), and only then counts are read."""
+    """The old chain is let go, then the kernel waits for the packets in it (it does when an array
+    of maps changes), and only then counts are read.
+    """
     old_counts(old, tracked=5)
     calls: list[str] = []
     update, test_run = bpf.map_update, bpf.prog_test_run

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What Ansible makes of misspelt names, of defaults for a group of modules, and of async: each is named before anything is done."""
+"""What Ansible makes of misspelt names, of defaults for a group of modules, and of async: each is
+named before anything is done.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Labs in the kernel: building, drift, foreign objects, and the record of sysctls; see test_faults.py for broken runs.
+"""Labs in the kernel: building, drift, foreign objects, and the record of sysctls; see
+test_faults.py for broken runs.
 
-Each test lives in a network namespace of its own that plays the host, so nothing here changes the machine's network. What the library did is asked
-of ``ip`` and /proc/sys, not of the library.
+Each test lives in a network namespace of its own that plays the host, so nothing here changes the
+machine's network. What the library did is asked of ``ip`` and /proc/sys, not of the library.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def set_sysctl(name: str, value: str) -> None:
 
 @contextlib.contextmanager
 def fresh_host() -> c.Iterator[None]:
-    """Enter a namespace that plays a host as it comes: a new namespace takes the machine's present IPv4 settings for its own."""
+    """Enter a namespace that plays a host as it comes: a new namespace takes the machine's present
+    IPv4 settings for its own.
+    """
     with netns.anonymous():
         for name, value in FRESH.items():
             set_sysctl(name, value)
@@ -71,7 +74,9 @@ def fresh_host() -> c.Iterator[None]:
 
 @pytest.fixture
 def p() -> c.Iterator[str]:
-    """Enter a namespace that plays the host; yield a prefix for names, and clean up everything that begins with it."""
+    """Enter a namespace that plays the host; yield a prefix for names, and clean up everything that
+    begins with it.
+    """
     prefix = f"t{secrets.token_hex(2)}"
     with fresh_host():
         try:
@@ -152,7 +157,9 @@ def indexes(p: str, *names: str) -> list[int]:
 
 
 def test_default_topology_is_the_described_one() -> None:
-    """The commands that the lab stands for, held against what ``ip`` shows; in a namespace that plays the host."""
+    """The commands that the lab stands for, held against what ``ip`` shows; in a namespace that
+    plays the host.
+    """
     with fresh_host():
         if netns.exists("ns1") or netns.exists("ns2"):
             pytest.skip("ns1 or ns2 is in use")
@@ -330,11 +337,13 @@ def test_absent_while_a_process_lives_in_a_namespace(
             sleeper.kill()
 
 
-# ---------------------------------------------------------------- what goes between the plan and its steps
+# ---------------------------------------------------------------- what goes between the plan and it
 def meanwhile(
     monkeypatch: pytest.MonkeyPatch, command: str, turn: int = 1, fail: bool = False
 ) -> None:
-    """Run a command right before the ``turn``-th step of the next run; with ``fail`` the step after that one is refused."""
+    """Run a command right before the ``turn``-th step of the next run; with ``fail`` the step after
+    that one is refused.
+    """
     real, seen = lab_apply.Apply.__call__, [0]
 
     def step(self: lab_apply.Apply, one: t.Any) -> t.Any:
@@ -602,7 +611,8 @@ def inside(p: str, **sysctls: t.Any) -> dict[str, t.Any]:
     return lab
 
 
-#: Sysctls in the first namespace, what is done before the run, and what ``sysctl`` shows afterwards where that is not what was written.
+#: Sysctls in the first namespace, what is done before the run, and what ``sysctl`` shows afterwards
+#: where that is not what was written.
 SETTLING: dict[str, tuple[dict[str, t.Any], str, dict[str, str]]] = {
     "hexadecimal": (
         {"net.ipv4.conf.{p}w1.rp_filter": "0x1", "net.ipv4.tcp_syncookies": "0x2"},

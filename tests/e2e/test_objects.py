@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The chain from an object file that clang made, on a host that has no bcc: loaded, proved, swapped with what bcc made, restored, replayed."""
+"""The chain from an object file that clang made, on a host that has no bcc: loaded, proved, swapped
+with what bcc made, restored, replayed.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbooks, from a clean machine and back, in a lab that has a namespace as its router and a pin root of its own."""
+"""The playbooks, from a clean machine and back, in a lab that has a namespace as its router and a
+pin root of its own.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,11 @@ class Playbooks:
         ]
 
     def at_once(self, *names: str) -> list[tuple[int, str]]:
-        """Run several at the same moment, each with files of its own; return how each ended, and what it printed.
+        """Run several at the same moment, each with files of its own; return how each ended, and
+        what it printed.
 
-        One waits for the other; on a machine with much else to do that takes longer than the minute after which it would say so and end.
+        One waits for the other; on a machine with much else to do that takes longer than the minute
+        after which it would say so and end.
         """
         started = []
         for number, name in enumerate(names):
@@ -227,7 +231,9 @@ def status(playbooks: Playbooks) -> dict[str, t.Any]:
 def test_what_was_removed_by_hand_is_back_with_the_next_run(
     playbooks: Playbooks, removed: str
 ) -> None:
-    """And the chain is on it again: no run says that nothing is to be done while ct status says that the chain is not good."""
+    """And the chain is on it again: no run says that nothing is to be done while ct status says
+    that the chain is not good.
+    """
     tag = playbooks.tag
     words = ["link", "del", "ns1-lan"] if removed == "link" else ["netns", "del", f"{tag}1"]
     playbooks.run("lab")
@@ -305,7 +311,9 @@ def test_a_missing_bpf_file_system_is_mounted_and_taken_away_again(playbooks: Pl
 
 # ---------------------------------------------------------------- several routers
 def two_routers(tag: str) -> dict[str, t.Any]:
-    """Return a lab in which each packet goes through two routers, each in a namespace of its own, and tracked."""
+    """Return a lab in which each packet goes through two routers, each in a namespace of its own,
+    and tracked.
+    """
     names = [f"{tag}{name}" for name in "cabs"]
     client, one, two, server = names
 
@@ -399,7 +407,8 @@ def test_each_router_in_a_namespace_has_a_table_of_its_own(playbooks: Playbooks)
 
 
 # ---------------------------------------------------------------- two at once
-#: The tasks of lab.yml, and of clean.yml, that change something on a machine that has none of it, or all.
+#: The tasks of lab.yml, and of clean.yml, that change something on a machine that has none of it,
+#: or all.
 CHANGES = 4
 #: lab.yml without the traffic, which a lab that goes away meanwhile has none of.
 DEPLOY = """
@@ -414,7 +423,9 @@ REASONS = r"Run ebpf\.conntrack\.xdp_program first|the chain is attached to .*: 
 
 
 def changes_at_once(playbooks: Playbooks, *names: str) -> list[int]:
-    """Run playbooks at the same moment, each of which has to succeed; return how many of each one's tasks changed something."""
+    """Run playbooks at the same moment, each of which has to succeed; return how many of each one's
+    tasks changed something.
+    """
     ended = playbooks.at_once(*names)
     assert [code for code, dummy in ended] == [0] * len(names), "\n".join(
         text for dummy, text in ended
@@ -425,7 +436,9 @@ def changes_at_once(playbooks: Playbooks, *names: str) -> list[int]:
 def test_two_at_once(
     playbooks: Playbooks, tmp_path: pathlib.Path, figure: c.Callable[[str, object], None]
 ) -> None:
-    """One of them makes each thing, both have their traffic in the table; where one makes and one takes away, the next run ends well all the same."""
+    """One of them makes each thing, both have their traffic in the table; where one makes and one
+    takes away, the next run ends well all the same.
+    """
     assert sum(changes_at_once(playbooks, "lab", "lab")) == CHANGES
     there = playbooks.here()
     assert {name.rpartition("/gen/")[2].partition("/")[0] for name in there if "/gen/" in name} == {

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The replay before a swap: what differs is named, what may not differ does not take over, and what runs is not touched."""
+"""The replay before a swap: what differs is named, what may not differ does not take over, and what
+runs is not touched.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ def rendered() -> tuple[str, dict[str, str]]:
 def running(
     rendered: tuple[str, dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> c.Iterator[Chain]:
-    """A chain that runs, with flows and counters. Its sources are those of the collection, but for comments."""
+    """A chain that runs, with flows and counters. Its sources are those of the collection, but for
+    comments.
+    """
     mounted = bpffs.ensure_mounted(bpffs.STANDARD)
     root = f"{bpffs.STANDARD}/replay{random.randrange(1 << 32):08x}"
     os.mkdir(root)
@@ -293,7 +297,9 @@ def test_settings_of_each_side_hold(running: Chain) -> None:
 def test_frames_that_any_cpu_takes_differ_in_nothing(
     running: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a busy machine the run moves between CPUs; each has free entries of the tables that the others do not get."""
+    """On a busy machine the run moves between CPUs; each has free entries of the tables that the
+    others do not get.
+    """
     turns, cpus, run = itertools.count(), sorted(os.sched_getaffinity(0)), shadow.Shadow.run
     datagrams = [
         scapy.Ether(dst="02:00:00:00:00:01")
@@ -321,7 +327,9 @@ def test_frames_that_any_cpu_takes_differ_in_nothing(
 
 
 def test_a_shadows_jump_table_is_never_without_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel empties one that is, at some later time: what stood in it when bcc let go of its own descriptor has to be there still."""
+    """The kernel empties one that is, at some later time: what stood in it when bcc let go of its
+    own descriptor has to be there still.
+    """
     import bcc
 
     text = shadow.shadow_text(
@@ -375,7 +383,9 @@ def test_another_form_that_takes_all_checksums(running: Chain) -> None:
 
 # ---------------------------------------------------------------- guests
 def test_guests_do_in_a_shadow_what_they_are_set_to(guarded: Chain) -> None:
-    """The access list drops what no rule lets in, by the rules that the running one has: none for a connection from outside to port 81."""
+    """The access list drops what no rule lets in, by the rules that the running one has: none for a
+    connection from outside to port 81.
+    """
     with bpf.closing(bpf.obj_get(guarded.paths.map("acl_set"))) as fd:
         bpf.map_update(fd, ACL_MODE.to_bytes(4, "little"), ACL_DROP.to_bytes(4, "little"))
     before = everything(guarded)
@@ -503,7 +513,9 @@ def made_for_itself(
 
 # ---------------------------------------------------------------- what runs
 def test_live_traffic_is_undisturbed(running: Chain, veth: None) -> None:
-    """While frames are replayed all the time, each frame that comes in over the wire is counted once, and nothing else is."""
+    """While frames are replayed all the time, each frame that comes in over the wire is counted
+    once, and nothing else is.
+    """
     running.interface()
     try:
         running.send(udp_frame(1))  # the first frame may need its page

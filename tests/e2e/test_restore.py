@@ -274,7 +274,9 @@ def test_unload_and_load(used: Chain) -> None:
 
 
 def killed_at(chain: Chain, monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
-    """Let a run that hands the flows over to tables of another size die, without a chance to undo anything, where it calls that function."""
+    """Let a run that hands the flows over to tables of another size die, without a chance to undo
+    anything, where it calls that function.
+    """
     child = os.fork()
     if not child:
         try:
@@ -303,7 +305,9 @@ def killed_at(chain: Chain, monkeypatch: pytest.MonkeyPatch, module: object, nam
 def test_a_reboot_after_a_handover_that_was_cut_off(
     used: Chain, monkeypatch: pytest.MonkeyPatch, module: object, name: str, active: int
 ) -> None:
-    """What is written down as active comes back, whole, on its interface, with nothing of the other one; a second look finds nothing to do."""
+    """What is written down as active comes back, whole, on its interface, with nothing of the other
+    one; a second look finds nothing to do.
+    """
     wants = {1: used.want(timeouts=TIMEOUTS), 2: used.resized(table_size=2048, half_open_size=2048)}
     used.send(udp_frame(4000))
     killed_at(used, monkeypatch, module, name)
@@ -354,7 +358,9 @@ def test_an_interface_with_an_older_program_is_repaired_at_load(used: Chain) -> 
 
 
 def test_an_interface_that_is_gone_is_waited_for(used: Chain) -> None:
-    """What attaches again forgets the link that holds nothing, and attaches the interface when it is back."""
+    """What attaches again forgets the link that holds nothing, and attaches the interface when it
+    is back.
+    """
     ip("link", "del", "left")
     assert [fault.repair for fault in used.observe().faults] == ["ct detach left"]
     foretold = restore.attach_again(used.paths, check_mode=True)
@@ -375,7 +381,9 @@ def test_an_interface_that_is_gone_is_waited_for(used: Chain) -> None:
 
 
 def test_nothing_is_taken_away_while_another_run_has_the_lock(used: Chain) -> None:
-    """Neither the chain nor an interface nor a flow goes in the middle of what another run does; it is told which run that is."""
+    """Neither the chain nor an interface nor a flow goes in the middle of what another run does; it
+    is told which run that is.
+    """
     used.send(udp_frame(4000))
     whole = used.tree()
 
@@ -463,7 +471,9 @@ class Bounded:
 def test_large_tables_under_the_bound_of_the_service(
     used: Chain, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tables of 4 million entries take more memory than the service may have: what brings them back is another unit, whose the maps are then."""
+    """Tables of 4 million entries take more memory than the service may have: what brings them back
+    is another unit, whose the maps are then.
+    """
     used.ensure(used.resized(table_size=1 << 22))
     reboot(used)
     (tmp_path / "systemctl").write_text(SYSTEMCTL, "ascii")

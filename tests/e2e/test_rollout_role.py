@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role rollout says and does where hosts are left out, lost or put back, with hosts that are this machine and one that nothing reaches."""
+"""What the role rollout says and does where hosts are left out, lost or put back, with hosts that
+are this machine and one that nothing reaches.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ GONE: dict[str, t.Any] = {"unreachable": True, "msg": "No route to host"}
 def play(
     directory: pathlib.Path, tasks: str, hosts: dict[str, dict[str, t.Any]], **variables: t.Any
 ) -> tuple[int, str]:
-    """Run one file of the role's tasks on hosts that have these variables already; return how it ended and what it printed."""
+    """Run one file of the role's tasks on hosts that have these variables already; return how it
+    ended and what it printed.
+    """
     (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}), "utf-8")
     role = {"ansible.builtin.import_role": {"name": "ebpf.conntrack.rollout", "tasks_from": tasks}}
     variables = {

@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Generations take over from each other under load: no frame goes unseen, no flow is lost, and each has counted what was sent.
+"""Generations take over from each other under load: no frame goes unseen, no flow is lost, and each
+has counted what was sent.
 
 ``python tests/bench/run.py swap`` does the same for longer.
 """
@@ -23,7 +24,8 @@ ONE = (swap.Way("ipv4", "ingress"),)
 ALL = tuple(swap.Way(family, hook) for family in ("ipv4", "ipv6") for hook in ("ingress", "egress"))
 SIZES = (1024, 2048)
 SWAP = ["load", "replace", "replace", "activate", "delete"]
-#: Packets of a flow that a merge of two tables may miss, because they came at that moment; per flow and resize.
+#: Packets of a flow that a merge of two tables may miss, because they came at that moment; per flow
+#: and resize.
 MISSED = 2
 
 
@@ -31,7 +33,9 @@ MISSED = 2
 def load(
     request: pytest.FixtureRequest, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> c.Iterator[swap.Load]:
-    """Return a lab in which what the test's parameter names is sent; both sources of its generations were compiled."""
+    """Return a lab in which what the test's parameter names is sent; both sources of its
+    generations were compiled.
+    """
     monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     with swap.Load(request.param, FLOWS, str(tmp_path)) as made:
         for mark in "ab":
@@ -40,7 +44,9 @@ def load(
 
 
 def assert_seen(result: swap.Result) -> None:
-    """Each frame that came in was seen. On a busy machine the interface's queue can be full: such frames it never had, and it counts them."""
+    """Each frame that came in was seen. On a busy machine the interface's queue can be full: such
+    frames it never had, and it counts them.
+    """
     assert result.unseen == 0
     assert result.sent - result.received == result.dropped < result.sent // 4
 

@@ -160,7 +160,8 @@ def stories(lines: c.Iterable[str]) -> dict[str, list[str]]:
     """What is told of each connection, without the time left, in the order in which connections begin."""
     found: dict[str, list[str]] = collections.defaultdict(list)
     for line in lines:
-        event, proto, words = re.fullmatch(r" *\[(\w+)\] (\w+ +\d+ )(.*)", line.rstrip()).groups()  # type: ignore[union-attr]
+        # type: ignore[union-attr]
+        event, proto, words = re.fullmatch(r" *\[(\w+)\] (\w+ +\d+ )(.*)", line.rstrip()).groups()
         words = re.sub(
             r" \[USERSPACE\].*", "", re.sub(r"^\d+ ", "", words)
         )  # who deleted it, besides
@@ -315,7 +316,8 @@ def test_what_is_lost_is_counted(
     )  # type: ignore[union-attr]
     assert len(set(numbers)) == len(numbers) and len(numbers) + lost == MANY and lost >= 1000
     assert f"{len(numbers)} events were read" in slow.notes()
-    evicted = int(re.search(r"(\d+) entries made room", slow.notes()).group(1))  # type: ignore[union-attr]
+    # type: ignore[union-attr]
+    evicted = int(re.search(r"(\d+) entries made room", slow.notes()).group(1))
     assert evicted >= MANY - 2 * SIZES["table_size"], slow.notes()
     figure(
         "events of a flood that a stopped ct watch read, and counted as lost",

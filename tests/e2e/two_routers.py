@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two routers, each with a chain of its own, between a client and a server: one behind the other, or one in the place of the other.
+"""Two routers, each with a chain of its own, between a client and a server: one behind the other,
+or one in the place of the other.
 
 ::
 
@@ -116,7 +117,9 @@ class TwoRouters:
 
     # ------------------------------------------------------------ the way
     def along(self, *routers: str) -> None:
-        """Let packets from client to server go through these routers, one after the other, and back the same way."""
+        """Let packets from client to server go through these routers, one after the other, and back
+        the same way.
+        """
         way = ["client", *routers, "server"]
         for at, where in enumerate(way):
             for address, step in ((SERVER, 1), (CLIENT, -1)):

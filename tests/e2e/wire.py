@@ -7,8 +7,8 @@
 
     client --- ns1-lan [XDP ingress]  router  [XDP egress] ns2-lan --- server --- (MTU 1280) --- far
 
-The router is a namespace too, so nothing touches the host's network. Both trackers see the same packets: the chain as they come in, and
-nf_conntrack as the router forwards them.
+The router is a namespace too, so nothing touches the host's network. Both trackers see the same
+packets: the chain as they come in, and nf_conntrack as the router forwards them.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ class Wire:
     def attach(self, state: str = "present", far_ends: bool = False) -> dict[str, t.Any]:
         """Attach the chain to the router's links, or detach it.
 
-        :param far_ends: whether the other ends of the links get the program that lets them take redirected frames.
+        :param far_ends: whether the other ends of the links get the program that lets them take
+            redirected frames.
         :return: the result of ``xdp_attach``.
         """
         hooks = [("router", "ns1-lan", "ingress"), ("router", "ns2-lan", "egress")]
@@ -247,7 +248,9 @@ class Wire:
         return dict(zip(chain.COUNTERS, self.chain.counters()))
 
     def only(self, proto: str, **fields: object) -> flow.Record:
-        """Wait until both trackers hold the same one flow of the protocol, with these fields; return its record."""
+        """Wait until both trackers hold the same one flow of the protocol, with these fields;
+        return its record.
+        """
         deadline = time.monotonic() + SECONDS
         while True:
             mine = self.records(proto)

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The fleet that the tests of this directory share: FLEET_HOSTS hosts of it, 3 where nothing else is said."""
+"""The fleet that the tests of this directory share: FLEET_HOSTS hosts of it, 3 where nothing else
+is said.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def controller(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Contro
 
 @pytest.fixture(scope="module")
 def before(fleet: Fleet, controller: Controller) -> dict[str, dict[str, str]]:
-    """Return what each host was like before the collection's first run, or after another module's tests ended half-way."""
+    """Return what each host was like before the collection's first run, or after another module's
+    tests ended half-way.
+    """
     if any(status(fleet, name) for name in fleet.hosts()):
         controller.role(xdp_ct_state="absent").changed()
     return {name: left_on(fleet, name) for name in fleet.hosts()}

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ansible as users have it, before a fleet: the collection installed from its tarball, playbooks of theirs, hosts reached by SSH."""
+"""Ansible as users have it, before a fleet: the collection installed from its tarball, playbooks of
+theirs, hosts reached by SSH.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A fleet of hosts on this machine, to try playbooks on: each is booted by a systemd of its own, and is reached by SSH only.
+"""A fleet of hosts on this machine, to try playbooks on: each is booted by a systemd of its own,
+and is reached by SSH only.
 
     python tests/fleet/fleet.py up 3            boot hosts h01 to h03 and wait until they answer
     python tests/fleet/fleet.py up-vm           boot v01, a virtual machine with Debian's kernel, besides
@@ -18,11 +19,13 @@
     python tests/fleet/fleet.py down            end it all
     python tests/fleet/fleet.py leaks           what is left of it; fails when anything is
 
-A host has a network namespace with the interface eth0 to the management network, and eth1 and eth2, which are like wires (no offloads), to two data networks.
-The networks are bridges in a network namespace of the fleet; this machine has no address in them. A host's files are this machine's at first, without the
-project, home directories and /usr/local; what it writes is in memory, and outlives reboots. One can log in
-as root, and as ops, who may become root with sudo. The kernel is this machine's. BCC is there where this machine
-has it; with ``up --bare`` compilers, kernel headers and BCC are not.
+A host has a network namespace with the interface eth0 to the management network, and eth1 and eth2,
+which are like wires (no offloads), to two data networks. The networks are bridges in a network
+namespace of the fleet; this machine has no address in them. A host's files are this machine's at
+first, without the project, home directories and /usr/local; what it writes is in memory, and
+outlives reboots. One can log in as root, and as ops, who may become root with sudo. The kernel is
+this machine's. BCC is there where this machine has it; with ``up --bare`` compilers, kernel headers
+and BCC are not.
 """
 
 from __future__ import annotations
@@ -63,7 +66,8 @@ VM_SECONDS = 600
 SIZE = "192m"
 NET, DATA = "10.231.0", "10.232"
 DATA_NICS = 2
-#: A cut host is reported in seconds: keepalives that are not answered end a connection, and new ones are not waited for longer.
+#: A cut host is reported in seconds: keepalives that are not answered end a connection, and new
+#: ones are not waited for longer.
 SSH_ARGS = (
     "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=3 -o ServerAliveCountMax=3"
 )
@@ -105,7 +109,8 @@ MaxStartups 100:30:200
 HostKey /etc/ssh/ssh_host_ed25519_key
 Subsystem sftp /usr/lib/openssh/sftp-server
 """
-#: The fleet's network namespace. A cut loses frames both ways and leaves the carrier; the controller's own go through input and output.
+#: The fleet's network namespace. A cut loses frames both ways and leaves the carrier; the
+#: controller's own go through input and output.
 SWITCH = """
 set -eu
 ip link set lo up
@@ -274,7 +279,8 @@ class Fleet:
             signal.pause()
 
     def up_vm(self, name: str = "v01", seconds: float = VM_SECONDS) -> float:
-        """Boot a virtual machine with the distribution's kernel besides, which has the same files, and wait until it answers.
+        """Boot a virtual machine with the distribution's kernel besides, which has the same files,
+        and wait until it answers.
 
         :return: the seconds that took.
         :raises FleetError: with the console of one that does not answer.
@@ -407,7 +413,9 @@ class Fleet:
 
     # ------------------------------------------------------------ reaching the hosts
     def argv(self, *words: str) -> list[str]:
-        """Return the command line that runs a command where hosts can be reached; what it leaves running ends with the fleet."""
+        """Return the command line that runs a command where hosts can be reached; what it leaves
+        running ends with the fleet.
+        """
         holder = self._holder()
         join = f"echo 0 >/proc/{holder}/root/sys/fs/cgroup/{self.name}/control/cgroup.procs"
         return [
@@ -551,7 +559,9 @@ class Fleet:
             time.sleep(0.02)
 
     def partition(self, name: str, networks: c.Sequence[int] = (0,)) -> None:
-        """Lose silently what goes to a host and comes from it, on the management network unless others are named."""
+        """Lose silently what goes to a host and comes from it, on the management network unless
+        others are named.
+        """
         self._cut("add", name, networks)
 
     def heal(self, name: str, networks: c.Sequence[int] = (0,)) -> None:

@@ -19,9 +19,11 @@ SIZES = {
     for name in ("table_size", "table_size6", "half_open_size", "half_open_size6")
 }
 PORT, FLOWS = 5300, 64
-#: A cut-off host is told within: three keepalives of three seconds, and a connection that is tried again for ten, and the time of a task.
+#: A cut-off host is told within: three keepalives of three seconds, and a connection that is tried
+#: again for ten, and the time of a task.
 CUT_SECONDS = 30
-#: Writes of systemd, sshd and Ansible itself below a host's root, of which the collection's are none.
+#: Writes of systemd, sshd and Ansible itself below a host's root, of which the collection's are
+#: none.
 NOT_OURS = (
     "var/log/",
     "var/lib/systemd/",
@@ -110,7 +112,9 @@ def nobody(fleet: Fleet) -> dict[str, int]:
 
 
 def left_on(fleet: Fleet, name: str) -> dict[str, str]:
-    """Return what a host has that the collection could leave: files it wrote, pins, units, links with programs, what is in /run."""
+    """Return what a host has that the collection could leave: files it wrote, pins, units, links
+    with programs, what is in /run.
+    """
     shown = {what: fleet.ssh(name, "sh", "-c", command) for what, command in LOOK.items()}
     files = [path for path in fleet.host(name).written() if not path.startswith(NOT_OURS)]
     return {**shown, "files": "\n".join(files)}

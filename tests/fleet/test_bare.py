@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hosts that have neither compilers nor BCC nor kernel headers, reached by a user who becomes root there: the controller compiles, or somebody did before."""
+"""Hosts that have neither compilers nor BCC nor kernel headers, reached by a user who becomes root
+there: the controller compiles, or somebody did before.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A chain's life on a fleet, over SSH: installed, upgraded under traffic, through reboots, lost hosts and full disks, back, and away again."""
+"""A chain's life on a fleet, over SSH: installed, upgraded under traffic, through reboots, lost
+hosts and full disks, back, and away again.
+"""
 
 from __future__ import annotations
 

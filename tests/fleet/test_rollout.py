@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The playbooks for fleets, over SSH: from nothing to the chain, and what becomes of batches that fail, of lost hosts, of a run that is killed, and back."""
+"""The playbooks for fleets, over SSH: from nothing to the chain, and what becomes of batches that
+fail, of lost hosts, of a run that is killed, and back.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,8 @@ def test_a_second_run_changes_nothing(fleet: Fleet, controller: Controller, figu
         "fleet: second rollout, processor time on a host",
         f"{work:.2f} s, {of_pings:.2f} s for the pings",
     )
-    # what is done once a run, such as making the modules' archives, shows the more the fewer hosts there are
+    # what is done once a run, such as making the modules' archives, shows the more the fewer hosts
+    # there are
     assert again.seconds < (2 if len(fleet.hosts()) >= 20 else 4) * bare.seconds, ratio
 
 
@@ -157,7 +160,9 @@ def test_a_canary_that_fails_its_probe(
 
 @only_in_test_fleet
 def test_a_canary_that_is_lost(fleet: Fleet, controller: Controller, figure: Figure) -> None:
-    """It is cut off silently while it is watched: the others are not touched, and the next run converges."""
+    """It is cut off silently while it is watched: the others are not touched, and the next run
+    converges.
+    """
     old = chains(fleet)
     WANTED["xdp_ct_events"] = True
     playing = controller.start(ROLLOUT, **{**WANTED, "rollout_soak": 2})
@@ -178,7 +183,9 @@ def test_a_canary_that_is_lost(fleet: Fleet, controller: Controller, figure: Fig
 
 
 def test_a_controller_that_is_killed(fleet: Fleet, controller: Controller) -> None:
-    """While it changes the canary, which runs a chain whatever it had come to; the next run does the rest."""
+    """While it changes the canary, which runs a chain whatever it had come to; the next run does
+    the rest.
+    """
     WANTED["xdp_ct_events"] = False
     playing = controller.start(ROLLOUT, **WANTED)
     playing.until("TASK [ebpf.conntrack.rollout : Begin the batch]")
@@ -195,7 +202,9 @@ def test_a_controller_that_is_killed(fleet: Fleet, controller: Controller) -> No
 
 @only_in_test_fleet
 def test_drift_and_a_power_cut(fleet: Fleet, controller: Controller) -> None:
-    """A host that lost its power has its chain again, by itself; one that somebody changed is told, and nothing is done about it."""
+    """A host that lost its power has its chain again, by itself; one that somebody changed is told,
+    and nothing is done about it.
+    """
     fleet.reset("h02")
     assert within(90, lambda: well(fleet, "h02"))
     fleet.ssh("h01", "ct", "detach", "eth1")

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The role on a host with another kernel, the distribution's own, in a virtual machine; make test-vm runs it."""
+"""The role on a host with another kernel, the distribution's own, in a virtual machine; make
+test-vm runs it.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host of the fleet as a virtual machine: the same files over 9p, another kernel, network cards of virtio, a reboot that is one.
+"""A host of the fleet as a virtual machine: the same files over 9p, another kernel, network cards
+of virtio, a reboot that is one.
 
 Its processor is emulated, so that it can be booted anywhere, and is slow.
 """
@@ -40,7 +41,8 @@ for number in 0 1 2; do
   nsenter --net=/proc/@switch@/ns/net sh -euc "ip link del $port 2>/dev/null || :; ip tuntap add $port mode tap; ip link set $port master $bridge up"
 done
 """
-#: The machine whose files these are may have no udev, which systemd-networkd waits for where it is in no container.
+#: The machine whose files these are may have no udev, which systemd-networkd waits for where it is
+#: in no container.
 NETWORK = """\
 [Unit]
 DefaultDependencies=no

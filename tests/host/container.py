@@ -1,13 +1,15 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A machine that systemd runs, in a container with this machine's own files, of which it changes only copies.
+"""A machine that systemd runs, in a container with this machine's own files, of which it changes
+only copies.
 
-It has its own PID 1, boot, journal and network; the kernel is this machine's. What it writes lies in memory that goes with its supervisor, and outlives
-its reboots. Units are those of the distribution and those that it is given, none of this machine's.
+It has its own PID 1, boot, journal and network; the kernel is this machine's. What it writes lies
+in memory that goes with its supervisor, and outlives its reboots. Units are those of the
+distribution and those that it is given, none of this machine's.
 
-Run as a program this file is the supervisor, which mounts what the machine needs, where nobody else sees it, and boots it again and again.
-It needs nothing but Python's own library.
+Run as a program this file is the supervisor, which mounts what the machine needs, where nobody else
+sees it, and boots it again and again. It needs nothing but Python's own library.
 """
 
 from __future__ import annotations
@@ -60,10 +62,12 @@ KERNELS = (
     ),
     "systemd-modules-load.service",
 )
-#: What this machine has of its own, and of the collection if it is there, that the container starts without. The directories are there, empty.
+#: What this machine has of its own, and of the collection if it is there, that the container starts
+#: without. The directories are there, empty.
 EMPTIED = ("etc/systemd/system", "var/log/journal")
 HIDDEN = ("var/lib/ebpf_conntrack", "usr/local/bin/ct", "etc/fstab")
-#: Mounts cgroup2 where the supervisor has it, kills what is in a control group, and removes it: nobody else is in there.
+#: Mounts cgroup2 where the supervisor has it, kills what is in a control group, and removes it:
+#: nobody else is in there.
 _END = """
 [ "$(stat -fc %T /sys/fs/cgroup)" = cgroup2fs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 cd "/sys/fs/cgroup/$1" 2>/dev/null || exit 0
@@ -76,7 +80,9 @@ PRIVATELY = ("unshare", "--mount", "--propagation", "private")
 
 
 def end_group(group: str) -> None:
-    """Kill whatever runs in a control group and those below it, and remove them; one that is not there is fine."""
+    """Kill whatever runs in a control group and those below it, and remove them; one that is not
+    there is fine.
+    """
     subprocess.run(
         [*PRIVATELY, "sh", "-c", _END, "sh", group], stdin=subprocess.DEVNULL, check=True
     )
@@ -119,12 +125,15 @@ class Spec:
     :ivar hidden: what is not there.
     :ivar layers: directories whose files lie over this machine's.
     :ivar size: how much the machine may write, as tmpfs(5) has it.
-    :ivar boot: a shell script that runs before each boot in the network namespace of that boot; $1 is the hostname, @root@ the root directory.
+    :ivar boot: a shell script that runs before each boot in the network namespace of that boot; $1
+        is the hostname, @root@ the root directory.
     :ivar options: options of systemd-nspawn.
     :ivar writable: what systemd-nspawn takes as SYSTEMD_NSPAWN_API_VFS_WRITABLE.
     :ivar bpffs: whether each boot finds an empty BPF file system.
-    :ivar command: what runs the machine in systemd-nspawn's place, with @root@ for its root directory; one that ends well is started again.
-    :ivar stays: whether a machine that is off is started again when a file ``start`` appears; else all ends.
+    :ivar command: what runs the machine in systemd-nspawn's place, with @root@ for its root
+        directory; one that ends well is started again.
+    :ivar stays: whether a machine that is off is started again when a file ``start`` appears; else
+        all ends.
     """
 
     group: str
@@ -146,7 +155,8 @@ class Spec:
 class Container:
     """One such machine, seen from outside.
 
-    :param directory: its own, with its specification; whoever has the directory can reach the machine.
+    :param directory: its own, with its specification; whoever has the directory can reach the
+        machine.
     """
 
     def __init__(self, directory: pathlib.Path, spec: Spec | None = None) -> None:
@@ -215,7 +225,9 @@ class Container:
         (self.directory / "start").touch()
 
     def written(self) -> list[str]:
-        """Return what the machine wrote, and took away, since it was first booted; from its root on. Of directories only those that are new."""
+        """Return what the machine wrote, and took away, since it was first booted; from its root
+        on. Of directories only those that are new.
+        """
         supervisor = members(self.spec.group, below=False)[0]
         seen = pathlib.Path(f"/proc/{supervisor}/root")
         files = seen / str(self.directory / "files").lstrip("/")
@@ -274,7 +286,9 @@ def hide(layer: pathlib.Path, paths: c.Iterable[str], emptied: c.Iterable[str] =
 
 
 def parents(layer: pathlib.Path, path: str) -> None:
-    """Make the directories above a path, with the modes that this machine has for them; a symbolic link of this machine's is followed."""
+    """Make the directories above a path, with the modes that this machine has for them; a symbolic
+    link of this machine's is followed.
+    """
     above = layer
     for part in pathlib.PurePath(path).parts[:-1]:
         above /= part
@@ -307,7 +321,9 @@ def _mount(kind: str, where: pathlib.Path, options: str = "mode=755") -> None:
 
 
 def mount_cgroups() -> None:
-    """Have the one hierarchy of control groups where systemd wants it; for a mount namespace of one's own."""
+    """Have the one hierarchy of control groups where systemd wants it; for a mount namespace of
+    one's own.
+    """
     if (
         subprocess.run(
             ["stat", "-fc", "%T", CGROUP], check=True, capture_output=True, text=True

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A machine that systemd runs, for the time of a test; it has no BPF file system, and no network but what its units make."""
+"""A machine that systemd runs, for the time of a test; it has no BPF file system, and no network
+but what its units make.
+"""
 
 from __future__ import annotations
 

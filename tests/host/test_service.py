@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ct.service under a systemd: what the role installs keeps the chain through a reboot, a death, and interfaces that come and go."""
+"""ct.service under a systemd: what the role installs keeps the chain through a reboot, a death, and
+interfaces that come and go.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ INTERFACES = [
     {"name": "wan0", "program": "ingress"},
     {"name": "wan1", "netns": "peer", "program": "egress"},
 ]
-#: The maps take more memory than the service may: tests/e2e/test_restore.py has that its bound is one.
+#: The maps take more memory than the service may: tests/e2e/test_restore.py has that its bound is
+#: one.
 TABLE_SIZE = 1 << 22
 BOTH = {"wan0": "ingress", "wan1@peer": "egress"}
 #: Sends datagrams from the namespace into the machine, each of which has to come in.
@@ -163,7 +166,8 @@ def test_it_runs_and_a_second_run_changes_nothing(machine: Machine) -> None:
     all_is_tracked(machine)
 
 
-#: What docs/service.md says of `systemd-analyze security`, with the version of systemd that said so.
+#: What docs/service.md says of `systemd-analyze security`, with the version of systemd that said
+#: so.
 SCORES = re.compile(
     r"says (\d\.\d) of `ct.service`, (\d\.\d) of\s+`ct-restore.service`, and (\d\.\d) of a `ct.service`.* \(systemd (\d+)\)",
     re.DOTALL,
@@ -171,7 +175,9 @@ SCORES = re.compile(
 
 
 def test_what_systemd_says_of_its_confinement(machine: Machine) -> None:
-    """The docs have it as it is measured. Other versions of systemd look at other things, so with them it may be a little more."""
+    """The docs have it as it is measured. Other versions of systemd look at other things, so with
+    them it may be a little more.
+    """
     found = SCORES.search((ROOT / "docs/service.md").read_text("utf-8"))
     assert found is not None
     *documented, version = found.groups()

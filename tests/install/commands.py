@@ -25,7 +25,9 @@ class Place:
     env: dict[str, str]
 
     def run(self, *argv: str) -> str:
-        """Run a command with nothing on stdin; return what it printed. A failing command fails the test with its output."""
+        """Run a command with nothing on stdin; return what it printed. A failing command fails the
+        test with its output.
+        """
         done = subprocess.run(
             argv,
             cwd=self.path,

@@ -29,7 +29,9 @@ def user(
     tmp_path_factory: pytest.TempPathFactory,
     plain_environment: dict[str, str],
 ) -> Place:
-    """Return a directory with nothing in it, and the environment of somebody who has installed the tarball."""
+    """Return a directory with nothing in it, and the environment of somebody who has installed the
+    tarball.
+    """
     home = tmp_path_factory.mktemp("home")
     env = {
         **plain_environment,

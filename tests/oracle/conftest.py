@@ -40,7 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 Play = t.Callable[..., view.Seen]
 Chains = dict[str, ChainRig]
 
-#: The forms of the chain that are compared: each stage a program, the entry programs that do the common packets themselves, and those that forward them.
+#: The forms of the chain that are compared: each stage a program, the entry programs that do the
+#: common packets themselves, and those that forward them.
 #: Some are made by clang and some by bcc, so that each case meets both forms of both front ends.
 FORMS: dict[str, dict[str, t.Any]] = {
     "chain": {},
@@ -76,7 +77,9 @@ def chain(chains: Chains, request: pytest.FixtureRequest) -> ChainRig:
 
 @pytest.fixture(scope="session")
 def play(kernel: NfRig, chains: Chains) -> Play:
-    """``play(steps, rules)`` sends steps through the kernel and all forms of the chain, and compares; see compare.play."""
+    """``play(steps, rules)`` sends steps through the kernel and all forms of the chain, and
+    compares; see compare.play.
+    """
 
     def everywhere(steps: t.Sequence[frames.Step], rules: compare.Rules = compare.ALL) -> view.Seen:
         return compare.play(kernel, chains, steps, rules)
@@ -89,7 +92,9 @@ Tune = t.Callable[..., None]
 
 @pytest.fixture
 def tune(kernel: NfRig, chains: Chains) -> t.Iterator[Tune]:
-    """``tune(timeouts={"udp": 1}, knobs={"tcp_loose": 0})`` sets all sides by the chain's names, until the test ends."""
+    """``tune(timeouts={"udp": 1}, knobs={"tcp_loose": 0})`` sets all sides by the chain's names,
+    until the test ends.
+    """
     before: dict[str, int] = {}
 
     def everywhere(

@@ -1,8 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Throw frames at the chain until it misbehaves: every one must pass unchanged and be counted exactly once,
-and the chain in both of its forms must make the same of it.
+"""Throw frames at the chain until it misbehaves: every one must pass unchanged and be counted
+exactly once, and the chain in both of its forms must make the same of it.
 
 python tests/oracle/fuzz.py --frames 1000000 --seed 1
 """
@@ -30,7 +30,8 @@ TABLE_SIZE = 1 << 15
 
 
 def fuzz(rigs: t.Mapping[str, ChainRig], count: int, seed: int) -> collections.Counter[str]:
-    """Send ``count`` frames made from ``seed``, on both hooks, through each rig; return how often each outcome was counted.
+    """Send ``count`` frames made from ``seed``, on both hooks, through each rig; return how often
+    each outcome was counted.
 
     :raises Misbehaviour: with the frame; also when the rigs make different things of it.
     """

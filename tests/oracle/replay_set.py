@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The frames that are replayed where no capture is given: some of each stage and of each outcome. Writes files/replay.pcap.
+"""The frames that are replayed where no capture is given: some of each stage and of each outcome.
+Writes files/replay.pcap.
 
 python tests/oracle/replay_set.py
 """
@@ -28,7 +29,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILE = ROOT / "files/replay.pcap"
 #: ns between two frames.
 SPACING = 1_000_000
-#: Seconds of silence after which UDP with traffic both ways is a stream, and an unfinished SCTP association is over.
+#: Seconds of silence after which UDP with traffic both ways is a stream, and an unfinished SCTP
+#: association is over.
 SILENCE = 3.2
 #: The identifications of its fragments begin here; no other test uses them.
 IDENT = frames.FIXED_IDENT + 0x100
@@ -70,7 +72,9 @@ def _error(side: str, quoted: Step, keep: int | None = None, dst: bytes | None =
 
 # ---------------------------------------------------------------- TCP
 def tcp_lives(pair: Pair) -> list[Step]:
-    """Return a whole connection with data, options and both ends closing, and the same tuple used again."""
+    """Return a whole connection with data, options and both ends closing, and the same tuple used
+    again.
+    """
     offer = frames.mss() + frames.SACK_PERMITTED + frames.NOP + frames.wscale(7)
     talk = (
         Talk(pair)
@@ -89,7 +93,9 @@ def tcp_lives(pair: Pair) -> list[Step]:
 
 
 def tcp_state(pair: Pair, state: str) -> list[Step]:
-    """Return a connection that gets into a state, and there a repeated segment, one out of the window, a SYN, a SYN/ACK and a reset."""
+    """Return a connection that gets into a state, and there a repeated segment, one out of the
+    window, a SYN, a SYN/ACK and a reset.
+    """
     talk = Talk(pair).until(state)
     if talk.steps:
         talk.again()
@@ -100,7 +106,9 @@ def tcp_state(pair: Pair, state: str) -> list[Step]:
 
 
 def tcp_odds(pair: Pair) -> list[Step]:
-    """Return what is refused whatever the state, an unanswered SYN that a reset ends, and retransmissions."""
+    """Return what is refused whatever the state, an unanswered SYN that a reset ends, and
+    retransmissions.
+    """
     steps = [pair.tcp("a", flags, 1) for flags in ("", "SF", "SR", "FR", "SAFPU")]
     ends = pair.ends("a")
     steps += [
@@ -144,7 +152,9 @@ def udp(pair: Pair) -> list[Step]:
 
 
 def icmp(pair: Pair) -> list[Step]:
-    """Return queries, answers nobody asked for, unknown types, and errors about flows that are known and that are not."""
+    """Return queries, answers nobody asked for, unknown types, and errors about flows that are
+    known and that are not.
+    """
     steps = [
         pair.echo(side, ident, reply)
         for side, ident, reply in (
@@ -210,7 +220,9 @@ def _init(kind: int, tag: int) -> bytes:
 
 
 def sctp_life(pair: Pair) -> list[Step]:
-    """Return an association from INIT to SHUTDOWN COMPLETE, with what is ignored and refused on the way."""
+    """Return an association from INIT to SHUTDOWN COMPLETE, with what is ignored and refused on the
+    way.
+    """
     a, b = 0xA, 0xB
     init = _chunks(pair, "a", 0, _init(1, a))
     return [
@@ -261,7 +273,9 @@ def sctp_odds(pair: Pair) -> list[Step]:
 
 
 def silence(pair: Pair) -> list[Step]:
-    """Return what shows how time passes: UDP both ways that goes on after a while, and an association that nobody finished meanwhile."""
+    """Return what shows how time passes: UDP both ways that goes on after a while, and an
+    association that nobody finished meanwhile.
+    """
     a, b = 0xA, 0xB
     left = [_chunks(pair, "a", 0, _init(1, a)), _chunks(pair, "b", a, _init(2, b))]
     again = [_chunks(pair, "b", a, _init(2, b)), _chunks(pair, "a", 0, _init(1, 0xC))]
@@ -287,7 +301,9 @@ def tags(pair: Pair) -> list[Step]:
 
 
 def fragments4(pair: Pair) -> list[Step]:
-    """Return datagrams of IPv4 in pieces: in order, the last one first, one that comes twice, overlapping, one that is missing, longer than can be."""
+    """Return datagrams of IPv4 in pieces: in order, the last one first, one that comes twice,
+    overlapping, one that is missing, longer than can be.
+    """
     whole = frames.udp(*pair.ends("a"), b"x" * 40)
     segment = frames.tcp(*pair.ends("a"), 1, 0, 2, 8192, b"x" * 28)
 
@@ -370,7 +386,9 @@ def headers6(pair: Pair) -> list[Step]:
 
 
 def different(pair: Pair) -> list[Step]:
-    """Return what nf_conntrack makes something else of, as docs/differences.md has it: UDP-Lite, three VLAN tags, many extension headers."""
+    """Return what nf_conntrack makes something else of, as docs/differences.md has it: UDP-Lite,
+    three VLAN tags, many extension headers.
+    """
     datagram = frames.udp(*pair.ends("a"), b"12345")
     steps = [
         *(pair.udp(side, proto=frames.UDPLITE) for side in "ab"),

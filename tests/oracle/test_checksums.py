@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The chain's modes of checking transport checksums; the other suites use the strict one, which is the kernel's."""
+"""The chain's modes of checking transport checksums; the other suites use the strict one, which is
+the kernel's.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def rig(request: pytest.FixtureRequest) -> t.Iterator[ChainRig]:
 
 
 def segment(pair: frames.Pair, proto: int, field: str) -> bytes:
-    """Return a frame whose checksum field is right, or only begun (a local sender leaves the rest to the card), or wrong."""
+    """Return a frame whose checksum field is right, or only begun (a local sender leaves the rest
+    to the card), or wrong.
+    """
     src, dst, sport, dport = pair.ends("a")
     if proto == frames.TCP:
         whole, at = frames.tcp(src, dst, sport, dport, 1, 0, frames.tcp_flags("S"), 99), 16
@@ -69,7 +73,7 @@ def test_nobody_leaves_icmpv6_to_the_card(rig: ChainRig) -> None:
     )
 
 
-# ---------------------------------------------------------------- the IPv4 header's, of a packet that is forwarded
+# ---------------------------------------------------------------- the IPv4 header's, of a packet th
 HEADERS = 100
 #: Runs a function of the chain's over many headers.
 PROGRAM = """
@@ -103,7 +107,9 @@ def header(ttl: int, check: int) -> bytes:
 
 
 def test_a_smaller_ttl_keeps_each_checksum_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All 65,536 of them, and each is the one that the kernel writes (include/net/ip.h, ip_decrease_ttl)."""
+    """All 65,536 of them, and each is the one that the kernel writes (include/net/ip.h,
+    ip_decrease_ttl).
+    """
     import bcc
 
     monkeypatch.setenv("BCC_KERNEL_SOURCE", str(SOURCES / "stub"))

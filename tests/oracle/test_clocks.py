@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Clocks of 32 bits go round, which the kernel's own do not: what is over stays over, and what is a stream stays one."""
+"""Clocks of 32 bits go round, which the kernel's own do not: what is over stays over, and what is a
+stream stays one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from ansible_collections.ebpf.conntrack.tests.oracle.test_packets import error
 each_family = pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
 HZ = clock.hz()
 HALF, WHOLE = 1 << 31, 1 << 32
-#: How long ago an entry was over, in jiffies; after a whole round its timeout is taken for what is left of it, see docs/differences.md.
+#: How long ago an entry was over, in jiffies; after a whole round its timeout is taken for what is
+#: left of it, see docs/differences.md.
 LATE = {
     "a second": HZ,
     "just less than half of the clock": HALF - 1,
@@ -76,7 +79,9 @@ def test_what_is_over_stays_over(chain: ChainRig, pair: Pair, proto: str, late: 
 @each_family
 @pytest.mark.parametrize("late", LATE)
 def test_only_the_time_left_is_wrong(chain: ChainRig, pair: Pair, late: str) -> None:
-    """The same where the last packet seems to be a late one: no timeout is as long as what seems to be left."""
+    """The same where the last packet seems to be a late one: no timeout is as long as what seems to
+    be left.
+    """
     if LATE[late] >= HALF and WHOLE - LATE[late] <= chain_data.LONGEST_TIMEOUT * HZ:
         late = "a second"  # with so many jiffies a second nearly half of the clock can be a timeout
     chain.flush()
@@ -143,7 +148,9 @@ def test_a_stream_stays_a_stream(chain: ChainRig, pair: Pair, age: int) -> None:
 @each_family
 @pytest.mark.parametrize("quarters", [1, 2, 3, 5])
 def test_the_first_answer_may_take_its_time(chain: ChainRig, pair: Pair, quarters: int) -> None:
-    """What one side sent for weeks is a stream when an answer was seen, as in the kernel: the clock goes round while it goes on."""
+    """What one side sent for weeks is a stream when an answer was seen, as in the kernel: the clock
+    goes round while it goes on.
+    """
     chain.flush()
     chain.run("a", pair.udp("a").frame)
     for dummy in range(quarters):

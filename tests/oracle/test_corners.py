@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Lines of the trackers that other tests pass by: what ICMP errors quote, trailers, counters at their end, limits that meet."""
+"""Lines of the trackers that other tests pass by: what ICMP errors quote, trailers, counters at
+their end, limits that meet.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ LAST = compare.Rules(each=False)
 def test_error_that_quotes_a_fragment(
     play: Play, pair: Pair, offset: int, more: bool, found: bool
 ) -> None:
-    """The first one has the ports; in a later one these bytes are something else, whatever flow they would name."""
+    """The first one has the ports; in a later one these bytes are something else, whatever flow
+    they would name.
+    """
     datagram = frames.udp(*pair.ends("a"), b"12345678")
     parts: dict[int, dict[str, t.Any]] = {
         4: {"ident": 9, "offset": offset, "more": more},
@@ -48,7 +52,9 @@ def test_error_that_quotes_a_fragment(
 @each_family
 @pytest.mark.parametrize("keep", range(9))
 def test_quote_that_goes_on_in_the_padding(play: Play, pair: Pair, keep: int) -> None:
-    """What follows the IP packet in its frame is no part of the quote, though it be its very next bytes."""
+    """What follows the IP packet in its frame is no part of the quote, though it be its very next
+    bytes.
+    """
     known = pair.udp("a")
     told = error("b", known, *((3, 3) if pair is V4 else (1, 4)), keep=keep)
     header = len(known.frame) - 14 - 18
@@ -64,7 +70,7 @@ def test_quote_that_goes_on_in_the_padding(play: Play, pair: Pair, keep: int) ->
     )
 
 
-# ---------------------------------------------------------------- what follows a packet in its frame
+# ---------------------------------------------------------------- what follows a packet in its fram
 @each_family
 @pytest.mark.parametrize("trailer", [b"\1", b"\0" * 6, bytes(range(46)), b"\xff" * 200])
 def test_trailers(play: Play, pair: Pair, trailer: bytes) -> None:
@@ -157,10 +163,12 @@ def test_acknowledgement_at_the_floor_of_a_large_window(play: Play, scale: int, 
     play(talk.send("a", "A", dack=-window + off).steps, LAST)
 
 
-# ---------------------------------------------------------------- what no packet brings about by itself
+# ---------------------------------------------------------------- what no packet brings about by it
 @pytest.fixture(scope="module")
 def broken() -> t.Iterator[ChainRig]:
-    """A chain whose tables of assured flows have no room, and which does not compare the headers of fragments with their datagram."""
+    """A chain whose tables of assured flows have no room, and which does not compare the headers of
+    fragments with their datagram.
+    """
     with ChainRig(
         checksum="strict",
         without="q->claimed > q->total",
@@ -188,7 +196,9 @@ def test_a_promotion_that_is_refused(broken: ChainRig, pair: Pair) -> None:
 
 @each_family
 def test_what_is_not_tracked_leaves_no_entry(broken: ChainRig, pair: Pair) -> None:
-    """Behind the check of the data offset stands another one: an entry that was made for a packet that the tracker then refuses goes with it."""
+    """Behind the check of the data offset stands another one: an entry that was made for a packet
+    that the tracker then refuses goes with it.
+    """
     before = broken.counters()
     broken.flush()
     for step in pieces(pair, frames.TCP, segment(pair, "a", 15, 40, "S", 1), (24,)):

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fragments of one datagram, whatever is wrong with them: what the kernel puts together, and only that, is tracked here."""
+"""Fragments of one datagram, whatever is wrong with them: what the kernel puts together, and only
+that, is tracked here.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ PLAIN, OTHER = 99, 100
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One fragment: where it begins and how many bytes it has, whether more follow, its protocol, its ECN field."""
+    """One fragment: where it begins and how many bytes it has, whether more follow, its protocol,
+    its ECN field.
+    """
 
     start: int
     size: int
@@ -67,7 +71,8 @@ def parts(*found: tuple[t.Any, ...]) -> list[Part]:
     return [Part(*one) for one in found]
 
 
-#: By what is odd about them. Two fragments in their order are a run, and a part of a run is a repetition; parts out of their order are none.
+#: By what is odd about them. Two fragments in their order are a run, and a part of a run is a
+#: repetition; parts out of their order are none.
 SETS: dict[str, list[Part]] = {
     "ends off a boundary": parts((0, 13), (8, 64, False)),
     "ends off a boundary, the rest after that": parts((0, 13), (16, 64, False), (8, 8)),
@@ -98,7 +103,8 @@ SETS: dict[str, list[Part]] = {
 
 
 def held_against(kernel: NfRig, chains: Chains, steps: t.Sequence[Step]) -> list[view.Seen]:
-    """Send the steps through all trackers; after each they agree, on whether an IPv4 datagram is waited for or void, too. Return what the chain made of them.
+    """Send the steps through all trackers; after each they agree, on whether an IPv4 datagram is
+    waited for or void, too. Return what the chain made of them.
 
     :raises Difference: where they do not.
     """
@@ -159,7 +165,9 @@ anything = st.builds(
 
 @st.composite
 def whole(draw: st.DrawFn) -> list[Part]:
-    """Return a datagram that is cut at some places, its parts in any order, with some others among them."""
+    """Return a datagram that is cut at some places, its parts in any order, with some others among
+    them.
+    """
     cuts = sorted(draw(st.sets(st.sampled_from([8, 16, 24, 32, 40]), min_size=1, max_size=4)))
     ends = [*cuts, cuts[-1] + draw(st.integers(1, 20))]
     cut = [Part(start, end - start, end != ends[-1]) for start, end in zip([0, *cuts], ends)]
@@ -178,7 +186,9 @@ def test_any_set(kernel: NfRig, chains: Chains, pair: Pair, found: list[Part]) -
 
 
 def test_beyond_what_a_datagram_holds(kernel: NfRig, chains: Chains) -> None:
-    """The kernel waits for the rest of an IPv4 datagram that can not be; here it is told at once, and nothing comes of it either."""
+    """The kernel waits for the rest of an IPv4 datagram that can not be; here it is told at once,
+    and nothing comes of it either.
+    """
     trackers: dict[str, compare.Tracker] = {"kernel": kernel, **chains}
     for last in (Part(65528, 16, False), Part(65512, 24, False)):
         ident = frames.new_ident()
@@ -203,7 +213,9 @@ def impatient(kernel: NfRig) -> t.Iterator[None]:
 
 @pytest.mark.usefixtures("impatient")
 def test_identification_that_is_used_again(kernel: NfRig, chains: Chains) -> None:
-    """After its time a datagram is forgotten: what comes under its identification is another one, however long ago that was."""
+    """After its time a datagram is forgotten: what comes under its identification is another one,
+    however long ago that was.
+    """
     trackers: dict[str, compare.Tracker] = {"kernel": kernel, **chains}
     hz = clock.hz()
     late = {
@@ -287,7 +299,9 @@ OPTIONS = b"\0\0\1\4" + bytes(4)
 def test_data_offset(
     kernel: NfRig, chains: Chains, pair: Pair, cuts: tuple[int, ...], words: int, behind: bytes
 ) -> None:
-    """A TCP header ends within its datagram: a SYN whose header does not makes no entry, and in an open connection it changes nothing."""
+    """A TCP header ends within its datagram: a SYN whose header does not makes no entry, and in an
+    open connection it changes nothing.
+    """
     if pair is V4:
         cuts, behind = cuts or (32,), b""
     cuts = tuple(cut + len(behind) for cut in cuts)
@@ -327,7 +341,9 @@ def test_data_offset_in_a_connection(
 
 
 def test_options_end_with_the_fragment(chains: Chains) -> None:
-    """What a frame carries behind its IP packet is no TCP option: a window scale there counts for nothing."""
+    """What a frame carries behind its IP packet is no TCP option: a window scale there counts for
+    nothing.
+    """
     whole = segment(V4, "a", 8, 48, "S", 1)
     for filler in (bytes(8), frames.NOP + frames.wscale(7) + bytes(4)):
         first, last = pieces(V4, frames.TCP, whole[:20] + bytes([1, 1, 1, 1]) + whole[24:], (24,))
@@ -348,7 +364,9 @@ def chain_scale() -> int:
 
 @pytest.mark.parametrize("coverage", [0, 8, 24, 40, 41, 65535])
 def test_udplite_coverage(kernel: NfRig, chains: Chains, coverage: int) -> None:
-    """A UDP-Lite checksum covers no more than the datagram has; its value is not looked at in fragments."""
+    """A UDP-Lite checksum covers no more than the datagram has; its value is not looked at in
+    fragments.
+    """
     was = kernel.sysctl("checksum", 0)
     try:
         for pair in (V4, V6):

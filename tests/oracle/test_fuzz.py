@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Frames made to hurt: none is dropped, changed, or counted twice or never; and what they open, nf_conntrack opens too."""
+"""Frames made to hurt: none is dropped, changed, or counted twice or never; and what they open,
+nf_conntrack opens too.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 
 
 def test_every_frame_passes_unchanged_and_is_counted_once(chains: Chains) -> None:
-    """A short run of what ``make fuzz`` does for a million frames; it must reach the far ends of all parsers."""
+    """A short run of what ``make fuzz`` does for a million frames; it must reach the far ends of
+    all parsers.
+    """
     seen = fuzz(chains, 30_000, seed=20260101)
     assert {"tracked", "related", "fragment"} <= seen.keys()
     assert sum(name.startswith("invalid") for name in seen) > 10
@@ -56,7 +60,9 @@ def test_opens_what_the_kernel_opens(kernel: NfRig, chains: Chains, rng: random.
 
 
 def left_out(seen: t.Mapping[str, view.Seen], frame: bytes) -> bool:
-    """Whether the frame met something else than tracking, on one side or the other; each is told in docs/differences.md."""
+    """Whether the frame met something else than tracking, on one side or the other; each is told in
+    docs/differences.md.
+    """
     kernel, chain = seen["kernel"], seen["chain"]
     not_forwarded = kernel.detail == "new" and kernel.outcome == "ignored"
     hop_by_hop = kernel.outcome == "unseen" and mutate.is_hop_by_hop(frame)

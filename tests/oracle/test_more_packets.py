@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""IPv6 with its headers, ICMPv6, VLAN tags, fragments, and the transports besides TCP, UDP and ICMP."""
+"""IPv6 with its headers, ICMPv6, VLAN tags, fragments, and the transports besides TCP, UDP and
+ICMP.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +152,9 @@ SCOPES = [
 def test_addresses_that_no_wire_may_carry(
     kernel: NfRig, chain: ChainRig, name: str, side: str
 ) -> None:
-    """The stack throws them away, and they open no flow; what a router only does not forward is tracked here."""
+    """The stack throws them away, and they open no flow; what a router only does not forward is
+    tracked here.
+    """
     pair = (
         Pair(frames.address(name), V6.b) if side == "source" else Pair(V6.a, frames.address(name))
     )
@@ -343,7 +347,9 @@ def test_fragment_orders(play: Play, pair: Pair, name: str, order: tuple[int, ..
 
 @each_family
 def test_fragments_of_both_sides(play: Play, pair: Pair) -> None:
-    """A fragmented question and a fragmented answer; the same identification on both sides means nothing."""
+    """A fragmented question and a fragmented answer; the same identification on both sides means
+    nothing.
+    """
     for order in (
         lambda asked, answered: [*asked, *answered],
         lambda asked, answered: [part for both in zip(asked, answered) for part in both],
@@ -373,7 +379,9 @@ def test_fragments_with_options(play: Play, pair: Pair) -> None:
 
 
 def test_fragment_with_headers_behind_it(play: Play) -> None:
-    """Extension headers may stand behind the fragment header: UDP's length is held against what is behind them."""
+    """Extension headers may stand behind the fragment header: UDP's length is held against what is
+    behind them.
+    """
     for length in (16, 17, 24, 25):
         body = b"\x11\0" + PADDING[1:] + frames.udp(V6.a, V6.b, 40000, 80, bytes(8))
         body = body[:12] + struct.pack(">H", length) + body[14:16] + body[16:]
@@ -549,7 +557,9 @@ def test_gre(play: Play, pair: Pair, header: str) -> None:
 
 
 def udplite(pair: Pair, side: str, coverage: int, flip: int | None = None) -> Step:
-    """Return the step of one UDP-Lite datagram of 18 bytes whose checksum covers ``coverage`` of them (RFC 3828); one bit of byte ``flip`` is wrong."""
+    """Return the step of one UDP-Lite datagram of 18 bytes whose checksum covers ``coverage`` of
+    them (RFC 3828); one bit of byte ``flip`` is wrong.
+    """
     src, dst, sport, dport = pair.ends(side)
     whole = bytearray(struct.pack(">HHHH", sport, dport, coverage, 0) + b"0123456789")
     covered = bytes(whole[: coverage or None])
@@ -570,7 +580,9 @@ def udplite(pair: Pair, side: str, coverage: int, flip: int | None = None) -> St
 
 @pytest.fixture
 def kernel_trusts(kernel: NfRig) -> t.Iterator[None]:
-    """nf_conntrack does not look at checksums: it takes that of UDP-Lite with UDP's protocol number; see docs/differences.md."""
+    """nf_conntrack does not look at checksums: it takes that of UDP-Lite with UDP's protocol
+    number; see docs/differences.md.
+    """
     was = kernel.sysctl("checksum", 0)
     yield
     kernel.sysctl("checksum", was)
@@ -594,7 +606,9 @@ def test_udplite_stream(play: Play) -> None:
 @each_family
 @pytest.mark.parametrize("coverage", [0, 8, 12, 18])
 def test_udplite_checksum(chain: ChainRig, pair: Pair, coverage: int) -> None:
-    """What the checksum covers must be right, the rest need not be, and there is no datagram without one."""
+    """What the checksum covers must be right, the rest need not be, and there is no datagram
+    without one.
+    """
     chain.flush()
     assert chain.run("a", udplite(pair, "a", coverage).frame) == "tracked"
     for flip in range(18):
@@ -629,7 +643,9 @@ TAGS = {"a": 0xA, "b": 0xB}
 def association(
     pair: Pair, side: str, kind: int, tag: int | None = None, flags: int = 0, also: bytes = b""
 ) -> Step:
-    """Return the step of one SCTP chunk with the right verification tag, that of the receiver, or with another."""
+    """Return the step of one SCTP chunk with the right verification tag, that of the receiver, or
+    with another.
+    """
     src, dst, sport, dport = pair.ends(side)
     value = {
         INIT: struct.pack(">IIHHI", TAGS[side], 1000, 1, 1, 1),
@@ -725,7 +741,9 @@ def test_sctp_broken(play: Play) -> None:
 
 
 def bundle(rng: random.Random, pair: Pair, side: str) -> Step:
-    """Return the step of one SCTP packet of a few chunks, mostly such as may stand together, some of them broken."""
+    """Return the step of one SCTP packet of a few chunks, mostly such as may stand together, some
+    of them broken.
+    """
     kinds = [rng.choice(CHUNKS) for dummy in range(rng.choice((1, 1, 1, 1, 2, 2, 3, 4, 6)))]
     if len(kinds) > 1 and rng.random() < 0.8:
         kinds = [kind for kind in kinds if kind not in (INIT, INIT_ACK, SHUTDOWN_COMPLETE)]
@@ -859,7 +877,9 @@ land = st.tuples(
 @hypothesis.settings(max_examples=150)
 @hypothesis.given(family=st.sampled_from([V4, V6]), more=st.lists(land, min_size=1, max_size=7))
 def test_equal_ends_over_tcp(play: Play, family: Pair, more: list[tuple[str, int, int]]) -> None:
-    """The attack by the name of LAND, and whatever may follow: a SYN that comes again is a simultaneous opening."""
+    """The attack by the name of LAND, and whatever may follow: a SYN that comes again is a
+    simultaneous opening.
+    """
     same = alike(family)
     play(
         [

@@ -201,7 +201,9 @@ def error(
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("flow", FLOWS)
 def test_icmp_error(play: Play, flow: str, kind: str) -> None:
-    """An error about a known flow is related to it and changes nothing in it, whichever packet it quotes and whoever sends it."""
+    """An error about a known flow is related to it and changes nothing in it, whichever packet it
+    quotes and whoever sends it.
+    """
     known = FLOWS[flow](V4)
     for quoted in known:
         side = "b" if quoted.side == "a" else "a"
@@ -221,7 +223,9 @@ def test_icmp_error_quotes_little(play: Play, flow: str, keep: int) -> None:
 
 @pytest.mark.parametrize("flow", FLOWS)
 def test_icmp_error_is_refused(play: Play, flow: str) -> None:
-    """An error that quotes no flow, or that goes to somebody else than the quoted packet's sender, is invalid and opens nothing."""
+    """An error that quotes no flow, or that goes to somebody else than the quoted packet's sender,
+    is invalid and opens nothing.
+    """
     known = FLOWS[flow](V4)
     assert play([error("b", known[0])]).outcome == "invalid"
     assert play([*known, error("b", known[0], dst=OTHER_HOST)]).outcome == "invalid"
@@ -476,7 +480,9 @@ SACKS = [
 @pytest.mark.parametrize("options", SACKS, ids=[o.hex() for o in SACKS])
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tcp_sack(play: Play, options: bytes, allowed: bool) -> None:
-    """The highest selectively acknowledged byte counts as acknowledged, where the other side had said that it may."""
+    """The highest selectively acknowledged byte counts as acknowledged, where the other side had
+    said that it may.
+    """
     offer = frames.NOP * 2 + frames.SACK_PERMITTED if allowed else b""
     talk = (
         Talk(V4, win=1000)

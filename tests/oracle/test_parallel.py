@@ -1,9 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several CPUs at once on one connection: nothing is counted twice or lost, there is one entry, and its state is one that some order of the frames gives.
+"""Several CPUs at once on one connection: nothing is counted twice or lost, there is one entry, and
+its state is one that some order of the frames gives.
 
-Each worker is pinned to a CPU of its own; the kernel runs the chain with the interpreter's lock released, so they truly run at the same time.
+Each worker is pinned to a CPU of its own; the kernel runs the chain with the interpreter's lock
+released, so they truly run at the same time.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ pytestmark = pytest.mark.skipif(len(CPUS) < 2, reason="nothing runs in parallel 
 
 
 def together(rig: ChainRig, *steps: Step) -> collections.Counter[str]:
-    """Send each of the steps MANY times, each from a thread on the next CPU, all at once; return what was counted."""
+    """Send each of the steps MANY times, each from a thread on the next CPU, all at once; return
+    what was counted.
+    """
     verdicts: list[int] = []
     begin = threading.Barrier(len(steps))
 
@@ -74,7 +78,8 @@ def raised(rig: ChainRig, before: t.Sequence[int]) -> collections.Counter[str]:
 
 
 def in_step(rig: ChainRig, rounds: t.Sequence[t.Sequence[Step]]) -> collections.Counter[str]:
-    """Let two processes send a frame each of every round, waiting for each other in a loop; return what was counted.
+    """Let two processes send a frame each of every round, waiting for each other in a loop; return
+    what was counted.
 
     In most rounds both are in the chain at the same time.
     """
@@ -246,7 +251,9 @@ def in_tables(rig: ChainRig) -> dict[str, int]:
 @each_family
 @pytest.mark.parametrize("name", PROMOTERS)
 def test_a_flow_becomes_assured_while_both_write_it(rig: ChainRig, pair: Pair, name: str) -> None:
-    """It moves to the other table once, and takes along all that was counted; it is never in both, and nobody makes it anew."""
+    """It moves to the other table once, and takes along all that was counted; it is never in both,
+    and nobody makes it anew.
+    """
     rounds = [PROMOTERS[name](each) for each in pairs(pair)]
     for before, dummy in rounds:
         send(rig, before)
@@ -295,7 +302,9 @@ def outcome_of(rig: ChainRig, before: t.Iterable[Step], steps: t.Iterable[Step])
 @each_family
 @pytest.mark.parametrize("name", RACES)
 def test_some_order_explains_it(rig: ChainRig, pair: Pair, name: str) -> None:
-    """Whatever comes at the same time: an entry is, to its last field, what one order of the frames makes."""
+    """Whatever comes at the same time: an entry is, to its last field, what one order of the frames
+    makes.
+    """
     state, what = RACES[name]
 
     def race(each: Pair) -> tuple[list[Step], list[Step]]:
@@ -330,7 +339,9 @@ DROPPER_SLOT = 29
 
 @each_family
 def test_a_guest_drops_one_of_two_that_race(pair: Pair, tmp_path: pathlib.Path) -> None:
-    """The flow goes with its first packet, unless the other one was counted in it before; that one then stays, and no entry stays locked."""
+    """The flow goes with its first packet, unless the other one was counted in it before; that one
+    then stays, and no entry stays locked.
+    """
     source = tmp_path / "dropper.c"
     source.write_text(DROPPER, encoding="utf-8")
     with (

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The frames that are replayed where no capture is given: the file is up to date, leaves nothing out, and nf_conntrack makes the same of it."""
+"""The frames that are replayed where no capture is given: the file is up to date, leaves nothing
+out, and nf_conntrack makes the same of it.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rig itself: right frames, a true reading of the kernel's table, and differences that are found and told."""
+"""The rig itself: right frames, a true reading of the kernel's table, and differences that are
+found and told.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ STEPS = [
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_frames_are_what_scapy_makes_of_them(step: frames.Step) -> None:
-    """Somebody else's dissector gets the same fields out, and its checksums and lengths are the same bytes."""
+    """Somebody else's dissector gets the same fields out, and its checksums and lengths are the
+    same bytes.
+    """
     packet = scapy.Ether(step.frame)
     for layer in packet.layers():
         for computed in ("chksum", "cksum", "len", "plen", "dataofs", "ihl"):
@@ -164,7 +168,9 @@ def seen(outcome: str = "tracked", *flows: view.Flow) -> view.Seen:
     ],
 )
 def test_differences_are_found(field: str, value: t.Any, told: bool) -> None:
-    """Anything that is not the same is told, but a timeout may be off by the time that the two readings are apart."""
+    """Anything that is not the same is told, but a timeout may be off by the time that the two
+    readings are apart.
+    """
     faults = compare.differences(
         seen("tracked", FLOW), seen("tracked", dataclasses.replace(FLOW, **{field: value}))
     )

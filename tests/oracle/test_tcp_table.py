@@ -34,8 +34,10 @@ SHORT = {
 }
 SHORT.update(S2="SYN_SENT2")
 
-# The table, as far as sequence numbers are right: the state after the segment. iv: invalid, ig: let pass and not counted, --: the entry goes.
-# Two cells say more than the transition: a repeated SYN, or one that crosses it, does not count before there was an answer (SS, S2 in column SS).
+# The table, as far as sequence numbers are right: the state after the segment. iv: invalid, ig: let
+# pass and not counted, --: the entry goes.
+# Two cells say more than the transition: a repeated SYN, or one that crosses it, does not count
+# before there was an answer (SS, S2 in column SS).
 # In column CL the side that sent the reset sends the segment, else a SYN would be ignored.
 TABLE = """
 orig  S   SS ig:SS ig    ig    ig    ig    ig    SS    SS    S2

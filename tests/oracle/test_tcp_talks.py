@@ -414,6 +414,8 @@ TIMEOUTS = {
 def test_any_talk_with_other_timeouts(
     play: Play, tune: Tune, beginning: moves.Beginning, moved: list[moves.Move]
 ) -> None:
-    """Each timeout is another, so that a wrong one shows; the kernel offers no way to set that of SYN_SENT2."""
+    """Each timeout is another, so that a wrong one shows; the kernel offers no way to set that of
+    SYN_SENT2.
+    """
     tune(timeouts=TIMEOUTS)
     play(moves.conversation(frames.V4, beginning, moved))

@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pictures as a browser, graphviz and mermaid see them. The screenshots lie in build/picture afterwards.
+"""Pictures as a browser, graphviz and mermaid see them. The screenshots lie in build/picture
+afterwards.
 
 Run it with ``make test-picture``, which installs all three.
 """

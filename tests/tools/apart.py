@@ -1,9 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run pytest beside other suites that pin things: with a network, pins, namespaces' names, /run and /var/lib of its own.
+"""Run pytest beside other suites that pin things: with a network, pins, namespaces' names, /run and
+/var/lib of its own.
 
-    unshare --net --mount --propagation private .venv/bin/python tests/tools/apart.py [pytest's arguments]
+    unshare --net --mount --propagation private .venv/bin/python tests/tools/apart.py [pytest's
+    arguments]
 
 What the tests leave behind in there is a failure, as it is elsewhere.
 """
@@ -39,7 +41,8 @@ def main(arguments: list[str]) -> int:
         [sys.executable, "-m", "pytest", *arguments],
         cwd=pathlib.Path(__file__).resolve().parents[2],
     )
-    # What other suites had mounted when this process got mounts of its own goes with them, hidden as it is.
+    # What other suites had mounted when this process got mounts of its own goes with them, hidden
+    # as it is.
     left = [
         line
         for line in leftovers.differences(before, leftovers.snapshot())

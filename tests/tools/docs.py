@@ -5,7 +5,8 @@
 
     .venv/bin/python tests/tools/docs.py
 
-antsibull-docs writes the pages as reStructuredText, Sphinx makes HTML of them. Both, and the theme, come with the tools in .venv.
+antsibull-docs writes the pages as reStructuredText, Sphinx makes HTML of them. Both, and the theme,
+come with the tools in .venv.
 """
 
 from __future__ import annotations

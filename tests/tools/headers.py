@@ -13,7 +13,8 @@ import re
 import sys
 
 LICENCE = re.compile(r"SPDX-License-Identifier: ([\w.-]+)")
-# Where a comment cannot stand or a tool rewrites the file; the collection's licence (galaxy.yml) holds for them.
+# Where a comment cannot stand or a tool rewrites the file; the collection's licence (galaxy.yml)
+# holds for them.
 BARE_SUFFIXES = (".json", ".rst", ".txt", ".md", ".svg", ".png", ".pcap")
 BARE_NAMES = ("changelog.yaml", "COPYING", ".gitignore", ".gitkeep", "aliases")
 BARE_DIRECTORIES = ("LICENSES", "build", "output")

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of this collection's making, or a test's, can stay behind on a machine: seen without the collection's own code."""
+"""What of this collection's making, or a test's, can stay behind on a machine: seen without the
+collection's own code.
+"""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@
 
     .venv/bin/python tests/tools/run.py lint unit integration oracle e2e fleet install
 
-A gate is one check; a suite has as many as pytest or ansible-test counts in it. A suite that is missing, empty or
-breaks down counts as one failure. With ``all``, everything is run, and what the tests leave behind on the machine is a failure too.
+A gate is one check; a suite has as many as pytest or ansible-test counts in it. A suite that is
+missing, empty or breaks down counts as one failure. With ``all``, everything is run, and what the
+tests leave behind on the machine is a failure too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ import leftovers
 from tree import BUILD, ROOT, TREE, VENV, Argv, build_tarball, copy_tree, environment, run
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-# ansible-test keeps its virtual environments under HOME: one of our own outlives "make clean" and stays off the user's.
+# ansible-test keeps its virtual environments under HOME: one of our own outlives "make clean" and
+# stays off the user's.
 HOME = ROOT / ".ansible/home"
 # Directories whose files are run as they stand and import each other by their bare names.
 SCRIPTS = ("tests/bench", "tests/tools")
@@ -114,7 +116,9 @@ def lint() -> Tally:
 
 
 def mypy() -> Tally:
-    """Check the types: the collection by its own name, then the directories of scripts, which import each other plainly."""
+    """Check the types: the collection by its own name, then the directories of scripts, which
+    import each other plainly.
+    """
     scripts = [TREE / where for where in SCRIPTS]
     common: list[str | pathlib.Path] = [
         VENV / "mypy",
@@ -195,7 +199,9 @@ def unit() -> Tally:
 
 
 def integration() -> Tally:
-    """Run each integration target with ansible-test, on the system's Python, which sees the system's libraries."""
+    """Run each integration target with ansible-test, on the system's Python, which sees the
+    system's libraries.
+    """
     targets = sorted(
         path.parent.name
         for path in (TREE / "tests/integration/targets").glob("*/aliases")
@@ -314,14 +320,16 @@ _APART = (
     "watch",
 )
 APART = [f"tests/e2e/test_{name}.py" for name in _APART]
-#: When everything is run, a second process runs these one after the other, so that two CPUs have something to do.
+#: When everything is run, a second process runs these one after the other, so that two CPUs have
+#: something to do.
 ASIDE: dict[str, c.Callable[[], Tally]] = {
     "lint": lint,
     "unit": unit,
     "oracle": oracle_apart,
     "e2e, apart": e2e_apart,
 }
-#: Meanwhile these are run. ansible-lint takes what the integration tests leave for a moment for ours, so those come late.
+#: Meanwhile these are run. ansible-lint takes what the integration tests leave for a moment for
+#: ours, so those come late.
 HERE: dict[str, c.Callable[[], Tally]] = {
     "e2e": e2e_here,
     **{name: SUITES[name] for name in ("integration", "host")},
@@ -332,7 +340,9 @@ HERE: dict[str, c.Callable[[], Tally]] = {
 
 @contextlib.contextmanager
 def bpf_file_system(wanted: bool) -> c.Iterator[None]:
-    """Have a BPF file system where distributions mount it; one that was missing goes again. That the collection mounts it itself is tested elsewhere."""
+    """Have a BPF file system where distributions mount it; one that was missing goes again. That
+    the collection mounts it itself is tested elsewhere.
+    """
     missing = (
         wanted
         and os.geteuid() == 0
@@ -411,7 +421,9 @@ def main(names: list[str]) -> int:
 
 
 def run_suites(names: list[str], everything: bool) -> int:
-    """Run the suites one after the other, or in two processes when it is everything, and then look for what is left behind; return the exit status."""
+    """Run the suites one after the other, or in two processes when it is everything, and then look
+    for what is left behind; return the exit status.
+    """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = leftovers.snapshot()
     BUILD.mkdir(exist_ok=True)
@@ -443,7 +455,9 @@ def timed(name: str, suite: c.Callable[[], Tally]) -> Tally:
 
 @contextlib.contextmanager
 def beside(suites: c.Collection[str], results: dict[str, Tally]) -> c.Iterator[None]:
-    """Run suites of ASIDE in a process of their own meanwhile; show what they printed when both are done."""
+    """Run suites of ASIDE in a process of their own meanwhile; show what they printed when both are
+    done.
+    """
     if not suites:
         yield
         return

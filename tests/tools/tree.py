@@ -22,7 +22,9 @@ Argv = c.Sequence[str | pathlib.Path]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Return the environment for tools: the venv and the system first, no version manager's shims, nothing of Ansible's from outside."""
+    """Return the environment for tools: the venv and the system first, no version manager's shims,
+    nothing of Ansible's from outside.
+    """
     env = {
         k: v
         for k, v in os.environ.items()
@@ -37,7 +39,8 @@ def environment(**extra: str) -> dict[str, str]:
 def run(
     argv: Argv, cwd: pathlib.Path, env: dict[str, str], minutes: float, quiet: bool
 ) -> tuple[int, str]:
-    """Run a command in a process group of its own; return its exit status and, when quiet, what it printed.
+    """Run a command in a process group of its own; return its exit status and, when quiet, what it
+    printed.
 
     When the time is over the whole group is killed and the status is 124, as timeout(1) has it.
     """
@@ -65,7 +68,9 @@ def run(
 
 
 def names() -> list[str]:
-    """Return the files that git knows of, or would: changes not yet committed count, ignored files do not."""
+    """Return the files that git knows of, or would: changes not yet committed count, ignored files
+    do not.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-coz", "--exclude-standard"],
         cwd=ROOT,
@@ -84,7 +89,8 @@ def copy_tree(target: pathlib.Path = TREE) -> pathlib.Path:
     for name in names():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
-    # A repository of its own: tools that ask git what is here would otherwise find a directory that the outer one ignores.
+    # A repository of its own: tools that ask git what is here would otherwise find a directory that
+    # the outer one ignores.
     subprocess.run(["git", "init", "-q", str(target)], check=True)
     return target
 

@@ -1,13 +1,16 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run the collection with other versions of ansible-core and pyroute2: what docs/compatibility.md tells.
+"""Run the collection with other versions of ansible-core and pyroute2: what docs/compatibility.md
+tells.
 
     .venv/bin/python tests/tools/versions.py [--list] [NAME ...]
 
-Each release of ansible-core gets a venv under .ansible/versions with the newest Python for it that the machine has, and runs the unit tests; each with each
-pyroute2, in a venv of the system's Python, builds the lab, attaches the chain, sends traffic through it, does so again, and takes it away, in places of its
-own. NAMEs choose releases and parts, of those that --list shows. The table is printed, and kept in build/versions.json.
+Each release of ansible-core gets a venv under .ansible/versions with the newest Python for it that
+the machine has, and runs the unit tests; each with each pyroute2, in a venv of the system's Python,
+builds the lab, attaches the chain, sends traffic through it, does so again, and takes it away, in
+places of its own. NAMEs choose releases and parts, of those that --list shows. The table is
+printed, and kept in build/versions.json.
 """
 
 from __future__ import annotations
@@ -88,7 +91,9 @@ class Line:
 
 
 def python(version: str) -> str | None:
-    """Return an interpreter of that version: the system's, one on the path, or pyenv's; None where the machine has none."""
+    """Return an interpreter of that version: the system's, one on the path, or pyenv's; None where
+    the machine has none.
+    """
     ours = sorted(
         pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv")).glob(
             f"versions/{version}.*/bin/python3"
@@ -122,7 +127,8 @@ def pinned(names: c.Iterable[str]) -> list[str]:
 
 
 def venv(name: str, interpreter: str, wanted: c.Sequence[str], *flags: str) -> pathlib.Path:
-    """Return the Python of a venv that holds what is wanted; made where it is missing or holds something else.
+    """Return the Python of a venv that holds what is wanted; made where it is missing or holds
+    something else.
 
     :raises RuntimeError: with what pip said.
     """
@@ -158,7 +164,9 @@ def version_of(interpreter: pathlib.Path, package: str) -> str:
 
 
 def unit_tests(controller: pathlib.Path) -> tuple[bool, str]:
-    """Run the unit tests with a controller's Python; return whether they passed, and the line that tells how many."""
+    """Run the unit tests with a controller's Python; return whether they passed, and the line that
+    tells how many.
+    """
     status, out = run(
         [controller, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit"],
         ROOT,
@@ -172,7 +180,9 @@ def unit_tests(controller: pathlib.Path) -> tuple[bool, str]:
 
 
 def imports(interpreter: str) -> tuple[bool, str]:
-    """Compile and import all that runs on targets with an interpreter, by ansible-test; return whether it can be."""
+    """Compile and import all that runs on targets with an interpreter, by ansible-test; return
+    whether it can be.
+    """
     gates.HOME.mkdir(parents=True, exist_ok=True)
     gates.stand_in_for_get_pip()
     env = environment(HOME=str(gates.HOME))
@@ -194,7 +204,9 @@ def imports(interpreter: str) -> tuple[bool, str]:
 
 
 def lab(controller: pathlib.Path, target: pathlib.Path) -> tuple[bool, str]:
-    """Run the playbooks and the inventory in places of their own; return whether all went well, and what changed."""
+    """Run the playbooks and the inventory in places of their own; return whether all went well, and
+    what changed.
+    """
     with tempfile.TemporaryDirectory() as directory:
         status, out = run(
             [

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What holds for all unit tests: they change nothing of the machine that they run on, and none takes longer than a minute."""
+"""What holds for all unit tests: they change nothing of the machine that they run on, and none
+takes longer than a minute.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ LONGEST = 60
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Bound the time of each unit test; not where ansible-test runs each in a process of its own, whose parent the bound would end."""
+    """Bound the time of each unit test; not where ansible-test runs each in a process of its own,
+    whose parent the bound would end.
+    """
     if config.pluginmanager.hasplugin("timeout") and not config.pluginmanager.hasplugin(
         "ansible_forked"
     ):

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Flow-table entries made by hand, packed field by field from the layout, and a source of them for tests without a kernel."""
+"""Flow-table entries made by hand, packed field by field from the layout, and a source of them for
+tests without a kernel.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One definition, two languages: the C structs and numbers of files/bpf against plugins/module_utils/chain.py, by the compiler's word."""
+"""One definition, two languages: the C structs and numbers of files/bpf against
+plugins/module_utils/chain.py, by the compiler's word.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,17 @@ COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 if COMPILER is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc  # noqa: E402  after the checks
+# noqa: E402  after the checks
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render  # noqa: E402
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain  # noqa: E402  after the checks
+
+# noqa: E402  after the checks
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "files/bpf"
 
-#: struct member by member, in the order of the Python codec's fields; "[n]" and bit-fields' neighbours are members of their own.
+#: struct member by member, in the order of the Python codec's fields; "[n]" and bit-fields'
+#: neighbours are members of their own.
 KEY = ("lo_ip", "hi_ip", "lo_port", "hi_port", "proto", "role", "zone")
 HALF = ("packets", "bytes", "td_end", "td_maxend", "td_maxwin", "td_maxack")
 #: None stands for the byte of the bit-fields, which has no offset in C.

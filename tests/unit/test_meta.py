@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the collection says of its modules, roles and playbooks: groups that can be used, what is refused, and that names are looked at everywhere."""
+"""What the collection says of its modules, roles and playbooks: groups that can be used, what is
+refused, and that names are looked at everywhere.
+"""
 
 from __future__ import annotations
 

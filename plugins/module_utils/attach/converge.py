@@ -1,14 +1,16 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Attach the active generation's programs to interfaces through pinned bpf_links: observe -> plan -> apply.
+"""Attach the active generation's programs to interfaces through pinned bpf_links: observe -> plan
+-> apply.
 
-Ours is what stands under ``link/`` (a bpf_link each), and a program of one of our generations that somebody attached by its pin
-(``ip link set dev ns1-lan xdp pinned .../prog/xdp_0``): such a one is taken over into a bpf_link, or detached, without asking.
-Every other program on an interface is foreign.
+Ours is what stands under ``link/`` (a bpf_link each), and a program of one of our generations that
+somebody attached by its pin (``ip link set dev ns1-lan xdp pinned .../prog/xdp_0``): such a one is
+taken over into a bpf_link, or detached, without asking. Every other program on an interface is
+foreign.
 
-A run that is killed leaves either the old state or the new one, or nothing attached: a bpf_link that has no pin yet dies with
-its process. The next run sees which, and goes on from there.
+A run that is killed leaves either the old state or the new one, or nothing attached: a bpf_link
+that has no pin yet dies with its process. The next run sees which, and goes on from there.
 """
 
 from __future__ import annotations
@@ -32,15 +34,18 @@ from ..kernel import bpf, bpffs, ethtool, link_fitness, netfilter, netns, rtnetl
 from . import redirect, refusals, select
 
 MODES = ("auto", "native", "generic")
-#: Bytes of the longest packet without BIG TCP, as the kernel has it (include/linux/netdevice.h, GSO_LEGACY_MAX_SIZE).
+#: Bytes of the longest packet without BIG TCP, as the kernel has it (include/linux/netdevice.h,
+#: GSO_LEGACY_MAX_SIZE).
 IP_MOST = 65536
 #: The modes in which a program runs on the host's CPUs; an interface has at most one such program.
 HOST_MODES = ("native", "generic")
-#: What veth's native XDP needs of a page beside the frame: headroom, the Ethernet header, struct skb_shared_info (drivers/net/veth.c).
+#: What veth's native XDP needs of a page beside the frame: headroom, the Ethernet header, struct
+#: skb_shared_info (drivers/net/veth.c).
 VETH_PAGE_OVERHEAD = 590
 VETH_MAX_MTU = os.sysconf("SC_PAGE_SIZE") - VETH_PAGE_OVERHEAD
-#: When native fails for one of these, the driver has no XDP or cannot run it as the interface is set up: MTU, queues, features. All others would
-#: stop generic as well, or pass: rights (EPERM), who holds the interface (EBUSY, EEXIST), memory (ENOMEM), a link that went (ENODEV).
+#: When native fails for one of these, the driver has no XDP or cannot run it as the interface is
+#: set up: MTU, queues, features. All others would stop generic as well, or pass: rights (EPERM),
+#: who holds the interface (EBUSY, EEXIST), memory (ENOMEM), a link that went (ENODEV).
 _DRIVER_CANNOT = (
     errno.EOPNOTSUPP,
     524,
@@ -88,7 +93,8 @@ def parse(
     """Check the module's ``interfaces`` and return those that are named.
 
     :param interfaces: as the module has them, or as interface_select.resolve() returns them.
-    :param longest: the bytes that a name may have; alternative names, of which only looked() knows, have up to bpf.ALTIFNAMSIZ - 1.
+    :param longest: the bytes that a name may have; alternative names, of which only looked() knows,
+        have up to bpf.ALTIFNAMSIZ - 1.
     :raises ConntrackError: for the first bad value.
     """
     wants: list[Want] = []
@@ -135,7 +141,8 @@ def parse(
 
 
 def check(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) -> None:
-    """Check the module's ``interfaces`` before anything is looked at, so a name may still be an alternative one.
+    """Check the module's ``interfaces`` before anything is looked at, so a name may still be an
+    alternative one.
 
     :raises ConntrackError: for the first bad value.
     """
@@ -143,7 +150,9 @@ def check(state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str) 
 
 
 def _check_name(field: str, value: str, limit: int, what: str) -> None:
-    """Refuse a name that the kernel refuses (net/core/dev.c, dev_valid_name; a namespace's name is a file's)."""
+    """Refuse a name that the kernel refuses (net/core/dev.c, dev_valid_name; a namespace's name is
+    a file's).
+    """
     signs = (
         value
         and value not in (".", "..")
@@ -161,7 +170,8 @@ def _check_name(field: str, value: str, limit: int, what: str) -> None:
 
 
 def looked(interfaces: t.Sequence[t.Mapping[str, t.Any]]) -> list[dict[str, t.Any]]:
-    """Return entries in which every interface and namespace that exists has the one name that the kernel lists it by.
+    """Return entries in which every interface and namespace that exists has the one name that the
+    kernel lists it by.
 
     An interface may have alternative names, and a namespace several names: all that comes after
     compares names, so this comes first. An entry whose name was another one has it in ``given``.
@@ -208,7 +218,8 @@ class Attached:
     """The program that an interface has.
 
     :ivar mode: ``native`` or ``generic``.
-    :ivar link_ids: the bpf_links that may hold it (several only when ids coincide between namespaces); empty when it came through netlink.
+    :ivar link_ids: the bpf_links that may hold it (several only when ids coincide between
+        namespaces); empty when it came through netlink.
     :ivar by_link: whether a bpf_link holds it.
     :ivar pin: the pin of ours that holds it, None when it is none of ours.
     """
@@ -241,11 +252,14 @@ class Have:
     :ivar ifindex: 0 when there is no such interface.
     :ivar missing: why there is no such interface, "" when there is one.
     :ivar too_long: the MTU that keeps this veth from native XDP, None when nothing does.
-    :ivar port: what the chain has to know to forward through it; None where its frames are not Ethernet.
+    :ivar port: what the chain has to know to forward through it; None where its frames are not
+        Ethernet.
     :ivar unfit: why nothing could be tracked on it, see link_fitness.unfit().
     :ivar counted: why packets would be counted twice if the chain tracked on it.
-    :ivar longest: bytes of the longest packet that generic mode shows here; 0 where it is not known.
-    :ivar forwards: what the chain would pass by here; None where it forwards nothing, or is not to be attached here.
+    :ivar longest: bytes of the longest packet that generic mode shows here; 0 where it is not
+        known.
+    :ivar forwards: what the chain would pass by here; None where it forwards nothing, or is not to
+        be attached here.
     """
 
     pin: str
@@ -352,7 +366,8 @@ def open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) ->
 def observe(paths: bpffs.Paths, wants: t.Sequence[Want], forward: str | None = None) -> list[Have]:
     """Return what is there for each wanted interface; nothing is changed.
 
-    :param forward: what the chain is to forward, one of chain.FORWARDS; None for what the active one does.
+    :param forward: what the chain is to forward, one of chain.FORWARDS; None for what the active
+        one does.
     :raises ConntrackError: when something foreign stands at a pin's path.
     """
     pins, programs = held(paths), _generation_programs(paths)
@@ -374,7 +389,9 @@ def _observe_stacks(
     pins: t.Mapping[str, bpf.LinkInfo],
     programs: t.Mapping[int, str],
 ) -> None:
-    """Say in ``haves`` which interfaces of a namespace get frames that were counted below them, on wanted interfaces or on others that we hold."""
+    """Say in ``haves`` which interfaces of a namespace get frames that were counted below them, on
+    wanted interfaces or on others that we hold.
+    """
     wanted = {
         have.ifindex: at
         for at, (want, have) in enumerate(zip(wants, haves))
@@ -481,7 +498,9 @@ def _observe_one(
 
 
 def _peer(facts: bpf.LinkFacts) -> bpf.LinkFacts | None:
-    """Return the other end of a veth: its MTU may keep this end from native XDP, and what its senders leave uncut comes here whole."""
+    """Return the other end of a veth: its MTU may keep this end from native XDP, and what its
+    senders leave uncut comes here whole.
+    """
     if facts.kind != "veth":
         return None
     try:
@@ -496,7 +515,8 @@ def _attached(
     pins: t.Mapping[str, bpf.LinkInfo],
     programs: t.Mapping[int, str],
 ) -> Attached | None:
-    """Return the program that sees the interface's frames, and who holds it; call it inside the interface's namespace.
+    """Return the program that sees the interface's frames, and who holds it; call it inside the
+    interface's namespace.
 
     :param pins: see held().
     :param programs: see _generation_programs().
@@ -552,7 +572,8 @@ class Change:
     """What one step does to one interface: take away, then attach or replace.
 
     :ivar drop_pins: detach and unpin these links of ours first.
-    :ivar moved_from: the pin of our link that holds this interface under another name: it gets this interface's, and the link goes on without a gap.
+    :ivar moved_from: the pin of our link that holds this interface under another name: it gets this
+        interface's, and the link goes on without a gap.
     :ivar drop: detach this program first, which no pin of ours holds.
     :ivar update: this program is in our pinned link: put the other into the same link.
     :ivar modes: the modes to try, in order; empty when nothing is attached.
@@ -590,7 +611,9 @@ def make_plan(
 
 
 def _pins(have: Have) -> tuple[str, ...]:
-    """Return the pins of ours that speak of this interface: its own, and that under which it was attached before it was renamed or moved."""
+    """Return the pins of ours that speak of this interface: its own, and that under which it was
+    attached before it was renamed or moved.
+    """
     pins = [have.pin] if have.pinned is not None else []
     if have.attached is not None and have.attached.pin not in (None, have.pin):
         pins.append(have.attached.pin)
@@ -598,7 +621,9 @@ def _pins(have: Have) -> tuple[str, ...]:
 
 
 def _elsewhere(have: Have) -> str:
-    """Return where the link that is pinned for an interface is, when it does not hold that interface; "" when there is none, or nothing is known of it."""
+    """Return where the link that is pinned for an interface is, when it does not hold that
+    interface; "" when there is none, or nothing is known of it.
+    """
     pinned = have.pinned
     if (
         pinned is None
@@ -712,7 +737,9 @@ def _plan_one(
 
 
 def _refuse_interface(want: Want, have: Have) -> None:
-    """:raises ConntrackError: when the chain would track nothing on the interface, or count packets twice."""
+    """:raises ConntrackError: when the chain would track nothing on the interface, or count packets
+    twice.
+    """
     if want.hook not in TRACKING_HOOKS:
         return
     if have.unfit:
@@ -825,7 +852,9 @@ class Applier:
 
     @staticmethod
     def _where(change: Change) -> t.ContextManager[None]:
-        """Enter the interface's namespace; where there is no interface there may be no namespace, and only a pin is to be removed."""
+        """Enter the interface's namespace; where there is no interface there may be no namespace,
+        and only a pin is to be removed.
+        """
         return netns.entered(change.want.netns if change.have.ifindex else None)
 
     def _hook(self, change: Change) -> int:
@@ -843,7 +872,9 @@ class Applier:
         return lambda: bpf.link_update(link, old, new)
 
     def _exchange(self, change: Change) -> plan.Undo:
-        """Take away what is in the way and attach; between the two the interface has no program, so all that can fail early does so before."""
+        """Take away what is in the way and attach; between the two the interface has no program, so
+        all that can fail early does so before.
+        """
         new = self._hook(change) if change.modes else None
         put_back: list[t.Callable[[], None]] = []
 
@@ -965,9 +996,11 @@ class Applier:
 def converge_ports(
     paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have], check_mode: bool
 ) -> plan.Plan:
-    """Let the chain know the interfaces between which it forwards, where it does: the plan that was needed.
+    """Let the chain know the interfaces between which it forwards, where it does: the plan that was
+    needed.
 
-    Whether an interface takes redirected frames depends on what is attached, so this is planned when all is.
+    Whether an interface takes redirected frames depends on what is attached, so this is planned
+    when all is.
     """
     if not os.path.exists(paths.map("ports")) or health.forwards(paths) == chain.FORWARDS[0]:
         return []
@@ -998,7 +1031,8 @@ def _other_ports(paths: bpffs.Paths, wants: t.Sequence[Want]) -> t.Iterator[byte
 
 # ---------------------------------------------------------------- what is written down
 def _plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> plan.Plan:
-    """Return the step that lets the state directory say what is to be attached after a reboot; none where it does not say what is to be loaded then.
+    """Return the step that lets the state directory say what is to be attached after a reboot; none
+    where it does not say what is to be loaded then.
 
     :param whole: whether ``wants`` are all that there is.
     """
@@ -1042,7 +1076,9 @@ def _plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> pl
 
 
 def recorded(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
-    """Return the interfaces that are written down, each once and by its one name; an earlier release wrote down what it was given."""
+    """Return the interfaces that are written down, each once and by its one name; an earlier
+    release wrote down what it was given.
+    """
     found = {(item["netns"], item["name"]): item for item in looked(statedir.interfaces(paths))}
     return [
         {name: item[name] for name in ("name", "netns", "program", "mode")}
@@ -1094,7 +1130,8 @@ class Chosen(t.NamedTuple):
 def choose(
     state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str, check_mode: bool
 ) -> Chosen:
-    """Find out which interfaces are meant, where some are chosen by what they are or called by another name.
+    """Find out which interfaces are meant, where some are chosen by what they are or called by
+    another name.
 
     :raises ConntrackError: nothing fits, and it is no check run.
     """
@@ -1154,7 +1191,9 @@ def candidates(namespace: str | None) -> list[select.Candidate]:
 
 
 def _sharing(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have]) -> list[str]:
-    """Return a warning where the chain tracks in several namespaces at once: a packet is counted once in each that it goes through."""
+    """Return a warning where the chain tracks in several namespaces at once: a packet is counted
+    once in each that it goes through.
+    """
     wanted = [(want, have) for want, have in zip(wants, haves) if want.hook in TRACKING_HOOKS]
     if not wanted:
         return []
@@ -1176,7 +1215,9 @@ def _sharing(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have
 
 
 def _one_link(want: Want, have: Have, other: Want, other_have: Have) -> bool:
-    """Tell whether two interfaces are the two ends of a link: each sees one direction, so nothing is counted twice."""
+    """Tell whether two interfaces are the two ends of a link: each sees one direction, so nothing
+    is counted twice.
+    """
     try:
         with netns.entered(other.netns):
             far = bpf.link_facts(other.name)
@@ -1196,11 +1237,13 @@ def _one_link(want: Want, have: Have, other: Want, other_have: Have) -> bool:
 def check_typed(
     paths: bpffs.Paths, state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str
 ) -> None:
-    """Refuse interfaces that are not there, where no earlier task could have made them: somebody typed their names.
+    """Refuse interfaces that are not there, where no earlier task could have made them: somebody
+    typed their names.
 
     One that is gone, and of which there is still a link or a note, can be detached.
 
-    :raises ConntrackError: naming the first that is missing, and what there is; and a program that is not loaded.
+    :raises ConntrackError: naming the first that is missing, and what there is; and a program that
+        is not loaded.
     """
     wants = choose(state, interfaces, mode, False)[0]
     open_hooks(paths, wants, False)
@@ -1229,7 +1272,8 @@ def converge(
 ) -> tuple[dict[str, t.Any], list[str]]:
     """Do what the module ``xdp_attach`` does.
 
-    :param interfaces: the module's option; None, with ``absent``, stands for every interface that we hold.
+    :param interfaces: the module's option; None, with ``absent``, stands for every interface that
+        we hold.
     :param lock_timeout: how long to wait for another run, in seconds.
     :param state_dir: where it is written down what is attached.
     :return: (the module's result, warnings).

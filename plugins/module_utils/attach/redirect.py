@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The map ``ports``: the interfaces between which the chain forwards packets past the stack.
 
-A frame is forwarded only when it came to the address of a port, and leaves only through a port that is known to take redirected frames: what is
-redirected to an interface that does not is lost without a word. A port is an interface's number together with its address, since numbers repeat
-between namespaces.
+A frame is forwarded only when it came to the address of a port, and leaves only through a port that
+is known to take redirected frames: what is redirected to an interface that does not is lost without
+a word. A port is an interface's number together with its address, since numbers repeat between
+namespaces.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ KEY = struct.Struct("=I6s2x")
 VALUE = struct.Struct("=I")
 #: enum port_flag
 TRANSMITS = 1
-#: Drivers that send redirected frames (ndo_xdp_xmit) in Linux 5.12, the oldest that the chain takes, by the names that ethtool -i has.
+#: Drivers that send redirected frames (ndo_xdp_xmit) in Linux 5.12, the oldest that the chain
+#: takes, by the names that ethtool -i has.
 KNOWN_TO_TRANSMIT = (
     *(
         "bnxt_en",
@@ -78,9 +80,10 @@ def is_ethernet(facts: bpf.LinkFacts) -> bool:
 def transmits(facts: bpf.LinkFacts, mode: str | None) -> bool:
     """Tell whether an interface takes redirected frames; call it inside the interface's namespace.
 
-    The kernel is asked. One before Linux 6.3 has no answer; there a driver that is known to (KNOWN_TO_TRANSMIT) does, once it runs a program natively,
-    and a veth hands them to its other end, which must have a native XDP program (drivers/net/veth.c, veth_xdp_xmit). Of what is not known, none does:
-    what is redirected to it would be lost without a word.
+    The kernel is asked. One before Linux 6.3 has no answer; there a driver that is known to
+    (KNOWN_TO_TRANSMIT) does, once it runs a program natively, and a veth hands them to its other
+    end, which must have a native XDP program (drivers/net/veth.c, veth_xdp_xmit). Of what is not
+    known, none does: what is redirected to it would be lost without a word.
 
     :param mode: how our program is attached to it.
     """

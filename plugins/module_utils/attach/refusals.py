@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the kernel will refuse of a step that attaches: so that a check run promises nothing that the run cannot keep.
+"""What the kernel will refuse of a step that attaches: so that a check run promises nothing that
+the run cannot keep.
 
 A run asks the kernel by attaching. A check run may not, for on a card even a program that passes
 everything can reset the link; so it reads what the kernel's own checks read. Where that cannot be
@@ -18,16 +19,19 @@ from ..core import plan
 from ..core.errors import ConntrackError
 from ..kernel import bpf, device, netns
 
-#: Since Linux 5.15 an interface takes no program while one on top of it has one (net/core/dev.c, dev_xdp_attach).
+#: Since Linux 5.15 an interface takes no program while one on top of it has one (net/core/dev.c,
+#: dev_xdp_attach).
 _UPPERS_SINCE = (5, 15)
 _LOOPBACK_IFINDEX = 1
-#: Kinds (IFLA_INFO_KIND) without ndo_bpf, for kernels before 6.3, which do not say what a driver can (drivers/net, net).
+#: Kinds (IFLA_INFO_KIND) without ndo_bpf, for kernels before 6.3, which do not say what a driver
+#: can (drivers/net, net).
 _KINDS = (
     "bridge dummy erspan geneve gre gretap hsr ifb ip6erspan ip6gre ip6gretap ip6tnl ipip ipvlan ipvtap macsec macvlan macvtap netkit nlmon sit team vcan "
     "vlan vrf vti vti6 vxcan vxlan wireguard"
 )
 NEVER_NATIVE = frozenset(_KINDS.split())
-#: Their features say nothing while they have no member, and then they take a program (drivers/net/bonding/bond_main.c).
+#: Their features say nothing while they have no member, and then they take a program
+#: (drivers/net/bonding/bond_main.c).
 _SILENT = ("bonding",)
 
 
@@ -53,7 +57,9 @@ def check(step: plan.Step) -> None:
 
 
 def why_not_native(index: int) -> str:
-    """Return why an interface of the current namespace runs no program in its driver, and the mend; "" where it may."""
+    """Return why an interface of the current namespace runs no program in its driver, and the mend;
+    "" where it may.
+    """
     facts = bpf.link_facts(index)
     driver = device.driver(facts.name).name
     able = None if driver in _SILENT else device.native(index)
@@ -72,7 +78,9 @@ def why_not_native(index: int) -> str:
 
 
 def upper_with_program(index: int) -> str:
-    """Return the name of an interface of the current namespace that stands on top of another and has an XDP program; "" where none does."""
+    """Return the name of an interface of the current namespace that stands on top of another and
+    has an XDP program; "" where none does.
+    """
     if _release() < _UPPERS_SINCE:
         return ""
     for upper in device.uppers(index, [number for number, dummy in socket.if_nameindex()]):

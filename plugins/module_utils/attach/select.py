@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Interfaces chosen by what they are instead of by their name: a pattern, a driver, the default route. Pure: nothing here touches the kernel.
+"""Interfaces chosen by what they are instead of by their name: a pattern, a driver, the default
+route. Pure: nothing here touches the kernel.
 
-An interface belongs to one entry. One that is named belongs to the entry that names it, wherever that stands; of the entries that choose, the first
-that fits has it. So C(default_route: true) and after it C(pattern: "*") is the uplink, and everything else.
+An interface belongs to one entry. One that is named belongs to the entry that names it, wherever
+that stands; of the entries that choose, the first that fits has it. So C(default_route: true) and
+after it C(pattern: "*") is the uplink, and everything else.
 
 An entry that chooses leaves out what the chain cannot work on, and what would count a packet
 once more than an interface that is already taken. Within one entry the lower interface is taken:
@@ -30,11 +32,14 @@ Item = t.Mapping[str, t.Any]
 class Candidate:
     """An interface that can be chosen.
 
-    :ivar driver: as C(ethtool -i) has it (``virtio_net``, ``veth``); "" where the kernel does not say.
-    :ivar default_route: a default route goes out of it, of those of its family that with the lowest metric.
+    :ivar driver: as C(ethtool -i) has it (``virtio_net``, ``veth``); "" where the kernel does not
+        say.
+    :ivar default_route: a default route goes out of it, of those of its family that with the lowest
+        metric.
     :ivar altnames: its alternative names; a pattern may fit any of its names.
     :ivar unfit: why the chain cannot work on it, see link_fitness.unfit().
-    :ivar below: the names of the interfaces whose frames it gets once more, see link_fitness.below().
+    :ivar below: the names of the interfaces whose frames it gets once more, see
+        link_fitness.below().
     """
 
     name: str
@@ -109,7 +114,8 @@ def label(item: Item) -> str:
 class Choice(t.NamedTuple):
     """What the entries of ``interfaces`` come to.
 
-    :ivar found: entries that name their interface, each with ``field``, where it stands in the input, and ``chosen_by``, see label().
+    :ivar found: entries that name their interface, each with ``field``, where it stands in the
+        input, and ``chosen_by``, see label().
     :ivar missing: the entries for which there is none.
     :ivar left_out: why interfaces that fit an entry were left out, a sentence for each entry.
     """
@@ -125,7 +131,8 @@ def resolve(
     """Return the entries with one for each interface that was chosen, and those for which there is none.
 
     :param items: checked entries of ``interfaces``.
-    :param look: returns what there is in a namespace; it may raise ConntrackError where there is no such namespace.
+    :param look: returns what there is in a namespace; it may raise ConntrackError where there is no
+        such namespace.
     """
     owners = {
         (item.get("netns"), item["name"]): f"interfaces[{number}]"
@@ -199,7 +206,9 @@ def _counted(
     tracked: t.Collection[tuple[str | None, str]],
     owners: t.Mapping[tuple[str | None, str], str],
 ) -> str:
-    """Return why an interface would count packets that another one of this run counts; "" where it would not."""
+    """Return why an interface would count packets that another one of this run counts; "" where it
+    would not.
+    """
     for other in there:
         if (netns, other.name) in tracked and (other.name in one.below or one.name in other.below):
             return f"its packets are counted on {other.name} of {owners[netns, other.name]} already"
@@ -226,15 +235,17 @@ def _why(
 def chains(
     items: t.Sequence[Item], pin_root: str, per_netns: bool, every: bool = False
 ) -> list[dict[str, t.Any]]:
-    """Return the chains that entries of ``interfaces`` need, each with ``pin_root``, its ``interfaces``, and whether it is the ``main`` one.
+    """Return the chains that entries of ``interfaces`` need, each with ``pin_root``, its
+    ``interfaces``, and whether it is the ``main`` one.
 
     A chain's tables count a packet once for each namespace in which it is tracked, so each
     namespace has a chain of its own, where there are several and that is wished for. What does not
     track belongs to a chain of its namespace, or else to the first: it counts nothing.
 
     :param per_netns: whether that is wished for.
-    :param every: also the chain at ``pin_root``, and those of namespaces in which nothing is tracked: what may be there from before. That at ``pin_root``
-        is the last, since its directory holds the others.
+    :param every: also the chain at ``pin_root``, and those of namespaces in which nothing is
+        tracked: what may be there from before. That at ``pin_root`` is the last, since its
+        directory holds the others.
     """
     tracked = dict.fromkeys(
         item.get("netns") for item in items if every or item.get("program") in TRACKING_HOOKS

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The clock of the flow table, as its readers see it.
 
-The chain stamps entries with jiffies, which cost it nothing; user space can not read jiffies. Jiffies advance in step with
-CLOCK_MONOTONIC, so one pair (jiffies, CLOCK_MONOTONIC) taken at the same instant and kept in ``meta`` makes one out of the other,
-whether or not packets arrive.
+The chain stamps entries with jiffies, which cost it nothing; user space can not read jiffies.
+Jiffies advance in step with CLOCK_MONOTONIC, so one pair (jiffies, CLOCK_MONOTONIC) taken at the
+same instant and kept in ``meta`` makes one out of the other, whether or not packets arrive.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def jiffies_now(
 ) -> int:
     """Return jiffies64 of this instant.
 
-    :param meta: the chain's ``meta`` by name; ``jiffies`` and ``ktime_ns`` are the pair taken at one instant.
+    :param meta: the chain's ``meta`` by name; ``jiffies`` and ``ktime_ns`` are the pair taken at
+        one instant.
     :param monotonic_ns: CLOCK_MONOTONIC in ns; None reads it.
     :param rate: jiffies a second; None asks the kernel.
     :raises ConntrackError: when the chain has not stored the pair.
@@ -49,9 +50,10 @@ def jiffies_now(
 def over(expires: int, last_seen: int, now: int, rate: int) -> bool:
     """Return whether an entry's time is over, as entry_over() in files/bpf/entry.h tells it.
 
-    Its clocks are the low 32 bits of jiffies64. What seems to have more left than any timeout, or than its last packet gave it, was over long
-    before, and the clock has gone round since. One that was over for a whole round, 2**32 jiffies, is taken for live again for as long as its
-    last timeout was: more cannot be told from 32 bits.
+    Its clocks are the low 32 bits of jiffies64. What seems to have more left than any timeout, or
+    than its last packet gave it, was over long before, and the clock has gone round since. One that
+    was over for a whole round, 2**32 jiffies, is taken for live again for as long as its last
+    timeout was: more cannot be told from 32 bits.
 
     :param expires: the jiffy at which it ends, and ``last_seen`` that of its last packet.
     :param now: jiffies, 32 bits or 64, ``rate`` of them a second.
@@ -90,13 +92,19 @@ class Clock:
         return over(expires, last_seen, self.jiffies, self.hz)
 
     def left(self, instant: int) -> int:
-        """Return the jiffies until an instant (low 32 bits of jiffies64) less than 2**31 jiffies away: zero or less once it has come."""
+        """Return the jiffies until an instant (low 32 bits of jiffies64) less than 2**31 jiffies
+        away: zero or less once it has come.
+        """
         return ((instant - self.jiffies + 0x80000000) & _MASK32) - 0x80000000
 
     def idle(self, last_seen: int) -> int:
-        """Return the whole seconds since ``last_seen`` (low 32 bits of jiffies64); 0 for a packet later than this instant."""
+        """Return the whole seconds since ``last_seen`` (low 32 bits of jiffies64); 0 for a packet
+        later than this instant.
+        """
         return max(-self.left(last_seen), 0) // self.hz
 
     def age(self, created: int) -> int:
-        """Return the whole seconds since ``created`` (jiffies64 in seconds); 0 for a flow made later than this instant."""
+        """Return the whole seconds since ``created`` (jiffies64 in seconds); 0 for a flow made
+        later than this instant.
+        """
         return max(self.jiffies // self.hz - created, 0)

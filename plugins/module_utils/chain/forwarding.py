@@ -3,10 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What forwarding past the stack passes by, and where the chain must not do it.
 
-``look`` asks the kernel about an interface and its namespace; what it saw is judged by pure functions. The rules:
+``look`` asks the kernel about an interface and its namespace; what it saw is judged by pure
+functions. The rules:
 
-- Frames whose VLAN tag travels beside them look untagged to the chain, which would send them on without it.
-- nf_conntrack sees one packet in some seconds of what is forwarded. Of TCP it calls that invalid, unless it is told to be liberal.
+- Frames whose VLAN tag travels beside them look untagged to the chain, which would send them on
+  without it.
+- nf_conntrack sees one packet in some seconds of what is forwarded. Of TCP it calls that invalid,
+  unless it is told to be liberal.
 
 What is not known counts as wrong.
 """
@@ -68,7 +71,8 @@ def card_offloads(name: str, features: t.Mapping[str, bool]) -> list[Offload]:
 def veth_offloads(
     peer: str, features: t.Mapping[str, bool], service_tags: bool, where: str = ""
 ) -> list[Offload]:
-    """Return what takes tags out of the frames that a veth receives: its other end, which leaves them to a card that there is none. Pure.
+    """Return what takes tags out of the frames that a veth receives: its other end, which leaves
+    them to a card that there is none. Pure.
 
     :param service_tags: whether an interface on the other end sends tags of IEEE 802.1ad.
     :param where: goes behind a command that is to be run at the other end.
@@ -112,7 +116,9 @@ def _veth(facts: bpf.LinkFacts) -> list[Offload]:
 
 
 def offloads(facts: bpf.LinkFacts) -> list[Offload]:
-    """Return what keeps VLAN tags out of the frames that an interface of the current namespace receives."""
+    """Return what keeps VLAN tags out of the frames that an interface of the current namespace
+    receives.
+    """
     if facts.kind == "veth":
         return _veth(facts)
     try:
@@ -158,7 +164,8 @@ def look(
 
 
 def attached(forward: str, keys: t.Iterable[str]) -> dict[str, Seen]:
-    """Return what there is to know of the interfaces that pins are named for, by those names; one that is gone is left out.
+    """Return what there is to know of the interfaces that pins are named for, by those names; one
+    that is gone is left out.
 
     :param forward: what the chain forwards; nothing is looked at where it forwards nothing.
     """
@@ -173,7 +180,9 @@ def attached(forward: str, keys: t.Iterable[str]) -> dict[str, Seen]:
 
 
 def namespaces(seen: t.Iterable[Seen]) -> dict[str | None, netfilter.Seen]:
-    """Return what was seen of the namespaces; where there is no interface yet, of the one that the caller is in."""
+    """Return what was seen of the namespaces; where there is no interface yet, of the one that the
+    caller is in.
+    """
     return {one.where: one.rules for one in seen} or {None: netfilter.look()}
 
 

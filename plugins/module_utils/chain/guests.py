@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Guests: programs of somebody else in slots of the chain's jump table, each from a C file or from a pin on the target.
+"""Guests: programs of somebody else in slots of the chain's jump table, each from a C file or from
+a pin on the target.
 
-Those from C files become part of the chain's text (files/bpf/guest.h.j2 says what they are made of), and everything that is to be known of them
-is read from it: so a generation's text is enough to build it again. Of pinned ones the text holds the slot alone.
+Those from C files become part of the chain's text (files/bpf/guest.h.j2 says what they are made
+of), and everything that is to be known of them is read from it: so a generation's text is enough to
+build it again. Of pinned ones the text holds the slot alone.
 """
 
 from __future__ import annotations
@@ -214,9 +216,11 @@ def maps_in(text: str) -> tuple[str, ...]:
 
 # ---------------------------------------------------------------- on the target
 def pinned_here(guests: t.Sequence[Guest]) -> tuple[Pinned, ...]:
-    """Return those of the guests that are pinned, once the kernel has said that each can stand in a jump table with the chain.
+    """Return those of the guests that are pinned, once the kernel has said that each can stand in a
+    jump table with the chain.
 
-    :raises ConntrackError: where a pin is missing, no XDP program, or of another kind than the chain's programs.
+    :raises ConntrackError: where a pin is missing, no XDP program, or of another kind than the
+        chain's programs.
     """
     return tuple(_pinned_here(guest, guest.pinned) for guest in guests if guest.pinned is not None)
 
@@ -314,7 +318,8 @@ def check_shape(
 
 
 def hand_maps_on(text: str, before: str, after: str) -> None:
-    """Pin those maps of the guests in a rendered text that the generation before has, for the next one; the others are made by what compiles it.
+    """Pin those maps of the guests in a rendered text that the generation before has, for the next
+    one; the others are made by what compiles it.
 
     :param before: directory of the active generation's maps; it may be missing.
     :param after: likewise of the next generation's.

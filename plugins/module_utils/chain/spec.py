@@ -14,9 +14,11 @@ import dataclasses
 import struct
 import typing as t
 
-#: Bumped on every change of a map's key or value; kept in ``meta`` and compared before maps are handed on.
+#: Bumped on every change of a map's key or value; kept in ``meta`` and compared before maps are
+#: handed on.
 LAYOUT_VERSION = 2
-#: Every program of the chain is loaded with this expected_attach_type, as kernels since the fix of CVE-2025-40123 demand
+#: Every program of the chain is loaded with this expected_attach_type, as kernels since the fix of
+#: CVE-2025-40123 demand
 #: (include/uapi/linux/bpf.h, enum bpf_attach_type: BPF_XDP).
 ATTACH_TYPE_XDP = 37
 #: Slot of each program in ``jt``; the seed's numbers are kept.
@@ -40,19 +42,24 @@ SLOTS = {
     "prs_sctp": 20,
 }
 JT_ENTRIES = 30
-#: Slots left to programs of somebody else, which run in this order between the tracker and prs_end; 4 and 5 carry the seed's names.
+#: Slots left to programs of somebody else, which run in this order between the tracker and prs_end;
+#: 4 and 5 carry the seed's names.
 #: 8 and 9 are kept for stages to come.
 GUEST_SLOTS = {"acl": 4, "nat": 5, **{str(slot): slot for slot in range(21, JT_ENTRIES)}}
 #: What is counted of each guest, in the order of struct guest_count (files/bpf/guest.h.j2).
 GUEST_COUNTS = ("seen", "passed", "dropped")
-#: The hooks: the programs that may be attached to an interface. ``pass`` tracks nothing: a veth whose other end is redirected to needs a program.
+#: The hooks: the programs that may be attached to an interface. ``pass`` tracks nothing: a veth
+#: whose other end is redirected to needs a program.
 HOOKS = ("ingress", "egress", "pass")
 TRACKING_HOOKS = ("ingress", "egress")
-#: The program that user space runs to change what packets change at the same time; it stands in no slot.
+#: The program that user space runs to change what packets change at the same time; it stands in no
+#: slot.
 ADOPT = "adopt"
-#: What it is asked for: to move flows of a family here, to add what another generation counted, or, where the chain has events, to delete flows.
+#: What it is asked for: to move flows of a family here, to add what another generation counted, or,
+#: where the chain has events, to delete flows.
 ADOPT_REQUESTS = ("ipv4", "ipv6", "counts", "erase_ipv4", "erase_ipv6")
-#: The request: a number of ADOPT_REQUESTS, how many items follow, whether flows that are to be deleted stand in the table of assured ones.
+#: The request: a number of ADOPT_REQUESTS, how many items follow, whether flows that are to be
+#: deleted stand in the table of assured ones.
 ADOPT_REQUEST = struct.Struct("=IIQ")
 #: Keys in one request: few enough that no packet waits long on that CPU.
 ADOPT_KEYS = 32
@@ -61,7 +68,8 @@ META = {
     "ktime": 0,  # whole seconds of CLOCK_MONOTONIC when the chain last saw the second change
     "next_tick": 1,  # jiffies64 at which ktime is written next
     "jiffies": 2,  # jiffies64 at one instant ...
-    "ktime_ns": 3,  # ... and CLOCK_MONOTONIC in ns at the same instant; written once by each generation
+    # ... and CLOCK_MONOTONIC in ns at the same instant; written once by each generation
+    "ktime_ns": 3,
     "layout": 4,  # LAYOUT_VERSION
     "generation": 5,
     "digest_high": 6,  # the first 128 bits of the source digest
@@ -71,12 +79,13 @@ META = {
     "source": 10,  # the generation whose flows are being taken over; 0 when none are
     "counted": 11,  # whether what that one counted was added
 }
-#: What each entry of ``proof`` (ARRAY of u64) means: a random number that marks this generation's frames of proof, and from ``counts`` on what
-#: they were counted as, by position in OUTCOMES. It is not handed on, and has room for outcomes to come.
+#: What each entry of ``proof`` (ARRAY of u64) means: a random number that marks this generation's
+#: frames of proof, and from ``counts`` on what they were counted as, by position in OUTCOMES. It is
+#: not handed on, and has room for outcomes to come.
 PROOF = {"mark": 0, "counts": 1}
 PROOF_ENTRIES = 128
-#: Counters: index in the per-CPU array ``stats`` is the position here. Every frame that enters the chain adds one to
-#: exactly one of the outcomes; events happen besides.
+#: Counters: index in the per-CPU array ``stats`` is the position here. Every frame that enters the
+#: chain adds one to exactly one of the outcomes; events happen besides.
 OUTCOMES = (
     # name, what happened to the frame
     ("tracked", "counted in a flow"),
@@ -181,10 +190,12 @@ EVENTS = (
     ),
 )
 COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
-#: What user space counts in the array ``deletions``, index is the position here. Writing a per-CPU array from user space would overwrite
-#: what the chain counts meanwhile, so these have a map of their own, which the chain never touches; readers add both up.
+#: What user space counts in the array ``deletions``, index is the position here. Writing a per-CPU
+#: array from user space would overwrite what the chain counts meanwhile, so these have a map of
+#: their own, which the chain never touches; readers add both up.
 DELETIONS = ("deleted_expired", "deleted_flushed", "assured_deleted")
-#: What is told of flows, where the chain has events: it begins, its state or standing changes, it ends.
+#: What is told of flows, where the chain has events: it begins, its state or standing changes, it
+#: ends.
 EVENT_KINDS = ("new", "update", "destroy")
 #: Why a flow ends, by what the chain counts it as.
 EVENT_REASONS = {
@@ -194,7 +205,8 @@ EVENT_REASONS = {
     "deleted_dropped": "dropped",
     "reopened": "reopened",
 }
-#: The ring buffer, and its words, which are u64: how many events there were, whether somebody watches, and of which kinds some found no room.
+#: The ring buffer, and its words, which are u64: how many events there were, whether somebody
+#: watches, and of which kinds some found no room.
 EVENTS_MAP, EVENTS_WORDS_MAP = "events", "events_count"
 EVENT_WORDS = ("seq", "watched", *(f"lost_{kind}" for kind in EVENT_KINDS))
 #: Bytes of the ring buffer: room for 21,845 events that are not read yet.
@@ -224,7 +236,8 @@ SCTP_STATES = (
     "SHUTDOWN_ACK_SENT",
     "HEARTBEAT_SENT",
 )
-#: Timeouts in seconds and their kernel defaults (spec: net/netfilter/nf_conntrack_proto_*.c); index in ``settings`` is the position here.
+#: Timeouts in seconds and their kernel defaults (spec: net/netfilter/nf_conntrack_proto_*.c); index
+#: in ``settings`` is the position here.
 #: The TCP ones stand at the number of their state, the SCTP ones in the order of theirs.
 TIMEOUTS = {
     "generic": 600,
@@ -254,11 +267,14 @@ TIMEOUTS = {
     "sctp_shutdown_ack_sent": 3,
     "sctp_heartbeat_sent": 30,
 }
-#: The longest timeout that can be set, in seconds: with 1000 jiffies a second it is just less than half of what 32 bits hold.
+#: The longest timeout that can be set, in seconds: with 1000 jiffies a second it is just less than
+#: half of what 32 bits hold.
 LONGEST_TIMEOUT = (1 << 31) // 1000 - 1
-#: How much later than now an entry may have been seen, in seconds: another CPU read the clock later, or a reader takes long for a large table.
+#: How much later than now an entry may have been seen, in seconds: another CPU read the clock
+#: later, or a reader takes long for a large table.
 CLOCK_SLACK = 3600
-#: Switches and numbers with their defaults, those of the kernel where it has them; index in ``settings`` is the position here.
+#: Switches and numbers with their defaults, those of the kernel where it has them; index in
+#: ``settings`` is the position here.
 KNOBS: dict[str, int] = {
     "tcp_loose": True,
     "tcp_be_liberal": False,
@@ -268,7 +284,8 @@ KNOBS: dict[str, int] = {
 }
 #: Classes of TCP segments; RST goes before SYN, SYN before FIN, FIN before ACK.
 TCP_CLASSES = ("SYN", "SYNACK", "FIN", "ACK", "RST", "NONE")
-#: The transition table of Linux 6.12, net/netfilter/nf_conntrack_proto_tcp.c: what a segment of a class does in each state of TCP_STATES.
+#: The transition table of Linux 6.12, net/netfilter/nf_conntrack_proto_tcp.c: what a segment of a
+#: class does in each state of TCP_STATES.
 #: IV: the segment is invalid; IG: it is let pass and changes nothing.
 _TCP_TABLE = """
         NO SS SR ES FW CW LA TW CL S2
@@ -290,7 +307,8 @@ _TCP_TABLE = """
 def transition_rows(table: str) -> tuple[int, ...]:
     """Return each row of a transition table as one number, four bits a state, the first state lowest.
 
-    The first line names the states; after them come IV and IG. The rows of the initiator's direction come first.
+    The first line names the states; after them come IV and IG. The rows of the initiator's
+    direction come first.
 
     >>> [hex(row) for row in transition_rows("A B\\n X B IV\\n Y IG A")]
     ['0x21', '0x3']
@@ -304,7 +322,8 @@ def transition_rows(table: str) -> tuple[int, ...]:
 
 
 TCP_ROWS = transition_rows(_TCP_TABLE)
-#: Kinds of SCTP chunks (RFC 9260, 3.2): those that do not matter, those with a row in the transition table, and data.
+#: Kinds of SCTP chunks (RFC 9260, 3.2): those that do not matter, those with a row in the
+#: transition table, and data.
 SCTP_CHUNKS = (
     "OTHER",
     "INIT",
@@ -320,7 +339,8 @@ SCTP_CHUNKS = (
     "HEARTBEAT_ACK",
     "DATA",
 )
-#: The transition table of Linux 6.18, net/netfilter/nf_conntrack_proto_sctp.c: what a chunk does in each state of SCTP_STATES.
+#: The transition table of Linux 6.18, net/netfilter/nf_conntrack_proto_sctp.c: what a chunk does in
+#: each state of SCTP_STATES.
 _SCTP_TABLE = """
                    NO CL CW CE ES SS SR SA HS
  INIT              CL CL CW CE ES CL CL SA CW
@@ -352,9 +372,11 @@ CRC32C_SLICES = 4
 
 
 def crc32c_tables() -> tuple[int, ...]:
-    """Return what each byte does to SCTP's checksum (RFC 9260, appendix A), whose polynomial is 0x1edc6f41, the lowest bit first.
+    """Return what each byte does to SCTP's checksum (RFC 9260, appendix A), whose polynomial is
+    0x1edc6f41, the lowest bit first.
 
-    The first table is for a byte at the end, the next ones for a byte that one, two and three bytes follow.
+    The first table is for a byte at the end, the next ones for a byte that one, two and three bytes
+    follow.
 
     >>> [hex(number) for number in crc32c_tables()[1::256]]
     ['0xf26b8303', '0x13a29877', '0xa541927e', '0xdd45aab8']
@@ -371,8 +393,9 @@ def crc32c_tables() -> tuple[int, ...]:
 
 
 CRC32C_TABLES = crc32c_tables()
-#: Layout of the one value of ``settings``: the transition tables of TCP and SCTP, jiffies a second, the timeouts in jiffies, the knobs,
-#: and the tables of SCTP's checksum, which are no settings but have their place here.
+#: Layout of the one value of ``settings``: the transition tables of TCP and SCTP, jiffies a second,
+#: the timeouts in jiffies, the knobs, and the tables of SCTP's checksum, which are no settings but
+#: have their place here.
 SETTINGS_STRUCT = struct.Struct(
     f"={len(TCP_ROWS)}Q{len(SCTP_ROWS)}QI{len(TIMEOUTS)}I{len(KNOBS)}I{len(CRC32C_TABLES)}I"
 )
@@ -396,7 +419,8 @@ MAP_TYPES = {
     "array_of_maps": 12,
     "ringbuf": 27,
 }
-#: What each family's flow tables are for: all other flows, and assured ones. ``pred`` holds another generation's tables in this order.
+#: What each family's flow tables are for: all other flows, and assured ones. ``pred`` holds another
+#: generation's tables in this order.
 FLOW_CLASSES = ("half_open", "assured")
 
 
@@ -437,7 +461,8 @@ def maps(
     """Return the chain's maps.
 
     :param table_size: entries of the table of assured IPv4 flows, ``table_size6`` of that of IPv6.
-    :param half_open_size: entries of the table of all other IPv4 flows, ``half_open_size6`` of that of IPv6.
+    :param half_open_size: entries of the table of all other IPv4 flows, ``half_open_size6`` of that
+        of IPv6.
     :param events: whether it has those of the events.
     """
     return (
@@ -517,14 +542,16 @@ def maps(
     )
 
 
-#: The map of the frames of proof. Chains of earlier releases have none: there such frames count as traffic.
+#: The map of the frames of proof. Chains of earlier releases have none: there such frames count as
+#: traffic.
 PROOF_MAP = MapSpec("proof", "array", None, "u64", 4, 8, PROOF_ENTRIES, False)
-#: The maps of a chain with events. The next generation goes on with them, so that whoever reads them misses nothing.
+#: The maps of a chain with events. The next generation goes on with them, so that whoever reads
+#: them misses nothing.
 EVENT_MAPS = (
     MapSpec(EVENTS_WORDS_MAP, "array", None, "u64", 4, 8, len(EVENT_WORDS), True),
     MapSpec(EVENTS_MAP, "ringbuf", None, None, 0, 0, EVENTS_BYTES, True),
 )
-# ---------------------------------------------------------------- the layout of a flow (files/bpf/flow.h), in host byte order
+# ---------------------------------------------------------------- the layout of a flow (files/bpf/f
 #: Fields with their codes in Python's struct: of either key, of one direction, of an entry.
 KEY_FIELDS = {
     family: (
@@ -576,13 +603,16 @@ def codec(fields: t.Iterable[tuple[str, str]]) -> struct.Struct:
     return struct.Struct("=" + "".join(code for dummy, code in fields))
 
 
-#: struct ct_key: lo address, hi address (network order), lo port, hi port (network order), protocol, role, zone.
-#: The side with the smaller (address, port), compared as big-endian numbers, is "lo". For ICMP queries the port of the asking side is the id,
-#: that of the answering side is type << 8 | code of the request, and role is 1 when the asking side is "hi".
+#: struct ct_key: lo address, hi address (network order), lo port, hi port (network order),
+#: protocol, role, zone.
+#: The side with the smaller (address, port), compared as big-endian numbers, is "lo". For ICMP
+#: queries the port of the asking side is the id, that of the answering side is type << 8 | code of
+#: the request, and role is 1 when the asking side is "hi".
 KEY4 = codec(KEY_FIELDS["ipv4"])
 #: struct ct_key6: the same with IPv6 addresses.
 KEY6 = codec(KEY_FIELDS["ipv6"])
-#: Bytes of the map ``schema``, which describes the tables (see schema.py) as JSON text, padded with zeros.
+#: Bytes of the map ``schema``, which describes the tables (see schema.py) as JSON text, padded with
+#: zeros.
 SCHEMA_BYTES = 8192
 #: Datagrams of which fragments are waited for, at most.
 FRAG_QUEUES = 4096
@@ -593,7 +623,8 @@ SCRATCH_BYTES = 56
 HALF = codec(HALF_FIELDS)
 #: struct ct_entry, 112 bytes.
 ENTRY = codec(ENTRY_FIELDS)
-#: struct ct_event, 184 bytes: seq, jiffies, CLOCK_MONOTONIC in ns, kind, reason, whether it is IPv6, key, entry.
+#: struct ct_event, 184 bytes: seq, jiffies, CLOCK_MONOTONIC in ns, kind, reason, whether it is
+#: IPv6, key, entry.
 EVENT = struct.Struct(f"=QQQBBB5x{KEY6.size}s{ENTRY.size}s")
 #: Bits of ``ctl``, the one word of an entry that changes atomically.
 CTL_LOCK = 1 << 63
@@ -603,8 +634,9 @@ CTL_ASSURED = 1 << 5
 CTL_ORIG_HI = 1 << 6  # the initiator is the "hi" side of the key
 CTL_EGRESS = 1 << 7  # the initiator's first packet came in on the egress hook
 CTL_VLANS_SHIFT = 8  # two bits: how many VLAN tags the initiator's first packet had
-#: A packet that was counted in the flow was several segments on the wire. It is no part of the description of the tables (CTL_PARTS): releases
-#: that do not know it write it back as they read it, and so flows go on between them and this one in both directions.
+#: A packet that was counted in the flow was several segments on the wire. It is no part of the
+#: description of the tables (CTL_PARTS): releases that do not know it write it back as they read
+#: it, and so flows go on between them and this one in both directions.
 CTL_AGGREGATED = 1 << 10
 CTL_VLAN_OUTER_SHIFT = 16  # twelve bits each
 CTL_VLAN_INNER_SHIFT = 28
@@ -623,7 +655,8 @@ CTL_PARTS = {
 
 
 def settings_value(hz: int, timeouts: t.Mapping[str, int], knobs: t.Mapping[str, int]) -> bytes:
-    """Return the bytes of ``settings`` for the given timeouts (seconds) and knobs; what is not given has the kernel's default.
+    """Return the bytes of ``settings`` for the given timeouts (seconds) and knobs; what is not
+    given has the kernel's default.
 
     :param hz: jiffies a second on the host.
     """

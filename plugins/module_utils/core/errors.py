@@ -15,8 +15,10 @@ if t.TYPE_CHECKING:
 class ConntrackError(Exception):
     """Something a user can act on.
 
-    :param message: what is wrong and how to mend it, one sentence each; it names the field and the value.
-    :param facts: extra keys for the module's failure result (``applied``, ``rolled_back``, ``compiler_output``, ...).
+    :param message: what is wrong and how to mend it, one sentence each; it names the field and the
+        value.
+    :param facts: extra keys for the module's failure result (``applied``, ``rolled_back``,
+        ``compiler_output``, ...).
     """
 
     def __init__(self, message: str, **facts: t.Any) -> None:
@@ -40,7 +42,9 @@ def bad_value(field: str, value: object, mend: str, known: t.Iterable[str] = ())
 
 
 def is_whole(value: object) -> t.TypeGuard[int]:
-    """Tell whether a value that was read, of JSON say, is a whole number. Python takes true and false for such."""
+    """Tell whether a value that was read, of JSON say, is a whole number. Python takes true and
+    false for such.
+    """
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -59,7 +63,9 @@ def did_you_mean(value: object, known: t.Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def told_by(module: AnsibleModule) -> t.Iterator[None]:
-    """Around all that a module does: an error in it, and what the system refuses, becomes the module's failure."""
+    """Around all that a module does: an error in it, and what the system refuses, becomes the
+    module's failure.
+    """
     try:
         yield
     except ConntrackError as exc:

@@ -34,7 +34,8 @@ def file_mode(text: str) -> int:
 def check_dest(dest: str, field: str = "dest") -> None:
     """Refuse a ``dest`` that can not become a file.
 
-    :raises ConntrackError: when it is not absolute, is a directory, or its directory does not exist.
+    :raises ConntrackError: when it is not absolute, is a directory, or its directory does not
+        exist.
     """
     if not os.path.isabs(dest):
         raise bad_value(field, dest, "give an absolute path")
@@ -48,10 +49,12 @@ def check_dest(dest: str, field: str = "dest") -> None:
 
 @contextlib.contextmanager
 def replacing(dest: str, mode: int, dry: bool) -> t.Iterator[_Replacement]:
-    """Give a ``with`` block something to write the new content of ``dest`` into; the file changes at the block's end, as a whole.
+    """Give a ``with`` block something to write the new content of ``dest`` into; the file changes
+    at the block's end, as a whole.
 
-    The content goes to a file without a name, which takes the place of ``dest`` by one rename, unless both are the same already. So a run that is killed
-    leaves nothing but, at the very end, one file beside ``dest``, which the next run takes away.
+    The content goes to a file without a name, which takes the place of ``dest`` by one rename,
+    unless both are the same already. So a run that is killed leaves nothing but, at the very end,
+    one file beside ``dest``, which the next run takes away.
 
     :param mode: permission bits of the file.
     :param dry: only find out whether the file would change.
@@ -74,7 +77,9 @@ def replacing(dest: str, mode: int, dry: bool) -> t.Iterator[_Replacement]:
                 os.fchmod(temporary.fileno(), mode)
                 os.fsync(
                     temporary.fileno()
-                )  # or a power cut leaves the name on a file without content: of the unit, or the command
+                    # or a power cut leaves the name on a file without content: of the unit, or the
+                    # command
+                )
                 _place(temporary.fileno(), name, where)
                 os.fsync(where)
     except OSError as exc:
@@ -91,12 +96,15 @@ def _unnamed(directory: int) -> t.BinaryIO:
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
             raise
-    file = tempfile.NamedTemporaryFile(dir=path)  # noqa: SIM115  some file systems have no unnamed files, NFS for one
+    # noqa: SIM115  some file systems have no unnamed files, NFS for one
+    file = tempfile.NamedTemporaryFile(dir=path)
     return t.cast("t.BinaryIO", file)
 
 
 def _place(file: int, name: str, directory: int) -> None:
-    """Let an open file take the place of ``name``; it is complete, so it does not matter whose file takes it when two runs do so at once."""
+    """Let an open file take the place of ``name``; it is complete, so it does not matter whose file
+    takes it when two runs do so at once.
+    """
     beside = f".{name}.new"
     for attempt in range(100):
         try:
@@ -117,7 +125,9 @@ def _remove(name: str, directory: int) -> None:
 
 
 def _regular(path: str) -> t.BinaryIO | None:
-    """Open a file; None where there is none, or something else, as a named pipe that somebody put there, for which a run would wait."""
+    """Open a file; None where there is none, or something else, as a named pipe that somebody put
+    there, for which a run would wait.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as exc:

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The libraries that modules need on a target, and what happens where one is missing.
 
-They are system packages, which a virtual environment's Python does not see. So a module that lacks one starts
-itself again under the system's Python; only when that lacks it too does the module fail, and says what to install.
+They are system packages, which a virtual environment's Python does not see. So a module that lacks
+one starts itself again under the system's Python; only when that lacks it too does the module fail,
+and says what to install.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ SYSTEM_PYTHONS = ("/usr/bin/python3", "/usr/libexec/platform-python")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A library that cannot be used: its version where one was found, else None, and why the import failed, if it did."""
+    """A library that cannot be used: its version where one was found, else None, and why the import
+    failed, if it did.
+    """
 
     library: Library
     found: str | None = None
@@ -114,7 +117,9 @@ def check(library: Library) -> Problem | None:
 
 
 def describe(problem: Problem, interpreters: t.Sequence[str]) -> str:
-    """Return the sentences for one problem: the library, the versions found and wanted, the interpreters asked, the packages."""
+    """Return the sentences for one problem: the library, the versions found and wanted, the
+    interpreters asked, the packages.
+    """
     library = problem.library
     where = " and ".join(interpreters)
     found = (
@@ -157,7 +162,8 @@ def imports(interpreter: str, libraries: t.Iterable[Library]) -> bool:
 def others() -> list[str]:
     """Return the system's interpreters that are not the running one.
 
-    A virtual environment's Python is a link to the system's, but looks elsewhere for libraries: it is another one.
+    A virtual environment's Python is a link to the system's, but looks elsewhere for libraries: it
+    is another one.
     """
     own = "" if sys.prefix != sys.base_prefix else os.path.realpath(sys.executable or "")
     return [
@@ -168,8 +174,8 @@ def others() -> list[str]:
 def require(module: AnsibleModule, *names: str) -> None:
     """Make sure that the named libraries can be imported; return only then.
 
-    Where one cannot, the module is run again by a system interpreter that has them all (its result is then this
-    module's); where there is none, the module fails with ``missing_libraries``.
+    Where one cannot, the module is run again by a system interpreter that has them all (its result
+    is then this module's); where there is none, the module fails with ``missing_libraries``.
 
     :param names: keys of LIBRARIES.
     """

@@ -1,14 +1,17 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One run at a time: a lock that goes with the process that holds it, and that nobody but root can take.
+"""One run at a time: a lock that goes with the process that holds it, and that nobody but root can
+take.
 
-Whoever may read a file or directory may lock it, flock(2) asks for no more. So a directory that others may read is locked by a file beside the facts of
-this boot, which only root can open; one that only root can read is locked itself. Where a run cannot have the lock in time, the error names the process
-that holds it.
+Whoever may read a file or directory may lock it, flock(2) asks for no more. So a directory that
+others may read is locked by a file beside the facts of this boot, which only root can open; one
+that only root can read is locked itself. Where a run cannot have the lock in time, the error names
+the process that holds it.
 
-Releases before this one lock every directory itself. So that their runs and those of this one keep out of each other's way, that lock is taken too, as a
-shared one. It is waited for where a process of root has it; where any other one has it, that is no run, and nobody waits.
+Releases before this one lock every directory itself. So that their runs and those of this one keep
+out of each other's way, that lock is taken too, as a shared one. It is waited for where a process
+of root has it; where any other one has it, that is no run, and nobody waits.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ class Busy(ConntrackError):
 
 
 class _Patience(t.NamedTuple):
-    """How long to wait for the lock of ``directory``: ``seconds``, until ``deadline`` of the monotonic clock."""
+    """How long to wait for the lock of ``directory``: ``seconds``, until ``deadline`` of the
+    monotonic clock.
+    """
 
     directory: str
     seconds: float
@@ -111,7 +116,9 @@ def _wait(fd: int, patience: _Patience) -> None:
 
 
 def _wait_for_old(fd: int, patience: _Patience) -> None:
-    """Wait for a run of a release before this one, and keep others out. Any user may hold this lock, for as long as he likes: he is not waited for."""
+    """Wait for a run of a release before this one, and keep others out. Any user may hold this
+    lock, for as long as he likes: he is not waited for.
+    """
     while not _taken(fd, fcntl.LOCK_SH):
         runs = [pid for pid in _holders(fd) if _is_roots(pid)]
         if not runs:
@@ -130,7 +137,9 @@ def _taken(fd: int, kind: int) -> bool:
 
 
 def _is_at(fd: int, path: str) -> bool:
-    """Return whether what was locked is what is at that path: the run before may have removed it, and another one may have made it again."""
+    """Return whether what was locked is what is at that path: the run before may have removed it,
+    and another one may have made it again.
+    """
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.stat(path), os.fstat(fd))
     return False
@@ -138,7 +147,9 @@ def _is_at(fd: int, path: str) -> bool:
 
 # ---------------------------------------------------------------- files that only root can open
 def _file_of(directory: str) -> str:
-    """Return the path of a directory's lock file. It never lies in a directory of somebody else's, as /run/netns, where a file is taken for a namespace."""
+    """Return the path of a directory's lock file. It never lies in a directory of somebody else's,
+    as /run/netns, where a file is taken for a namespace.
+    """
     real = os.path.realpath(directory)
     if os.geteuid() != 0:  # no run on a target: the cache of objects of the user who runs Ansible
         return os.path.join(real, SUFFIX)
@@ -207,7 +218,8 @@ def _remove_unused(path: str) -> None:
 def _listed(found: os.stat_result, device: str = "") -> list[int]:
     """Return the processes that took the lock on a file, as /proc/locks has it (proc(5); fs/locks.c).
 
-    :param device: as it has that; some file systems have another one for stat(2), so without it all files of that number count.
+    :param device: as it has that; some file systems have another one for stat(2), so without it all
+        files of that number count.
     """
     with open("/proc/locks", encoding="ascii") as lines:
         entries = [
@@ -225,7 +237,8 @@ def _listed(found: os.stat_result, device: str = "") -> list[int]:
 def _holders(fd: int) -> list[int]:
     """Return the processes that hold the lock on an open file, as far as they are seen from here.
 
-    The one that took it may have ended since, and left it to a child: its number can belong to any process by now. So only who has the file open counts.
+    The one that took it may have ended since, and left it to a child: its number can belong to any
+    process by now. So only who has the file open counts.
     """
     found = os.fstat(fd)
     return [pid for pid in _listed(found) if _has_locked(pid, found)]
@@ -249,7 +262,9 @@ def _has_locked(pid: int, found: os.stat_result) -> bool:
 
 
 def _is_roots(pid: int) -> bool:
-    """Tell whether a process is root's: by all of its user's numbers, since one of a program with set-user-ID has others besides (credentials(7))."""
+    """Tell whether a process is root's: by all of its user's numbers, since one of a program with
+    set-user-ID has others besides (credentials(7)).
+    """
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
             return (

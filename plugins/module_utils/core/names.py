@@ -1,14 +1,17 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names that were misspelt: of variables that begin as those of a role or a playbook do, and of keys. Pure."""
+"""Names that were misspelt: of variables that begin as those of a role or a playbook do, and of
+keys. Pure.
+"""
 
 from __future__ import annotations
 
 import re
 import typing as t
 
-#: How near a name is to be one that was meant (difflib's ratio): to be proposed, and to be taken for a misspelling where others may have such names, too.
+#: How near a name is to be one that was meant (difflib's ratio): to be proposed, and to be taken
+#: for a misspelling where others may have such names, too.
 _NEAR, _SURELY = 0.6, 0.75
 
 
@@ -37,7 +40,8 @@ def unknown(names: t.Iterable[str], owner: str, known: t.Collection[str], alone:
     """Return what is to be said of variables that the owner does not have, a sentence each.
 
     :param names: of variables; those that do not begin with the owner's name are let pass.
-    :param alone: whether such names are the owner's alone, as those of a role are. Else only what is nearly one of its names is taken for a misspelling.
+    :param alone: whether such names are the owner's alone, as those of a role are. Else only what
+        is nearly one of its names is taken for a misspelling.
     """
     head = f"{owner}_"
     tails = {name[len(head) :]: name for name in known if name.startswith(head)}

@@ -16,8 +16,10 @@ from .errors import ConntrackError
 class Step:
     """One change to one kernel object.
 
-    :ivar action: ``create``, ``change``, ``delete``, ``attach``, ``detach``, ``replace``, ``load``, ``pin``, ...
-    :ivar kind: the kind of object, in the field's words (``netns``, ``link``, ``address``, ``route``, ``sysctl``, ``map``, ``program``, ...).
+    :ivar action: ``create``, ``change``, ``delete``, ``attach``, ``detach``, ``replace``, ``load``,
+        ``pin``, ...
+    :ivar kind: the kind of object, in the field's words (``netns``, ``link``, ``address``,
+        ``route``, ``sysctl``, ``map``, ``program``, ...).
     :ivar name: what an operator would call the object, unique within its kind.
     :ivar reason: why the step is needed, for people.
     :ivar before: what is there now; None where nothing is.
@@ -73,9 +75,10 @@ def irrevocable() -> None:
 def apply(plan: Plan, do: t.Callable[[Step], Undo]) -> None:
     """Apply each step in order; when one fails, undo those before it in reverse and raise.
 
-    :param do: applies one step and returns the function that undoes it, irrevocable where none can, or None where it changed nothing that stays.
-    :raises ConntrackError: naming the failed step, with the step lists ``applied``, ``rolled_back`` and ``not_rolled_back``: those whose undoing failed too,
-        each with ``error``.
+    :param do: applies one step and returns the function that undoes it, irrevocable where none can,
+        or None where it changed nothing that stays.
+    :raises ConntrackError: naming the failed step, with the step lists ``applied``, ``rolled_back``
+        and ``not_rolled_back``: those whose undoing failed too, each with ``error``.
     """
     done: list[tuple[Step, Undo]] = []
     for step in plan:
@@ -105,7 +108,8 @@ def apply(plan: Plan, do: t.Callable[[Step], Undo]) -> None:
 def applied(plan: Plan) -> t.Iterator[None]:
     """Around what comes after the last step, such as reading what is there now.
 
-    :raises ConntrackError: for an error there; it says that all steps were taken, and ``applied`` holds them.
+    :raises ConntrackError: for an error there; it says that all steps were taken, and ``applied``
+        holds them.
     """
     try:
         yield

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-#: What a terminal obeys, or what makes text look like another one: control characters (C0, DEL, C1), what ends lines or turns the direction of writing
+#: What a terminal obeys, or what makes text look like another one: control characters (C0, DEL,
+#: C1), what ends lines or turns the direction of writing
 #: (Unicode, UAX 9), and halves of surrogate pairs, which are no text.
 _UNPRINTABLE = re.compile(
     "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -15,7 +16,8 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: object, keep: str = "") -> str:
-    """Return text with each such character as JSON escapes it, so that JSON stays what it was, and people see what there was.
+    """Return text with each such character as JSON escapes it, so that JSON stays what it was, and
+    people see what there was.
 
     :param keep: those that stay, as the line ends of a text of several lines.
 

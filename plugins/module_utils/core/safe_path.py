@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Paths that root trusts: what they may be called, who may change them, and how files are made and read there.
+"""Paths that root trusts: what they may be called, who may change them, and how files are made and
+read there.
 
-Root loads programs and starts services by what it finds at a path. So a path is checked once, where it enters; whatever is found there has to be
-root's, and nobody else's to change; a file is read once, and what was read is what is checked; what is made gets its permissions whatever the umask is.
+Root loads programs and starts services by what it finds at a path. So a path is checked once, where
+it enters; whatever is found there has to be root's, and nobody else's to change; a file is read
+once, and what was read is what is checked; what is made gets its permissions whatever the umask is.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ import typing as t
 
 from .errors import ConntrackError, bad_value
 
-#: What paths are made of, besides letters and digits: nothing that a unit of systemd, a shell or a string of C takes for anything else.
+#: What paths are made of, besides letters and digits: nothing that a unit of systemd, a shell or a
+#: string of C takes for anything else.
 SIGNS = "/._-+@:=,~"
-#: As much of a path as leaves room for what stands below it; PATH_MAX in include/uapi/linux/limits.h is 4096.
+#: As much of a path as leaves room for what stands below it; PATH_MAX in
+#: include/uapi/linux/limits.h is 4096.
 PATH_BYTES = 1024
 #: NAME_MAX in include/uapi/linux/limits.h.
 NAME_BYTES = 255
-#: Groups that are root in all but name. Debian's /usr/local belongs to ``staff`` (its policy, 9.1.2).
+#: Groups that are root in all but name. Debian's /usr/local belongs to ``staff`` (its policy,
+#: 9.1.2).
 _ADMINS = ("root", "staff", "wheel")
 #: More than any manifest or object has.
 _MOST_BYTES = 1 << 28
@@ -42,7 +47,8 @@ _KINDS = {
 def check_text(field: str, value: str, mend: str) -> None:
     """Check what an absolute path is called; nothing is looked at.
 
-    :param mend: what to give in place of one that is not absolute, or has ``..``, ``//`` or a slash at its end.
+    :param mend: what to give in place of one that is not absolute, or has ``..``, ``//`` or a slash
+        at its end.
     :raises ConntrackError: naming the field, the value and the mend.
     """
     if not os.path.isabs(value) or os.path.normpath(value) != value or value.startswith("//"):
@@ -65,7 +71,8 @@ def check_text(field: str, value: str, mend: str) -> None:
 
 # ---------------------------------------------------------------- whose it is
 def foreign(found: os.stat_result, sticky: bool = False) -> str:
-    """Return why something is not root's alone to change, for people; "" where it is. For another user than root, the own count as root's.
+    """Return why something is not root's alone to change, for people; "" where it is. For another
+    user than root, the own count as root's.
 
     :param sticky: a directory in which users can not touch what others have made, as /tmp, is fine.
     """
@@ -94,7 +101,8 @@ def _name_of(look: t.Callable[[], str], number: int) -> str:
 def refuse_foreign(path: str, found: os.stat_result | None = None, sticky: bool = False) -> None:
     """Refuse what is not root's alone to change; what is not there is fine.
 
-    :param found: what was found there, of an open file for instance; else the path is looked at, and no symbolic link followed.
+    :param found: what was found there, of an open file for instance; else the path is looked at,
+        and no symbolic link followed.
     :param sticky: see foreign().
     :raises ConntrackError: naming the path, who could change it, and the mend.
     """
@@ -120,7 +128,8 @@ def refuse_foreign(path: str, found: os.stat_result | None = None, sticky: bool 
 
 
 def refuse_foreign_way(path: str) -> None:
-    """Refuse a path of which somebody else than root could let another one take the place: by a directory above it, or a symbolic link in it.
+    """Refuse a path of which somebody else than root could let another one take the place: by a
+    directory above it, or a symbolic link in it.
 
     :raises ConntrackError: see refuse_foreign().
     """
@@ -134,7 +143,8 @@ def refuse_foreign_way(path: str) -> None:
 
 # ---------------------------------------------------------------- made and read
 def make_dirs(path: str, mode: int) -> None:
-    """Make a directory, and those above it that are missing, each with these permissions whatever the umask is. One that is there stays as it is.
+    """Make a directory, and those above it that are missing, each with these permissions whatever
+    the umask is. One that is there stays as it is.
 
     :raises OSError: the file system refuses.
     """
@@ -153,7 +163,8 @@ def make_dirs(path: str, mode: int) -> None:
 
 
 def create(path: str, mode: int = 0o600) -> t.BinaryIO:
-    """Make a file that is not there, to be written, with these permissions whatever the umask is. What a killed run left of that name goes.
+    """Make a file that is not there, to be written, with these permissions whatever the umask is.
+    What a killed run left of that name goes.
 
     :raises OSError: the file system refuses.
     """
@@ -172,7 +183,8 @@ def create(path: str, mode: int = 0o600) -> t.BinaryIO:
 def read(path: str, trusted: bool = False) -> bytes:
     """Return a file's content, read once: what is checked afterwards is what was read.
 
-    A named pipe would hand out something else each time that it is opened, and let a run wait for ever.
+    A named pipe would hand out something else each time that it is opened, and let a run wait for
+    ever.
 
     :param trusted: root acts on it: it has to be root's alone to change, and no symbolic link.
     :raises OSError: where it is not there, or may not be read.

@@ -1,14 +1,16 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ending what runs until it is told to end: SIGINT and SIGTERM as a state that is looked at, not as an exception.
+"""Ending what runs until it is told to end: SIGINT and SIGTERM as a state that is looked at, not as
+an exception.
 
-KeyboardInterrupt comes up wherever Python happens to be. Python drops it in a callback of ctypes, in
-``__del__``, in a callback of a weak reference (the import system has some) and in a bare ``except``, as
-curses.wrapper() has one. A handler that takes a lock deadlocks with the code that it interrupted, if
-that holds it: threading.Event.set() does. And a signal that comes between a look at a flag and the
-sleep after it is seen only when the sleep is over. So the handler here only notes the signal, and the
-kernel's half of it writes to a pipe (signal.set_wakeup_fd) that whoever sleeps waits for as well.
+KeyboardInterrupt comes up wherever Python happens to be. Python drops it in a callback of ctypes,
+in ``__del__``, in a callback of a weak reference (the import system has some) and in a bare
+``except``, as curses.wrapper() has one. A handler that takes a lock deadlocks with the code that it
+interrupted, if that holds it: threading.Event.set() does. And a signal that comes between a look at
+a flag and the sleep after it is seen only when the sleep is over. So the handler here only notes
+the signal, and the kernel's half of it writes to a pipe (signal.set_wakeup_fd) that whoever sleeps
+waits for as well.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Takes the signals that end the process, also one that was ignored until now; a context manager of the main thread.
+    """Takes the signals that end the process, also one that was ignored until now; a context
+    manager of the main thread.
 
     :ivar number: the signal that came first; 0 as long as none did.
     """
@@ -102,9 +105,11 @@ class Stop:
     def guarded(
         self, put: t.Callable[[bytes], None], file: t.IO[t.Any] | None
     ) -> t.Callable[[bytes], None]:
-        """Return a function that puts as ``put`` does, and does not wait for a reader after a signal: a write that blocks would go on blocking.
+        """Return a function that puts as ``put`` does, and does not wait for a reader after a
+        signal: a write that blocks would go on blocking.
 
-        :param put: writes to ``file`` at once. It gets at most PIPE_BUF bytes, which a pipe that can be written takes without waiting (pipe(7)).
+        :param put: writes to ``file`` at once. It gets at most PIPE_BUF bytes, which a pipe that
+            can be written takes without waiting (pipe(7)).
         :param file: where it has no descriptor, nobody has to wait for it.
         """
         try:

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The command ``ct``: words to calls of the library, results to text. It decides nothing itself.
 
-What a command needs is imported when it runs, so that reading flows does not pay for the code that loads chains.
+What a command needs is imported when it runs, so that reading flows does not pay for the code that
+loads chains.
 """
 
 from __future__ import annotations
@@ -1363,8 +1364,9 @@ def _is_open(number: int) -> bool:
 def _interrupts(endless: bool) -> t.Iterator[None]:
     """Let Ctrl-C raise KeyboardInterrupt where work has to be undone.
 
-    The archive starts with the kernel's own handling, since an exception is dropped where it comes up in
-    the import system. What runs until it is told to end keeps that until its stop.Stop takes over.
+    The archive starts with the kernel's own handling, since an exception is dropped where it comes
+    up in the import system. What runs until it is told to end keeps that until its stop.Stop takes
+    over.
     """
     if endless or signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
         yield

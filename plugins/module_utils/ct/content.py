@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the command ``ct`` is made of: the packages of the library, and what its parser says of it.
 
-Runs where Ansible runs, so that a module on a target need not bring all of that along to see that nothing is to be done.
+Runs where Ansible runs, so that a module on a target need not bring all of that along to see that
+nothing is to be done.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from ..service import archive as ct_archive
 from . import cli, manual
 
 _PACKAGE = "ebpf_conntrack"
-#: The first lines of the archive: until the command takes Ctrl-C itself the kernel ends it, for an exception in the middle of an import may be dropped.
+#: The first lines of the archive: until the command takes Ctrl-C itself the kernel ends it, for an
+#: exception in the middle of an import may be dropped.
 _BEGIN = "import signal\nif signal.getsignal(signal.SIGINT) is signal.default_int_handler:\n    signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
 #: The packages that the command is made of: all that ct may import, and itself.
 PACKAGES = (

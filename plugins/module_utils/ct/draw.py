@@ -1,11 +1,14 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pictures of ct_graph's graphs: SVG, a page of HTML around it, mermaid and dot. Pure functions of a graph to text.
+"""Pictures of ct_graph's graphs: SVG, a page of HTML around it, mermaid and dot. Pure functions of
+a graph to text.
 
-The layout is a tree on its side: the place with the most hooks of the chain in the middle, its neighbours in columns to its left and right, theirs further
-out. A box has a head with the name, a strip in which the flows begin and end, and its interfaces, each level with the other end of its link where it is the
-middle one's. The pictures load nothing: no font, no script, no style sheet; what comes from the host is escaped.
+The layout is a tree on its side: the place with the most hooks of the chain in the middle, its
+neighbours in columns to its left and right, theirs further out. A box has a head with the name, a
+strip in which the flows begin and end, and its interfaces, each level with the other end of its
+link where it is the middle one's. The pictures load nothing: no font, no script, no style sheet;
+what comes from the host is escaped.
 """
 
 from __future__ import annotations
@@ -92,7 +95,8 @@ _HEAD, _LINE, _SLOT_END = 24, 15, 8
 _LANE, _NARROW_LANE, _STRIP_MAX = 21, 5, 150
 _CHAR = 6.7  # px a character of the fixed-width font takes at 11 px
 _MARGIN = 24
-#: So many edges, and so many on one side of a box, have words on them; of more, only when pointed at.
+#: So many edges, and so many on one side of a box, have words on them; of more, only when pointed
+#: at.
 _LABELLED, _LABELLED_LANES = 40, 8
 _ADDRESSES = 2  # of an interface that are written; all are told when it is pointed at
 _BAD = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -130,7 +134,9 @@ def _cut(text: str, most: int) -> str:
 
 
 def _fitting(name: str, room: float) -> str:
-    """Return a name, cut where it would be wider than so many px in bold letters of 13 px, whatever the font."""
+    """Return a name, cut where it would be wider than so many px in bold letters of 13 px, whatever
+    the font.
+    """
     taken = 0.0
     for at, letter in enumerate(name):
         taken += (
@@ -211,7 +217,8 @@ class _Box:
 
     :ivar column: 0 is the middle, less is left of it.
     :ivar slots: interfaces by the side on which their link leaves, -1 left and 1 right.
-    :ivar lanes: the flows that end on each side, as (y of the other end, edge number, whether it begins here).
+    :ivar lanes: the flows that end on each side, as (y of the other end, edge number, whether it
+        begins here).
     """
 
     place: Graph
@@ -264,7 +271,9 @@ class Layout:
 
     # -- which column --
     def _tree(self) -> None:
-        """Give each place its column, breadth first from the middle; what nothing leads to is hung there, too."""
+        """Give each place its column, breadth first from the middle; what nothing leads to is hung
+        there, too.
+        """
         places = list(self.boxes)
 
         def rank(name: str) -> tuple[int, int, int]:
@@ -308,7 +317,9 @@ class Layout:
         return found
 
     def _parted(self, children: t.Sequence[str]) -> list[tuple[str, int]]:
-        """Return the side of each neighbour of the middle: a few by their hook, initiators left, many evenly."""
+        """Return the side of each neighbour of the middle: a few by their hook, initiators left,
+        many evenly.
+        """
         hooks = {
             self._peers[place, one["name"]][0]: one["hook"]
             for place, one in self._interfaces()
@@ -331,7 +342,9 @@ class Layout:
 
     # -- how large --
     def _side(self, name: str, other: str) -> int:
-        """Return the side of a box that looks to another one; to one above or below it that is the side that looks to the middle."""
+        """Return the side of a box that looks to another one; to one above or below it that is the
+        side that looks to the middle.
+        """
         one, two = self.boxes[name].column, self.boxes[other].column
         return 1 if two > one or (two == one and one < 0) else -1
 
@@ -437,7 +450,9 @@ class Layout:
             self._shift(child, by)
 
     def _place_slots(self, name: str, box: _Box) -> None:
-        """Put interfaces below the strip; those of the middle level with the boxes that they lead to, where these leave room."""
+        """Put interfaces below the strip; those of the middle level with the boxes that they lead
+        to, where these leave room.
+        """
         for slots in box.slots.values():
             y = _HEAD + box.strip
             if name == self.root:
@@ -809,7 +824,9 @@ _PLAIN = re.compile(r"[^A-Za-z0-9 .,:/@×·_()+-]")
 
 
 def _mermaid(text: str) -> str:
-    """Return text for a quoted string of mermaid, with all that could mean something there as the number of the character."""
+    """Return text for a quoted string of mermaid, with all that could mean something there as the
+    number of the character.
+    """
     return _PLAIN.sub(lambda found: f"#{ord(found.group())};", _BAD.sub("\ufffd", text))
 
 

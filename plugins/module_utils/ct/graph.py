@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host as a graph: namespaces, the links between them, the hooks of the chain on these, and the flows in its tables, as plain data.
+"""A host as a graph: namespaces, the links between them, the hooks of the chain on these, and the
+flows in its tables, as plain data.
 
-observe() looks, build() is pure; graph_draw.py makes pictures of what it returns. Flows are added up between places, by state, while they are read,
-so a table of any size gives a graph of a few edges.
+observe() looks, build() is pure; graph_draw.py makes pictures of what it returns. Flows are added
+up between places, by state, while they are read, so a table of any size gives a graph of a few
+edges.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ MOST_OUTSIDE = 12
 #: Pairs of addresses that an edge names.
 _NAMED = 8
 _GROUP_BY = ("src", "dst", "proto", "state")
-#: places: id, name, kind (host, netns, outside), interfaces. links: two [place, interface] each. edges: from, to, state, flows, packets, bytes, protos, pairs.
+#: places: id, name, kind (host, netns, outside), interfaces. links: two [place, interface] each.
+#: edges: from, to, state, flows, packets, bytes, protos, pairs.
 Graph = dict[str, t.Any]
 Group = t.Mapping[str, t.Any]
 
@@ -56,7 +59,8 @@ class Seen:
 def observe(paths: bpffs.Paths) -> Seen:
     """Look at every named namespace and the current one; nothing is changed.
 
-    :raises ConntrackError: for a user who may not enter namespaces, and for what is pinned by somebody else.
+    :raises ConntrackError: for a user who may not enter namespaces, and for what is pinned by
+        somebody else.
     """
     found: dict[str | None, list[HaveLink]] = {None: lab_observe.interfaces(None)}
     for name, inode in netns.names()[0].items():
@@ -84,7 +88,8 @@ def observe(paths: bpffs.Paths) -> Seen:
 def _peers(found: t.Mapping[str | None, t.Sequence[HaveLink]]) -> dict[Key, Key]:
     """Return the ends of veths that name each other's number, and no third one's.
 
-    Numbers are those of a namespace, so two pairs may look alike; the alias that netns_lab gives an end then tells them apart.
+    Numbers are those of a namespace, so two pairs may look alike; the alias that netns_lab gives an
+    end then tells them apart.
     """
     ends: dict[tuple[int, int], list[HaveLink]] = collections.defaultdict(list)
     for links in found.values():
@@ -193,7 +198,8 @@ class _Places:
     def __init__(self, seen: Seen, chosen: t.Sequence[str], whole: bool) -> None:
         """Choose the places.
 
-        :param whole: whether interfaces of the host that have to do with none of the namespaces are shown, too.
+        :param whole: whether interfaces of the host that have to do with none of the namespaces are
+            shown, too.
         """
         self._seen, self._whole = seen, whole
         drawn: list[str | None] = [None, *chosen]
@@ -224,7 +230,9 @@ class _Places:
         self.outside: dict[str, str] = {}
 
     def _near(self) -> set[str | None]:
-        """Return the places that the chain's interfaces reach over links: of two that have an address, these are meant."""
+        """Return the places that the chain's interfaces reach over links: of two that have an
+        address, these are meant.
+        """
         near = {key[0] for key, program in self._seen.programs.items() if program["ours"]}
         while True:
             more = {
@@ -334,7 +342,9 @@ def _addresses(link: HaveLink) -> list[str]:
 
 
 def _edges(groups: t.Iterable[Group], places: _Places) -> tuple[list[Graph], Graph]:
-    """Return the flows between places by state, those with the most bytes first, and how much was left out."""
+    """Return the flows between places by state, those with the most bytes first, and how much was
+    left out.
+    """
     groups = list(groups)
     by_bytes: collections.Counter[str] = collections.Counter()
     for group in groups:

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The manual page ct(8) and the shell's completion, made of the parser, so that they name what there is."""
+"""The manual page ct(8) and the shell's completion, made of the parser, so that they name what
+there is.
+"""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ STATES_WHY = {"tcp": _TCP_WHY, "sctp": {**_PLAIN_WHY, **_SCTP_WHY}}
 def columns(rows: t.Sequence[t.Sequence[str]], numbers: t.Collection[int] = ()) -> str:
     """Return rows as lines with aligned columns; those with these positions are numbers.
 
-    Cells may come from elsewhere: names of interfaces and namespaces, and what hosts answer. None of them makes a line of its own.
+    Cells may come from elsewhere: names of interfaces and namespaces, and what hosts answer. None
+    of them makes a line of its own.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*rows)]
@@ -286,7 +287,9 @@ def _fault_lines(fault: t.Mapping[str, str]) -> list[str]:
 
 
 def _absence(one: t.Mapping[str, t.Any]) -> str:
-    """Return how an interface is that does not run the chain, with the command for the case that this is to stay so."""
+    """Return how an interface is that does not run the chain, with the command for the case that
+    this is to stay so.
+    """
     why = "waits for the interface" if one.get("missing") else "not attached"
     return (
         f"{why} (ct attach {one['interface']} --program PROGRAM, or ct detach {one['interface']})"

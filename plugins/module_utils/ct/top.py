@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """``ct top``: who sends most, and who holds most of the table, read again and again.
 
-A rate is what a flow counted since the read before. So the counters of each flow are remembered from one read to the next, of at most MOST_FLOWS: in a
-larger table those of the flows that had packets since the read before, and one that was idle shows its rate one read later. Of what is read only the first
-ones of each order are kept, so that a table of any size takes little memory.
+A rate is what a flow counted since the read before. So the counters of each flow are remembered
+from one read to the next, of at most MOST_FLOWS: in a larger table those of the flows that had
+packets since the read before, and one that was idle shows its rate one read later. Of what is read
+only the first ones of each order are kept, so that a table of any size takes little memory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from ..flows import table as flow_table
 
 #: Flows whose counters are remembered; each takes some 200 bytes.
 MOST_FLOWS = 1 << 18
-#: Groups that are added up. Where there are more, the smallest by every order are given up, see Batch.given_up.
+#: Groups that are added up. Where there are more, the smallest by every order are given up, see
+#: Batch.given_up.
 MOST_GROUPS = 1 << 16
 #: Flows that are ranked at once.
 _RANKED = 1 << 12
@@ -40,7 +42,8 @@ _LINES = 500
 #: Seconds between two looks at the size of the terminal.
 _PATIENCE = 0.25
 _SHORTEST = 0.1
-#: What is counted of a flow or of a group: flows; packets and bytes of both directions; those of each direction since the read before.
+#: What is counted of a flow or of a group: flows; packets and bytes of both directions; those of
+#: each direction since the read before.
 Counts = list[int]
 FLOWS, PACKETS, BYTES, ORIG_PACKETS, ORIG_BYTES, REPLY_PACKETS, REPLY_BYTES = range(7)
 #: (what it is about: a flow, or the values of a group; its counts)
@@ -164,7 +167,8 @@ def best(ranked: t.Iterable[Ranked], number: int) -> list[Ranked]:
 
 
 def moved(before: bytes, values: flow.Values) -> tuple[int, int, int, int]:
-    """Return what a flow counted since: packets and bytes there, packets and bytes back. Where a counter went back the flow began anew.
+    """Return what a flow counted since: packets and bytes there, packets and bytes back. Where a
+    counter went back the flow began anew.
 
     :param before: its packed counters of then.
     """
@@ -309,7 +313,9 @@ def _rate_record(batch: Batch, c: Counts) -> dict[str, t.Any] | None:
 
 
 def record(batch: Batch, view: View) -> dict[str, t.Any]:
-    """Return a read as an object of JSON: the records of flows, or of groups, each with its rates in a second."""
+    """Return a read as an object of JSON: the records of flows, or of groups, each with its rates
+    in a second.
+    """
 
     def shown(what: t.Any, counts: Counts) -> dict[str, t.Any]:
         if not view.query.group_by:
@@ -425,7 +431,9 @@ def _texts(batch: Batch, view: View, ranked: t.Iterable[Ranked]) -> tuple[list[l
 
 
 def _fit(widths: list[int], room: int) -> list[int]:
-    """Return the widths of columns that have to share some room: those that need little have what they need, the others the same of what is left."""
+    """Return the widths of columns that have to share some room: those that need little have what
+    they need, the others the same of what is left.
+    """
     fitted = dict.fromkeys(range(len(widths)), 0)
     left = sorted(fitted, key=lambda at: widths[at])
     while left:
@@ -514,7 +522,8 @@ def print_batches(
     count: int | None,
     file: t.IO[t.Any] | None = None,
 ) -> int:
-    """Print one read after the other, until there were enough or the process is told to end; return the exit status.
+    """Print one read after the other, until there were enough or the process is told to end; return
+    the exit status.
 
     :param form: ``text``, ``json`` or ``jsonl``.
     :param count: so many; None for ever.
@@ -614,7 +623,8 @@ class Screen:
             if key == -1:
                 if left <= 0:
                     return
-                # no longer than that: that the terminal has another size is heard of by getch() only
+                # no longer than that: that the terminal has another size is heard of by getch()
+                # only
                 found = self._ending.wait(min(left, _PATIENCE), {self._keys: select.POLLIN})
                 if stop.gone(found.get(self._keys, 0)):
                     raise _Ended
@@ -630,7 +640,8 @@ class Screen:
 
 
 def show(open_tables: Open, view: View) -> int:
-    """Show one read after the other on the terminal, until the user ends it; return the exit status. The terminal is as it was afterwards, whatever ends it.
+    """Show one read after the other on the terminal, until the user ends it; return the exit
+    status. The terminal is as it was afterwards, whatever ends it.
 
     :raises ConntrackError: where the terminal can not be drawn on.
     """
@@ -677,7 +688,9 @@ def show(open_tables: Open, view: View) -> int:
 def run(
     open_tables: Open, view: View, put: t.Callable[[bytes], None], form: str, count: int | None
 ) -> int:
-    """Show it on a terminal, or print it where there is none or some reads are asked for; return the exit status."""
+    """Show it on a terminal, or print it where there is none or some reads are asked for; return
+    the exit status.
+    """
     if form == "text" and count is None and sys.stdout.isatty() and sys.stdin.isatty():
         return show(open_tables, view)
     return print_batches(open_tables, view, put, form, count, sys.stdout)

@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``ct watch``: what becomes of flows, as it happens or as it was saved, through the filters of ``ct list``.
+"""``ct watch``: what becomes of flows, as it happens or as it was saved, through the filters of
+``ct list``.
 
-The chain numbers its events, those that found no room in the ring buffer as well, and counts the latter. So what is told as lost is what was lost. The
-buffer has one reader, and the next generation goes on with it; where it has another one instead, the reader changes over.
+The chain numbers its events, those that found no room in the ring buffer as well, and counts the
+latter. So what is told as lost is what was lost. The buffer has one reader, and the next generation
+goes on with it; where it has another one instead, the reader changes over.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ class Sink:
 
 # ---------------------------------------------------------------- as it was saved
 def replay(some: t.Iterable[events.Event], sink: Sink) -> int:
-    """Print events of a file. :return: how many numbers between them are missing; what the filters of that time left out is missing, too."""
+    """Print events of a file. :return: how many numbers between them are missing; what the filters
+    of that time left out is missing, too.
+    """
     missing, last = 0, None
     batch: list[events.Event] = []
     for event in some:
@@ -139,7 +143,9 @@ class _Stream:
         bpf.map_update(self._words, _INDEX.pack(chain.EVENT_WORDS.index("watched")), _U64.pack(on))
 
     def read(self, seconds: float) -> list[events.Event]:
-        """Return the next events; CPUs that tell at the same time can do so in another order than they took their numbers in."""
+        """Return the next events; CPUs that tell at the same time can do so in another order than
+        they took their numbers in.
+        """
         raw = self._ring.read(seconds)
         offset = time.time_ns() - time.monotonic_ns()
         found = [
@@ -310,7 +316,8 @@ def watch(paths: bpffs.Paths, sink: Sink, say: Say, ending: stop.Stop) -> None:
     """Print the events of the chain until the process is told to end, or enough came.
 
     :param say: tells what is no event.
-    :raises ConntrackError: where there is no chain, it is taken away, or another process reads its events.
+    :raises ConntrackError: where there is no chain, it is taken away, or another process reads its
+        events.
     """
     with flow_table.FlowTables(
         paths.pin_root

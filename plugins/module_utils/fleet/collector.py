@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Send lines to a collector: over TCP each ended by a line feed, over UDP each as a datagram. Vector, Fluent Bit, Logstash and syslog-ng read both."""
+"""Send lines to a collector: over TCP each ended by a line feed, over UDP each as a datagram.
+Vector, Fluent Bit, Logstash and syslog-ng read both.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,8 @@ class Sender:
     def send(self, lines: t.Sequence[bytes]) -> None:
         """Send lines, each of which ends with a line feed.
 
-        :raises ConntrackError: when the collector does not take them; ``sent`` is what was sent before.
+        :raises ConntrackError: when the collector does not take them; ``sent`` is what was sent
+            before.
         """
         try:
             if self._address.kind == "tcp":

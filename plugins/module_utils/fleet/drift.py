@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Drift: what the inventory wants of a host, what its kernel runs, and what is pinned and written down there, held against each other. Pure."""
+"""Drift: what the inventory wants of a host, what its kernel runs, and what is pinned and written
+down there, held against each other. Pure.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ def _shown(number: int | None, digest: str | None) -> str:
 
 
 def _chain(host: str, found: Vars, looked: Vars) -> Record:
-    """Return the record of the generation: what would be loaded, what is, and what a reboot would bring back."""
+    """Return the record of the generation: what would be loaded, what is, and what a reboot would
+    bring back.
+    """
     chain, disk = looked["chain"], looked["disk"]
     load = next(
         (step for step in _steps(found, "xdp_ct_did_load") if step["action"] == "load"), None
@@ -158,7 +162,9 @@ def _settings(text: object) -> dict[str, str]:
 
 
 def _others(host: str, found: Vars) -> t.Iterator[Record]:
-    """Return the records of all else that the role would change; what comes and goes with a new generation goes without saying."""
+    """Return the records of all else that the role would change; what comes and goes with a new
+    generation goes without saying.
+    """
     steps = _steps(found, "xdp_ct_did_load")
     new = any(step["action"] == "load" for step in steps)
     for step in () if new else steps:
@@ -193,7 +199,9 @@ def _others(host: str, found: Vars) -> t.Iterator[Record]:
 
 
 def report(found: t.Mapping[str, Vars], form: str) -> dict[str, t.Any]:
-    """Return the ``records`` of all hosts, the ``hosts`` that drifted, and the ``text`` in a form of FORMS."""
+    """Return the ``records`` of all hosts, the ``hosts`` that drifted, and the ``text`` in a form
+    of FORMS.
+    """
     records = [
         record
         for host, one in found.items()

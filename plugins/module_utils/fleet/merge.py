@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One table of the flows of many hosts: the records that each host wrote, joined by connection, in memory that does not grow with their number.
+"""One table of the flows of many hosts: the records that each host wrote, joined by connection, in
+memory that does not grow with their number.
 
-What is sorted and added up lies in a file without a name beside the result, which sqlite keeps. The flows are gone over twice: they are read into it host by
-host, and come out connection by connection.
+What is sorted and added up lies in a file without a name beside the result, which sqlite keeps. The
+flows are gone over twice: they are read into it host by host, and come out connection by
+connection.
 """
 
 from __future__ import annotations
@@ -43,12 +45,14 @@ CREATE TABLE talk (
     packets INTEGER, packets_high INTEGER, bytes INTEGER, bytes_high INTEGER
 );
 """
-#: sqlite has no unsigned numbers of 64 bits, and a sum that goes beyond its signed ones is an error. So a count is held in two parts, as many bits the lower
-#: one; no number of connections that fits on a disk brings a sum of either part over.
+#: sqlite has no unsigned numbers of 64 bits, and a sum that goes beyond its signed ones is an
+#: error. So a count is held in two parts, as many bits the lower one; no number of connections that
+#: fits on a disk brings a sum of either part over.
 _LOW_BITS = 32
 _SUMS = "SUM(packets), SUM(packets_high), SUM(bytes), SUM(bytes_high)"
 _MOST_BYTES_FIRST = f"SUM(bytes_high) * {float(1 << _LOW_BITS)} + SUM(bytes) DESC"
-#: The top lists: what their lines are about. A connection counts once in them, whichever hosts saw it.
+#: The top lists: what their lines are about. A connection counts once in them, whichever hosts saw
+#: it.
 TOPS = {
     "src": ("src",),
     "dst": ("dst",),
@@ -61,7 +65,8 @@ TOPS = {
 class Source:
     """The flows of one host.
 
-    :ivar path: a file of records, one on each line, as ``ct list -o jsonl`` and ct_flows write them.
+    :ivar path: a file of records, one on each line, as ``ct list -o jsonl`` and ct_flows write
+        them.
     :ivar zone: where its addresses hold: the same ones in another zone are somebody else's.
     :ivar networks: those that it is attached to.
     """
@@ -79,7 +84,8 @@ class Merged:
     :ivar flows: how many each host has, by its name.
     :ivar unread: why a host could not be read, by its name.
     :ivar connections: how many there are; ``joined`` is how many of them more than one host saw.
-    :ivar packets: of all connections, each of which counts once, as the host has it that counted most; likewise ``bytes``.
+    :ivar packets: of all connections, each of which counts once, as the host has it that counted
+        most; likewise ``bytes``.
     :ivar top: the lines of each of TOPS, those with the most bytes first.
     :ivar paths: hosts in their order, whether it is known, and how much went that way.
     """
@@ -152,7 +158,8 @@ def is_turned(record: Record, like: Record) -> bool:
 def _whole(records: t.Sequence[Record]) -> Record:
     """Return what is known of a connection.
 
-    A host that picked it up in the middle may have its sides the wrong way round, so the one counts that has known it longest.
+    A host that picked it up in the middle may have its sides the wrong way round, so the one counts
+    that has known it longest.
     """
     first = max(records, key=lambda record: record["age"])
     if len(records) == 1:
@@ -189,7 +196,8 @@ def _temporary_in(directory: str) -> t.Iterator[None]:
 
 
 class Store:
-    """The file that holds the flows meanwhile; a context manager. It has no name, so nothing is left of it whatever happens.
+    """The file that holds the flows meanwhile; a context manager. It has no name, so nothing is
+    left of it whatever happens.
 
     :param directory: where it is; it takes about two and a half times the room of the records.
     :raises ConntrackError: when there is no room for it.
@@ -224,7 +232,8 @@ class Store:
     def add(self, number: int, source: Source) -> int:
         """Read the flows of one host; return how many it has.
 
-        :raises ConntrackError: for a file that can not be read, or holds something else; nothing of it is taken then.
+        :raises ConntrackError: for a file that can not be read, or holds something else; nothing of
+            it is taken then.
         """
         last = self._one("SELECT COALESCE(MAX(rowid), 0) FROM seen")[0]
         try:
@@ -309,7 +318,9 @@ class Store:
     def between(
         self, addresses: t.Collection[str]
     ) -> t.Iterator[tuple[str, str, tuple[str, ...], bool, str, str, int, int, int]]:
-        """Return what went between these addresses, "" standing for any other: src, dst, path, ordered, state, proto, connections, packets, bytes."""
+        """Return what went between these addresses, "" standing for any other: src, dst, path,
+        ordered, state, proto, connections, packets, bytes.
+        """
         marks = ", ".join("?" * len(addresses))
         ends = ", ".join(
             f"CASE WHEN {end} IN ({marks}) THEN {end} ELSE '' END" for end in ("src", "dst")
@@ -365,7 +376,8 @@ def _summed(row: t.Sequence[t.Any]) -> tuple[int, int]:
 
 
 def _read(number: int, source: Source) -> t.Iterator[tuple[str, int, str]]:
-    """Return the rows of a host's flows. What is kept of a line is what its record was read as, and not its text.
+    """Return the rows of a host's flows. What is kept of a line is what its record was read as, and
+    not its text.
 
     :raises ConntrackError: naming the line that is no record, and the field.
     """

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The flows of a fleet as text: JSON lines, CSV, and a page with a picture.
 
-There are two views: ``flows`` has a record for each host that saw a connection, ``paths`` one for each connection, with all hosts in it.
+There are two views: ``flows`` has a record for each host that saw a connection, ``paths`` one for
+each connection, with all hosts in it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ OTHERS = "other addresses"
 
 # ---------------------------------------------------------------- records
 def flow_lines(connection: flow_merge.Connection) -> t.Iterator[str]:
-    """Return a line of JSON for each host that saw a connection: its record, with the host and the path in front."""
+    """Return a line of JSON for each host that saw a connection: its record, with the host and the
+    path in front.
+    """
     path = _dumped(connection.path, connection.ordered)
     for host, dummy, line in connection.lines:
         yield f'{{"host": {_dumped(host)}, {path}, {line.lstrip()[1:]}\n'
@@ -53,7 +56,8 @@ def _dumped(value: str | tuple[str, ...], ordered: bool = False) -> str:
 def path_record(connection: flow_merge.Connection) -> flow.Record:
     """Return a connection as one record: the highest counts, and what each host has seen.
 
-    Counts are those of the connection's initiator and answerer, also where a host has them the wrong way round, which is ``turned`` then.
+    Counts are those of the connection's initiator and answerer, also where a host has them the
+    wrong way round, which is ``turned`` then.
     """
     whole, seen = connection.whole, []
     for host, record, dummy in connection.lines:
@@ -122,9 +126,11 @@ _PATH_COLUMNS = (
 
 
 class Csv:
-    """Comma-separated values with a line of column names, as flow_output has them, the host and the path in front.
+    """Comma-separated values with a line of column names, as flow_output has them, the host and the
+    path in front.
 
-    A path is its hosts with spaces between them. In the view ``paths``, ``counts`` has the packets of each host, there and back, as ``r1=10/9 r2=10/8``.
+    A path is its hosts with spaces between them. In the view ``paths``, ``counts`` has the packets
+    of each host, there and back, as ``r1=10/9 r2=10/8``.
     """
 
     def __init__(self, view: str) -> None:
@@ -252,9 +258,11 @@ def _order(line: t.Mapping[str, t.Any]) -> str:
 def graph(
     merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = ""
 ) -> graph_draw.Graph:
-    """Return the fleet as graph_draw draws it: hosts, the addresses with the most bytes, and what goes from where to where.
+    """Return the fleet as graph_draw draws it: hosts, the addresses with the most bytes, and what
+    goes from where to where.
 
-    Along a path whose order is known, an arrow leads to each next host; else one leads to each host and on from it.
+    Along a path whose order is known, an arrow leads to each next host; else one leads to each host
+    and on from it.
     """
     drawn = store.addresses(_DRAWN)
     found: dict[tuple[str, str, str], dict[str, t.Any]] = {}

@@ -3,9 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """In which order a connection went through the hosts that saw it, as far as that can be known. Pure.
 
-A flow record does not tell: it has no TTL and no neighbour, it knows when it began by the second only, and clocks of hosts differ by more than a packet's
-way takes. What does tell are the networks that hosts are attached to. Where exactly one way leads from the network of the one end over networks that
-two hosts share to the network of the other end, and has each of the hosts once, that is the order. Else the order is not known, and not guessed.
+A flow record does not tell: it has no TTL and no neighbour, it knows when it began by the second
+only, and clocks of hosts differ by more than a packet's way takes. What does tell are the networks
+that hosts are attached to. Where exactly one way leads from the network of the one end over
+networks that two hosts share to the network of the other end, and has each of the hosts once, that
+is the order. Else the order is not known, and not guessed.
 """
 
 from __future__ import annotations
@@ -18,16 +20,19 @@ import typing as t
 from ..core.errors import bad_value
 
 Network = t.Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
-#: Of more hosts than that the order is not looked for: their number of ways grows too fast, and no real path has them.
+#: Of more hosts than that the order is not looked for: their number of ways grows too fast, and no
+#: real path has them.
 MOST_HOSTS = 12
 #: Addresses whose networks are remembered.
 _REMEMBERED = 1 << 16
 
 
 def parse_networks(field: str, words: c.Iterable[str]) -> tuple[Network, ...]:
-    """Return networks written as ``10.0.0.0/24``, or as an address of a host with its prefix, ``10.0.0.1/24``.
+    """Return networks written as ``10.0.0.0/24``, or as an address of a host with its prefix,
+    ``10.0.0.1/24``.
 
-    Those that tell nothing are left out: loopback, and link-local ones, which are another one on each link.
+    Those that tell nothing are left out: loopback, and link-local ones, which are another one on
+    each link.
 
     :raises ConntrackError: for what is none.
     """
@@ -74,7 +79,8 @@ class Paths:
         return frozenset()
 
     def ordered(self, hosts: c.Iterable[str], src: str, dst: str) -> tuple[tuple[str, ...], bool]:
-        """Return the hosts that saw a connection, and whether they stand in the order of its initiator's packets; else they stand by name.
+        """Return the hosts that saw a connection, and whether they stand in the order of its
+        initiator's packets; else they stand by name.
 
         >>> nets = {"a": ["10.1.0.1/24", "10.2.0.1/24"], "b": ["10.2.0.2/24", "10.3.0.1/24"]}
         >>> paths = Paths({host: parse_networks("networks", words) for host, words in nets.items()})

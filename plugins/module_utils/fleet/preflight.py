@@ -39,11 +39,13 @@ from . import soak
 #: How the chain is built; only the first needs a compiler on the host.
 BUILDS = ("bcc", "clang", "object")
 LIBBPF_MINIMUM = "0.8"
-#: Room that has to be left in the state directory: a manifest has some 100 KiB, an object file up to 1.5 MiB, and each is written beside the one before.
+#: Room that has to be left in the state directory: a manifest has some 100 KiB, an object file up
+#: to 1.5 MiB, and each is written beside the one before.
 DISK_BYTES = 4 << 20
 #: What compiling takes for a moment beside the tables, most of it LLVM's.
 COMPILER_BYTES = 160 << 20
-#: What the kernel keeps of each entry beside key and value: struct htab_elem with its list, and its share of the buckets.
+#: What the kernel keeps of each entry beside key and value: struct htab_elem with its list, and its
+#: share of the buckets.
 _ENTRY_OVERHEAD = 64
 #: Before this release what BPF takes counts against RLIMIT_MEMLOCK.
 _NO_MEMLOCK = (5, 11)
@@ -71,7 +73,9 @@ class Problem:
 
 
 def told(field: str, value: str, exc: ConntrackError) -> Problem:
-    """Return the problem that an error of the library tells of; what follows its first sentence is how to mend it."""
+    """Return the problem that an error of the library tells of; what follows its first sentence is
+    how to mend it.
+    """
     problem, dummy, mend = exc.message.partition(". ")
     return Problem(field, value, f"{problem.rstrip('.')}.", mend)
 
@@ -83,8 +87,10 @@ class Memory:
 
     :ivar needed: what the new tables take that are not handed on, and the compiler.
     :ivar held: what the tables of now take.
-    :ivar available: what can be had without swapping, by the machine's or the control group's account, whichever is less.
-    :ivar memlock: the limit that kernels before 5.11 hold BPF to; None where there is none, or the kernel does not look at it.
+    :ivar available: what can be had without swapping, by the machine's or the control group's
+        account, whichever is less.
+    :ivar memlock: the limit that kernels before 5.11 hold BPF to; None where there is none, or the
+        kernel does not look at it.
     """
 
     needed: int
@@ -139,7 +145,9 @@ def mebibytes(number: int) -> str:
 
 
 def group_room(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int | None:
-    """Return how many bytes the control group of this process, and those above it, still let it have; None where they set no limit."""
+    """Return how many bytes the control group of this process, and those above it, still let it
+    have; None where they set no limit.
+    """
     try:
         with open(own, encoding="ascii") as lines:
             where = next(line.strip()[3:] for line in lines if line.startswith("0::"))
@@ -197,7 +205,8 @@ class Library:
 def judge_libraries(
     libraries: t.Iterable[Library], manager: str | None, install: bool
 ) -> t.Iterator[Problem]:
-    """Return what is wrong with the libraries; those that are missing and can be installed are no problem, those that are too old are.
+    """Return what is wrong with the libraries; those that are missing and can be installed are no
+    problem, those that are too old are.
 
     :param manager: ``dpkg`` or ``rpm``; None where the host has neither.
     """
@@ -260,7 +269,9 @@ _SAY_VERSION = "import importlib, sys; m = importlib.import_module(sys.argv[1]);
 
 
 def _version(name: str) -> str | None:
-    """Return the version of a library of this interpreter or, as the modules do, of one of the system's."""
+    """Return the version of a library of this interpreter or, as the modules do, of one of the
+    system's.
+    """
     found = _python_library(name)
     for interpreter in libraries.others() if found is None else ():
         done = subprocess.run(
@@ -311,7 +322,9 @@ def _manager() -> str | None:
 
 # ---------------------------------------------------------------- the disk
 def disk_room(directory: str) -> tuple[int, bool]:
-    """Return (bytes that root can write below a directory, which need not exist yet; whether a file can be made there)."""
+    """Return (bytes that root can write below a directory, which need not exist yet; whether a file
+    can be made there).
+    """
     nearest = directory
     while not os.path.isdir(nearest):
         nearest = os.path.dirname(nearest)
@@ -411,7 +424,8 @@ def look_forwarding(
 ) -> dict[str, t.Any] | None:
     """Return which rulesets the chain would pass by; None where it is to forward nothing.
 
-    :param interfaces: those that it is to be attached to; where there are none, it is the namespace that the caller is in that is looked at.
+    :param interfaces: those that it is to be attached to; where there are none, it is the namespace
+        that the caller is in that is looked at.
     """
     if forward == chain.FORWARDS[0]:
         return None
@@ -437,7 +451,9 @@ def judge_unfiltered(forward: str, unfiltered: bool) -> t.Iterator[Problem]:
 
 
 def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.Any], str]:
-    """Return one interface, and why its driver can not run the program; "" where it can, or nobody knows."""
+    """Return one interface, and why its driver can not run the program; "" where it can, or nobody
+    knows.
+    """
     driver, native = device.Driver("", ""), None
     if have.ifindex:
         with netns.entered(want.netns):
@@ -478,7 +494,9 @@ def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.A
 def traces(
     paths: bpffs.Paths, prefix: str = ct_archive.PREFIX, unit_directory: str = ct_unit.DIRECTORY
 ) -> list[str]:
-    """Return all that there is of the collection on the host: pins, links, files, directories, and our programs on interfaces of this namespace."""
+    """Return all that there is of the collection on the host: pins, links, files, directories, and
+    our programs on interfaces of this namespace.
+    """
     found = [
         path
         for path in (paths.base, manifest.directory(paths), bpffs.RUN_DIR)

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Put a host back to what it had before a roll-out that went wrong: an earlier generation, other settings, other interfaces, or nothing at all."""
+"""Put a host back to what it had before a roll-out that went wrong: an earlier generation, other
+settings, other interfaces, or nothing at all.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def check(before: t.Mapping[str, t.Any]) -> None:
 def surplus(
     before: t.Sequence[t.Mapping[str, t.Any]], now: t.Sequence[t.Mapping[str, t.Any]]
 ) -> tuple[list[t.Mapping[str, t.Any]], list[t.Mapping[str, t.Any]]]:
-    """Return (the interfaces that are attached now and were not before, those that were otherwise attached or are not any more, as they were). Pure."""
+    """Return (the interfaces that are attached now and were not before, those that were otherwise
+    attached or are not any more, as they were). Pure.
+    """
 
     def key(one: t.Mapping[str, t.Any]) -> tuple[t.Any, t.Any]:
         return one["netns"], one["name"]

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a roll-out makes of its hosts' results: who can take the chain, who is in trouble, and the tables of that. Nothing here asks a host."""
+"""What a roll-out makes of its hosts' results: who can take the chain, who is in trouble, and the
+tables of that. Nothing here asks a host.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ _NONSENSE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError
 def understood(
     make: t.Callable[[str, Vars], T], host: str, found: Vars, otherwise: t.Callable[[str, str], T]
 ) -> T:
-    """Return what is made of a host's variables. One whose answers make no sense, as those of a host that was taken over, is told so and stops nobody else.
+    """Return what is made of a host's variables. One whose answers make no sense, as those of a
+    host that was taken over, is told so and stops nobody else.
 
     :param otherwise: makes it of the host's name and the words that say what is wrong.
     """
@@ -42,7 +45,8 @@ STEPS = (
     "xdp_ct_did_command",
     "xdp_ct_did_service",
 )
-#: What each of them is about, for people; the packages are seen by the first, and installed by the second.
+#: What each of them is about, for people; the packages are seen by the first, and installed by the
+#: second.
 _ABOUT = dict(zip(STEPS, ("packages", "packages", "chain", "interfaces", "command", "service")))
 #: The variables of a host that are looked at.
 NAMES = (
@@ -63,7 +67,8 @@ def table(
 ) -> str:
     """Return rows as a table with aligned columns, or as one of Markdown.
 
-    :param columns: the columns' keys in the rows, each with its title. Columns that hold nothing but numbers stand at the right.
+    :param columns: the columns' keys in the rows, each with its title. Columns that hold nothing
+        but numbers stand at the right.
     :param form: ``table`` or ``markdown``.
     """
     cells = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
@@ -104,8 +109,8 @@ FITNESS = {
 def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
     """Return the row of one host.
 
-    Its ``verdict`` is ``ready``, ``as wanted`` where nothing is to be done, ``unhealthy`` where nothing can be done about what is wrong with the
-    chain, ``unfit`` or ``unreachable``.
+    Its ``verdict`` is ``ready``, ``as wanted`` where nothing is to be done, ``unhealthy`` where
+    nothing can be done about what is wrong with the chain, ``unfit`` or ``unreachable``.
     """
     looked = found.get("xdp_ct_preflight") or {}
     lost = _lost([looked, *(found.get(name) or {} for name in STEPS)])
@@ -172,7 +177,9 @@ def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
 
 
 def to_do(found: Vars) -> list[str]:
-    """Return what the look before found to be done on a host, in the order of the role's tasks: packages that are missing, and plans that are not empty."""
+    """Return what the look before found to be done on a host, in the order of the role's tasks:
+    packages that are missing, and plans that are not empty.
+    """
     results = {name: found.get(name) or {} for name in STEPS}
     return list(
         dict.fromkeys(
@@ -201,7 +208,8 @@ def _not_fit(host: str, why: str) -> dict[str, t.Any]:
 def fitness(
     found: t.Mapping[str, Vars], skip_unfit: bool, skip_unreachable: bool
 ) -> dict[str, t.Any]:
-    """Return who is ``ready`` and needs it, all ``hosts``, the ``table``, and why nothing may be changed (``stop``), "" where it may.
+    """Return who is ``ready`` and needs it, all ``hosts``, the ``table``, and why nothing may be
+    changed (``stop``), "" where it may.
 
     :param found: the variables of NAMES by host.
     """
@@ -378,7 +386,9 @@ def _result(one: Outcome, back: Vars) -> str:
 
 
 def summary(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
-    """Return the ``table`` of all hosts, and a ``message`` that says what is wrong and who was put back."""
+    """Return the ``table`` of all hosts, and a ``message`` that says what is wrong and who was put
+    back.
+    """
     rows = [
         understood(
             summary_of, host, one, lambda name, why: {"host": name, "batch": None, "result": why}

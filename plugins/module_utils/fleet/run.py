@@ -44,7 +44,8 @@ def report(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
 
     :param params: the options of OPTIONS.
     :return: the module's result.
-    :raises ConntrackError: for a bad option, when no host can be read, when the file can not be written, when the collector does not take it.
+    :raises ConntrackError: for a bad option, when no host can be read, when the file can not be
+        written, when the collector does not take it.
     """
     sources = [
         flow_merge.parse_source(number, given) for number, given in enumerate(params["sources"])

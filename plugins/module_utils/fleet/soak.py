@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Watch a chain for a while: whether it sees what its interfaces receive, keeps its flows, and finds packets valid.
+"""Watch a chain for a while: whether it sees what its interfaces receive, keeps its flows, and
+finds packets valid.
 
 What is counted is read now and then; whether the counts are good is decided by a pure function.
 """
@@ -24,7 +25,8 @@ from ..kernel import bpffs
 SETTLE = 1.0
 #: The longest that may be watched, in seconds.
 LONGEST = 86400
-#: How often, and a pause of how many seconds apart, frames that seem unseen are looked for again: some are on their way from the card to the chain.
+#: How often, and a pause of how many seconds apart, frames that seem unseen are looked for again:
+#: some are on their way from the card to the chain.
 _LOOKS, _PAUSE = 5, 0.05
 #: How long a frame that a driver has counted may take to be counted by the chain, in seconds.
 _ON_THE_WAY = 0.002
@@ -40,10 +42,12 @@ class Limits:
     """What is put up with; None: anything.
 
     :ivar unseen: frames that interfaces received and the chain did not count.
-    :ivar evicted: entries that made room for others, beyond those that the rate before makes one expect.
+    :ivar evicted: entries that made room for others, beyond those that the rate before makes one
+        expect.
     :ivar evicted_assured: likewise, of them those of assured flows.
     :ivar insert_failed: entries that could not be made, likewise.
-    :ivar invalid_ratio: how much larger than before the share of invalid frames may be, from 0 to 1.
+    :ivar invalid_ratio: how much larger than before the share of invalid frames may be, from 0 to
+        1.
     """
 
     unseen: int | None = 0
@@ -80,9 +84,11 @@ def excess(
     end: t.Mapping[str, t.Any],
     name: str,
 ) -> float:
-    """Return how much a counter grew from start to end beyond what the rate between ``before`` and start makes one expect; never below 0.
+    """Return how much a counter grew from start to end beyond what the rate between ``before`` and
+    start makes one expect; never below 0.
 
-    :param before: a reading from before the new chain took over; None, or one of other counters, sets no rate.
+    :param before: a reading from before the new chain took over; None, or one of other counters,
+        sets no rate.
     """
     grown = end[name] - start[name]
     if before:
@@ -205,8 +211,8 @@ def read_tables(pin_root: str) -> dict[str, t.Any]:
 class Frames:
     """Holds the frames that the chain's interfaces receive against those that it counts.
 
-    The count of the chain is read first at the start, and last afterwards, so that what is on its way is never taken for unseen; where a card's counts
-    are late, they are waited for at the start.
+    The count of the chain is read first at the start, and last afterwards, so that what is on its
+    way is never taken for unseen; where a card's counts are late, they are waited for at the start.
 
     :param received: the sum of the interfaces' received frames.
     :param counted: the sum of the chain's outcomes.

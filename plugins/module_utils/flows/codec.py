@@ -3,8 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From the bytes of the flow tables to flows.
 
-A flow is decoded in two halves, so that a million of them cost little: what many flows share (protocol, state, flags, tags) is a
-:class:`Shape`, made once and cached; what differs is a plain tuple of *values* in the order of :data:`VALUES`. Records, lines and
+A flow is decoded in two halves, so that a million of them cost little: what many flows share
+(protocol, state, flags, tags) is a
+:class:`Shape`, made once and cached; what differs is a plain tuple of *values* in the order of
+    :data:`VALUES`. Records, lines and
 columns are made of the two. Nothing here touches the kernel.
 """
 
@@ -29,7 +31,8 @@ GRE = socket.IPPROTO_GRE
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "icmpv6", 132: "sctp", 136: "udplite"}
 #: Protocols whose flows have ports.
 PORTED = frozenset((6, 17, 132, 136))
-#: The answer to each ICMP query (net/netfilter/nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c, invmap).
+#: The answer to each ICMP query (net/netfilter/nf_conntrack_proto_icmp.c and
+#: nf_conntrack_proto_icmpv6.c, invmap).
 ICMP_ANSWERS = {1: {8: 0, 13: 14, 15: 16, 17: 18}, 58: {128: 129, 139: 140}}
 #: State names by the number in ``ctl``, for the protocols that have a state machine.
 STATES: dict[int, tuple[str, ...]] = {
@@ -49,8 +52,10 @@ class Table:
     :ivar name: the map's name.
     :ivar family: address family of its flows.
     :ivar flow_class: which of them it is for, one of CLASSES.
-    :ivar key: reads lo address, hi address, lo port, hi port, protocol, role. It is big-endian, so that ports are numbers.
-    :ivar address: reads one packed address as ``key`` does: IPv4 addresses as numbers, IPv6 ones as bytes. Both order as addresses do.
+    :ivar key: reads lo address, hi address, lo port, hi port, protocol, role. It is big-endian, so
+        that ports are numbers.
+    :ivar address: reads one packed address as ``key`` does: IPv4 addresses as numbers, IPv6 ones as
+        bytes. Both order as addresses do.
     :ivar icmp: protocol number of ICMP in this family.
     """
 
@@ -62,7 +67,8 @@ class Table:
     icmp: int
 
 
-#: All others, and assured flows. A flow moves from the one table of its family to the other, so they are read in this order: none is missed.
+#: All others, and assured flows. A flow moves from the one table of its family to the other, so
+#: they are read in this order: none is missed.
 CLASSES = chain.FLOW_CLASSES
 _KEY4, _KEY6 = struct.Struct(">IIHHBB2x"), struct.Struct(">16s16sHHBB2x")
 TABLES = (
@@ -71,22 +77,25 @@ TABLES = (
     Table("ctt6_new", "ipv6", "half_open", _KEY6, struct.Struct(">16s"), 58),
     Table("ctt6", "ipv6", "assured", _KEY6, struct.Struct(">16s"), 58),
 )
-#: What flows are read from: chain.ENTRY without the TCP windows. orig packets, orig bytes, reply packets, reply bytes, ctl, expires,
-#: last_seen, created, related packets, related bytes.
+#: What flows are read from: chain.ENTRY without the TCP windows. orig packets, orig bytes, reply
+#: packets, reply bytes, ctl, expires, last_seen, created, related packets, related bytes.
 VIEW = struct.Struct("=QQ16xQQ16xQIII20xII")
 CTL = 4  # position of ctl, expires, last_seen, created in VIEW
 EXPIRES = 5
 LAST_SEEN = 6
 CREATED = 7
-#: Where in an entry the lowest byte of ``ctl`` lies, with all that a summary tells flows apart by, the highest, with the lock, ``expires`` and ``last_seen``.
+#: Where in an entry the lowest byte of ``ctl`` lies, with all that a summary tells flows apart by,
+#: the highest, with the lock, ``expires`` and ``last_seen``.
 _CTL_AT, _CTL_TOP_AT = sorted(
     (struct.calcsize("=QQ16xQQ16x"), struct.calcsize("=QQ16xQQ16xQ") - 1),
     reverse=sys.byteorder == "big",
 )
 _EXPIRES_AT = struct.calcsize("=QQ16xQQ16xQ")
 _LAST_SEEN_AT = _EXPIRES_AT + 4
-#: What the values of a flow are, in their order: that of a record, so that most lines are made of them as they stand. ``timeout``, ``age`` and
-#: ``idle`` are whole seconds; addresses are text. For ICMP ``orig.sport`` is the id. ``related`` are the ICMP errors that quote the flow.
+#: What the values of a flow are, in their order: that of a record, so that most lines are made of
+#: them as they stand. ``timeout``, ``age`` and
+#: ``idle`` are whole seconds; addresses are text. For ICMP ``orig.sport`` is the id. ``related``
+#: are the ICMP errors that quote the flow.
 VALUES = (
     "timeout",
     "orig.src",
@@ -111,7 +120,8 @@ REPLY_SRC, REPLY_DST, REPLY_SPORT, REPLY_DPORT, REPLY_PACKETS, REPLY_BYTES = ran
 AGE, IDLE, RELATED_PACKETS, RELATED_BYTES = range(13, 17)
 ADDRESSES = (SRC, DST, REPLY_SRC, REPLY_DST)
 Values = tuple[t.Any, ...]
-#: (key fields, value fields) as the table's key struct and VIEW give them, or with the packed key and value behind them.
+#: (key fields, value fields) as the table's key struct and VIEW give them, or with the packed key
+#: and value behind them.
 Row = tuple[t.Any, ...]
 Record = dict[str, t.Any]
 
@@ -123,9 +133,11 @@ class Shape:
     :ivar number: IP protocol number; ``proto`` is its name.
     :ivar machine: whether ``state`` is that of a protocol's state machine.
     :ivar vlan: tag ids, the outer one first; empty when untagged.
-    :ivar aggregated: whether some of its packets were several segments on the wire, which nobody can count any more.
+    :ivar aggregated: whether some of its packets were several segments on the wire, which nobody
+        can count any more.
     :ivar icmp: type and code of an ICMP query, else None.
-    :ivar gre: keys of a GRE flow, the initiator's first, else None: those of version 1 (PPTP) are 0 and the call id, others have none and show zeros.
+    :ivar gre: keys of a GRE flow, the initiator's first, else None: those of version 1 (PPTP) are 0
+        and the call id, others have none and show zeros.
     """
 
     family: str
@@ -170,7 +182,8 @@ def make_shape(table: Table, number: int, ctl: int, dport: int) -> Shape:
 
     :param number: IP protocol number.
     :param ctl: the entry's control word.
-    :param dport: port of the answering side: for ICMP type << 8 | code of the query, for GRE the call id.
+    :param dport: port of the answering side: for ICMP type << 8 | code of the query, for GRE the
+        call id.
     """
     tags = (ctl >> chain.CTL_VLAN_OUTER_SHIFT & 0xFFF, ctl >> chain.CTL_VLAN_INNER_SHIFT & 0xFFF)
     return Shape(
@@ -197,8 +210,9 @@ Text = t.Union[str, bytes]
 class Cache(dict[K, V]):
     """A dict that makes what is missing in it.
 
-    It holds at most 2**16 of them, then it starts anew: enough addresses, shapes and templates for most tables, little memory. In a loop over a
-    large table it takes a third of the time of functools.lru_cache.
+    It holds at most 2**16 of them, then it starts anew: enough addresses, shapes and templates for
+    most tables, little memory. In a loop over a large table it takes a third of the time of
+    functools.lru_cache.
     """
 
     MOST = 1 << 16
@@ -216,9 +230,11 @@ class Cache(dict[K, V]):
 
 @functools.lru_cache(None)
 def _halves(as_bytes: bool) -> t.Any:
-    """Return the text of each half of an IPv4 address, by its number: joining two of them is the cheapest way to an address.
+    """Return the text of each half of an IPv4 address, by its number: joining two of them is the
+    cheapest way to an address.
 
-    As bytes they are for whole tables, and 3 ms make all of them at once; as text mostly for a few records, and made when they are needed.
+    As bytes they are for whole tables, and 3 ms make all of them at once; as text mostly for a few
+    records, and made when they are needed.
     """
     if not as_bytes:
         return Cache(lambda half: f"{half >> 8}.{half & 0xFF}")
@@ -271,14 +287,18 @@ class Decoder:
         )
 
     def over_rows(self, keys: memoryview | bytes, values: memoryview | bytes) -> t.Iterator[Row]:
-        """Return packed_rows() without the flows that are live; those cost little, for of them only that is looked at."""
+        """Return packed_rows() without the flows that are live; those cost little, for of them only
+        that is looked at.
+        """
         over = self._over(values)
         if not any(over):
             return iter(())
         return (row for row, wanted in zip(self.packed_rows(keys, values), over) if wanted)
 
     def _over(self, values: memoryview | bytes) -> list[bool]:
-        """Return for each entry of a batch whether its time is over: clock.over(), written out for whole columns."""
+        """Return for each entry of a batch whether its time is over: clock.over(), written out for
+        whole columns.
+        """
         next_jiffy, longest = self.clock.jiffies + 1, chain.LONGEST_TIMEOUT * self.clock.hz
         slack = chain.CLOCK_SLACK * self.clock.hz - 1
         return [
@@ -288,10 +308,12 @@ class Decoder:
         ]
 
     def flows(self, rows: t.Iterable[Row], over: bool = False) -> t.Iterator[Flow]:
-        """Return shape, values and row of each row whose time is not over, and of the others, too, if ``over``.
+        """Return shape, values and row of each row whose time is not over, and of the others, too,
+        if ``over``.
 
-        An entry that is being made right now (locked, nothing counted yet) is left out.
-        This is the loop that a large table spends its time in, hence the arithmetic of Clock is written out here.
+        An entry that is being made right now (locked, nothing counted yet) is left out. This is the
+        loop that a large table spends its time in, hence the arithmetic of Clock is written out
+        here.
         """
         now, rate = self.clock.jiffies, self.clock.hz
         seconds = now // rate
@@ -366,8 +388,9 @@ class Decoder:
     ) -> collections.Counter[Shape] | None:
         """Return how many flows of one batch there are of each shape, as far as a summary tells shapes apart.
 
-        They are the flows that flows() returns, at a tenth of its time: only the columns that matter are looked at, no row is made.
-        None when an entry is locked: whether it is just being made is for flows() to see.
+        They are the flows that flows() returns, at a tenth of its time: only the columns that
+        matter are looked at, no row is made. None when an entry is locked: whether it is just being
+        made is for flows() to see.
         """
         now, rate = self.clock.jiffies & _MASK32, self.clock.hz
         expires, last_seen = _column(values, _EXPIRES_AT), _column(values, _LAST_SEEN_AT)
@@ -446,7 +469,8 @@ def _shared(name: str) -> t.Callable[[Shape, Values], t.Any]:
     return lambda shape, v: getattr(shape, name)
 
 
-#: The columns of a flow: every single value of a record under its dotted name. None where a flow has no such value.
+#: The columns of a flow: every single value of a record under its dotted name. None where a flow
+#: has no such value.
 COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
     **{name: _shared(name) for name in ("family", "proto", "state", "assured", "seen_reply")},
     **{
@@ -463,7 +487,8 @@ COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
     "aggregated": lambda shape, v: shape.aggregated or None,
     **{name: _value(VALUES.index(name)) for name in VALUES[AGE:]},
 }
-#: Short words besides: the filters' words for the initiator's side, and the totals of both directions.
+#: Short words besides: the filters' words for the initiator's side, and the totals of both
+#: directions.
 SHORT_COLUMNS: dict[str, t.Callable[[Shape, Values], t.Any]] = {
     **{word: COLUMNS[f"orig.{word}"] for word in ("src", "dst", "sport", "dport")},
     "packets": lambda shape, v: v[ORIG_PACKETS] + v[REPLY_PACKETS],
@@ -477,7 +502,8 @@ OBJECTS = ("orig", "reply", "icmp", "gre", "related")
 
 
 def select(fields: t.Sequence[str], shape: Shape, v: Values) -> Record:
-    """Return a record of the given fields only: objects whole, dotted names inside their object, short words by their own name.
+    """Return a record of the given fields only: objects whole, dotted names inside their object,
+    short words by their own name.
 
     Fields that a flow does not have are absent.
     """
@@ -503,7 +529,8 @@ def shown(item: Flow, fields: t.Sequence[str] = (), window: bool = False) -> Rec
     """Return the record of a flow as it is asked for.
 
     :param fields: what it shall hold; empty for everything.
-    :param window: whether the records of TCP flows hold their windows; the row has its packed value then.
+    :param window: whether the records of TCP flows hold their windows; the row has its packed value
+        then.
     """
     shape, values, row = item
     result = select(fields, shape, values) if fields else record(shape, values)
@@ -513,10 +540,13 @@ def shown(item: Flow, fields: t.Sequence[str] = (), window: bool = False) -> Rec
 
 
 def sort_key(name: str) -> t.Callable[[Flow], t.Any]:
-    """Return the function that orders flows by one column: flows without the value first, addresses by number."""
+    """Return the function that orders flows by one column: flows without the value first, addresses
+    by number.
+    """
     side, dot, tail = name.rpartition(".")
     if tail in ("src", "dst"):
-        # the packed address: that of the hi side, where the initiator is the hi side or the other one is asked for, but not both
+        # the packed address: that of the hi side, where the initiator is the hi side or the other
+        # one is asked for, but not both
         other = (tail == "dst") != (side == "reply")
 
         def by_address(item: Flow) -> tuple[str, int | bytes]:
@@ -550,7 +580,9 @@ def endpoint(address: str, port: int | None) -> str:
 
 
 def windows(packed: bytes) -> dict[str, dict[str, t.Any]]:
-    """Return the TCP windows of both directions of a packed entry, under the kernel's names (struct ip_ct_tcp_state)."""
+    """Return the TCP windows of both directions of a packed entry, under the kernel's names (struct
+    ip_ct_tcp_state).
+    """
     entry = chain.ENTRY.unpack(packed)
     scale, flags = entry[22], entry[24:26]
     return {

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What became of flows: from the bytes of the ring buffer to records and lines. Nothing here touches the kernel."""
+"""What became of flows: from the bytes of the ring buffer to records and lines. Nothing here
+touches the kernel.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ Matched = tuple[Event, flow.Shape, flow.Values]
 
 
 class Matcher:
-    """Chooses events by what became of flows, and by the filters that choose flows; keeps the decoders between batches.
+    """Chooses events by what became of flows, and by the filters that choose flows; keeps the
+    decoders between batches.
 
     :param kinds: of chain.EVENT_KINDS; empty for all.
     """
@@ -108,7 +111,9 @@ class Matcher:
 
 # ---------------------------------------------------------------- text
 def record(item: Matched) -> flow.Record:
-    """Return an event in the form in which files and programs have it: the flow's record, with what became of it in front."""
+    """Return an event in the form in which files and programs have it: the flow's record, with what
+    became of it in front.
+    """
     event, shape, values = item
     reason = {"reason": event.reason} if event.kind == "destroy" else {}
     return {

@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one grammar by which flows are chosen, ordered, cut and grouped: modules, command and service take the same words.
+"""The one grammar by which flows are chosen, ordered, cut and grouped: modules, command and service
+take the same words.
 
-Words are parsed once, before anything is read. The filters become tests on rows as they come out of the table, so that flows
-nobody wants are never decoded. Different filters are AND, several values of one filter are OR.
+Words are parsed once, before anything is read. The filters become tests on rows as they come out of
+the table, so that flows nobody wants are never decoded. Different filters are AND, several values
+of one filter are OR.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from ..core.errors import ConntrackError, bad_value, did_you_mean
 from . import codec as flow
 
 Test = t.Callable[[flow.Row], bool]
-#: Returns the test of one filter for the rows of one table at one instant; None when no row of the table can match.
+#: Returns the test of one filter for the rows of one table at one instant; None when no row of the
+#: table can match.
 _Builder = t.Callable[[tuple[t.Any, ...], flow.Table, Clock], t.Optional[Test]]
 _STATE_NAMES = tuple(
     dict.fromkeys(
@@ -42,7 +45,9 @@ def _one_of(field: str, value: object, names: t.Sequence[str]) -> str:
 def _number(
     field: str, value: object, low: int, high: int | None, mend: str, known: t.Iterable[str] = ()
 ) -> int:
-    """Return a whole number within its bounds; text of digits is taken too, a bool or a fraction is not."""
+    """Return a whole number within its bounds; text of digits is taken too, a bool or a fraction is
+    not.
+    """
     text = str(value).strip()
     if (
         isinstance(value, (bool, float))
@@ -126,7 +131,7 @@ def _network(field: str, value: object) -> tuple[str, bytes, bytes]:
     return f"ipv{net.version}", net.network_address.packed, net.broadcast_address.packed
 
 
-# ---------------------------------------------------------------- tests on rows: row[0] is the key's fields, row[1] those of flow.VIEW
+# ---------------------------------------------------------------- tests on rows: row[0] is the key'
 def _ctl_bit(values: t.Collection[bool], bit: int) -> Test | None:
     """Return the test for a bit of ``ctl``; None when both values are wanted."""
     if len(set(values)) > 1:
@@ -180,7 +185,9 @@ def _test_side_port(reverse: bool) -> _Builder:
 
 
 def _address_test(values: tuple[t.Any, ...], table: flow.Table) -> t.Callable[[t.Any], bool] | None:
-    """Return the test on one address, as the table's key has it; None when no value is of the table's family."""
+    """Return the test on one address, as the table's key has it; None when no value is of the
+    table's family.
+    """
     own = [
         (table.address.unpack(low)[0], table.address.unpack(high)[0])
         for family, low, high in values
@@ -361,7 +368,7 @@ def _refuse_two_families(
         earlier.append(word)
 
 
-# ---------------------------------------------------------------- everything that a reader can ask for
+# ---------------------------------------------------------------- everything that a reader can ask
 DEFAULT_LIMIT = 100
 QUERY_WORDS = (*FILTER_WORDS, "limit", "sort", "fields", "group_by")
 

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Flows as text: json, jsonl, csv, table, and the lines of ``conntrack -L``.
 
-A writer turns flows into bytes piece by piece, so that a table of any size can be written in bounded memory. The lines of json, jsonl,
-csv and conntrack come from templates: what :func:`flow.record` or :func:`conntrack_line` makes of a shape whose values are
-placeholders. So each form is described once, and a line costs one formatting operation.
+A writer turns flows into bytes piece by piece, so that a table of any size can be written in
+bounded memory. The lines of json, jsonl, csv and conntrack come from templates: what
+:func:`flow.record` or :func:`conntrack_line` makes of a shape whose values are placeholders. So
+each form is described once, and a line costs one formatting operation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ..core.errors import bad_value
 from ..core.printable import printable
 from . import codec as flow
 
-#: conntrack names this protocol and prints ports for it, although the kernel tracks it by number only.
+#: conntrack names this protocol and prints ports for it, although the kernel tracks it by number
+#: only.
 _DCCP = 33
 #: A character of the private use area: no value and no key of a record holds it.
 _MARK = "\ue000"
@@ -32,7 +34,9 @@ _Template = tuple[bytes, t.Optional[t.Callable[[flow.Values], t.Any]]]
 
 
 def _compiled(text: str) -> _Template:
-    """Return the format string for a text with placeholders in it, and what picks its arguments: None where it takes all values in their order."""
+    """Return the format string for a text with placeholders in it, and what picks its arguments:
+    None where it takes all values in their order.
+    """
     indexes = [int(index) for dummy, index in _FOUND.findall(text)]
     # a placeholder in quotes is text or a number: only text keeps its quotes
     form = _FOUND.sub(
@@ -59,7 +63,8 @@ def conntrack_line(
     """Return the flow as a line of ``conntrack -L`` (conntrack-tools 1.4.7), without the line's end.
 
     :param extended: as ``-o extended``: the network protocol's name and number in front.
-    :param event: as ``conntrack -E`` has it where this became of the flow, one of chain.EVENT_KINDS; the counts are told when it ends.
+    :param event: as ``conntrack -E`` has it where this became of the flow, one of
+        chain.EVENT_KINDS; the counts are told when it ends.
     """
     parts = [f"{f'[{event.upper()}]':>9}"] if event else []
     parts += [f"{shape.family:<8} {2 if shape.family == 'ipv4' else 10}"] if extended else []
@@ -109,11 +114,13 @@ def _tuple(shape: flow.Shape, v: flow.Values, reply: bool, counts: bool) -> str:
 
 # ---------------------------------------------------------------- writers
 class Writer:
-    """Turns flows into bytes: ``begin()``, ``write()`` as often as one likes, ``end()``. This one does jsonl: a record on each line.
+    """Turns flows into bytes: ``begin()``, ``write()`` as often as one likes, ``end()``. This one
+    does jsonl: a record on each line.
 
     :param fields: what to show of each flow; empty for everything.
     :param window: whether to show the windows of TCP flows.
-    :ivar as_bytes: the writer takes flows whose addresses are bytes, and makes its lines from templates.
+    :ivar as_bytes: the writer takes flows whose addresses are bytes, and makes its lines from
+        templates.
     """
 
     def __init__(self, fields: t.Sequence[str] = (), window: bool = False) -> None:
@@ -201,14 +208,16 @@ def cell(value: object) -> str:
     return str(value)
 
 
-#: What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian scripts, too (OWASP, CSV injection).
+#: What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian scripts,
+#: too (OWASP, CSV injection).
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 def csv_text(rows: t.Iterable[t.Sequence[str]]) -> str:
     """Return lines of comma-separated values (RFC 4180, lines ended by a line feed).
 
-    A cell that a spreadsheet would calculate has an apostrophe in front, which makes it text there; control characters stand there as JSON escapes them.
+    A cell that a spreadsheet would calculate has an apostrophe in front, which makes it text there;
+    control characters stand there as JSON escapes them.
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
@@ -292,7 +301,9 @@ _MEASURED = 256
 
 
 class TableWriter(Writer):
-    """Columns for people. They are as wide as their heading and the first flows need, which are held back until there are enough; later ones may stand out."""
+    """Columns for people. They are as wide as their heading and the first flows need, which are
+    held back until there are enough; later ones may stand out.
+    """
 
     def __init__(self, fields: t.Sequence[str] = ()) -> None:
         super().__init__(fields)
@@ -336,7 +347,8 @@ class TableWriter(Writer):
 
 
 # ---------------------------------------------------------------- conntrack -S
-#: Outcomes, besides the ignored ones, of frames that met an entry or made one; and of those that nothing but the chain is to blame for.
+#: Outcomes, besides the ignored ones, of frames that met an entry or made one; and of those that
+#: nothing but the chain is to blame for.
 _MET = (
     "tracked",
     "related",
@@ -354,11 +366,14 @@ _FAILED = ("untracked_no_entry", "untracked_contended", "untracked_no_meta", "un
 def stats_lines(cpus: t.Iterable[t.Mapping[str, int]], evicted: int) -> str:
     """Return the chain's counters as lines of ``conntrack -S`` (conntrack-tools 1.4.7).
 
-    ``found`` are the frames that met an entry, ``insert`` the entries made, ``drop`` the frames that guests dropped, ``error`` those that the chain
-    failed on. What has no meaning here is 0: no look-up starts over, and of two CPUs that make the same entry one uses the other's.
+    ``found`` are the frames that met an entry, ``insert`` the entries made, ``drop`` the frames
+    that guests dropped, ``error`` those that the chain failed on. What has no meaning here is 0: no
+    look-up starts over, and of two CPUs that make the same entry one uses the other's.
 
-    :param cpus: for each CPU, by number, its counters by the names of chain.COUNTERS, and GUEST_DROPPED where there are guests.
-    :param evicted: entries that made room for others. Nobody knows on which CPU: the first line has them all.
+    :param cpus: for each CPU, by number, its counters by the names of chain.COUNTERS, and
+        GUEST_DROPPED where there are guests.
+    :param evicted: entries that made room for others. Nobody knows on which CPU: the first line has
+        them all.
     """
     return "".join(
         _stats_line(number, cpu, 0 if number else evicted) for number, cpu in enumerate(cpus)

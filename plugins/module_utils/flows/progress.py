@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Progress of work that takes long: a line on standard error that goes when the work ends.
 
-It is shown to people only: where standard error is a terminal, after SECONDS, and where the library tqdm is installed, which is imported no sooner.
+It is shown to people only: where standard error is a terminal, after SECONDS, and where the library
+tqdm is installed, which is imported no sooner.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ Add = t.Callable[[int], None]
 
 @contextlib.contextmanager
 def shown(what: str, unit: str = "", printing: bool = False) -> t.Iterator[Add | None]:
-    """Show how far the work of a ``with`` block is; gives what it tells that with, None where nobody looks.
+    """Show how far the work of a ``with`` block is; gives what it tells that with, None where
+    nobody looks.
 
     :param what: the work, as ``reading``.
     :param unit: what is counted; "" where nothing is but time.
-    :param printing: whether the work prints meanwhile: then nothing is shown where that goes to a terminal, too.
+    :param printing: whether the work prints meanwhile: then nothing is shown where that goes to a
+        terminal, too.
     """
     if not sys.stderr.isatty() or (printing and sys.stdout.isatty()):
         yield None

@@ -1,11 +1,13 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Flow records that come from elsewhere: the one schema that each of them must meet before anything is made of it.
+"""Flow records that come from elsewhere: the one schema that each of them must meet before anything
+is made of it.
 
-Whoever wrote a record may be a host that somebody else controls, or a file that was damaged or made by hand. So every field has its type and its bounds,
-no field may be missing, and none may be there that a record does not have. What comes out holds nothing but checked values, in the order of flow.record():
-no text of the file goes on to a file, a terminal or a spreadsheet.
+Whoever wrote a record may be a host that somebody else controls, or a file that was damaged or made
+by hand. So every field has its type and its bounds, no field may be missing, and none may be there
+that a record does not have. What comes out holds nothing but checked values, in the order of
+flow.record(): no text of the file goes on to a file, a terminal or a spreadsheet.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from ..chain import spec as chain
 from ..core.errors import ConntrackError, is_whole
 from . import codec as flow
 
-#: Characters of a line. A record with its windows has less than 1,500; a line is read as a whole, so it needs a bound.
+#: Characters of a line. A record with its windows has less than 1,500; a line is read as a whole,
+#: so it needs a bound.
 MOST_LINE = 1 << 16
-#: The most that times can be, in seconds: twice that still fits into the 32 bits of an entry's clock. Real ones stay below 2**31 jiffies.
+#: The most that times can be, in seconds: twice that still fits into the 32 bits of an entry's
+#: clock. Real ones stay below 2**31 jiffies.
 MOST_SECONDS = (1 << 30) - 1
 _U8, _U16, _U32, _U64 = ((1 << bits) - 1 for bits in (8, 16, 32, 64))
 _NUMBERS = {name: number for number, name in flow.PROTOCOLS.items()}
@@ -72,7 +76,8 @@ _DECODER = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_object
 
 
 def loads(text: str) -> t.Any:
-    """Return what a line of JSON holds. Unlike json.loads() it takes nothing that JSON has not: no NaN, no Infinity, and no name twice in an object.
+    """Return what a line of JSON holds. Unlike json.loads() it takes nothing that JSON has not: no
+    NaN, no Infinity, and no name twice in an object.
 
     :raises ConntrackError: saying why it is none; for what nests too deeply, too.
     """
@@ -85,7 +90,9 @@ def loads(text: str) -> t.Any:
 
 
 def shown(value: object) -> str:
-    """Return a value from elsewhere as an error may show it: short, and without a character that a terminal obeys."""
+    """Return a value from elsewhere as an error may show it: short, and without a character that a
+    terminal obeys.
+    """
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and value.bit_length() > 128:

@@ -162,11 +162,14 @@ def _read(
 
 
 def _once(result: Result, as_text: bool, limited: bool) -> Result:
-    """Return the result with each flow in it once, and with the facts: what it says about the table, under the module's name.
+    """Return the result with each flow in it once, and with the facts: what it says about the
+    table, under the module's name.
 
-    Facts stay with the host for the rest of the play, so they hold flows only where ``limit`` says how many there may be.
+    Facts stay with the host for the rest of the play, so they hold flows only where ``limit`` says
+    how many there may be.
 
-    :param as_text: whether the text of the result, where it has one, is that of the flows, which need not be listed then.
+    :param as_text: whether the text of the result, where it has one, is that of the flows, which
+        need not be listed then.
     """
     facts = {
         name: result[name]

@@ -20,7 +20,8 @@ from . import record as flow_record
 from .events import Event
 from .table import BATCH, OpenTable
 
-#: Two ticks a second, so that a flow with less than a second left has time left; all differences fit into 32 bits.
+#: Two ticks a second, so that a flow with less than a second left has time left; all differences
+#: fit into 32 bits.
 _HZ = 2
 _NOW = 1 << 31
 _NUMBERS = {name: number for number, name in flow.PROTOCOLS.items()}
@@ -170,9 +171,11 @@ class SavedFlows:
 
 
 def _texts(path: str, file: t.TextIO) -> t.Iterator[tuple[int, str]]:
-    """Return the records of a file with their lines: a record on each line, or a list of which each line has one.
+    """Return the records of a file with their lines: a record on each line, or a list of which each
+    line has one.
 
-    :raises ConntrackError: for a list that does not end, which was cut off, and for what follows its end.
+    :raises ConntrackError: for a list that does not end, which was cut off, and for what follows
+        its end.
     """
     opened = closed = begun = False
     for number, line in flow_record.lines(path, file):
@@ -264,7 +267,9 @@ def events(path: str) -> t.Iterator[Event]:
 
 
 class Ending:
-    """The flows that were there when the last event was told: those that were told of, as they were told last, but for those that ended."""
+    """The flows that were there when the last event was told: those that were told of, as they were
+    told last, but for those that ended.
+    """
 
     def __init__(self) -> None:
         self._flows: dict[tuple[str, bytes], tuple[float, dict[str, t.Any]]] = {}

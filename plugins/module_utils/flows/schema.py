@@ -1,11 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tables of a generation hold, described so that another release can tell, compare and translate it.
+"""What the tables of a generation hold, described so that another release can tell, compare and
+translate it.
 
-Each generation carries its description in the map ``schema``, which is there exactly as long as its tables are, and a digest of it in
-``meta``. Where the description differs from this release's, entries go from one to the other field by field, by name. Nothing here
-touches the kernel.
+Each generation carries its description in the map ``schema``, which is there exactly as long as its
+tables are, and a digest of it in ``meta``. Where the description differs from this release's,
+entries go from one to the other field by field, by name. Nothing here touches the kernel.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from ..chain import spec as chain
 from ..core.errors import ConntrackError, is_whole
 from . import codec as flow
 
-#: layout: chain.LAYOUT_VERSION. keys, entry: (name, code in Python's struct) of each field. ctl: the mask of each part of the control word.
-#: states: names by number. tables: (family, kind) of each flow table. maps: (kind, key size, value size) of each map that is handed on.
-#: counters: names by index.
+#: layout: chain.LAYOUT_VERSION. keys, entry: (name, code in Python's struct) of each field. ctl:
+#: the mask of each part of the control word. states: names by number. tables: (family, kind) of
+#: each flow table. maps: (kind, key size, value size) of each map that is handed on. counters:
+#: names by index.
 Description = dict[str, t.Any]
-#: Parts of the control word that tell what is being done with the entry in its table; they do not go along.
+#: Parts of the control word that tell what is being done with the entry in its table; they do not
+#: go along.
 _PASSING = ("lock",)
 #: Flow tables that hold all of a family's flows: those of layout 1.
 ALL = "all"
@@ -57,7 +60,9 @@ def describe() -> Description:
 
 
 def digest(description: Description) -> int:
-    """Return 64 bits of what entries are made of. Counters are carried over by name, whatever they are, so they do not count."""
+    """Return 64 bits of what entries are made of. Counters are carried over by name, whatever they
+    are, so they do not count.
+    """
     told = {
         name: value for name, value in description.items() if name not in ("layout", "counters")
     }
@@ -83,13 +88,16 @@ def parse(raw: bytes) -> Description | None:
     return found if isinstance(found, dict) and set(describe()) <= set(found) else None
 
 
-#: The codes that fields of keys and entries may have, and bounds that no release's description comes near.
+#: The codes that fields of keys and entries may have, and bounds that no release's description
+#: comes near.
 _KEY_CODES, _ENTRY_CODES = frozenset(("4s", "16s", "B", "H", "I")), frozenset("BHIQ")
 _MOST_FIELDS, _MOST_NAME = 256, 64
 
 
 def whole(found: object) -> bool:
-    """Tell whether what another host says of its tables has the form of a description, all of it: what is made of it is then bounded, whoever wrote it."""
+    """Tell whether what another host says of its tables has the form of a description, all of it:
+    what is made of it is then bounded, whoever wrote it.
+    """
     return (
         isinstance(found, dict)
         and set(describe()) <= set(found)
@@ -151,7 +159,8 @@ def _are_names(value: object) -> bool:
     )
 
 
-#: What each part of a description has to be. Tables, maps and counters are not looked at where flows come from another host.
+#: What each part of a description has to be. Tables, maps and counters are not looked at where
+#: flows come from another host.
 _PARTS: dict[str, t.Callable[[t.Any], bool]] = {
     "layout": lambda value: is_whole(value) and 0 < value < 1 << 32,
     "keys": lambda value: (
@@ -238,14 +247,18 @@ def _shift(mask: int) -> int:
 
 
 class Translator:
-    """Entries of one description in the form of another: fields by name, new ones 0, those that are gone left out.
+    """Entries of one description in the form of another: fields by name, new ones 0, those that are
+    gone left out.
 
-    A number that does not fit a narrower field stays the largest that does, but for clocks and sequence numbers, which wrap.
+    A number that does not fit a narrower field stays the largest that does, but for clocks and
+    sequence numbers, which wrap.
 
-    TCP windows begin anew, from the next segment of each side: until the flow is handed over its packets are tracked elsewhere, and windows that
-    stopped meanwhile would refuse what comes after (as in the kernel's nf_flow_table_core.c, flow_offload_fixup_tcp()).
+    TCP windows begin anew, from the next segment of each side: until the flow is handed over its
+    packets are tracked elsewhere, and windows that stopped meanwhile would refuse what comes after
+    (as in the kernel's nf_flow_table_core.c, flow_offload_fixup_tcp()).
 
-    :raises ConntrackError: where keys, states or parts of the control word have no place in the new one.
+    :raises ConntrackError: where keys, states or parts of the control word have no place in the new
+        one.
     """
 
     def __init__(self, old: Description, new: Description) -> None:
@@ -262,7 +275,8 @@ class Translator:
                 lost.append(f"ctl {name}")
             elif name != "state":
                 self._parts.append((mask, _shift(mask), _shift(to)))
-        # no description names this bit; where the others are the same ones it is free on both sides, or means the same
+        # no description names this bit; where the others are the same ones it is free on both
+        # sides, or means the same
         self._unnamed = chain.CTL_AGGREGATED if old["ctl"] == new["ctl"] else 0
         self._states = {}
         for machine, names in old["states"].items():

@@ -3,8 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reading the pinned flow tables, and deleting from them.
 
-:class:`FlowTables` is the only thing here that talks to the kernel; what is read through it is worked on by functions that take
-anything with the same methods. A table is read in batches and never held as a whole, unless all of it is to be sorted.
+:class:`FlowTables` is the only thing here that talks to the kernel; what is read through it is
+    worked on by functions that take
+anything with the same methods. A table is read in batches and never held as a whole, unless all of
+it is to be sorted.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from . import codec as flow
 from . import filter as flow_filter
 from .output import GUEST_DROPPED, Writer
 
-#: Rows read at once: enough to make the calls cheap, few enough that what is made of them stays in the CPU's cache.
+#: Rows read at once: enough to make the calls cheap, few enough that what is made of them stays in
+#: the CPU's cache.
 BATCH = 1024
 _U64 = struct.Struct("=Q")
 _INDEX = struct.Struct("=I")
@@ -145,7 +148,9 @@ class FlowTables:
         return chain.settings_of(value)[1:]
 
     def cpu_counters(self) -> list[dict[str, int]]:
-        """Return what the chain counted on each possible CPU, by name, and as GUEST_DROPPED what guests dropped."""
+        """Return what the chain counted on each possible CPU, by name, and as GUEST_DROPPED what
+        guests dropped.
+        """
         columns = [
             [_U64.unpack(one)[0] for one in bpf.percpu_value(self._stats, index, _U64.size)]
             for index in range(len(chain.COUNTERS))
@@ -157,7 +162,9 @@ class FlowTables:
         return [dict(zip((*chain.COUNTERS, GUEST_DROPPED), values)) for values in zip(*columns)]
 
     def guest_counters(self) -> dict[str, dict[str, int]]:
-        """Return what the guests did with frames, by the names of their slots; those to which none ever came are left out."""
+        """Return what the guests did with frames, by the names of their slots; those to which none
+        ever came are left out.
+        """
         found = {
             name: guests.counts(self._guest_stats, slot) for name, slot in chain.GUEST_SLOTS.items()
         }
@@ -179,7 +186,9 @@ class FlowTables:
         )
 
     def batches(self, opened: OpenTable) -> t.Iterator[tuple[int, memoryview, memoryview]]:
-        """Return the table's contents as (count, keys, values); the views last until the next one is asked for."""
+        """Return the table's contents as (count, keys, values); the views last until the next one
+        is asked for.
+        """
         return bpf.map_batches(opened.fd, opened.table.key.size, flow.VIEW.size, BATCH)
 
     def lookup(self, opened: OpenTable, key: bytes) -> bytes | None:
@@ -187,7 +196,9 @@ class FlowTables:
         return bpf.map_lookup(opened.fd, key, flow.VIEW.size)
 
     def delete(self, opened: OpenTable, keys: t.Sequence[bytes]) -> int:
-        """Delete entries; where somebody watches what becomes of flows the chain does it, which tells it. :return: how many of them were there."""
+        """Delete entries; where somebody watches what becomes of flows the chain does it, which
+        tells it. :return: how many of them were there.
+        """
         if self._events is None or not self._u64(self._events, chain.EVENT_WORDS.index("watched")):
             return bpf.map_delete_batch(opened.fd, keys)
         what, assured, deleted = (
@@ -220,7 +231,9 @@ class FlowTables:
         return True
 
     def count_made(self, created: int, promoted: int) -> None:
-        """Count entries that create() made, ``promoted`` of them assured; see writing(). The chain does it, which counts meanwhile."""
+        """Count entries that create() made, ``promoted`` of them assured; see writing(). The chain
+        does it, which counts meanwhile.
+        """
         numbers = [
             {"created": created, "promoted": promoted}.get(name, 0) for name in chain.COUNTERS
         ]
@@ -236,8 +249,11 @@ class FlowTables:
             )
             before = _U64.pack(self._u64(meta, chain.META["counted"]))
             bpf.map_update(
-                meta, index, _U64.pack(0)
-            )  # the chain adds such numbers once; these are others than those of the generation before
+                meta,
+                index,
+                _U64.pack(0),
+                # the chain adds such numbers once; these are others than those of the generation before
+            )
             request = chain.ADOPT_REQUEST.pack(
                 chain.ADOPT_REQUESTS.index("counts"), len(numbers), 0
             )
@@ -258,7 +274,8 @@ class FlowTables:
 
 @contextlib.contextmanager
 def writing(pin_root: str, patience: float = lock.SECONDS) -> t.Iterator[FlowTables]:
-    """Open the tables to delete from them: one process at a time, and not while the next generation takes over what the tables hold.
+    """Open the tables to delete from them: one process at a time, and not while the next generation
+    takes over what the tables hold.
 
     :raises ConntrackError: as FlowTables, and when somebody else holds the lock for too long.
     """
@@ -327,9 +344,11 @@ class Reading:
 
 
 class _Once:
-    """Leaves out flows that are met twice: one that becomes assured while the tables are read is met in both tables of its family.
+    """Leaves out flows that are met twice: one that becomes assured while the tables are read is
+    met in both tables of its family.
 
-    What was met first is remembered by its key's hash, 8 bytes a flow, and only looked at where a flow moved meanwhile. What is only counted is not remembered.
+    What was met first is remembered by its key's hash, 8 bytes a flow, and only looked at where a
+    flow moved meanwhile. What is only counted is not remembered.
     """
 
     _BUCKETS = 1 << 8
@@ -338,7 +357,8 @@ class _Once:
         self._source = source
         self._promoted = source.promoted()
         self._first = array.array("q")
-        #: what was taken out of _first to be looked up: each sorted, by the hashes' last bits. A set would take ten times the memory.
+        #: what was taken out of _first to be looked up: each sorted, by the hashes' last bits. A
+        #: set would take ten times the memory.
         self._sorted: list[array.array[int]] = []
 
     def new(self, table: flow.Table, flows: list[flow.Flow]) -> list[flow.Flow]:
@@ -376,7 +396,8 @@ class Pass:
     :param packed: give rows with their packed key and value.
     :param keep: so many flows are wanted, the others need only be counted; None for all.
     :param summary: whether to count the flows of each shape.
-    :param most_groups: of more, and ``most_sorted``, of more flows to sort, it refuses to make a list; None for no such bound.
+    :param most_groups: of more, and ``most_sorted``, of more flows to sort, it refuses to make a
+        list; None for no such bound.
     """
 
     def __init__(
@@ -471,7 +492,9 @@ class Pass:
             yield index, flows
 
     def _sorted(self, column: str) -> t.Iterator[list[flow.Flow]]:
-        """Sort the packed entries, which take little memory, and decode them again afterwards; equal ones are in the order of their keys."""
+        """Sort the packed entries, which take little memory, and decode them again afterwards;
+        equal ones are in the order of their keys.
+        """
         key = flow.sort_key(column)
         items = (
             (key(item), index, item[2][2], item[2][3])
@@ -496,7 +519,9 @@ class Pass:
 
 @contextlib.contextmanager
 def no_collector() -> t.Iterator[None]:
-    """Let the cyclic garbage collector rest: rows and flows make no cycles, and looking for some costs a sixth of the time."""
+    """Let the cyclic garbage collector rest: rows and flows make no cycles, and looking for some
+    costs a sixth of the time.
+    """
     running = gc.isenabled()
     gc.disable()
     try:
@@ -527,13 +552,17 @@ def read(
 ) -> Reading:
     """Read the flows that match.
 
-    Without a sort order, a summary or groups to make, the pass ends as soon as the limit is reached.
+    Without a sort order, a summary or groups to make, the pass ends as soon as the limit is
+    reached.
 
-    :param writer: turns the flows into text for ``put``: all of them, or the query's limit where it has one.
+    :param writer: turns the flows into text for ``put``: all of them, or the query's limit where it
+        has one.
     :param summary: whether to make the summary.
     :param window: whether the records of TCP flows show their windows.
-    :param listing: whether to return records and groups; False where only the text is wanted, however long.
-    :param most_groups: groups, and ``most_sorted`` flows to sort, that there is memory for; None for any number.
+    :param listing: whether to return records and groups; False where only the text is wanted,
+        however long.
+    :param most_groups: groups, and ``most_sorted`` flows to sort, that there is memory for; None
+        for any number.
     :raises TooMany: where there are more.
     """
     listed = 0 if not listing else flow_filter.DEFAULT_LIMIT if query.limit is None else query.limit
@@ -596,8 +625,9 @@ def counter_summary(
 ) -> dict[str, t.Any]:
     """Return the counters by what they are about.
 
-    :param entries: how many entries the tables of each class hold, expired ones included. An LRU table makes room without a word; what was made,
-        was not deleted and is not there was evicted.
+    :param entries: how many entries the tables of each class hold, expired ones included. An LRU
+        table makes room without a word; what was made, was not deleted and is not there was
+        evicted.
     """
     deleted = _grouped(counters, "deleted_")
     return {
@@ -632,7 +662,9 @@ def _pressure(entries: int, capacity: int) -> dict[str, t.Any]:
 
 
 def _summary(done: Pass, source: Source) -> dict[str, t.Any]:
-    """Return the summary of a pass: totals of the flows that match, of the tables as a whole, the counters, the settings in force and the clock."""
+    """Return the summary of a pass: totals of the flows that match, of the tables as a whole, the
+    counters, the settings in force and the clock.
+    """
     timeouts, knobs = source.settings()
     entries = dict.fromkeys(flow.CLASSES, 0)
     capacity = dict.fromkeys(flow.CLASSES, 0)
@@ -685,8 +717,10 @@ class Deletion:
 
     :ivar plan: a step for each entry found, at most as many as the limit.
     :ivar count: how many entries were found.
-    :ivar deleted: how many of them were deleted; those that a packet revived or that were gone before are not among them.
-    :ivar expired: how many of those found were no live flows, but had only expired; ``deleted_expired`` of those deleted.
+    :ivar deleted: how many of them were deleted; those that a packet revived or that were gone
+        before are not among them.
+    :ivar expired: how many of those found were no live flows, but had only expired;
+        ``deleted_expired`` of those deleted.
     """
 
     plan: list[Step] = dataclasses.field(default_factory=list)
@@ -750,8 +784,8 @@ def delete(
 ) -> Deletion:
     """Delete the entries that are to go, batch by batch; what was deleted is counted by reason.
 
-    The source is open for writing(), unless ``dry``.
-    Each entry is read again just before it is deleted, unless no packet can change that it is to go: a flow that was revived since stays.
+    The source is open for writing(), unless ``dry``. Each entry is read again just before it is
+    deleted, unless no packet can change that it is to go: a flow that was revived since stays.
     There is no undoing: an error ends the pass, and its facts say how many entries are gone.
 
     :param limit: at most so many steps in the plan.
@@ -804,7 +838,9 @@ def delete(
 def _deletable(
     source: Source, opened: OpenTable, choice: Choice, found: t.Sequence[tuple[bool, flow.Row]]
 ) -> t.Iterator[tuple[bool, list[bytes]]]:
-    """Return (whether their time is over, keys) of what is to be deleted: at once where packets change nothing, else each right after it was read again."""
+    """Return (whether their time is over, keys) of what is to be deleted: at once where packets
+    change nothing, else each right after it was read again.
+    """
     if choice.fixed:
         for over in (True, False):
             yield over, [row[2] for was_over, row in found if was_over is over]
@@ -828,7 +864,8 @@ def _still_doomed(
 def sweep(source: Source, most: int | None = None, enough: t.Callable[[], bool] = _never) -> int:
     """Delete entries whose time is over; those that a packet revived meanwhile stay.
 
-    :param most: end after about so many deletions, so that one sweep takes a bounded time; None for no such bound.
+    :param most: end after about so many deletions, so that one sweep takes a bounded time; None for
+        no such bound.
     :param enough: is asked after each batch whether to end.
     :return: how many were deleted.
     """

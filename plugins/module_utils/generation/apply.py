@@ -31,7 +31,8 @@ from .model import BCC, Have, Want
 
 #: Suffix of a generation's directory while it is built; a finished one has a bare number.
 _UNFINISHED = "_new"
-#: How long a frame may still be on its way through the old chain after its interfaces were handed over.
+#: How long a frame may still be on its way through the old chain after its interfaces were handed
+#: over.
 _GRACE_SECONDS = 0.02
 #: Actions that are not undone, in their order.
 _FINAL = ("move", "delete")
@@ -53,7 +54,8 @@ def _fill(jt: int, slots: t.Mapping[int, int]) -> None:
 
 
 def c_string(text: str) -> str:
-    """Return what stands between the quotes of a C string for a text, whatever is in it: C11, 6.4.5; ``?`` begins a trigraph.
+    """Return what stands between the quotes of a C string for a text, whatever is in it: C11,
+    6.4.5; ``?`` begins a trigraph.
 
     >>> print(c_string('/sys/fs/bpf/a"b'))
     /sys/fs/bpf/a\\042b
@@ -67,7 +69,9 @@ def c_string(text: str) -> str:
 
 
 def remove_tree(directory: str) -> None:
-    """Remove pins, symlinks and directories below and including ``directory``; what is not there is fine."""
+    """Remove pins, symlinks and directories below and including ``directory``; what is not there is
+    fine.
+    """
     for where, directories, files in os.walk(directory, topdown=False):
         for name in files:
             os.unlink(os.path.join(where, name))
@@ -137,7 +141,8 @@ class _Builder:
             generation_probe.prove_whole(
                 {hook: programs[hook] for hook in chain.TRACKING_HOOKS}, fds["stats"]
             )
-            # What a guest does with a frame is its own affair: guests come in after the proof, which passes their empty slots over.
+            # What a guest does with a frame is its own affair: guests come in after the proof,
+            # which passes their empty slots over.
             _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot not in own})
             if inherited is not None:
                 migrate.connect(
@@ -216,7 +221,9 @@ class _Builder:
         )  # a map that starts empty goes with its generation
 
     def _move_map(self, step: Step) -> t.Callable[[], None]:
-        """Take over what another generation's maps hold; where it fails, the flows stay in reach and the next run goes on."""
+        """Take over what another generation's maps hold; where it fails, the flows stay in reach
+        and the next run goes on.
+        """
         inherited = step.args.inherited
         migrate.finish(self._maps(inherited.new.number), self._maps(inherited.old.number))
         return irrevocable
@@ -240,7 +247,8 @@ class _Builder:
         """Write down which generation is active, and what it is made of."""
         number = int(step.name)
         with contextlib.ExitStack() as undo:
-            # each is undone also where it fails itself, for then it can be on the disk without being safe there
+            # each is undone also where it fails itself, for then it can be on the disk without
+            # being safe there
             if step.args is not None:
                 before = None
                 with contextlib.suppress(
@@ -344,7 +352,8 @@ def remove_symlinks(paths: Paths) -> None:
 def apply(plan: Plan, paths: Paths, have: Have, want: Want, settings: bytes) -> None:
     """Apply a plan; on the first failure everything goes back to the generation before.
 
-    What is moved or deleted can not come back, so nothing is until all else is done; where that fails, the next run goes on with it.
+    What is moved or deleted can not come back, so nothing is until all else is done; where that
+    fails, the next run goes on with it.
 
     :raises ConntrackError: naming the step, what was applied and what was rolled back.
     """

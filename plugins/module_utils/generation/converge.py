@@ -1,13 +1,16 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Generations: one loaded instance of the chain each, observed, planned and put in place of the one before.
+"""Generations: one loaded instance of the chain each, observed, planned and put in place of the one
+before.
 
-A generation is pinned whole under ``gen/<N>``. It is built beside the active one, takes over the flow tables, is proved
-with a frame, takes the interfaces over one by one (bpf_link_update leaves no packet unseen), and only then becomes active by
-one rename. What a killed run left behind has no ``active`` link to it and goes with the next run.
+A generation is pinned whole under ``gen/<N>``. It is built beside the active one, takes over the
+flow tables, is proved with a frame, takes the interfaces over one by one (bpf_link_update leaves no
+packet unseen), and only then becomes active by one rename. What a killed run left behind has no
+``active`` link to it and goes with the next run.
 
-The parts: generation_model (what is wanted, what is there), generation_observe, generation_plan, generation_apply.
+The parts: generation_model (what is wanted, what is there), generation_observe, generation_plan,
+generation_apply.
 """
 
 from __future__ import annotations
@@ -90,7 +93,9 @@ def _as_root() -> t.Iterator[None]:
 
 
 def _again(look: t.Callable[[], T]) -> T:
-    """Return what ``look`` returns, which is done anew where another run takes away what it has just seen."""
+    """Return what ``look`` returns, which is done anew where another run takes away what it has
+    just seen.
+    """
     for dummy in range(_LOOKS - 1):
         try:
             return look()
@@ -129,7 +134,9 @@ def _with(have: Have, heard: tuple[health.Fault, ...]) -> Have:
 
 @contextlib.contextmanager
 def _at_rest(paths: Paths, patience: float) -> t.Iterator[bool]:
-    """Keep other runs out while what is there is read; nothing is made. It says whether there is anything that they could be at."""
+    """Keep other runs out while what is there is read; nothing is made. It says whether there is
+    anything that they could be at.
+    """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock.held(paths.base, patience))
@@ -270,7 +277,9 @@ def _legacy_of_target(paths: Paths, have: Have, number: int | None) -> Legacy | 
 
 
 def _unfinished(paths: Paths, have: Have) -> Plan:
-    """Return the steps that a run which did not end left to do between the active generation and the one before."""
+    """Return the steps that a run which did not end left to do between the active generation and
+    the one before.
+    """
     if have.generation is None or not have.source:
         return []
     old, new = (
@@ -335,7 +344,8 @@ def remove(paths: Paths, check_mode: bool = False, patience: float = lock.SECOND
         if there:
             _take_away(paths, plan, have)
     if not there and (plan or have.state != State() or manifest.leaves_a_directory(paths)):
-        # After a reboot there is no more than what was written down; or another run has just begun, whose work is not to be taken from under it.
+        # After a reboot there is no more than what was written down; or another run has just begun,
+        # whose work is not to be taken from under it.
         with (
             _at_home(paths, patience)
             if bpffs.can_be_mounted(paths.pin_root)

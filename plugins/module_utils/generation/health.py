@@ -1,11 +1,13 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether the chain works, and not only whether it is there: each thing that keeps it from working is a Fault with a stable name.
+"""Whether the chain works, and not only whether it is there: each thing that keeps it from working
+is a Fault with a stable name.
 
-``look`` reads what stands still: pins, slots, maps, settings, links. ``listen`` reads what should move: it holds the frames that the
-interfaces receive against those that the chain counts. Both only read; what they saw is judged by pure functions.
-Of guests those are judged that are pinned; which are wanted the plan knows.
+``look`` reads what stands still: pins, slots, maps, settings, links. ``listen`` reads what should
+move: it holds the frames that the interfaces receive against those that the chain counts. Both only
+read; what they saw is judged by pure functions. Of guests those are judged that are pinned; which
+are wanted the plan knows.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from ..kernel.bpffs import Paths
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 _PAUSE = 0.01
-#: Looks, a pause apart, that an interface without traffic costs; and those that a suspicion may take until it is certain. Some
-#: drivers read their card's counters once a second only.
+#: Looks, a pause apart, that an interface without traffic costs; and those that a suspicion may
+#: take until it is certain. Some drivers read their card's counters once a second only.
 _LOOKS, _LOOKS_TO_BE_SURE = 20, 150
 _ALL_SLOTS = {**chain.SLOTS, **chain.GUEST_SLOTS}
 
@@ -40,7 +42,8 @@ class Kind(t.NamedTuple):
 
     :ivar meaning: what it means, for the documentation.
     :ivar mend: what the next run does about it, a value of MENDS.
-    :ivar repair: what an operator does about it at once, a command where there is one; ``{object}`` stands for the fault's object.
+    :ivar repair: what an operator does about it at once, a command where there is one; ``{object}``
+        stands for the fault's object.
     """
 
     meaning: str
@@ -48,8 +51,8 @@ class Kind(t.NamedTuple):
     repair: str = "ct load"
 
 
-#: What takes a fault away: a new generation, a write, a link's update or care for a link without an interface by xdp_program; xdp_attach on the
-#: interface; or only people.
+#: What takes a fault away: a new generation, a write, a link's update or care for a link without an
+#: interface by xdp_program; xdp_attach on the interface; or only people.
 MENDS = ("generation", "write", "update", "link", "attach", "operator")
 _LOOK_AT_OFFLOADS = "look at what runs on the interfaces (bpftool net, ethtool -k {object})"
 _FOLLOW = (
@@ -119,7 +122,8 @@ class Fault:
     """One thing that is wrong.
 
     :ivar fault: a name of FAULTS.
-    :ivar object: what it is about: a pin below the active generation, ``jt[<slot>]``, an interface, a path.
+    :ivar object: what it is about: a pin below the active generation, ``jt[<slot>]``, an interface,
+        a path.
     :ivar detail: the whole, for people.
     :ivar repair: what an operator does about it; that of its kind where nothing else is given.
     """
@@ -140,7 +144,9 @@ class Fault:
 
 
 def mended(before: t.Iterable[Fault], after: t.Iterable[Fault]) -> list[dict[str, str]]:
-    """Return, as modules report them, the faults that a run took away; it takes no credit for what only people mend."""
+    """Return, as modules report them, the faults that a run took away; it takes no credit for what
+    only people mend.
+    """
     left = {(fault.fault, fault.object) for fault in after}
     return [
         fault.as_dict()
@@ -161,13 +167,17 @@ class Seen:
 
     :ivar number: the generation's.
     :ivar programs: the pinned programs by slot.
-    :ivar slots: ids of the programs in the jump table by slot; None where the jump table itself is not there.
+    :ivar slots: ids of the programs in the jump table by slot; None where the jump table itself is
+        not there.
     :ivar pinned: the pinned maps by name.
-    :ivar used: the maps that the programs use, by name; more than one where they do not agree, the one with the most users first.
-    :ivar odd_pins: the pins that are missing (None) or something else (what it is), by their path below the generation.
+    :ivar used: the maps that the programs use, by name; more than one where they do not agree, the
+        one with the most users first.
+    :ivar odd_pins: the pins that are missing (None) or something else (what it is), by their path
+        below the generation.
     :ivar meta: see chain.META.
     :ivar settings: bytes.
-    :ivar refused: slots of the programs that the kernel refuses in one jump table with a program of chain.ATTACH_TYPE_XDP.
+    :ivar refused: slots of the programs that the kernel refuses in one jump table with a program of
+        chain.ATTACH_TYPE_XDP.
     """
 
     number: int
@@ -182,7 +192,9 @@ class Seen:
 
     @property
     def maps(self) -> dict[str, bpf.MapInfo]:
-        """The maps that hold the chain's state, whatever is pinned: those that the programs use, else the pinned ones. Those of a wrong shape are none."""
+        """The maps that hold the chain's state, whatever is pinned: those that the programs use,
+        else the pinned ones. Those of a wrong shape are none.
+        """
         found: dict[str, bpf.MapInfo] = {}
         for spec in chain.maps(events=True):
             used, pinned = self.used.get(spec.name, ()), self.pinned.get(spec.name)
@@ -227,7 +239,8 @@ class Seen:
 def misshapen(there: bpf.MapInfo, spec: chain.MapSpec) -> str:
     """Return what a map has instead of the chain's type and sizes, "" where it is right.
 
-    A map that is handed on may have any number of entries: the size of a table is the user's choice, and another release has other counters.
+    A map that is handed on may have any number of entries: the size of a table is the user's
+    choice, and another release has other counters.
     """
     kinds = {number: kind for kind, number in chain.MAP_TYPES.items()}
     have = (kinds.get(there.kind, str(there.kind)), there.key_size, there.value_size)
@@ -242,7 +255,9 @@ def misshapen(there: bpf.MapInfo, spec: chain.MapSpec) -> str:
 
 
 def judge(seen: Seen) -> tuple[Fault, ...]:
-    """Return what is wrong with a generation; one that another release made is not judged, for its successor takes over in any case."""
+    """Return what is wrong with a generation; one that another release made is not judged, for its
+    successor takes over in any case.
+    """
     if not seen.ours:
         return ()
     return (*_judge_pins(seen), *_judge_slots(seen), *_judge_maps(seen), *_judge_contents(seen))
@@ -332,7 +347,9 @@ def _damage(raw: bytes) -> str:
 # ---------------------------------------------------------------- look
 @contextlib.contextmanager
 def open_pin(path: str) -> t.Iterator[tuple[str | None, int]]:
-    """Give (kind, fd) of what is pinned to a ``with`` block: kind is ``map``, ``prog`` or ``link``, None where nothing is there, else what it is."""
+    """Give (kind, fd) of what is pinned to a ``with`` block: kind is ``map``, ``prog`` or ``link``,
+    None where nothing is there, else what it is.
+    """
     if not os.path.lexists(path):
         yield None, -1
         return
@@ -405,7 +422,8 @@ def look(directory: str, number: int) -> Seen:
         slots = _slots(used.get("jt", ()), pinned.get("jt"))
         if (
             slots is not None
-        ):  # a program that lost its pin is still in its slot, and says as well which maps are in use
+            # a program that lost its pin is still in its slot, and says as well which maps are in use
+        ):
             lost = set(slots.values()) - {info.id for info in programs.values()}
             used = _used([*programs.values(), *filter(None, map(program, lost))])
         for spec in (
@@ -490,12 +508,15 @@ def _contents(seen: Seen) -> dict[str, t.Any]:
 def _refused(
     fds: t.Mapping[int, int], programs: t.Mapping[int, bpf.ProgInfo], slots: t.Mapping[int, int]
 ) -> tuple[int, ...]:
-    """Return the slots of the programs that the kernel refuses beside a program of type XDP and attach type BPF_XDP.
+    """Return the slots of the programs that the kernel refuses beside a program of type XDP and
+    attach type BPF_XDP.
 
-    A throw-away jump table is owned by the first program that is put into it, and takes only its like. Of those that are together in the
-    chain's jump table one is tried for all. Kernels before the fix of CVE-2025-40123 do not compare attach types: they refuse only other types of
-    program, and let programs of mixed attach types call each other as well. Whether a program is compiled by the JIT is compared, too; that is no
-    fault of the program, so one that is not like the owner in this is let be.
+    A throw-away jump table is owned by the first program that is put into it, and takes only its
+    like. Of those that are together in the chain's jump table one is tried for all. Kernels before
+    the fix of CVE-2025-40123 do not compare attach types: they refuse only other types of program,
+    and let programs of mixed attach types call each other as well. Whether a program is compiled by
+    the JIT is compared, too; that is no fault of the program, so one that is not like the owner in
+    this is let be.
     """
     together = [slot for slot in fds if slots.get(slot) == programs[slot].id]
     alone = [slot for slot in fds if slot not in together]
@@ -522,11 +543,12 @@ def _takes(jt: int, program_fd: int) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- the active generation, the seed's paths
+# ---------------------------------------------------------------- the active generation, the seed's
 def active(paths: Paths) -> int | None:
     """Return the number of the active generation.
 
-    Where the link to it is lost, but the seed's paths tell that there was one, it is the one that the interfaces run, else the newest.
+    Where the link to it is lost, but the seed's paths tell that there was one, it is the one that
+    the interfaces run, else the newest.
     """
     try:
         number = int(os.path.basename(os.readlink(paths.active)))
@@ -727,7 +749,9 @@ def forwards(paths: Paths, number: int | None = None) -> str:
 
 
 def look_forwarding(paths: Paths, links: t.Mapping[str, Link]) -> dict[str, forwarding.Seen]:
-    """Return what there is to know of the interfaces through which the active generation forwards, by the names of their pins."""
+    """Return what there is to know of the interfaces through which the active generation forwards,
+    by the names of their pins.
+    """
     return forwarding.attached(
         forwards(paths),
         [
@@ -752,7 +776,9 @@ def judge_forwarding(seen: t.Mapping[str, forwarding.Seen]) -> tuple[Fault, ...]
 
 
 def _stale(name: str, link: Link, number: int) -> Fault:
-    """Return the fault of a link that holds nothing; what repairs it depends on whether there is an interface to attach to."""
+    """Return the fault of a link that holds nothing; what repairs it depends on whether there is an
+    interface to attach to.
+    """
     why = (
         "the interface was made again, or the link was detached"
         if link.there
@@ -788,8 +814,9 @@ def stands_still(
 ) -> int:
     """Return how many frames came in while none was counted; 0 where all is well, or nothing can be told.
 
-    It returns as soon as something is counted, and after some 0.2 s without traffic. A suspicion is made certain first, within some 1.5 s more: the
-    interfaces' count has to grow twice, because a card's counters can be late, and tell of frames that were counted before.
+    It returns as soon as something is counted, and after some 0.2 s without traffic. A suspicion is
+    made certain first, within some 1.5 s more: the interfaces' count has to grow twice, because a
+    card's counters can be late, and tell of frames that were counted before.
 
     :param counted: the sum of the chain's outcomes.
     :param received: the sum of the interfaces' received frames.
@@ -822,7 +849,9 @@ def tracking(paths: Paths) -> list[str]:
 
 
 def received(keys: t.Iterable[str]) -> int:
-    """Return how many frames the interfaces that pins are named for received; one that is gone has none."""
+    """Return how many frames the interfaces that pins are named for received; one that is gone has
+    none.
+    """
     return sum(facts.received for facts in map(_facts, keys) if facts is not None)
 
 
@@ -841,8 +870,9 @@ def lateness(keys: t.Iterable[str], seconds: float) -> float:
 def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fault, ...]:
     """Return whether the interfaces that the chain is attached to receive frames that it does not count.
 
-    :param prove: sends a frame of proof through an entry program and raises ConntrackError where it is not passed and counted; called only
-        when nothing is counted, with the entry's and the counters' file descriptors, and whether there are guests.
+    :param prove: sends a frame of proof through an entry program and raises ConntrackError where it
+        is not passed and counted; called only when nothing is counted, with the entry's and the
+        counters' file descriptors, and whether there are guests.
     """
     keys = tracking(paths)
     number = active(paths)

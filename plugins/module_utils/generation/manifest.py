@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The state directory: what each generation is made of, so that it can be built again, after a reboot too.
+"""The state directory: what each generation is made of, so that it can be built again, after a
+reboot too.
 
 Layout, for one ``pin_root``::
 
@@ -10,10 +11,12 @@ Layout, for one ``pin_root``::
     <state_dir>/<pin_root, encoded>/active -> <N>.json the generation in use
     <state_dir>/<pin_root, encoded>/interfaces.json    what xdp_attach was told to attach, and has not been told to detach since
 
-All of it is root's, and nobody else's to change: root loads and attaches what it says. Directories have mode 0700 and files 0600.
+All of it is root's, and nobody else's to change: root loads and attaches what it says. Directories
+have mode 0700 and files 0600.
 
-A manifest is written before its generation is active and goes with it. The pins are what counts: where the two disagree, the next run
-mends the directory. The interfaces are written down before they are attached or detached, so a run that is killed in between is finished by a reboot.
+A manifest is written before its generation is active and goes with it. The pins are what counts:
+where the two disagree, the next run mends the directory. The interfaces are written down before
+they are attached or detached, so a run that is killed in between is finished by a reboot.
 
 What others need is read(), which gives a generation_model.Want that can be built::
 
@@ -78,7 +81,8 @@ def _content(path: str) -> bytes:
     """Return what a file of ours holds.
 
     :raises OSError: where it is not there, or may not be read.
-    :raises ConntrackError: where somebody else than root may change it, or let another one take its place.
+    :raises ConntrackError: where somebody else than root may change it, or let another one take its
+        place.
     """
     data = safe_path.read(path, trusted=True)
     safe_path.refuse_foreign_way(path)
@@ -138,7 +142,9 @@ def _built(paths: Paths, number: int | None, found: t.Mapping[str, t.Any]) -> Bu
 
 
 def active(paths: Paths) -> int | None:
-    """Return the number of the generation in use, or before a reboot in use, as the state directory has it."""
+    """Return the number of the generation in use, or before a reboot in use, as the state directory
+    has it.
+    """
     try:
         name = os.readlink(active_link(paths))
     except OSError:
@@ -180,7 +186,8 @@ def look(paths: Paths) -> State:
 
 
 def interfaces(paths: Paths) -> list[dict[str, t.Any]]:
-    """Return the interfaces that are to be attached, as xdp_attach takes them; none where it is not written down, or can not be read.
+    """Return the interfaces that are to be attached, as xdp_attach takes them; none where it is not
+    written down, or can not be read.
 
     :raises OSError: where it is there and may not be read.
     :raises ConntrackError: where somebody else than root may change it; it names the file.
@@ -240,7 +247,8 @@ def _named(path: str, what: str = "the manifest of the generation") -> t.Iterato
 def write(paths: Paths, number: int, want: Want) -> None:
     """Write a generation's manifest: as a whole or not at all, and on the disk when this returns.
 
-    The object file that it is built from comes first; where none is given, the one that is there stays.
+    The object file that it is built from comes first; where none is given, the one that is there
+    stays.
 
     :raises ConntrackError: naming the path, where the file system refuses.
     """
@@ -343,7 +351,9 @@ def _unlink(path: str) -> None:
 
 
 def leaves_a_directory(paths: Paths) -> bool:
-    """Tell whether there is a directory that _tidy() has still to remove, after a run that could not for instance."""
+    """Tell whether there is a directory that _tidy() has still to remove, after a run that could
+    not for instance.
+    """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return os.path.isdir(directory(paths)) or not os.listdir(paths.state_dir)
     return False

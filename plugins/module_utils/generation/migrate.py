@@ -3,13 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Take flows and counters over from the maps of another generation, while packets go on changing them.
 
-Each flow stands in one table at any time. The new chain knows the tables of the one before (its maps ``pred`` and ``pred6``): a packet of a flow
-that it does not have moves the flow over, under the entry's lock, and then counts in it. While interfaces are switched one after the other the old
-chain knows the new tables in the same way. When all are switched, the chain's program ``adopt`` moves the flows that no packet asked for. A run that
-is killed meanwhile leaves a chain that works, and the next run goes on where it stopped.
+Each flow stands in one table at any time. The new chain knows the tables of the one before (its
+maps ``pred`` and ``pred6``): a packet of a flow that it does not have moves the flow over, under
+the entry's lock, and then counts in it. While interfaces are switched one after the other the old
+chain knows the new tables in the same way. When all are switched, the chain's program ``adopt``
+moves the flows that no packet asked for. A run that is killed meanwhile leaves a chain that works,
+and the next run goes on where it stopped.
 
-Entries of another form can not be moved by programs that do not know it. They are translated into tables that stand in for the old ones, with their
-counts at 0, and what the old chain counted is added when it counts no more.
+Entries of another form can not be moved by programs that do not know it. They are translated into
+tables that stand in for the old ones, with their counts at 0, and what the old chain counted is
+added when it counts no more.
 """
 
 from __future__ import annotations
@@ -201,11 +204,13 @@ def legacy(old: Maps, new: Maps, policy: str) -> Legacy:
     return Legacy(inherited, census(inherited) if inherited.counts else Census())
 
 
-# ---------------------------------------------------------------- before the interfaces are switched
+# ---------------------------------------------------------------- before the interfaces are switche
 def connect(inherited: Inheritance) -> None:
-    """Let the new generation take over what the old one has, as soon as packets come. Nothing of the old one is changed.
+    """Let the new generation take over what the old one has, as soon as packets come. Nothing of
+    the old one is changed.
 
-    Flows that the new one's tables have of their own are forgotten: those of a generation that was active before are out of date.
+    Flows that the new one's tables have of their own are forgotten: those of a generation that was
+    active before are out of date.
     """
     old, new = inherited.old, inherited.new
     with _Open() as fds:
@@ -232,7 +237,9 @@ def _connect_table(fds: _Open, inherited: Inheritance, name: str) -> None:
     source, info = fds.map(old, name), old.infos[name]
     if (
         _PRED[family] not in new.infos
-    ):  # a generation of layout 1: what comes until the switch is not in these windows, which begin anew
+        # a generation of layout 1: what comes until the switch is not in these windows, which begin
+        # anew
+    ):
         translator = schema.Translator(was, here)
         for count, keys, values in _batches(source, info):
             for number in range(count):
@@ -253,7 +260,9 @@ def _connect_table(fds: _Open, inherited: Inheritance, name: str) -> None:
 
 
 def connect_back(inherited: Inheritance) -> None:
-    """Let the old generation, while it still has interfaces, take flows over from the new one, where it can."""
+    """Let the old generation, while it still has interfaces, take flows over from the new one,
+    where it can.
+    """
     back = Inheritance(inherited.new, inherited.old, moved=inherited.destinations)
     if (
         inherited.translated
@@ -273,7 +282,9 @@ def connect_back(inherited: Inheritance) -> None:
 
 
 def disconnect(maps: Maps) -> None:
-    """Let a generation take nothing over any more; when this returns, no packet is on its way that still does."""
+    """Let a generation take nothing over any more; when this returns, no packet is on its way that
+    still does.
+    """
     with _Open() as fds:
         for name in _PRED.values():
             if name in maps.infos:
@@ -363,7 +374,9 @@ def _stand_in_entries(
 
 
 def _by_name(fds: _Open, inherited: Inheritance, name: str) -> list[int]:
-    """Return the old generation's counters in the order of the new one's, 0 for those that it did not have."""
+    """Return the old generation's counters in the order of the new one's, 0 for those that it did
+    not have.
+    """
     old, new = inherited.old, inherited.new
     names = t.cast("schema.Description", old.description)["counters"][name]
     fd, numbers = fds.map(old, name), {}
@@ -388,7 +401,8 @@ def finish(new: Maps, old: Maps) -> dict[str, int]:
 
     It can be done again after a run that was killed meanwhile.
 
-    :raises ConntrackError: when flows can not be moved; they stay where they are, and the new chain finds them there.
+    :raises ConntrackError: when flows can not be moved; they stay where they are, and the new chain
+        finds them there.
     """
     inherited = decide(old, new, "migrate")
     disconnect(old)
@@ -405,7 +419,9 @@ def finish(new: Maps, old: Maps) -> dict[str, int]:
 
 
 def _wait_for_packets(fds: _Open, inherited: Inheritance) -> None:
-    """Wait until no packet is in the old chain any more: the kernel does so when it changes an array of maps."""
+    """Wait until no packet is in the old chain any more: the kernel does so when it changes an
+    array of maps.
+    """
     for name in _PRED.values():
         if name not in inherited.new.infos:
             continue
@@ -447,7 +463,8 @@ def _add_counters(fds: _Open, inherited: Inheritance, adopt: int | None) -> None
 
 
 class _Move:
-    """Moves flows from the old tables to the new ones; the assured and the latest ones where there is not room for all.
+    """Moves flows from the old tables to the new ones; the assured and the latest ones where there
+    is not room for all.
 
     :ivar dropped: flows that stay behind, by the table that they would have gone to.
     """
@@ -465,7 +482,9 @@ class _Move:
         self._left = self._allowed() if inherited.counts else {}
 
     def _allowed(self) -> dict[str, tuple[tuple[bool, int], list[int]]]:
-        """Return for each new table that has not room for all up to which rank flows go there, and how many of that rank."""
+        """Return for each new table that has not room for all up to which rank flows go there, and
+        how many of that rank.
+        """
         found = {}
         counted = census(self.inherited)
         for table in self.inherited.destinations:
@@ -520,7 +539,9 @@ class _Move:
     def _renewed(
         self, old: int, info: bpf.MapInfo, family: str, source: int
     ) -> t.Iterator[tuple[t.Any, t.Any, t.Any]]:
-        """Bring the table that stands in for an old one up to date, counts and all, and return it in batches."""
+        """Bring the table that stands in for an old one up to date, counts and all, and return it
+        in batches.
+        """
         for count, keys, values, old_keys, old_values in _stand_in_entries(
             old, info, family, t.cast("schema.Translator", self.translator), self.here, counted=True
         ):
@@ -561,7 +582,9 @@ class _Move:
         ]
 
     def _put(self, source: int, name: str, keys: bytes, size: int) -> None:
-        """Move flows that the chain can not: because it has no program for it, or because somebody left them locked."""
+        """Move flows that the chain can not: because it has no program for it, or because somebody
+        left them locked.
+        """
         value_size = bpf.map_info(source).value_size
         translator = (
             self.translator if self.adopt is None else None
@@ -582,7 +605,9 @@ def _place_entry(
     value: bytes,
     translator: schema.Translator | None,
 ) -> None:
-    """Write an entry of an old table into the new one where it belongs, unless the flow is there; nobody holds its lock then."""
+    """Write an entry of an old table into the new one where it belongs, unless the flow is there;
+    nobody holds its lock then.
+    """
     here = t.cast("schema.Description", inherited.new.description)
     family, kind = t.cast("schema.Description", inherited.old.description)["tables"][name]
     if translator:

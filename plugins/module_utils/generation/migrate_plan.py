@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What becomes of one generation's maps in the next: handed on, moved entry by entry, translated, or left behind. Nothing here asks the kernel."""
+"""What becomes of one generation's maps in the next: handed on, moved entry by entry, translated,
+or left behind. Nothing here asks the kernel.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class Maps:
 class Census:
     """The live flows of tables that are not handed on as they are.
 
-    :ivar flows: for each table that they go to, how many there are by (not assured, idle seconds), which is the order in which they are kept.
+    :ivar flows: for each table that they go to, how many there are by (not assured, idle seconds),
+        which is the order in which they are kept.
     """
 
     flows: t.Mapping[str, t.Mapping[tuple[bool, int], int]] = dataclasses.field(
@@ -104,7 +107,9 @@ class Inheritance:
 
     @property
     def counts(self) -> bool:
-        """Whether the live flows have to be counted to say what becomes of them: there may not be room for all of them, or none is taken along."""
+        """Whether the live flows have to be counted to say what becomes of them: there may not be
+        room for all of them, or none is taken along.
+        """
         if self.forgotten:
             return True
         return any(
@@ -171,7 +176,9 @@ class Legacy:
 
 
 def room_of(entries: int) -> int:
-    """Return how many flows a table of so many entries surely holds: a full LRU table pushes some out while other CPUs still have free nodes."""
+    """Return how many flows a table of so many entries surely holds: a full LRU table pushes some
+    out while other CPUs still have free nodes.
+    """
     cpus = bpf.possible_cpus()
     return entries - cpus * min(max(entries // cpus // 2, 1), bpf.LRU_BATCH)
 
@@ -221,7 +228,8 @@ def decide(old: Maps, new: Maps, policy: str = "fail") -> Inheritance:
     """Return what the new generation gets of the old one.
 
     :param policy: one of POLICIES.
-    :raises ConntrackError: when the old tables can not be taken over as the policy has it, naming what differs and the ways on.
+    :raises ConntrackError: when the old tables can not be taken over as the policy has it, naming
+        what differs and the ways on.
     """
     same = old.digest == new.digest and old.layout == new.layout
     known = old.layout in schema.KNOWN and not old.digest
@@ -321,7 +329,9 @@ def _parted(old: Maps, new: Maps, translated: bool, reason: str) -> Inheritance:
 
 
 def _events_shared(old: Maps, new: Maps) -> set[str]:
-    """Return the maps of the events, where both have the like of them. They are no part of the description, since a chain can be without."""
+    """Return the maps of the events, where both have the like of them. They are no part of the
+    description, since a chain can be without.
+    """
     pairs = [(old.infos.get(spec.name), new.infos.get(spec.name)) for spec in chain.EVENT_MAPS]
     alike = all(
         one and other and one[3:6] == other[3:6] and other.id in (0, one.id) for one, other in pairs

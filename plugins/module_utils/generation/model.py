@@ -47,8 +47,10 @@ class Want:
     :ivar timeouts: seconds by name of chain.TIMEOUTS; what is missing has the kernel's default.
     :ivar knobs: values by name of chain.KNOBS; likewise.
     :ivar pinned: the guests that are no part of the text.
-    :ivar build: BCC or OBJECT. It makes no other generation: what runs is the same, and what is written down of it says how to build it again.
-    :ivar object: the object file, with OBJECT; None where it was not asked for yet, see generation_plan.needs_object().
+    :ivar build: BCC or OBJECT. It makes no other generation: what runs is the same, and what is
+        written down of it says how to build it again.
+    :ivar object: the object file, with OBJECT; None where it was not asked for yet, see
+        generation_plan.needs_object().
     """
 
     text: str
@@ -98,7 +100,9 @@ class Want:
 
     @property
     def made_of(self) -> dict[str, t.Any]:
-        """What a manifest says of it beside the text, in JSON's types: all other fields, and the digest for what is compiled."""
+        """What a manifest says of it beside the text, in JSON's types: all other fields, and the
+        digest for what is compiled.
+        """
         left_out = {
             "text",
             "headers",
@@ -114,7 +118,8 @@ class Want:
 
     @classmethod
     def of(cls, text: str, headers: t.Mapping[str, str], made_of: t.Mapping[str, t.Any]) -> Want:
-        """Return what a manifest describes; fields that it does not have, since it is an older release's, have their defaults.
+        """Return what a manifest describes; fields that it does not have, since it is an older
+        release's, have their defaults.
 
         :raises TypeError: where something that is no manifest was given.
         """
@@ -132,9 +137,11 @@ class Policy:
     """How the wanted chain takes the place of the one before.
 
     :ivar keep: so many of the last good generations stay pinned, to go back to.
-    :ivar proof: is shown the plan, what is there, what is wanted and the bytes of the settings before anything is changed, in check mode too; returns
-        the plan with its own step in it, or raises ConntrackError.
-    :ivar on_schema_change: what becomes of tables of a layout that is not known: one of inheritance.POLICIES.
+    :ivar proof: is shown the plan, what is there, what is wanted and the bytes of the settings
+        before anything is changed, in check mode too; returns the plan with its own step in it, or
+        raises ConntrackError.
+    :ivar on_schema_change: what becomes of tables of a layout that is not known: one of
+        inheritance.POLICIES.
     """
 
     keep: int = 1
@@ -154,7 +161,8 @@ class Generation:
     :ivar maps: by name.
     :ivar faults: what keeps it from working.
     :ivar since: when it became active, "" where nobody knows.
-    :ivar source: number of the generation whose flows it has not taken over to the end; 0 where there is none.
+    :ivar source: number of the generation whose flows it has not taken over to the end; 0 where
+        there is none.
     """
 
     number: int
@@ -193,11 +201,14 @@ class Have:
     """What is there.
 
     :ivar generation: number of the active generation; None where none is.
-    :ivar digest: of the active generation's source; this and the next ones are as those of Generation.
+    :ivar digest: of the active generation's source; this and the next ones are as those of
+        Generation.
     :ivar leftovers: names below ``gen`` of what never was active.
-    :ivar links: the pinned bpf_links by pin name, with the hook each one's program serves (None where it can not be told).
+    :ivar links: the pinned bpf_links by pin name, with the hook each one's program serves (None
+        where it can not be told).
     :ivar no_paths: those of the seed's paths that are missing.
-    :ivar kept: the generations that were active before, the newest first. Those with a higher number than the active one were rolled back from.
+    :ivar kept: the generations that were active before, the newest first. Those with a higher
+        number than the active one were rolled back from.
     :ivar state: what the state directory holds.
     :ivar guest_maps: by name, the maps of the active generation's guests that have a pin.
     :ivar gone: by pin name, those of the links whose interface does not exist any more.

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read generations from the kernel: which is active, whether it is whole, and what else lies around."""
+"""Read generations from the kernel: which is active, whether it is whole, and what else lies
+around.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from .model import Generation, Have
 def _hooks(
     links: t.Mapping[str, health.Link], programs: t.Mapping[int, bpf.ProgInfo]
 ) -> dict[str, tuple[bpf.LinkInfo, str | None]]:
-    """Return the pinned links with the hook that each one's program serves; one of an earlier generation is known by its name."""
+    """Return the pinned links with the hook that each one's program serves; one of an earlier
+    generation is known by its name.
+    """
     names = {program.id: program.name for program in programs.values()}
     found = {}
     for key, link in links.items():
@@ -33,7 +37,9 @@ def _hooks(
 
 
 def _since(paths: Paths, number: int) -> str | None:
-    """Return when a generation that another one took over from became active; None for one that never was, or still is."""
+    """Return when a generation that another one took over from became active; None for one that
+    never was, or still is.
+    """
     try:
         return os.readlink(paths.since(number))
     except OSError:
@@ -41,7 +47,9 @@ def _since(paths: Paths, number: int) -> str | None:
 
 
 def active_since(paths: Paths, number: int) -> str:
-    """Return when the active generation became so: its symlink was made then. Where that is lost it is the time when it was built."""
+    """Return when the active generation became so: its symlink was made then. Where that is lost it
+    is the time when it was built.
+    """
     try:
         return calendar.utc(os.lstat(paths.active).st_mtime)
     except FileNotFoundError:

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Plan what leads from the generation that is there to the wanted one. Nothing here asks the kernel."""
+"""Plan what leads from the generation that is there to the wanted one. Nothing here asks the
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def plan_present(
     """Return the steps from what is there to the wanted chain.
 
     :param settings: the bytes that the map ``settings`` is to hold on this host.
-    :param legacy: what the next generation gets of the active one's maps; not asked for where no next one is needed.
+    :param legacy: what the next generation gets of the active one's maps; not asked for where no
+        next one is needed.
     """
     why = why_new(have, want)
     if have.generation is not None and why is None:
@@ -93,7 +96,8 @@ def plan_present(
 def _plan_gone(have: Have) -> Plan:
     """Return the removal of the pins whose interface is gone.
 
-    What is written down of such an interface stays: it is attached again when it comes back (a guest's tap, a card), until it is detached by name.
+    What is written down of such an interface stays: it is attached again when it comes back (a
+    guest's tap, a card), until it is detached by name.
     """
     return [
         Step(
@@ -110,16 +114,21 @@ def _plan_gone(have: Have) -> Plan:
 
 
 def _plan_switch(have: Have, number: int, activation: Plan, legacy: Legacy | None) -> Plan:
-    """Return the steps from a generation that is loaded to one that has the interfaces, and all that is to go over to it."""
+    """Return the steps from a generation that is loaded to one that has the interfaces, and all
+    that is to go over to it.
+    """
     links, paths = _plan_links(have, number), _plan_paths(have)
     if legacy is None or not legacy.inherited.goes_over:
         return links + activation + paths
-    # What goes over is the new generation's from the first packet on, so it is the active one before it gets any: a run that is killed loses nothing.
+    # What goes over is the new generation's from the first packet on, so it is the active one
+    # before it gets any: a run that is killed loses nothing.
     return activation + links + paths + _plan_move(legacy)
 
 
 def plan_finish(have: Have, legacy: Legacy) -> Plan:
-    """Return the steps with which the active generation takes over what a run that did not end left with the one before."""
+    """Return the steps with which the active generation takes over what a run that did not end left
+    with the one before.
+    """
     return _plan_links(have, have.generation) + _plan_move(legacy)
 
 
@@ -198,10 +207,12 @@ def outlook(plan: Plan) -> tuple[dict[str, int], list[str]]:
 def plan_rolled_back(have: Have, number: int | None = None, legacy: Legacy | None = None) -> Plan:
     """Return the steps back to an earlier generation.
 
-    Where that is active already, they only put right what a run that did not end left behind. So it is after a roll-back: the generation that
-    was rolled back from is still pinned, with a higher number.
+    Where that is active already, they only put right what a run that did not end left behind. So it
+    is after a roll-back: the generation that was rolled back from is still pinned, with a higher
+    number.
 
-    :param number: of the generation to go back to; None for the last good one before the active one.
+    :param number: of the generation to go back to; None for the last good one before the active
+        one.
     :param legacy: what that one gets of the active one's maps; not asked for where it is active.
     :raises ConntrackError: see target_of().
     """
@@ -283,7 +294,9 @@ def target_of(have: Have, number: int | None) -> Generation | None:
 
 
 def _plan_in_place(have: Have, want: Want, settings: bytes) -> Plan:
-    """Return what changes where the active generation is the wanted one: its settings, what is written down of it."""
+    """Return what changes where the active generation is the wanted one: its settings, what is
+    written down of it.
+    """
     if have.settings != settings:
         damage = "; ".join(
             fault.detail for fault in have.faults if fault.fault == "settings_damaged"
@@ -328,7 +341,9 @@ def _plan_in_place(have: Have, want: Want, settings: bytes) -> Plan:
 
 
 def needs_object(plan: Plan, have: Have, want: Want) -> bool:
-    """Return whether a plan can only be applied with the object file that the wanted chain is built from: to load it, or to keep it."""
+    """Return whether a plan can only be applied with the object file that the wanted chain is built
+    from: to load it, or to keep it.
+    """
     if want.build != OBJECT:
         return False
     kept = have.state.object and (have.state.made_of or {}).get("build") == OBJECT
@@ -340,7 +355,9 @@ def needs_object(plan: Plan, have: Have, want: Want) -> bool:
 
 
 def _plan_manifest(have: Have, reason: str, want: Want | None = None) -> Step:
-    """Return the step that lets the state directory say which generation is active, and what it is made of where that is known."""
+    """Return the step that lets the state directory say which generation is active, and what it is
+    made of where that is known.
+    """
     before = f"generation {have.state.active}" if have.state.active is not None else None
     return Step(
         "change",
@@ -400,7 +417,9 @@ def _plan_paths(have: Have) -> Plan:
 
 
 def _plan_deletions(have: Have, number: int, policy: Policy) -> Plan:
-    """Return what goes once generation ``number`` is active: what is not kept to go back to, and what killed runs left behind."""
+    """Return what goes once generation ``number`` is active: what is not kept to go back to, and
+    what killed runs left behind.
+    """
     before = [one for one in have.earlier if one.number != number]
     if have.generation is not None and have.generation != number:
         before.insert(0, Generation(have.generation, have.digest, faults=have.faults))

@@ -26,9 +26,11 @@ _V6 = (
     bytes.fromhex("20010db8000000000000000000000001"),
     bytes.fromhex("20010db8000000000000000000000002"),
 )
-#: A router does not forward what has no life left, so it stays in the chain whatever that may forward.
+#: A router does not forward what has no life left, so it stays in the chain whatever that may
+#: forward.
 _TTL = 1
-#: The largest offset of a fragment, in units of 8 bytes: of a datagram whose last fragment it could be none is expected.
+#: The largest offset of a fragment, in units of 8 bytes: of a datagram whose last fragment it could
+#: be none is expected.
 _LAST_UNIT = 8191
 
 
@@ -57,7 +59,9 @@ def _ipv6(proto: int, payload: bytes) -> bytes:
 
 
 def _reset(addresses: tuple[bytes, bytes]) -> bytes:
-    """Return a TCP reset between two ports 0: it can not open a connection, and there is none that it could close."""
+    """Return a TCP reset between two ports 0: it can not open a connection, and there is none that
+    it could close.
+    """
     head = struct.pack("!HHIIBBHHH", 0, 0, 0, 0, 5 << 4, 0x04, 0, 0, 0)
     sum_of = _checksum(b"".join(addresses) + struct.pack("!II", len(head), _TCP) + head)
     return head[:16] + struct.pack("!H", sum_of) + head[18:]
@@ -99,7 +103,8 @@ PROBES = (
 
 # ---------------------------------------------------------------- the proof
 class Counters:
-    """Where a chain counts its frames of proof: in the map ``proof`` that its entry program itself uses, whatever is pinned.
+    """Where a chain counts its frames of proof: in the map ``proof`` that its entry program itself
+    uses, whatever is pinned.
 
     A chain of an earlier release has none and counts them as traffic. Use as a context manager.
 
@@ -136,7 +141,9 @@ def _word(fd: int, index: int) -> int:
 
 
 def _marked(frame: bytes, mark: int) -> bytes:
-    """Return a frame of proof with the mark in place of its addresses; the chain reads it in 16-bit words (files/bpf/packet.h, is_proof())."""
+    """Return a frame of proof with the mark in place of its addresses; the chain reads it in 16-bit
+    words (files/bpf/packet.h, is_proof()).
+    """
     words = (
         struct.pack("=4H", *(mark >> shift & 0xFFFF for shift in (0, 16, 32, 48))) if mark else b""
     )
@@ -150,13 +157,15 @@ def prove(
     probe: Probe = NOT_IP,
     counters: Counters | None = None,
 ) -> None:
-    """Send a frame through the chain: it must come out as it went in and be counted, so every slot on its way is filled.
+    """Send a frame through the chain: it must come out as it went in and be counted, so every slot
+    on its way is filled.
 
-    The chain counts it beside the traffic: no counter that is shown moves, whatever else comes meanwhile, and wherever this process is killed.
+    The chain counts it beside the traffic: no counter that is shown moves, whatever else comes
+    meanwhile, and wherever this process is killed.
 
     :param entry: the entry program's file descriptor, ``stats`` that of the counters of traffic.
-    :param guests: whether it has guests. Frames of proof pass them by, but in a chain of an earlier release: there the frame must be counted, and
-        what comes out is their affair.
+    :param guests: whether it has guests. Frames of proof pass them by, but in a chain of an earlier
+        release: there the frame must be counted, and what comes out is their affair.
     :param counters: the entry's, where they were looked for already.
     :raises ConntrackError: saying what became of the frame.
     """

@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Load the chain on the host itself: again as the state directory has it, with other settings, or from a directory of sources.
+"""Load the chain on the host itself: again as the state directory has it, with other settings, or
+from a directory of sources.
 
-Building takes bcc, unless what was loaded came from an object file: that is kept, too. A directory of sources takes Jinja2 and bcc. What was loaded before
-needs no templates: its text is in the state directory, and the sizes of its tables are numbers in that text.
+Building takes bcc, unless what was loaded came from an object file: that is kept, too. A directory
+of sources takes Jinja2 and bcc. What was loaded before needs no templates: its text is in the state
+directory, and the sizes of its tables are numbers in that text.
 """
 
 from __future__ import annotations
@@ -105,7 +107,8 @@ def check(changes: Changes, source: str | None) -> None:
 
 
 def last(paths: Paths) -> generation.Want | None:
-    """Return what the generation is made of that is, or before a reboot was, in use; None where nothing tells.
+    """Return what the generation is made of that is, or before a reboot was, in use; None where
+    nothing tells.
 
     :raises ConntrackError: where a guest is not pinned any more.
     """
@@ -138,8 +141,9 @@ def wanted(
 ) -> generation.Want:
     """Return the chain that is to be loaded: the last one with the changes.
 
-    :param source: a directory of sources in place of the last ones. Sizes, timeouts and switches are still the last ones, where there are any; what else is
-        compiled in is as xdp_program has it where nothing is said.
+    :param source: a directory of sources in place of the last ones. Sizes, timeouts and switches
+        are still the last ones, where there are any; what else is compiled in is as xdp_program has
+        it where nothing is said.
     :raises ConntrackError: where nothing tells what to load, or it can not be rendered.
     """
     before = last(paths)
@@ -187,7 +191,8 @@ def load(
     policy: generation.Policy = generation.Policy(),  # noqa: B008  it is frozen
     patience: float = lock.SECONDS,
 ) -> tuple[Plan, generation.Have]:
-    """Bring a chain into place: the plan that was needed, and what is there now. Nothing is compiled, and bcc is not asked for, where it is there already.
+    """Bring a chain into place: the plan that was needed, and what is there now. Nothing is
+    compiled, and bcc is not asked for, where it is there already.
 
     :raises ConntrackError: where something is missing that building takes; see generation.ensure().
     """

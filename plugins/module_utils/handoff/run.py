@@ -36,7 +36,8 @@ def run(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
 
     :param params: the options of OPTIONS, one of ``export_to`` and ``import_from`` among them.
     :return: the module's result.
-    :raises ConntrackError: for a bad option, a missing chain, a file that can not be written, or is no good.
+    :raises ConntrackError: for a bad option, a missing chain, a file that can not be written, or is
+        no good.
     """
     words = {
         word: params[word] for word in flow_filter.FILTER_WORDS if params.get(word) is not None

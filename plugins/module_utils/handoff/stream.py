@@ -1,13 +1,16 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Carry live flows from one host's tables to another's, as a stream of bytes that says what it is made of.
+"""Carry live flows from one host's tables to another's, as a stream of bytes that says what it is
+made of.
 
-The stream: a line that names the format, a line of JSON (:data:`Header`), frames of entries as the tables have them, and a last frame with their number. Each
-frame has the clock at which it was read and a checksum. So a reader knows clock, jiffies a second and layout of the host that wrote it. It reads all of the
-stream before it does anything: what is cut off, damaged or can not be is refused as a whole. Neither side holds more than a few megabytes in memory. What an
-entry becomes in the other layout is schema.Translator's to say, as in an upgrade: by name, and TCP windows begin again with the next segment of each side,
-for what passes meanwhile is not in them.
+The stream: a line that names the format, a line of JSON (:data:`Header`), frames of entries as the
+tables have them, and a last frame with their number. Each frame has the clock at which it was read
+and a checksum. So a reader knows clock, jiffies a second and layout of the host that wrote it. It
+reads all of the stream before it does anything: what is cut off, damaged or can not be is refused
+as a whole. Neither side holds more than a few megabytes in memory. What an entry becomes in the
+other layout is schema.Translator's to say, as in an upgrade: by name, and TCP windows begin again
+with the next segment of each side, for what passes meanwhile is not in them.
 """
 
 from __future__ import annotations
@@ -39,11 +42,13 @@ MAGIC = "ebpf.conntrack flows"
 FORMAT = 1
 #: What becomes of a flow that is live here as well.
 CONFLICTS = ("keep", "newer", "replace")
-#: format, byte order, jiffies a second, layout, schema.digest() and schema.describe() of the tables, host, seconds since 1970.
+#: format, byte order, jiffies a second, layout, schema.digest() and schema.describe() of the
+#: tables, host, seconds since 1970.
 Header = dict[str, t.Any]
 _FAMILIES = tuple(flow.FAMILIES)
 _ENTRIES, _END = 1, 2
-#: kind, family, entries, jiffies64, bytes that follow, their CRC-32. The last frame's entries are those of all frames.
+#: kind, family, entries, jiffies64, bytes that follow, their CRC-32. The last frame's entries are
+#: those of all frames.
 _FRAME = struct.Struct(">BBIQII")
 #: More than any frame has; what says so is damaged.
 _MOST_BYTES = 1 << 24
@@ -60,8 +65,9 @@ _STREAMS = {17: "udp", 136: "udp", flow.GRE: "gre"}
 _STREAM_SECONDS = 2
 _KEYS = {"ipv4": chain.KEY4, "ipv6": chain.KEY6}
 _ICMP = {table.family: table.icmp for table in flow.TABLES}
-#: The window scale (RFC 7323, 2.3), differences of jiffies, jiffies a second (include/asm-generic/param.h; 1200 on alpha is the most), seconds since 1970 to
-#: the year 10000, letters of a host's name (RFC 1035), and entries of all tables together.
+#: The window scale (RFC 7323, 2.3), differences of jiffies, jiffies a second
+#: (include/asm-generic/param.h; 1200 on alpha is the most), seconds since 1970 to the year 10000,
+#: letters of a host's name (RFC 1035), and entries of all tables together.
 _MOST_SCALE, _MOST_JIFFIES, _MOST_HZ, _MOST_TIME, _MOST_HOST, _MOST_ENTRIES = (
     14,
     0x7FFFFFFF,
@@ -119,12 +125,16 @@ def _frame(kind: int, family: str, count: int, jiffies: int, data: bytes) -> byt
 
 # ---------------------------------------------------------------- reading
 class Reader:
-    """What export() wrote, read to its end and checked: every entry is one that the tracker could have made. Nothing is taken of what is not whole.
+    """What export() wrote, read to its end and checked: every entry is one that the tracker could
+    have made. Nothing is taken of what is not whole.
 
-    It lies in a file without a name meanwhile, in this release's layout, where it is more than a few megabytes. A context manager, which lets go of that.
+    It lies in a file without a name meanwhile, in this release's layout, where it is more than a
+    few megabytes. A context manager, which lets go of that.
 
-    :ivar header: what it says of itself; of it ``host`` is fit to be printed, and ``time`` and ``hz`` are numbers.
-    :raises ConntrackError: for what is none, is of a later release, can not be read on this machine, is cut off, damaged or not possible.
+    :ivar header: what it says of itself; of it ``host`` is fit to be printed, and ``time`` and
+        ``hz`` are numbers.
+    :raises ConntrackError: for what is none, is of a later release, can not be read on this
+        machine, is cut off, damaged or not possible.
     """
 
     def __init__(self, file: t.BinaryIO, name: str) -> None:
@@ -265,7 +275,9 @@ class Reader:
             done += count
 
     def entries(self) -> t.Iterator[tuple[str, int, t.Iterator[tuple[bytes, bytes]]]]:
-        """Return of each frame the family, the jiffies at which the other host read it, and its keys and entries, in this release's layout."""
+        """Return of each frame the family, the jiffies at which the other host read it, and its
+        keys and entries, in this release's layout.
+        """
         self._kept.seek(0)
         for family, jiffies, count in self._frames:
             sizes = _KEYS[family].size, chain.ENTRY.size
@@ -284,9 +296,11 @@ def _ends(family: str, key: bytes) -> tuple[tuple[bytes, int], tuple[bytes, int]
 
 
 def impossible(family: str, key: bytes, value: bytes) -> str:
-    """Return why the tracker can not have made an entry, "" where it can. No packet would find such an entry, or programs would read it as something else.
+    """Return why the tracker can not have made an entry, "" where it can. No packet would find such
+    an entry, or programs would read it as something else.
 
-    :param key: in this release's layout, as ``value``. The rules are those of ct_key_of() in files/bpf/entry.h.
+    :param key: in this release's layout, as ``value``. The rules are those of ct_key_of() in
+        files/bpf/entry.h.
     """
     low, high, proto, role, zone = _ends(family, key)
     fields = chain.ENTRY.unpack(value)
@@ -314,7 +328,8 @@ def impossible(family: str, key: bytes, value: bytes) -> str:
 
 
 def longest(family: str, proto: int, ctl: int, timeouts: t.Mapping[str, int]) -> int:
-    """Return the most seconds that a flow can have left in its state, as the chain sets them after a packet (files/bpf/track.h).
+    """Return the most seconds that a flow can have left in its state, as the chain sets them after
+    a packet (files/bpf/track.h).
 
     :param timeouts: those in force, by the names of chain.TIMEOUTS.
     """
@@ -358,7 +373,8 @@ def rebased(
 ) -> tuple[bytes, int]:
     """Return an entry in this host's time, and the jiffies that it has left: zero or less once it is over.
 
-    No time is one that can not be: none has more left than its state has here, was seen or began later than now, or becomes a stream later than a new flow.
+    No time is one that can not be: none has more left than its state has here, was seen or began
+    later than now, or becomes a stream later than a new flow.
 
     :param jiffies: the other host's clock when it was read, with ``rate`` jiffies a second.
     :param timeouts: those in force here, in seconds.
@@ -499,7 +515,8 @@ def take(tables: Target, reader: Reader, on_conflict: str = "keep", dry: bool = 
     """Put the flows of a stream into the tables, where they go on.
 
     :param tables: open for writing, see flow_table.writing(), unless ``dry``.
-    :param on_conflict: ``keep`` leaves a flow that is live here as it is, ``newer`` lets the one win that had the later packet, ``replace`` the stream's.
+    :param on_conflict: ``keep`` leaves a flow that is live here as it is, ``newer`` lets the one
+        win that had the later packet, ``replace`` the stream's.
     :raises ConntrackError: for a policy that is none.
     """
     check_conflict(on_conflict)

@@ -1,12 +1,14 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The kernel's BPF objects by file descriptor: libbpf through ctypes, and the little rtnetlink that XDP needs.
+"""The kernel's BPF objects by file descriptor: libbpf through ctypes, and the little rtnetlink that
+XDP needs.
 
-It holds what bcc's binding lacks (links, batches, test runs, object info), and loads without bcc, so that readers stay small.
-Struct layouts: include/uapi/linux/bpf.h, include/uapi/linux/if_link.h, and libbpf's ``*_opts``, each cut to the fields of libbpf 1.0.
-Every function raises BpfError when the kernel refuses, and ConntrackError when libbpf itself is missing or too old.
-All functions that return ``int`` named fd return a new file descriptor that the caller closes.
+It holds what bcc's binding lacks (links, batches, test runs, object info), and loads without bcc,
+so that readers stay small. Struct layouts: include/uapi/linux/bpf.h, include/uapi/linux/if_link.h,
+and libbpf's ``*_opts``, each cut to the fields of libbpf 1.0. Every function raises BpfError when
+the kernel refuses, and ConntrackError when libbpf itself is missing or too old. All functions that
+return ``int`` named fd return a new file descriptor that the caller closes.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ import typing as t
 from ..core.errors import ConntrackError
 
 LIBRARIES = ("libbpf.so.1", "libbpf.so.0")
-#: Called with the call's name just before each call into the kernel; tests make it raise or exit to break a run at that place.
+#: Called with the call's name just before each call into the kernel; tests make it raise or exit to
+#: break a run at that place.
 fault: t.Callable[[str], None] | None = None
 #: include/uapi/linux/bpf.h
 PROG_TYPE_XDP = 6
 ATTACH_XDP = 37
 LINK_TYPE_XDP = 6
-#: Free nodes of an LRU table that the kernel gives to a CPU at a time (kernel/bpf/bpf_lru_list.c, LOCAL_FREE_TARGET).
+#: Free nodes of an LRU table that the kernel gives to a CPU at a time (kernel/bpf/bpf_lru_list.c,
+#: LOCAL_FREE_TARGET).
 LRU_BATCH = 128
 BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
 BPF_F_REPLACE = 4
@@ -49,7 +53,8 @@ class BpfError(ConntrackError, OSError):
 
     :ivar errno: the kernel's number.
     :ivar call: the call, with what it was about.
-    :ivar words: the kernel's own words (verifier log, netlink's extended acknowledgement), "" where there are none.
+    :ivar words: the kernel's own words (verifier log, netlink's extended acknowledgement), "" where
+        there are none.
     """
 
     def __init__(self, number: int, call: str, words: str = "") -> None:
@@ -225,7 +230,9 @@ class MapInfo(t.NamedTuple):
 
 
 class ProgInfo(t.NamedTuple):
-    """What the kernel knows of a program; ``tag`` is hex, ``load_time`` ns since boot, ``run_*`` stand still without enable_stats()."""
+    """What the kernel knows of a program; ``tag`` is hex, ``load_time`` ns since boot, ``run_*``
+    stand still without enable_stats().
+    """
 
     id: int
     type: int
@@ -239,7 +246,9 @@ class ProgInfo(t.NamedTuple):
 
 
 class LinkInfo(t.NamedTuple):
-    """What the kernel knows of a bpf_link; ``ifindex`` is 0 when the interface is gone or the link is not of type XDP."""
+    """What the kernel knows of a bpf_link; ``ifindex`` is 0 when the interface is gone or the link
+    is not of type XDP.
+    """
 
     id: int
     prog_id: int
@@ -266,7 +275,8 @@ class LinkFacts(t.NamedTuple):
     :ivar received: frames since the interface was made.
     :ivar mac: its hardware address, b"" where it has none.
     :ivar type: ARPHRD_* of include/uapi/linux/if_arp.h, what its frames begin with; 1 is Ethernet.
-    :ivar master: the ifindex of the bridge, bond, team or VRF that it is part of; 0 where there is none.
+    :ivar master: the ifindex of the bridge, bond, team or VRF that it is part of; 0 where there is
+        none.
     :ivar altnames: its alternative names (ip link property, Linux 5.5).
     :ivar merges: bytes of the longest packet that the stack makes of what it receives (GRO).
     :ivar leaves: bytes of the longest packet that senders leave to it to cut up (GSO).
@@ -410,7 +420,8 @@ def map_create(
 ) -> int:
     """Create a map of enum bpf_map_type ``kind``. :return: fd.
 
-    :param inner: for an array of maps the file descriptor of one like those that it shall hold; their sizes may differ.
+    :param inner: for an array of maps the file descriptor of one like those that it shall hold;
+        their sizes may differ.
     """
     opts = _MapCreateOpts(map_flags=flags, inner_map_fd=inner or 0)
     return _call(
@@ -431,7 +442,9 @@ def map_update(fd: int, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
 
 
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
-    """Write ``count`` elements whose keys and values stand one behind the other; what is there is overwritten."""
+    """Write ``count`` elements whose keys and values stand one behind the other; what is there is
+    overwritten.
+    """
     done = ctypes.c_uint32(count)
     _call(
         "bpf_map_update_batch", fd, keys, values, ctypes.byref(done), None, about=f"{count} entries"
@@ -489,10 +502,13 @@ def map_batches(
 ) -> t.Iterator[tuple[int, memoryview, memoryview]]:
     """Read a whole map in batches.
 
-    :param value_size: the bytes of one value as the kernel copies it out (per-CPU maps: padded to 8, times possible_cpus()).
-    :return: for each batch (count, keys, values): views of exactly ``count`` elements, which the next round overwrites.
+    :param value_size: the bytes of one value as the kernel copies it out (per-CPU maps: padded to
+        8, times possible_cpus()).
+    :return: for each batch (count, keys, values): views of exactly ``count`` elements, which the
+        next round overwrites.
     """
-    # a hash map's cursor is a u32, other kinds use a key; two cursors, because the kernel reads one while it writes the other
+    # a hash map's cursor is a u32, other kinds use a key; two cursors, because the kernel reads one
+    # while it writes the other
     cursors = [ctypes.create_string_buffer(max(key_size, 8)) for dummy in range(2)]
     first, done = True, False
     keys = values = None
@@ -550,7 +566,9 @@ def percpu_value(fd: int, index: int, value_size: int) -> list[bytes]:
 
 # ---------------------------------------------------------------- facts
 def kind_of(fd: int) -> str:
-    """Return ``map``, ``prog`` or ``link``, or "" for what is no BPF object; the info call itself answers for any of them, in its own layout."""
+    """Return ``map``, ``prog`` or ``link``, or "" for what is no BPF object; the info call itself
+    answers for any of them, in its own layout.
+    """
     name = os.readlink(f"/proc/self/fd/{fd}")
     return next(
         (
@@ -651,7 +669,9 @@ def possible_cpus() -> int:
 
 
 def lru_spare() -> int:
-    """Return how many entries an LRU table has to have beyond those that it is to hold for certain: what a CPU has taken is not given to others."""
+    """Return how many entries an LRU table has to have beyond those that it is to hold for certain:
+    what a CPU has taken is not given to others.
+    """
     return possible_cpus() * LRU_BATCH
 
 
@@ -673,7 +693,8 @@ def prog_load(
     licence: str = "GPL",
     flags: int = 0,
 ) -> int:
-    """Load a program of raw instructions (8 bytes each), for probes and for the peers' ``pass`` programs. :return: fd.
+    """Load a program of raw instructions (8 bytes each), for probes and for the peers' ``pass``
+    programs. :return: fd.
 
     :raises BpfError: with the verifier's log as ``words``.
     """
@@ -719,8 +740,10 @@ def prog_test_run(
 ) -> TestRun:
     """Run a program on a frame.
 
-    :param ctx: bytes of struct xdp_md, where a test sets data_meta, ingress_ifindex, ...; None leaves it to the kernel.
-    :param flags: BPF_F_TEST_XDP_LIVE_FRAMES sends the frames on for real; then there is no ``data_out``.
+    :param ctx: bytes of struct xdp_md, where a test sets data_meta, ingress_ifindex, ...; None
+        leaves it to the kernel.
+    :param flags: BPF_F_TEST_XDP_LIVE_FRAMES sends the frames on for real; then there is no
+        ``data_out``.
     :param headroom: by how many bytes the frame may grow on the way.
     """
     live = flags & BPF_F_TEST_XDP_LIVE_FRAMES
@@ -753,9 +776,11 @@ def prog_test_run(
 
 # ---------------------------------------------------------------- links
 def link_create(prog_fd: int, ifindex: int, attach_type: int = ATTACH_XDP, flags: int = 0) -> int:
-    """Attach a program to an interface of the current namespace through a bpf_link. :return: the link's fd.
+    """Attach a program to an interface of the current namespace through a bpf_link. :return: the
+    link's fd.
 
-    The link lives as long as its fd or its pin; a process that dies between the two leaves nothing attached.
+    The link lives as long as its fd or its pin; a process that dies between the two leaves nothing
+    attached.
 
     :param flags: a value of XDP_FLAGS; 0 leaves the mode to the kernel.
     :raises BpfError: with netlink's words where the kernel has any.
@@ -778,8 +803,9 @@ def link_create(prog_fd: int, ifindex: int, attach_type: int = ATTACH_XDP, flags
 def _why_not(prog_fd: int, ifindex: int, flags: int) -> str:
     """Return the kernel's words for a failed bpf_link_create().
 
-    That call has no place for words, but netlink refuses the same attach for the same reason and has one. The request can not
-    replace anything; should it succeed, what it attached is taken away again.
+    That call has no place for words, but netlink refuses the same attach for the same reason and
+    has one. The request can not replace anything; should it succeed, what it attached is taken away
+    again.
     """
     try:
         xdp_set(ifindex, prog_fd, flags | XDP_FLAGS_UPDATE_IF_NOEXIST)
@@ -849,7 +875,8 @@ _XDP_MODES = {
 _IFLA_XDP_PROG_IDS = {5: "native", 6: "generic", 7: "offload"}
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BBHiII")  # family, padding, type, index, flags, change
-#: Bytes of a name and of an alternative name, with the zero that ends them (include/uapi/linux/if.h).
+#: Bytes of a name and of an alternative name, with the zero that ends them
+#: (include/uapi/linux/if.h).
 IFNAMSIZ, ALTIFNAMSIZ = 16, 128
 
 
@@ -880,7 +907,9 @@ def _u32(raw: bytes | None) -> int:
 
 
 def _rtnetlink(call: str, kind: int, flags: int, payload: bytes) -> bytes:
-    """Send one request in the current namespace and return the payload of its one answer (b"" for an acknowledgement)."""
+    """Send one request in the current namespace and return the payload of its one answer (b"" for
+    an acknowledgement).
+    """
     if fault is not None:
         fault(call.partition("(")[0])
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sock:
@@ -898,7 +927,8 @@ def _rtnetlink(call: str, kind: int, flags: int, payload: bytes) -> bytes:
     (error,) = struct.unpack_from("=i", body)
     if error == 0:
         return b""
-    # struct nlmsgerr is the number and the request's header (cut there by CAP_ACK); the words follow
+    # struct nlmsgerr is the number and the request's header (cut there by CAP_ACK); the words
+    # follow
     words = (
         _attributes(body[4 + _HEADER.size :]).get(_NLMSGERR_ATTR_MSG, b"")
         if got_flags & _NLM_F_ACK_TLVS
@@ -908,7 +938,8 @@ def _rtnetlink(call: str, kind: int, flags: int, payload: bytes) -> bytes:
 
 
 def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
-    """Return what rtnetlink says about an interface, by ifindex or by any of its names; ENODEV when there is none.
+    """Return what rtnetlink says about an interface, by ifindex or by any of its names; ENODEV when
+    there is none.
 
     :param nsid: the current namespace's id for the interface's; None for the current namespace.
     """
@@ -961,7 +992,9 @@ def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
 
 
 def _named(name: str) -> bytes:
-    """Return the attribute that asks for an interface by one of its names; only alternative ones are longer than IFNAMSIZ."""
+    """Return the attribute that asks for an interface by one of its names; only alternative ones
+    are longer than IFNAMSIZ.
+    """
     raw = name.encode() + b"\0"
     return _attribute(_IFLA_IFNAME if len(raw) <= IFNAMSIZ else _IFLA_ALT_IFNAME, raw)
 
@@ -979,7 +1012,9 @@ def links() -> list[LinkFacts]:
 
 
 def namespace_id(handle: int) -> int:
-    """Return the id that the current namespace has for another, -1 where it has none; LinkFacts.peer_nsid is such a one."""
+    """Return the id that the current namespace has for another, -1 where it has none;
+    LinkFacts.peer_nsid is such a one.
+    """
     body = _rtnetlink(
         "RTM_GETNSID",
         _RTM_GETNSID,
@@ -991,7 +1026,9 @@ def namespace_id(handle: int) -> int:
 
 
 def links_above(ifindex: int, kind: str) -> t.Iterator[dict[int, bytes]]:
-    """Return what is peculiar (IFLA_INFO_DATA) to each interface of a kind that stands on another one of the current namespace."""
+    """Return what is peculiar (IFLA_INFO_DATA) to each interface of a kind that stands on another
+    one of the current namespace.
+    """
     for index, dummy in socket.if_nameindex():
         with contextlib.suppress(BpfError):  # gone since
             body = _rtnetlink(
@@ -1007,7 +1044,8 @@ def links_above(ifindex: int, kind: str) -> t.Iterator[dict[int, bytes]]:
 
 
 def xdp_query(ifindex: int) -> dict[str, t.Any]:
-    """Return ``{"prog_id", "mode"}`` of the program that sees the interface's frames on the host's CPUs; both None when there is none.
+    """Return ``{"prog_id", "mode"}`` of the program that sees the interface's frames on the host's
+    CPUs; both None when there is none.
 
     A program on the network card itself counts only when it is the only one.
     """
@@ -1021,8 +1059,10 @@ def xdp_query(ifindex: int) -> dict[str, t.Any]:
 def xdp_set(ifindex: int, prog_fd: int, flags: int, expected_fd: int | None = None) -> None:
     """Attach a program through netlink, as ``ip link set dev ... xdp`` does; ``prog_fd`` -1 detaches.
 
-    :param flags: XDP_FLAGS values and XDP_FLAGS_UPDATE_IF_NOEXIST or XDP_FLAGS_REPLACE (then only the program of ``expected_fd`` is replaced).
-    :raises BpfError: with the kernel's words; netlink never touches a program that a bpf_link holds (EBUSY).
+    :param flags: XDP_FLAGS values and XDP_FLAGS_UPDATE_IF_NOEXIST or XDP_FLAGS_REPLACE (then only
+        the program of ``expected_fd`` is replaced).
+    :raises BpfError: with the kernel's words; netlink never touches a program that a bpf_link holds
+        (EBUSY).
     """
     nest = _attribute(_IFLA_XDP_FD, struct.pack("=i", prog_fd)) + _attribute(
         _IFLA_XDP_FLAGS, struct.pack("=I", flags)
@@ -1034,10 +1074,12 @@ def xdp_set(ifindex: int, prog_fd: int, flags: int, expected_fd: int | None = No
 
 
 def xdp_link_holds(ifindex: int, mode: str, other_prog_fd: int) -> bool:
-    """Tell whether the interface's program of that mode is there through a bpf_link, and not through netlink.
+    """Tell whether the interface's program of that mode is there through a bpf_link, and not
+    through netlink.
 
-    It asks netlink to detach ``other_prog_fd``'s program, which is not there: the kernel refuses in any case,
-    and says EBUSY when a bpf_link is in the way before it compares the programs (net/core/dev.c, dev_xdp_attach).
+    It asks netlink to detach ``other_prog_fd``'s program, which is not there: the kernel refuses in
+    any case, and says EBUSY when a bpf_link is in the way before it compares the programs
+    (net/core/dev.c, dev_xdp_attach).
     """
     try:
         xdp_set(ifindex, -1, XDP_FLAGS[mode] | XDP_FLAGS_REPLACE, expected_fd=other_prog_fd)

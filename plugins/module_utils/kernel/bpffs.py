@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The BPF file system: where the collection's pins stand, mounting it, and taking its mount away again.
+"""The BPF file system: where the collection's pins stand, mounting it, and taking its mount away
+again.
 
 Layout below ``pin_root``::
 
@@ -26,14 +27,16 @@ import stat
 from ..core import lock, safe_path
 from ..core.errors import ConntrackError, bad_value
 
-#: The one place where a bpffs is mounted when it is missing; every distribution that mounts it does it there.
+#: The one place where a bpffs is mounted when it is missing; every distribution that mounts it does
+#: it there.
 STANDARD = "/sys/fs/bpf"
 #: Facts about this boot, for clean-up; a tmpfs.
 RUN_DIR = lock.RUN_DIR
 #: Where it is kept what each generation is made of; see state.py.
 STATE_DIR = "/var/lib/ebpf_conntrack"
 _MOUNT_RECORD = "bpffs"
-#: System calls that mount (Linux 5.2), with the same numbers on all machines that share asm-generic/unistd.h; include/uapi/linux/mount.h.
+#: System calls that mount (Linux 5.2), with the same numbers on all machines that share
+#: asm-generic/unistd.h; include/uapi/linux/mount.h.
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
 _CLOEXEC, _FSCONFIG_SET_STRING, _FSCONFIG_CREATE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = (
     1,
@@ -46,19 +49,22 @@ _CLOEXEC, _FSCONFIG_SET_STRING, _FSCONFIG_CREATE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_
 _ATTRIBUTES = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
 #: mount(2): MS_REMOUNT | MS_BIND changes the attributes of one mount.
 _REMOUNT = 0x20 | 0x1000
-#: As bpftool, iproute2 and systemd mount it: others have no business there, and could be first at any name.
+#: As bpftool, iproute2 and systemd mount it: others have no business there, and could be first at
+#: any name.
 _MODE = 0o700
 _OURS = "ebpf_conntrack"
 _SWAPPED_IN = "%new"  # a symlink on its way to its place; no name that encode() made ends so
 _LINK, _DIRECTORY = "a symbolic link", "a directory"
-#: As long as a name of a file that is made of a pin_root can be, with something before or behind it.
+#: As long as a name of a file that is made of a pin_root can be, with something before or behind
+#: it.
 _ENCODED_BYTES = safe_path.NAME_BYTES - 32
 #: What the kernel itself puts into a fresh bpffs.
 _PRELOADED = {"maps.debug", "progs.debug"}
 
 
 def encode(name: str) -> str:
-    """Return a name fit for a pin: the kernel refuses '.' in bpffs, '/' parts directories, '%' is the escape.
+    """Return a name fit for a pin: the kernel refuses '.' in bpffs, '/' parts directories, '%' is
+    the escape.
 
     >>> encode("eth0.100"), decode("eth0%2E100")
     ('eth0%2E100', 'eth0.100')
@@ -93,7 +99,9 @@ class Paths:
         return os.path.join(self.gen, str(number))
 
     def since(self, number: int) -> str:
-        """Return the symlink whose target is the time at which a generation became active; only those that another one took over from have it."""
+        """Return the symlink whose target is the time at which a generation became active; only
+        those that another one took over from have it.
+        """
         return os.path.join(self.gen_dir(number), "since")
 
     @property
@@ -151,7 +159,8 @@ def own_root(netns: str, pin_root: str = STANDARD) -> str:
 
 
 def interface_key(netns: str | None, ifname: str) -> str:
-    """Return the pin's name for an interface; an interface's name can hold '@' and '%', so both parts are encoded on their own.
+    """Return the pin's name for an interface; an interface's name can hold '@' and '%', so both
+    parts are encoded on their own.
 
     >>> interface_key(None, "eth0.7"), interface_key("ns1", "a@b")
     ('eth0%2E7', 'a%40b@ns1')
@@ -168,7 +177,9 @@ def interface_of(key: str) -> tuple[str | None, str]:
 
 # ---------------------------------------------------------------- mounts
 def _mounts() -> list[tuple[str, str]]:
-    """Return (mount point, file system type) of every mount, later ones above earlier ones (proc(5), mountinfo)."""
+    """Return (mount point, file system type) of every mount, later ones above earlier ones
+    (proc(5), mountinfo).
+    """
     found = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
@@ -216,7 +227,8 @@ def check(pin_root: str) -> bool:
     """Check a pin_root without changing anything.
 
     :return: whether it can be used as it is; False when ensure_mounted() has something to do.
-    :raises ConntrackError: when it can not become one: not an absolute path, no bpffs, read-only, no directory.
+    :raises ConntrackError: when it can not become one: not an absolute path, no bpffs, read-only,
+        no directory.
     """
     check_path(pin_root)
     if _kind(os.path.realpath(pin_root)) not in (None, _DIRECTORY):
@@ -276,7 +288,8 @@ def can_be_mounted(pin_root: str) -> bool:
 
 
 def ensure_mounted(pin_root: str) -> bool:
-    """Make pin_root usable: mount the bpffs where it is missing (recorded, for release()), make the directory.
+    """Make pin_root usable: mount the bpffs where it is missing (recorded, for release()), make the
+    directory.
 
     :return: whether anything was changed.
     :raises ConntrackError: see check(); also when the kernel refuses the mount.
@@ -297,7 +310,9 @@ def _record() -> str:
 
 
 def _mount() -> None:
-    """Mount the bpffs. The record of it is there first: a run that is killed in between leaves no mount that nobody takes away."""
+    """Mount the bpffs. The record of it is there first: a run that is killed in between leaves no
+    mount that nobody takes away.
+    """
     if not os.path.isdir(STANDARD):
         raise ConntrackError(
             f"{STANDARD} does not exist: this kernel has no BPF file system (CONFIG_BPF_SYSCALL), or /sys is not mounted."
@@ -345,7 +360,9 @@ def _system_call(number: int, *args: int | bytes | None) -> int:
 
 
 def _is_ours() -> bool:
-    """Tell whether what is mounted is what _mount() mounted; a record that a killed run left half written tells of no mount."""
+    """Tell whether what is mounted is what _mount() mounted; a record that a killed run left half
+    written tells of no mount.
+    """
     try:
         with open(_record(), encoding="ascii") as lines:
             return lines.read().strip() == str(os.stat(STANDARD).st_dev)
@@ -354,7 +371,9 @@ def _is_ours() -> bool:
 
 
 def _is_loose() -> bool:
-    """Tell whether our mount lets in more than root: releases before this one mounted it so that every user could make a name there."""
+    """Tell whether our mount lets in more than root: releases before this one mounted it so that
+    every user could make a name there.
+    """
     if not _is_ours():
         return False
     return (
@@ -364,7 +383,9 @@ def _is_loose() -> bool:
 
 
 def _tighten() -> None:
-    """Give our mount the permissions and attributes that a new one gets. Mounts of others stay as they are."""
+    """Give our mount the permissions and attributes that a new one gets. Mounts of others stay as
+    they are.
+    """
     os.chmod(STANDARD, _MODE)
     if (
         ctypes.CDLL(None, use_errno=True).mount(
@@ -384,7 +405,9 @@ def _rmdir(directory: str) -> None:
 
 
 def _rmdir_alone(directory: str, *inside: str) -> None:
-    """Remove a directory, and those inside, where they are empty and no run has the lock of it: one that begins has it before it puts anything there."""
+    """Remove a directory, and those inside, where they are empty and no run has the lock of it: one
+    that begins has it before it puts anything there.
+    """
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError, lock.Busy),
         lock.held(directory, 0),
@@ -399,7 +422,9 @@ def tidy_run_dir() -> None:
 
 
 def release(pin_root: str) -> None:
-    """Undo ensure_mounted() where nothing uses it any more: drop the directories that are empty, unmount the bpffs if it is our mount and empty."""
+    """Undo ensure_mounted() where nothing uses it any more: drop the directories that are empty,
+    unmount the bpffs if it is our mount and empty.
+    """
     paths = Paths(pin_root)
     _rmdir_alone(paths.base, paths.gen, paths.link_dir)
     if pin_root != STANDARD and _below_standard(pin_root):
@@ -444,7 +469,9 @@ def check_symlink(path: str, target_prefix: str) -> None:
 
 
 def _kind(path: str) -> str | None:
-    """Return what stands at a path, for people; None where nothing does. It looks once: another run may be about to take it away."""
+    """Return what stands at a path, for people; None where nothing does. It looks once: another run
+    may be about to take it away.
+    """
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -455,7 +482,8 @@ def _kind(path: str) -> str | None:
 def check_places(paths: Paths) -> None:
     """Refuse a pin_root in which something foreign stands where the chain has its own.
 
-    :raises ConntrackError: when ``prog`` or ``map`` is no symlink of ours, or one of our directories, those of generations among them, is something else.
+    :raises ConntrackError: when ``prog`` or ``map`` is no symlink of ours, or one of our
+        directories, those of generations among them, is something else.
     """
     for path, target in paths.seed_links().items():
         check_symlink(path, target)
@@ -471,9 +499,11 @@ def check_places(paths: Paths) -> None:
 
 
 def refuse_foreign(paths: Paths) -> None:
-    """Refuse a pin_root where somebody else than root could change what is pinned: its directory, those above it, our directories and all pins in them.
+    """Refuse a pin_root where somebody else than root could change what is pinned: its directory,
+    those above it, our directories and all pins in them.
 
-    In a BPF file system that every user may write to, anybody can be the first to make ``ebpf_conntrack``, and owns it then.
+    In a BPF file system that every user may write to, anybody can be the first to make
+    ``ebpf_conntrack``, and owns it then.
 
     :raises ConntrackError: naming the path, and who could change it.
     """
@@ -485,7 +515,8 @@ def refuse_foreign(paths: Paths) -> None:
 
 
 def refuse_foreign_names(paths: Paths) -> None:
-    """Refuse only what lies in pin_root itself, below which others can then change nothing: a reader looks each time, since it could be another by now.
+    """Refuse only what lies in pin_root itself, below which others can then change nothing: a
+    reader looks each time, since it could be another by now.
 
     :raises ConntrackError: see refuse_foreign().
     """

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an interface's driver is, whether it runs XDP programs itself, and what stands on top of it: asked of the kernel, and nothing is attached for it."""
+"""What an interface's driver is, whether it runs XDP programs itself, and what stands on top of it:
+asked of the kernel, and nothing is attached for it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import socket
 import struct
 import typing as t
 
-# ---------------------------------------------------------------- the driver (include/uapi/linux/ethtool.h)
+# ---------------------------------------------------------------- the driver (include/uapi/linux/et
 _SIOCETHTOOL, _ETHTOOL_GDRVINFO = 0x8946, 3
 _DRVINFO = struct.Struct("=I32s32s32s32s32s12sIIIII")
 
@@ -49,13 +51,14 @@ def driver(interface: str) -> Driver:
     return Driver(name, bus)
 
 
-# ---------------------------------------------------------------- what XDP the driver can do (Documentation/netlink/specs/netdev.yaml, Linux 6.3)
+# ---------------------------------------------------------------- what XDP the driver can do (Docum
 _NETLINK_GENERIC, _CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 16, 3, 1, 2
 _DEV_GET, _DEV_IFINDEX, _DEV_XDP_FEATURES = 1, 1, 3
 _NLMSG_ERROR, _NLM_F_REQUEST = 2, 1
 _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct("=BBH")
-#: enum netdev_xdp_act: runs programs itself; takes frames that other interfaces' programs redirect to it (NETDEV_XDP_ACT_NDO_XMIT).
+#: enum netdev_xdp_act: runs programs itself; takes frames that other interfaces' programs redirect
+#: to it (NETDEV_XDP_ACT_NDO_XMIT).
 _BASIC, _NDO_XMIT = 1, 4
 
 
@@ -101,7 +104,9 @@ def _ask(sock: socket.socket, family: int, command: int, payload: bytes) -> dict
 
 
 def _features(ifindex: int) -> int | None:
-    """Return what of enum netdev_xdp_act an interface of the current namespace can do; None where this kernel does not tell."""
+    """Return what of enum netdev_xdp_act an interface of the current namespace can do; None where
+    this kernel does not tell.
+    """
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC
     ) as sock:
@@ -132,28 +137,34 @@ def _features(ifindex: int) -> int | None:
 
 
 def native(ifindex: int) -> bool | None:
-    """Return whether the driver of an interface of the current namespace runs XDP programs itself; None where this kernel does not tell."""
+    """Return whether the driver of an interface of the current namespace runs XDP programs itself;
+    None where this kernel does not tell.
+    """
     features = _features(ifindex)
     return None if features is None else bool(features & _BASIC)
 
 
 def takes_redirected(ifindex: int) -> bool | None:
-    """Return whether an interface of the current namespace takes redirected frames as it is now; None where this kernel does not tell.
+    """Return whether an interface of the current namespace takes redirected frames as it is now;
+    None where this kernel does not tell.
 
-    Some drivers do so only as long as they have a program, and a veth as long as its other end has one, or collects frames itself (GRO).
+    Some drivers do so only as long as they have a program, and a veth as long as its other end has
+    one, or collects frames itself (GRO).
     """
     features = _features(ifindex)
     return None if features is None else bool(features & _NDO_XMIT)
 
 
-# ---------------------------------------------------------------- what stands on an interface (rtnetlink(7), include/uapi/linux/if_link.h)
+# ---------------------------------------------------------------- what stands on an interface (rtne
 _NETLINK_ROUTE, _RTM_GETLINK = 0, 18
 _IFINFO = struct.Struct("=BBHiII")
 _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_LINK_NETNSID, _IFLA_INFO_KIND = 5, 10, 18, 37, 1
 
 
 def uppers(ifindex: int, others: t.Iterable[int]) -> list[int]:
-    """Return which of the interfaces of the current namespace stand on top of one: its bridge, bond or VRF, and its VLANs, macvlans and the like."""
+    """Return which of the interfaces of the current namespace stand on top of one: its bridge, bond
+    or VRF, and its VLANs, macvlans and the like.
+    """
     found = []
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE

@@ -1,9 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Object files that clang made, loaded by libbpf: opened from memory, given maps that are there already, loaded, and their programs taken out.
+"""Object files that clang made, loaded by libbpf: opened from memory, given maps that are there
+already, loaded, and their programs taken out.
 
-What libbpf has to say goes to file descriptor 2, the verifier's log of a program that is refused among it.
+What libbpf has to say goes to file descriptor 2, the verifier's log of a program that is refused
+among it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ _SIGNATURES: dict[str, tuple[t.Any, tuple[t.Any, ...]]] = {
 }
 #: Before version 1.0 libbpf returned an error number in place of a pointer (include/linux/err.h).
 _MAX_ERRNO = 4095
-#: int (*)(enum libbpf_print_level, const char *, va_list); where a va_list is passed by its address, as on all machines with 64 bits that BPF runs on.
+#: int (*)(enum libbpf_print_level, const char *, va_list); where a va_list is passed by its
+#: address, as on all machines with 64 bits that BPF runs on.
 _PRINT = ctypes.CFUNCTYPE(_INT, _INT, _PTR, _PTR)
 _DEBUG = 2
 
@@ -126,7 +129,9 @@ class Map(t.NamedTuple):
 
 
 class Object:
-    """An object file. Use as a context manager: at the end of the block libbpf closes all that it opened itself."""
+    """An object file. Use as a context manager: at the end of the block libbpf closes all that it
+    opened itself.
+    """
 
     def __init__(self, data: bytes, name: str) -> None:
         """Open it; nothing is loaded yet.

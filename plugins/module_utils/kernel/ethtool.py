@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of its work an interface leaves to its driver or card, as C(ethtool -k) shows it (include/uapi/linux/ethtool.h, struct ethtool_gfeatures)."""
+"""What of its work an interface leaves to its driver or card, as C(ethtool -k) shows it
+(include/uapi/linux/ethtool.h, struct ethtool_gfeatures).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ _STRINGS_OF_FEATURES, _STRING_BYTES = 4, 32
 _HEAD = struct.Struct("=II")  # the command, and how many words of 32 features follow
 _GET = struct.Struct("=4I")  # available, requested, active, never changed
 _SET = struct.Struct("=2I")  # valid, requested
-#: The kernel's names (net/ethtool/common.c, netdev_features_strings) of what ethtool calls rxvlan and txvlan, each with the like for IEEE 802.1ad.
+#: The kernel's names (net/ethtool/common.c, netdev_features_strings) of what ethtool calls rxvlan
+#: and txvlan, each with the like for IEEE 802.1ad.
 RX_TAG, TX_TAG = "rx-vlan-hw-parse", "tx-vlan-hw-insert"
 RX_STAG, TX_STAG = "rx-vlan-stag-hw-parse", "tx-vlan-stag-hw-insert"
 VLAN_OFFLOADS = (RX_TAG, TX_TAG, RX_STAG, TX_STAG)
@@ -37,7 +40,9 @@ def _ioctl(interface: str, request: bytes) -> bytes:
 
 @functools.cache
 def _names() -> tuple[str, ...]:
-    """Return the names of this kernel's features; they are the same for all interfaces, so the loopback is asked."""
+    """Return the names of this kernel's features; they are the same for all interfaces, so the
+    loopback is asked.
+    """
     answer = _ioctl("lo", struct.pack("=IIQI", _GSSET_INFO, 0, 1 << _STRINGS_OF_FEATURES, 0))
     count = struct.unpack_from("=I", answer, 16)[0]
     head = struct.pack("=III", _GSTRINGS, _STRINGS_OF_FEATURES, count)
@@ -60,7 +65,8 @@ def features(interface: str) -> dict[str, bool]:
 
 
 def set_features(interface: str, wanted: t.Mapping[str, bool]) -> None:
-    """Switch features of an interface of the current namespace; what its driver cannot switch stays as it is, and so does what this kernel lacks.
+    """Switch features of an interface of the current namespace; what its driver cannot switch stays
+    as it is, and so does what this kernel lacks.
 
     :raises OSError: where there is no such interface, or the kernel refuses it.
     """
@@ -82,7 +88,9 @@ _SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_DRVINFO_SIZE = (
 
 
 def driver(interface: str) -> str:
-    """Return the driver of an interface of the calling thread's namespace, as C(ethtool -i) has it; "" where it has none that it tells."""
+    """Return the driver of an interface of the calling thread's namespace, as C(ethtool -i) has it;
+    "" where it has none that it tells.
+    """
     answer = ctypes.create_string_buffer(
         struct.pack("=I", _ETHTOOL_GDRVINFO), _ETHTOOL_DRVINFO_SIZE
     )

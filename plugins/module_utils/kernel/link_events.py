@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hear of interfaces that come, change or go, in the host's namespace and in named ones, and of namespaces that come and go.
+"""Hear of interfaces that come, change or go, in the host's namespace and in named ones, and of
+namespaces that come and go.
 
-A socket keeps its namespace alive, so it is closed as soon as the namespace loses its name: inotify(7) tells that at once. That a new name has become a
-namespace it does not tell, for a mount is no change of the file: look() has to be called again.
+A socket keeps its namespace alive, so it is closed as soon as the namespace loses its name:
+inotify(7) tells that at once. That a new name has become a namespace it does not tell, for a mount
+is no change of the file: look() has to be called again.
 """
 
 from __future__ import annotations
@@ -117,7 +119,9 @@ class LinkEvents:
         self._sockets.pop(name)[1].close()
 
     def read(self) -> tuple[set[str], bool]:
-        """Return the names of the interfaces that something happened to, and whether a namespace came or went, or some were missed."""
+        """Return the names of the interfaces that something happened to, and whether a namespace
+        came or went, or some were missed.
+        """
         found, more = set(), False
         for dummy, sock in self._sockets.values():
             while True:

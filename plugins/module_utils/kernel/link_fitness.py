@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which interfaces the chain can work on, alone and together. Pure: what rtnetlink says comes in as bpf.LinkFacts.
+"""Which interfaces the chain can work on, alone and together. Pure: what rtnetlink says comes in as
+bpf.LinkFacts.
 
 The chain reads frames from an Ethernet header on. Where there is none it would take the first
 bytes of an IP header for addresses, and an address for an ethertype: nothing would be tracked.
@@ -49,7 +50,8 @@ _BLIND = {
     "vrf": "a VRF's frames come in by its members (drivers/net/vrf.c, vrf_ip_rcv)",
     "ifb": "an ifb gives its frames back to the interface that they came in by (drivers/net/ifb.c)",
 }
-#: Kinds that get frames of the interface that they are made on (IFLA_LINK), unwrapped by no more than a VLAN tag.
+#: Kinds that get frames of the interface that they are made on (IFLA_LINK), unwrapped by no more
+#: than a VLAN tag.
 _ON_TOP = ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap")
 #: Masters whose members' frames are no IP: what they hand up was wrapped.
 _WRAPPED = ("batadv",)
@@ -69,7 +71,8 @@ def unfit(facts: LinkFacts) -> str:
 
 
 def below(links: t.Iterable[LinkFacts]) -> dict[int, set[int]]:
-    """Return for each interface of a namespace those whose frames it gets once more, by ifindex, through any number of others.
+    """Return for each interface of a namespace those whose frames it gets once more, by ifindex,
+    through any number of others.
 
     Interfaces of other namespaces are not looked at: a number means nothing there.
     """

@@ -1,9 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which rulesets look at what a namespace forwards, and whether nf_conntrack tracks there: asked of the kernel, without nft or iptables.
+"""Which rulesets look at what a namespace forwards, and whether nf_conntrack tracks there: asked of
+the kernel, without nft or iptables.
 
-nf_tables answers over netlink (include/uapi/linux/netfilter/nf_tables.h); of the older iptables the kernel names the tables that a namespace has.
+nf_tables answers over netlink (include/uapi/linux/netfilter/nf_tables.h); of the older iptables the
+kernel names the tables that a namespace has.
 """
 
 from __future__ import annotations
@@ -22,16 +24,19 @@ _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _NFGENMSG = struct.Struct("!BBH")
 _BE32 = struct.Struct("!I")
-#: enum nft_table_attributes, nft_chain_attributes, nft_hook_attributes, nft_rule_attributes, nft_expr_attributes
+#: enum nft_table_attributes, nft_chain_attributes, nft_hook_attributes, nft_rule_attributes,
+#: nft_expr_attributes
 _TABLE_NAME, _TABLE_FLAGS, _DORMANT = 1, 2, 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
 _HOOK_NUMBER = 1
 _RULE_EXPRESSIONS, _LIST_ELEMENT, _EXPRESSION_NAME, _EXPRESSION_DATA, _XT_NAME = 4, 1, 1, 2, 1
-#: NFPROTO_*, of the families whose hook number 2 is the forward hook (NF_INET_FORWARD, NF_BR_FORWARD).
+#: NFPROTO_*, of the families whose hook number 2 is the forward hook (NF_INET_FORWARD,
+#: NF_BR_FORWARD).
 _FAMILIES = {1: "inet", 2: "ip", 7: "bridge", 10: "ip6"}
 _FORWARD = 2
 _POLICIES = {0: "drop", 1: "accept"}
-#: Expressions of rules that have a namespace's packets tracked from then on (those that call nf_ct_netns_get()); the last two stand for iptables' own.
+#: Expressions of rules that have a namespace's packets tracked from then on (those that call
+#: nf_ct_netns_get()); the last two stand for iptables' own.
 _TRACKING = {"ct", "nat", "masq", "redir", "connlimit", "synproxy", "flow_offload"}
 _XT = {"match", "target"}
 _XT_TRACKING = {
@@ -55,7 +60,8 @@ _XT_TRACKING |= {
     "SNAT",
     "SYNPROXY",
 }
-#: Tables of iptables that have a chain on the forward hook, and where the kernel names those that a namespace has.
+#: Tables of iptables that have a chain on the forward hook, and where the kernel names those that a
+#: namespace has.
 _LEGACY_TABLES = ("filter", "mangle", "security")
 _LEGACY = {"ip": "ip_tables", "ip6": "ip6_tables"}
 _NO_NF_TABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
@@ -162,7 +168,9 @@ def forward_chains(
     tables: t.Iterable[tuple[int, dict[int, bytes]]],
     chains: t.Iterable[tuple[int, dict[int, bytes]]],
 ) -> list[Ruleset]:
-    """Return the base chains of the forward hook, by what nf_tables told of tables and chains. Pure. A dormant table has none: it looks at nothing."""
+    """Return the base chains of the forward hook, by what nf_tables told of tables and chains.
+    Pure. A dormant table has none: it looks at nothing.
+    """
     asleep = {
         (family, one[_TABLE_NAME])
         for family, one in tables
@@ -238,7 +246,8 @@ def look() -> Seen:
             for table in tables
             if table in _LEGACY_TABLES
         )
-    # what iptables' rules say is not told, only what they could: a table of addresses to translate, or a match that is there
+    # what iptables' rules say is not told, only what they could: a table of addresses to translate,
+    # or a match that is there
     by_legacy = any(tables for tables in legacy.values()) and (
         any("nat" in tables for tables in legacy.values()) or bool(matches & _XT_TRACKING)
     )

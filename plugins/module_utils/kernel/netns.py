@@ -3,11 +3,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Named network namespaces as C(ip netns) keeps them: bind mounts of nsfs files in /run/netns.
 
-Namespaces are entered in-process with setns(2). C(ip netns exec) also mounts another /sys, which hides the pins in /sys/fs/bpf,
-and a helper process per namespace costs ten milliseconds each.
+Namespaces are entered in-process with setns(2). C(ip netns exec) also mounts another /sys, which
+hides the pins in /sys/fs/bpf, and a helper process per namespace costs ten milliseconds each.
 
-A name can be claimed before its namespace is mounted: the file that carries the mount holds the owner's mark from the moment it exists,
-so what a killed run leaves behind can be told apart from everybody else's files.
+A name can be claimed before its namespace is mounted: the file that carries the mount holds the
+owner's mark from the moment it exists, so what a killed run leaves behind can be told apart from
+everybody else's files.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def current_fd() -> int:
 
 
 def inode(name: str | None) -> int | None:
-    """Return the inode number that identifies the namespace until reboot (None: the current one), or None when there is no such namespace."""
+    """Return the inode number that identifies the namespace until reboot (None: the current one),
+    or None when there is no such namespace.
+    """
     try:
         found = os.stat("/proc/thread-self/ns/net" if name is None else path(name))
     except FileNotFoundError:
@@ -70,7 +73,9 @@ def exists(name: str) -> bool:
 
 
 def names() -> tuple[dict[str, int], list[str]]:
-    """Return the mounted namespaces (name to inode) and the names of files in /run/netns that are none, both in name order."""
+    """Return the mounted namespaces (name to inode) and the names of files in /run/netns that are
+    none, both in name order.
+    """
     device = _nsfs_device()
     mounted: dict[str, int] = {}
     bare: list[str] = []
@@ -89,7 +94,8 @@ def names() -> tuple[dict[str, int], list[str]]:
 
 
 def canonical(wanted: t.Iterable[str | None]) -> dict[str | None, str | None]:
-    """Return, by each name, the one name that is used for a namespace: None for that which the thread is in, else the first of its names in order.
+    """Return, by each name, the one name that is used for a namespace: None for that which the
+    thread is in, else the first of its names in order.
 
     A name of no namespace stays as it is.
     """
@@ -182,7 +188,9 @@ def entered(name: str | None) -> t.Iterator[None]:
 
 
 def _handles() -> t.Generator[int, None, None]:
-    """Give each namespace that can be found, open: those with a name, then those that processes are in; some come twice. Each is closed when the next comes."""
+    """Give each namespace that can be found, open: those with a name, then those that processes are
+    in; some come twice. Each is closed when the next comes.
+    """
     processes = (f"/proc/{pid}/ns/net" for pid in os.listdir("/proc") if pid.isdigit())
     for where in (*map(path, names()[0]), *processes):
         try:
@@ -197,7 +205,8 @@ def _handles() -> t.Generator[int, None, None]:
 
 @contextlib.contextmanager
 def entered_where(fits: t.Callable[[int], bool]) -> t.Iterator[bool]:
-    """Run the body inside the first namespace that fits, and say whether there is one; where there is none, the thread stays where it is.
+    """Run the body inside the first namespace that fits, and say whether there is one; where there
+    is none, the thread stays where it is.
 
     :param fits: is called with a namespace's descriptor, from the namespace that the thread is in.
     """
@@ -217,7 +226,8 @@ def entered_where(fits: t.Callable[[int], bool]) -> t.Iterator[bool]:
 
 @contextlib.contextmanager
 def anonymous() -> t.Iterator[None]:
-    """Run the body inside a new namespace without a name; it is gone when nothing uses it any more, also when the process is killed.
+    """Run the body inside a new namespace without a name; it is gone when nothing uses it any more,
+    also when the process is killed.
 
     :raises ConntrackError: the caller is not root, or the kernel has no network namespaces.
     """
@@ -238,7 +248,9 @@ def anonymous() -> t.Iterator[None]:
 
 
 def prepare_run_dir() -> None:
-    """Make /run/netns a shared mount, as C(ip netns add) does, so that every mount namespace sees what is mounted there."""
+    """Make /run/netns a shared mount, as C(ip netns add) does, so that every mount namespace sees
+    what is mounted there.
+    """
     safe_path.make_dirs(RUN_DIR, 0o755)
     where = RUN_DIR.encode()
     try:
@@ -251,7 +263,9 @@ def prepare_run_dir() -> None:
 
 
 def claim_of(name: str) -> str:
-    """Return the text in a bare file of /run/netns: the mark of a run that was killed, or somebody else's nothing."""
+    """Return the text in a bare file of /run/netns: the mark of a run that was killed, or somebody
+    else's nothing.
+    """
     try:
         with open(path(name), "rb") as file:
             return file.read(_CLAIM_SIZE).decode("utf-8", "replace").strip()
@@ -262,8 +276,9 @@ def claim_of(name: str) -> str:
 class Claims:
     """Gives namespaces their names, each name claimed with the mark before the namespace is mounted on it.
 
-    One unnamed file holds the mark; every name is a hard link to it, so no name ever exists without the mark. (A file each would do too, but the
-    kernel takes the longer for one the more names there are.) /run/netns is made a shared mount first.
+    One unnamed file holds the mark; every name is a hard link to it, so no name ever exists without
+    the mark. (A file each would do too, but the kernel takes the longer for one the more names
+    there are.) /run/netns is made a shared mount first.
 
     :param mark: the owner's, one line.
     """
@@ -281,7 +296,8 @@ class Claims:
         os.close(self._directory)
 
     def mount(self, handle: int, name: str) -> None:
-        """Give the namespace of an open descriptor a name. A bare file with the same mark is what an earlier run left: it is used.
+        """Give the namespace of an open descriptor a name. A bare file with the same mark is what
+        an earlier run left: it is used.
 
         :raises ConntrackError: somebody else holds the name.
         """
@@ -309,7 +325,9 @@ class Claims:
 
 
 def remove(name: str) -> None:
-    """Take the name away; the namespace and the links in it vanish as soon as no process uses it. A missing name is no error."""
+    """Take the name away; the namespace and the links in it vanish as soon as no process uses it. A
+    missing name is no error.
+    """
     target = path(name)
     try:
         _call("umount2", target.encode(), _MNT_DETACH)

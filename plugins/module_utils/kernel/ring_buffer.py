@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading a BPF ring buffer, by libbpf. It has one reader: two of them would take records from each other."""
+"""Reading a BPF ring buffer, by libbpf. It has one reader: two of them would take records from each
+other.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ class RingBuffer:
         return -_ENOUGH if len(self._records) >= self._most else 0
 
     def read(self, seconds: float, most: int = 4096) -> list[bytes]:
-        """Return the records that are there, at most so many; where there are none, wait for so long, or for a signal."""
+        """Return the records that are there, at most so many; where there are none, wait for so
+        long, or for a signal.
+        """
         self._records, self._most = [], most
         result = self._call["poll"](self._ring, round(seconds * 1000))
         if result < 0 and -result not in (_ENOUGH, errno.EINTR):

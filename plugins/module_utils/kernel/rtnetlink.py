@@ -116,7 +116,9 @@ class Channel:
         self._socket.send(message.data)
 
     def _answers(self) -> t.Iterator[tuple[int, int, bytes, int, int]]:
-        """Yield (type, flags, buffer, start of the payload, end) of each message that answers the last request."""
+        """Yield (type, flags, buffer, start of the payload, end) of each message that answers the
+        last request.
+        """
         while True:
             data = self._socket.recv(1 << 16)
             offset = 0
@@ -160,7 +162,8 @@ class Channel:
         )
 
     def dump(self, kind: int, payload: bytes) -> list[tuple[bytes, int, int]]:
-        """Return all messages of a dump as (buffer, start of the payload, end); begun anew when the kernel's tables changed meanwhile.
+        """Return all messages of a dump as (buffer, start of the payload, end); begun anew when the
+        kernel's tables changed meanwhile.
 
         :raises NetlinkError: the kernel refused it.
         """
@@ -197,7 +200,8 @@ def check_answer(flags: int, data: bytes, start: int, end: int) -> None:
 
 
 def default_route_indexes(name: str | None) -> set[int]:
-    """Return the ifindexes out of which the default routes of a namespace go: for IPv4 and IPv6 each that with the lowest metric, all its next hops.
+    """Return the ifindexes out of which the default routes of a namespace go: for IPv4 and IPv6
+    each that with the lowest metric, all its next hops.
 
     :raises ConntrackError: there is no such namespace.
     """

@@ -13,7 +13,9 @@ from ..lab import topology
 
 
 def read_sysctl(path: str) -> str | None:
-    """Return a sysctl of the calling thread's namespace, its white space made single blanks; None when there is none of that name."""
+    """Return a sysctl of the calling thread's namespace, its white space made single blanks; None
+    when there is none of that name.
+    """
     try:
         with open(f"/proc/sys/{path}", encoding="ascii", errors="replace") as file:
             return " ".join(file.read().split())
@@ -36,8 +38,8 @@ def write_sysctl(path: str, value: str) -> None:
 def snapshot(path: str) -> dict[str, str]:
     """Return the values that setting ``path`` can change, in the order in which to write them back.
 
-    Setting ``conf/all/X`` sets X on every interface and the default for later ones; IPv4 forwarding also turns accept_redirects round
-    (Documentation/networking/ip-sysctl.rst).
+    Setting ``conf/all/X`` sets X on every interface and the default for later ones; IPv4 forwarding
+    also turns accept_redirects round (Documentation/networking/ip-sysctl.rst).
     """
     paths = [path]
     name = topology.siblings(path)

@@ -154,7 +154,9 @@ class Apply:
         return plans.irrevocable if alive else None
 
     def _vanishes(self, key: Key, index: int) -> bool:
-        """Wait until the kernel has taken the link of a deleted namespace away; it works through all of them at once, in the background."""
+        """Wait until the kernel has taken the link of a deleted namespace away; it works through
+        all of them at once, in the background.
+        """
         deadline = time.monotonic() + lab_kernel.VANISH_SECONDS
         channel = self._kernel.channel(key[0])
         while channel.get_link(index) is not None:

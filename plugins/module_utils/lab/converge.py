@@ -23,11 +23,14 @@ from .apply import Apply, Attachments
 from .kernel import Kernel
 from .topology import End, Have, Sysctl, SysctlKey, Topology
 
-_TURNS = 4  # plans in one run: the first, what its sysctls changed elsewhere, what setting that right changed, and one to spare
+# plans in one run: the first, what its sysctls changed elsewhere, what setting that right changed,
+# and one to spare
+_TURNS = 4
 
 
 def check_sysctls_exist(want: Topology, have: Have) -> None:
-    """Refuse sysctls that do not exist where they shall be set; those of links to come are left to ``probe``.
+    """Refuse sysctls that do not exist where they shall be set; those of links to come are left to
+    ``probe``.
 
     :raises ConntrackError: naming the first.
     """
@@ -48,9 +51,11 @@ def _no_sysctl(sysctl: Sysctl) -> ConntrackError:
 
 
 def probe(plan: Plan) -> dict[SysctlKey, str]:
-    """Try in a namespace without a name what only the kernel can say: whether it has veth links, and takes the sysctls' values.
+    """Try in a namespace without a name what only the kernel can say: whether it has veth links,
+    and takes the sysctls' values.
 
-    :return: those values that the kernel shows otherwise than they were written (``0x1``, ``8080,8081``, a shortened address), as it shows them.
+    :return: those values that the kernel shows otherwise than they were written (``0x1``,
+        ``8080,8081``, a shortened address), as it shows them.
     :raises ConntrackError: naming the missing feature, or the value.
     """
     shown: dict[SysctlKey, str] = {}
@@ -128,15 +133,16 @@ def converge(
 ) -> Result:
     """Make the lab what is wanted, changing only what differs.
 
-    A sysctl can change what no step is about: other sysctls, addresses, routes. So where one was set the plan is made again, until nothing is left to
-    be done.
+    A sysctl can change what no step is about: other sysctls, addresses, routes. So where one was
+    set the plan is made again, until nothing is left to be done.
 
     :param want: from topology.parse or topology.absent.
     :param check: only plan.
     :param patience: how long to wait for another run, in seconds.
     :param attachments: takes care of the chain on interfaces that go; None: nobody does.
-    :raises ConntrackError: foreign objects, a sysctl or a feature that the kernel lacks, settings that change each other without end, or a step that
-        failed (then ``applied`` and ``rolled_back``).
+    :raises ConntrackError: foreign objects, a sysctl or a feature that the kernel lacks, settings
+        that change each other without end, or a step that failed (then ``applied`` and
+        ``rolled_back``).
     :raises ImportError: pyroute2 is missing.
     """
     if os.geteuid() != 0:

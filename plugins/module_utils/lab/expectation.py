@@ -1,9 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a topology promises, as data: the lines of its ``expect``, checked. Pure; expectation_run.py makes the traffic.
+"""What a topology promises, as data: the lines of its ``expect``, checked. Pure; expectation_run.py
+makes the traffic.
 
-A line is one of three: a flow that reaches a state, a ping that is answered, or how many frames may stay untracked meanwhile.
+A line is one of three: a flow that reaches a state, a ping that is answered, or how many frames may
+stay untracked meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from ..flows import codec as flow
 FLOW, PING, UNTRACKED = "flow", "ping", "untracked"
 WITHIN = 5.0  # seconds
 _WITHIN_MAX = 3600.0
-#: The states into which traffic of our own can bring a flow so that it stays there, by protocol; the usual one first.
+#: The states into which traffic of our own can bring a flow so that it stays there, by protocol;
+#: the usual one first.
 MADE: dict[str, tuple[str, ...]] = {
     "tcp": ("ESTABLISHED", "CLOSE_WAIT", "TIME_WAIT", "CLOSE"),
     "udp": ("REPLIED", "NEW", "ESTABLISHED"),
@@ -288,7 +291,8 @@ def _parse_state(field: str, proto: str, make: bool, state: t.Any) -> str:
 
 
 def resolved(line: Line, addresses: t.Mapping[str, t.Sequence[str]], where: str) -> Line:
-    """Return the line with family and address chosen: the first address of the target in a family that the source has too.
+    """Return the line with family and address chosen: the first address of the target in a family
+    that the source has too.
 
     :param addresses: those of each namespace that there is, without link-local ones.
     :param where: where these namespaces are, for errors.

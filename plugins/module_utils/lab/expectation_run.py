@@ -1,10 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks the lines of ``expect``: makes their traffic with sockets in the namespaces, and looks what the tracker has of it.
+"""Checks the lines of ``expect``: makes their traffic with sockets in the namespaces, and looks
+what the tracker has of it.
 
-A made conversation has a server in the one namespace and a client in the other, both sockets of this process, and is kept as it is until the flow was
-seen in its state.
+A made conversation has a server in the one namespace and a client in the other, both sockets of
+this process, and is kept as it is until the flow was seen in its state.
 """
 
 from __future__ import annotations
@@ -66,8 +67,10 @@ Tables = t.Sequence[flow_table.FlowTables]
 def check(lines: t.Sequence[Line], *pin_roots: str) -> list[Outcome]:
     """Check each line after the one before; what stayed untracked is told last.
 
-    :param pin_roots: of the chains. A flow has to be in the tables of one of them, and what stays untracked is added up.
-    :raises ConntrackError: a line that can not be checked: no such namespace or address, no chain. No traffic was made then.
+    :param pin_roots: of the chains. A flow has to be in the tables of one of them, and what stays
+        untracked is added up.
+    :raises ConntrackError: a line that can not be checked: no such namespace or address, no chain.
+        No traffic was made then.
     """
     known = (
         {name: addresses(name) for name in netns.names()[0]}
@@ -275,7 +278,9 @@ def _socket(
 
 
 def _server(stack: contextlib.ExitStack, line: Line, kind: int, deadline: float) -> socket.socket:
-    """Return a socket bound to the line's port, once it is free: another run may be checking the same line."""
+    """Return a socket bound to the line's port, once it is free: another run may be checking the
+    same line.
+    """
     made = _socket(stack, line.target, line.family, kind)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
     while True:
@@ -339,7 +344,8 @@ def _accepted(
     deadline: float,
     talk: Talk,
 ) -> socket.socket:
-    """Return the server's end of the client's connection. It is known by what the client sends: behind NAT its address is another one.
+    """Return the server's end of the client's connection. It is known by what the client sends:
+    behind NAT its address is another one.
 
     :raises _Astray: where it does not come, though the client has been answered.
     """
@@ -363,7 +369,9 @@ def _accepted(
 
 @contextlib.contextmanager
 def _udp(line: Line, deadline: float) -> t.Iterator[Talk]:
-    """Ask, and answer unless the state wants none, at each look anew: a stream becomes one in the course of time."""
+    """Ask, and answer unless the state wants none, at each look anew: a stream becomes one in the
+    course of time.
+    """
     with contextlib.ExitStack() as stack:
         server = _server(stack, line, socket.SOCK_DGRAM, deadline)
         client = _socket(stack, line.source, line.family, socket.SOCK_DGRAM)

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A lab as hosts of an inventory: from its description, or from what is there. Pure: nothing here touches the kernel."""
+"""A lab as hosts of an inventory: from its description, or from what is there. Pure: nothing here
+touches the kernel.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from .topology import Have, Topology
 
 #: The value of FORWARDING that lets a namespace forward.
 _FORWARDS = "1"
-#: Where the command ct of a namespace's host is installed; the files of one machine are those of all its namespaces.
+#: Where the command ct of a namespace's host is installed; the files of one machine are those of
+#: all its namespaces.
 PREFIX = "/usr/local/lib/ebpf_conntrack-"
 
 
@@ -24,7 +27,8 @@ class Node:
 
     :ivar netns: its namespace; None for the machine itself, where links of the lab end.
     :ivar forwards: it is a router.
-    :ivar interfaces: each with ``name``, ``addresses``, ``mac``, ``mtu``, ``peer`` and ``peer_netns``, without ``lo``.
+    :ivar interfaces: each with ``name``, ``addresses``, ``mac``, ``mtu``, ``peer`` and
+        ``peer_netns``, without ``lo``.
     """
 
     netns: str | None
@@ -33,7 +37,9 @@ class Node:
 
     @property
     def addresses(self) -> list[str]:
-        """Return the addresses under which others reach it, without prefix lengths and without link-local ones."""
+        """Return the addresses under which others reach it, without prefix lengths and without
+        link-local ones.
+        """
         texts = [text.partition("/")[0] for one in self.interfaces for text in one["addresses"]]
         return [text for text in texts if not text.lower().startswith("fe80:")]
 
@@ -49,7 +55,8 @@ class Node:
             found["ansible_host"] = self.addresses[0]
         if self.netns is not None:
             found["ansible_netns"] = self.netns
-            # Namespaces of one machine share its pins and files: each chain gets a place of its own. What is kept of it lies apart by the pin root.
+            # Namespaces of one machine share its pins and files: each chain gets a place of its
+            # own. What is kept of it lies apart by the pin root.
             found["xdp_ct_pin_root"] = bpffs.own_root(self.netns)
             found["xdp_ct_prefix"] = PREFIX + self.netns
         return found
@@ -89,7 +96,9 @@ def of_topology(want: Topology) -> list[Node]:
 
 
 def of_lab(lab: str, have: Have) -> list[Node]:
-    """Return the hosts of a lab that is there. Its routers are those that its record says it lets forward: a new namespace may take that from the machine."""
+    """Return the hosts of a lab that is there. Its routers are those that its record says it lets
+    forward: a new namespace may take that from the machine.
+    """
     mark = topology.absent(lab).mark
     forwards = {
         netns

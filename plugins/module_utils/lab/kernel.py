@@ -21,9 +21,13 @@ from . import pyroute, topology
 from . import record as lab_record
 from .topology import Address, End, Have, HaveAddress, HaveLink, HaveRoute, Key, Route, Topology
 
-_FILES = 8192  # open files to ask for: two a namespace, a socket and the namespace itself, save opening both again for each kind of step
-VANISH_SECONDS = 5.0  # how long the links of a deleted namespace may take to vanish before they are deleted one by one
-_RUN_SECONDS = 2.0  # how long to wait for links that went up; the kernel may take up to a second when many change
+# open files to ask for: two a namespace, a socket and the namespace itself, save opening both again
+# for each kind of step
+_FILES = 8192
+# how long the links of a deleted namespace may take to vanish before they are deleted one by one
+VANISH_SECONDS = 5.0
+# how long to wait for links that went up; the kernel may take up to a second when many change
+_RUN_SECONDS = 2.0
 POLL_SECONDS = 0.002
 
 
@@ -104,7 +108,9 @@ class Kernel:
     def _observe_links(
         self, name: str | None, have: Have, links_only: bool, mark: str | None = None
     ) -> bool:
-        """Read one namespace's links, addresses and routes; say whether the namespace carries the mark (the host needs none)."""
+        """Read one namespace's links, addresses and routes; say whether the namespace carries the
+        mark (the host needs none).
+        """
         channel = self.channel(name)
         links: dict[int, HaveLink] = {}
         for message in channel.dump(
@@ -140,7 +146,9 @@ class Kernel:
         return True
 
     def _vlan_offloads(self, name: str | None, links: t.Iterable[HaveLink]) -> set[int]:
-        """Return the numbers of those veths with an alias, as a lab's have, whose VLAN tags travel beside the frame."""
+        """Return the numbers of those veths with an alias, as a lab's have, whose VLAN tags travel
+        beside the frame.
+        """
         ours = [link for link in links if link.kind == "veth" and link.alias]
         found = set()
         with netns.entered(name if ours else None):
@@ -173,7 +181,9 @@ class Kernel:
                             have.sysctls[name, path] = value
 
     def wait_running(self, links: t.Iterable[HaveLink]) -> None:
-        """Wait a moment for links that have just gone up: the kernel starts their queues in the background, and drops packets until then."""
+        """Wait a moment for links that have just gone up: the kernel starts their queues in the
+        background, and drops packets until then.
+        """
         deadline = time.monotonic() + _RUN_SECONDS
         for link in links:
             channel = self.channel(link.key[0])
@@ -200,7 +210,9 @@ class Kernel:
         return self._indexes[key]
 
     def set_link(self, channel: Channel, index: int, name: str = "", **attributes: t.Any) -> None:
-        """Change one link; attributes are named as in HaveLink (up, arp, multicast, alias, group, mtu, mac)."""
+        """Change one link; attributes are named as in HaveLink (up, arp, multicast, alias, group,
+        mtu, mac).
+        """
         message = pyroute.messages().link()
         message["index"] = index
         flags = change = 0
@@ -289,7 +301,9 @@ class Kernel:
         return self._delete(key[0], message, rtnetlink.DELADDR, errno.EADDRNOTAVAIL, errno.ENODEV)
 
     def route(self, route: Route | HaveRoute, present: bool) -> bool:
-        """Set a route, in place of one with the same destination and metric, or take it away; say whether there was none, or one, before."""
+        """Set a route, in place of one with the same destination and metric, or take it away; say
+        whether there was none, or one, before.
+        """
         packed, prefix = route.dst
         message = pyroute.messages().route()
         message["family"] = socket.AF_INET if len(packed) == 4 else socket.AF_INET6

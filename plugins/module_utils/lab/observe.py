@@ -40,7 +40,8 @@ def parse_address(data: bytes, start: int, end: int) -> tuple[int, HaveAddress]:
     found = rtnetlink.attributes(data, start + rtnetlink.IFADDR.size, end)
     packed = found.get(rtnetlink.IFA_LOCAL) or found.get(rtnetlink.IFA_ADDRESS) or b""
     flags = rtnetlink.u32(found, rtnetlink.IFA_FLAGS, flags)
-    # Kernels before 5.18 do not say who made an address: their link-local ones are taken for the kernel's.
+    # Kernels before 5.18 do not say who made an address: their link-local ones are taken for the
+    # kernel's.
     made_by = found.get(rtnetlink.IFA_PROTO, b"\3" if packed[:1] == b"\xfe" else b"\0")[0]
     return index, HaveAddress(
         (packed, prefix),
@@ -79,7 +80,8 @@ def parse_route(
 
 
 def interfaces(name: str | None) -> list[HaveLink]:
-    """Return the interfaces of a namespace with their addresses, lo included; None is where the thread is. It needs no pyroute2.
+    """Return the interfaces of a namespace with their addresses, lo included; None is where the
+    thread is. It needs no pyroute2.
 
     :raises ConntrackError: there is no such namespace.
     """
@@ -105,7 +107,9 @@ def interfaces(name: str | None) -> list[HaveLink]:
 
 
 def unicast_addresses(name: str | None) -> list[str]:
-    """Return the addresses under which others reach a namespace: those of its interfaces but lo, without link-local ones."""
+    """Return the addresses under which others reach a namespace: those of its interfaces but lo,
+    without link-local ones.
+    """
     found = [
         address
         for link in interfaces(name)

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The plan that leads from the lab that is there to the one that is wanted. Pure: nothing here touches the kernel."""
+"""The plan that leads from the lab that is there to the one that is wanted. Pure: nothing here
+touches the kernel.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,11 @@ from .topology import (
 
 
 def make(want: Topology, have: Have) -> Plan:
-    """Return the steps that turn what is there into what is wanted, in an order in which each finds what it needs.
+    """Return the steps that turn what is there into what is wanted, in an order in which each finds
+    what it needs.
 
-    :raises ConntrackError: objects of wanted names are foreign; ``foreign`` lists them. Or namespaces would go, and may not.
+    :raises ConntrackError: objects of wanted names are foreign; ``foreign`` lists them. Or
+        namespaces would go, and may not.
     """
     keep = _kept_links(want, have)
     refuse_foreign(want, have)
@@ -369,7 +373,9 @@ def _compare_addresses(
 
 
 def _lacks_link_local(end: End, link: HaveLink) -> bool:
-    """Say whether IPv6 is wanted on a link that has lost the link-local address that the kernel gives each interface that goes up."""
+    """Say whether IPv6 is wanted on a link that has lost the link-local address that the kernel
+    gives each interface that goes up.
+    """
     wanted = any(len(packed) == 16 for packed, dummy in end.addresses)
     addresses = [*end.addresses, *(have.address for have in link.addresses)]
     return (
@@ -503,7 +509,9 @@ def _inode(have: Have, netns: str | None) -> int:
 
 
 def _plan_record(want: Topology, have: Have, wanted: list[Sysctl]) -> Plan:
-    """The previous values are written down before any value changes; values known from an earlier run stay as they are."""
+    """The previous values are written down before any value changes; values known from an earlier
+    run stay as they are.
+    """
     kept = {
         s.key: have.record[s.key]
         for s in wanted

@@ -23,7 +23,8 @@ _messages: _Messages | None = None
 def messages() -> _Messages:
     """Return pyroute2's three message classes.
 
-    Importing the whole package takes 0.1 s, its message classes 0.03 s: unless somebody has imported it, the package's own start-up code is left out.
+    Importing the whole package takes 0.1 s, its message classes 0.03 s: unless somebody has
+    imported it, the package's own start-up code is left out.
 
     :raises ImportError: pyroute2 is missing.
     """

@@ -1,12 +1,15 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab as data: what is wanted (Topology, checked by ``parse``) and what is there (Have). Pure: nothing here touches the kernel.
+"""The lab as data: what is wanted (Topology, checked by ``parse``) and what is there (Have). Pure:
+nothing here touches the kernel.
 
-A lab that shall be gone is an empty Topology: everything that carries the lab's mark is then too much.
+A lab that shall be gone is an empty Topology: everything that carries the lab's mark is then too
+much.
 
-An end of a link is named by its key, (namespace, interface); the namespace None is the host's. People read it as C(ns1-wan@ns1) or C(ns1-lan).
-Addresses and networks are pairs (packed bytes, prefix length), so that no spelling of an IPv6 address matters.
+An end of a link is named by its key, (namespace, interface); the namespace None is the host's.
+People read it as C(ns1-wan@ns1) or C(ns1-lan). Addresses and networks are pairs (packed bytes,
+prefix length), so that no spelling of an IPv6 address matters.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ Address = tuple[bytes, int]
 SysctlKey = tuple[t.Optional[str], str]
 MARK_PREFIX = "ebpf.conntrack:"
 RECORD_DIR = "/run/ebpf_conntrack"
-#: Protocols (rtnetlink's RTPROT_*) of routes that people and scripts add: boot is what C(ip route add) writes. Other routes are never removed.
+#: Protocols (rtnetlink's RTPROT_*) of routes that people and scripts add: boot is what C(ip route
+#: add) writes. Other routes are never removed.
 PROTO_BOOT, PROTO_STATIC = 3, 4
 MANAGED_PROTOCOLS = frozenset({PROTO_BOOT, PROTO_STATIC})
 DEFAULT_MTU = 1500
@@ -57,7 +61,8 @@ class End:
     """One end of a veth link.
 
     :ivar netns: the namespace; None for the host's.
-    :ivar mac: always set: links without a wished address get one derived from lab, namespace and name, so that drift shows.
+    :ivar mac: always set: links without a wished address get one derived from lab, namespace and
+        name, so that drift shows.
     """
 
     name: str
@@ -93,7 +98,8 @@ class Sysctl:
     """A value below /proc/sys.
 
     :ivar path: as below /proc/sys: ``net/ipv4/conf/all/forwarding``.
-    :ivar optional: set by us and not by the user, so a kernel without it (IPv6 switched off) is no error.
+    :ivar optional: set by us and not by the user, so a kernel without it (IPv6 switched off) is no
+        error.
     """
 
     netns: str | None
@@ -137,7 +143,8 @@ class Topology:
 def group_of(mark: str) -> int:
     """Return the link group that a link of the lab carries between its creation and its alias.
 
-    The kernel takes a group in the message that creates a link, an alias only later; a run killed in between leaves a link of this group.
+    The kernel takes a group in the message that creates a link, an alias only later; a run killed
+    in between leaves a link of this group.
     """
     return zlib.crc32(mark.encode()) | 1  # group 0 is everybody's
 
@@ -249,8 +256,9 @@ _FIELDS = {
 def parse(description: t.Mapping[str, t.Any]) -> Topology:
     """Check a lab's description and return it as a Topology.
 
-    :param description: ``name``, ``router``, ``namespaces``, ``links``, ``sysctls``, ``routes``, ``expect`` as the module netns_lab documents them.
-        Missing keys and None mean the default; with neither namespaces nor links, the default topology is meant.
+    :param description: ``name``, ``router``, ``namespaces``, ``links``, ``sysctls``, ``routes``,
+        ``expect`` as the module netns_lab documents them. Missing keys and None mean the default;
+        with neither namespaces nor links, the default topology is meant.
     :raises ConntrackError: naming the field, the value and the mending.
     """
     _check_fields("lab", "description", description)
@@ -314,8 +322,8 @@ def _parse_expect(
 def _without_dad(links: t.Iterable[tuple[End, End]]) -> t.Iterator[Sysctl]:
     """Yield the sysctls that make IPv6 usable at once where a link has an IPv6 address.
 
-    Its addresses are added without duplicate address detection, but the kernel also tests each link's own link-local address for a second or two,
-    and does not ask for neighbours before.
+    Its addresses are added without duplicate address detection, but the kernel also tests each
+    link's own link-local address for a second or two, and does not ask for neighbours before.
     """
     for link in links:
         if any(len(packed) == 16 for end in link for packed, dummy in end.addresses):
@@ -324,7 +332,9 @@ def _without_dad(links: t.Iterable[tuple[End, End]]) -> t.Iterator[Sysctl]:
 
 
 def of_default(path: str) -> str:
-    """Return the path of the value that later interfaces get, for a path of one interface; other paths as they are."""
+    """Return the path of the value that later interfaces get, for a path of one interface; other
+    paths as they are.
+    """
     parts = path.split("/")
     if len(parts) == 5 and parts[2] in ("conf", "neigh") and parts[3] != "all":
         parts[3] = "default"
@@ -332,7 +342,8 @@ def of_default(path: str) -> str:
 
 
 def without_missing(topology: Topology, exists: t.Callable[[str], bool]) -> Topology:
-    """Return the topology without the sysctls of our own choice that this kernel lacks, such as IPv6 forwarding where IPv6 is off.
+    """Return the topology without the sysctls of our own choice that this kernel lacks, such as
+    IPv6 forwarding where IPv6 is off.
 
     :param exists: says whether a path below /proc/sys exists.
     """
@@ -353,7 +364,8 @@ def absent(name: str | None) -> Topology:
 def check_name(field: str, name: t.Any, longest: int) -> str:
     """Return the name when it is a usable one.
 
-    :raises ConntrackError: it is too long, empty, or holds other characters than the kernel, a path and a shell all take.
+    :raises ConntrackError: it is too long, empty, or holds other characters than the kernel, a path
+        and a shell all take.
     """
     if not isinstance(name, str) or not _NAME.match(name) or len(name) > longest:
         raise bad_value(
@@ -523,7 +535,9 @@ def _check_macs(links: t.Iterable[tuple[End, End]]) -> None:
 
 
 def _check_addresses(links: t.Iterable[tuple[End, End]]) -> None:
-    """Refuse an address twice among the ends that one namespace sees: its own, and those right behind its links."""
+    """Refuse an address twice among the ends that one namespace sees: its own, and those right
+    behind its links.
+    """
     seen: dict[tuple[str | None, bytes], Key] = {}
     for i, link in enumerate(links):
         for netns in dict.fromkeys(end.netns for end in link):
@@ -547,7 +561,8 @@ def _reach(ends: t.Mapping[Key, End]) -> dict[str | None, dict[str, tuple[Addres
 
 
 def sysctl_path(field: str, key: t.Any) -> str:
-    """Return a sysctl's path below /proc/sys from either way of writing it (sysctl(8): the first separator tells).
+    """Return a sysctl's path below /proc/sys from either way of writing it (sysctl(8): the first
+    separator tells).
 
     :raises ConntrackError: it is no name of a sysctl of the network.
     """
@@ -701,7 +716,9 @@ def _check_via(
     dev: str | None,
     reach: t.Mapping[str, tuple[Address, ...]],
 ) -> str:
-    """Return the interface on whose network ``via`` lies; it must not be an address of the namespace itself."""
+    """Return the interface on whose network ``via`` lies; it must not be an address of the
+    namespace itself.
+    """
     text = show_ip(via)
     if any(via == ip for addresses in reach.values() for ip, dummy in addresses):
         raise bad_value(
@@ -737,8 +754,10 @@ def _check_via(
 class HaveAddress:
     """An address on an interface.
 
-    :ivar permanent: without lifetime; the others belong to a DHCP client or to router advertisements.
-    :ivar secondary: an IPv4 address that the kernel removes together with the first one of its network.
+    :ivar permanent: without lifetime; the others belong to a DHCP client or to router
+        advertisements.
+    :ivar secondary: an IPv4 address that the kernel removes together with the first one of its
+        network.
     :ivar automatic: made by the kernel (IPv6 link-local).
     :ivar failed: IPv6 duplicate address detection failed, it cannot be used.
     """
@@ -758,8 +777,10 @@ class HaveLink:
     :ivar up: it shall run.
     :ivar running: it does: packets pass.
     :ivar peer_index: the ifindex of a veth's other end.
-    :ivar vlan_offload: VLAN tags travel beside the frame, where no XDP program sees them; looked at on the lab's own veths.
-    :ivar arp: and ``multicast``: switches without which neighbours are not found (ip link set arp, multicast).
+    :ivar vlan_offload: VLAN tags travel beside the frame, where no XDP program sees them; looked at
+        on the lab's own veths.
+    :ivar arp: and ``multicast``: switches without which neighbours are not found (ip link set arp,
+        multicast).
     """
 
     key: Key
@@ -800,7 +821,8 @@ class Recorded:
     """A sysctl that the lab set.
 
     :ivar inode: of the namespace at that time: a namespace made anew has nothing to put back.
-    :ivar previous: values before, by path, in the order in which to write them back: setting one ``conf/all`` value changes others.
+    :ivar previous: values before, by path, in the order in which to write them back: setting one
+        ``conf/all`` value changes others.
     """
 
     wanted: str
@@ -863,11 +885,13 @@ def is_half_made(mark: str, link: HaveLink) -> bool:
 
 
 def split_sysctls(want: Topology) -> tuple[list[Sysctl], list[Sysctl]]:
-    """Return the sysctls to set before the links are made (links take ``conf/default`` from them) and those of the links themselves.
+    """Return the sysctls to set before the links are made (links take ``conf/default`` from them)
+    and those of the links themselves.
 
-    Only the first are recorded: the others vanish with their link. Forwarding comes first, because it changes redirects (net/ipv4/devinet.c,
-    inet_forward_change()), then ``conf/all``, because it changes the other values of its name, then ``conf/default``, which interfaces that have no
-    value of their own take up (devinet_copy_dflt_conf()).
+    Only the first are recorded: the others vanish with their link. Forwarding comes first, because
+    it changes redirects (net/ipv4/devinet.c, inet_forward_change()), then ``conf/all``, because it
+    changes the other values of its name, then ``conf/default``, which interfaces that have no value
+    of their own take up (devinet_copy_dflt_conf()).
     """
     ends = want.ends
     late = [s for s in want.sysctls if of_link(s.key, ends)]

@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command ``ct`` as files on a host: one archive that Python runs, its manual page and its completion.
+"""The command ``ct`` as files on a host: one archive that Python runs, its manual page and its
+completion.
 
-What they are made of comes from the controller (ct_content), and only when it is needed: each file ends with a seal, the digest of what it was made of and the
-digest of itself, so a file that is current and whole is known by that. What is compiled may differ from run to run.
+What they are made of comes from the controller (ct_content), and only when it is needed: each file
+ends with a seal, the digest of what it was made of and the digest of itself, so a file that is
+current and whole is known by that. What is compiled may differ from run to run.
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ def unpack(packed: bytes) -> Content:
 
 # ---------------------------------------------------------------- the archive
 def interpreter() -> str:
-    """Return the Python that is to run the command: the system's one of the version that runs now, not that of a virtual environment."""
+    """Return the Python that is to run the command: the system's one of the version that runs now,
+    not that of a virtual environment.
+    """
     system = os.path.join(sys.base_prefix, "bin", "python3")
     return system if os.path.exists(system) else sys.executable
 
@@ -141,7 +145,9 @@ def is_current(data: bytes, digest: str) -> bool:
 
 # ---------------------------------------------------------------- the files
 def _read(path: str) -> tuple[bytes, int] | None:
-    """Return a file's content and permissions; None where there is none. One that is another user's is not current, whatever it holds."""
+    """Return a file's content and permissions; None where there is none. One that is another user's
+    is not current, whatever it holds.
+    """
     try:
         found, data = os.stat(path), safe_path.read(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -156,7 +162,8 @@ def converge(
 
     :param want: what the files are to be made of; None where they are to be absent.
     :param patience: how long to wait for another run, in seconds.
-    :raises ConntrackError: for a file of somebody else, directories that others may write to, and what the file system refuses.
+    :raises ConntrackError: for a file of somebody else, directories that others may write to, and
+        what the file system refuses.
     """
     check_prefix(prefix)
     try:

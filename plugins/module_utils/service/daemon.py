@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The daemon ``ct run``: brings the chain back, attaches it where interfaces come back, and deletes entries whose time is over.
+"""The daemon ``ct run``: brings the chain back, attaches it where interfaces come back, and deletes
+entries whose time is over.
 
-One thread does all of it, in turns that end soon: it never waits for the lock, which it asks for again a moment later, and it sweeps in slices. What is
-served to others is a Part with threads of its own; it reads the tables without the lock, so it holds nothing up here.
+One thread does all of it, in turns that end soon: it never waits for the lock, which it asks for
+again a moment later, and it sweeps in slices. What is served to others is a Part with threads of
+its own; it reads the tables without the lock, so it holds nothing up here.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from .options import UNIT, Options
 
 #: How often to look whether what is written down changed, and whether namespaces came.
 _LOOK_SECONDS = 1.0
-#: How soon to look at a namespace whose name was just made, and to ask again for a lock that another run has.
+#: How soon to look at a namespace whose name was just made, and to ask again for a lock that
+#: another run has.
 _SOON_SECONDS = 0.1
 #: How often to attach what ought to be attached, although nothing was heard of it.
 _CHECK_SECONDS = 60.0
@@ -182,10 +185,11 @@ class Service:
 
     # ------------------------------------------------------------ the chain
     def _bring_back(self) -> bool:
-        """Load the chain elsewhere, since the compiler would stay in the memory of this process; return whether all is well.
+        """Load the chain elsewhere, since the compiler would stay in the memory of this process;
+        return whether all is well.
 
-        Under systemd a unit of its own does it: the kernel charges maps to the control group of whoever makes them, for as long as that lives, and this one
-        has a bound.
+        Under systemd a unit of its own does it: the kernel charges maps to the control group of
+        whoever makes them, for as long as that lives, and this one has a bound.
         """
         unit = os.environ.get(service_options.RESTORE_VARIABLE, "")
         if not unit:
@@ -206,7 +210,9 @@ class Service:
         return good
 
     def _outcome(self, pid: int) -> int:
-        """Wait for a child, and end it when this process is told to end; return its exit status, negative for the signal that ended it."""
+        """Wait for a child, and end it when this process is told to end; return its exit status,
+        negative for the signal that ended it.
+        """
         with contextlib.ExitStack() as stack:
             fd = os.pidfd_open(pid)
             stack.callback(os.close, fd)
@@ -240,7 +246,8 @@ class Service:
             except (
                 ConntrackError,
                 OSError,
-            ) as exc:  # somebody else may have changed it: it is named, and nothing is attached by it
+                # somebody else may have changed it: it is named, and nothing is attached by it
+            ) as exc:
                 self._complain("", str(exc))
             self._due["attach"] = 0.0
         if events.look({item["netns"] for item in self._wanted}):
@@ -313,7 +320,9 @@ class Service:
 
 
 def _forked(work: t.Callable[[], int]) -> int:
-    """Do something in a child process, which signals end at once; return its id. Its exit status is what ``work`` returns."""
+    """Do something in a child process, which signals end at once; return its id. Its exit status is
+    what ``work`` returns.
+    """
     signal.pthread_sigmask(
         signal.SIG_BLOCK, stop.NUMBERS
     )  # one that came before its handlers are its own would be noted, and nothing more
@@ -355,7 +364,8 @@ def _starts_again() -> bool:
 
 
 def mount(pin_root: str) -> None:
-    """Mount the BPF file system where it is missing, for the whole machine: in the mount namespace of its first process, which that of a unit is not.
+    """Mount the BPF file system where it is missing, for the whole machine: in the mount namespace
+    of its first process, which that of a unit is not.
 
     :raises ConntrackError: where the kernel does not let it.
     """
@@ -372,7 +382,9 @@ def mount(pin_root: str) -> None:
 
 
 def load(paths: bpffs.Paths) -> int:
-    """Bring the chain back and say so; return the exit status: 0, _NOTHING where it is not known what to bring back, or _FAILED."""
+    """Bring the chain back and say so; return the exit status: 0, _NOTHING where it is not known
+    what to bring back, or _FAILED.
+    """
     from . import restore
 
     try:

@@ -3,8 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The chain on the interfaces of a lab: whoever removes an interface detaches it.
 
-The kernel detaches a program from an interface that goes, and our link then holds nothing: ``link_stale``, for which nobody would feel responsible.
-So the plan of a lab detaches the interfaces that it removes, in every pin root that is known on the host, and attaches those that it makes again.
+The kernel detaches a program from an interface that goes, and our link then holds nothing:
+``link_stale``, for which nobody would feel responsible. So the plan of a lab detaches the
+interfaces that it removes, in every pin root that is known on the host, and attaches those that it
+makes again.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from . import restore
 class Attachments:
     """What of the chain stands on the interfaces of this host.
 
-    :param pin_root: where it may be pinned, besides the pin roots that the state directory knows of.
+    :param pin_root: where it may be pinned, besides the pin roots that the state directory knows
+        of.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class Attachments:
         return found
 
     def around(self, plan: Plan) -> Plan:
-        """Return a lab's plan with what is to be done about the chain: to detach it first, to attach it last."""
+        """Return a lab's plan with what is to be done about the chain: to detach it first, to
+        attach it last.
+        """
         ends = _ends(plan)
         if not any(ends):
             return plan
@@ -119,7 +124,8 @@ class Attachments:
     def _attach(self, paths: bpffs.Paths, label: str) -> Undo:
         """Attach an interface as it is written down.
 
-        What can not be attached is no reason to take the lab back: its link stays, and is named as ``link_stale`` with the command that repairs it.
+        What can not be attached is no reason to take the lab back: its link stays, and is named as
+        ``link_stale`` with the command that repairs it.
         """
         if os.path.isdir(paths.base):
             with contextlib.suppress(ConntrackError):
@@ -128,7 +134,9 @@ class Attachments:
 
 
 def _ends(plan: Plan) -> tuple[set[str], set[Key], set[Key]]:
-    """Return the namespaces that a lab's plan deletes, the interfaces that it deletes, and those that it makes."""
+    """Return the namespaces that a lab's plan deletes, the interfaces that it deletes, and those
+    that it makes.
+    """
     namespaces, gone, made = set(), set(), set()
     for step in plan:
         if (step.action, step.kind) == ("delete", "netns"):

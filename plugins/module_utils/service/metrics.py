@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The chain's numbers for Prometheus. Which metrics there are is data; prometheus_client writes them down."""
+"""The chain's numbers for Prometheus. Which metrics there are is data; prometheus_client writes
+them down.
+"""
 
 from __future__ import annotations
 
@@ -183,7 +185,8 @@ class Tables:
     :ivar counters: see chain.COUNTERS.
     :ivar evicted: by class of table, at least so many; see evicted().
     :ivar guests: what guests did, by their names.
-    :ivar moving: whether another generation's flows and counters are being taken over, so that neither are all here.
+    :ivar moving: whether another generation's flows and counters are being taken over, so that
+        neither are all here.
     """
 
     entries: t.Mapping[str, int]
@@ -222,10 +225,12 @@ def read_tables(pin_root: str) -> Tables:
 def evicted(
     before: t.Mapping[str, int], after: t.Mapping[str, int], entries: t.Mapping[str, int]
 ) -> dict[str, int]:
-    """Return how many entries made room for others, by class of table: what came into it, did not leave it and is not there.
+    """Return how many entries made room for others, by class of table: what came into it, did not
+    leave it and is not there.
 
-    Packets change the tables while they are read. What came in is taken from before the reading, what left from after it: so the number may be too small,
-    and is never too large. The largest one seen is always right.
+    Packets change the tables while they are read. What came in is taken from before the reading,
+    what left from after it: so the number may be too small, and is never too large. The largest one
+    seen is always right.
 
     :param before: counters from before the tables were read, ``after`` those from after it.
     :param entries: by class of table.
@@ -245,7 +250,9 @@ def evicted(
 
 
 class Ledger:
-    """Keeps counters from going back where the chain's do not: between two readings, and while a generation takes over from another."""
+    """Keeps counters from going back where the chain's do not: between two readings, and while a
+    generation takes over from another.
+    """
 
     def __init__(self) -> None:
         self._counters: dict[str, int] = {}
@@ -319,7 +326,8 @@ def table_samples(
 def health_samples(found: t.Mapping[str, t.Any] | None) -> t.Iterator[Sample]:
     """Return what there is to say of the chain's health.
 
-    :param found: generation, digest, faults and whether it is healthy; None where no chain is loaded, or nobody could tell.
+    :param found: generation, digest, faults and whether it is healthy; None where no chain is
+        loaded, or nobody could tell.
     """
     yield "ct_healthy", (), bool(found and found["healthy"])
     if found is None:
@@ -334,8 +342,9 @@ def health_samples(found: t.Mapping[str, t.Any] | None) -> t.Iterator[Sample]:
 def interface_samples(paths: bpffs.Paths) -> list[Sample]:
     """Return what there is to say of the interfaces that the chain is to run on.
 
-    What can change while an interface is the same one, hook and mode, is no label of ``ct_attached``: that is one series from when it is attached until
-    it is detached, whatever becomes of the interface meanwhile.
+    What can change while an interface is the same one, hook and mode, is no label of
+    ``ct_attached``: that is one series from when it is attached until it is detached, whatever
+    becomes of the interface meanwhile.
     """
     found: list[Sample] = []
     for want, have in ct_status.attached(paths):
@@ -417,7 +426,9 @@ class Exporter:
         yield "ct_scrape_duration_seconds", (), time.monotonic() - began
 
     def _part(self, part: str, look: t.Callable[[], Seen]) -> Seen | None:
-        """Return what was seen; None where it could not be read, which is counted, and told once. That no chain is loaded is no error."""
+        """Return what was seen; None where it could not be read, which is counted, and told once.
+        That no chain is loaded is no error.
+        """
         try:
             found = look()
         except flow_table.NoChain:

@@ -1,9 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the service is told: by the command ``ct run``, by its unit, and by the module that writes the unit.
+"""What the service is told: by the command ``ct run``, by its unit, and by the module that writes
+the unit.
 
-Apart from what it then does, for a module that only writes the unit need not import that: most of what a module takes on a target is its imports.
+Apart from what it then does, for a module that only writes the unit need not import that: most of
+what a module takes on a target is its imports.
 """
 
 from __future__ import annotations

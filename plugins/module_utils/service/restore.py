@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bring back what the state directory holds: the chain as it was last in use, and on the interfaces what was attached.
+"""Bring back what the state directory holds: the chain as it was last in use, and on the interfaces
+what was attached.
 
-load() builds the chain, attach_again() attaches it; each only does what is missing, so both may run at any time. unload() takes the chain away and leaves
-the state directory as it is, so that the next load() brings it back.
+load() builds the chain, attach_again() attaches it; each only does what is missing, so both may run
+at any time. unload() takes the chain away and leaves the state directory as it is, so that the next
+load() brings it back.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from ..kernel import bpffs
 
 #: What xdp_program mends.
 _MENDED = ("generation", "write", "update")
-#: Nothing goes that could be gone back to: how many generations were to be kept is not written down.
+#: Nothing goes that could be gone back to: how many generations were to be kept is not written
+#: down.
 _POLICY = Policy(keep=KEEP_RANGE[1])
 
 
@@ -36,7 +39,8 @@ class NothingKept(ConntrackError):
 def load(
     paths: bpffs.Paths, check_mode: bool = False, patience: float = lock.SECONDS
 ) -> tuple[plan.Plan, Have]:
-    """Build the chain again where none is loaded, or mend it: the plan that was needed, and what is there now. One that is whole is left as it is.
+    """Build the chain again where none is loaded, or mend it: the plan that was needed, and what is
+    there now. One that is whole is left as it is.
 
     :param patience: how long to wait for another run, in seconds.
     :raises NothingKept: where none is loaded, and none was before the reboot.
@@ -84,10 +88,12 @@ def attach_again(
     patience: float = lock.SECONDS,
     only: t.Collection[str] | None = None,
 ) -> Attached:
-    """Attach the chain to those of the interfaces written down that exist and do not run it, each on its own; forget the links of those that are gone.
+    """Attach the chain to those of the interfaces written down that exist and do not run it, each
+    on its own; forget the links of those that are gone.
 
     :param only: the interfaces to care for, as people write them; None for all.
-    :raises ConntrackError: where no chain is loaded, and when another run keeps the lock for too long.
+    :raises ConntrackError: where no chain is loaded, and when another run keeps the lock for too
+        long.
     """
     done = Attached()
     with contextlib.ExitStack() as stack:
@@ -142,7 +148,8 @@ def unload(paths: bpffs.Paths, patience: float = lock.SECONDS) -> list[str]:
     """Detach and unload the chain, and leave in the state directory what brings it back.
 
     :return: the interfaces that it was detached from.
-    :raises ConntrackError: naming the interface that it can not be detached from; then it stays loaded.
+    :raises ConntrackError: naming the interface that it can not be detached from; then it stays
+        loaded.
     """
     with contextlib.ExitStack() as stack:
         try:

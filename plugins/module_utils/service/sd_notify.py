@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a service tells systemd, and what it is told: sd_notify(3), sd_watchdog_enabled(3) and sd-daemon(3) in Python. Without systemd nothing is told."""
+"""What a service tells systemd, and what it is told: sd_notify(3), sd_watchdog_enabled(3) and
+sd-daemon(3) in Python. Without systemd nothing is told.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
 
 
 def notify(**fields: str | int) -> None:
-    """Tell the manager, as ``notify(READY=1, STATUS="...")``. A manager that does not listen is no reason to fail.
+    """Tell the manager, as ``notify(READY=1, STATUS="...")``. A manager that does not listen is no
+    reason to fail.
 
     >>> notify(READY=1)
     """
@@ -34,7 +37,9 @@ def notify(**fields: str | int) -> None:
 
 
 def watchdog_seconds() -> float | None:
-    """Return after how long without a word the manager takes this process for dead; None where it does not."""
+    """Return after how long without a word the manager takes this process for dead; None where it
+    does not.
+    """
     usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     if not usec.isdigit() or (pid and pid != str(os.getpid())):
         return None

@@ -22,7 +22,9 @@ from ..kernel import bpf, bpffs
 
 
 def attached(paths: bpffs.Paths) -> list[tuple[attach.Want, attach.Have]]:
-    """Return the interfaces that links are pinned for, or that are written down to be attached, each with what is there."""
+    """Return the interfaces that links are pinned for, or that are written down to be attached,
+    each with what is there.
+    """
     keys = {bpffs.interface_of(os.path.basename(pin)): None for pin in attach.held(paths)}
     keys.update({(item["netns"], item["name"]): None for item in manifest.interfaces(paths)})
     wants = attach.parse(
@@ -32,7 +34,9 @@ def attached(paths: bpffs.Paths) -> list[tuple[attach.Want, attach.Have]]:
 
 
 def interfaces(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
-    """Return the interfaces that the chain is to run on, with what runs on them, and whether there is no such interface."""
+    """Return the interfaces that the chain is to run on, with what runs on them, and whether there
+    is no such interface.
+    """
     found = []
     for want, have in attached(paths):
         shown = (

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The unit ct.service: its text, and systemd brought to where it runs, or does not: observe -> plan -> apply."""
+"""The unit ct.service: its text, and systemd brought to where it runs, or does not: observe -> plan
+-> apply.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,16 @@ DIRECTORY = "/etc/systemd/system"
 _BOOTED = "/run/systemd/system"
 _SHOWN = ("ActiveState", "UnitFileState", "NeedDaemonReload", "ExecMainStartTimestampMonotonic")
 _LINES = 5
-#: Megabytes that the service may take, without what the kernel keeps for the chain. What it answers over HTTP is bounded to less: docs/http.md.
+#: Megabytes that the service may take, without what the kernel keeps for the chain. What it answers
+#: over HTTP is bounded to less: docs/http.md.
 MEMORY = 512
 #: Exit status of ``ct run --restore`` where nothing is written down that could be brought back.
 _NOTHING = 3
-# What mounts enters the machine's mount namespace, for a mount in that of the unit is seen by nobody else: hence the "+". The boot order is that of a
-# firewall: before the network is configured, and so early that the default dependencies would close a circle with what sets up the network before
-# sysinit.target. ProtectKernelTunables= makes the BPF file system read-only, whatever ReadWritePaths= says; the read-only paths are what else it protects.
+# What mounts enters the machine's mount namespace, for a mount in that of the unit is seen by
+# nobody else: hence the "+". The boot order is that of a firewall: before the network is
+# configured, and so early that the default dependencies would close a circle with what sets up the
+# network before sysinit.target. ProtectKernelTunables= makes the BPF file system read-only,
+# whatever ReadWritePaths= says; the read-only paths are what else it protects.
 _TEXT = """\
 # {mark}: made by the module ct_service.
 [Unit]
@@ -63,8 +68,10 @@ IPAddressDeny=any
 [Install]
 WantedBy=multi-user.target
 """
-# The service starts it, each time that it starts itself, and waits for it: so there is no order between them. It has no bound of memory. What the compiler
-# takes is gone with it; the maps are charged to this unit's control group, which is gone with it, too, so that from then on its parent's has them.
+# The service starts it, each time that it starts itself, and waits for it: so there is no order
+# between them. It has no bound of memory. What the compiler takes is gone with it; the maps are
+# charged to this unit's control group, which is gone with it, too, so that from then on its
+# parent's has them.
 _RESTORE_TEXT = """\
 # {mark}: made by the module ct_service.
 [Unit]
@@ -197,7 +204,8 @@ class Have:
     :ivar text: of its file, None where there is none.
     :ivar shown: what systemctl shows of it, by property.
     :ivar older: whether it was started before its file or the command was last changed.
-    :ivar restore: text of the file of the unit that brings the chain back, None where there is none.
+    :ivar restore: text of the file of the unit that brings the chain back, None where there is
+        none.
     """
 
     text: str | None
@@ -212,9 +220,11 @@ class Have:
 
 
 def quoted(word: str, command: bool = False) -> str:
-    """Return a word as a unit has it: systemd.syntax(7), quoting; specifiers of systemd.unit(5); and ``$`` in commands, systemd.service(5).
+    """Return a word as a unit has it: systemd.syntax(7), quoting; specifiers of systemd.unit(5);
+    and ``$`` in commands, systemd.service(5).
 
-    What gets here was checked where it entered. This is for what was not thought of there: a word never becomes two, a line or an expansion.
+    What gets here was checked where it entered. This is for what was not thought of there: a word
+    never becomes two, a line or an expansion.
 
     >>> quoted("/opt/ct"), quoted("a b%")
     ('/opt/ct', '"a b%%"')

@@ -42,14 +42,18 @@ _CLOCKLESS = chain.CTL_LOCK | ((1 << 40) - 1)
 
 
 class ChainRig:
-    """One loaded chain under a pin root of its own, attached nowhere. Use as a context manager or call ``close``.
+    """One loaded chain under a pin root of its own, attached nowhere. Use as a context manager or
+    call ``close``.
 
     :param fused: whether the entry programs do the common packets themselves.
-    :param forward: what is forwarded, see ``render.Settings``; attached nowhere, the chain has no port to forward to, and so passes all.
-    :param checksum: see ``render.Settings``; ``strict`` is what nf_conntrack does with frames that were not made on this host.
+    :param forward: what is forwarded, see ``render.Settings``; attached nowhere, the chain has no
+        port to forward to, and so passes all.
+    :param checksum: see ``render.Settings``; ``strict`` is what nf_conntrack does with frames that
+        were not made on this host.
     :param events: whether the chain tells what becomes of flows.
     :param asked: the option ``guests`` of xdp_program.
-    :param without: a condition of the sources that never holds, to see what stands behind it; ``always`` one that holds whatever it says.
+    :param without: a condition of the sources that never holds, to see what stands behind it;
+        ``always`` one that holds whatever it says.
     """
 
     def __init__(
@@ -179,7 +183,9 @@ class ChainRig:
         return found
 
     def entries_now(self) -> list[tuple[int, ...]]:
-        """Return the fields of all entries as chain.ENTRY has them, but for the clock's: in the place of three of them is the timeout in jiffies."""
+        """Return the fields of all entries as chain.ENTRY has them, but for the clock's: in the
+        place of three of them is the timeout in jiffies.
+        """
         found = []
         for opened in self.tables.tables:
             for dummy, dummy_keys, values in self.tables.batches(opened):
@@ -196,7 +202,9 @@ class ChainRig:
         return found
 
     def change(self, changed: t.Callable[[dict[str, int]], t.Mapping[str, int]]) -> int:
-        """Write what ``changed`` makes of an entry's fields, by their names in chain.ENTRY_FIELDS, into each entry; return how many there are."""
+        """Write what ``changed`` makes of an entry's fields, by their names in chain.ENTRY_FIELDS,
+        into each entry; return how many there are.
+        """
         names, done = [name for name, dummy in chain.ENTRY_FIELDS], 0
         for opened in self.tables.tables:
             size = opened.table.key.size
@@ -248,7 +256,9 @@ class ChainRig:
         return found
 
     def age_fragments(self, late: t.Mapping[int, int]) -> int:
-        """Let the datagrams with these identifications be over since so many jiffies; return how many there are."""
+        """Let the datagrams with these identifications be over since so many jiffies; return how
+        many there are.
+        """
         done = 0
         for key, value in self._fragments():
             ident = int.from_bytes(
@@ -267,7 +277,8 @@ class ChainRig:
     def run(self, side: str, frame: bytes) -> str:
         """Send one frame in at ``side`` and return the one outcome that was counted.
 
-        :raises Misbehaviour: when it is not passed, not the same bytes, or not counted exactly once.
+        :raises Misbehaviour: when it is not passed, not the same bytes, or not counted exactly
+            once.
         """
         ran = bpf.prog_test_run(self.entries[side], frame)
         was, self._counted = self._counted, self.counters()

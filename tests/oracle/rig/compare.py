@@ -11,10 +11,12 @@ import typing as t
 
 from . import frames, view
 
-#: Seconds by which the rest of a timeout may differ: both sides cut to whole seconds, and not at the same instant.
+#: Seconds by which the rest of a timeout may differ: both sides cut to whole seconds, and not at
+#: the same instant.
 SLACK = 2
 
-#: What the chain may call a frame that never reached nf_conntrack: the stack had dropped it, or kept it for reassembly.
+#: What the chain may call a frame that never reached nf_conntrack: the stack had dropped it, or
+#: kept it for reassembly.
 UNSEEN = ("fragment", "invalid", "untracked")
 
 
@@ -61,7 +63,8 @@ def play(
 ) -> view.Seen:
     """Send the steps through all trackers, from empty tables; return what the kernel made of the last one.
 
-    :param chains: what is held against the kernel, by its name in messages. Among each other they must agree on every detail.
+    :param chains: what is held against the kernel, by its name in messages. Among each other they
+        must agree on every detail.
     :raises Difference: where they do not agree.
     """
     trackers = {"kernel": kernel, **chains}
@@ -87,7 +90,9 @@ def play(
 def step_all(
     trackers: t.Mapping[str, Tracker], side: str, frame: bytes
 ) -> tuple[dict[str, view.Seen], float]:
-    """Send a frame through all trackers; return what they made of it, and how many seconds passed from the first to the last."""
+    """Send a frame through all trackers; return what they made of it, and how many seconds passed
+    from the first to the last.
+    """
     start = time.monotonic()
     seen = {name: tracker.step(side, frame) for name, tracker in trackers.items()}
     return seen, time.monotonic() - start
@@ -96,9 +101,11 @@ def step_all(
 def all_differences(
     seen: t.Mapping[str, view.Seen], rules: Rules = ALL, lag: float = 0
 ) -> list[str]:
-    """Return in what the kernel's view and those of the chains differ, and those of the chains among each other.
+    """Return in what the kernel's view and those of the chains differ, and those of the chains
+    among each other.
 
-    :param lag: so many seconds one tracker had a frame later than another, at most: on a busy machine that is more than the slack.
+    :param lag: so many seconds one tracker had a frame later than another, at most: on a busy
+        machine that is more than the slack.
     """
     rules = dataclasses.replace(rules, slack=rules.slack + int(lag))
     views = dict(seen)

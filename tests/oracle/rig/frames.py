@@ -54,7 +54,8 @@ def ethernet(
     """Return an Ethernet frame to the router.
 
     :param vlans: tag ids, outermost first.
-    :param tpids: the ethertype of each tag; by default 0x8100 for one tag, 0x88a8 outside 0x8100 for more.
+    :param tpids: the ethertype of each tag; by default 0x8100 for one tag, 0x88a8 outside 0x8100
+        for more.
     """
     if tpids is None:
         tpids = [ETH_QINQ] * (len(vlans) - 1) + [ETH_VLAN] if vlans else []
@@ -77,7 +78,9 @@ def ipv4(
     length: int | None = None,
     csum: int | None = None,
 ) -> bytes:
-    """Return an IPv4 packet. ``offset`` is the fragment's, in bytes; ``length`` and ``csum`` lie on purpose."""
+    """Return an IPv4 packet. ``offset`` is the fragment's, in bytes; ``length`` and ``csum`` lie on
+    purpose.
+    """
     options += b"\0" * (-len(options) % 4)
     ihl = 5 + len(options) // 4
     total = ihl * 4 + len(payload) if length is None else length
@@ -101,7 +104,8 @@ def ipv6(
 ) -> bytes:
     """Return an IPv6 packet.
 
-    :param headers: the extension headers in order, each as its protocol number and its bytes without the next-header byte.
+    :param headers: the extension headers in order, each as its protocol number and its bytes
+        without the next-header byte.
     """
     kinds = [number for number, dummy in headers] + [proto]
     chain = b"".join(
@@ -134,7 +138,9 @@ def pseudo(src: bytes, dst: bytes, proto: int, length: int) -> bytes:
 
 
 def sealed(src: bytes, dst: bytes, proto: int, segment: bytes, at: int) -> bytes:
-    """Return ``segment`` with its checksum, over the pseudo header too, filled in at offset ``at`` (zero before)."""
+    """Return ``segment`` with its checksum, over the pseudo header too, filled in at offset ``at``
+    (zero before).
+    """
     csum = checksum(pseudo(src, dst, proto, len(segment)) + segment)
     if proto in (UDP, UDPLITE) and csum == 0:
         csum = 0xFFFF
@@ -241,7 +247,8 @@ def sctp(sport: int, dport: int, tag: int, *chunks: bytes) -> bytes:
 
 
 # ---------------------------------------------------------------- identifications
-#: From here on they are those of the frames that stand in a file, and so are the same in each run; see replay_set.py.
+#: From here on they are those of the frames that stand in a file, and so are the same in each run;
+#: see replay_set.py.
 FIXED_IDENT = 0xF000
 _IDENTS = itertools.count(1)
 
@@ -249,8 +256,9 @@ _IDENTS = itertools.count(1)
 def new_ident() -> int:
     """Return the identification of a datagram that may come in fragments: none is given out twice.
 
-    The kernel remembers a datagram that lacks a fragment for up to a minute, longer than the test that sent it takes, and nothing takes it away.
-    All tests have their identifications from here, so what one leaves behind is not met by another, in whatever order they run.
+    The kernel remembers a datagram that lacks a fragment for up to a minute, longer than the test
+    that sent it takes, and nothing takes it away. All tests have their identifications from here,
+    so what one leaves behind is not met by another, in whatever order they run.
     """
     ident = next(_IDENTS)
     if ident >= FIXED_IDENT:

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Random TCP conversations for hypothesis: lists of small moves, so that a failing one shrinks to the moves that matter."""
+"""Random TCP conversations for hypothesis: lists of small moves, so that a failing one shrinks to
+the moves that matter.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ STATES = (
     "SYN_SENT2",
 )
 
-#: Where the rules have their edges: around zero, the default window, the widest unscaled one, nf_conntrack's own 66000, half the number space.
+#: Where the rules have their edges: around zero, the default window, the widest unscaled one,
+#: nf_conntrack's own 66000, half the number space.
 EDGES = [
     base + off
     for base in (0, 8192, -8192, 65535, -65535, 66000, -66000, 1 << 31)
@@ -63,7 +66,9 @@ class Send(Move):
 
 @dataclasses.dataclass(frozen=True)
 class Sack(Move):
-    """An acknowledgement that leaves a hole: everything but the last ``hole`` + ``block`` bytes, and the ``block`` selectively."""
+    """An acknowledgement that leaves a hole: everything but the last ``hole`` + ``block`` bytes,
+    and the ``block`` selectively.
+    """
 
     hole: int = 100
     block: int = 100
@@ -124,7 +129,9 @@ class Close(Move):
 
 @dataclasses.dataclass(frozen=True)
 class Beginning:
-    """Where a conversation starts: in which state, who opened and closed, with which sequence numbers and options."""
+    """Where a conversation starts: in which state, who opened and closed, with which sequence
+    numbers and options.
+    """
 
     state: str = "NONE"
     opener: str = "a"

@@ -213,13 +213,17 @@ def renumbered(frame: bytes, ident: int) -> bytes:
 
 
 def is_hop_by_hop(frame: bytes) -> bool:
-    """Whether IPv6 options for every router stand first in the packet: a router throws the packet away when they ask for it."""
+    """Whether IPv6 options for every router stand first in the packet: a router throws the packet
+    away when they ask for it.
+    """
     at = _network(frame)
     return frame[at - 2 : at] == b"\x86\xdd" and frame[at + 6 : at + 7] == b"\0"
 
 
 def _behind(frame: bytes, at: int, skipped: t.Collection[int]) -> tuple[int, int]:
-    """Return the number of the first header behind an IPv6 header and extension headers that is none of ``skipped``, and where it begins."""
+    """Return the number of the first header behind an IPv6 header and extension headers that is
+    none of ``skipped``, and where it begins.
+    """
     following, header = frame[at + 6] if len(frame) >= at + 40 else 59, at + 40
     while following in skipped and header + 2 <= len(frame):
         size = (
@@ -234,7 +238,9 @@ def _behind(frame: bytes, at: int, skipped: t.Collection[int]) -> tuple[int, int
 
 
 def sealed(frame: bytes) -> bytes:
-    """Return the frame with right IPv4 header and transport checksums, as far as its (changed) headers tell where they are."""
+    """Return the frame with right IPv4 header and transport checksums, as far as its (changed)
+    headers tell where they are.
+    """
     at = _network(frame)
     ethertype, packet = frame[at - 2 : at], frame[at:]
     if ethertype == b"\x08\0" and len(packet) >= 20:
@@ -285,7 +291,8 @@ def mutated(
     """Return one frame: a good one with a few changes, or, seldom, noise behind a plausible ethertype.
 
     :param start: the first byte that may change.
-    :param seal: how often checksums are put right afterwards, so that the changes are met by the parsers behind.
+    :param seal: how often checksums are put right afterwards, so that the changes are met by the
+        parsers behind.
     :param without: kinds of good frames to leave out.
     :param ident: the identification that it gets, if it is a fragment.
     """

@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The kernel's own tracker, fed one frame at a time.
 
-A network namespace without a name holds a router between two TAP devices, ``side-a`` and ``side-b``. Writing a frame
-to a TAP runs the whole receive path before write(2) returns, so the table can be read at once: no waiting, no race.
-What comes in at one side leaves at the other, whatever its addresses, and nothing in the namespace answers.
-All of it is gone when the last descriptor closes.
+A network namespace without a name holds a router between two TAP devices, ``side-a`` and
+``side-b``. Writing a frame to a TAP runs the whole receive path before write(2) returns, so the
+table can be read at once: no waiting, no race. What comes in at one side leaves at the other,
+whatever its addresses, and nothing in the namespace answers. All of it is gone when the last
+descriptor closes.
 """
 
 from __future__ import annotations
@@ -156,7 +157,9 @@ class NfRig:
         return was
 
     def voided(self) -> int:
-        """Return how many datagrams of IPv4 were thrown away so far because a fragment did not fit the others: not for want of one that never came."""
+        """Return how many datagrams of IPv4 were thrown away so far because a fragment did not fit
+        the others: not for want of one that never came.
+        """
         numbers = self._ip_counters()
         return numbers["ReasmFails"] - numbers["ReasmTimeout"]
 
@@ -179,7 +182,9 @@ class NfRig:
             file.write(str(value))
 
     def sysctl(self, name: str, value: int | None = None) -> int:
-        """Set nf_conntrack's sysctl ``name`` (without ``nf_conntrack_``) in the namespace, or only read it; return what it was."""
+        """Set nf_conntrack's sysctl ``name`` (without ``nf_conntrack_``) in the namespace, or only
+        read it; return what it was.
+        """
         with self._inside():
             with open(f"/proc/sys/net/netfilter/nf_conntrack_{name}", encoding="ascii") as file:
                 was = int(file.read())
@@ -215,7 +220,8 @@ class NfRig:
     def send(self, side: str, frame: bytes) -> None:
         """Send one frame in at ``side``; it has gone its whole way when this returns.
 
-        VLAN tags are taken off, as the VLAN devices of a router would: nf_conntrack never sees them.
+        VLAN tags are taken off, as the VLAN devices of a router would: nf_conntrack never sees
+        them.
         """
         while frame[12:14] in TAGS and len(frame) >= SHORTEST:
             frame = frame[:12] + frame[16:]
@@ -305,7 +311,9 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def delete_body(flow: view.Flow) -> bytes:
-    """Return the ctnetlink request body that names ``flow`` (include/uapi/linux/netfilter/nfnetlink_conntrack.h)."""
+    """Return the ctnetlink request body that names ``flow``
+    (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
+    """
     nested, six = 0x8000, flow.family == "ipv6"
     src, dst = frames.address(flow.orig[0]), frames.address(flow.orig[1])
     rest, number = flow.orig[2:], PROTO_NUMBERS.get(flow.proto) or int(flow.proto)

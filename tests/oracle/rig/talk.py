@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A TCP conversation as the two hosts would have it, so that segments can be told relative to where it stands."""
+"""A TCP conversation as the two hosts would have it, so that segments can be told relative to where
+it stands.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ class Talk:
     """Two endpoints: what each has sent, what a segment's numbers are by default, what was sent before.
 
     :ivar steps: all steps so far, in order.
-    :ivar next: by side, the sequence number that it sends next; the other side acknowledges up to it.
+    :ivar next: by side, the sequence number that it sends next; the other side acknowledges up to
+        it.
     """
 
     def __init__(
@@ -44,7 +47,8 @@ class Talk:
     ) -> Talk:
         """Let ``side`` send one segment.
 
-        :param dseq: how far its sequence number is off; what is off does not move the conversation on.
+        :param dseq: how far its sequence number is off; what is off does not move the conversation
+            on.
         :param dack: how far its acknowledgement is off from all that the other side sent.
         :param lost: it is sent and never seen: the conversation moves on without a step.
         """

@@ -14,7 +14,9 @@ Tuple = tuple[t.Any, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """One connection as a tracker shows it; packets and bytes are (orig, reply); ``timeout`` is in whole seconds left."""
+    """One connection as a tracker shows it; packets and bytes are (orig, reply); ``timeout`` is in
+    whole seconds left.
+    """
 
     family: str
     proto: str
@@ -37,7 +39,8 @@ class Flow:
 class Seen:
     """What a tracker made of one frame, and its table after it.
 
-    :ivar outcome: ``tracked``, ``related``, ``invalid``, ``ignored``, ``untracked``, or ``unseen`` where the frame never reached the tracker.
+    :ivar outcome: ``tracked``, ``related``, ``invalid``, ``ignored``, ``untracked``, or ``unseen``
+        where the frame never reached the tracker.
     :ivar flows: the table, by (proto, orig).
     :ivar detail: the tracker's own word for the outcome.
     """

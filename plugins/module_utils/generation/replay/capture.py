@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Captures: the frames in the files that tcpdump and Wireshark write.
 
-Read are pcap in both byte orders with micro- or nanoseconds (draft-ietf-opsawg-pcap) and pcapng (draft-ietf-opsawg-pcapng), written is pcap.
+Read are pcap in both byte orders with micro- or nanoseconds (draft-ietf-opsawg-pcap) and pcapng
+(draft-ietf-opsawg-pcapng), written is pcap.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ ETHERNET = 1
 LONGEST_FRAME = 262144
 #: Bytes of frames that are taken from one capture, at most: they all are in memory at once.
 LONGEST_CAPTURE = 64 << 20
-#: The first four bytes of a pcap file, with the byte order that they tell, and ns in a unit of the second half of its timestamps.
+#: The first four bytes of a pcap file, with the byte order that they tell, and ns in a unit of the
+#: second half of its timestamps.
 _PCAP = {
     b"\xd4\xc3\xb2\xa1": ("<", 1000),
     b"\xa1\xb2\xc3\xd4": (">", 1000),
@@ -27,7 +29,8 @@ _PCAP = {
     b"\xa1\xb2\x3c\x4d": (">", 1),
 }
 _PCAP_VERSION = (2, 4)
-#: pcapng: types of blocks, the byte-order magic in the section header, the option that tells the timestamps' unit.
+#: pcapng: types of blocks, the byte-order magic in the section header, the option that tells the
+#: timestamps' unit.
 _SECTION, _INTERFACE, _SIMPLE_PACKET, _ENHANCED_PACKET = 0x0A0D0D0A, 1, 3, 6
 _BYTE_ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _LONGEST_BLOCK = LONGEST_FRAME + 65536  # a frame and its options
@@ -83,7 +86,8 @@ def read(source: t.BinaryIO, name: str, limit: int) -> list[Packet]:
     """Return the first ``limit`` frames of a capture.
 
     :param name: of the file, for messages.
-    :raises ConntrackError: with file, offset and fault, where it is no capture, one of something else than Ethernet, damaged, or too large.
+    :raises ConntrackError: with file, offset and fault, where it is no capture, one of something
+        else than Ethernet, damaged, or too large.
     """
     reader = _Reader(source, name)
     magic = reader.start()
@@ -205,7 +209,9 @@ def _whole(data: bytes, size: int) -> bytes:
 
 
 def _resolution(order: str, options: bytes) -> int:
-    """Return how many units of an interface's timestamps are a second: its option if_tsresol, or a million."""
+    """Return how many units of an interface's timestamps are a second: its option if_tsresol, or a
+    million.
+    """
     at = 0
     while at + 4 <= len(options):
         code, length = struct.unpack_from(f"{order}HH", options, at)

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a frame is, in one line for people, about as tcpdump names it. Nothing is verified: lengths and checksums may lie."""
+"""What a frame is, in one line for people, about as tcpdump names it. Nothing is verified: lengths
+and checksums may lie.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ _NAMES = {
     _UDPLITE: "UDP-Lite",
 }
 _PORTED = (_TCP, _UDP, _SCTP, _UDPLITE)
-#: IPv6 extension headers that are stepped over, and bytes in a unit of their length (RFC 8200; RFC 4302 for the authentication header).
+#: IPv6 extension headers that are stepped over, and bytes in a unit of their length (RFC 8200; RFC
+#: 4302 for the authentication header).
 _EXTENSIONS = {0: 8, 43: 8, 60: 8, 51: 4}
 _FRAGMENT = 44
 #: TCP's flags from the lowest bit, as tcpdump writes them.

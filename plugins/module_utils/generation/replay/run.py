@@ -1,10 +1,12 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Prove a new generation before it takes over: the same frames through it and through the one that runs, and what they make of each.
+"""Prove a new generation before it takes over: the same frames through it and through the one that
+runs, and what they make of each.
 
-Both are built as shadows, so nothing that runs is touched, and no counter moves. The frames are those of a capture, with the capture's
-clock: timeouts run as they did on the wire, however fast the frames are sent.
+Both are built as shadows, so nothing that runs is touched, and no counter moves. The frames are
+those of a capture, with the capture's clock: timeouts run as they did on the wire, however fast the
+frames are sent.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ LIMIT = 10000
 LARGEST_LIMIT = 100000
 #: How many differing frames, and how many differing flows, are listed; all are counted.
 LISTED = 20
-#: What BPF_PROG_TEST_RUN takes as one frame: an Ethernet header, and a page less the room before and behind (net/bpf/test_run.c). Longer ones are
-#: what a capturing host has merged (GRO, TSO); XDP never sees such.
+#: What BPF_PROG_TEST_RUN takes as one frame: an Ethernet header, and a page less the room before
+#: and behind (net/bpf/test_run.c). Longer ones are what a capturing host has merged (GRO, TSO); XDP
+#: never sees such.
 _SHORTEST, _LONGEST = 14, 4096 - 256 - 320
 #: Fields of a flow that only tell when it was looked at.
 _CLOCKS = ("age", "idle")
@@ -56,7 +59,9 @@ class Frame(t.NamedTuple):
 
 
 class Difference(t.NamedTuple):
-    """Something of which the generations make different things: a frame (with number and hook), or a flow at the end."""
+    """Something of which the generations make different things: a frame (with number and hook), or
+    a flow at the end.
+    """
 
     what: str
     summary: str
@@ -77,8 +82,10 @@ class Report:
     :ivar generation: the running generation's number; None where there is none.
     :ivar reason: why nothing was compared, or not all; empty where all was.
     :ivar compared: whether frames were compared.
-    :ivar frames: how many were replayed; ``skipped`` were not, being too short or too long for a test run; ``cut`` are not whole in the capture.
-    :ivar frame_differences: of how many frames the generations make different things; likewise ``flow_differences``.
+    :ivar frames: how many were replayed; ``skipped`` were not, being too short or too long for a
+        test run; ``cut`` are not whole in the capture.
+    :ivar frame_differences: of how many frames the generations make different things; likewise
+        ``flow_differences``.
     :ivar flows: how many each side had at the end, by side.
     :ivar verdicts: how many frames got which, by side; ``counters`` likewise what they counted.
     :ivar differences: the first ones.
@@ -123,8 +130,9 @@ def check_limit(limit: int) -> None:
 def frames_of(packets: t.Sequence[Packet], hook: str) -> list[Frame]:
     """Return the frames to replay, each with its hook; those that no test run takes are left out.
 
-    :param hook: where all come in; or ``both``, for a capture of both directions: hosts live on either side, whoever is seen to send first on the
-        ingress side, with whom he talks on the other. What is not IP comes in where the frame before did.
+    :param hook: where all come in; or ``both``, for a capture of both directions: hosts live on
+        either side, whoever is seen to send first on the ingress side, with whom he talks on the
+        other. What is not IP comes in where the frame before did.
     """
     sides: dict[bytes, int] = {}
     found, side = [], 0
@@ -153,7 +161,8 @@ def compare(frames: t.Sequence[Frame], old: Shadow | None, new: Shadow, timeouts
     """Send the frames through both, one after the other, and then hold their tables against each other.
 
     :param old: None to see only what the new one makes of them.
-    :param timeouts: whether the flows' timeouts are compared: not where they were set to other values.
+    :param timeouts: whether the flows' timeouts are compared: not where they were set to other
+        values.
     """
     report = Report(compared=old is not None, frames=len(frames))
     shadows = {name: shadow for name, shadow in (("old", old), ("new", new)) if shadow}
@@ -260,9 +269,11 @@ class Proof:
         self.report = Report(reason="no other sources are to be loaded")
 
     def __call__(self, plan: Plan, have: Have, want: Want, settings: bytes) -> Plan:
-        """Return the plan with what the replay came to as its first step, where it loads other sources than those that run.
+        """Return the plan with what the replay came to as its first step, where it loads other
+        sources than those that run.
 
-        :raises ConntrackError: where the generations differ, or can not be compared, and that is to fail; with the report in the fact ``replay``.
+        :raises ConntrackError: where the generations differ, or can not be compared, and that is to
+            fail; with the report in the fact ``replay``.
         """
         load = next(
             (step for step in plan if (step.action, step.kind) == ("load", "generation")), None

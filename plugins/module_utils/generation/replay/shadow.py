@@ -1,11 +1,13 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shadows: a chain's programs once more, attached nowhere, with maps of their own and a clock that is set, to try frames on.
+"""Shadows: a chain's programs once more, attached nowhere, with maps of their own and a clock that
+is set, to try frames on.
 
-A shadow is made of a rendered text alone, so it can be that of another release: slots, counters and maps are those that the text names. Nothing
-of it is pinned: it is gone when its last descriptor is closed, by the end of a killed process too. Its tables are plain hashes, which evict nothing,
-and its counters one array, since no two frames are in it at once; the programs can not tell.
+A shadow is made of a rendered text alone, so it can be that of another release: slots, counters and
+maps are those that the text names. Nothing of it is pinned: it is gone when its last descriptor is
+closed, by the end of a killed process too. Its tables are plain hashes, which evict nothing, and
+its counters one array, since no two frames are in it at once; the programs can not tell.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _TABLE = re.compile(r'^BPF_TABLE_PINNED\("(\w+)", ([^,]+, [^,]+, \w+), (\d+), ',
 _RING = '"maps/ringbuf:" pin'
 _KINDS = {"percpu_array": "array", "lru_hash": "hash"}
 _CLOCK = "replay_clock"
-#: Stands in front of the text: no map of it has a pin, and what it takes for jiffies is the one value of a map.
+#: Stands in front of the text: no map of it has a pin, and what it takes for jiffies is the one
+#: value of a map.
 _HEAD = f"""\
 #undef BPF_TABLE_PINNED
 #define PRIVATE_TABLE(kind, key, value, name, entries, path, flags, ...) BPF_F_TABLE(kind, key, value, name, entries, flags)
@@ -51,7 +54,8 @@ static __always_inline u64 replay_now(void)
 #: What a flow's bytes are: where these differ, tables can not be compared.
 _STRUCTS = ("ct_key", "ct_key6", "ct_half", "ct_entry")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
-#: Seconds on the clock when the first frame comes: late enough that nothing is before the beginning of time.
+#: Seconds on the clock when the first frame comes: late enough that nothing is before the beginning
+#: of time.
 _FIRST_SECOND = 1000
 #: include/uapi/linux/bpf.h, enum bpf_map_type: the kinds that have a value for each CPU.
 _PER_CPU = (5, 6, 10, 21)
@@ -112,7 +116,8 @@ class Result(t.NamedTuple):
     """What a shadow made of one frame.
 
     :ivar verdict: one of VERDICTS, or its number.
-    :ivar data: the bytes that came out where they are not those that went in; else None, also where the frame did not come out.
+    :ivar data: the bytes that came out where they are not those that went in; else None, also where
+        the frame did not come out.
     :ivar counted: the counters that it raised, in their order, with by how much.
     """
 
@@ -127,7 +132,9 @@ class Result(t.NamedTuple):
 
 
 def _copy(path: str, fd: int | None) -> None:
-    """Fill a guest's map with what a pinned one holds, unless that is missing, of another shape, or a CPU each: those count."""
+    """Fill a guest's map with what a pinned one holds, unless that is missing, of another shape, or
+    a CPU each: those count.
+    """
     if fd is None or not os.path.lexists(path):
         return
     with bpf.closing(bpf.obj_get(path)) as source:
@@ -165,9 +172,11 @@ class Shadow:
         :param settings: the one value of its map ``settings``.
         :param hz: jiffies a second, as the settings have them.
         :param frames: so many will be sent at most: each can make one entry.
-        :param maps: directory of the pinned maps that the guests' own begin as copies of; it may be missing.
+        :param maps: directory of the pinned maps that the guests' own begin as copies of; it may be
+            missing.
         :param built: the object file that was made of the text; None to have bcc compile it.
-        :raises ConntrackError: see build_bcc.build() and load_object.load(); also where the settings are not of the text's layout.
+        :raises ConntrackError: see build_bcc.build() and load_object.load(); also where the
+            settings are not of the text's layout.
         """
         self.layout = layout_of(text)
         self._hz, self._now = hz, 0
@@ -238,7 +247,9 @@ class Shadow:
         return {name: number for name, number in zip(self._names, self._counted) if number}
 
     def flows(self) -> dict[tuple[str, bytes], flow.Record]:
-        """Return every flow by family and packed key, in the form in which modules show it, with TCP's windows, those whose time is over too."""
+        """Return every flow by family and packed key, in the form in which modules show it, with
+        TCP's windows, those whose time is over too.
+        """
         found = {}
         now = Clock(self._now, self._hz, 0)
         for table in flow.TABLES:

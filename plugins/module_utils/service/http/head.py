@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The head of a request of HTTP/1, read as RFC 9112 has it and not one bit more generously.
 
-Where two readers of a request differ in where it ends, whoever wrote it can hide a second request from
-one of them. So whatever the RFC lets a server refuse is refused here: folded headers, space before the
-colon, lines that end with LF alone, a length that is given twice, a length beside a transfer coding.
+Where two readers of a request differ in where it ends, whoever wrote it can hide a second request
+from one of them. So whatever the RFC lets a server refuse is refused here: folded headers, space
+before the colon, lines that end with LF alone, a length that is given twice, a length beside a
+transfer coding.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+)(?: (HTTP/[0-9]\.[0-9]))?")
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
-#: RFC 9112 section 3.2 and RFC 3986 section 3.2.2: a name, an IPv4 address or an address in brackets, and a port.
+#: RFC 9112 section 3.2 and RFC 3986 section 3.2.2: a name, an IPv4 address or an address in
+#: brackets, and a port.
 _HOST = re.compile(
     r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
 )

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who is at the other end of a connection, and whether anybody still is.
 
-A unix socket tells both: SO_PEERCRED (unix(7)), and a peer that has only said that it sends no more is told from one that is gone. TCP tells neither. But the
-other end of a connection on a loopback address is a socket of this host, and the kernel knows whose it is: sock_diag(7). A socket that no process has any
-more has inode 0 there.
+A unix socket tells both: SO_PEERCRED (unix(7)), and a peer that has only said that it sends no more
+is told from one that is gone. TCP tells neither. But the other end of a connection on a loopback
+address is a socket of this host, and the kernel knows whose it is: sock_diag(7). A socket that no
+process has any more has inode 0 there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import struct
 import typing as t
 
 _CREDENTIALS = struct.Struct("=iII")
-#: struct nlmsghdr; struct inet_diag_req_v2 and struct inet_diag_msg in include/uapi/linux/inet_diag.h: up to the id, the id's numbers, and what follows it.
+#: struct nlmsghdr; struct inet_diag_req_v2 and struct inet_diag_msg in
+#: include/uapi/linux/inet_diag.h: up to the id, the id's numbers, and what follows it.
 _HEADER = struct.Struct("=IHHII")
 _REQUEST, _PORTS, _ADDRESS, _REST = (
     struct.Struct("=BBBBI"),
@@ -68,7 +70,9 @@ def parse(data: bytes) -> Owner | None:
 
 
 def owner(connection: socket.socket) -> Owner | None:
-    """Return who has the other end of a connection over TCP on this host; None where the kernel does not say."""
+    """Return who has the other end of a connection over TCP on this host; None where the kernel
+    does not say.
+    """
     with (
         contextlib.suppress(OSError),
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4) as asked,
@@ -98,7 +102,8 @@ def uid(connection: socket.socket) -> int | None:
 class Peer(t.NamedTuple):
     """Whom limits are for.
 
-    :ivar name: the same for all connections of one user, or, where that is not known, of one address.
+    :ivar name: the same for all connections of one user, or, where that is not known, of one
+        address.
     :ivar trusted: root, and whoever runs the server: they could end it.
     """
 
@@ -118,7 +123,9 @@ def of(connection: socket.socket, address: t.Any) -> Peer:
 
 
 def gone(connection: socket.socket) -> bool:
-    """Whether nobody is there any more who could take an answer. One who only sends no more is still there."""
+    """Whether nobody is there any more who could take an answer. One who only sends no more is
+    still there.
+    """
     poll = select.poll()
     try:
         poll.register(connection, select.POLLRDHUP)

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How many may ask at once, all together and each user of the host.
 
-Whoever makes a server wait has no right to a place. Where one is needed, the connection goes that waits for its client: first one that waits for a request,
-the one that has waited longest. So slow clients keep nobody out, however many they are. What is worked on is never cut for a newcomer.
+Whoever makes a server wait has no right to a place. Where one is needed, the connection goes that
+waits for its client: first one that waits for a request, the one that has waited longest. So slow
+clients keep nobody out, however many they are. What is worked on is never cut for a newcomer.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import typing as t
 
 from . import peer as http_peer
 
-#: What a connection waits for its client for: a request, the rest of one, or that an answer is taken. The first of them goes first.
+#: What a connection waits for its client for: a request, the rest of one, or that an answer is
+#: taken. The first of them goes first.
 HEAD, BODY, ANSWER = range(3)
-#: Seconds for which an answer has to be left lying before its connection can be cut for another one.
+#: Seconds for which an answer has to be left lying before its connection can be cut for another
+#: one.
 STALLED_SECONDS = 1.0
 
 
@@ -57,7 +60,9 @@ class Guest:
             self.waits = None
 
     def idle(self, now: float) -> tuple[int, float] | None:
-        """Return what it waits for and since when, where it may be cut for another one; else None. One whose client has left is the first to be cut."""
+        """Return what it waits for and since when, where it may be cut for another one; else None.
+        One whose client has left is the first to be cut.
+        """
         if http_peer.gone(self.connection):
             return HEAD, 0.0
         waits = self.waits
@@ -79,7 +84,8 @@ def _readable(connection: socket.socket) -> bool:
 
 
 class Places:
-    """A bounded number of requests at once. Those whose client has left, and which are about to be given up, keep nobody out.
+    """A bounded number of requests at once. Those whose client has left, and which are about to be
+    given up, keep nobody out.
 
     :param total: for all together.
     :param each: for each user of the host, besides root and whoever runs the server.
@@ -150,7 +156,8 @@ class Room:
                     for guest in (mine if alone else there)
                     if (waits := guest.idle(now)) is not None
                 ]
-                # those that were cut still have their threads for a moment; there is a bound for them, too
+                # those that were cut still have their threads for a moment; there is a bound for
+                # them, too
                 if not idle or len(self._guests) >= 2 * self.total:
                     raise Full(alone)
                 victim = min(idle, key=lambda one: one[0])[1]

@@ -3,9 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The flow tables over HTTP, on a unix socket or a loopback address. It only reads.
 
-A thread serves each connection. What a client can make it do is bounded: connections, requests that read flows, summaries and their groups, flows that are
-sorted, the time for a request to come in and for a piece of an answer to be taken; most of it for each user of the host besides. What a client that has left
-asked for is given up. No answer is written while a lock is held, so a slow reader keeps nobody from anything but its own connection.
+A thread serves each connection. What a client can make it do is bounded: connections, requests that
+read flows, summaries and their groups, flows that are sorted, the time for a request to come in and
+for a piece of an answer to be taken; most of it for each user of the host besides. What a client
+that has left asked for is given up. No answer is written while a lock is held, so a slow reader
+keeps nobody from anything but its own connection.
 """
 
 from __future__ import annotations
@@ -46,18 +48,22 @@ from . import peer as http_peer
 from . import room as http_room
 
 SOCKET_MODE = 0o660
-#: Connections at once; of those, requests that read flows; of those, ones that sort more than SORTED of them, which takes memory for each.
+#: Connections at once; of those, requests that read flows; of those, ones that sort more than
+#: SORTED of them, which takes memory for each.
 CONNECTIONS, READERS, SORTERS = 32, 8, 1
 SORTED = 10_000
-#: Requests for a summary, and for metrics. One summary is made at a time, the others wait; those who ask for metrics share one reading.
+#: Requests for a summary, and for metrics. One summary is made at a time, the others wait; those
+#: who ask for metrics share one reading.
 SUMMARIES, SCRAPES = 4, 8
 #: The same for each user of the host, besides root.
 EACH_CONNECTIONS, EACH_READERS, EACH_SUMMARIES, EACH_SCRAPES = 16, 4, 2, 4
-#: Flows that are sorted without a limit of SORTED, and groups of a summary: some 350 and 600 bytes each.
+#: Flows that are sorted without a limit of SORTED, and groups of a summary: some 350 and 600 bytes
+#: each.
 MOST_SORTED, MOST_GROUPS = 250_000, 100_000
 #: Seconds that a summary waits for its turn, and between two looks whether its client still does.
 _TURN_SECONDS, _LOOK_SECONDS = 30.0, 0.1
-#: Seconds for a request to be there after the one before, and for each piece of an answer to be taken.
+#: Seconds for a request to be there after the one before, and for each piece of an answer to be
+#: taken.
 REQUEST_SECONDS, PIECE_SECONDS = 30.0, 30.0
 BODY_BYTES = 1 << 16
 _QUERY_FIELDS = 500
@@ -88,7 +94,8 @@ Put = t.Callable[[bytes], object]
 
 # ---------------------------------------------------------------- the server
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """Answers requests from its making on, once ``start()`` or ``serve_forever()`` was called. Use as a context manager or call ``close()``.
+    """Answers requests from its making on, once ``start()`` or ``serve_forever()`` was called. Use
+    as a context manager or call ``close()``.
 
     :param paths: of the chain; it need not be loaded.
     :param address: see service_options.parse_address().
@@ -157,7 +164,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.where = address.socket or f"http://{host}:{bound[1]}/"
 
     def server_bind(self) -> None:
-        """Bind; a socket that nobody listens on any more is replaced. Nobody can connect before it listens, and by then it has its group and mode."""
+        """Bind; a socket that nobody listens on any more is replaced. Nobody can connect before it
+        listens, and by then it has its group and mode.
+        """
         path = self.address.socket
         if not path:
             super().server_bind()
@@ -224,7 +233,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.close()
 
     def process_request(self, request: t.Any, client_address: t.Any) -> None:
-        """Give a connection a thread; where there is no room, in place of one that waits for its client, or say at once that there are too many."""
+        """Give a connection a thread; where there is no room, in place of one that waits for its
+        client, or say at once that there are too many.
+        """
         peer = http_peer.of(request, client_address)
         try:
             guest, victim = self._room.admit(request, peer)
@@ -247,7 +258,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return self._open[threading.current_thread()]
 
     def _turn_away(self, request: socket.socket, alone: bool) -> None:
-        """Answer without reading. The connection stays open until others were turned away, or its client, which is still sending, would lose the answer."""
+        """Answer without reading. The connection stays open until others were turned away, or its
+        client, which is still sending, would lose the answer.
+        """
         _say_full(
             request, EACH_CONNECTIONS if alone else CONNECTIONS, " by this user" if alone else ""
         )
@@ -336,7 +349,9 @@ def _make_way(path: str) -> None:
 
 
 class Fresh(t.Generic[T]):
-    """Does something that takes a while once for all who ask meanwhile: each gets what was begun after it asked."""
+    """Does something that takes a while once for all who ask meanwhile: each gets what was begun
+    after it asked.
+    """
 
     def __init__(self, make: t.Callable[[], T]) -> None:
         self._make = make
@@ -407,7 +422,8 @@ class Target(t.NamedTuple):
 
 
 def parse_target(target: str) -> Target:
-    """Return what a request target (RFC 9112 section 3.2) names: a path, or a whole URL as a proxy gets it.
+    """Return what a request target (RFC 9112 section 3.2) names: a path, or a whole URL as a proxy
+    gets it.
 
     >>> parse_target("/flows?proto=tcp")
     Target(path='/flows', query='proto=tcp', host=None)
@@ -434,7 +450,8 @@ def parse_target(target: str) -> Target:
 
 
 def parse_words(query: str, known: t.Collection[str]) -> dict[str, t.Any]:
-    """Return the words of a query string as flow_filter takes them: lists of what stands between commas, or was given again.
+    """Return the words of a query string as flow_filter takes them: lists of what stands between
+    commas, or was given again.
 
     >>> parse_words("proto=tcp,udp&dport=80&dport=443&limit=5", ("proto", "dport", "limit"))
     {'proto': ['tcp', 'udp'], 'dport': ['80', '443'], 'limit': '5'}
@@ -508,7 +525,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile = t.cast("io.BufferedIOBase", self)
 
     def finish(self) -> None:
-        """Take in what a client still sends after its answer: a connection that is closed on it would lose the answer on its way."""
+        """Take in what a client still sends after its answer: a connection that is closed on it
+        would lose the answer on its way.
+        """
         if self._unread:
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_WR)
@@ -604,9 +623,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(500, "the server failed at it; its log says how.")
 
     def _for_here(self) -> Target:
-        """Return what the request is for, where it is for this server: a page in a browser on this host can ask over TCP under a name that leads here.
+        """Return what the request is for, where it is for this server: a page in a browser on this
+        host can ask over TCP under a name that leads here.
 
-        :raises ConntrackError: where target or host is not valid; and what comes after it is not looked at.
+        :raises ConntrackError: where target or host is not valid; and what comes after it is not
+            looked at.
         """
         close, self.close_connection = self.close_connection, True
         url = parse_target(self.path)
@@ -689,7 +710,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _stream(self, kind: str, produce: t.Callable[[Put], object]) -> None:
-        """Send what ``produce`` puts, piece by piece. The head goes with the first one, so that what fails before is answered with an error."""
+        """Send what ``produce`` puts, piece by piece. The head goes with the first one, so that
+        what fails before is answered with an error.
+        """
         chunked = self.request_version != "HTTP/1.0"
 
         def put(piece: bytes) -> None:
@@ -698,7 +721,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     self.close_connection = True
                 self._streaming = True
                 self._head(200, kind, {"Transfer-Encoding": "chunked"} if chunked else {})
-            gc.enable()  # flow_table lets it rest while it reads, which may take as long here as the reader likes
+            # flow_table lets it rest while it reads, which may take as long here as the reader
+            # likes
+            gc.enable()
             if piece:
                 self.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
 
@@ -942,7 +967,8 @@ def _forward_refusal(status: int, code: int, message: str, trace: str = "") -> R
 def forward_line(shape: flow.Shape, v: flow.Values) -> str:
     """Return a flow as the original's answer has it: first what the initiator sends, then what comes back.
 
-    ``rx`` is what the initiator sent, ``tx`` what it got. ICMP errors that quote the flow are counted for both directions together, and stand with the first.
+    ``rx`` is what the initiator sent, ``tx`` what it got. ICMP errors that quote the flow are
+    counted for both directions together, and stand with the first.
     """
     state = _FORWARD_STATES.get(shape.state, shape.state.lower())
     # the id of an ICMP query is the port of the side that asks

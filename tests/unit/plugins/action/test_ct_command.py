@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's part of ct_command: the content goes along when the module asks for it, and not before."""
+"""The controller's part of ct_command: the content goes along when the module asks for it, and not
+before.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's part of xdp_program: what it sends to a target, and what it refuses before anything is sent."""
+"""The controller's part of xdp_program: what it sends to a target, and what it refuses before
+anything is sent.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,7 @@ def test_bad_input(args: dict[str, t.Any], message: str) -> None:
     assert refusal(args) == message
 
 
-# ---------------------------------------------------------------- the frames that are to be replayed
+# ---------------------------------------------------------------- the frames that are to be replaye
 def replayed(args: dict[str, t.Any]) -> list[capture.Packet] | None:
     data = xdp_program.frames(args, lambda path: str(pathlib.Path("/playbook") / path))
     return None if data is None else capture.read(io.BytesIO(data), "sent", 100000)
@@ -372,7 +374,9 @@ def test_what_is_not_signed_is_not_sent(tmp_path: pathlib.Path) -> None:
 def test_what_is_verified_is_what_is_sent(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever may write to the directory has the signed manifest, an unsigned one with another object, and the time in between."""
+    """Whoever may write to the directory has the signed manifest, an unsigned one with another
+    object, and the time in between.
+    """
     objects = tmp_path / "objects"
     args = {"build": "object", "objects": str(objects), "signers": str(tmp_path / "signers")}
     digest = put(objects, args)

@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pin two generations of programs that pass every frame, as stand-ins for the chain; or make one of them the active one; or remove them.
+"""Pin two generations of programs that pass every frame, as stand-ins for the chain; or make one of
+them the active one; or remove them.
 
 Usage: stand_in.py COLLECTIONS_PATH PIN_ROOT (create | activate N | remove)
 """

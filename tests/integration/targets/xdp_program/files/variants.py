@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Copy the chain's sources, each copy changed or broken in one way; and make libraries that are not what their names say.
+"""Copy the chain's sources, each copy changed or broken in one way; and make libraries that are not
+what their names say.
 
 variants.py <sources> <directory>
 """
@@ -12,7 +13,8 @@ import pathlib
 import shutil
 import sys
 
-#: By the copy's name: file, what stands there, what shall stand there. No file: the copy is empty. No new text: the file is taken away.
+#: By the copy's name: file, what stands there, what shall stand there. No file: the copy is empty.
+#: No new text: the file is taken away.
 VARIANTS: dict[str, tuple[str, str, str | None]] = {
     "same": ("ct.c", "", ""),
     "comment": ("ct.c", "// SPDX", "/* changed */ // SPDX"),

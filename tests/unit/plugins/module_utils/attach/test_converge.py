@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What xdp_attach plans for each state that an interface can be in; pure, the states are written down."""
+"""What xdp_attach plans for each state that an interface can be in; pure, the states are written
+down.
+"""
 
 from __future__ import annotations
 
@@ -302,7 +304,9 @@ def test_a_missing_program_in_check_mode() -> None:
 
 # ---------------------------------------------------------------- native or generic
 class Driver:
-    """A driver that refuses native XDP with a number, in place of the kernel; the link's fd is 50, its pin's path is noted."""
+    """A driver that refuses native XDP with a number, in place of the kernel; the link's fd is 50,
+    its pin's path is noted.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         self.number = number

@@ -52,7 +52,8 @@ def test_idle_and_age_are_whole_seconds_and_never_negative() -> None:
     assert now.age(101) == 0
 
 
-#: Jiffies since the last packet and the timeout that it gave, for each rate: what the kernel's own clock, which does not go round, makes of them.
+#: Jiffies since the last packet and the timeout that it gave, for each rate: what the kernel's own
+#: clock, which does not go round, makes of them.
 SPANS = [(idle, whole) for idle in (0, 1, 29, 30, 31, 1 << 30) for whole in (1, 30, 1 << 29)]
 ROUNDS = [
     (over, whole)

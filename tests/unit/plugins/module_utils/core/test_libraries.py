@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a user reads when a library is missing, too old or not the one meant, and where else it is looked for."""
+"""What a user reads when a library is missing, too old or not the one meant, and where else it is
+looked for.
+"""
 
 from __future__ import annotations
 

@@ -128,7 +128,8 @@ def test_a_bad_timeout(tmp_path: pathlib.Path) -> None:
 
 
 # ---------------------------------------------------------------- directories that others may read
-#: Takes a lock as another user, where this one is root: flock(2) asks for no more than an open file.
+#: Takes a lock as another user, where this one is root: flock(2) asks for no more than an open
+#: file.
 USER = """
 import fcntl, os, sys
 fd = os.open(sys.argv[1], os.O_RDONLY)

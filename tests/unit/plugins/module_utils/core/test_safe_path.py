@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What paths may be called, who may change what is there, and how files are made and read; a temporary directory stands in."""
+"""What paths may be called, who may change what is there, and how files are made and read; a
+temporary directory stands in.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import unit
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.options import Address, Options
 from ansible_collections.ebpf.conntrack.plugins.modules import xdp_object
 
-#: What would be another word, line, expansion or string where it gets to, and what is no absolute path.
+#: What would be another word, line, expansion or string where it gets to, and what is no absolute
+#: path.
 BAD_NAMES = {
     "quote": 'a"b',
     "apostrophe": "a'b",
@@ -158,7 +161,9 @@ def test_a_pin_root_is_no_longer_than_the_name_of_its_state_can_be() -> None:
     ],
 )
 def test_an_address_is_nothing_but_an_address(listen: str) -> None:
-    """Python takes anything for the scope of an IPv6 address (RFC 4007), and it is a loopback address still."""
+    """Python takes anything for the scope of an IPv6 address (RFC 4007), and it is a loopback
+    address still.
+    """
     assert refusal(lambda: service_options.parse_address(listen=listen)).startswith(
         f"listen: {listen!r} is not valid: "
     )
@@ -174,7 +179,9 @@ def test_a_group_is_nothing_but_a_name(group: str) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_reads_a_quoted_word_as_one(tmp_path: pathlib.Path) -> None:
-    """It has something to say about each path that is not absolute, that it cannot unquote, or whose specifier it does not know."""
+    """It has something to say about each path that is not absolute, that it cannot unquote, or
+    whose specifier it does not know.
+    """
     unit = tmp_path / "strange.service"
 
     def said(word: str) -> str:
@@ -263,7 +270,9 @@ def test_pins_of_another_user_are_refused(base: pathlib.Path, inside: str) -> No
 
 
 def test_a_way_that_others_may_change_is_refused(tmp_path: pathlib.Path) -> None:
-    """A directory above the one that is asked for could be renamed, and a link could lead somewhere else."""
+    """A directory above the one that is asked for could be renamed, and a link could lead somewhere
+    else.
+    """
     (tmp_path / "open/own").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "open/own")
     (tmp_path / "open").chmod(0o777)

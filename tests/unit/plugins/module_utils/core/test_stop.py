@@ -4,8 +4,8 @@
 """Ctrl-C and SIGTERM end ct top, ct watch, ct serve and ct run, whatever they do at that moment.
 
 Each process here gets its signal at one named moment, from itself, so that no luck is needed: in a
-callback of C, in __del__, in a bare except, between a look and the sleep after it, at each line of the
-loop, and where SIGINT was ignored before.
+callback of C, in __del__, in a bare except, between a look and the sleep after it, at each line of
+the loop, and where SIGINT was ignored before.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def top(
     return work
 
 
-# ---------------------------------------------------------------- the moments that drop an exception
+# ---------------------------------------------------------------- the moments that drop an exceptio
 def test_where_an_interrupt_was_ignored_before() -> None:
     """As in what a shell without job control starts with &: Python has no handler of its own then."""
     with Child(
@@ -244,7 +244,9 @@ def traced(
     seen: set[tuple[str, int]],
     strike_at: tuple[str, int] | None = None,
 ) -> object:
-    """Run it, and add the lines of ct top and of what ends it that it runs. It is interrupted as it comes to one of them."""
+    """Run it, and add the lines of ct top and of what ends it that it runs. It is interrupted as it
+    comes to one of them.
+    """
     files = {str(ct_top.__file__), str(stop.__file__)}
 
     def trace(frame: t.Any, event: str, dummy: object) -> t.Any:
@@ -310,7 +312,9 @@ def test_at_each_line_of_the_loop(tmp_path: pathlib.Path) -> None:
 
 # ---------------------------------------------------------------- a reader that takes nothing
 def test_a_write_that_blocks() -> None:
-    """As in ``ct watch | less``, which takes nothing and does not mind Ctrl-C: the handler alone would let the write go on waiting."""
+    """As in ``ct watch | less``, which takes nothing and does not mind Ctrl-C: the handler alone
+    would let the write go on waiting.
+    """
     reader, writer = os.pipe()
 
     def work() -> object:
@@ -365,7 +369,9 @@ def test_all_is_as_it_was_afterwards() -> None:
 def test_serve_while_it_begins_to_wait(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """The signal comes while threading's own lock is held that a handler would take, and at the moment between looking and sleeping."""
+    """The signal comes while threading's own lock is held that a handler would take, and at the
+    moment between looking and sleeping.
+    """
     wait, polling, serving = threading.Condition.wait, select.poll, threading.Event()
 
     def struck(self: threading.Condition, timeout: float | None = None) -> bool:
@@ -428,7 +434,8 @@ def test_run_while_the_chain_is_brought_back(
         return service(tmp_path).run()
 
     with Child(work) as child:
-        # the child's own end is a failure to bring the chain back; of the parent it is the end that was asked for
+        # the child's own end is a failure to bring the chain back; of the parent it is the end that
+        # was asked for
         assert child.status() == (1 if side == "child" else 0)
 
 
@@ -465,7 +472,9 @@ def test_run_in_its_turns(
 
 # ---------------------------------------------------------------- before all that
 def test_the_archive_begins_with_what_no_import_drops(tmp_path: pathlib.Path) -> None:
-    """While it imports, the kernel ends it; an exception would be dropped in the import system's own callbacks."""
+    """While it imports, the kernel ends it; an exception would be dropped in the import system's
+    own callbacks.
+    """
     text = ct_content.content().modules["__main__.py"]
     package = tmp_path / "ebpf_conntrack"
     (package / "ct").mkdir(parents=True)

@@ -493,7 +493,7 @@ def test_the_first_flows_are_printed_before_the_others_are_read(
     )
 
 
-# ---------------------------------------------------------------- what came from elsewhere reaches no terminal
+# ---------------------------------------------------------------- what came from elsewhere reaches
 EVIL = "\x1b[2J\x9b31m\u202e"
 
 

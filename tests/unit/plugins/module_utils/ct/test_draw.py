@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pictures as text: each place and edge is in each form, names stay names, nothing is loaded, no box stands on another. tests/picture looks at them."""
+"""Pictures as text: each place and edge is in each form, names stay names, nothing is loaded, no
+box stands on another. tests/picture looks at them.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,8 @@ def test_an_edge_is_as_wide_as_its_bytes_and_coloured_by_its_state() -> None:
         )
     )
     lines = {one.get("data-state"): one for one in of_class(root, "flow")}
-    widths = {state: one.find(f"{SVG}path").get("stroke-width") for state, one in lines.items()}  # type: ignore[union-attr]
+    # type: ignore[union-attr]
+    widths = {state: one.find(f"{SVG}path").get("stroke-width") for state, one in lines.items()}
     assert widths == {"ESTABLISHED": "9.0", "NEW": "5.25", "CLOSE": "1.5"}
     assert {state: one.get("class") for state, one in lines.items()} == {
         "ESTABLISHED": "flow established",

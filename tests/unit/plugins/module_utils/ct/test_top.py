@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ct top: rates from two reads, whatever became of the flows meanwhile, in bounded memory, and lines that fit."""
+"""ct top: rates from two reads, whatever became of the flows meanwhile, in bounded memory, and
+lines that fit.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def read_twice(
 
 
 def flow_at(number: int, packets: int, **more: t.Any) -> tuple[bytes, bytes]:
-    """A flow as the second read finds it, unless now= is given: so many packets of 100 bytes there, and as many of 1000 bytes back."""
+    """A flow as the second read finds it, unless now= is given: so many packets of 100 bytes there,
+    and as many of 1000 bytes back.
+    """
     return fakes.entry(
         **{
             "sport": number,
@@ -133,7 +137,9 @@ def test_groups_have_their_share_of_the_table() -> None:
 
 
 def test_of_a_large_table_the_flows_with_packets_are_remembered() -> None:
-    """Ten flows where three can be remembered: 8 and 9 had packets before the second read, 0 only after it."""
+    """Ten flows where three can be remembered: 8 and 9 had packets before the second read, 0 only
+    after it.
+    """
     third = Clock(
         LATER.jiffies + SECONDS * fakes.HZ, fakes.HZ, LATER.monotonic_ns + SECONDS * 10**9
     )

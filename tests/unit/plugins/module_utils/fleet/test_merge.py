@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The flows of several hosts in one file: what belongs together, what is told of it, and in how much memory."""
+"""The flows of several hosts in one file: what belongs together, what is told of it, and in how
+much memory.
+"""
 
 from __future__ import annotations
 
@@ -371,7 +373,8 @@ def test_memory_does_not_grow_with_the_flows(tmp_path: pathlib.Path) -> None:
         "import re, sys\n"
         "from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import merge as flow_merge, merge_output as flow_merge_output\n"
         "flow_merge._CACHE_KIB = 512\n"
-        "open('/proc/self/clear_refs', 'w').write('5')\n"  # the peak of whoever started this does not count
+        # the peak of whoever started this does not count
+        "open('/proc/self/clear_refs', 'w').write('5')\n"
         "out = open('/dev/null', 'wb')\n"
         "done = flow_merge.merge([flow_merge.Source('r1', sys.argv[1])], sys.argv[2], flow_merge_output.JsonLines('flows'), out.write)\n"
         "print(done.connections, re.search(r'VmHWM:\\s+([0-9]+)', open('/proc/self/status').read())[1])\n"

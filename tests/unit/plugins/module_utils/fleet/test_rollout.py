@@ -143,7 +143,9 @@ def test_who_needs_nothing_is_in_no_batch() -> None:
 
 
 def test_a_chain_that_is_not_good_is_never_as_wanted() -> None:
-    """Where something is to be done that is done; where nothing can be, the verdict says so, with what repairs it, and stops nobody."""
+    """Where something is to be done that is done; where nothing can be, the verdict says so, with
+    what repairs it, and stops nobody.
+    """
     fault = {
         "fault": "link_moved",
         "object": "eth0",

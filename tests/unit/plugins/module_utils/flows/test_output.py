@@ -19,7 +19,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import output as flow_output
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
-#: Printed by conntrack 1.4.7 (conntrack -L -o extended) about real traffic, through a router namespace and over a loopback.
+#: Printed by conntrack 1.4.7 (conntrack -L -o extended) about real traffic, through a router
+#: namespace and over a loopback.
 CONNTRACK_LINES = (
     (pathlib.Path(__file__).parents[1] / "fixtures" / "conntrack-L-extended.txt")
     .read_text(encoding="ascii")

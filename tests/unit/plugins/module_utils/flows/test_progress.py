@@ -21,7 +21,9 @@ from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 @contextlib.contextmanager
 def terminal(both: bool = False) -> c.Iterator[int]:
-    """Standard error is a terminal; standard output is another file, or the terminal as well. (pytest sets both before each test.)"""
+    """Standard error is a terminal; standard output is another file, or the terminal as well.
+    (pytest sets both before each test.)
+    """
     here, there = os.openpty()
     with os.fdopen(there, "w") as error, open(os.devnull, "w", encoding="ascii") as out:
         with contextlib.redirect_stderr(error), contextlib.redirect_stdout(error if both else out):

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Records that somebody made up, through everything that reads records: each is refused by its field, and nothing of it reaches a file or a terminal."""
+"""Records that somebody made up, through everything that reads records: each is refused by its
+field, and nothing of it reaches a file or a terminal.
+"""
 
 from __future__ import annotations
 

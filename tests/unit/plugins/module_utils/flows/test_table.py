@@ -74,7 +74,9 @@ def test_flows_whose_time_is_over_are_neither_listed_nor_counted() -> None:
 
 
 class Promoting(fakes.FakeTables):
-    """Flows become assured between the two tables of their family: read in the one, they are in the other, too."""
+    """Flows become assured between the two tables of their family: read in the one, they are in the
+    other, too.
+    """
 
     def batches(
         self, opened: flow_table.OpenTable
@@ -129,7 +131,8 @@ def test_what_was_met_takes_few_bytes() -> None:
 
 def test_one_that_did_not_match_before_it_became_assured_is_listed() -> None:
     source = Promoting({"ctt_new": many(6, ctl=0), "ctt": []})
-    source.batches, batches = (lambda opened: _assured(batches(opened), opened)), source.batches  # type: ignore[method-assign]
+    # type: ignore[method-assign]
+    source.batches, batches = (lambda opened: _assured(batches(opened), opened)), source.batches
     assert sorted(ports(read(source, assured=True))) == [1000, 1001, 1002, 1003]
 
 

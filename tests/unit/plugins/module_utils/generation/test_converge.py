@@ -249,7 +249,7 @@ def test_another_layout_matters_to_a_new_generation_alone() -> None:
     assert short(found(layout=9)) == []
 
 
-# ---------------------------------------------------------------- what is kept, what is written down
+# ---------------------------------------------------------------- what is kept, what is written dow
 @pytest.mark.parametrize(
     ("keep", "gone"),
     [(0, ["3", "2", "1"]), (1, ["2", "1"]), (2, ["1"]), (3, []), (16, [])],

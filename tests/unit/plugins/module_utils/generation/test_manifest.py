@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is written down of generations, and read again; no root, a temporary directory is the state directory."""
+"""What is written down of generations, and read again; no root, a temporary directory is the state
+directory.
+"""
 
 from __future__ import annotations
 
@@ -196,7 +198,9 @@ def test_what_is_written_is_for_root_alone(
 
 @pytest.mark.parametrize("which", ["manifest", "object", "directory", "state_dir", "interfaces"])
 def test_what_others_may_have_changed_is_not_acted_on(paths: bpffs.Paths, which: str) -> None:
-    """Root would load and attach what it says. It is named where it is asked for; the next run writes it again, but for directories, which it leaves alone."""
+    """Root would load and attach what it says. It is named where it is asked for; the next run
+    writes it again, but for directories, which it leaves alone.
+    """
     manifest.write(paths, 3, from_object())
     manifest.activate(paths, 3)
     items = [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]
@@ -293,7 +297,8 @@ def test_an_object_goes_with_its_manifest(paths: bpffs.Paths, tmp_path: pathlib.
 
 # ---------------------------------------------------------------- a power cut
 class Disk:
-    """What a power cut would leave: a file's content is safe from its fsync on, a name from that of its directory on.
+    """What a power cut would leave: a file's content is safe from its fsync on, a name from that of
+    its directory on.
 
     :ivar early: the names that were given to files whose content was not safe yet.
     :ivar lost: the directories with names that are not safe.
@@ -328,7 +333,9 @@ class Disk:
 def test_what_is_written_down_outlives_a_power_cut(
     paths: bpffs.Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Content before name, name before it is told: a manifest, its object, the interfaces, and which generation is active."""
+    """Content before name, name before it is told: a manifest, its object, the interfaces, and
+    which generation is active.
+    """
     disk = Disk(monkeypatch)
     for write in (
         lambda: manifest.write(paths, 1, WANT),

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is loaded again: the last chain with the changes that are asked for, the same text that the sources give."""
+"""What is loaded again: the last chain with the changes that are asked for, the same text that the
+sources give.
+"""
 
 from __future__ import annotations
 

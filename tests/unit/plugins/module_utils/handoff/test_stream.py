@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Flows from one host's tables to another's, with another clock, other jiffies a second and another release; and what is refused."""
+"""Flows from one host's tables to another's, with another clock, other jiffies a second and another
+release; and what is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The binding's own logic: errors, netlink messages, argument layouts. The kernel's side is in tests/e2e."""
+"""The binding's own logic: errors, netlink messages, argument layouts. The kernel's side is in
+tests/e2e.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def test_an_old_library_names_the_function(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class _Answers:
-    """Stands in for libbpf's functions: each returns the next of the given numbers, or what a function given in their place does."""
+    """Stands in for libbpf's functions: each returns the next of the given numbers, or what a
+    function given in their place does.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: t.Any) -> None:
         self.calls: list[tuple[t.Any, ...]] = []

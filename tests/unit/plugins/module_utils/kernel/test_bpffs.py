@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names, paths, symlinks and locks of the BPF file system; no root, no bpffs: a temporary directory stands in."""
+"""Names, paths, symlinks and locks of the BPF file system; no root, no bpffs: a temporary directory
+stands in.
+"""
 
 from __future__ import annotations
 

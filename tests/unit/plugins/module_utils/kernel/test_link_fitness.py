@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which interfaces the chain can work on, by what rtnetlink says of them; pure, kinds that this kernel lacks included."""
+"""Which interfaces the chain can work on, by what rtnetlink says of them; pure, kinds that this
+kernel lacks included.
+"""
 
 from __future__ import annotations
 

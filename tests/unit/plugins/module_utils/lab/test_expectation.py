@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lines of expect: what is taken, what is refused and how, and what is chosen where something is left out."""
+"""The lines of expect: what is taken, what is refused and how, and what is chosen where something
+is left out.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command as files: the same from the same sources, whole, and never in the place of somebody else's."""
+"""The command as files: the same from the same sources, whole, and never in the place of somebody
+else's.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_a_damaged_one_is_not_current(at: int) -> None:
 
 
 def test_it_runs_without_any_package(tmp_path: pathlib.Path) -> None:
-    """Under the interpreter of the tests, without site-packages: from the compiled modules, and from the sources where those are of another version."""
+    """Under the interpreter of the tests, without site-packages: from the compiled modules, and
+    from the sources where those are of another version.
+    """
     path = tmp_path / "ct"
     path.write_bytes(ct_archive.archive(WANT.content()))
     stripped = tmp_path / "stripped"

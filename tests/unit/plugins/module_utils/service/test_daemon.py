@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The service's unit and its plan, what it tells systemd, and what it hears; tests/host has the whole."""
+"""The service's unit and its plan, what it tells systemd, and what it hears; tests/host has the
+whole.
+"""
 
 from __future__ import annotations
 
@@ -210,7 +212,9 @@ def test_a_foreign_unit_is_left_alone(
 def test_a_foreign_unit_is_not_put_back(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A roll-out that goes wrong takes the service away where there was none before, and never one that is not the collection's."""
+    """A roll-out that goes wrong takes the service away where there was none before, and never one
+    that is not the collection's.
+    """
     unit = tmp_path / "ct.service"
     monkeypatch.setattr(ct_unit, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(ct_unit, "booted", lambda: True)

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The parts of a replay that need no kernel: which frame comes in where, what it is called, what of a text makes its shadow, what differs."""
+"""The parts of a replay that need no kernel: which frame comes in where, what it is called, what of
+a text makes its shadow, what differs.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What clients can make the server do is bounded, and a request is what RFC 9112 lets it be; on made-up tables.
+"""What clients can make the server do is bounded, and a request is what RFC 9112 lets it be; on
+made-up tables.
 
 tests/e2e/test_http.py has the answers, on real ones.
 """
@@ -130,7 +131,9 @@ def everything(connection: socket.socket) -> bytes:
 
 
 def send(server: http_server.Server, text: str | bytes) -> tuple[int, bytes]:
-    """Status and body of the answer to what is a request, or ought to be none; it closes the connection."""
+    """Status and body of the answer to what is a request, or ought to be none; it closes the
+    connection.
+    """
     with dial(server, text) as connection:
         found = everything(connection)
     head, dummy, body = found.partition(b"\r\n\r\n")
@@ -154,7 +157,7 @@ def until(what: c.Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
-# ---------------------------------------------------------------- a request is what the RFC lets it be
+# ---------------------------------------------------------------- a request is what the RFC lets it
 SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: ct\r\n\r\n"
 BODY = '{"action": "QueryForward"}'
 POST = f"POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: {len(BODY)}\r\nConnection: close\r\n"
@@ -655,7 +658,9 @@ def test_tcp_on_this_host_says_who(host: str) -> None:
 
 
 def test_another_user_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its user is asked of the kernel; where that does not answer, the address stands for it, and its end for its going."""
+    """Its user is asked of the kernel; where that does not answer, the address stands for it, and
+    its end for its going.
+    """
     other = 65534 if os.geteuid() == 0 else os.geteuid()
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
