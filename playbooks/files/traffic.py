@@ -194,11 +194,13 @@ def main() -> None:
             flows.append(send(args.client, args.server, args.address))
         except socket.timeout:
             sys.exit(
-                f"{send.__name__}: no answer from {args.address} in {args.server} within {SECONDS} s. Is the lab up, and does no firewall stand between?"
+                f"{send.__name__}: no answer from {args.address} in {args.server} within {SECONDS}"
+                " s. Is the lab up, and does no firewall stand between?"
             )
         except OSError as exc:
             sys.exit(
-                f"{send.__name__}, from {args.client} to {args.address} in {args.server}: {exc}. Is the lab up, and is this root?"
+                f"{send.__name__}, from {args.client} to {args.address} in {args.server}: {exc}. Is"
+                " the lab up, and is this root?"
             )
     print(json.dumps({"flows": flows}))
 

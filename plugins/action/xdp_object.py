@@ -30,7 +30,8 @@ def packed(args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> dict[st
     for name in ("state", "table_size", "table_size6", "half_open_size", "half_open_size6"):
         if name in args:
             raise ConntrackError(
-                f"{name}: it is no option of xdp_object: an object is the same for all of its values."
+                f"{name}: it is no option of xdp_object: an object is the same for all of its"
+                " values."
             )
     whole = rendered(args, find)
     text, headers = unpack(whole[RENDERED])

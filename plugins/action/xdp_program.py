@@ -180,7 +180,8 @@ def build_of(args: t.Mapping[str, t.Any]) -> str:
             )
     if build == "object" and not args.get("objects"):
         raise ConntrackError(
-            "objects: it is missing: build: object takes the object from that directory on the controller."
+            "objects: it is missing: build: object takes the object from that directory on the"
+            " controller."
         )
     return build
 
@@ -204,7 +205,8 @@ def prelude_of(source: str) -> str:
 def object_for(
     args: t.Mapping[str, t.Any], packed: str, target: Target, find: t.Callable[[str], str]
 ) -> Built:
-    """Return the object of a task's chain: compiled now, or before, or taken from where it was prepared.
+    """Return the object of a task's chain: compiled now, or before, or taken from where it was
+    prepared.
 
     :param packed: the rendered chain, as it is sent.
     :param find: makes a path of the controller absolute.
@@ -258,8 +260,9 @@ def prepared(
             or "no object at all"
         )
         raise ConntrackError(
-            f"objects: {directory} has not the object that is wanted, {name} ({what}). It has {there}. "
-            f"Make it with ebpf.conntrack.xdp_object and the same options, or the playbook build.yml, with dest: {directory}."
+            f"objects: {directory} has not the object that is wanted, {name} ({what}). It has"
+            f" {there}. Make it with ebpf.conntrack.xdp_object and the same options, or the"
+            f" playbook build.yml, with dest: {directory}."
         )
     built, said = found
     path, manifest = object_file.paths(directory, name)

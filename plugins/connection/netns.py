@@ -103,8 +103,8 @@ _BPFFS = "/sys/fs/bpf"
 #: Lays a sysfs of the namespace over the machine's, and the machine's /sys/fs over that, seen by
 #: this process and its children only; then runs "$@".
 _OWN_SYSFS = (
-    "here=$PWD; mount --make-rprivate /sys; cd /sys/fs; mount -t sysfs sysfs /sys; mount --no-canonicalize --rbind . /sys/fs; "
-    'cd "$here" 2> /dev/null || cd /; exec "$@"'
+    "here=$PWD; mount --make-rprivate /sys; cd /sys/fs; mount -t sysfs sysfs /sys; mount"
+    ' --no-canonicalize --rbind . /sys/fs; cd "$here" 2> /dev/null || cd /; exec "$@"'
 )
 
 
@@ -163,7 +163,8 @@ class Connection(LocalConnection):
             there = ", ".join(netns.names()[0]) or "none"
             why = exc.message if isinstance(exc, ConntrackError) else f"netns: {exc}."
             raise AnsibleConnectionFailure(
-                f"{why} There are: {there}. A lab's namespaces come back with the role ebpf.conntrack.netns_lab; ansible_netns names another one."
+                f"{why} There are: {there}. A lab's namespaces come back with the role"
+                " ebpf.conntrack.netns_lab; ansible_netns names another one."
             ) from None
         return name
 
@@ -177,7 +178,8 @@ class Connection(LocalConnection):
         code, out, err = super().exec_command(line, in_data=in_data, sudoable=sudoable)
         if code and user is not None and err.startswith(b"sudo:"):
             raise AnsibleConnectionFailure(
-                f"{user.pw_name} may not enter network namespace {self._namespace()!r}: {err.decode(errors='replace').strip()}. "
-                "Run Ansible as root, or let sudo run nsenter without a password."
+                f"{user.pw_name} may not enter network namespace {self._namespace()!r}:"
+                f" {err.decode(errors='replace').strip()}. Run Ansible as root, or let sudo run"
+                " nsenter without a password."
             )
         return code, out, err

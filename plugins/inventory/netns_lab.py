@@ -113,7 +113,8 @@ _NOT_DESCRIBING = ("state", "install", "replace", "state_dir", "pin_root")
 
 
 def description(found: t.Any) -> dict[str, t.Any]:
-    """Return a topology as topology.parse() takes it, from the module's options or the role's variables.
+    """Return a topology as topology.parse() takes it, from the module's options or the role's
+    variables.
 
     :raises ConntrackError: it is none.
     """
@@ -157,7 +158,8 @@ def there(lab: str) -> list[lab_inventory.Node]:
     """
     if os.geteuid() != 0:
         raise ConntrackError(
-            "Reading a lab from the machine needs root: run Ansible as root, or give its description (topology)."
+            "Reading a lab from the machine needs root: run Ansible as root, or give its"
+            " description (topology)."
         )
     want = topology.absent(lab)
     with lab_kernel.Kernel() as kernel:
@@ -165,7 +167,8 @@ def there(lab: str) -> list[lab_inventory.Node]:
     if not have.namespaces:
         labs = ", ".join(lab_record.other_labs(lab)) or "none"
         raise ConntrackError(
-            f"lab: there is no lab {lab!r} on this machine; others: {labs}. Build it (role ebpf.conntrack.netns_lab), or give its description (topology)."
+            f"lab: there is no lab {lab!r} on this machine; others: {labs}. Build it (role"
+            " ebpf.conntrack.netns_lab), or give its description (topology)."
         )
     return lab_inventory.of_lab(lab, have)
 

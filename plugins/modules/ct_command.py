@@ -138,7 +138,8 @@ def main() -> None:
     with told_by(module):
         if params["state"] == "present" and not params["digest"]:
             raise ConntrackError(
-                "digest: it is empty: the module has to be run as ebpf.conntrack.ct_command, whose action part fills it in."
+                "digest: it is empty: the module has to be run as ebpf.conntrack.ct_command, whose"
+                " action part fills it in."
             )
         bpffs.check_text(
             bpffs.Paths(params["pin_root"], params["state_dir"])

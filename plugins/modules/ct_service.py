@@ -188,7 +188,8 @@ def main() -> None:
             )
         elif params["state"] == "present":
             module.warn(
-                "systemd does not run this machine, so there is no ct.service: nothing brings the chain back after a reboot."
+                "systemd does not run this machine, so there is no ct.service: nothing brings the"
+                " chain back after a reboot."
             )
     module.exit_json(changed=bool(plan), plan=plans.as_dicts(plan), diff=plans.as_diff(plan))
 

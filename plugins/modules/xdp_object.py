@@ -175,7 +175,8 @@ def prepare(module: AnsibleModule) -> tuple[plans.Plan, str, object_file.Built |
     render.check_unfiltered(params["forward"], params[render.UNFILTERED])
     if not params["rendered"]:
         raise ConntrackError(
-            "rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_object, whose action part renders the sources."
+            "rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_object, whose"
+            " action part renders the sources."
         )
     text, headers = render.unpack(params["rendered"])
     prelude = headers.pop(build_clang.PRELUDE)

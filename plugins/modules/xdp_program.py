@@ -732,7 +732,8 @@ def proof_of(module: AnsibleModule, paths: bpffs.Paths) -> replay.Proof | None:
         return None
     if not module.params["replay_frames"]:
         raise ConntrackError(
-            "replay_frames: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part sends the capture."
+            "replay_frames: it is empty: the module has to be run as ebpf.conntrack.xdp_program,"
+            " whose action part sends the capture."
         )
     replay.check_limit(options["limit"])
     with open(module.params["replay_frames"], "rb") as source:
@@ -768,7 +769,8 @@ def present(
     render.check_unfiltered(params["forward"], params[render.UNFILTERED])
     if not params["rendered"]:
         raise ConntrackError(
-            "rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose action part renders the sources."
+            "rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose"
+            " action part renders the sources."
         )
     text, headers = render.unpack(params["rendered"])
     want = generation.Want(

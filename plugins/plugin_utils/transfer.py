@@ -9,7 +9,8 @@ from ansible.plugins.action import ActionBase
 
 
 def send(action: ActionBase, name: str, data: bytes) -> str:
-    """Put a file into the task's directory on the target, which goes with the task; return its path.
+    """Put a file into the task's directory on the target, which goes with the task; return its
+    path.
 
     For what is too long for a module's arguments, see render.pack().
     """

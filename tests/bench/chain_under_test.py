@@ -102,7 +102,9 @@ class Chain:
 
     @staticmethod
     def bytes_per_flow(table: int) -> int:
-        """Return the kernel's memory for one entry of a flow table, as it accounts for it, in whole bytes."""
+        """Return the kernel's memory for one entry of a flow table, as it accounts for it, in whole
+        bytes.
+        """
         with open(f"/proc/self/fdinfo/{table}", encoding="ascii") as lines:
             facts = dict(line.split(":", 1) for line in lines)
         return int(facts["memlock"]) // int(facts["max_entries"])

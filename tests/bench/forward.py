@@ -33,7 +33,10 @@ from chain_under_test import Chain
 SOURCE = harness.ROOT / "tests/bench/forward.c"
 CLIENT, SERVER, SPORT, DPORT = "10.0.0.1", "172.30.56.105", 40000, 8080
 FIRST = 10 << 24  # the clients are 10.0.0.0 and those after it
-RULES = "table ip tracked { chain every { type filter hook forward priority 0; ct state invalid drop; }; }"
+RULES = (
+    "table ip tracked { chain every { type filter hook forward priority 0; ct state invalid drop;"
+    " }; }"
+)
 #: Highest ratio of time to nf_conntrack's, of what is forwarded: 1.5 times its packets a second.
 #: The first packet of a flow is the stack's.
 GOAL = 1 / 1.5
@@ -109,7 +112,9 @@ class Router:
         )
 
     def send(self, target: int, count: int, clients: int, first: int = 0) -> float:
-        """Send frames of so many clients, the one after the other, through a program; return ns a frame."""
+        """Send frames of so many clients, the one after the other, through a program; return ns a
+        frame.
+        """
         wanted = (
             self.mac("r-in") + self.mac("p-in") + struct.pack("=IIQ", FIRST + first, clients - 1, 0)
         )

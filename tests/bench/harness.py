@@ -101,7 +101,9 @@ class Row:
         return None if self.goal is None or reached is None else reached <= self.goal
 
     def as_dict(self) -> dict[str, t.Any]:
-        """Return the row as it stands in the report file; ``min`` and ``max`` are those of ``ours``."""
+        """Return the row as it stands in the report file; ``min`` and ``max`` are those of
+        ``ours``.
+        """
         peer = self.peer
         return {
             "section": self.section,
@@ -162,7 +164,8 @@ def command(
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode:
         raise BenchError(
-            f"{' '.join(words[:4])} ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-2000:]}"
+            f"{' '.join(words[:4])} ended with {done.returncode}:"
+            f" {(done.stdout + done.stderr).strip()[-2000:]}"
         )
     return done.stdout
 

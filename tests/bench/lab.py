@@ -149,7 +149,8 @@ def settle() -> None:
     name = f"eb{secrets.token_hex(3)}"
     harness.command(
         ["ip", "-batch", "-"],
-        f"netns add {name}\nlink add {name} type veth peer name far netns {name}\nnetns del {name}\n",
+        f"netns add {name}\nlink add {name} type veth peer name far netns {name}\nnetns del"
+        f" {name}\n",
     )
     while os.path.exists(f"/sys/class/net/{name}"):
         time.sleep(0.005)

@@ -43,8 +43,8 @@ XDP_PASS = 2
 CLIENT, SERVER, SPORT, DPORT = "10.0.0.1", "172.30.56.105", 40000, 8080
 CLIENT6, SERVER6 = "2001:db8::1", "2001:db8:1::105"
 TCP, UDP, ICMP = 6, 17, 1
-BEFORE_TEN = (
-    "10.255.255.255"  # counting up from here within 10.0.0.0/8, the first source is 10.0.0.0
+BEFORE_TEN = (  # counting up from here within 10.0.0.0/8, the first source is 10.0.0.0
+    "10.255.255.255"
 )
 
 #: So many packets at least in one measurement of random hits: else what is cold at its beginning
@@ -334,7 +334,9 @@ class Driven:
 def new_flows(
     variants: c.Mapping[str, Chain], base: Baselines, size: int, count: int, rounds: int
 ) -> list[harness.Row]:
-    """Measure packets that each open a flow, in tables that are full after the first ``size`` of them."""
+    """Measure packets that each open a flow, in tables that are full after the first ``size`` of
+    them.
+    """
 
     def counted(under_test: Chain, drive: Driven) -> float:
         before = under_test.counters()
@@ -383,7 +385,9 @@ def new_flows(
 def random_hits(
     variants: c.Mapping[str, Chain], base: Baselines, flows: int, rounds: int
 ) -> list[harness.Row]:
-    """Measure packets of ``flows`` established flows in an order of their own, each flow in its turn."""
+    """Measure packets of ``flows`` established flows in an order of their own, each flow in its
+    turn.
+    """
     turns = max(1, RANDOM_PACKETS // flows)
     fill = Driven(
         base,

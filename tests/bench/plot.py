@@ -69,7 +69,9 @@ def split(name: str) -> tuple[str, str]:
 
 
 def groups(rows: c.Iterable[ReportRow]) -> dict[tuple[str, str], list[Bar]]:
-    """Return the bars of each main measurement by its name and unit: ours by variant, then the peers."""
+    """Return the bars of each main measurement by its name and unit: ours by variant, then the
+    peers.
+    """
     rows, found = list(rows), collections.defaultdict(dict)  # type: ignore[var-annotated]
     for section, pattern in MAIN:
         for row in rows:
@@ -97,13 +99,19 @@ def text(
     bold: bool = False,
 ) -> str:
     weight = ' font-weight="bold"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}"{weight} {FONT}>{escape(words)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}"'
+        f' text-anchor="{anchor}"{weight} {FONT}>{escape(words)}</text>'
+    )
 
 
 def picture(title: str, note: str, height: float, parts: c.Iterable[str]) -> str:
     """Return a whole SVG document."""
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0f}" viewBox="0 0 {WIDTH} {height:.0f}">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0f}"'
+            f' viewBox="0 0 {WIDTH} {height:.0f}">'
+        ),
         f"<title>{escape(title)}</title>",
         f'<rect width="{WIDTH}" height="{height:.0f}" fill="white"/>',
         text(24, 34, title, 18, bold=True),
@@ -133,8 +141,15 @@ def bars(rows: c.Iterable[ReportRow], note: str) -> str:
             middle, start = top + line / 2 - 1, x + label
             parts += [
                 text(start - 8, top + 12, one.label, 12, INK if one.ours else FAINT, "end"),
-                f'<rect x="{start:.1f}" y="{top:.1f}" width="{width:.1f}" height="{line - 4}" fill="{colour}"/>',
-                f'<path d="M{start + room * one.low / longest:.1f} {middle:.1f}H{start + room * one.high / longest:.1f}" stroke="{INK}" stroke-width="1"/>',
+                (
+                    f'<rect x="{start:.1f}" y="{top:.1f}" width="{width:.1f}" height="{line - 4}"'
+                    f' fill="{colour}"/>'
+                ),
+                (
+                    f'<path d="M{start + room * one.low / longest:.1f}'
+                    f' {middle:.1f}H{start + room * one.high / longest:.1f}" stroke="{INK}"'
+                    ' stroke-width="1"/>'
+                ),
             ]
             ratio = "" if one.ours or not one.value else f" (ours {best / one.value:.2f}x)"
             parts.append(
@@ -223,7 +238,8 @@ def panel(
             for at, value in sorted(line.items())
         ]
         parts.append(
-            f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}" fill="none"'
+            f' stroke="{colour}" stroke-width="2"/>'
         )
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
         y = min(
@@ -250,7 +266,10 @@ def draw(rows: c.Collection[ReportRow], directory: pathlib.Path, note: str) -> l
 def note(quick: bool = False) -> str:
     """Return what every picture says about where its numbers come from."""
     kernel = ".".join(platform.release().split(".")[:2])
-    return f"Linux {kernel}, {os.cpu_count()} CPUs; medians of interleaved runs{', a quick run' if quick else ''}"
+    return (
+        f"Linux {kernel}, {os.cpu_count()} CPUs; medians of interleaved"
+        f" runs{', a quick run' if quick else ''}"
+    )
 
 
 if __name__ == "__main__":

@@ -210,8 +210,10 @@ def kernel_table(count: int) -> c.Iterator[str]:
             for i in range(count):
                 source = socket.inet_ntoa((0x0A000000 + i).to_bytes(4, "big"))
                 rules.write(
-                    f"-A -s {source} -d {packet.SERVER} -r {packet.SERVER} -q {source} -p tcp --sport {packet.SPORT} --dport {packet.DPORT}"
-                    f" --reply-port-src {packet.DPORT} --reply-port-dst {packet.SPORT} --state ESTABLISHED -u ASSURED,SEEN_REPLY -t 432000\n"
+                    f"-A -s {source} -d {packet.SERVER} -r {packet.SERVER} -q {source} -p tcp"
+                    f" --sport {packet.SPORT} --dport {packet.DPORT} --reply-port-src"
+                    f" {packet.DPORT} --reply-port-dst {packet.SPORT} --state ESTABLISHED -u"
+                    " ASSURED,SEEN_REPLY -t 432000\n"
                 )
             rules.flush()
             harness.command(["ip", "netns", "exec", name, "conntrack", "--load-file", rules.name])

@@ -75,7 +75,8 @@ def main() -> int:
         parser.error("the benchmark makes namespaces and loads programs: run it as root")
 
     print(
-        f"Linux {platform.release()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; medians of interleaved runs{', quick' if options.quick else ''}"
+        f"Linux {platform.release()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; medians"
+        f" of interleaved runs{', quick' if options.quick else ''}"
     )
     rows: list[harness.Row] = []
     failed = False

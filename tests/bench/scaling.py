@@ -113,7 +113,9 @@ def on_cpus(
 def random_hits(
     variants: c.Mapping[str, Chain], base: Baselines, flows: int, rounds: int
 ) -> c.Iterator[harness.Row]:
-    """Measure packets of ``flows`` established connections in an order of their own, each in its turn."""
+    """Measure packets of ``flows`` established connections in an order of their own, each in its
+    turn.
+    """
     turns = max(1, packet.RANDOM_PACKETS // flows)
     fill = packet.Driven(
         base,

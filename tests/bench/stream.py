@@ -27,7 +27,8 @@ XDP_HAS_FRAGS = 1 << 5  # include/uapi/linux/bpf.h, BPF_F_XDP_HAS_FRAGS
 
 @contextlib.contextmanager
 def attached(ends: c.Iterable[tuple[str, str, int, str]]) -> c.Iterator[dict[str, bpf.LinkFacts]]:
-    """Attach programs while the block runs; give what is known of the interfaces, by namespace and name.
+    """Attach programs while the block runs; give what is known of the interfaces, by namespace and
+    name.
 
     :param ends: namespace, interface, program and mode of each.
     """

@@ -172,7 +172,8 @@ def _pins() -> dict[str, str]:
                         found[f"pin {path}"] = f"link, program {link.prog_id} on {link.ifindex}"
                     else:
                         found[f"pin {path}"] = (
-                            f"{kind} {bpf.map_info(fd).id if kind == 'map' else bpf.prog_info(fd).id}"
+                            f"{kind}"
+                            f" {bpf.map_info(fd).id if kind == 'map' else bpf.prog_info(fd).id}"
                         )
     return found
 

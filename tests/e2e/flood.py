@@ -114,7 +114,8 @@ class Lab:
         }
 
     def flood(self, name: str, number: int) -> None:
-        """Send the first packets of so many flows that nobody heard of before; each of them arrives.
+        """Send the first packets of so many flows that nobody heard of before; each of them
+        arrives.
 
         :param name: a key of FLOODS.
         """

@@ -342,7 +342,9 @@ class Load:
         return {name: numbers[name] for name, dummy in chain.OUTCOMES if numbers[name]}
 
     def packets(self) -> dict[tuple[str, int], tuple[int, int, str]]:
-        """Return (packets of the initiator, of the other side, state) of each flow, by family and number."""
+        """Return (packets of the initiator, of the other side, state) of each flow, by family and
+        number.
+        """
         found = {}
         with flow_table.FlowTables(self.paths.pin_root) as tables:
             now = tables.clock()
@@ -359,7 +361,9 @@ class Load:
 
     @staticmethod
     def interfaces() -> tuple[int, int]:
-        """Return how many frames the attached interfaces received, and how many they had no room for."""
+        """Return how many frames the attached interfaces received, and how many they had no room
+        for.
+        """
         links = json.loads(
             subprocess.run(["ip", "-j", "-s", "link"], check=True, capture_output=True).stdout
         )

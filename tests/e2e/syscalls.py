@@ -259,7 +259,9 @@ class _Stopped:
             return sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL)
 
     def _map_id(self) -> int:
-        """Return the id of the map that the call is about; union bpf_attr begins with its file descriptor."""
+        """Return the id of the map that the call is about; union bpf_attr begins with its file
+        descriptor.
+        """
         (fd,) = struct.unpack("=I", self._read(self.arguments[1], 4))
         with open(f"/proc/{self.pid}/fdinfo/{fd}", encoding="ascii") as lines:
             return next((int(line.split()[1]) for line in lines if line.startswith("map_id:")), 0)
@@ -350,7 +352,8 @@ def _supervise(
         ready = poll.poll(_HANGS * 1000)
         if not ready:
             raise TimeoutError(
-                f"the process made no system call for {_HANGS} s; its last ones: {'; '.join(map(str, done.events[-5:]))}"
+                f"the process made no system call for {_HANGS} s; its last ones:"
+                f" {'; '.join(map(str, done.events[-5:]))}"
             )
         if not ready[0][1] & select.POLLIN:
             return  # it has ended

@@ -75,9 +75,9 @@ class Lab:
             **options,
         }
         result, warnings = attach.converge(
-            interfaces=self.both
-            if interfaces is None and whole["state"] == "present"
-            else interfaces,
+            interfaces=(
+                self.both if interfaces is None and whole["state"] == "present" else interfaces
+            ),
             **whole,
         )
         return {**result, "warnings": warnings}
@@ -148,8 +148,10 @@ def lab() -> t.Iterator[Lab]:
         for directory, below, names in os.walk(made.pin_root, topdown=False):
             for name in names + below:
                 path = os.path.join(directory, name)
-                os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(
-                    path
+                (
+                    os.rmdir(path)
+                    if os.path.isdir(path) and not os.path.islink(path)
+                    else os.unlink(path)
                 )
         os.rmdir(made.pin_root)
 
@@ -312,7 +314,10 @@ def test_generic_where_the_driver_can_not(lab: Lab) -> None:
     lo = [{"name": "lo", "netns": lab.ns, "program": "ingress"}]
     with pytest.raises(
         ConntrackError,
-        match=r"refuses native XDP: .*does not support XDP in native mode.* Give mode: generic or auto",
+        match=(
+            r"refuses native XDP: .*does not support XDP in native mode.* Give mode: generic or"
+            r" auto"
+        ),
     ):
         lab.run(lo, mode="native")
     result = lab.run(lo)
@@ -416,7 +421,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     ),
     "queues": (
         (
-            "link add q0 numrxqueues 1 numtxqueues 1 type veth peer name q1 numrxqueues 4 numtxqueues 4",
+            (
+                "link add q0 numrxqueues 1 numtxqueues 1 type veth peer name q1 numrxqueues 4"
+                " numtxqueues 4"
+            ),
         ),
         "q0",
         "native",
@@ -475,7 +483,10 @@ def test_what_is_typed_by_hand_has_to_be_there(lab: Lab) -> None:
         typed(state, lab.near)
         with pytest.raises(
             ConntrackError,
-            match=r"interfaces\[0\]\.name: there is no interface 'nolan' in the host's namespace; there are: ",
+            match=(
+                r"interfaces\[0\]\.name: there is no interface 'nolan' in the host's namespace;"
+                r" there are: "
+            ),
         ):
             typed(state, "nolan")
         with pytest.raises(
@@ -675,7 +686,10 @@ def test_a_number_means_nothing_in_another_namespace(lab: Lab) -> None:
                 if wanted == "present":
                     with pytest.raises(
                         ConntrackError,
-                        match=f"{lab.far}@{other} has an XDP program that is not ours: .*held by bpf_link",
+                        match=(
+                            f"{lab.far}@{other} has an XDP program that is not ours: .*held by"
+                            " bpf_link"
+                        ),
                     ):
                         lab.run([twin])
                 else:
@@ -687,9 +701,10 @@ def test_a_number_means_nothing_in_another_namespace(lab: Lab) -> None:
             lab.run([twin])["plan"][0]["action"] == "attach" and lab.seen(lab.far, other) == EGRESS
         )
         assert lab.run([twin], state="absent")["changed"]
-        assert (lab.seen(lab.far, other), lab.seen(lab.far, lab.ns)) == (BARE, EGRESS), (
-            "the other one's link is left alone"
-        )
+        assert (lab.seen(lab.far, other), lab.seen(lab.far, lab.ns)) == (
+            BARE,
+            EGRESS,
+        ), "the other one's link is left alone"
     finally:
         ip("netns", "del", other)
 
@@ -751,7 +766,10 @@ def test_check_mode_on_a_clean_machine(lab: Lab) -> None:
 def test_missing_things_are_named(lab: Lab) -> None:
     with pytest.raises(
         ConntrackError,
-        match=rf"interfaces\[1\]\.name: there is no interface 'nolan' in namespace {lab.ns}; there are: lo, {lab.far}\.",
+        match=(
+            rf"interfaces\[1\]\.name: there is no interface 'nolan' in namespace {lab.ns}; there"
+            rf" are: lo, {lab.far}\."
+        ),
     ):
         lab.run([lab.both[0], {"name": "nolan", "netns": lab.ns, "program": "egress"}])
     with pytest.raises(
@@ -762,12 +780,16 @@ def test_missing_things_are_named(lab: Lab) -> None:
     os.unlink(lab.paths.prog(0))
     with pytest.raises(
         ConntrackError,
-        match=rf"interfaces\[0\]\.program: 'ingress' is not loaded: {lab.paths.prog(0)} does not exist\. Run ebpf\.conntrack\.xdp_program first",
+        match=(
+            rf"interfaces\[0\]\.program: 'ingress' is not loaded: {lab.paths.prog(0)} does not"
+            r" exist\. Run ebpf\.conntrack\.xdp_program first"
+        ),
     ):
         lab.run()
-    assert lab.state() == (BARE, BARE), (
-        "the second interface's program is there, but nothing is touched"
-    )
+    assert lab.state() == (
+        BARE,
+        BARE,
+    ), "the second interface's program is there, but nothing is touched"
 
 
 def test_what_is_foreign_among_the_pins_is_refused(lab: Lab) -> None:
@@ -852,7 +874,10 @@ def test_nothing_that_fits_is_an_error_that_says_what_there_is(lab: Lab) -> None
     nothing = {"driver": "virtio_net", "netns": lab.ns, "program": "ingress"}
     with pytest.raises(
         ConntrackError,
-        match=rf"interfaces\[0\]: driver virtio_net: no interface in namespace {lab.ns} fits; there are: {lab.far} \(driver veth\)\.",
+        match=(
+            rf"interfaces\[0\]: driver virtio_net: no interface in namespace {lab.ns} fits; there"
+            rf" are: {lab.far} \(driver veth\)\."
+        ),
     ):
         lab.run([nothing])
     would = lab.run([nothing], check_mode=True)  # an earlier task may make it
@@ -879,12 +904,15 @@ def test_an_interface_without_ethernet_header_is_refused(lab: Lab) -> None:
     ):
         with pytest.raises(
             ConntrackError,
-            match=rf"interfaces\[1\]\.name: tun0@{lab.ns}: .*no Ethernet header \(hardware type 65534",
+            match=(
+                rf"interfaces\[1\]\.name: tun0@{lab.ns}: .*no Ethernet header \(hardware type 65534"
+            ),
         ):
             lab.run([tap, tun], check_mode=check_mode, mode=mode)
-    assert (lab.seen("tun0", lab.ns), lab.seen("tap0", lab.ns)) == (BARE, BARE), (
-        "nothing is touched"
-    )
+    assert (lab.seen("tun0", lab.ns), lab.seen("tap0", lab.ns)) == (
+        BARE,
+        BARE,
+    ), "nothing is touched"
 
     chosen = {"pattern": "t?[np]0", "netns": lab.ns, "program": "ingress"}
     for check_mode in (True, False):
@@ -897,7 +925,9 @@ def test_an_interface_without_ethernet_header_is_refused(lab: Lab) -> None:
     assert lab.seen("tap0", lab.ns)[0] == "ingress"
     with pytest.raises(
         ConntrackError,
-        match=r"interfaces\[0\]: pattern tun\*: no interface in namespace .* is left; left out: tun0",
+        match=(
+            r"interfaces\[0\]: pattern tun\*: no interface in namespace .* is left; left out: tun0"
+        ),
     ):
         lab.run([{**chosen, "pattern": "tun*"}])
 
@@ -968,7 +998,10 @@ def test_only_one_of_a_stack_carries_the_chain(lab: Lab) -> None:
         ):
             with pytest.raises(
                 ConntrackError,
-                match=rf"\.name: {upper}@{lab.ns}: each packet would be counted twice: all its frames that come by {lower} are",
+                match=(
+                    rf"\.name: {upper}@{lab.ns}: each packet would be counted twice: all its frames"
+                    rf" that come by {lower} are"
+                ),
             ):
                 lab.run(both, check_mode=check_mode)
     assert lab.pins() == []
@@ -983,7 +1016,10 @@ def test_only_one_of_a_stack_carries_the_chain(lab: Lab) -> None:
     lab.run([top])
     with pytest.raises(
         ConntrackError,
-        match=f"{lab.far}@{lab.ns}: each packet would be counted twice: its frames that mv0 gets are counted there",
+        match=(
+            f"{lab.far}@{lab.ns}: each packet would be counted twice: its frames that mv0 gets are"
+            " counted there"
+        ),
     ):
         lab.run([port])
     assert lab.run([{**port, "program": "pass"}], check_mode=True)["changed"], (
@@ -998,7 +1034,10 @@ def test_alternative_names_are_the_same_interface(lab: Lab) -> None:
         ip("link", "property", "add", "dev", lab.near, "altname", name)
     with pytest.raises(
         ConntrackError,
-        match=rf"interfaces\[1\]\.name: 'alt0' is not valid: it is {lab.near}, which is already in interfaces\[0\]",
+        match=(
+            rf"interfaces\[1\]\.name: 'alt0' is not valid: it is {lab.near}, which is already in"
+            r" interfaces\[0\]"
+        ),
     ):
         lab.run([lab.both[0], {**lab.both[0], "name": "alt0"}])
     assert lab.pins() == []
@@ -1044,7 +1083,10 @@ def test_a_namespace_with_two_names_is_one(lab: Lab) -> None:
             subprocess.run(["mount", "--bind", source, netns.path(name)], check=True)
         with pytest.raises(
             ConntrackError,
-            match=rf"interfaces\[1\]\.name: '{lab.far}@{lab.ns}' is not valid: it is {lab.far}@{alias}, which is already in",
+            match=(
+                rf"interfaces\[1\]\.name: '{lab.far}@{lab.ns}' is not valid: it is"
+                rf" {lab.far}@{alias}, which is already in"
+            ),
         ):
             lab.run([{**lab.both[1], "netns": alias}, lab.both[1]])
         assert lab.run([{**lab.both[0], "netns": own}, lab.both[1]])["changed"]

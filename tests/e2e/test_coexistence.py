@@ -166,7 +166,10 @@ def test_what_stands_in_the_chains_place_stays(
     for check_mode in (True, False):
         with pytest.raises(
             ConntrackError,
-            match=rf"^{path} is a (pin|symbolic link) of somebody else\. Move it away, or give another pin_root\.",
+            match=(
+                rf"^{path} is a (pin|symbolic link) of somebody else\. Move it away, or give"
+                r" another pin_root\."
+            ),
         ):
             made.ensure(check_mode=check_mode)
     generation.remove(made.paths)
@@ -267,7 +270,10 @@ def test_an_interface_that_was_moved_is_named_and_taken_up_where_it_is(
     assert faults(lab) == ["link_moved"]
     with pytest.raises(
         ConntrackError,
-        match=rf"no interface '{lab.near}'.* its link {number} went with the interface.*another namespace: name it as it is now",
+        match=(
+            rf"no interface '{lab.near}'.* its link {number} went with the interface.*another"
+            r" namespace: name it as it is now"
+        ),
     ):
         lab.run(lab.both[:1])
     moved = [{"name": lab.near, "netns": elsewhere, "program": "ingress"}]

@@ -141,7 +141,8 @@ def test_what_does_not_hold_is_told(both: Wire) -> None:
     both.run(
         "server",
         "nft",
-        "table inet wall { chain in { type filter hook input priority 0; meta l4proto { tcp, udp, icmp, icmpv6 } drop; }; }",
+        "table inet wall { chain in { type filter hook input priority 0; meta l4proto { tcp, udp,"
+        " icmp, icmpv6 } drop; }; }",
     )
     try:
         lines = [
@@ -261,7 +262,9 @@ def test_nothing_is_sent_where_a_line_can_not_be_checked(both: Wire) -> None:
     good = flow("udp", "REPLIED")
     with pytest.raises(
         ConntrackError,
-        match=r"expect\[1\]\.flow\.to: .* is not valid: it is no namespace on this host: give one of ",
+        match=(
+            r"expect\[1\]\.flow\.to: .* is not valid: it is no namespace on this host: give one of "
+        ),
     ):
         check(both, good, flow("udp", "REPLIED", to="nowhere"))
     with pytest.raises(ConntrackError, match="have no addresses of ipv6 in common"):
@@ -303,12 +306,12 @@ def test_the_playbook_checks_the_lines_of_a_topology(
     assert text.count("not checked in check mode") == 4 and playbooks.here() == set()
     text = run(good)
     assert (
-        f"(item=ping from {tag}1 to {tag}2, is answered within 5 s: an answer from 172.30.56.105 after "
-        in text
+        f"(item=ping from {tag}1 to {tag}2, is answered within 5 s: an answer from 172.30.56.105"
+        " after " in text
     )
     assert (
-        f"(item=udp from {tag}1 to {tag}2, over IPv6, port 53, is REPLIED within 5 s: REPLIED with 1 packet there and 1 back"
-        in text
+        f"(item=udp from {tag}1 to {tag}2, over IPv6, port 53, is REPLIED within 5 s: REPLIED with"
+        " 1 packet there and 1 back" in text
     )
     assert "Send traffic through it" in text and "skipping: [localhost]" in text, (
         "the default lab's traffic is left out"

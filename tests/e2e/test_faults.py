@@ -103,8 +103,10 @@ def lab_drifts() -> None:
     """Bring the lab up and let it drift."""
     WIDE_LAB.run()
     shell(
-        "ip -n ns1 link set ns1-wan mtu 1400; ip link set ns1-lan address 02:11:11:11:11:11; ip -n ns1 addr add 172.20.56.77/24 dev ns1-wan;"
-        "ip -n ns2 route replace default via 172.30.56.99; ip route add 10.88.0.0/16 via 172.20.56.105; echo 0 > /proc/sys/net/ipv4/conf/all/forwarding"
+        "ip -n ns1 link set ns1-wan mtu 1400; ip link set ns1-lan address 02:11:11:11:11:11; ip -n"
+        " ns1 addr add 172.20.56.77/24 dev ns1-wan;ip -n ns2 route replace default via"
+        " 172.30.56.99; ip route add 10.88.0.0/16 via 172.20.56.105; echo 0 >"
+        " /proc/sys/net/ipv4/conf/all/forwarding"
     )
 
 
@@ -562,7 +564,10 @@ Figure = c.Callable[[str, object], None]
 
 def survived(scenario: Scenario) -> str:
     """Break the scenario everywhere in both ways; return how often, for people."""
-    return f"{faults.killed_everywhere(scenario)} kills, {faults.refused_everywhere(scenario)} refused calls"
+    return (
+        f"{faults.killed_everywhere(scenario)} kills, {faults.refused_everywhere(scenario)} refused"
+        " calls"
+    )
 
 
 @pytest.mark.parametrize("name", LAB_SCENARIOS)
@@ -599,11 +604,15 @@ def test_no_room_for_the_state() -> None:
     def body() -> None:
         lab_with_quick_chain()
         shell(
-            "mkdir /var/lib/ebpf_conntrack; mount -t tmpfs -o size=64k tmpfs /var/lib/ebpf_conntrack"
+            "mkdir /var/lib/ebpf_conntrack; mount -t tmpfs -o size=64k tmpfs"
+            " /var/lib/ebpf_conntrack"
         )
         fill = "dd if=/dev/zero of=/var/lib/ebpf_conntrack/rubbish bs=1k 2>/dev/null || true"
         shell(fill)
-        words = r"/var/lib/ebpf_conntrack/.*: the manifest of the generation can not be kept: No space left on device\. Make room"
+        words = (
+            r"/var/lib/ebpf_conntrack/.*: the manifest of the generation can not be kept: No space"
+            r" left on device\. Make room"
+        )
         refused(words, CHAIN)
         shell("rm /var/lib/ebpf_conntrack/rubbish")
         in_use()

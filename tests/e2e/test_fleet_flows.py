@@ -142,9 +142,10 @@ def test_one_table_of_the_fleet(
         "the collector has the same"
     )
     assert re.search(r"unread: gone: .*Connection refused", " ".join(told.split())), told
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fleet.jsonl", "inventory.json"], (
-        "no host's file is left"
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "fleet.jsonl",
+        "inventory.json",
+    ], "no host's file is left"
 
 
 def test_prometheus_finds_what_it_is_to_scrape(tmp_path: pathlib.Path) -> None:
@@ -182,7 +183,10 @@ def hand_over(lab: TwoRouters, *filters: str) -> str:
     """ct export of the first router, through a pipe, into ct import of the second; return what that
     said.
     """
-    code = "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.cli import main; sys.exit(main())"
+    code = (
+        "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.cli import"
+        " main; sys.exit(main())"
+    )
     one, two = (
         [sys.executable, "-c", code, *words, "--pin-root", lab.pin_root(name)]
         for name, words in (("a", ("export", *filters)), ("b", ("import", "-o", "json")))

@@ -84,7 +84,9 @@ class Talks:
             self._send(key, [pair.udp("a", 55), pair.udp("b", 66)])
 
     def there(self) -> int:
-        """Return how many of their flows are established, assured, and have counted exactly what was sent."""
+        """Return how many of their flows are established, assured, and have counted exactly what
+        was sent.
+        """
         return sum(found == self._flow(key) for key, found in self.found().items())
 
     def found(self) -> dict[tuple[str, str, int], tuple[t.Any, ...]]:
@@ -111,7 +113,9 @@ class Talks:
 
 
 def raised(after: t.Mapping[str, t.Any], before: t.Mapping[str, t.Any]) -> dict[str, int]:
-    """Return which counters of a summary went up, and by how much; those in groups have dotted names."""
+    """Return which counters of a summary went up, and by how much; those in groups have dotted
+    names.
+    """
     found = {}
     for name, value in after.items():
         if isinstance(value, dict):
@@ -135,7 +139,8 @@ def test_established_flows_survive_a_flood(
         lab.flood(name, number)
     survivors = talks.there()
     figure(
-        f"established flows that survive a flood of {sum(FLOODED.values())} new ones, {request.node.callspec.id}",
+        f"established flows that survive a flood of {sum(FLOODED.values())} new ones,"
+        f" {request.node.callspec.id}",
         f"{survivors} of {len(talks)}",
     )
     assert survivors == len(talks), talks.found()
@@ -144,9 +149,11 @@ def test_established_flows_survive_a_flood(
     assert reading.summary is not None
     up = raised(reading.summary["counters"], before)
     began = sum(FLOODED.values())
-    assert up == {"created": began, "tracked": began, "evicted": began - reading.count}, (
-        "what is not there any more was evicted, and nothing else"
-    )
+    assert up == {
+        "created": began,
+        "tracked": began,
+        "evicted": began - reading.count,
+    }, "what is not there any more was evicted, and nothing else"
     assert reading.summary["pressure"]["assured"]["entries"] == len(talks)
     half_open = reading.summary["pressure"]["half_open"]
     assert (
@@ -213,7 +220,9 @@ def test_what_begins_anew_in_the_place_of_an_assured_flow_stays_there(lab: Lab) 
 
 
 def test_an_assured_flow_whose_time_is_over(lab: Lab) -> None:
-    """The next packet begins a flow in its place, or, where it can begin none, takes the entry away."""
+    """The next packet begins a flow in its place, or, where it can begin none, takes the entry
+    away.
+    """
     before = lab.counters()
     talk, other = (Talk(pair).open() for pair in pairs("ipv4", 2))
     lab.rig.settings(timeouts={"tcp_established": 1, "tcp_unacknowledged": 1})
@@ -286,9 +295,10 @@ def test_no_more_flows_begin_in_a_second_than_are_allowed(lab: Lab) -> None:
     lab.rig.settings()
     before = lab.counters()
     lab.flood("udp4", 10_000)
-    assert raised(lab.counters(), before) == {"created": 10_000, "tracked": 10_000}, (
-        "without a bound each begins a flow"
-    )
+    assert raised(lab.counters(), before) == {
+        "created": 10_000,
+        "tracked": 10_000,
+    }, "without a bound each begins a flow"
 
 
 def test_the_bound_holds_again_after_a_quiet_time(lab: Lab) -> None:

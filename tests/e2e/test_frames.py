@@ -25,7 +25,8 @@ IP_OPTIONS_ROUTER_ALERT = bytes([148, 4, 0, 0])
 #: A classifier that drops every packet which still has metadata: data_meta (offset 140 of struct
 #: __sk_buff) differs from data (76).
 NO_METADATA = bytes.fromhex(
-    "6112 8c00 00000000 6113 4c00 00000000 b700 0000 02000000 1d32 0100 00000000 9500 0000 00000000 b700 0000 00000000 9500 0000 00000000"
+    "6112 8c00 00000000 6113 4c00 00000000 b700 0000 02000000 1d32 0100 00000000 9500 0000 00000000"
+    " b700 0000 00000000 9500 0000 00000000"
 )
 
 

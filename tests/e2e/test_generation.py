@@ -294,7 +294,9 @@ class Chain:
 
 
 def gone(program: int) -> bool:
-    """Whether the kernel has let go of a program; it does so a grace period after the last reference."""
+    """Whether the kernel has let go of a program; it does so a grace period after the last
+    reference.
+    """
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline:
         try:
@@ -368,7 +370,9 @@ def quick(made: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
 
 @pytest.fixture
 def veth() -> c.Iterator[None]:
-    """The veth pair left and right, both ends in a namespace without a name, which the test runs in."""
+    """The veth pair left and right, both ends in a namespace without a name, which the test runs
+    in.
+    """
     with netns.anonymous():
         subprocess.run(
             ["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True
@@ -448,11 +452,15 @@ def test_an_unchanged_run_neither_imports_bcc_nor_writes(
 ) -> None:
     (tmp_path / "chain.c").write_text(loaded.text, encoding="utf-8")
     code = (
-        "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render; from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs\n"
-        "from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation\n"
-        f"want = generation.Want(open({str(tmp_path / 'chain.c')!r}).read(), render.read_headers({str(SOURCES)!r}), **{SIZES!r})\n"
-        f"plan, have = generation.ensure(bpffs.Paths({loaded.paths.pin_root!r}, {loaded.paths.state_dir!r}), want)\n"
-        "assert plan == [] and have.generation == 1 and 'bcc' not in sys.modules, (plan, have)\n"
+        "import sys; from ansible_collections.ebpf.conntrack.plugins.module_utils.build import"
+        " render; from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import"
+        " bpffs\nfrom ansible_collections.ebpf.conntrack.plugins.module_utils.generation import"
+        " converge as generation\nwant ="
+        f" generation.Want(open({str(tmp_path / 'chain.c')!r}).read(),"
+        f" render.read_headers({str(SOURCES)!r}), **{SIZES!r})\nplan, have ="
+        f" generation.ensure(bpffs.Paths({loaded.paths.pin_root!r}, {loaded.paths.state_dir!r}),"
+        " want)\nassert plan == [] and have.generation == 1 and 'bcc' not in sys.modules, (plan,"
+        " have)\n"
     )
 
     before, tree = loaded.stamps(), loaded.tree()
@@ -799,7 +807,9 @@ def test_a_damaged_generation_does_not_take_over(loaded: Chain, damage: str) -> 
     before = loaded.tree()
     with pytest.raises(
         ConntrackError,
-        match=r"^generation 2 can not take over: .*ct.*\. Kept are: generation 2, .*; generation 1, ",
+        match=(
+            r"^generation 2 can not take over: .*ct.*\. Kept are: generation 2, .*; generation 1, "
+        ),
     ):
         loaded.roll_back(2)
     assert loaded.tree() == before
@@ -946,7 +956,9 @@ def test_a_chain_that_stopped_passing_frames_is_found_before_it_takes_over(
     before = loaded.tree()
     with pytest.raises(
         ConntrackError,
-        match=r"^prove generation 1: ingress: the chain does not pass a frame as it is: .*not counted",
+        match=(
+            r"^prove generation 1: ingress: the chain does not pass a frame as it is: .*not counted"
+        ),
     ) as raised:
         loaded.roll_back()
     assert raised.value.facts["applied"] == [] and loaded.tree() == before
@@ -1148,7 +1160,10 @@ def test_another_layout_is_refused(loaded: Chain) -> None:
     before = loaded.tree()
     with pytest.raises(
         ConntrackError,
-        match=rf"generation 1 have layout {chain.LAYOUT_VERSION + 1} .* this release's have layout {chain.LAYOUT_VERSION} .*drop",
+        match=(
+            rf"generation 1 have layout {chain.LAYOUT_VERSION + 1} .* this release's have layout"
+            rf" {chain.LAYOUT_VERSION} .*drop"
+        ),
     ):
         loaded.ensure(loaded.changed())
     assert loaded.tree() == before
@@ -1222,14 +1237,16 @@ BROKEN = {
         "STAGE(prs_gre)\n{\n",
         "STAGE(prs_gre)\n{\n\treturn XDP_DROP;\n",
         [
-            r"ingress: the chain does not pass a frame as it is: a GRE header .*: verdict 1 \(XDP_PASS is 2\)"
+            r"ingress: the chain does not pass a frame as it is: a GRE header .*: verdict 1"
+            r" \(XDP_PASS is 2\)"
         ],
     ),
     "a stage that drops": (
         PRS_ETH,
         f"{PRS_ETH}\treturn XDP_DROP;\n",
         [
-            r"the chain does not pass a frame as it is: a frame that is not IP: verdict 1 \(XDP_PASS is 2\)"
+            r"the chain does not pass a frame as it is: a frame that is not IP: verdict 1"
+            r" \(XDP_PASS is 2\)"
         ],
     ),
     "a stage that counts nothing": (
@@ -1524,8 +1541,10 @@ def test_another_run_that_does_not_end_is_named(loaded: Chain, veth: None) -> No
             "roll back": lambda: generation.roll_back(loaded.paths, patience=0),
             "attach": lambda: attach_it(False),
             "plan to attach": lambda: attach_it(True),
-            "flush": lambda: contextlib.ExitStack().enter_context(
-                flow_table.writing(loaded.paths.pin_root, 0)
+            "flush": (
+                lambda: contextlib.ExitStack().enter_context(
+                    flow_table.writing(loaded.paths.pin_root, 0)
+                )
             ),
         }
         for name, run in runs.items():

@@ -319,9 +319,11 @@ def test_fragments_pass_only_when_they_are_let(acl: Acl) -> None:
     server.sendto(bytes(4000), there)
     with pytest.raises(TimeoutError):
         client.recv(5000)
-    assert acl.hits() == (hits[UNSOLICITED], hits[FRAGMENT] + 2, hits[UNCLEAR]), (
-        "of three, the one that completes the datagram belongs to the flow"
-    )
+    assert acl.hits() == (
+        hits[UNSOLICITED],
+        hits[FRAGMENT] + 2,
+        hits[UNCLEAR],
+    ), "of three, the one that completes the datagram belongs to the flow"
     acl.set(FRAGMENTS, 1)
     server.sendto(bytes(4000), there)
     client.settimeout(5)
@@ -409,7 +411,8 @@ def test_a_new_generation_keeps_the_list_and_its_rules_under_traffic(
         slot: info.id for slot, info in have.programs.items()
     }
     figure(
-        "guests: generation swaps with an access list, packets that it had to drop, let in by mistake",
+        "guests: generation swaps with an access list, packets that it had to drop, let in by"
+        " mistake",
         f"{swaps}, {sent}, 0",
     )
 
@@ -531,17 +534,19 @@ def test_a_pinned_program_is_taken_as_it_is(bare: Bare) -> None:
     )
     before = bare.counts(21)
     assert bare.run(FRAME) == (XDP_PASS, FRAME)
-    assert bare.counts(21) == {**before, "seen": before["seen"] + 1}, (
-        "what it does with a frame nobody can count"
-    )
+    assert bare.counts(21) == {
+        **before,
+        "seen": before["seen"] + 1,
+    }, "what it does with a frame nobody can count"
     assert bare.ensure(asked)[0] == [], "a second run changes nothing"
     os.unlink(path)
     assert bare.run(FRAME) == (XDP_PASS, FRAME), "the generation holds it"
     bare.pin(DROPPER, "passer")
     plan, have = bare.ensure(asked)
-    assert [step.action for step in plan][:2] == ["load", "activate"], (
-        "another program behind the same path is another guest"
-    )
+    assert [step.action for step in plan][:2] == [
+        "load",
+        "activate",
+    ], "another program behind the same path is another guest"
     assert bare.run(FRAME)[0] == XDP_DROP, "a chain whose guest drops everything can be proved, too"
 
 
@@ -590,7 +595,10 @@ def test_an_empty_slot_is_passed_over_named_and_filled_again(bare: Bare) -> None
 
 def test_going_back_brings_the_guests_of_then_with_what_their_maps_held(bare: Bare) -> None:
     """With one that drops everything, so that no frame of proof passes."""
-    text = 'GUEST_MAP(kept, "array", int, u32, 1, 0);\nGUEST(dropper)\n{\n\tint i = 0;\n\n\tkept.lookup(&i);\n\treturn guest_drop(ctx, f);\n}\n'
+    text = (
+        'GUEST_MAP(kept, "array", int, u32, 1, 0);\nGUEST(dropper)\n{\n\tint i ='
+        " 0;\n\n\tkept.lookup(&i);\n\treturn guest_drop(ctx, f);\n}\n"
+    )
     dummy, have = bare.ensure({"slot": 21, "src": bare.source(text)})
     with bpf.closing(bpf.obj_get(bare.rig.paths.map("kept"))) as fd:
         bpf.map_update(fd, bytes(4), U32.pack(7))
@@ -638,7 +646,8 @@ REFUSED = {
     "another attach type": (
         lambda bare: {"slot": 21, "pinned": bare.pin(PASSER, "untyped", attach_type=0)},
         [
-            r"one jump table with the chain \(Invalid argument\): it has to be loaded with expected_attach_type BPF_XDP \(37\)"
+            r"one jump table with the chain \(Invalid argument\): it has to be loaded with"
+            r" expected_attach_type BPF_XDP \(37\)"
         ],
     ),
     "C syntax": (
@@ -655,7 +664,8 @@ REFUSED = {
             "src": bare.source(
                 NOTHING.replace(
                     "\treturn",
-                    "\tif (*(volatile u8 *)((void *)(long)ctx->data + 60))\n\t\treturn XDP_DROP;\n\treturn",
+                    "\tif (*(volatile u8 *)((void *)(long)ctx->data + 60))\n\t\treturn"
+                    " XDP_DROP;\n\treturn",
                 )
             ),
         },
@@ -698,7 +708,10 @@ def test_a_map_of_another_shape_needs_another_name(bare: Bare) -> None:
     ):
         with pytest.raises(
             ConntrackError,
-            match=f"guests: the map mine has another shape in the running generation: {words}. Give it another name",
+            match=(
+                f"guests: the map mine has another shape in the running generation: {words}. Give"
+                " it another name"
+            ),
         ):
             bare.ensure({"slot": 4, "src": bare.source(text.replace(old, new, 1))})
         assert jump_table(bare.rig.paths.pin_root) == before

@@ -446,7 +446,10 @@ def test_a_body_of_64_kib_is_taken_and_no_more(idle: str, size: int, status: int
 
 
 # ---------------------------------------------------------------- who may ask
-ASK = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b'GET /flows HTTP/1.0\\r\\n\\r\\n'); print(s.makefile().read())"
+ASK = (
+    "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(b'GET"
+    " /flows HTTP/1.0\\r\\n\\r\\n'); print(s.makefile().read())"
+)
 
 
 def test_a_group_may_read_and_no_more(ct: Ct, served: str) -> None:
@@ -576,9 +579,9 @@ def test_what_another_process_put_there_meanwhile_stays(place: str, kind: str) -
             client.connect(place)
     with pytest.raises(
         ConntrackError,
-        match="another process serves there"
-        if kind == "a socket"
-        else "something else than a socket",
+        match=(
+            "another process serves there" if kind == "a socket" else "something else than a socket"
+        ),
     ):
         http_server.Server(
             bpffs.Paths("/sys/fs/bpf/nothing_here"), service_options.parse_address(place)

@@ -470,11 +470,16 @@ def test_each_alert_is_raised_by_what_it_is_for_and_by_nothing_else(tmp_path: pa
             "input_series": [{"series": name, "values": values} for name, values in series.items()],
             "promql_expr_test": [
                 {
-                    "expr": f'count by (alertname) (ALERTS{{alertstate="firing", alertname=~"{alert}"}})',
+                    "expr": (
+                        'count by (alertname) (ALERTS{alertstate="firing",'
+                        f' alertname=~"{alert}"}})'
+                    ),
                     "eval_time": "14m",
-                    "exp_samples": []
-                    if alert == ".*"
-                    else [{"labels": f'{{alertname="{alert}"}}', "value": 1}],
+                    "exp_samples": (
+                        []
+                        if alert == ".*"
+                        else [{"labels": f'{{alertname="{alert}"}}', "value": 1}]
+                    ),
                 }
             ],
         }

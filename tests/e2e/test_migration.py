@@ -60,7 +60,9 @@ class Chain:
     headers: dict[str, str]
 
     def want(self, sizes: t.Mapping[str, int]) -> generation.Want:
-        """The chain as it comes with the collection, with tables of SIZE entries but for those given."""
+        """The chain as it comes with the collection, with tables of SIZE entries but for those
+        given.
+        """
         given = {**dict.fromkeys(render.SIZES, SIZE), **sizes}
         return generation.Want(
             render.render(str(SOURCES), render.Settings(**given)), self.headers, **given
@@ -309,7 +311,8 @@ def assert_all_there(made: Chain, talks: list[Talk], before: dict[str, int], idl
         if talk.key not in flows or packets(flows[talk.key]) != talk.sent
     }
     assert not wrong, (
-        f"{len(wrong)} of {len(talks)}: {next(iter(wrong.items()))}; { ({n: after[n] - before[n] for n in after if after[n] != before[n]}) }"
+        f"{len(wrong)} of {len(talks)}: {next(iter(wrong.items()))};"
+        f" { ({n: after[n] - before[n] for n in after if after[n] != before[n]}) }"
     )
     assert len(flows) == len(talks) + idle
     assert after["tracked"] - before["tracked"] == sum(sum(talk.sent) for talk in talks)
@@ -410,7 +413,8 @@ def test_a_smaller_table_keeps_the_assured_and_latest(made: Chain) -> None:
     foretold, lost, warnings = made.ensure({"table_size": 1024}, check_mode=True)
     assert lost == {"ctt": 1500 - room}
     assert warnings == [
-        f"ctt: {1500 - room} of 1500 flows can not be kept, there is room for {room}: the assured and latest ones are kept."
+        f"ctt: {1500 - room} of 1500 flows can not be kept, there is room for {room}: the assured"
+        " and latest ones are kept."
     ]
     assert f"{1500 - room} flows of ctt can not be kept" in next(
         step["reason"] for step in foretold if step["action"] == "move"
@@ -586,7 +590,8 @@ def test_a_million_flows_go_over_under_traffic(
     )
     figure(
         "a table of 1000000 flows resized under traffic",
-        f"{spent['end'] - spent['switch']:.1f} s from the switch on, {grown:.0f} MB more memory, 0 lost",
+        f"{spent['end'] - spent['switch']:.1f} s from the switch on, {grown:.0f} MB more memory, 0"
+        " lost",
     )
     made.attach("absent")
 
@@ -842,7 +847,9 @@ def test_another_layout_is_taken_over_under_traffic(
     switched = 0
 
     def run_ahead(name: str) -> None:
-        """Between the two interfaces: the answers are seen by the old chain alone, and are long ones."""
+        """Between the two interfaces: the answers are seen by the old chain alone, and are long
+        ones.
+        """
         nonlocal switched
         switched += name == "bpf_link_update"
         if name == "bpf_link_update" and switched == 2:
@@ -920,7 +927,10 @@ def test_another_layout_is_taken_over_under_traffic(
             if policy != "fail":
                 with pytest.raises(
                     ConntrackError,
-                    match="ctl assured was 0x1000000000000000 and is 0x20.*Nothing was changed.*three ways on",
+                    match=(
+                        "ctl assured was 0x1000000000000000 and is 0x20.*Nothing was changed.*three"
+                        " ways on"
+                    ),
                 ):
                     made.ensure()
                 assert generation.observe(made.paths).leftovers == ()

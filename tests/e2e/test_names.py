@@ -88,8 +88,8 @@ def test_a_misspelt_variable_of_a_role_is_named_before_anything_is_done(
         ("rollout", "rollout_max_evictd", "rollout_max_evicted"),
     ):
         assert (
-            f"Check the names of the variables said: {name}: there is no such variable of {owner}. Did you mean {meant}?"
-            in said
+            f"Check the names of the variables said: {name}: there is no such variable of {owner}."
+            f" Did you mean {meant}?" in said
         ), said
     assert (
         "Bring the lab to the wanted state said: links[0].ends[0].netns: 'nowhere' is not valid"

@@ -197,7 +197,8 @@ def test_build_rerun_absent(p: str, router: str | None) -> None:
     assert_gone(p)
     assert run(lab) == checked
     sh(
-        f"ip netns exec {p}1 ping -c 1 -W 1 10.9.2.2; ip netns exec {p}1 ping -6 -c 1 -W 1 2001:db8:2::2"
+        f"ip netns exec {p}1 ping -c 1 -W 1 10.9.2.2; ip netns exec {p}1 ping -6 -c 1 -W 1"
+        " 2001:db8:2::2"
     )
     assert run(lab) == []
     if router:
@@ -219,12 +220,17 @@ DRIFTS = {
     "multicast off on the host": "ip link set {p}l1 multicast off",
     "address away": "ip -n {p}1 addr del 10.9.1.2/24 dev {p}w1",
     "addresses away": "ip -n {p}1 addr flush dev {p}w1",
-    "address too much": "ip -n {p}1 addr add 10.9.1.77/24 dev {p}w1; ip addr add 10.77.0.1/16 dev {p}l1",
-    "address before ours": (
-        "ip -n {p}1 addr flush dev {p}w1; ip -n {p}1 addr add 10.9.1.77/24 dev {p}w1; ip -n {p}1 addr add 10.9.1.2/24 brd + dev {p}w1;"
-        " ip -n {p}1 addr add 2001:db8:1::2/64 dev {p}w1"
+    "address too much": (
+        "ip -n {p}1 addr add 10.9.1.77/24 dev {p}w1; ip addr add 10.77.0.1/16 dev {p}l1"
     ),
-    "broadcast": "ip -n {p}1 addr del 10.9.1.2/24 dev {p}w1; ip -n {p}1 addr add 10.9.1.2/24 brd 10.9.1.254 dev {p}w1",
+    "address before ours": (
+        "ip -n {p}1 addr flush dev {p}w1; ip -n {p}1 addr add 10.9.1.77/24 dev {p}w1; ip -n {p}1"
+        " addr add 10.9.1.2/24 brd + dev {p}w1; ip -n {p}1 addr add 2001:db8:1::2/64 dev {p}w1"
+    ),
+    "broadcast": (
+        "ip -n {p}1 addr del 10.9.1.2/24 dev {p}w1; ip -n {p}1 addr add 10.9.1.2/24 brd 10.9.1.254"
+        " dev {p}w1"
+    ),
     "prefix length": "ip addr del 10.9.1.1/24 dev {p}l1; ip addr add 10.9.1.1/25 brd + dev {p}l1",
     "IPv6 address away": "ip -n {p}1 addr del 2001:db8:1::2/64 dev {p}w1",
     "IPv6 address too much": "ip -n {p}1 addr add 2001:db8:1::77/64 dev {p}w1",
@@ -236,7 +242,10 @@ DRIFTS = {
     "IPv6 route elsewhere": "ip -n {p}1 -6 route replace default via 2001:db8:1::99 metric 1024",
     "IPv4 forwarding": "echo 0 > /proc/sys/net/ipv4/conf/all/forwarding",
     "IPv6 forwarding": "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
-    "VLAN tags beside the frames": "ethtool -K {p}l1 txvlan on; ip netns exec {p}1 ethtool -K {p}w1 rxvlan on tx-vlan-stag-hw-insert on",
+    "VLAN tags beside the frames": (
+        "ethtool -K {p}l1 txvlan on; ip netns exec {p}1 ethtool -K {p}w1 rxvlan on"
+        " tx-vlan-stag-hw-insert on"
+    ),
 }
 
 
@@ -479,7 +488,8 @@ def test_foreign_objects_are_refused_by_name_and_left_alone(p: str, make: str, n
     assert sysctl(FORWARDING) == "0"
     assert run(topology.absent(p)) == []
     sh(
-        f"test -e /run/netns/{p}1 || ip link show {p}l1; ! rmdir /run/netns/{p}1 2> /dev/null || true"
+        f"test -e /run/netns/{p}1 || ip link show {p}l1; ! rmdir /run/netns/{p}1 2> /dev/null ||"
+        " true"
     )
 
 
@@ -495,7 +505,8 @@ def test_another_labs_objects_are_foreign(p: str) -> None:
 
 def test_a_foreign_route_of_the_host_is_refused(p: str) -> None:
     sh(
-        f"ip link add {p}q type veth peer name {p}v; ip link set {p}q up; ip link set {p}v up; ip route add 10.55.0.0/16 dev {p}q"
+        f"ip link add {p}q type veth peer name {p}v; ip link set {p}q up; ip link set {p}v up; ip"
+        f" route add 10.55.0.0/16 dev {p}q"
     )
     lab = {**description(p), "routes": [{"dst": "10.55.0.0/16", "via": "10.9.1.2"}]}
     with pytest.raises(ConntrackError, match=rf"route 10\.55\.0\.0/16 through {p}q on the host"):

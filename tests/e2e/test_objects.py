@@ -298,7 +298,10 @@ def test_guests(made: Chain, cache: str, tmp_path: pathlib.Path, no_bcc: None) -
     assert seen() == 3, "the next generation has the guest's map"
     with pytest.raises(
         ConntrackError,
-        match="guests: the map seen_syns has another shape in the running generation: max_entries 1, now 2",
+        match=(
+            "guests: the map seen_syns has another shape in the running generation: max_entries 1,"
+            " now 2"
+        ),
     ):
         made.ensure(built(made.want(guest(tmp_path, entries=2)), cache))
     assert made.observe().generation == 2 and made.observe().faults == ()

@@ -254,7 +254,10 @@ def test_what_was_removed_by_hand_is_back_with_the_next_run(
 
 def half_open(playbooks: Playbooks, number: int) -> None:
     """Begin flows that nobody answers."""
-    script = "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); [s.sendto(b'x', ('172.30.56.105', 10000 + at)) for at in range(int(sys.argv[1]))]"
+    script = (
+        "import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); [s.sendto(b'x',"
+        " ('172.30.56.105', 10000 + at)) for at in range(int(sys.argv[1]))]"
+    )
     subprocess.run(
         ["ip", "netns", "exec", f"{playbooks.tag}1", "python3", "-c", script, str(number)],
         check=True,
@@ -419,7 +422,10 @@ DEPLOY = """
     - ebpf.conntrack.xdp_ct
 """
 #: What a run says that finds half of what it needs, because another one makes the reverse of it.
-REASONS = r"Run ebpf\.conntrack\.xdp_program first|the chain is attached to .*: detach it first|there is no (namespace|interface) '"
+REASONS = (
+    r"Run ebpf\.conntrack\.xdp_program first|the chain is attached to .*: detach it first|there is"
+    r" no (namespace|interface) '"
+)
 
 
 def changes_at_once(playbooks: Playbooks, *names: str) -> list[int]:
@@ -463,6 +469,7 @@ def test_two_at_once(
     assert sum(changes_at_once(playbooks, "clean", "clean")) == CHANGES
     assert playbooks.here() == set()
     figure(
-        "pairs of ansible-playbook runs at once: generations afterwards, things made or taken away twice, left behind",
+        "pairs of ansible-playbook runs at once: generations afterwards, things made or taken away"
+        " twice, left behind",
         "1, 0, 0",
     )

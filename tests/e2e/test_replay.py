@@ -60,7 +60,10 @@ CLIENT, SERVER = "172.20.56.105", "172.30.56.105"
 CHANGES = {
     "drops port 81": (
         "STAGE(prs_tcp)\n{\n",
-        "STAGE(prs_tcp)\n{\n\tstruct tcphdr *to = l4_at(ctx, f, sizeof(*to));\n\n\tif (to && to->dest == BE16(81))\n\t\treturn XDP_DROP;\n",
+        (
+            "STAGE(prs_tcp)\n{\n\tstruct tcphdr *to = l4_at(ctx, f, sizeof(*to));\n\n\tif (to &&"
+            " to->dest == BE16(81))\n\t\treturn XDP_DROP;\n"
+        ),
     ),
     "counts PPPoE as something else": (
         "COUNT_UNTRACKED_PPPOE, chained",
@@ -423,8 +426,8 @@ def test_what_may_not_differ_does_not_take_over(running: Chain) -> None:
             proof(running, recorded(*handshake(81)), "fail"),
         )
     assert (
-        f"frame 1 (ingress) IP {CLIENT}.4444 > {SERVER}.81: Flags [S], length 0: pass, tracked, created -> drop"
-        in raised.value.message
+        f"frame 1 (ingress) IP {CLIENT}.4444 > {SERVER}.81: Flags [S], length 0: pass, tracked,"
+        " created -> drop" in raised.value.message
     )
     assert "The running generation stays." in raised.value.message
     assert raised.value.facts["replay"]["frame_differences"] == 3

@@ -435,7 +435,9 @@ exit "$status"
 
 
 class Bounded:
-    """A control group with a bound of memory, in either version of the hierarchy; a context manager."""
+    """A control group with a bound of memory, in either version of the hierarchy; a context
+    manager.
+    """
 
     def __init__(self, directory: pathlib.Path, size: int) -> None:
         self.size, self._hierarchy = size, directory

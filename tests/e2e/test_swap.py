@@ -108,7 +108,9 @@ def test_no_frame_goes_unseen_while_tables_are_copied(
 def test_what_the_others_would_see_if_it_were_not_so(
     load: swap.Load, figure: c.Callable[[str, object], None]
 ) -> None:
-    """An interface that is detached and attached again, as without links, has frames that nobody sees."""
+    """An interface that is detached and attached again, as without links, has frames that nobody
+    sees.
+    """
     result = load.run(3, lambda dummy: load.attach_anew())
     figure("detached and attached 3 times under load instead: packets unseen", result.unseen)
     assert (

@@ -20,7 +20,9 @@ def sides(record: dict[str, dict[str, int]]) -> tuple[tuple[int, int], tuple[int
 
 
 def segments(tcp: Tcp) -> tuple[int, int]:
-    """Return how many segments the client has sent and got (include/uapi/linux/tcp.h, struct tcp_info)."""
+    """Return how many segments the client has sent and got (include/uapi/linux/tcp.h, struct
+    tcp_info).
+    """
     info = tcp.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     return int.from_bytes(info[136:140], "little"), int.from_bytes(info[140:144], "little")
 

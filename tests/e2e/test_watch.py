@@ -157,7 +157,9 @@ def conntrack_events(wire: Wire, out: pathlib.Path) -> c.Iterator[None]:
 
 
 def stories(lines: c.Iterable[str]) -> dict[str, list[str]]:
-    """What is told of each connection, without the time left, in the order in which connections begin."""
+    """What is told of each connection, without the time left, in the order in which connections
+    begin.
+    """
     found: dict[str, list[str]] = collections.defaultdict(list)
     for line in lines:
         # type: ignore[union-attr]

@@ -35,7 +35,10 @@ NOBODY = "10.99.3.77"  # routed over the server, but not there
 PORT = 8080
 NARROW = 1280
 SECONDS = 5  # to wait for what must come
-RULES = "table ip both { chain seen { type filter hook prerouting priority 0; ct state invalid counter; }; }"
+RULES = (
+    "table ip both { chain seen { type filter hook prerouting priority 0; ct state invalid counter;"
+    " }; }"
+)
 SYSCTLS = {
     "router": {"net/netfilter/nf_conntrack_acct": "1"},
     "server": {"net/ipv4/icmp_ratelimit": "0", "net/ipv4/ip_forward": "1"},

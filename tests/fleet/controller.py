@@ -48,7 +48,9 @@ class Played:
         }
 
     def changed(self) -> dict[str, int]:
-        """Return how many tasks changed something on each host; the test fails when something else failed."""
+        """Return how many tasks changed something on each host; the test fails when something else
+        failed.
+        """
         assert self.status == 0, self.text
         return {host: told["changed"] for host, told in self.recap.items()}
 

@@ -254,7 +254,9 @@ class Fleet:
             time.sleep(0.02)
 
     def hold(self) -> None:
-        """Keep the fleet's network and what its hosts share, in namespaces of this process; never returns."""
+        """Keep the fleet's network and what its hosts share, in namespaces of this process; never
+        returns.
+        """
         if not SERVERS.exists():
             sys.exit(f"{SERVERS} is missing: run tests/tools/setup.sh fleet")
         container.mount_cgroups()
@@ -314,7 +316,9 @@ class Fleet:
                 for home in ("root", f"home/{USER}")
             },
             f"etc/sudoers.d/{USER}": f"{USER} ALL=(ALL) NOPASSWD: ALL\n",
-            "etc/systemd/journald.conf": "[Journal]\nStorage=persistent\nSystemMaxUse=32M\nRateLimitIntervalSec=0\n",
+            "etc/systemd/journald.conf": (
+                "[Journal]\nStorage=persistent\nSystemMaxUse=32M\nRateLimitIntervalSec=0\n"
+            ),
             "etc/passwd": with_users(pathlib.Path("/etc/passwd").read_text("utf-8")),
         }
         # hier(7)
@@ -352,9 +356,9 @@ class Fleet:
                 for unit in units
             },
             emptied=["root", "home", "usr/local", "var/tmp", "etc/ssh", "etc/systemd/network"],
-            hidden=[]
-            if ROOT.parts[1] in ("root", "home", "tmp", "run")
-            else [str(ROOT).lstrip("/")],
+            hidden=(
+                [] if ROOT.parts[1] in ("root", "home", "tmp", "run") else [str(ROOT).lstrip("/")]
+            ),
             layers=[
                 str(self.directory / "shared" / layer)
                 for layer in (["bare", "servers"] if bare else ["servers"])
@@ -460,7 +464,10 @@ class Fleet:
 
     def inventory(self) -> pathlib.Path:
         """Write the inventory; return its path."""
-        options = f"-o UserKnownHostsFile={self.directory}/known_hosts -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes"
+        options = (
+            f"-o UserKnownHostsFile={self.directory}/known_hosts -o StrictHostKeyChecking=yes -o"
+            " IdentitiesOnly=yes"
+        )
         content = {
             "fleet": {
                 "hosts": {name: {"ansible_host": self.address(name)} for name in self.hosts()},
@@ -594,7 +601,8 @@ class Fleet:
     def status(self) -> list[str]:
         """Return a line for each host."""
         return [
-            f"{name} {self.address(name)} {'on' if self.host(name).pid1() else 'off'}, boot {self.host(name).boots()}"
+            f"{name} {self.address(name)} {'on' if self.host(name).pid1() else 'off'}, boot"
+            f" {self.host(name).boots()}"
             for name in self.hosts()
         ]
 
@@ -721,7 +729,9 @@ def _do(fleet: Fleet, chosen: argparse.Namespace) -> int:
     verb: str = chosen.verb
     if verb == "up":
         print(
-            f"{chosen.count} hosts answer after {fleet.up(chosen.count, chosen.bare, chosen.size):.1f} s; inventory: {fleet.inventory()}"
+            f"{chosen.count} hosts answer after"
+            f" {fleet.up(chosen.count, chosen.bare, chosen.size):.1f} s; inventory:"
+            f" {fleet.inventory()}"
         )
     elif verb == "up-vm":
         print(f"v01 answers after {fleet.up_vm():.1f} s; inventory: {fleet.inventory()}")

@@ -122,11 +122,23 @@ def left_on(fleet: Fleet, name: str) -> dict[str, str]:
 
 LOOK = {
     "pins": "find /sys/fs/bpf",
-    "run": "find /run -not -path '/run/systemd/*' -not -path '/run/host/*' -not -path '/run/user*' -not -path '/run/log/*' -not -path '/run/utmp' | sort",
-    "units": "systemctl list-units --type=service,socket,timer,path --state=active,failed --plain --no-legend | awk '{print $1}' | grep -v -e '^user'",
+    "run": (
+        "find /run -not -path '/run/systemd/*' -not -path '/run/host/*' -not -path '/run/user*'"
+        " -not -path '/run/log/*' -not -path '/run/utmp' | sort"
+    ),
+    "units": (
+        "systemctl list-units --type=service,socket,timer,path --state=active,failed --plain"
+        " --no-legend | awk '{print $1}' | grep -v -e '^user'"
+    ),
     "unit files": "systemctl list-unit-files --no-legend | grep -v -e '^session' -e '^run-'",
-    "links": "ip -j -d link | python3 -c \"import json, sys; print([(x['ifname'], x.get('xdp')) for x in json.load(sys.stdin)])\"",
-    "processes": "ps -eo comm= | sort -u | grep -v -e '^ps$' -e '^sort$' -e '^grep$' -e '^sh$' -e '^sshd' -e '^find$'",
+    "links": (
+        "ip -j -d link | python3 -c \"import json, sys; print([(x['ifname'], x.get('xdp')) for x in"
+        ' json.load(sys.stdin)])"'
+    ),
+    "processes": (
+        "ps -eo comm= | sort -u | grep -v -e '^ps$' -e '^sort$' -e '^grep$' -e '^sh$' -e '^sshd' -e"
+        " '^find$'"
+    ),
 }
 
 

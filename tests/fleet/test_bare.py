@@ -170,7 +170,8 @@ def test_an_object_that_was_made_before(
     assert controller.play(ROLLOUT, **objects).changed() == nobody(fleet)
     figure(
         "fleet: upgrade of hosts without compilers under traffic",
-        f"{played.seconds:.1f} s, {traffic.sent} packets, {traffic.lost} lost, {traffic.unseen} unseen, {traffic.kept} of {traffic.flows} flows kept",
+        f"{played.seconds:.1f} s, {traffic.sent} packets, {traffic.lost} lost, {traffic.unseen}"
+        f" unseen, {traffic.kept} of {traffic.flows} flows kept",
     )
 
 

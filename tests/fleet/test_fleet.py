@@ -64,7 +64,8 @@ def test_a_second_run_changes_nothing(fleet: Fleet, controller: Controller, figu
     assert bare.changed() == nobody(fleet)
     figure(
         f"fleet: role on {len(fleet.hosts())} hosts, second run",
-        f"{played.seconds:.1f} s for {tasks} tasks, {played.seconds / bare.seconds:.2f} of as many pings, {played.memory:.0f} MiB",
+        f"{played.seconds:.1f} s for {tasks} tasks, {played.seconds / bare.seconds:.2f} of as many"
+        f" pings, {played.memory:.0f} MiB",
     )
 
 
@@ -82,7 +83,8 @@ def test_an_upgrade_under_traffic(fleet: Fleet, controller: Controller, figure: 
     assert (traffic.lost, traffic.unseen, traffic.kept) == (0, 0, FLOWS)
     figure(
         f"fleet: upgrade of {len(generations)} hosts under traffic",
-        f"{played.seconds:.1f} s, {traffic.sent} packets sent, {traffic.lost} lost, {traffic.unseen} unseen, {traffic.kept} of {traffic.flows} flows kept",
+        f"{played.seconds:.1f} s, {traffic.sent} packets sent, {traffic.lost} lost,"
+        f" {traffic.unseen} unseen, {traffic.kept} of {traffic.flows} flows kept",
     )
 
 

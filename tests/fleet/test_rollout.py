@@ -128,7 +128,8 @@ def test_an_upgrade_under_traffic(fleet: Fleet, controller: Controller, figure: 
     assert (traffic.lost, traffic.unseen, traffic.kept) == (0, 0, FLOWS)
     figure(
         f"fleet: upgrade of {len(generations)} hosts in 2 batches under traffic",
-        f"{played.seconds:.1f} s, {traffic.sent} packets sent, {traffic.lost} lost, {traffic.unseen} unseen, {traffic.kept} of {traffic.flows} flows kept",
+        f"{played.seconds:.1f} s, {traffic.sent} packets sent, {traffic.lost} lost,"
+        f" {traffic.unseen} unseen, {traffic.kept} of {traffic.flows} flows kept",
     )
     figure("fleet: upgrade, processor time on a host", f"{work:.2f} s")
 
@@ -153,8 +154,9 @@ def test_a_canary_that_fails_its_probe(
     assert (traffic.lost, traffic.unseen, traffic.kept) == (0, 0, FLOWS)
     figure(
         "fleet: a canary that fails its probe under traffic",
-        f"1 roll-back, {len(new) - 1} hosts not touched, {played.seconds:.1f} s, {traffic.sent} packets, {traffic.lost} lost, {traffic.unseen} unseen,"
-        f" {traffic.kept} of {traffic.flows} flows kept",
+        f"1 roll-back, {len(new) - 1} hosts not touched, {played.seconds:.1f} s, {traffic.sent}"
+        f" packets, {traffic.lost} lost, {traffic.unseen} unseen, {traffic.kept} of {traffic.flows}"
+        " flows kept",
     )
 
 

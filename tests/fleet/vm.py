@@ -138,7 +138,10 @@ def spec(host: Spec, directory: pathlib.Path, holder: int, addresses: t.Sequence
     argv += ["-kernel", f"{KERNEL}/boot/vmlinuz-{version()}", "-initrd", str(initrd(directory))]
     argv += [
         "-append",
-        "console=ttyS0 net.ifnames=0 systemd.show_status=1 mitigations=off random.trust_cpu=on panic=-1",
+        (
+            "console=ttyS0 net.ifnames=0 systemd.show_status=1 mitigations=off random.trust_cpu=on"
+            " panic=-1"
+        ),
     ]
     argv += [
         "-fsdev",
@@ -156,7 +159,8 @@ def spec(host: Spec, directory: pathlib.Path, holder: int, addresses: t.Sequence
             f"virtio-net-pci,netdev=n{number},romfile=,mac=02:fe:0{number}:01:00:{host.hostname[1:]},{PLAIN}",
         ]
     up = [
-        f"ExecStart=ip addr add {address}/24 dev eth{number}\nExecStart=ip link set eth{number} up\n"
+        f"ExecStart=ip addr add {address}/24 dev eth{number}\nExecStart=ip link set eth{number}"
+        " up\n"
         for number, address in enumerate(addresses)
     ]
     wants = "etc/systemd/system/multi-user.target.wants"

@@ -169,7 +169,8 @@ def test_it_runs_and_a_second_run_changes_nothing(machine: Machine) -> None:
 #: What docs/service.md says of `systemd-analyze security`, with the version of systemd that said
 #: so.
 SCORES = re.compile(
-    r"says (\d\.\d) of `ct.service`, (\d\.\d) of\s+`ct-restore.service`, and (\d\.\d) of a `ct.service`.* \(systemd (\d+)\)",
+    r"says (\d\.\d) of `ct.service`, (\d\.\d) of\s+`ct-restore.service`, and (\d\.\d) of a"
+    r" `ct.service`.* \(systemd (\d+)\)",
     re.DOTALL,
 )
 
@@ -205,7 +206,10 @@ def test_what_systemd_says_of_its_confinement(machine: Machine) -> None:
 
 def test_its_group_reads_over_http(machine: Machine) -> None:
     all_is_tracked(machine)
-    script = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/ebpf_conntrack/ct.sock'); s.sendall(b'GET /flows HTTP/1.0\\r\\n\\r\\n');"
+    script = (
+        "import socket; s = socket.socket(socket.AF_UNIX);"
+        " s.connect('/run/ebpf_conntrack/ct.sock'); s.sendall(b'GET /flows HTTP/1.0\\r\\n\\r\\n');"
+    )
     script += "print(s.makefile().read())"
     as_user = ["setpriv", "--reuid=65534", "--clear-groups"]
     head, dummy, body = machine.run(

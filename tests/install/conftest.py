@@ -39,5 +39,7 @@ def plain_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def copied_tree(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Return a copy of the project as a clone would have it, under a name that is not the collection's."""
+    """Return a copy of the project as a clone would have it, under a name that is not the
+    collection's.
+    """
     return tree.copy_tree(tmp_path_factory.mktemp("clone") / "some-other.name")

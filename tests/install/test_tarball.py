@@ -75,9 +75,11 @@ def gaps(name: str, options: t.Mapping[str, t.Any], returned: bool = False) -> l
         below = option.get("contains" if returned else "suboptions") or option.get("options") or {}
         found += gaps(
             where,
-            {sub: {"returned": "always", **one} for sub, one in below.items()}
-            if returned
-            else below,
+            (
+                {sub: {"returned": "always", **one} for sub, one in below.items()}
+                if returned
+                else below
+            ),
             returned,
         )
     return found

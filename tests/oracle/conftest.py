@@ -27,7 +27,9 @@ hypothesis.settings.load_profile("fixed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--shuffle SEED`` runs the tests in another order: none may need what another one leaves behind."""
+    """``--shuffle SEED`` runs the tests in another order: none may need what another one leaves
+    behind.
+    """
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in random order")
 
 

@@ -81,8 +81,8 @@ def main() -> int:
     rest = [name for name, dummy in chain.OUTCOMES if name not in seen]
     print(f"not met: {', '.join(rest)}")
     print(
-        f"{seen.total()} frames through {' and '.join(rigs)} in {time.monotonic() - start:.0f} s (seed {options.seed}):"
-        " all passed unchanged, each was counted once, both agree"
+        f"{seen.total()} frames through {' and '.join(rigs)} in {time.monotonic() - start:.0f} s"
+        f" (seed {options.seed}): all passed unchanged, each was counted once, both agree"
     )
     return 0
 

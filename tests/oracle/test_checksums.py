@@ -100,7 +100,9 @@ int decrease(struct xdp_md *ctx)
 
 
 def header(ttl: int, check: int) -> bytes:
-    """Return an IPv4 header that is right with this checksum: what makes it so is its identification."""
+    """Return an IPv4 header that is right with this checksum: what makes it so is its
+    identification.
+    """
     words = [0x4500, 1500, 0, 0x4000, ttl << 8 | 6, check, 0xAC14, 0x3869, 0xAC1E, 0x3869]
     words[2] = -sum(words) % 0xFFFF
     return struct.pack(">10H", *words)

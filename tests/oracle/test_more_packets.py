@@ -187,7 +187,9 @@ def test_cut_ipv6(play: Play) -> None:
 
 @pytest.mark.parametrize("kind", range(256))
 def test_icmpv6_type(play: Play, kind: int) -> None:
-    """Queries open flows, neighbour discovery and group membership are left alone, the rest is refused."""
+    """Queries open flows, neighbour discovery and group membership are left alone, the rest is
+    refused.
+    """
     play([icmp("a", kind, pair=V6), icmp("a", kind, code=3, pair=V6), icmp("b", kind, pair=V6)])
 
 
@@ -636,7 +638,10 @@ def test_udplite_checksum(chain: ChainRig, pair: Pair, coverage: int) -> None:
     COOKIE_ECHO,
     COOKIE_ACK,
     SHUTDOWN_COMPLETE,
-) = *range(12), 14
+) = (
+    *range(12),
+    14,
+)
 TAGS = {"a": 0xA, "b": 0xB}
 
 

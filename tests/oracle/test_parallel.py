@@ -148,7 +148,9 @@ def conversations(pair: Pair) -> dict[str, tuple[list[Step], Step, Step]]:
 @each_family
 @pytest.mark.parametrize("name", ["tcp", "udp", "echo"])
 def test_both_directions_at_once(rig: ChainRig, pair: Pair, name: str) -> None:
-    """Every frame that was tracked is in the flow's counters, with all of its bytes, on its own side."""
+    """Every frame that was tracked is in the flow's counters, with all of its bytes, on its own
+    side.
+    """
     before, there, back = conversations(pair)[name]
     send(rig, before)
     was = only(rig)

@@ -80,17 +80,19 @@ def test_tags_options_and_fragments() -> None:
 def test_reading_the_table() -> None:
     """One line of each form that the kernel writes."""
     tcp = nf.parse(
-        "ipv6     10 tcp      6 299 ESTABLISHED src=2001:0db8:0000:0000:0000:0000:0000:0001 dst=2001:0db8:0000:0000:0000:0000:0000:0002 sport=1 dport=2 "
-        "packets=3 bytes=4 src=2001:0db8:0000:0000:0000:0000:0000:0002 dst=2001:0db8:0000:0000:0000:0000:0000:0001 sport=2 dport=1 "
-        "packets=5 bytes=6 [ASSURED] mark=0 zone=0 use=2"
+        "ipv6     10 tcp      6 299 ESTABLISHED src=2001:0db8:0000:0000:0000:0000:0000:0001"
+        " dst=2001:0db8:0000:0000:0000:0000:0000:0002 sport=1 dport=2 packets=3 bytes=4"
+        " src=2001:0db8:0000:0000:0000:0000:0000:0002 dst=2001:0db8:0000:0000:0000:0000:0000:0001"
+        " sport=2 dport=1 packets=5 bytes=6 [ASSURED] mark=0 zone=0 use=2"
     )
     orig, reply = ("2001:db8::1", "2001:db8::2", 1, 2), ("2001:db8::2", "2001:db8::1", 2, 1)
     assert tcp == view.Flow(
         "ipv6", "tcp", orig, reply, "ESTABLISHED", True, True, (3, 5), (4, 6), 299
     )
     icmp = nf.parse(
-        "ipv4     2 icmp     1 29 src=1.2.3.4 dst=4.3.2.1 type=8 code=0 id=7 packets=1 bytes=28 [UNREPLIED] "
-        "src=4.3.2.1 dst=1.2.3.4 type=0 code=0 id=7 packets=0 bytes=0 mark=0 zone=0 use=2"
+        "ipv4     2 icmp     1 29 src=1.2.3.4 dst=4.3.2.1 type=8 code=0 id=7 packets=1 bytes=28"
+        " [UNREPLIED] src=4.3.2.1 dst=1.2.3.4 type=0 code=0 id=7 packets=0 bytes=0 mark=0 zone=0"
+        " use=2"
     )
     assert (icmp.orig, icmp.reply, icmp.state) == (
         ("1.2.3.4", "4.3.2.1", 8, 0, 7),
@@ -98,7 +100,8 @@ def test_reading_the_table() -> None:
         "NEW",
     )
     other = nf.parse(
-        "ipv4     2 unknown  99 599 src=1.2.3.4 dst=4.3.2.1 packets=1 bytes=28 [UNREPLIED] src=4.3.2.1 dst=1.2.3.4 packets=0 bytes=0 mark=0 use=2"
+        "ipv4     2 unknown  99 599 src=1.2.3.4 dst=4.3.2.1 packets=1 bytes=28 [UNREPLIED]"
+        " src=4.3.2.1 dst=1.2.3.4 packets=0 bytes=0 mark=0 use=2"
     )
     assert (other.proto, other.orig) == ("99", ("1.2.3.4", "4.3.2.1"))
 

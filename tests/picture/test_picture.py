@@ -147,7 +147,8 @@ def look(browser: sync_api.Browser, path: pathlib.Path, graph: ct_graph.Graph) -
         assert min(contrast(one["colour"], ground) for one in texts) >= 4.4, scheme
         assert min(contrast(one["colour"], ground) for one in flows.values()) >= 3, scheme
         picture = opened.page.evaluate(
-            "() => {const b = document.querySelector('svg.ct').getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]}"
+            "() => {const b = document.querySelector('svg.ct').getBoundingClientRect(); return"
+            " [b.left, b.top, b.right, b.bottom]}"
         )
         for one in texts:
             outer = places[one["place"]] if one["place"] else picture
@@ -259,7 +260,8 @@ def test_mermaid_draws_the_flowchart(browser: sync_api.Browser, name: str) -> No
     )
     if len(graph["places"]) < 10:  # mermaid takes long to lay out many
         drawn = page.evaluate(
-            "async text => {document.body.innerHTML = (await mermaid.render('one', text)).svg; return document.body.textContent}",
+            "async text => {document.body.innerHTML = (await mermaid.render('one', text)).svg;"
+            " return document.body.textContent}",
             text,
         )
         assert all(place["name"] in drawn for place in graph["places"])

@@ -151,7 +151,8 @@ def importer() -> Tally:
         return Tally(passed=1, failed=1)
     config = BUILD / "importer.cfg"
     config.write_text(
-        "[galaxy-importer]\nRUN_ANSIBLE_TEST = False\nRUN_FLAKE8 = False\nOFFLINE_ANSIBLE_LINT = True\nCHECK_REQUIRED_TAGS = True\n",
+        "[galaxy-importer]\nRUN_ANSIBLE_TEST = False\nRUN_FLAKE8 = False\nOFFLINE_ANSIBLE_LINT ="
+        " True\nCHECK_REQUIRED_TAGS = True\n",
         encoding="utf-8",
     )
     venv = ROOT / ".venv/importer/bin"

@@ -294,7 +294,8 @@ def inside(controller: pathlib.Path, target: pathlib.Path, directory: pathlib.Pa
     left = leftovers.differences(before, leftovers.snapshot())
     print("\n".join(left))
     print(
-        f"changed {changed[0]}, then {changed[1]}; taken away {changed[2]}; {len(left)} left; {warnings} deprecation warnings",
+        f"changed {changed[0]}, then {changed[1]}; taken away {changed[2]}; {len(left)} left;"
+        f" {warnings} deprecation warnings",
         flush=True,
     )
     return int(changed[1] != 0 or bool(left))
@@ -369,7 +370,8 @@ def main(names: list[str]) -> int:
     lines = []
     for line in checks(names):
         print(
-            f"{'ok  ' if line.passed else 'FAIL'} {line.what}: {line.versions}: {line.said} ({line.seconds} s)",
+            f"{'ok  ' if line.passed else 'FAIL'} {line.what}: {line.versions}: {line.said}"
+            f" ({line.seconds} s)",
             flush=True,
         )
         lines.append(line)

@@ -138,7 +138,8 @@ def c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, t.Any]:
         for member in members:
             if member:
                 values[f"{where}.{member}"] = (
-                    f"offsetof(struct {where}, {member}) << 8 | sizeof(((struct {where} *)0)->{member})"
+                    f"offsetof(struct {where}, {member}) << 8 | sizeof(((struct {where}"
+                    f" *)0)->{member})"
                 )
     values.update(
         (name, name)

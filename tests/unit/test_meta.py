@@ -79,7 +79,10 @@ def test_a_module_says_whether_it_runs_with_async(module: str) -> None:
         (
             "xdp_ct",
             "xdp_ct_interface",
-            "xdp_ct_interface: there is no such variable of xdp_ct. Did you mean xdp_ct_interfaces?",
+            (
+                "xdp_ct_interface: there is no such variable of xdp_ct. Did you mean"
+                " xdp_ct_interfaces?"
+            ),
         ),
         (
             "xdp_ct",
@@ -95,17 +98,26 @@ def test_a_module_says_whether_it_runs_with_async(module: str) -> None:
         (
             "netns_lab",
             "netns_lab_sysctl",
-            "netns_lab_sysctl: there is no such variable of netns_lab. Did you mean netns_lab_sysctls?",
+            (
+                "netns_lab_sysctl: there is no such variable of netns_lab. Did you mean"
+                " netns_lab_sysctls?"
+            ),
         ),
         (
             "rollout",
             "rollout_skip_unfitt",
-            "rollout_skip_unfitt: there is no such variable of rollout. Did you mean rollout_skip_unfit?",
+            (
+                "rollout_skip_unfitt: there is no such variable of rollout. Did you mean"
+                " rollout_skip_unfit?"
+            ),
         ),
         (
             "rollout",
             "rollout_batch_size",
-            "rollout_batch_size: there is no such variable of rollout. Did you mean rollout_batches?",
+            (
+                "rollout_batch_size: there is no such variable of rollout. Did you mean"
+                " rollout_batches?"
+            ),
         ),
         (
             "handoff",

@@ -54,8 +54,14 @@ _DRIVER_CANNOT = (
     errno.ENOSPC,
 )  # 524 is ENOTSUPP, which the kernel keeps to itself
 _MEND_NATIVE = {
-    errno.ERANGE: f"Lower the MTU of the veth's other end to at most {VETH_MAX_MTU}, or give mode: generic or auto.",
-    errno.ENOSPC: "Give this end of the veth at least as many rx queues as the other has tx queues (ethtool -L), or give mode: generic or auto.",
+    errno.ERANGE: (
+        f"Lower the MTU of the veth's other end to at most {VETH_MAX_MTU}, or give mode: generic or"
+        " auto."
+    ),
+    errno.ENOSPC: (
+        "Give this end of the veth at least as many rx queues as the other has tx queues (ethtool"
+        " -L), or give mode: generic or auto."
+    ),
 }
 _MEND_NATIVE_ELSE = "Give mode: generic or auto."
 
@@ -163,7 +169,8 @@ def _check_name(field: str, value: str, limit: int, what: str) -> None:
         raise bad_value(
             field,
             value,
-            f"{what} has 1 to {limit} bytes, no '/', no white space and nothing that cannot be printed",
+            f"{what} has 1 to {limit} bytes, no '/', no white space and nothing that cannot be"
+            " printed",
         )
     if limit < 255 and ":" in value:
         raise bad_value(field, value, f"{what} has no ':'")
@@ -276,7 +283,9 @@ class Have:
 
     @property
     def big(self) -> bool:
-        """Whether generic mode shows packets here that no IPv4 header can tell the length of (BIG TCP)."""
+        """Whether generic mode shows packets here that no IPv4 header can tell the length of (BIG
+        TCP).
+        """
         return self.longest > IP_MOST
 
 
@@ -299,7 +308,8 @@ def _pinned_link(path: str) -> bpf.LinkInfo | None:
             raise
     if info is None or info.type != bpf.LINK_TYPE_XDP:
         raise ConntrackError(
-            f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another pin_root."
+            f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another"
+            " pin_root."
         )
     return info
 
@@ -337,7 +347,8 @@ def _listdir(path: str) -> list[str]:
 
 
 def open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) -> dict[str, Program]:
-    """Return the active generation's program of each hook that is wanted; in check mode those that exist.
+    """Return the active generation's program of each hook that is wanted; in check mode those that
+    exist.
 
     :raises ConntrackError: when a pin is missing or holds something else.
     """
@@ -351,7 +362,8 @@ def open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) ->
             if check_mode:
                 continue
             raise ConntrackError(
-                f"{users[0].field}.program: {hook!r} is not loaded: {path} does not exist. Run ebpf.conntrack.xdp_program first."
+                f"{users[0].field}.program: {hook!r} is not loaded: {path} does not exist. Run"
+                " ebpf.conntrack.xdp_program first."
             )
         with bpf.closing(bpf.obj_get(path)) as fd:
             if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).type != bpf.PROG_TYPE_XDP:
@@ -420,20 +432,27 @@ def _observe_stacks(
             name = there[lower[0]].name
             haves[at] = dataclasses.replace(
                 haves[at],
-                counted=f"all its frames that come by {name} are counted there, where the chain is wanted or attached",
+                counted=(
+                    f"all its frames that come by {name} are counted there, where the chain is"
+                    " wanted or attached"
+                ),
             )
         elif upper:
             name = there[upper[0]].name
             haves[at] = dataclasses.replace(
                 haves[at],
-                counted=f"its frames that {name} gets are counted there, where the chain is attached",
+                counted=(
+                    f"its frames that {name} gets are counted there, where the chain is attached"
+                ),
             )
 
 
 def _tracking(
     pins: t.Mapping[str, bpf.LinkInfo], programs: t.Mapping[int, str]
 ) -> list[tuple[str | None, bpf.LinkInfo]]:
-    """Return the links of ours that track on an interface, each with the namespace that its pin names."""
+    """Return the links of ours that track on an interface, each with the namespace that its pin
+    names.
+    """
     found = {
         pin: info
         for pin, info in pins.items()
@@ -457,7 +476,9 @@ def _observe_one(
         there = ", ".join(netns.names()[0]) or "none"
         return dataclasses.replace(
             have,
-            missing=f"{want.field}.netns: there is no namespace {want.netns!r}; there are: {there}.",
+            missing=(
+                f"{want.field}.netns: there is no namespace {want.netns!r}; there are: {there}."
+            ),
         )
     with netns.entered(want.netns):
         try:
@@ -469,7 +490,10 @@ def _observe_one(
             where = "the host's namespace" if want.netns is None else f"namespace {want.netns}"
             return dataclasses.replace(
                 have,
-                missing=f"{want.field}.name: there is no interface {want.name!r} in {where}; there are: {there}.",
+                missing=(
+                    f"{want.field}.name: there is no interface {want.name!r} in {where}; there are:"
+                    f" {there}."
+                ),
             )
         attached = _attached(facts, pin, pins, programs)
         mode = attached.mode if attached else None
@@ -602,9 +626,11 @@ def make_plan(
     :raises ConntrackError: when the wish can not be fulfilled; nothing has been touched then.
     """
     steps = [
-        _plan_free(want, have)
-        if not want.hook
-        else _plan_one(want, have, hooks, takeover, check_mode)
+        (
+            _plan_free(want, have)
+            if not want.hook
+            else _plan_one(want, have, hooks, takeover, check_mode)
+        )
         for want, have in zip(wants, haves)
     ]
     return [step for step in steps if step is not None]
@@ -631,7 +657,10 @@ def _elsewhere(have: Have) -> str:
         or (have.attached is not None and have.attached.pin == have.pin)
     ):
         return ""
-    return f"its link {pinned.id} went with the interface of number {pinned.ifindex}, which now has another name or is in another namespace"
+    return (
+        f"its link {pinned.id} went with the interface of number {pinned.ifindex}, which now has"
+        " another name or is in another namespace"
+    )
 
 
 def _by_pin(attached: Attached | None) -> bool:
@@ -744,12 +773,14 @@ def _refuse_interface(want: Want, have: Have) -> None:
         return
     if have.unfit:
         raise ConntrackError(
-            f"{want.field}.name: {want.label}: the chain cannot track on this interface: {have.unfit}. "
-            "Name the Ethernet interfaces by which the same traffic comes in instead."
+            f"{want.field}.name: {want.label}: the chain cannot track on this interface:"
+            f" {have.unfit}. Name the Ethernet interfaces by which the same traffic comes in"
+            " instead."
         )
     if have.counted:
         raise ConntrackError(
-            f"{want.field}.name: {want.label}: each packet would be counted twice: {have.counted}. Name one of the two, and detach the other (state: absent)."
+            f"{want.field}.name: {want.label}: each packet would be counted twice: {have.counted}."
+            " Name one of the two, and detach the other (state: absent)."
         )
 
 
@@ -765,7 +796,10 @@ def _modes(want: Want, have: Have) -> tuple[tuple[str, ...], str]:
         and have.attached.pin == have.pin
         and have.attached.mode == "native"
     )
-    why = f"native XDP on a veth takes an MTU of at most {VETH_MAX_MTU}, and the MTU of its other end is {have.too_long}"
+    why = (
+        f"native XDP on a veth takes an MTU of at most {VETH_MAX_MTU}, and the MTU of its other end"
+        f" is {have.too_long}"
+    )
     if want.mode == "native" and not already:
         raise ConntrackError(f"{want.field}.mode: {want.name}: {why}. {_MEND_NATIVE[errno.ERANGE]}")
     return ("native",) if want.mode == "native" else ("generic",), why
@@ -785,16 +819,21 @@ def _refuse_foreign(want: Want, attached: Attached, takeover: bool) -> None:
         )
     else:
         how = "held by a bpf_link that is already gone"
-    what = f"an XDP program that is not ours: id {program.id}, name {program.name}, tag {program.tag}, mode {attached.mode}, {how}"
+    what = (
+        f"an XDP program that is not ours: id {program.id}, name {program.name}, tag {program.tag},"
+        f" mode {attached.mode}, {how}"
+    )
     if program.name == "xdp_dispatcher":
         what += "; it is libxdp's dispatcher, xdp-loader unload frees the interface"
     if not takeover:
         raise ConntrackError(
-            f"{want.field}: {want.label} has {what}. Detach it, or give takeover: true to have it replaced."
+            f"{want.field}: {want.label} has {what}. Detach it, or give takeover: true to have it"
+            " replaced."
         )
     if attached.by_link and len(attached.link_ids) != 1:
         raise ConntrackError(
-            f"{want.field}: {want.label} has {what}. Which link it is can not be told, so detach it yourself (bpftool link detach)."
+            f"{want.field}: {want.label} has {what}. Which link it is can not be told, so detach it"
+            " yourself (bpftool link detach)."
         )
 
 
@@ -941,7 +980,8 @@ class Applier:
             bpf.xdp_set(ifindex, old, flags | bpf.XDP_FLAGS_UPDATE_IF_NOEXIST)
             if foreign.by_link:
                 self.warnings.append(
-                    f"{change.want.label}: program {foreign.program.id} is back, but through netlink: a detached bpf_link can not be revived."
+                    f"{change.want.label}: program {foreign.program.id} is back, but through"
+                    " netlink: a detached bpf_link can not be revived."
                 )
 
         return put_back
@@ -962,17 +1002,21 @@ class Applier:
                         else ""
                     )
                     raise ConntrackError(
-                        f"{want.field}: {want.label}: the kernel refuses {mode} XDP: {exc.message}.{mend}"
+                        f"{want.field}: {want.label}: the kernel refuses {mode} XDP:"
+                        f" {exc.message}.{mend}"
                     ) from exc
         if mode == "generic" and want.mode == "auto":
             self.warnings.append(
-                f"{want.label}: attached in generic mode, which is slower, because native was not possible: {why}."
+                f"{want.label}: attached in generic mode, which is slower, because native was not"
+                f" possible: {why}."
             )
         if mode == "generic" and change.have.big:
             self.warnings.append(
-                f"{want.label}: packets of up to {change.have.longest} bytes come here (BIG TCP), and in generic mode the kernel copies each into one piece of "
-                f"memory first: it drops those for which it finds none. Set gro_max_size and gro_ipv4_max_size (on the other end of a veth gso_max_size and "
-                f"gso_ipv4_max_size) to {IP_MOST}, or give mode: native."
+                f"{want.label}: packets of up to {change.have.longest} bytes come here (BIG TCP),"
+                " and in generic mode the kernel copies each into one piece of memory first: it"
+                " drops those for which it finds none. Set gro_max_size and gro_ipv4_max_size (on"
+                f" the other end of a veth gso_max_size and gso_ipv4_max_size) to {IP_MOST}, or"
+                " give mode: native."
             )
         path = change.have.pin
         self._pin(link, path)
@@ -1056,7 +1100,8 @@ def _plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> pl
     def shown(items: t.Sequence[t.Mapping[str, t.Any]]) -> str | None:
         return (
             ", ".join(
-                f"{item['program']} on {health.interface(bpffs.interface_key(item['netns'], item['name']))}"
+                f"{item['program']} on"
+                f" {health.interface(bpffs.interface_key(item['netns'], item['name']))}"
                 for item in items
             )
             or None
@@ -1209,8 +1254,10 @@ def _sharing(paths: bpffs.Paths, wants: t.Sequence[Want], haves: t.Sequence[Have
         return []
     where = [name or "the host's" for name in sorted(namespaces, key=lambda name: name or "")]
     return [
-        f"The chain of pin_root {paths.pin_root} tracks in several namespaces ({', '.join(where)}), which share its tables: a packet that goes through "
-        f"more than one of them is counted in each, as of one flow. Give each namespace a pin_root of its own, as {bpffs.own_root(where[-1])} to {where[-1]}."
+        f"The chain of pin_root {paths.pin_root} tracks in several namespaces ({', '.join(where)}),"
+        " which share its tables: a packet that goes through more than one of them is counted in"
+        " each, as of one flow. Give each namespace a pin_root of its own, as"
+        f" {bpffs.own_root(where[-1])} to {where[-1]}."
     ]
 
 

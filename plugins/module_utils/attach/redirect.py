@@ -161,7 +161,10 @@ def make_plan(
 def shown(key: bytes, flags: int) -> str:
     """Return a port for people."""
     ifindex, mac = KEY.unpack(key)
-    return f"ifindex {ifindex}, address {mac.hex(':')}, {'sends and receives' if flags & TRANSMITS else 'receives'}"
+    return (
+        f"ifindex {ifindex}, address {mac.hex(':')},"
+        f" {'sends and receives' if flags & TRANSMITS else 'receives'}"
+    )
 
 
 def do(fd: int, step: plan.Step) -> plan.Undo:

@@ -26,8 +26,9 @@ _LOOPBACK_IFINDEX = 1
 #: Kinds (IFLA_INFO_KIND) without ndo_bpf, for kernels before 6.3, which do not say what a driver
 #: can (drivers/net, net).
 _KINDS = (
-    "bridge dummy erspan geneve gre gretap hsr ifb ip6erspan ip6gre ip6gretap ip6tnl ipip ipvlan ipvtap macsec macvlan macvtap netkit nlmon sit team vcan "
-    "vlan vrf vti vti6 vxcan vxlan wireguard"
+    "bridge dummy erspan geneve gre gretap hsr ifb ip6erspan ip6gre ip6gretap ip6tnl ipip ipvlan"
+    " ipvtap macsec macvlan macvtap netkit nlmon sit team vcan vlan vrf vti vti6 vxcan vxlan"
+    " wireguard"
 )
 NEVER_NATIVE = frozenset(_KINDS.split())
 #: Their features say nothing while they have no member, and then they take a program
@@ -49,8 +50,9 @@ def check(step: plan.Step) -> None:
         why = "" if change.modes != ("native",) else why_not_native(index)
     if above:
         raise ConntrackError(
-            f"{want.field}: {want.label}: the kernel attaches nothing below an interface that has an XDP program, "
-            f"and {above} on top of it has one. Detach that first, or name {above} alone."
+            f"{want.field}: {want.label}: the kernel attaches nothing below an interface that has"
+            f" an XDP program, and {above} on top of it has one. Detach that first, or name {above}"
+            " alone."
         )
     if why:
         raise ConntrackError(f"{want.field}.mode: {want.label}: {why}")
@@ -71,10 +73,13 @@ def why_not_native(index: int) -> str:
         facts.kind == "veth"
     ):  # the one thing that its features depend on (drivers/net/veth.c, veth_set_xdp_features)
         return (
-            "native XDP on a veth takes as many rx queues as the other end has tx queues, and there are fewer. "
-            "Give it more (ethtool -L), or give mode: generic or auto."
+            "native XDP on a veth takes as many rx queues as the other end has tx queues, and there"
+            " are fewer. Give it more (ethtool -L), or give mode: generic or auto."
         )
-    return f"the driver {driver or 'of this interface'} does not support XDP in native mode. Give mode: generic or auto."
+    return (
+        f"the driver {driver or 'of this interface'} does not support XDP in native mode. Give"
+        " mode: generic or auto."
+    )
 
 
 def upper_with_program(index: int) -> str:

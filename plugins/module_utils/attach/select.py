@@ -91,13 +91,15 @@ def check(field: str, item: Item) -> None:
             raise bad_value(f"{field}.{name}", "", "give a text, or leave it out")
     if item.get("name") is None and not given:
         raise ConntrackError(
-            f"{field}: it says no interface: give its name, or {', '.join(CRITERIA[:-1])} or {CRITERIA[-1]}: true to choose by."
+            f"{field}: it says no interface: give its name, or {', '.join(CRITERIA[:-1])} or"
+            f" {CRITERIA[-1]}: true to choose by."
         )
     if item.get("name") is not None and given:
         raise bad_value(
             f"{field}.{given[0]}",
             item[given[0]],
-            f"the entry names the interface {item['name']!r} already; give either that or {given[0]}",
+            f"the entry names the interface {item['name']!r} already; give either that or"
+            f" {given[0]}",
         )
 
 
@@ -128,7 +130,8 @@ class Choice(t.NamedTuple):
 def resolve(
     items: t.Sequence[Item], look: t.Callable[[str | None], t.Sequence[Candidate]]
 ) -> Choice:
-    """Return the entries with one for each interface that was chosen, and those for which there is none.
+    """Return the entries with one for each interface that was chosen, and those for which there is
+    none.
 
     :param items: checked entries of ``interfaces``.
     :param look: returns what there is in a namespace; it may raise ConntrackError where there is no
@@ -224,12 +227,21 @@ def _why(
 ) -> str:
     where = "the host's namespace" if item.get("netns") is None else f"namespace {item['netns']}"
     if left_out:
-        return f"{field}: {label(item)}: no interface in {where} is left; left out: {_listed(left_out)}. Remove the entry, or let it ask for others."
+        return (
+            f"{field}: {label(item)}: no interface in {where} is left; left out:"
+            f" {_listed(left_out)}. Remove the entry, or let it ask for others."
+        )
     if taken:
         owned = ", ".join(f"{name} to {owner}" for name, owner in taken.items())
-        return f"{field}: {label(item)}: every interface in {where} that fits belongs to another entry: {owned}. Remove one of them, or let it ask for others."
+        return (
+            f"{field}: {label(item)}: every interface in {where} that fits belongs to another"
+            f" entry: {owned}. Remove one of them, or let it ask for others."
+        )
     shown = ", ".join(str(one) for one in sorted(there, key=lambda one: one.name)) or "none"
-    return f"{field}: {label(item)}: no interface in {where} fits; there are: {shown}. Correct the entry, or make the interface first."
+    return (
+        f"{field}: {label(item)}: no interface in {where} fits; there are: {shown}. Correct the"
+        " entry, or make the interface first."
+    )
 
 
 def chains(

@@ -88,7 +88,8 @@ def _veth(facts: bpf.LinkFacts) -> list[Offload]:
     unknown = [
         Offload(
             "",
-            f"Bring the other end of {facts.name} into a namespace that ip netns lists, so that its VLAN offloads can be seen",
+            f"Bring the other end of {facts.name} into a namespace that ip netns lists, so that its"
+            " VLAN offloads can be seen",
         )
     ]
     there = (
@@ -193,14 +194,20 @@ def problems(seen: Seen) -> list[tuple[str, str]]:
         if one.what:
             found.append(
                 (
-                    f"{one.what}, so the chain sees no VLAN tag, and would forward tagged frames as untagged ones",
+                    (
+                        f"{one.what}, so the chain sees no VLAN tag, and would forward tagged"
+                        " frames as untagged ones"
+                    ),
                     one.mend,
                 )
             )
         else:
             found.append(
                 (
-                    "whether VLAN tags are in its frames is not known, and tagged frames may be forwarded as untagged ones",
+                    (
+                        "whether VLAN tags are in its frames is not known, and tagged frames may be"
+                        " forwarded as untagged ones"
+                    ),
                     one.mend,
                 )
             )
@@ -208,8 +215,11 @@ def problems(seen: Seen) -> list[tuple[str, str]]:
         sysctl = netfilter.LIBERAL.replace("/", ".")
         found.append(
             (
-                f"nf_conntrack tracks in {seen.namespace}, and of TCP connections that are forwarded it sees a segment in five seconds, which it calls invalid "
-                f"unless {sysctl} is 1",
+                (
+                    f"nf_conntrack tracks in {seen.namespace}, and of TCP connections that are"
+                    " forwarded it sees a segment in five seconds, which it calls invalid unless"
+                    f" {sysctl} is 1"
+                ),
                 f"Set {sysctl}=1 in {seen.namespace}",
             )
         )
@@ -220,7 +230,8 @@ def refuse(field: str, label: str, seen: Seen) -> None:
     """:raises ConntrackError: where the chain must not forward through an interface."""
     for problem, mend in problems(seen):
         raise ConntrackError(
-            f"{field}: {label}: the chain must not forward there (forward: {seen.forward}): {problem}. {mend}, or load it with forward: off."
+            f"{field}: {label}: the chain must not forward there (forward: {seen.forward}):"
+            f" {problem}. {mend}, or load it with forward: off."
         )
 
 

@@ -120,7 +120,9 @@ def parse(values: t.Any) -> tuple[Guest, ...]:
             )
         if len(given) != 1:
             raise ConntrackError(
-                f"{field}: {'src and pinned exclude each other' if given else 'src or pinned is missing'}: give one of them."
+                f"{field}:"
+                f" {'src and pinned exclude each other' if given else 'src or pinned is missing'}:"
+                " give one of them."
             )
         found[slot] = Guest(field, slot, **given)
     return tuple(found[slot] for slot in sorted(found))
@@ -148,7 +150,8 @@ def read(
                     raise bad_value(
                         f"{guest.field}.src",
                         guest.src,
-                        f"{other.field} has the {what} {mine} already; give each guest a {what} of its own",
+                        f"{other.field} has the {what} {mine} already; give each guest a {what} of"
+                        " its own",
                     )
     return tuple(done)
 
@@ -172,14 +175,16 @@ def _read(guest: Guest, find: t.Callable[[str], str], taken: t.Container[str]) -
         raise bad_value(
             field,
             guest.src,
-            f"it has {len(programs)} programs; a guest's file has one, which begins with GUEST(name) in a line of its own",
+            f"it has {len(programs)} programs; a guest's file has one, which begins with"
+            " GUEST(name) in a line of its own",
         )
     program = programs[0]
     if program in chain.SLOTS or not _NAME.fullmatch(program) or len(program) > _NAME_BYTES:
         raise bad_value(
             field,
             program,
-            f"a guest's program needs a name of C, of {_NAME_BYTES} characters at most, that no stage of the chain has",
+            f"a guest's program needs a name of C, of {_NAME_BYTES} characters at most, that no"
+            " stage of the chain has",
         )
     hidden = [
         found for found in maps_in(text) if found in {spec.name for spec in chain.maps(events=True)}
@@ -238,7 +243,8 @@ def _pinned_here(guest: Guest, path: str) -> Pinned:
         raise bad_value(
             field,
             path,
-            f"{exc.words or os.strerror(exc.errno or 0)}; give the path of a program that is pinned on the target",
+            f"{exc.words or os.strerror(exc.errno or 0)}; give the path of a program that is pinned"
+            " on the target",
         ) from exc
     with bpf.closing(fd):
         kind = bpf.kind_of(fd)
@@ -247,7 +253,8 @@ def _pinned_here(guest: Guest, path: str) -> Pinned:
             raise bad_value(
                 field,
                 path,
-                f"it is a {kind if info is None else f'program of type {info.type}'}; give an XDP program (type {bpf.PROG_TYPE_XDP})",
+                f"it is a {kind if info is None else f'program of type {info.type}'}; give an XDP"
+                f" program (type {bpf.PROG_TYPE_XDP})",
             )
         try:
             _fits(fd)
@@ -255,8 +262,10 @@ def _pinned_here(guest: Guest, path: str) -> Pinned:
             raise bad_value(
                 field,
                 path,
-                f"the kernel does not let it stand in one jump table with the chain ({os.strerror(exc.errno or 0)}): it has to be loaded with "
-                f"expected_attach_type BPF_XDP ({chain.ATTACH_TYPE_XDP}), without BPF_F_XDP_HAS_FRAGS, and compiled by the JIT as the chain is",
+                "the kernel does not let it stand in one jump table with the chain"
+                f" ({os.strerror(exc.errno or 0)}): it has to be loaded with expected_attach_type"
+                f" BPF_XDP ({chain.ATTACH_TYPE_XDP}), without BPF_F_XDP_HAS_FRAGS, and compiled by"
+                " the JIT as the chain is",
             ) from exc
     return Pinned(guest.slot, path, info.id, info.tag)
 
@@ -313,7 +322,8 @@ def check_shape(
     ]
     if other:
         raise ConntrackError(
-            f"guests: the map {name} has another shape in the running generation: {', '.join(other)}. Give it another name; it begins empty then."
+            f"guests: the map {name} has another shape in the running generation:"
+            f" {', '.join(other)}. Give it another name; it begins empty then."
         )
 
 
@@ -333,7 +343,8 @@ def hand_maps_on(text: str, before: str, after: str) -> None:
 
 # ---------------------------------------------------------------- what was counted
 def counts_by_cpu(guest_stats: int, slot: int) -> list[dict[str, int]]:
-    """Return what one guest did with frames on each possible CPU, by the names of chain.GUEST_COUNTS.
+    """Return what one guest did with frames on each possible CPU, by the names of
+    chain.GUEST_COUNTS.
 
     :param guest_stats: file descriptor of the map of that name.
     """

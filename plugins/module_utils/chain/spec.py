@@ -93,7 +93,10 @@ OUTCOMES = (
     ("fragment", "a fragment; its datagram counts in the flow with the fragment that completes it"),
     (
         "invalid_ip_header",
-        "IP version, header length, total length or header checksum is wrong, or an address is one that no wire may carry",
+        (
+            "IP version, header length, total length or header checksum is wrong, or an address is"
+            " one that no wire may carry"
+        ),
     ),
     ("invalid_ext_headers", "IPv6 extension headers that lead nowhere"),
     ("invalid_l4_short", "the transport header is cut off"),
@@ -110,7 +113,10 @@ OUTCOMES = (
     ),
     (
         "invalid_icmp_error",
-        "an ICMP error that quotes no known flow, or goes to somebody else than the sender of what it quotes",
+        (
+            "an ICMP error that quotes no known flow, or goes to somebody else than the sender of"
+            " what it quotes"
+        ),
     ),
     ("invalid_gre", "a GRE header of version 1 that is not PPTP's"),
     (
@@ -134,7 +140,10 @@ OUTCOMES = (
     ("untracked_nd", "neighbour discovery or multicast listener discovery (as in the kernel)"),
     (
         "untracked_fragment",
-        "a fragment that fits no datagram: overlapping, too long together, or no room to remember it",
+        (
+            "a fragment that fits no datagram: overlapping, too long together, or no room to"
+            " remember it"
+        ),
     ),
     (
         "untracked_limit",
@@ -161,32 +170,50 @@ EVENTS = (
     ("promoted", "entries that moved to the table of assured flows"),
     (
         "promote_failed",
-        "packets of assured flows that the table of assured flows had no room for: the flow stayed where it was",
+        (
+            "packets of assured flows that the table of assured flows had no room for: the flow"
+            " stayed where it was"
+        ),
     ),
     ("assured_deleted", "those of the deleted entries that stood in a table of assured flows"),
     ("forwarded", "packets forwarded past the stack"),
     (
         "forward_unusual",
-        "left to the stack: tagged, with IP options or extension headers, or longer than the IP packet in it",
+        (
+            "left to the stack: tagged, with IP options or extension headers, or longer than the IP"
+            " packet in it"
+        ),
     ),
     ("forward_ttl", "left to the stack: the TTL is used up"),
     ("forward_mtu", "left to the stack: longer than the route's MTU"),
     (
         "forward_route",
-        "left to the stack: no route leads on, forwarding is off, it is for this host, or it would go back where it came from",
+        (
+            "left to the stack: no route leads on, forwarding is off, it is for this host, or it"
+            " would go back where it came from"
+        ),
     ),
     ("forward_neighbour", "left to the stack: the next hop's address is not known yet"),
     (
         "forward_port",
-        "left to the stack: not addressed to an attached interface, or routed to one that takes no redirected frames",
+        (
+            "left to the stack: not addressed to an attached interface, or routed to one that takes"
+            " no redirected frames"
+        ),
     ),
     (
         "forward_refresh",
-        "left to the stack, which sees one packet of a flow and direction every five seconds, so that neighbours and nf_conntrack stay alive",
+        (
+            "left to the stack, which sees one packet of a flow and direction every five seconds,"
+            " so that neighbours and nf_conntrack stay alive"
+        ),
     ),
     (
         "forward_martian",
-        "left to the stack: an address that no router forwards, such as one of this host's own as the sender's",
+        (
+            "left to the stack: an address that no router forwards, such as one of this host's own"
+            " as the sender's"
+        ),
     ),
 )
 COUNTERS = tuple(name for name, dummy in OUTCOMES + EVENTS)
@@ -305,7 +332,8 @@ _TCP_TABLE = """
 
 
 def transition_rows(table: str) -> tuple[int, ...]:
-    """Return each row of a transition table as one number, four bits a state, the first state lowest.
+    """Return each row of a transition table as one number, four bits a state, the first state
+    lowest.
 
     The first line names the states; after them come IV and IG. The rows of the initiator's
     direction come first.

@@ -61,7 +61,8 @@ class _Patience(t.NamedTuple):
             f"after {self.seconds:g} s {who} still holds it" if self.seconds else f"{who} holds it"
         )
         return Busy(
-            f"{self.directory}: another run has the lock: {waited}. Wait for it or end it, then try again; lock_timeout says how long to wait."
+            f"{self.directory}: another run has the lock: {waited}. Wait for it or end it, then try"
+            " again; lock_timeout says how long to wait."
         )
 
 
@@ -216,7 +217,8 @@ def _remove_unused(path: str) -> None:
 
 # ---------------------------------------------------------------- who holds it
 def _listed(found: os.stat_result, device: str = "") -> list[int]:
-    """Return the processes that took the lock on a file, as /proc/locks has it (proc(5); fs/locks.c).
+    """Return the processes that took the lock on a file, as /proc/locks has it (proc(5);
+    fs/locks.c).
 
     :param device: as it has that; some file systems have another one for stat(2), so without it all
         files of that number count.
@@ -285,7 +287,9 @@ def holder(fd: int) -> str:
 
 
 def process(pid: int) -> str:
-    """Return a process as people tell it from others: its number, its command line, and when it began."""
+    """Return a process as people tell it from others: its number, its command line, and when it
+    began.
+    """
     try:
         with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
             command = " ".join(file.read().split("\0")).strip()

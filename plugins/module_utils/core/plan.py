@@ -65,7 +65,8 @@ def as_diff(plan: Plan) -> dict[str, str]:
 
 
 def irrevocable() -> None:
-    """Undo a step that can not be undone, such as a deletion: ``do`` of apply() returns this for one.
+    """Undo a step that can not be undone, such as a deletion: ``do`` of apply() returns this for
+    one.
 
     :raises ConntrackError: always.
     """

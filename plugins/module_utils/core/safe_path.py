@@ -57,7 +57,8 @@ def check_text(field: str, value: str, mend: str) -> None:
         raise bad_value(
             field,
             value,
-            f"give an absolute path without white space, quotes, '%', '$', ';' and '\\': letters, digits and {SIGNS} are fine",
+            "give an absolute path without white space, quotes, '%', '$', ';' and '\\': letters,"
+            f" digits and {SIGNS} are fine",
         )
     if len(os.fsencode(value)) > PATH_BYTES or any(
         len(os.fsencode(name)) > NAME_BYTES for name in value.split("/")
@@ -77,7 +78,10 @@ def foreign(found: os.stat_result, sticky: bool = False) -> str:
     :param sticky: a directory in which users can not touch what others have made, as /tmp, is fine.
     """
     if found.st_uid not in (0, os.geteuid()):
-        return f"it belongs to the user {_name_of(lambda: pwd.getpwuid(found.st_uid).pw_name, found.st_uid)}"
+        return (
+            "it belongs to the user"
+            f" {_name_of(lambda: pwd.getpwuid(found.st_uid).pw_name, found.st_uid)}"
+        )
     if stat.S_ISLNK(found.st_mode) or (sticky and found.st_mode & stat.S_ISVTX):
         return ""
     if found.st_mode & stat.S_IWOTH:
@@ -123,7 +127,8 @@ def refuse_foreign(path: str, found: os.stat_result | None = None, sticky: bool 
             else f"take that right away: chmod go-w {path}"
         )
         raise ConntrackError(
-            f"{path}: {why}, and root trusts what is there. Look at what it holds, then {mend}, or remove it."
+            f"{path}: {why}, and root trusts what is there. Look at what it holds, then {mend}, or"
+            " remove it."
         )
 
 
@@ -215,12 +220,14 @@ def read(path: str, trusted: bool = False) -> bytes:
         os.close(fd)
     if len(data) > _MOST_BYTES:
         raise ConntrackError(
-            f"{path}: it has more than {_MOST_BYTES >> 20} MiB, which no file of the collection has. Remove it."
+            f"{path}: it has more than {_MOST_BYTES >> 20} MiB, which no file of the collection"
+            " has. Remove it."
         )
     return data
 
 
 def _no_file(path: str, kind: int) -> ConntrackError:
     return ConntrackError(
-        f"{path}: it is {_KINDS.get(kind, 'something else')}, and a regular file is needed. Put the file itself there."
+        f"{path}: it is {_KINDS.get(kind, 'something else')}, and a regular file is needed. Put the"
+        " file itself there."
     )

@@ -36,7 +36,10 @@ _LINES = "\t\n"
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 EXIT_STATUS = {
     DONE: "All is done, and all is well.",
-    FAILED: "It could not be done, or what was asked for is not there or not well: one line on standard error says what.",
+    FAILED: (
+        "It could not be done, or what was asked for is not there or not well: one line on standard"
+        " error says what."
+    ),
     USAGE: "The command line is wrong; nothing was read or changed.",
 }
 Arguments = argparse.Namespace
@@ -129,13 +132,14 @@ def option(word: str) -> str:
 def _filters(command: Parser) -> None:
     group = command.add_argument_group(
         FILTERS,
-        "Different filters must all hold; of several values of one, separated by commas or given again, any.",
+        "Different filters must all hold; of several values of one, separated by commas or given"
+        " again, any.",
     )
     for word in flow_filter.FILTER_WORDS:
         more: dict[str, t.Any] = {
-            "metavar": "SECONDS"
-            if word in ("older_than", "idle_for")
-            else word.rpartition("_")[2].upper()
+            "metavar": (
+                "SECONDS" if word in ("older_than", "idle_for") else word.rpartition("_")[2].upper()
+            )
         }
         if word == "assured":
             more.update(nargs="?", const="true", metavar="BOOL")
@@ -158,7 +162,10 @@ def _input(command: Parser) -> None:
     command.add_argument(
         "--input",
         metavar="FILE",
-        help="read the flows that ct list -o json or -o jsonl wrote in place of the tables; - for standard input",
+        help=(
+            "read the flows that ct list -o json or -o jsonl wrote in place of the tables; - for"
+            " standard input"
+        ),
     )
 
 
@@ -196,7 +203,9 @@ def _counting(command: Parser) -> None:
     command.add_argument(
         "--limit",
         metavar="N",
-        help="with --group-by: at most so many groups, those with the most flows; 100 when not given",
+        help=(
+            "with --group-by: at most so many groups, those with the most flows; 100 when not given"
+        ),
     )
     _form(command, ("text", "json"))
     _input(command)
@@ -224,7 +233,10 @@ def _show_words(command: Parser) -> None:
         "tuple",
         nargs="+",
         metavar="TUPLE",
-        help="PROTO SRC[:PORT] DST[:PORT], IPv6 addresses with a port in brackets; either direction will do",
+        help=(
+            "PROTO SRC[:PORT] DST[:PORT], IPv6 addresses with a port in brackets; either direction"
+            " will do"
+        ),
     )
     _form(command, ("text", "json"))
 
@@ -272,7 +284,10 @@ def _watch_words(command: Parser) -> None:
     command.add_argument(
         "--save",
         metavar="FILE",
-        help="write the events to a file as well, anew, which --input here and of ct list and ct count read",
+        help=(
+            "write the events to a file as well, anew, which --input here and of ct list and ct"
+            " count read"
+        ),
     )
     _form(
         command,
@@ -282,7 +297,10 @@ def _watch_words(command: Parser) -> None:
     command.add_argument(
         "--input",
         metavar="FILE",
-        help="read the events that --save or -o jsonl wrote in place of the chain's; - for standard input",
+        help=(
+            "read the events that --save or -o jsonl wrote in place of the chain's; - for standard"
+            " input"
+        ),
     )
     _filters(command)
 
@@ -324,7 +342,10 @@ def _import_words(command: Parser) -> None:
         choices=("keep", "newer", "replace"),
         default="keep",
         metavar="POLICY",
-        help="what becomes of a flow that is live here as well: keep it, let the one win that had the later packet (newer), or replace it; keep when not given",
+        help=(
+            "what becomes of a flow that is live here as well: keep it, let the one win that had"
+            " the later packet (newer), or replace it; keep when not given"
+        ),
     )
     _form(command, ("text", "json"))
     _changing(command)
@@ -363,7 +384,10 @@ def _load_words(command: Parser) -> None:
         "source",
         nargs="?",
         metavar="DIR",
-        help="a directory of sources, as files/bpf of the collection; what was loaded last when not given",
+        help=(
+            "a directory of sources, as files/bpf of the collection; what was loaded last when not"
+            " given"
+        ),
     )
     command.add_argument(
         "--set",
@@ -703,7 +727,8 @@ def _show(args: Arguments) -> int:
     found = [record for record in found if wanted.matches(record)]
     if not found:
         raise ConntrackError(
-            f"tuple: no flow {' '.join(args.tuple)} is tracked. ct list --addr {wanted.ends[0].address} shows all of that address."
+            f"tuple: no flow {' '.join(args.tuple)} is tracked. ct list --addr"
+            f" {wanted.ends[0].address} shows all of that address."
         )
     if args.output == "json":
         _say_json([{**record, "why": ct_text.why(record, timeouts)} for record in found])
@@ -776,7 +801,8 @@ def _watch(args: Arguments) -> int:
     if missing:
         _complain(
             who,
-            f"{missing} numbers are missing between the events of the file: they were lost, or filtered out when it was written",
+            f"{missing} numbers are missing between the events of the file: they were lost, or"
+            " filtered out when it was written",
         )
     return DONE
 
@@ -789,7 +815,8 @@ def _export(args: Arguments) -> int:
         filters = flow_filter.parse_filters(_words(args, flow_filter.FILTER_WORDS))
         if sys.stdout.isatty():
             raise ConntrackError(
-                "output: it is not for people to read. Send it to a file, or through a pipe to ct import."
+                "output: it is not for people to read. Send it to a file, or through a pipe to ct"
+                " import."
             )
     with _tables(args) as tables, _watched(tables, "exporting") as watched:
         handoff.export(watched, filters, _put)
@@ -839,7 +866,8 @@ def _flush(args: Arguments) -> int:
             )
         if not (args.dry_run or args.yes or sys.stdin.isatty()):
             raise ConntrackError(
-                "yes: it is not given, and there is no terminal to ask on. Give --yes, or --dry-run to see what would go."
+                "yes: it is not given, and there is no terminal to ask on. Give --yes, or --dry-run"
+                " to see what would go."
             )
     choice = (
         flow_table.EVERYTHING
@@ -925,7 +953,8 @@ def _loaded(args: Arguments) -> bpffs.Paths:
         there = set()
     if not there:
         raise flow_table.NoChain(
-            f"{paths.base}: no chain is loaded there. Run xdp_program, or give the --pin-root that it was given."
+            f"{paths.base}: no chain is loaded there. Run xdp_program, or give the --pin-root that"
+            " it was given."
         )
     return paths
 
@@ -1119,7 +1148,8 @@ COMMANDS = {
         "print the flows",
         _flows,
         _list,
-        "It prints as it reads, so the first lines come at once. Flows whose time is over are left out.",
+        "It prints as it reads, so the first lines come at once. Flows whose time is over are left"
+        " out.",
     ),
     "count": Command("count flows", _counting, _count, "Flows whose time is over do not count."),
     "summary": Command(
@@ -1132,57 +1162,67 @@ COMMANDS = {
         "print the counters by stage and reason",
         _stats_words,
         _stats,
-        "Every frame is counted once, at the stage that decided what becomes of it; entries besides.",
+        "Every frame is counted once, at the stage that decided what becomes of it; entries"
+        " besides.",
     ),
     "show": Command(
         "print all that is known of one flow, and why it is in its state",
         _show_words,
         _show,
-        "A port that is left out stands for any; every flow that fits is shown. The exit status is 1 when none does.",
+        "A port that is left out stands for any; every flow that fits is shown. The exit status is"
+        " 1 when none does.",
     ),
     "top": Command(
         "show who sends most, or who holds most of the table",
         _top_words,
         _top,
-        "On a terminal it draws again each interval: b, p, B, P and f choose the order, q ends it. Elsewhere, and with --count, --once or another format, it "
-        "prints. Rates are what was counted since the read before, in a second; of groups, SHARE is what part of the entries in the tables their flows are.",
+        "On a terminal it draws again each interval: b, p, B, P and f choose the order, q ends it."
+        " Elsewhere, and with --count, --once or another format, it prints. Rates are what was"
+        " counted since the read before, in a second; of groups, SHARE is what part of the entries"
+        " in the tables their flows are.",
         endless=True,
     ),
     "graph": Command(
         "draw namespaces, links, hooks and flows",
         _graph_words,
         _graph,
-        "Flows between the same two places in the same state are one edge, as wide as its bytes and coloured by its state. "
-        "The page and the picture load nothing, so they can be looked at anywhere. Without a chain there are no flows in it.",
+        "Flows between the same two places in the same state are one edge, as wide as its bytes and"
+        " coloured by its state. The page and the picture load nothing, so they can be looked at"
+        " anywhere. Without a chain there are no flows in it.",
     ),
     "watch": Command(
         "print what becomes of flows, as it happens",
         _watch_words,
         _watch,
-        "Events come from a chain that was loaded with the option events. They are numbered, and those that were lost are counted; when it ends it says how "
-        "many. Ctrl-C ends it. The events of a chain have one reader at a time. An entry that makes room for another one goes without an event.",
+        "Events come from a chain that was loaded with the option events. They are numbered, and"
+        " those that were lost are counted; when it ends it says how many. Ctrl-C ends it. The"
+        " events of a chain have one reader at a time. An entry that makes room for another one"
+        " goes without an event.",
         endless=True,
     ),
     "export": Command(
         "write the live flows for another host",
         _export_words,
         _export,
-        "What is written goes to ct import, through a file or a pipe: ct export | ssh other ct import. It says what it is made of, and holds times as time "
-        "left. Nothing is changed here: drain the host, or delete the flows, when the other one has them.",
+        "What is written goes to ct import, through a file or a pipe: ct export | ssh other ct"
+        " import. It says what it is made of, and holds times as time left. Nothing is changed"
+        " here: drain the host, or delete the flows, when the other one has them.",
     ),
     "import": Command(
         "take in the flows that ct export wrote on another host",
         _import_words,
         _import,
-        "They go on here with their states, counts and the time they had left; TCP windows begin anew. What is of another format, can not be "
-        "translated, or is damaged is refused before anything is done. No flow that is here makes room. The exit status is 1 when there was not room for "
-        "all.",
+        "They go on here with their states, counts and the time they had left; TCP windows begin"
+        " anew. What is of another format, can not be translated, or is damaged is refused before"
+        " anything is done. No flow that is here makes room. The exit status is 1 when there was"
+        " not room for all.",
     ),
     "flush": Command(
         "delete flows",
         _flush_words,
         _flush,
-        "It says how many there are and asks, unless --yes is given. The next packet of a deleted flow begins a new one.",
+        "It says how many there are and asks, unless --yes is given. The next packet of a deleted"
+        " flow begins a new one.",
     ),
     "gc": Command(
         "delete the entries whose time is over",
@@ -1200,17 +1240,19 @@ COMMANDS = {
         "prove that the chain works",
         lambda command: None,
         _verify,
-        "It looks for every known fault, compares what the interfaces receive with what is counted, and sends frames of proof through each hook. "
-        "They make no entry, and are in no figure.",
+        "It looks for every known fault, compares what the interfaces receive with what is counted,"
+        " and sends frames of proof through each hook. They make no entry, and are in no figure.",
     ),
     "load": Command(
         "load the chain that was loaded last, or another one",
         _load_words,
         _load,
-        "With no argument it brings back what the state directory tells of, as after a reboot, and changes nothing where that is in place. What is set with "
-        "--set holds from then on; sizes and sources take a new generation, which takes over flows and interfaces. Of a directory, checksum, fused, "
-        "forward and events can be set, too, and are as xdp_program has them when they are not. What is forwarded passes the firewall by, so forward takes "
-        "forward_unfiltered=true besides. Building needs bcc, and a directory Jinja2.",
+        "With no argument it brings back what the state directory tells of, as after a reboot, and"
+        " changes nothing where that is in place. What is set with --set holds from then on; sizes"
+        " and sources take a new generation, which takes over flows and interfaces. Of a directory,"
+        " checksum, fused, forward and events can be set, too, and are as xdp_program has them when"
+        " they are not. What is forwarded passes the firewall by, so forward takes"
+        " forward_unfiltered=true besides. Building needs bcc, and a directory Jinja2.",
     ),
     "rollback": Command(
         "go back to the generation before",
@@ -1228,15 +1270,17 @@ COMMANDS = {
         "answer over HTTP what the reading commands print",
         _serve_words,
         _serve,
-        "On a unix socket, or on a TCP port that only this host can reach. It changes nothing. It ends with SIGTERM or SIGINT.",
+        "On a unix socket, or on a TCP port that only this host can reach. It changes nothing. It"
+        " ends with SIGTERM or SIGINT.",
         endless=True,
     ),
     "run": Command(
         "look after the chain until told to end",
         _run_words,
         _run,
-        "It brings the chain back as it was last in use, attaches it where interfaces come back, deletes the entries whose time is over, "
-        "and answers over HTTP as ct serve does. It is what ct.service runs.",
+        "It brings the chain back as it was last in use, attaches it where interfaces come back,"
+        " deletes the entries whose time is over, and answers over HTTP as ct serve does. It is"
+        " what ct.service runs.",
         endless=True,
     ),
     "detach": Command(

@@ -19,7 +19,10 @@ from . import cli, manual
 _PACKAGE = "ebpf_conntrack"
 #: The first lines of the archive: until the command takes Ctrl-C itself the kernel ends it, for an
 #: exception in the middle of an import may be dropped.
-_BEGIN = "import signal\nif signal.getsignal(signal.SIGINT) is signal.default_int_handler:\n    signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+_BEGIN = (
+    "import signal\nif signal.getsignal(signal.SIGINT) is signal.default_int_handler:\n   "
+    " signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+)
 #: The packages that the command is made of: all that ct may import, and itself.
 PACKAGES = (
     *("core", "kernel", "chain", "flows", "build", "generation", "lab", "attach"),
@@ -62,7 +65,10 @@ def content(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) ->
 
     :param pin_root: what holds where the command is not told otherwise; likewise the next one.
     """
-    start = f"{_BEGIN}import sys\nfrom {_PACKAGE}.ct.cli import main\nsys.exit(main(pin_root={pin_root!r}, state_dir={state_dir!r}))\n"
+    start = (
+        f"{_BEGIN}import sys\nfrom {_PACKAGE}.ct.cli import"
+        f" main\nsys.exit(main(pin_root={pin_root!r}, state_dir={state_dir!r}))\n"
+    )
     modules = {
         "__main__.py": start,
         f"{_PACKAGE}/__init__.py": "",

@@ -163,7 +163,8 @@ def _story(edge: Graph, names: t.Mapping[str, str]) -> str:
     """Return all of an edge, a line each."""
     flows = edge["flows"]
     lines = [
-        f"{names[edge['from']]} → {names[edge['to']]}: {flows} flow{'s' if flows != 1 else ''}, {edge['state']}"
+        f"{names[edge['from']]} → {names[edge['to']]}: {flows} flow{'s' if flows != 1 else ''},"
+        f" {edge['state']}"
     ]
     lines.append(f"{edge['packets']} packets, {edge['bytes']} bytes in both directions")
     for pair in edge["pairs"]:
@@ -187,7 +188,10 @@ def _about(place: Graph) -> str:
 
 def _about_interface(one: Graph) -> str:
     runs = f", runs {_badge(one)}" if _badge(one) else ""
-    return f"{one['name']}{'' if one['up'] else ' (down)'}: {', '.join(one['addresses']) or 'no address'}, {one['mac']}, MTU {one['mtu']}{runs}"
+    return (
+        f"{one['name']}{'' if one['up'] else ' (down)'}:"
+        f" {', '.join(one['addresses']) or 'no address'}, {one['mac']}, MTU {one['mtu']}{runs}"
+    )
 
 
 def _badge(one: Graph) -> str:
@@ -529,19 +533,38 @@ def _style() -> str:
     rules = [
         f".ct{{{light}color-scheme:light dark;font-family:system-ui,'DejaVu Sans',sans-serif}}",
         f"@media(prefers-color-scheme:dark){{.ct{{{dark}}}}}",
-        ".ct .ground{fill:var(--ground)}.ct text{fill:var(--text);font-size:11px}.ct .name{font-size:13px;font-weight:600}",
-        ".ct .mono,.ct .slot text{font-family:ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace}.ct .dim{fill:var(--dim)}",
-        ".ct .box{fill:var(--card);stroke:var(--line)}.ct .host .box{stroke-width:2}.ct .outside .box{fill:none;stroke-dasharray:4 3}",
-        ".ct .link{fill:none;stroke:var(--line);stroke-width:1.5}.ct .port{fill:var(--line)}.ct .port.hook{fill:var(--hook)}",
+        (
+            ".ct .ground{fill:var(--ground)}.ct text{fill:var(--text);font-size:11px}.ct"
+            " .name{font-size:13px;font-weight:600}"
+        ),
+        (
+            ".ct .mono,.ct .slot text{font-family:ui-monospace,'DejaVu Sans"
+            " Mono',Menlo,Consolas,monospace}.ct .dim{fill:var(--dim)}"
+        ),
+        (
+            ".ct .box{fill:var(--card);stroke:var(--line)}.ct .host .box{stroke-width:2}.ct"
+            " .outside .box{fill:none;stroke-dasharray:4 3}"
+        ),
+        (
+            ".ct .link{fill:none;stroke:var(--line);stroke-width:1.5}.ct .port{fill:var(--line)}.ct"
+            " .port.hook{fill:var(--hook)}"
+        ),
         ".ct .badge{fill:none;stroke:var(--hook)}.ct .badged{fill:var(--hook);font-size:10px}",
-        ".ct .flow path{fill:none;opacity:.85}.ct .flow:hover path{opacity:1;stroke-width:11}.ct .words{font-size:10px}",
-        ".ct .words,.ct .slot text,.ct .name{paint-order:stroke;stroke:var(--ground);stroke-width:3px;stroke-linejoin:round}",
+        (
+            ".ct .flow path{fill:none;opacity:.85}.ct .flow:hover"
+            " path{opacity:1;stroke-width:11}.ct .words{font-size:10px}"
+        ),
+        (
+            ".ct .words,.ct .slot text,.ct"
+            " .name{paint-order:stroke;stroke:var(--ground);stroke-width:3px;stroke-linejoin:round}"
+        ),
         ".ct .slot text,.ct .place .name{stroke:var(--card)}",
     ]
     for name, phase in {**PHASES, "other": _OTHER}.items():
         dash = f";stroke-dasharray:{phase.dash}" if phase.dash else ""
         rules.append(
-            f".ct .{name} .line{{stroke:var(--{name}){dash}}}.ct .{name} .head{{fill:var(--{name})}}"
+            f".ct .{name} .line{{stroke:var(--{name}){dash}}}.ct .{name}"
+            f" .head{{fill:var(--{name})}}"
         )
     return "".join(rules)
 
@@ -560,10 +583,16 @@ def svg(graph: Graph) -> str:
         graph, plan.height + 3 * _MARGIN / 2, max(plan.width, 560), most
     )
     wide, high = max(plan.width, 560) + 2 * _MARGIN, plan.height + legend_height + 3 * _MARGIN + 20
-    about = f"{graph['title']}: {len(graph['places'])} places, {len(graph['links'])} links, {graph['totals']['flows']} flows in {len(graph['edges'])} edges"
+    about = (
+        f"{graph['title']}: {len(graph['places'])} places, {len(graph['links'])} links,"
+        f" {graph['totals']['flows']} flows in {len(graph['edges'])} edges"
+    )
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="ct" role="img" aria-label="{_x(about)}" width="{wide:.0f}" height="{high:.0f}" '
-        f'viewBox="0 0 {wide:.0f} {high:.0f}">',
+        (
+            '<svg xmlns="http://www.w3.org/2000/svg" class="ct" role="img"'
+            f' aria-label="{_x(about)}" width="{wide:.0f}" height="{high:.0f}" viewBox="0 0'
+            f' {wide:.0f} {high:.0f}">'
+        ),
         f"<style>{_style()}</style>",
         f'<rect class="ground" width="{wide:.0f}" height="{high:.0f}"/>',
         _text(_MARGIN, _MARGIN, graph["title"], "name")
@@ -591,8 +620,10 @@ def svg(graph: Graph) -> str:
 def _box(box: _Box) -> str:
     place = box.place
     return (
-        f'<g class="place {place["kind"]}" data-place="{_x(place["name"])}"><title>{_x(_about(place))}</title>'
-        f'<rect class="box" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="6"/>'
+        f'<g class="place {place["kind"]}"'
+        f' data-place="{_x(place["name"])}"><title>{_x(_about(place))}</title>'
+        f'<rect class="box" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}"'
+        f' height="{box.height:.1f}" rx="6"/>'
         f"{_text(box.x + box.width / 2, box.y + 17, _fitting(place['name'], box.width - 16), 'name', 'middle')}</g>"
     )
 
@@ -616,15 +647,18 @@ def _slots(box: _Box) -> str:
                 badge = _cut(badge, most - 1)
                 wide, top = 6.1 * len(badge) + 10, y + _LINE * len(slot.lines) + 5
                 lines.append(
-                    f'<rect class="badge" x="{x if side < 0 else x - wide:.1f}" y="{top:.1f}" width="{wide:.1f}" height="14" rx="4"/>'
+                    f'<rect class="badge" x="{x if side < 0 else x - wide:.1f}" y="{top:.1f}"'
+                    f' width="{wide:.1f}" height="14" rx="4"/>'
                 )
                 lines.append(_text(x - side * 5, top + 10.5, badge, "badged", anchor))
             hook = " hook" if badge else ""
             lines.append(
-                f'<circle class="port{hook}" cx="{box.edge_x(side):.1f}" cy="{box.y + slot.y + _LINE / 2 + 2:.1f}" r="4"/>'
+                f'<circle class="port{hook}" cx="{box.edge_x(side):.1f}"'
+                f' cy="{box.y + slot.y + _LINE / 2 + 2:.1f}" r="4"/>'
             )
             parts.append(
-                f'<g class="slot" data-interface="{_x(one["name"])}"><title>{_x(_about_interface(one))}</title>{"".join(lines)}</g>'
+                '<g class="slot"'
+                f' data-interface="{_x(one["name"])}"><title>{_x(_about_interface(one))}</title>{"".join(lines)}</g>'
             )
     return "".join(parts)
 
@@ -640,7 +674,10 @@ def _curve(one: tuple[float, float, int], two: tuple[float, float, int], back: f
         if side1 != side2
         else 40 + min(_GAP * 0.7, abs(y2 - y1) * 0.2)
     )
-    return f"M{x1:.1f} {y1:.1f}C{x1 + side1 * reach:.1f} {y1:.1f} {x2 + side2 * reach:.1f} {y2:.1f} {x2 + side2 * back:.1f} {y2:.1f}"
+    return (
+        f"M{x1:.1f} {y1:.1f}C{x1 + side1 * reach:.1f} {y1:.1f} {x2 + side2 * reach:.1f} {y2:.1f}"
+        f" {x2 + side2 * back:.1f} {y2:.1f}"
+    )
 
 
 def _link(
@@ -667,14 +704,18 @@ def _flow(
     half = wide / 2 + 3
     head = f"M{x:.1f} {y:.1f}l{side * 9} {-half:.1f}v{2 * half:.1f}z"
     return (
-        f'<g class="flow {phase_of(edge["state"])}" id="flow{number}" data-from="{_x(names[edge["from"]])}" data-to="{_x(names[edge["to"]])}" '
-        f'data-state="{_x(edge["state"])}" data-flows="{edge["flows"]}"><title>{_x(_story(edge, names))}</title>'
-        f'<path class="line" stroke-width="{wide}" d="{_curve(one, two, 8)}"/><path class="head" d="{head}"/></g>'
+        f'<g class="flow {phase_of(edge["state"])}" id="flow{number}"'
+        f' data-from="{_x(names[edge["from"]])}" data-to="{_x(names[edge["to"]])}"'
+        f' data-state="{_x(edge["state"])}"'
+        f' data-flows="{edge["flows"]}"><title>{_x(_story(edge, names))}</title><path class="line"'
+        f' stroke-width="{wide}" d="{_curve(one, two, 8)}"/><path class="head" d="{head}"/></g>'
     )
 
 
 def _words(edge: Graph, begin: tuple[float, float, int], most: int) -> str:
-    """Return an edge's caption, beside the box where it begins: there each edge has a lane of its own."""
+    """Return an edge's caption, beside the box where it begins: there each edge has a lane of its
+    own.
+    """
     x, y, side = begin
     return _text(
         x + side * 7,
@@ -703,7 +744,10 @@ def _legend(graph: Graph, top: float, wide: float, most: int) -> tuple[str, floa
         least = min(edge["bytes"] for edge in graph["edges"])
         items.append(
             (
-                f'<path fill="var(--dim)" d="M0 -3.2l30 -3v{width(most, most) / 2 + 2:.1f}l-30 -3z"/>',
+                (
+                    f'<path fill="var(--dim)" d="M0 -3.2l30 -3v{width(most, most) / 2 + 2:.1f}l-30'
+                    ' -3z"/>'
+                ),
                 f"wider: more bytes, {size(least)} to {size(most)}",
             )
         )
@@ -733,11 +777,13 @@ def _legend(graph: Graph, top: float, wide: float, most: int) -> tuple[str, floa
 def _remarks(graph: Graph) -> list[str]:
     totals, gone = graph["totals"], graph["left_out"]
     lines = [
-        f"{totals['flows']} flows, {size(totals['bytes'])}. An arrow leads from who began to who answers, with all flows of a state in it."
+        f"{totals['flows']} flows, {size(totals['bytes'])}. An arrow leads from who began to who"
+        " answers, with all flows of a state in it."
     ]
     if gone["edges"]:
         lines.append(
-            f"Not drawn: {gone['edges']} edges with the fewest bytes, {gone['flows']} flows, {size(gone['bytes'])}."
+            f"Not drawn: {gone['edges']} edges with the fewest bytes, {gone['flows']} flows,"
+            f" {size(gone['bytes'])}."
         )
     return lines + ([graph["note"]] if graph["note"] else [])
 
@@ -745,12 +791,17 @@ def _remarks(graph: Graph) -> list[str]:
 # ---------------------------------------------------------------- HTML
 _PAGE = (
     "<!doctype html>\n"
-    '<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width">\n'
-    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+    '<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport"'
+    ' content="width=device-width">\n'
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src'
+    " 'unsafe-inline'; img-src data:\">\n"
     '<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>'
-    ":root{{color-scheme:light dark}}body{{margin:1rem;font:14px system-ui,'DejaVu Sans',sans-serif;background:#fff;color:#1f2328}}"
-    "svg{{max-width:100%;height:auto;display:block;margin:0 auto}}table{{border-collapse:collapse;margin:1rem 0}}"
-    "caption{{text-align:left;font-weight:600;padding:.3rem 0}}th,td{{border:1px solid #8c959f;padding:.2rem .5rem;text-align:left}}"
+    ":root{{color-scheme:light dark}}body{{margin:1rem;font:14px system-ui,'DejaVu"
+    " Sans',sans-serif;background:#fff;color:#1f2328}}"
+    "svg{{max-width:100%;height:auto;display:block;margin:0"
+    " auto}}table{{border-collapse:collapse;margin:1rem 0}}"
+    "caption{{text-align:left;font-weight:600;padding:.3rem 0}}th,td{{border:1px solid"
+    " #8c959f;padding:.2rem .5rem;text-align:left}}"
     "td{{max-width:24rem;overflow-wrap:anywhere}}td.n{{text-align:right}}"
     "@media(prefers-color-scheme:dark){{body{{background:#0d1117;color:#e6edf3}}}}"
     "</style>\n</head>\n<body>\n{svg}{tables}</body>\n</html>\n"
@@ -871,7 +922,8 @@ def mermaid(graph: Graph) -> str:
         dash = f",stroke-dasharray:{phase.dash}" if phase.dash else ""
         lines.append(f'  {ids[edge["from"]]} -->|"{_mermaid(caption(edge))}"| {ids[edge["to"]]}')
         styles.append(
-            f"  linkStyle {number} stroke:{phase.light},stroke-width:{width(edge['bytes'], most)}px{dash}"
+            f"  linkStyle {number}"
+            f" stroke:{phase.light},stroke-width:{width(edge['bytes'], most)}px{dash}"
         )
     return "\n".join([*lines, *styles]) + "\n"
 
@@ -890,23 +942,30 @@ def dot(graph: Graph) -> str:
     ids = _numbered(graph)
     lines = [
         f"digraph {_dot(graph['title'])} {{",
-        '  rankdir=LR; node [shape=box, style=rounded, fontname="sans-serif"]; edge [fontname="sans-serif", fontsize=10];',
+        (
+            '  rankdir=LR; node [shape=box, style=rounded, fontname="sans-serif"]; edge'
+            ' [fontname="sans-serif", fontsize=10];'
+        ),
     ]
     for place in graph["places"]:
         more = ', style="rounded,dashed"' if place["kind"] == "outside" else ""
         lines.append(
-            f"  {ids[place['id']]} [label={_dot(*_lines(place))}, tooltip={_dot(*_about(place).splitlines())}{more}];"
+            f"  {ids[place['id']]} [label={_dot(*_lines(place))},"
+            f" tooltip={_dot(*_about(place).splitlines())}{more}];"
         )
     for one, two in graph["links"]:
         lines.append(
-            f'  {ids[one[0]]} -> {ids[two[0]]} [dir=none, color="#8c959f", taillabel={_dot(one[1])}, headlabel={_dot(two[1])}];'
+            f'  {ids[one[0]]} -> {ids[two[0]]} [dir=none, color="#8c959f",'
+            f" taillabel={_dot(one[1])}, headlabel={_dot(two[1])}];"
         )
     most = max((edge["bytes"] for edge in graph["edges"]), default=0)
     for edge in graph["edges"]:
         phase = _phase(phase_of(edge["state"]))
         lines.append(
-            f"  {ids[edge['from']]} -> {ids[edge['to']]} [xlabel={_dot(caption(edge))}, constraint=false, "
-            f'color="{phase.light}", fontcolor="{phase.light}", style={phase.dot}, penwidth={width(edge["bytes"], most)}];'
+            f"  {ids[edge['from']]} -> {ids[edge['to']]} [xlabel={_dot(caption(edge))},"
+            " constraint=false, "
+            f'color="{phase.light}", fontcolor="{phase.light}", style={phase.dot},'
+            f" penwidth={width(edge['bytes'], most)}];"
         )
     return "\n".join([*lines, "}"]) + "\n"
 

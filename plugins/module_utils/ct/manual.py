@@ -116,7 +116,10 @@ def man_page(parser: argparse.ArgumentParser) -> str:
             ".B ct \\-\\-version",
         ),
         ".SH DESCRIPTION",
-        "It reads the flow tables of the chain that is pinned on this host, and changes what it runs on. It needs root.",
+        (
+            "It reads the flow tables of the chain that is pinned on this host, and changes what it"
+            " runs on. It needs root."
+        ),
         ".SH COMMANDS",
     ]
     for name, options in found.items():
@@ -132,7 +135,10 @@ def man_page(parser: argparse.ArgumentParser) -> str:
                 lines += _entry(one)
     lines += [
         ".SH FILTERS",
-        "Different filters must all hold; of several values of one, separated by commas or given again, any.",
+        (
+            "Different filters must all hold; of several values of one, separated by commas or"
+            " given again, any."
+        ),
     ]
     for one in found["list"]:
         if one.group == cli.FILTERS:

@@ -59,7 +59,9 @@ _TCP_WHY = {
     "NONE": "nothing that opens a connection was seen",
     "SYN_SENT": "the initiator sent a SYN, and nobody answered yet",
     "SYN_SENT2": "both sides sent a SYN, and neither answered yet",
-    "SYN_RECV": "the SYN was answered with a SYN and ACK, and the initiator did not acknowledge that yet",
+    "SYN_RECV": (
+        "the SYN was answered with a SYN and ACK, and the initiator did not acknowledge that yet"
+    ),
     "ESTABLISHED": "the handshake is complete, or the connection was picked up in the middle",
     "FIN_WAIT": "one side sent a FIN, and the other did not acknowledge it yet",
     "CLOSE_WAIT": "one side sent a FIN and the other acknowledged it, but did not send its own yet",
@@ -194,7 +196,8 @@ def why(record: flow.Record, timeouts: t.Mapping[str, int]) -> list[str]:
     said = [f"{state}: {STATES_WHY.get(proto, _PLAIN_WHY).get(state, 'a state without a name')}"]
     if record["assured"]:
         said.append(
-            "assured: it was answered as a real one is, so flows that nobody answered do not push it out"
+            "assured: it was answered as a real one is, so flows that nobody answered do not push"
+            " it out"
         )
     elif record["seen_reply"]:
         said.append("not assured: it was answered, but that proves too little")
@@ -214,7 +217,8 @@ def why(record: flow.Record, timeouts: t.Mapping[str, int]) -> list[str]:
     said.append(
         f"over in {record['timeout']} s without a packet"
         + (
-            f": the timeout {name} is {timeouts[name]} s, the last packet came {record['idle']} s ago"
+            f": the timeout {name} is {timeouts[name]} s, the last packet came {record['idle']}"
+            " s ago"
             if name
             else ""
         )

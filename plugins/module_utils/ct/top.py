@@ -401,11 +401,13 @@ def _texts(batch: Batch, view: View, ranked: t.Iterable[Ranked]) -> tuple[list[l
         ]
         for what, c in ranked:
             keys = [
-                "-"
-                if value is None
-                else " ".join(map(str, value))
-                if isinstance(value, tuple)
-                else str(value)
+                (
+                    "-"
+                    if value is None
+                    else " ".join(map(str, value))
+                    if isinstance(value, tuple)
+                    else str(value)
+                )
                 for value in what
             ]
             rows.append(
@@ -456,8 +458,14 @@ def heading(batch: Batch, view: View, keys: bool) -> list[str]:
     )
     over = "measuring" if batch.seconds is None else f"over {batch.seconds:.1f} s"
     lines = [
-        f"ct top  {batch.time:%H:%M:%S} UTC  {batch.flows} flows  {batch.entries} of {batch.capacity} entries ({percent:.1f} %)",
-        f"{over}: {packets} packets/s, {out} bytes/s out, {back} back; by {ORDERS[view.sort].shown}",
+        (
+            f"ct top  {batch.time:%H:%M:%S} UTC  {batch.flows} flows  {batch.entries} of"
+            f" {batch.capacity} entries ({percent:.1f} %)"
+        ),
+        (
+            f"{over}: {packets} packets/s, {out} bytes/s out, {back} back; by"
+            f" {ORDERS[view.sort].shown}"
+        ),
     ]
     if batch.given_up:
         lines.append(
@@ -661,7 +669,8 @@ def show(open_tables: Open, view: View) -> int:
         raise bad_value(
             "TERM",
             kind,
-            "it names no terminal that can be drawn on; set it to what yours is, as xterm, or give --count to print",
+            "it names no terminal that can be drawn on; set it to what yours is, as xterm, or give"
+            " --count to print",
         )
 
     def loop(window: t.Any, ending: stop.Stop) -> None:

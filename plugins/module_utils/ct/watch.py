@@ -196,8 +196,8 @@ class _Watch:
             self._leave(self._sink.full)
             pushed = max(self._evicted(evicted) - evicted, 0)
             self._say(
-                f"{self._read} events were read, {self._lost_in_words(self._lost)}. "
-                f"{pushed} entries made room for others meanwhile, which the kernel does without an event"
+                f"{self._read} events were read, {self._lost_in_words(self._lost)}. {pushed}"
+                " entries made room for others meanwhile, which the kernel does without an event"
             )
 
     def _evicted(self, otherwise: int = 0, check: t.Callable[[], None] = lambda: None) -> int:
@@ -240,7 +240,8 @@ class _Watch:
         if not os.path.lexists(os.path.join(directory, chain.EVENTS_MAP)):
             self._leave(False)
             self._say(
-                f"{taken}, without events: nothing comes until one with events runs. Give xdp_program the option events: true (role: xdp_ct_events)"
+                f"{taken}, without events: nothing comes until one with events runs. Give"
+                " xdp_program the option events: true (role: xdp_ct_events)"
             )
             return
         with bpf.closing(bpf.obj_get(os.path.join(directory, chain.EVENTS_MAP))) as fd:
@@ -253,7 +254,8 @@ class _Watch:
         self._stream = _Stream(directory)
         if late:
             self._say(
-                f"{taken}, with a buffer of its own: its numbers begin anew, and what it did until now was not told"
+                f"{taken}, with a buffer of its own: its numbers begin anew, and what it did until"
+                " now was not told"
             )
 
     def _leave(self, enough: bool) -> None:
@@ -284,7 +286,8 @@ class _Watch:
     def _lost_in_words(lost: t.Mapping[str, int]) -> str:
         total = sum(lost.values())
         return (
-            f"{total} were lost for want of room ({', '.join(f'{kind} {number}' for kind, number in lost.items())})"
+            f"{total} were lost for want of room"
+            f" ({', '.join(f'{kind} {number}' for kind, number in lost.items())})"
             if total
             else "none was lost"
         )
@@ -302,7 +305,8 @@ def _alone(pin_root: str) -> t.Iterator[None]:
             stack.enter_context(lock.held(directory, 0, make=0o700))
         except ConntrackError as exc:
             raise ConntrackError(
-                f"the events of a chain have one reader at a time. {exc.message.partition('; lock_timeout')[0]}."
+                "the events of a chain have one reader at a time."
+                f" {exc.message.partition('; lock_timeout')[0]}."
             ) from None
         try:
             yield

@@ -129,6 +129,7 @@ def _refused(address: Address, exc: OSError, sent: int) -> ConntrackError:
     host = f"[{address.host}]" if ":" in address.host else address.host
     said = exc.strerror or str(exc) or type(exc).__name__
     return ConntrackError(
-        f"collector: {address.kind}://{host}:{address.port} does not take it: {said}. See whether it listens there.",
+        f"collector: {address.kind}://{host}:{address.port} does not take it: {said}. See whether"
+        " it listens there.",
         sent=sent,
     )

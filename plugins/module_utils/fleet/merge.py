@@ -222,7 +222,8 @@ class Store:
         except (OSError, sqlite3.Error) as exc:
             self._exit.close()
             raise ConntrackError(
-                f"{self._directory}: flows can not be sorted there: {exc}. Give a directory that can be written to, with room."
+                f"{self._directory}: flows can not be sorted there: {exc}. Give a directory that"
+                " can be written to, with room."
             ) from exc
         return self
 
@@ -274,7 +275,8 @@ class Store:
         for name, columns in TOPS.items():
             listed = ", ".join(columns)
             rows = self._db.execute(
-                f"SELECT {listed}, COUNT(*), {_SUMS} FROM talk GROUP BY {listed} ORDER BY {_MOST_BYTES_FIRST}, {listed} LIMIT {limit}"
+                f"SELECT {listed}, COUNT(*), {_SUMS} FROM talk GROUP BY {listed} ORDER BY"
+                f" {_MOST_BYTES_FIRST}, {listed} LIMIT {limit}"
             )
             heads = (*columns, "connections", "packets", "bytes")
             found[name] = [
@@ -290,7 +292,8 @@ class Store:
     def paths(self, limit: int) -> tuple[list[dict[str, t.Any]], int]:
         """Return the paths with the most bytes, and how many there are."""
         rows = self._db.execute(
-            f"SELECT path, ordered, COUNT(*), {_SUMS} FROM talk GROUP BY path, ordered ORDER BY {_MOST_BYTES_FIRST}, path LIMIT {limit}"
+            f"SELECT path, ordered, COUNT(*), {_SUMS} FROM talk GROUP BY path, ordered ORDER BY"
+            f" {_MOST_BYTES_FIRST}, path LIMIT {limit}"
         )
         found = [
             {
@@ -307,7 +310,10 @@ class Store:
 
     def addresses(self, most: int) -> list[str]:
         """Return the addresses with the most bytes."""
-        both = "SELECT src AS a, bytes, bytes_high FROM talk UNION ALL SELECT dst, bytes, bytes_high FROM talk"
+        both = (
+            "SELECT src AS a, bytes, bytes_high FROM talk UNION ALL SELECT dst, bytes, bytes_high"
+            " FROM talk"
+        )
         return [
             row[0]
             for row in self._db.execute(
@@ -326,7 +332,8 @@ class Store:
             f"CASE WHEN {end} IN ({marks}) THEN {end} ELSE '' END" for end in ("src", "dst")
         )
         rows = self._db.execute(
-            f"SELECT {ends}, path, ordered, state, proto, COUNT(*), {_SUMS} FROM talk GROUP BY 1, 2, 3, 4, 5, 6",
+            f"SELECT {ends}, path, ordered, state, proto, COUNT(*), {_SUMS} FROM talk GROUP BY 1,"
+            " 2, 3, 4, 5, 6",
             (*addresses, *addresses),
         )
         for row in rows:
@@ -389,7 +396,8 @@ def _read(number: int, source: Source) -> t.Iterator[tuple[str, int, str]]:
                 except ConntrackError as exc:
                     why = exc.message.rstrip(".")
                     raise ConntrackError(
-                        f"{source.path}:{at}: that is no whole flow, as ct list -o jsonl writes it ({why})."
+                        f"{source.path}:{at}: that is no whole flow, as ct list -o jsonl writes it"
+                        f" ({why})."
                     ) from None
                 yield connection_of(record, source.zone), number, flow_output.dumps(record)
     except (OSError, UnicodeDecodeError) as exc:

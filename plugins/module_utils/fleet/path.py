@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""In which order a connection went through the hosts that saw it, as far as that can be known. Pure.
+"""In which order a connection went through the hosts that saw it, as far as that can be known.
+Pure.
 
 A flow record does not tell: it has no TTL and no neighbour, it knows when it began by the second
 only, and clocks of hosts differ by more than a packet's way takes. What does tell are the networks
@@ -68,7 +69,9 @@ class Paths:
         self._order = functools.lru_cache(_REMEMBERED)(self._find)
 
     def _attached(self, address: str) -> frozenset[str]:
-        """Return the hosts that are attached to the network of an address: the narrowest one that has it."""
+        """Return the hosts that are attached to the network of an address: the narrowest one that
+        has it.
+        """
         there = ipaddress.ip_address(address)
         for (version, length), hosts in self._narrowest_first:
             if version == there.version:

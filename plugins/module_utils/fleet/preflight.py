@@ -112,7 +112,9 @@ def table_bytes(kind: str, key_size: int, value_size: int, entries: int, cpus: i
 def needed_bytes(
     wanted: t.Iterable[chain.MapSpec], there: t.Mapping[str, bpf.MapInfo], cpus: int
 ) -> int:
-    """Return what the wanted maps take beside those that are there: one of the same size is handed on."""
+    """Return what the wanted maps take beside those that are there: one of the same size is handed
+    on.
+    """
     total = 0
     for spec in wanted:
         have = there.get(spec.name)
@@ -127,14 +129,17 @@ def judge_memory(memory: Memory) -> t.Iterator[Problem]:
         yield Problem(
             "table_size",
             mebibytes(memory.available),
-            f"the new tables and what loads them take {mebibytes(memory.needed)} of memory, available are {mebibytes(memory.available)}.",
-            "Give smaller tables (table_size, table_size6, half_open_size, half_open_size6), or free memory.",
+            f"the new tables and what loads them take {mebibytes(memory.needed)} of memory,"
+            f" available are {mebibytes(memory.available)}.",
+            "Give smaller tables (table_size, table_size6, half_open_size, half_open_size6), or"
+            " free memory.",
         )
     if memory.memlock is not None and memory.needed > memory.memlock:
         yield Problem(
             "memlock",
             mebibytes(memory.memlock),
-            f"this kernel holds BPF to RLIMIT_MEMLOCK, which is {mebibytes(memory.memlock)}, and {mebibytes(memory.needed)} are needed.",
+            f"this kernel holds BPF to RLIMIT_MEMLOCK, which is {mebibytes(memory.memlock)}, and"
+            f" {mebibytes(memory.needed)} are needed.",
             "Raise the limit (LimitMEMLOCK=, limits.conf), or boot Linux 5.11 or later.",
         )
 
@@ -265,7 +270,10 @@ def _python_library(name: str) -> str | None:
     return "unknown"
 
 
-_SAY_VERSION = "import importlib, sys; m = importlib.import_module(sys.argv[1]); print(getattr(m, '__version__', 'unknown'))"
+_SAY_VERSION = (
+    "import importlib, sys; m = importlib.import_module(sys.argv[1]); print(getattr(m,"
+    " '__version__', 'unknown'))"
+)
 
 
 def _version(name: str) -> str | None:
@@ -464,7 +472,10 @@ def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.A
         else ""
     )
     if have.too_long is not None:
-        why = f"the MTU of the veth's other end is {have.too_long}, and native XDP takes {attach.VETH_MAX_MTU} at most"
+        why = (
+            f"the MTU of the veth's other end is {have.too_long}, and native XDP takes"
+            f" {attach.VETH_MAX_MTU} at most"
+        )
     attached = have.attached
     return {
         "name": want.name,
@@ -474,19 +485,23 @@ def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.A
         "native": False if why else native,
         "why_not_native": why,
         "big_tcp": have.big,
-        "modes": ["generic"]
-        if why
-        else ["native", "generic"]
-        if native
-        else ["unknown"]
-        if have.ifindex
-        else [],
+        "modes": (
+            ["generic"]
+            if why
+            else ["native", "generic"]
+            if native
+            else ["unknown"]
+            if have.ifindex
+            else []
+        ),
         "program": None if attached is None else attached.program.hook or attached.program.name,
         "mode": None if attached is None else attached.mode,
         "foreign": attached is not None and attached.program.hook is None,
-        "vlan_offloads": None
-        if have.forwards is None
-        else [offload.what or "not known" for offload in have.forwards.offloads],
+        "vlan_offloads": (
+            None
+            if have.forwards is None
+            else [offload.what or "not known" for offload in have.forwards.offloads]
+        ),
     }, why
 
 
@@ -542,7 +557,9 @@ def is_ours(path: str) -> bool:
 
 # ---------------------------------------------------------------- the chain before
 def attached(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
-    """Return the interfaces that the chain is attached to through its links, as xdp_attach takes them."""
+    """Return the interfaces that the chain is attached to through its links, as xdp_attach takes
+    them.
+    """
     return [
         {
             "name": want.name,

@@ -128,7 +128,8 @@ def _chain(
     number = before["generation"]
     if have.generation is None:
         raise ConntrackError(
-            f"no chain is loaded, so generation {number} can not take over again. Run the role xdp_ct."
+            f"no chain is loaded, so generation {number} can not take over again. Run the role"
+            " xdp_ct."
         )
     if have.generation != number:
         plan, have = generation.roll_back(paths, number, check_mode, patience)
@@ -143,7 +144,8 @@ def _chain(
     want = manifest.read(paths, number)
     if want is None:
         raise ConntrackError(
-            f"{manifest.manifest(paths, number)} is missing or damaged, so the settings of before can not be put back. Run the role xdp_ct."
+            f"{manifest.manifest(paths, number)} is missing or damaged, so the settings of before"
+            " can not be put back. Run the role xdp_ct."
         )
     want = dataclasses.replace(
         want, timeouts=dict(before["timeouts"]), knobs=dict(before["settings"])

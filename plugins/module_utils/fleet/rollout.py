@@ -160,11 +160,15 @@ def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
         "host": host,
         "verdict": verdict,
         "kernel": looked["kernel"]["release"],
-        "chain": None
-        if chain is None
-        else "none"
-        if chain["generation"] is None
-        else f"{chain['generation']}{'' if chain['healthy'] else ', NOT GOOD'}",
+        "chain": (
+            None
+            if chain is None
+            else (
+                "none"
+                if chain["generation"] is None
+                else f"{chain['generation']}{'' if chain['healthy'] else ', NOT GOOD'}"
+            )
+        ),
         "flows": looked["flows"],
         "interfaces": " ".join(
             f"{one['name']}:{'/'.join(one['modes']) or 'missing'}" for one in looked["interfaces"]
@@ -225,11 +229,13 @@ def fitness(
             f"{row['host']}: {row['why']}" for row in rows if row["verdict"] == "unfit"
         )
         reasons.append(
-            f"{_hosts(by['unfit'])} can not {what} ({whys}). Mend that, or give rollout_skip_unfit: true to leave such hosts out."
+            f"{_hosts(by['unfit'])} can not {what} ({whys}). Mend that, or give rollout_skip_unfit:"
+            " true to leave such hosts out."
         )
     if by["unreachable"] and not skip_unreachable:
         reasons.append(
-            f"{_hosts(by['unreachable'])} can not be reached. Mend that, or give rollout_skip_unreachable: true to leave such hosts out."
+            f"{_hosts(by['unreachable'])} can not be reached. Mend that, or give"
+            " rollout_skip_unreachable: true to leave such hosts out."
         )
     if not by["ready"] and not by["as wanted"] and not by["unhealthy"] and not reasons:
         reasons.append(f"no host can {what}.")
@@ -345,11 +351,13 @@ def summary_of(host: str, found: Vars) -> dict[str, t.Any]:
         verdict = fit["verdict"]
         return {
             **row,
-            "result": {
-                "ready": "not touched",
-                "as wanted": "unchanged",
-                "unhealthy": "unchanged, NOT GOOD",
-            }.get(verdict, f"left out, {verdict}"),
+            "result": (
+                {
+                    "ready": "not touched",
+                    "as wanted": "unchanged",
+                    "unhealthy": "unchanged, NOT GOOD",
+                }.get(verdict, f"left out, {verdict}")
+            ),
         }
     now = back if back.get("chain") else found.get("xdp_ct_did_load") or {}
     after = (now.get("chain") or {}).get("generation")
@@ -412,7 +420,10 @@ def summary(found: t.Mapping[str, Vars]) -> dict[str, t.Any]:
     if stuck:
         message += f" Not put back: {', '.join(stuck)}."
     if rest:
-        message += f" {rest} {'host of later batches was' if rest == 1 else 'hosts of later batches were'} not touched."
+        message += (
+            f" {rest} {'host of later batches was' if rest == 1 else 'hosts of later batches were'}"
+            " not touched."
+        )
     return {"table": table(rows, SUMMARY), "message": printable(message)}
 
 

@@ -147,7 +147,8 @@ def judge(figures: t.Mapping[str, t.Any], limits: Limits) -> list[Trouble]:
                 "unseen",
                 unseen,
                 limits.unseen,
-                f"{unseen} of {figures['received']} received frames were not counted, {limits.unseen} may be",
+                f"{unseen} of {figures['received']} received frames were not counted,"
+                f" {limits.unseen} may be",
             )
         )
     words = {
@@ -167,7 +168,10 @@ def judge(figures: t.Mapping[str, t.Any], limits: Limits) -> list[Trouble]:
         and share is not None
         and share - earlier > limits.invalid_ratio
     ):
-        detail = f"{share:.2%} of {figures['counted']} frames were invalid, before {earlier:.2%}; {limits.invalid_ratio:.2%} more may be"
+        detail = (
+            f"{share:.2%} of {figures['counted']} frames were invalid, before {earlier:.2%};"
+            f" {limits.invalid_ratio:.2%} more may be"
+        )
         found.append(
             Trouble("invalid_ratio", share, round(earlier + limits.invalid_ratio, 6), detail)
         )
@@ -233,7 +237,9 @@ class Frames:
         self._received_first = received()
 
     def unseen(self) -> tuple[int, int]:
-        """Return (frames received since the start, those of them that were not counted, at the least)."""
+        """Return (frames received since the start, those of them that were not counted, at the
+        least).
+        """
         most, lost = 0, 0
         for turn in range(_LOOKS):
             received = self._received() - self._received_first

@@ -128,7 +128,8 @@ Record = dict[str, t.Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shape:
-    """What many flows have in common. Compared and hashed by identity, which is what makes it a cheap key.
+    """What many flows have in common. Compared and hashed by identity, which is what makes it a
+    cheap key.
 
     :ivar number: IP protocol number; ``proto`` is its name.
     :ivar machine: whether ``state`` is that of a protocol's state machine.
@@ -386,7 +387,8 @@ class Decoder:
     def count(
         self, keys: memoryview | bytes, values: memoryview | bytes
     ) -> collections.Counter[Shape] | None:
-        """Return how many flows of one batch there are of each shape, as far as a summary tells shapes apart.
+        """Return how many flows of one batch there are of each shape, as far as a summary tells
+        shapes apart.
 
         They are the flows that flows() returns, at a tenth of its time: only the columns that
         matter are looked at, no row is made. None when an entry is locked: whether it is just being

@@ -146,7 +146,10 @@ def _text(item: Matched) -> str:
             values[flow.ORIG_BYTES] + values[flow.REPLY_BYTES],
         )
         standing += [event.reason, f"{packets} packets", f"{octets} bytes", f"{values[flow.AGE]} s"]
-    return f"{event.time[11:26]} {event.seq:>6} {event.kind:<7} {title(flow.record(shape, values))}  {', '.join(filter(None, standing))}"
+    return (
+        f"{event.time[11:26]} {event.seq:>6} {event.kind:<7} {title(flow.record(shape, values))} "
+        f" {', '.join(filter(None, standing))}"
+    )
 
 
 #: The forms of an event, by name; the first one is for people.

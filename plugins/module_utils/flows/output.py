@@ -60,7 +60,8 @@ def dumps(value: object) -> str:
 def conntrack_line(
     shape: flow.Shape, v: flow.Values, extended: bool = False, event: str = ""
 ) -> str:
-    """Return the flow as a line of ``conntrack -L`` (conntrack-tools 1.4.7), without the line's end.
+    """Return the flow as a line of ``conntrack -L`` (conntrack-tools 1.4.7), without the line's
+    end.
 
     :param extended: as ``-o extended``: the network protocol's name and number in front.
     :param event: as ``conntrack -E`` has it where this became of the flow, one of
@@ -251,9 +252,11 @@ def expand(fields: t.Sequence[str]) -> tuple[str, ...]:
     """Return ``fields`` with each object replaced by the columns that it holds."""
     return tuple(
         itertools.chain.from_iterable(
-            [name for name in flow.COLUMNS if name.startswith(f"{field}.")]
-            if field in flow.OBJECTS
-            else [field]
+            (
+                [name for name in flow.COLUMNS if name.startswith(f"{field}.")]
+                if field in flow.OBJECTS
+                else [field]
+            )
             for field in fields
         )
     )

@@ -111,7 +111,8 @@ def lines(path: str, file: t.TextIO) -> t.Iterator[tuple[int, str]]:
         number += 1
         if len(line) > MOST_LINE:
             raise ConntrackError(
-                f"input: {path}:{number}: the line has more than {MOST_LINE} characters, which no flow has."
+                f"input: {path}:{number}: the line has more than {MOST_LINE} characters, which no"
+                " flow has."
             )
         yield number, line
 
@@ -238,7 +239,8 @@ def _protocol(field: str, value: object) -> int:
 
 @functools.lru_cache(None)
 def states_of(protocol: int) -> tuple[str, ...]:
-    """Return the states that flows of a protocol can be in, by the names that records have for them.
+    """Return the states that flows of a protocol can be in, by the names that records have for
+    them.
 
     A number that a state machine has no name for is its own name, see flow.state_name().
     """

@@ -208,7 +208,8 @@ def _choice(params: Params) -> flow_table.Choice:
     ]
     if not given:
         raise ConntrackError(
-            "Nothing says which flows are to go. Give a filter, or all: true for every flow, or expired: true for those whose time is over."
+            "Nothing says which flows are to go. Give a filter, or all: true for every flow, or"
+            " expired: true for those whose time is over."
         )
     if len(given) > 1:
         raise ConntrackError(f"{' and '.join(given)} exclude each other. Give one of them.")

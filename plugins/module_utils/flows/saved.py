@@ -76,7 +76,9 @@ def pack(record: t.Mapping[str, t.Any]) -> Packed:
 
 
 def _state(number: int, name: str) -> int:
-    """Return the bits of a state; those of protocols without a state machine follow from the others."""
+    """Return the bits of a state; those of protocols without a state machine follow from the
+    others.
+    """
     names = flow.STATES.get(number, ())
     if name in names:
         return names.index(name)
@@ -106,17 +108,16 @@ class SavedFlows:
         """
         try:
             with (
-                contextlib.nullcontext(sys.stdin)
-                if path == "-"
-                else open(path, encoding="utf-8") as lines
-            ):
+                contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf-8")
+            ) as lines:
                 return cls(_packed(path, lines))
         except (OSError, UnicodeDecodeError) as exc:
             if isinstance(exc, ConntrackError):
                 raise
             said = exc.strerror if isinstance(exc, OSError) else "it is no text"
             raise ConntrackError(
-                f"input: {path!r} can not be read: {said}. Give a file that ct list -o json or -o jsonl wrote."
+                f"input: {path!r} can not be read: {said}. Give a file that ct list -o json or -o"
+                " jsonl wrote."
             ) from exc
 
     def clock(self) -> Clock:
@@ -184,7 +185,8 @@ def _texts(path: str, file: t.TextIO) -> t.Iterator[tuple[int, str]]:
             continue
         if closed:
             raise ConntrackError(
-                f"input: {path}:{number}: something follows the end of the list. Give one file at a time."
+                f"input: {path}:{number}: something follows the end of the list. Give one file at a"
+                " time."
             )
         if not begun and text.startswith("["):
             opened, text = True, text[1:]
@@ -196,7 +198,8 @@ def _texts(path: str, file: t.TextIO) -> t.Iterator[tuple[int, str]]:
             yield number, text
     if opened and not closed:
         raise ConntrackError(
-            f"input: {path}: it ends too early: the list is not closed. It was cut off: write it again."
+            f"input: {path}: it ends too early: the list is not closed. It was cut off: write it"
+            " again."
         )
 
 
@@ -234,10 +237,8 @@ def events(path: str) -> t.Iterator[Event]:
     mend = "give a file that ct watch --save or -o jsonl wrote"
     try:
         with (
-            contextlib.nullcontext(sys.stdin)
-            if path == "-"
-            else open(path, encoding="utf-8") as lines
-        ):
+            contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf-8")
+        ) as lines:
             for number, line in flow_record.lines(path, lines):
                 if not line.strip():
                     continue
@@ -246,7 +247,8 @@ def events(path: str) -> t.Iterator[Event]:
                 except ConntrackError as exc:
                     why = exc.message.rstrip(".")
                     raise ConntrackError(
-                        f"input: {path}:{number}: {flow_record.shown(line.strip())} is no event: {mend} ({why})."
+                        f"input: {path}:{number}: {flow_record.shown(line.strip())} is no event:"
+                        f" {mend} ({why})."
                     ) from None
                 table, key, value = pack(one)
                 yield Event(

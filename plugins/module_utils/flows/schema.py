@@ -131,7 +131,9 @@ def _are_fields(value: object, codes: t.Collection[str], needed: t.Collection[st
 
 
 def _are_masks(value: object) -> bool:
-    """Tell whether these are parts of a control word: each has bits in a row, and no two have the same."""
+    """Tell whether these are parts of a control word: each has bits in a row, and no two have the
+    same.
+    """
     if not isinstance(value, dict) or "state" not in value or not all(map(_is_name, value)):
         return False
     taken = 0
@@ -285,7 +287,8 @@ class Translator:
             self._states[machine] = [known.get(name, 0) for name in names]
         if lost:
             raise ConntrackError(
-                f"the tables' layout can not be translated: {', '.join(lost)} has no place in this release's."
+                f"the tables' layout can not be translated: {', '.join(lost)} has no place in this"
+                " release's."
             )
         self._state_shifts = _shift(old["ctl"]["state"]), _shift(new["ctl"]["state"])
         self._state_mask = old["ctl"]["state"]
@@ -431,10 +434,12 @@ _LAYOUT_1: Description = {
     },
     "states": {
         "tcp": _words(
-            "NONE SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT CLOSE_WAIT LAST_ACK TIME_WAIT CLOSE SYN_SENT2"
+            "NONE SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT CLOSE_WAIT LAST_ACK TIME_WAIT CLOSE"
+            " SYN_SENT2"
         ),
         "sctp": _words(
-            "NONE CLOSED COOKIE_WAIT COOKIE_ECHOED ESTABLISHED SHUTDOWN_SENT SHUTDOWN_RECD SHUTDOWN_ACK_SENT HEARTBEAT_SENT"
+            "NONE CLOSED COOKIE_WAIT COOKIE_ECHOED ESTABLISHED SHUTDOWN_SENT SHUTDOWN_RECD"
+            " SHUTDOWN_ACK_SENT HEARTBEAT_SENT"
         ),
     },
     "tables": {"ctt": ["ipv4", ALL], "ctt6": ["ipv6", ALL]},
@@ -447,11 +452,15 @@ _LAYOUT_1: Description = {
     },
     "counters": {
         "stats": _words(
-            "tracked related fragment invalid_ip_header invalid_ext_headers invalid_l4_short invalid_checksum invalid_tcp_header invalid_tcp_flags "
-            "invalid_tcp_state invalid_tcp_new invalid_tcp_window invalid_tcp_rst invalid_icmp_type invalid_icmp_error invalid_gre invalid_sctp_chunks "
-            "invalid_sctp_new invalid_sctp_tag invalid_sctp_state ignored_tcp_syn ignored_tcp_state ignored_tcp_window ignored_sctp untracked_not_ip "
-            "untracked_eth_short untracked_vlan_depth untracked_pppoe untracked_nd untracked_fragment untracked_no_entry untracked_contended "
-            "untracked_no_meta untracked_no_slot created reopened deleted_reset deleted_expired deleted_flushed insert_failed"
+            "tracked related fragment invalid_ip_header invalid_ext_headers invalid_l4_short"
+            " invalid_checksum invalid_tcp_header invalid_tcp_flags invalid_tcp_state"
+            " invalid_tcp_new invalid_tcp_window invalid_tcp_rst invalid_icmp_type"
+            " invalid_icmp_error invalid_gre invalid_sctp_chunks invalid_sctp_new invalid_sctp_tag"
+            " invalid_sctp_state ignored_tcp_syn ignored_tcp_state ignored_tcp_window ignored_sctp"
+            " untracked_not_ip untracked_eth_short untracked_vlan_depth untracked_pppoe"
+            " untracked_nd untracked_fragment untracked_no_entry untracked_contended"
+            " untracked_no_meta untracked_no_slot created reopened deleted_reset deleted_expired"
+            " deleted_flushed insert_failed"
         ),
         "deletions": ["deleted_expired", "deleted_flushed"],
     },

@@ -79,7 +79,8 @@ class FlowTables:
             self.meta = self._read_meta(self._open("meta", fds))
             if self.meta["layout"] != chain.LAYOUT_VERSION:
                 raise ConntrackError(
-                    f"{self._path('meta')}: the tables have layout {self.meta['layout']}, this version reads layout {chain.LAYOUT_VERSION}. Run xdp_program."
+                    f"{self._path('meta')}: the tables have layout {self.meta['layout']}, this"
+                    f" version reads layout {chain.LAYOUT_VERSION}. Run xdp_program."
                 )
             self._events = (
                 self._open(chain.EVENTS_WORDS_MAP, fds)
@@ -109,11 +110,13 @@ class FlowTables:
         except bpf.BpfError as exc:
             if exc.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise NoChain(
-                    f"{path} does not exist: no chain is pinned there. Run xdp_program, or give the pin_root that it was given."
+                    f"{path} does not exist: no chain is pinned there. Run xdp_program, or give the"
+                    " pin_root that it was given."
                 ) from None
             if exc.errno in (errno.EPERM, errno.EACCES):
                 raise ConntrackError(
-                    f"{path} may not be opened: {os.strerror(exc.errno or 0)}. Run as root (in a playbook: become: true)."
+                    f"{path} may not be opened: {os.strerror(exc.errno or 0)}. Run as root (in a"
+                    " playbook: become: true)."
                 ) from None
             raise
 
@@ -123,7 +126,8 @@ class FlowTables:
         found, wanted = (info.key_size, info.value_size), (table.key.size, flow.VIEW.size)
         if found != wanted:
             raise ConntrackError(
-                f"{self._path(table.name)}: key and value have {found} bytes, this version reads {wanted}. Run xdp_program."
+                f"{self._path(table.name)}: key and value have {found} bytes, this version reads"
+                f" {wanted}. Run xdp_program."
             )
         return OpenTable(table, fd, info.max_entries)
 
@@ -252,7 +256,8 @@ class FlowTables:
                 meta,
                 index,
                 _U64.pack(0),
-                # the chain adds such numbers once; these are others than those of the generation before
+                # the chain adds such numbers once; these are others than those of the generation
+                # before
             )
             request = chain.ADOPT_REQUEST.pack(
                 chain.ADOPT_REQUESTS.index("counts"), len(numbers), 0
@@ -476,7 +481,8 @@ class Pass:
         if self._most_groups is not None and len(self.groups) > self._most_groups:
             names = ",".join(self._query.group_by)
             raise TooMany(
-                f"group_by: {names} makes more than {self._most_groups} groups: group by fewer fields, or give a filter, as dst=192.0.2.0/24."
+                f"group_by: {names} makes more than {self._most_groups} groups: group by fewer"
+                " fields, or give a filter, as dst=192.0.2.0/24."
             )
 
     def _few(self) -> t.Iterator[tuple[int, list[flow.Flow]]]:
@@ -487,7 +493,8 @@ class Pass:
         for index, flows in self._matching():
             if self._most_sorted is not None and self.count > self._most_sorted:
                 raise TooMany(
-                    f"sort: more than {self._most_sorted} flows match, too many to sort: give a limit of at most 10000, or a filter."
+                    f"sort: more than {self._most_sorted} flows match, too many to sort: give a"
+                    " limit of at most 10000, or a filter."
                 )
             yield index, flows
 

@@ -49,7 +49,8 @@ def _fill(jt: int, slots: t.Mapping[int, int]) -> None:
         bpf.map_update(jt, _U32.pack(slot), _U32.pack(fd))
         if bpf.map_lookup(jt, _U32.pack(slot), _U32.size) != _U32.pack(bpf.prog_info(fd).id):
             raise ConntrackError(
-                f"slot {slot} of the jump table does not hold the program that was put there. Nothing was attached."
+                f"slot {slot} of the jump table does not hold the program that was put there."
+                " Nothing was attached."
             )
 
 
@@ -61,9 +62,11 @@ def c_string(text: str) -> str:
     /sys/fs/bpf/a\\042b
     """
     return "".join(
-        sign
-        if sign.isascii() and (sign.isalnum() or sign in safe_path.SIGNS)
-        else "".join(f"\\{byte:03o}" for byte in os.fsencode(sign))
+        (
+            sign
+            if sign.isascii() and (sign.isalnum() or sign in safe_path.SIGNS)
+            else "".join(f"\\{byte:03o}" for byte in os.fsencode(sign))
+        )
         for sign in text
     )
 
@@ -83,7 +86,9 @@ def remove_tree(directory: str) -> None:
 
 
 class _Builder:
-    """Applies the steps of one plan; holds what later steps need of earlier ones until it is closed."""
+    """Applies the steps of one plan; holds what later steps need of earlier ones until it is
+    closed.
+    """
 
     def __init__(self, paths: Paths, have: Have, want: Want, settings: bytes) -> None:
         self.paths, self.have, self.want, self.settings = paths, have, want, settings
@@ -167,7 +172,8 @@ class _Builder:
             return build_bcc.build(want.text.replace(MAP_DIR, c_string(map_dir)), want.headers)
         if want.object is None:
             raise ConntrackError(
-                "what is there changed meanwhile, so that an object is needed, which was not asked for. Run it again."
+                "what is there changed meanwhile, so that an object is needed, which was not asked"
+                " for. Run it again."
             )
         return load_object.load(want.object.data, want.text, map_dir)
 
@@ -255,9 +261,11 @@ class _Builder:
                     ConntrackError
                 ):  # what somebody else may have changed does not come back
                     before = manifest.read(self.paths, number)
-                undo.callback(
-                    manifest.forget_generation, self.paths, number
-                ) if before is None else undo.callback(manifest.write, self.paths, number, before)
+                (
+                    undo.callback(manifest.forget_generation, self.paths, number)
+                    if before is None
+                    else undo.callback(manifest.write, self.paths, number, before)
+                )
                 manifest.write(self.paths, number, step.args)
             if self.have.state.active != number:
                 undo.callback(manifest.activate, self.paths, self.have.state.active)

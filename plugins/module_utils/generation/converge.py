@@ -116,7 +116,9 @@ def observe(paths: Paths) -> Have:
 
 @_as_root()
 def listen(paths: Paths) -> tuple[health.Fault, ...]:
-    """Return whether the interfaces receive what the active chain does not count; see health.listen()."""
+    """Return whether the interfaces receive what the active chain does not count; see
+    health.listen().
+    """
     return (
         _again(lambda: health.listen(paths, generation_probe.prove))
         if bpffs.mounted(paths.pin_root)
@@ -208,7 +210,8 @@ def _plan(paths: Paths, have: Have, want: Want, settings: bytes, policy: Policy)
 
 
 def _plan_forwarding(plan: Plan, have: Have, forward: str, action: str) -> Plan:
-    """Return the plan with the rulesets that a generation which takes over passes by, where it forwards.
+    """Return the plan with the rulesets that a generation which takes over passes by, where it
+    forwards.
 
     :param forward: what it forwards, one of chain.FORWARDS.
     :param action: that of the step which brings it in.
@@ -239,7 +242,9 @@ def _plan_forwarding(plan: Plan, have: Have, forward: str, action: str) -> Plan:
 
 
 def _plan_back(paths: Paths, have: Have, number: int | None) -> Plan:
-    """Return the steps back to an earlier generation; see plan_rolled_back() and _plan_forwarding()."""
+    """Return the steps back to an earlier generation; see plan_rolled_back() and
+    _plan_forwarding().
+    """
     target, plan = (
         target_of(have, number),
         plan_rolled_back(have, number, _legacy_of_target(paths, have, number)),

@@ -71,7 +71,8 @@ FAULTS = {
         "generation",
     ),
     "attach_type": Kind(
-        "a program has another attach type than the rest, so that the kernel refuses it in one jump table with them",
+        "a program has another attach type than the rest, so that the kernel refuses it in one jump"
+        " table with them",
         "generation",
     ),
     "map_replaced": Kind("another map is pinned than the programs use", "generation"),
@@ -101,12 +102,14 @@ FAULTS = {
     ),
     "link_stale": Kind("a pinned link holds no interface any more", "link", "ct detach {object}"),
     "link_moved": Kind(
-        "a pinned link holds another interface than it is named for: that one was renamed, or moved to another namespace",
+        "a pinned link holds another interface than it is named for: that one was renamed, or moved"
+        " to another namespace",
         "attach",
         _FOLLOW,
     ),
     "forward_unsafe": Kind(
-        "the chain forwards through an interface where it must not: VLAN tags travel beside its frames, or nf_conntrack would refuse",
+        "the chain forwards through an interface where it must not: VLAN tags travel beside its"
+        " frames, or nf_conntrack would refuse",
         "operator",
     ),
     "link_foreign": Kind(
@@ -217,12 +220,16 @@ class Seen:
 
     @property
     def ours(self) -> bool:
-        """Whether this release made the generation, so that it can be held to this release's shapes."""
+        """Whether this release made the generation, so that it can be held to this release's
+        shapes.
+        """
         return not self.true_meta or self.meta.get("layout") == chain.LAYOUT_VERSION
 
     @property
     def layout(self) -> int:
-        """The version of the maps' layout. Where ``meta`` can not be believed the maps' shapes tell it."""
+        """The version of the maps' layout. Where ``meta`` can not be believed the maps' shapes tell
+        it.
+        """
         if self.true_meta:
             return self.meta["layout"]
         return (
@@ -285,13 +292,15 @@ def _judge_slots(seen: Seen) -> t.Iterator[Fault]:
                 yield Fault(
                     "slot_foreign",
                     f"jt[{slot}]",
-                    f"slot {slot} ({name}) holds program {there}, pinned is {seen.programs[slot].id}",
+                    f"slot {slot} ({name}) holds program {there}, pinned is"
+                    f" {seen.programs[slot].id}",
                 )
         if slot in seen.refused:
             yield Fault(
                 "attach_type",
                 f"prog/xdp_{slot}",
-                f"{name} has another attach type than BPF_XDP, so it can not share a jump table with the others",
+                f"{name} has another attach type than BPF_XDP, so it can not share a jump table"
+                " with the others",
             )
 
 
@@ -422,7 +431,8 @@ def look(directory: str, number: int) -> Seen:
         slots = _slots(used.get("jt", ()), pinned.get("jt"))
         if (
             slots is not None
-            # a program that lost its pin is still in its slot, and says as well which maps are in use
+            # a program that lost its pin is still in its slot, and says as well which maps are in
+            # use
         ):
             lost = set(slots.values()) - {info.id for info in programs.values()}
             used = _used([*programs.values(), *filter(None, map(program, lost))])
@@ -486,7 +496,9 @@ def _slots(used: t.Sequence[bpf.MapInfo], pinned: bpf.MapInfo | None) -> dict[in
 
 
 def _contents(seen: Seen) -> dict[str, t.Any]:
-    """Return what ``meta`` and ``settings`` say, of those in use; nothing of what has not their shape."""
+    """Return what ``meta`` and ``settings`` say, of those in use; nothing of what has not their
+    shape.
+    """
     contents: dict[str, t.Any] = {}
     for spec in chain.maps():
         there = next(iter(seen.used.get(spec.name, ())), seen.pinned.get(spec.name))
@@ -584,9 +596,11 @@ def judge_paths(paths: Paths, number: int) -> tuple[Fault, ...]:
         said = (
             "is missing"
             if what is None
-            else f"is {what}"
-            if not what.startswith("gen/")
-            else f"leads to {what}, which is not there"
+            else (
+                f"is {what}"
+                if not what.startswith("gen/")
+                else f"leads to {what}, which is not there"
+            )
         )
         faults.append(
             Fault(
@@ -604,16 +618,20 @@ def judge_paths(paths: Paths, number: int) -> tuple[Fault, ...]:
                 Fault(
                     "path_foreign",
                     path,
-                    f"{path} leads to {there}, and not to {target}"
-                    if os.path.islink(path)
-                    else f"{path} is {there}",
+                    (
+                        f"{path} leads to {there}, and not to {target}"
+                        if os.path.islink(path)
+                        else f"{path} is {there}"
+                    ),
                 )
             )
     return tuple(faults)
 
 
 def _target(path: str) -> str | None:
-    """Return where a symbolic link leads to, None where nothing is, and in words what else is there."""
+    """Return where a symbolic link leads to, None where nothing is, and in words what else is
+    there.
+    """
     if os.path.islink(path):
         return os.readlink(path)
     return (
@@ -670,7 +688,9 @@ def _look_link(key: str, info: bpf.LinkInfo) -> Link:
 
 
 def _facts(key: str) -> bpf.LinkFacts | None:
-    """Return what rtnetlink says of the interface that a pin is named for, None where there is none."""
+    """Return what rtnetlink says of the interface that a pin is named for, None where there is
+    none.
+    """
     namespace, name = bpffs.interface_of(key)
     if namespace is not None and not netns.exists(namespace):
         return None
@@ -714,16 +734,23 @@ def judge_links(
             faults.append(_stale(name, link, info.id))
         else:
             if not link.here:
-                where = f"it holds interface number {info.ifindex} under another name or in another namespace"
+                where = (
+                    f"it holds interface number {info.ifindex} under another name or in another"
+                    " namespace"
+                )
                 faults.append(
                     Fault(
                         "link_moved",
                         name,
-                        f"{name}: the interface was renamed or moved, and its link {info.id} with it: {where}",
+                        f"{name}: the interface was renamed or moved, and its link {info.id} with"
+                        f" it: {where}",
                     )
                 )
             if info.prog_id not in hooks:
-                why = f"{name}: its link {info.id} runs program {info.prog_id}, which is none of the active generation's"
+                why = (
+                    f"{name}: its link {info.id} runs program {info.prog_id}, which is none of the"
+                    " active generation's"
+                )
                 # of a program that is no hook nobody can tell which one it stands for
                 faults.append(
                     Fault(
@@ -812,7 +839,8 @@ def stands_still(
     received: t.Callable[[], int],
     wait: t.Callable[[float], None] = time.sleep,
 ) -> int:
-    """Return how many frames came in while none was counted; 0 where all is well, or nothing can be told.
+    """Return how many frames came in while none was counted; 0 where all is well, or nothing can be
+    told.
 
     It returns as soon as something is counted, and after some 0.2 s without traffic. A suspicion is
     made certain first, within some 1.5 s more: the interfaces' count has to grow twice, because a
@@ -868,7 +896,8 @@ def lateness(keys: t.Iterable[str], seconds: float) -> float:
 
 
 def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fault, ...]:
-    """Return whether the interfaces that the chain is attached to receive frames that it does not count.
+    """Return whether the interfaces that the chain is attached to receive frames that it does not
+    count.
 
     :param prove: sends a frame of proof through an entry program and raises ConntrackError where it
         is not passed and counted; called only when nothing is counted, with the entry's and the
@@ -906,14 +935,16 @@ def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fau
                 Fault(
                     "chain_dead",
                     where,
-                    f"{where} received {frames} frames, none was counted, nor is a frame that the chain is handed",
+                    f"{where} received {frames} frames, none was counted, nor is a frame that the"
+                    " chain is handed",
                 ),
             )
         return (
             Fault(
                 "frames_unseen",
                 where,
-                f"{where} received {frames} frames, none was counted, although the chain counts a frame that it is handed",
+                f"{where} received {frames} frames, none was counted, although the chain counts a"
+                " frame that it is handed",
             ),
         )
 

@@ -227,7 +227,8 @@ def check(paths: Paths) -> None:
         raise bad_value(
             "state_dir",
             where,
-            f"{nearest} can not be written to; run as root, mount it writable, or give another directory",
+            f"{nearest} can not be written to; run as root, mount it writable, or give another"
+            " directory",
         )
     safe_path.refuse_foreign_way(directory(paths))
     safe_path.refuse_foreign(directory(paths))
@@ -240,7 +241,8 @@ def _named(path: str, what: str = "the manifest of the generation") -> t.Iterato
         yield
     except OSError as exc:
         raise ConntrackError(
-            f"{path}: {what} can not be kept: {exc.strerror}. Make room or rights for it, or give another state_dir."
+            f"{path}: {what} can not be kept: {exc.strerror}. Make room or rights for it, or give"
+            " another state_dir."
         ) from exc
 
 

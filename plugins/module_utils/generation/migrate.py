@@ -1,7 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Take flows and counters over from the maps of another generation, while packets go on changing them.
+"""Take flows and counters over from the maps of another generation, while packets go on changing
+them.
 
 Each flow stands in one table at any time. The new chain knows the tables of the one before (its
 maps ``pred`` and ``pred6``): a packet of a flow that it does not have moves the flow over, under
@@ -199,7 +200,9 @@ def _ranked(
 
 
 def legacy(old: Maps, new: Maps, policy: str) -> Legacy:
-    """Return what a generation gets of another one's maps; see decide() for the parameters and errors."""
+    """Return what a generation gets of another one's maps; see decide() for the parameters and
+    errors.
+    """
     inherited = decide(old, new, policy)
     return Legacy(inherited, census(inherited) if inherited.counts else Census())
 
@@ -346,7 +349,8 @@ def _stand_in_entries(
     description: schema.Description,
     counted: bool,
 ) -> t.Iterator[tuple[int, bytes, bytes, memoryview, memoryview]]:
-    """Return an old table in batches: their number, new keys and new values, old keys and old values.
+    """Return an old table in batches: their number, new keys and new values, old keys and old
+    values.
 
     :param counted: whether the new values have their counts.
     """
@@ -397,7 +401,8 @@ def _by_name(fds: _Open, inherited: Inheritance, name: str) -> list[int]:
 
 # ---------------------------------------------------------------- when all interfaces are switched
 def finish(new: Maps, old: Maps) -> dict[str, int]:
-    """Take over what is left, and let the old generation go: how many flows of each new table had no room.
+    """Take over what is left, and let the old generation go: how many flows of each new table had
+    no room.
 
     It can be done again after a run that was killed meanwhile.
 
@@ -572,7 +577,9 @@ class _Move:
         return b"".join(chosen)
 
     def _take(self, family: str, keys: bytes, size: int) -> list[bytes]:
-        """Move the flows with these keys. :return: requests of which something was in a packet's hands."""
+        """Move the flows with these keys. :return: requests of which something was in a packet's
+        hands.
+        """
         step = size * chain.ADOPT_KEYS
         requests = (keys[at : at + step] for at in range(0, len(keys), step))
         return [

@@ -148,7 +148,8 @@ class Inheritance:
             number = sum(self.dropped(census).values())
             return (
                 [
-                    f"{number} flows are forgotten: the tables' layout changes and on_schema_change is drop."
+                    f"{number} flows are forgotten: the tables' layout changes and on_schema_change"
+                    " is drop."
                 ]
                 if number
                 else []
@@ -158,11 +159,13 @@ class Inheritance:
             number, room = census.total(table), self.room(table)
             if number > room:
                 found.append(
-                    f"{table}: {number - room} of {number} flows can not be kept, there is room for {room}: the assured and latest ones are kept."
+                    f"{table}: {number - room} of {number} flows can not be kept, there is room for"
+                    f" {room}: the assured and latest ones are kept."
                 )
             elif number > _FULL * room:
                 found.append(
-                    f"{table}: {number} flows will fill {number / room:.0%} of the room that there is."
+                    f"{table}: {number} flows will fill {number / room:.0%} of the room that"
+                    " there is."
                 )
         return found
 
@@ -218,8 +221,9 @@ def foreign(maps: Maps) -> list[str]:
                 f"map of type {info.kind}",
             )
             found.append(
-                f"{maps.directory}/map/{name} (map {info.id}, {info.name}) is a {there} with keys of {info.key_size} and values of {info.value_size} bytes, "
-                f"not a {kind} with {key_size} and {value_size}"
+                f"{maps.directory}/map/{name} (map {info.id}, {info.name}) is a {there} with keys"
+                f" of {info.key_size} and values of {info.value_size} bytes, not a {kind} with"
+                f" {key_size} and {value_size}"
             )
     return found
 
@@ -240,8 +244,9 @@ def decide(old: Maps, new: Maps, policy: str = "fail") -> Inheritance:
         if policy == "drop":
             return _forgotten(old, new)
         raise ConntrackError(
-            f"generation {old.number}: {'; '.join(strangers)}: it is not of this collection's making, or damaged. Nothing was changed. "
-            "Put the right pin back, or give on_schema_change: drop, which starts with empty tables and forgets the flows."
+            f"generation {old.number}: {'; '.join(strangers)}: it is not of this collection's"
+            " making, or damaged. Nothing was changed. Put the right pin back, or give"
+            " on_schema_change: drop, which starts with empty tables and forgets the flows."
         )
     if not old.infos:
         return Inheritance(old, new)
@@ -250,8 +255,10 @@ def decide(old: Maps, new: Maps, policy: str = "fail") -> Inheritance:
         raise ConntrackError(_refusal(old, new))
     if old.description is None:
         raise ConntrackError(
-            f"the tables of generation {old.number} have layout {old.layout} and no description, so they can not be translated into layout {new.layout}. "
-            "Nothing was changed. Give on_schema_change: drop to start with empty tables, or go on with the release that made them."
+            f"the tables of generation {old.number} have layout {old.layout} and no description, so"
+            f" they can not be translated into layout {new.layout}. Nothing was changed. Give"
+            " on_schema_change: drop to start with empty tables, or go on with the release that"
+            " made them."
         )
     translated = not schema.alike(old.description, here)
     if translated:
@@ -260,11 +267,13 @@ def decide(old: Maps, new: Maps, policy: str = "fail") -> Inheritance:
         old,
         new,
         translated,
-        "another layout"
-        if not same
-        else "other tables"
-        if any(info.id for info in new.infos.values())
-        else "another size",
+        (
+            "another layout"
+            if not same
+            else "other tables"
+            if any(info.id for info in new.infos.values())
+            else "another size"
+        ),
     )
 
 
@@ -284,9 +293,11 @@ def _refusal(old: Maps, new: Maps) -> str:
         else "it does not tell what they are made of"
     )
     return (
-        f"the tables of generation {old.number} have layout {old.layout} (schema {old.digest:016x}), this release's have layout {new.layout} "
-        f"(schema {new.digest:016x}): {told}. Nothing was changed. There are three ways on, by on_schema_change: migrate takes the flows over field by "
-        "field, by name; drop starts with empty tables and forgets the flows; fail, the default, leaves all as it is: go on with the release that made them."
+        f"the tables of generation {old.number} have layout {old.layout} (schema"
+        f" {old.digest:016x}), this release's have layout {new.layout} (schema {new.digest:016x}):"
+        f" {told}. Nothing was changed. There are three ways on, by on_schema_change: migrate takes"
+        " the flows over field by field, by name; drop starts with empty tables and forgets the"
+        " flows; fail, the default, leaves all as it is: go on with the release that made them."
     )
 
 

@@ -74,7 +74,8 @@ def observe_generation(paths: Paths, number: int, since: str = "") -> Generation
 
 
 def observe(paths: Paths) -> Have:
-    """Read the kernel: the active generation, its health, those before it, and what else lies around.
+    """Read the kernel: the active generation, its health, those before it, and what else lies
+    around.
 
     :raises ConntrackError: for a user that may not.
     """

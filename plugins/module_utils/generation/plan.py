@@ -288,7 +288,8 @@ def target_of(have: Have, number: int | None) -> Generation | None:
         raise ConntrackError(f"{wanted}: {kept}.")
     if _broken(target):
         raise ConntrackError(
-            f"generation {target.number} can not take over: {'; '.join(_broken(target))}. {kept[0].upper()}{kept[1:]}."
+            f"generation {target.number} can not take over: {'; '.join(_broken(target))}."
+            f" {kept[0].upper()}{kept[1:]}."
         )
     return target
 
@@ -459,7 +460,8 @@ def _plan_deletions(have: Have, number: int, policy: Policy) -> Plan:
 
 
 def _plan_leftovers(have: Have, pinned: t.Collection[int] = ()) -> Plan:
-    """Return what never was active, and the files in the state directory that belong to no generation.
+    """Return what never was active, and the files in the state directory that belong to no
+    generation.
 
     :param pinned: the generations that are there when all is done.
     """
@@ -495,7 +497,8 @@ def plan_absent(have: Have) -> Plan:
     attached = [interface(key) for key, (info, dummy) in have.links.items() if info.ifindex]
     if attached:
         raise ConntrackError(
-            f"the chain is attached to {', '.join(attached)}: detach it first (xdp_attach with state: absent)."
+            f"the chain is attached to {', '.join(attached)}: detach it first (xdp_attach with"
+            " state: absent)."
         )
     steps = [
         Step(

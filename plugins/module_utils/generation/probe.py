@@ -176,8 +176,9 @@ def prove(
         own_affair = guests and not found.mark
     if (not own_affair and (run.retval != _XDP_PASS or run.data_out != frame)) or not counted:
         raise ConntrackError(
-            f"the chain does not pass a frame as it is: {probe.name}: verdict {run.retval} (XDP_PASS is {_XDP_PASS}), "
-            f"{'unchanged' if run.data_out == frame else 'changed'}, {'' if counted else 'not '}counted as {probe.counter}."
+            f"the chain does not pass a frame as it is: {probe.name}: verdict {run.retval}"
+            f" (XDP_PASS is {_XDP_PASS}), {'unchanged' if run.data_out == frame else 'changed'},"
+            f" {'' if counted else 'not '}counted as {probe.counter}."
         )
 
 

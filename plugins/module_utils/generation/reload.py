@@ -78,7 +78,11 @@ def parse(words: t.Iterable[str]) -> Changes:
         if not equals or not value:
             raise bad_value("set", word, "give NAME=VALUE, as timeouts.udp=60")
         if name not in NAMES:
-            mend = f"known are {', '.join((*render.SIZES, 'timeouts.NAME', 'settings.NAME', *_COMPILED, *_SAID))}, as xdp_program has them"
+            mend = (
+                "known are"
+                f" {', '.join((*render.SIZES, 'timeouts.NAME', 'settings.NAME', *_COMPILED, *_SAID))},"
+                " as xdp_program has them"
+            )
             raise bad_value("set", name, mend, NAMES)
         group, dummy, last = name.rpartition(".")
         found[group][last] = value if name in ("checksum", "forward") else _number(name, value)
@@ -150,7 +154,8 @@ def wanted(
     if source is None:
         if before is None:
             raise ConntrackError(
-                f"state_dir: {paths.state_dir} does not tell what was loaded below {paths.pin_root}. Give a directory of sources, or run xdp_program."
+                f"state_dir: {paths.state_dir} does not tell what was loaded below"
+                f" {paths.pin_root}. Give a directory of sources, or run xdp_program."
             )
         check(changes, source)
         want = resized(before, changes.sizes)
@@ -158,7 +163,8 @@ def wanted(
         if before is not None and before.guest_slots:
             names = " and ".join(map(guests.slot_name, before.guest_slots))
             raise ConntrackError(
-                f"guests: the last generation has some, in slot {names}, which would be gone. Run xdp_program, which takes guests."
+                f"guests: the last generation has some, in slot {names}, which would be gone. Run"
+                " xdp_program, which takes guests."
             )
         sizes = {name: getattr(before, name) for name in render.SIZES} if before is not None else {}
         sizes.update(changes.sizes)

@@ -89,6 +89,7 @@ def _import(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]
     }
     if done.no_room:
         result["warnings"] = [
-            f"{done.no_room} flows were left out: the tables have no room for them. Raise table_size, or export fewer (assured: true)."
+            f"{done.no_room} flows were left out: the tables have no room for them. Raise"
+            " table_size, or export fewer (assured: true)."
         ]
     return result

@@ -144,7 +144,8 @@ class Reader:
             raise self._refuse("it is not what ct export wrote")
         if first[-1] != str(FORMAT):
             raise self._refuse(
-                f"it has format {printable(first[-1][:20])}, this release reads format {FORMAT}: use the release that wrote it on both hosts"
+                f"it has format {printable(first[-1][:20])}, this release reads format {FORMAT}:"
+                " use the release that wrote it on both hosts"
             )
         self.header = self._header(file.readline(_MOST_LINE))
         description = self.header["description"]
@@ -164,7 +165,8 @@ class Reader:
                 else "its tables are of a kind that is not known here"
             )
             raise self._refuse(
-                f"it was written with layout {self.header['layout']}, this release has layout {chain.LAYOUT_VERSION}: {why}"
+                f"it was written with layout {self.header['layout']}, this release has layout"
+                f" {chain.LAYOUT_VERSION}: {why}"
             ) from None
         entry_size = chain.codec(description["entry"]).size
         self._sizes = {
@@ -182,7 +184,8 @@ class Reader:
                 self._exit = stack.pop_all()
         except OSError as exc:
             raise ConntrackError(
-                f"input: {self._name}: it can not be read, or kept in {tempfile.gettempdir()}: {exc.strerror}. Give the variable TMPDIR a directory with room."
+                f"input: {self._name}: it can not be read, or kept in {tempfile.gettempdir()}:"
+                f" {exc.strerror}. Give the variable TMPDIR a directory with room."
             ) from exc
 
     def __enter__(self) -> Reader:
@@ -210,8 +213,10 @@ class Reader:
             "byteorder": found.get("byteorder") in ("little", "big"),
             "hz": is_whole(found.get("hz")) and 0 < found["hz"] <= _MOST_HZ,
             "layout": is_whole(found.get("layout")) and 0 < found["layout"] < 1 << 32,
-            "time": (is_whole(found.get("time")) or isinstance(found.get("time"), float))
-            and 0 <= found["time"] < _MOST_TIME,
+            "time": (
+                (is_whole(found.get("time")) or isinstance(found.get("time"), float))
+                and 0 <= found["time"] < _MOST_TIME
+            ),
             "host": isinstance(found.get("host"), str) and len(found["host"]) <= _MOST_HOST,
             "description": schema.whole(found.get("description")),
         }
@@ -230,7 +235,8 @@ class Reader:
             )
         if found["byteorder"] != sys.byteorder:
             raise self._refuse(
-                f"it comes from a {found['byteorder']}-endian machine, and this one is {sys.byteorder}-endian"
+                f"it comes from a {found['byteorder']}-endian machine, and this one is"
+                f" {sys.byteorder}-endian"
             )
         return {**found, "host": printable(found["host"])}
 
@@ -250,7 +256,8 @@ class Reader:
             if kind == _END:
                 if count != done or size or check != zlib.crc32(b""):
                     raise self._refuse(
-                        f"it is damaged: {count} flows were written, and {done} are there. Export it again"
+                        f"it is damaged: {count} flows were written, and {done} are there. Export"
+                        " it again"
                     )
                 if self._file.read(1):
                     raise self._refuse("something follows its end. Give one stream at a time")
@@ -343,11 +350,13 @@ def longest(family: str, proto: int, ctl: int, timeouts: t.Mapping[str, int]) ->
         )
     else:
         names = [
-            flow.PROTOCOLS[proto]
-            if proto == _ICMP[family]
-            else "sctp_closed"
-            if proto == _SCTP
-            else "generic"
+            (
+                flow.PROTOCOLS[proto]
+                if proto == _ICMP[family]
+                else "sctp_closed"
+                if proto == _SCTP
+                else "generic"
+            )
         ]
     return max(timeouts.get(name) or chain.TIMEOUTS[name] for name in names)
 
@@ -371,7 +380,8 @@ def rebased(
     here: Clock,
     timeouts: t.Mapping[str, int] = chain.TIMEOUTS,
 ) -> tuple[bytes, int]:
-    """Return an entry in this host's time, and the jiffies that it has left: zero or less once it is over.
+    """Return an entry in this host's time, and the jiffies that it has left: zero or less once it
+    is over.
 
     No time is one that can not be: none has more left than its state has here, was seen or began
     later than now, or becomes a stream later than a new flow.
@@ -446,8 +456,10 @@ class _Take:
         self._tables, self._on_conflict, self._dry = tables, on_conflict, dry
         self._opened = {(one.table.family, one.table.flow_class): one for one in tables.tables}
         self._room = {
-            one.table.name: migrate_plan.room_of(one.capacity)
-            - sum(count for count, dummy_keys, dummy_values in tables.batches(one))
+            one.table.name: (
+                migrate_plan.room_of(one.capacity)
+                - sum(count for count, dummy_keys, dummy_values in tables.batches(one))
+            )
             for one in tables.tables
         }
 

@@ -360,7 +360,8 @@ def _function(name: str) -> t.Any:
             function = getattr(lib, name)
         except AttributeError:
             raise ConntrackError(
-                f"This host's libbpf has no {name}; version 0.8 or later is needed. Upgrade the package libbpf1 or libbpf."
+                f"This host's libbpf has no {name}; version 0.8 or later is needed. Upgrade the"
+                " package libbpf1 or libbpf."
             ) from None
         function.argtypes = _SIGNATURES[name]
         function.restype = ctypes.c_int
@@ -437,7 +438,9 @@ def map_create(
 
 
 def map_update(fd: int, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
-    """Write one element. A per-CPU value is one value for each possible CPU, each padded to 8 bytes."""
+    """Write one element. A per-CPU value is one value for each possible CPU, each padded to 8
+    bytes.
+    """
     _call("bpf_map_update_elem", fd, key, value, flags, about=f"key {key.hex()}")
 
 
@@ -818,7 +821,9 @@ def _why_not(prog_fd: int, ifindex: int, flags: int) -> str:
 
 
 def link_update(link_fd: int, new_prog_fd: int, old_prog_fd: int | None = None) -> None:
-    """Put another program into a link, without a gap; EPERM when its program is not ``old_prog_fd``'s."""
+    """Put another program into a link, without a gap; EPERM when its program is not
+    ``old_prog_fd``'s.
+    """
     opts = (
         _LinkUpdateOpts(flags=BPF_F_REPLACE, old_prog_fd=old_prog_fd)
         if old_prog_fd is not None
@@ -1057,7 +1062,8 @@ def xdp_query(ifindex: int) -> dict[str, t.Any]:
 
 
 def xdp_set(ifindex: int, prog_fd: int, flags: int, expected_fd: int | None = None) -> None:
-    """Attach a program through netlink, as ``ip link set dev ... xdp`` does; ``prog_fd`` -1 detaches.
+    """Attach a program through netlink, as ``ip link set dev ... xdp`` does; ``prog_fd`` -1
+    detaches.
 
     :param flags: XDP_FLAGS values and XDP_FLAGS_UPDATE_IF_NOEXIST or XDP_FLAGS_REPLACE (then only
         the program of ``expected_fd`` is replaced).

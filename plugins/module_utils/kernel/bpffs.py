@@ -192,7 +192,9 @@ def _mounts() -> list[tuple[str, str]]:
 
 
 def _mount_of(path: str) -> tuple[str, str]:
-    """Return (mount point, file system type) of the mount that ``path``, which need not exist, lies on."""
+    """Return (mount point, file system type) of the mount that ``path``, which need not exist, lies
+    on.
+    """
     real = os.path.realpath(path)
     best = ("/", "")
     for point, kind in _mounts():
@@ -219,7 +221,8 @@ def check_path(pin_root: str) -> None:
         raise bad_value(
             "pin_root",
             pin_root,
-            f"it is too long: {_ENCODED_BYTES} bytes have to be enough for it, with 3 for each '/' and '.'; give a shorter one",
+            f"it is too long: {_ENCODED_BYTES} bytes have to be enough for it, with 3 for each '/'"
+            " and '.'; give a shorter one",
         )
 
 
@@ -241,14 +244,16 @@ def check(pin_root: str) -> bool:
             raise bad_value(
                 "pin_root",
                 pin_root,
-                f"a file system of type {kind} is mounted at {point}, and hides the BPF file system; unmount it: umount {point}",
+                f"a file system of type {kind} is mounted at {point}, and hides the BPF file"
+                f" system; unmount it: umount {point}",
             )
         if _below_standard(pin_root):
             return False
         raise bad_value(
             "pin_root",
             pin_root,
-            f"it is not on a BPF file system; use {STANDARD}, or mount one there: mount -t bpf bpf {pin_root}",
+            f"it is not on a BPF file system; use {STANDARD}, or mount one there: mount -t bpf bpf"
+            f" {pin_root}",
         )
     nearest = pin_root
     while not os.path.isdir(nearest):
@@ -257,7 +262,8 @@ def check(pin_root: str) -> bool:
         raise bad_value(
             "pin_root",
             pin_root,
-            f"the BPF file system at {point} is mounted read-only; remount it: mount -o remount,rw {point}",
+            f"the BPF file system at {point} is mounted read-only; remount it: mount -o remount,rw"
+            f" {point}",
         )
     refuse_foreign(Paths(pin_root))
     return nearest == pin_root and not (_below_standard(point) and _is_loose())
@@ -315,7 +321,8 @@ def _mount() -> None:
     """
     if not os.path.isdir(STANDARD):
         raise ConntrackError(
-            f"{STANDARD} does not exist: this kernel has no BPF file system (CONFIG_BPF_SYSCALL), or /sys is not mounted."
+            f"{STANDARD} does not exist: this kernel has no BPF file system (CONFIG_BPF_SYSCALL),"
+            " or /sys is not mounted."
         )
     with lock.held(RUN_DIR, make=0o755), contextlib.ExitStack() as stack:
         stack.callback(_rmdir, RUN_DIR)
@@ -395,7 +402,8 @@ def _tighten() -> None:
     ):
         code = ctypes.get_errno()
         raise ConntrackError(
-            f"mount -o remount,bind,nosuid,nodev,noexec {STANDARD}: {os.strerror(code)} ({errno.errorcode.get(code, code)})."
+            f"mount -o remount,bind,nosuid,nodev,noexec {STANDARD}: {os.strerror(code)}"
+            f" ({errno.errorcode.get(code, code)})."
         )
 
 
@@ -464,7 +472,8 @@ def check_symlink(path: str, target_prefix: str) -> None:
         target = os.readlink(path)
         if not target.startswith(target_prefix):
             raise ConntrackError(
-                f"{path} is a symbolic link of somebody else, to {target}. Move it away, or give another pin_root."
+                f"{path} is a symbolic link of somebody else, to {target}. Move it away, or give"
+                " another pin_root."
             )
 
 
@@ -525,7 +534,8 @@ def refuse_foreign_names(paths: Paths) -> None:
 
 
 def swap_symlink(target: str, path: str) -> None:
-    """Let ``path`` lead to ``target`` from one moment to the next: a new symlink beside it and one rename.
+    """Let ``path`` lead to ``target`` from one moment to the next: a new symlink beside it and one
+    rename.
 
     :raises ConntrackError: when something that is no symlink stands at ``path``.
     """
@@ -547,7 +557,8 @@ def end_swap(path: str) -> None:
 
 
 def remove_symlink(target_prefix: str, path: str) -> None:
-    """Take our symlink away, and what a killed swap_symlink() left beside it; what is not ours stays.
+    """Take our symlink away, and what a killed swap_symlink() left beside it; what is not ours
+    stays.
 
     :param target_prefix: what the target of our symlink starts with.
     """

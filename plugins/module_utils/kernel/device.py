@@ -31,7 +31,9 @@ class Driver(t.NamedTuple):
 
     @property
     def counts_late(self) -> bool:
-        """Whether its counts of frames may lag behind: many cards are asked for theirs once a second."""
+        """Whether its counts of frames may lag behind: many cards are asked for theirs once a
+        second.
+        """
         return bool(self.bus) and self.name != "virtio_net"
 
 

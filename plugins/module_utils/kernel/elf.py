@@ -73,7 +73,8 @@ def _function(name: str) -> t.Any:
         function = getattr(bpf.library(), name)
     except AttributeError:
         raise ConntrackError(
-            f"This host's libbpf has no {name}; version 0.8 or later is needed. Upgrade the package libbpf1 or libbpf."
+            f"This host's libbpf has no {name}; version 0.8 or later is needed. Upgrade the package"
+            " libbpf1 or libbpf."
         ) from None
     function.restype, function.argtypes = _SIGNATURES[name]
     return function
@@ -191,7 +192,8 @@ class Object:
         return [told(handle) for handle in self._handles("bpf_object__next_map")]
 
     def load(self, names: t.Iterable[str], attach_type: int) -> dict[str, int]:
-        """Load these of its programs; return a file descriptor of each, by name, which the caller closes.
+        """Load these of its programs; return a file descriptor of each, by name, which the caller
+        closes.
 
         :raises ConntrackError: where the file has no program of a name.
         :raises BpfError: where the kernel refuses one; libbpf has said which.

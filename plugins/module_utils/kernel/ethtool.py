@@ -54,7 +54,8 @@ def _names() -> tuple[str, ...]:
 
 
 def features(interface: str) -> dict[str, bool]:
-    """Return which features of an interface of the current namespace are on, by their names in the kernel.
+    """Return which features of an interface of the current namespace are on, by their names in the
+    kernel.
 
     :raises OSError: where there is no such interface.
     """

@@ -34,7 +34,9 @@ _IN_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def names_in(data: bytes) -> set[str]:
-    """Return the names of the interfaces that netlink messages are about, alternative ones included."""
+    """Return the names of the interfaces that netlink messages are about, alternative ones
+    included.
+    """
     found, offset = set(), 0
     while offset + _HEADER.size <= len(data):
         length = _HEADER.unpack_from(data, offset)[0]

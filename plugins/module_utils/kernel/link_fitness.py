@@ -66,7 +66,10 @@ def unfit(facts: LinkFacts) -> str:
     """
     if facts.type not in _ETHERNET:
         name = _TYPES.get(facts.type, "")
-        return f"its frames have no Ethernet header (hardware type {facts.type}{f', {name}' if name else ''})"
+        return (
+            "its frames have no Ethernet header (hardware type"
+            f" {facts.type}{f', {name}' if name else ''})"
+        )
     return _BLIND.get(facts.kind, "")
 
 

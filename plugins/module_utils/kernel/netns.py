@@ -116,7 +116,9 @@ def canonical(wanted: t.Iterable[str | None]) -> dict[str | None, str | None]:
 
 
 def kind_of_file(name: str) -> str:
-    """Return what stands in /run/netns under a name that is no namespace: ``file`` or ``directory``."""
+    """Return what stands in /run/netns under a name that is no namespace: ``file`` or
+    ``directory``.
+    """
     return "directory" if os.path.isdir(path(name)) else "file"
 
 
@@ -134,7 +136,8 @@ def fd(name: str) -> int:
     if os.fstat(handle).st_dev != _nsfs_device():
         os.close(handle)
         raise ConntrackError(
-            f"netns: {path(name)} is a plain {kind_of_file(name)} and no namespace: remove it, or correct the name."
+            f"netns: {path(name)} is a plain {kind_of_file(name)} and no namespace: remove it, or"
+            " correct the name."
         )
     return handle
 
@@ -237,7 +240,8 @@ def anonymous() -> t.Iterator[None]:
         except OSError as exc:
             if exc.errno == errno.EPERM:
                 raise ConntrackError(
-                    "Creating a network namespace needs root: run as root, with become for instance."
+                    "Creating a network namespace needs root: run as root, with become for"
+                    " instance."
                 ) from exc
             if exc.errno == errno.EINVAL:
                 raise ConntrackError(
@@ -274,7 +278,8 @@ def claim_of(name: str) -> str:
 
 
 class Claims:
-    """Gives namespaces their names, each name claimed with the mark before the namespace is mounted on it.
+    """Gives namespaces their names, each name claimed with the mark before the namespace is mounted
+    on it.
 
     One unnamed file holds the mark; every name is a hard link to it, so no name ever exists without
     the mark. (A file each would do too, but the kernel takes the longer for one the more names

@@ -41,7 +41,9 @@ def _set_vlan_offload(key: Key, on: bool) -> None:
 
 
 class Apply:
-    """Applies the steps of one plan; each method takes a step's ``args`` and returns what undoes it."""
+    """Applies the steps of one plan; each method takes a step's ``args`` and returns what undoes
+    it.
+    """
 
     def __init__(
         self, kernel: Kernel, want: Topology, have: Have, attachments: Attachments | None = None
@@ -209,7 +211,9 @@ class Apply:
         return undo
 
     def _record(self, wanted: list[tuple[Sysctl, t.Mapping[str, str] | None]]) -> plans.Undo:
-        """Write down what the lab sets, and the values before, where an earlier run has not done so."""
+        """Write down what the lab sets, and the values before, where an earlier run has not done
+        so.
+        """
         record: dict[SysctlKey, Recorded] = {}
         for sysctl, previous in wanted:
             if previous is None:

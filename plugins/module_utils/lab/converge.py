@@ -91,7 +91,8 @@ def _probe_veth(kernel: Kernel) -> None:
     except NetlinkError as exc:
         if exc.errno in (errno.EOPNOTSUPP, errno.ENODEV):
             raise ConntrackError(
-                f"This kernel has no veth links (CONFIG_VETH): load the module veth, or boot a kernel that has it. It says: {exc}"
+                "This kernel has no veth links (CONFIG_VETH): load the module veth, or boot a"
+                f" kernel that has it. It says: {exc}"
             ) from exc
         raise
 
@@ -184,7 +185,8 @@ def _settle(kernel: Kernel, want: Topology, attachments: Attachments | None) -> 
     again = ", ".join(dict.fromkeys(step.name for step in plan))
     with plans.applied(done):
         raise ConntrackError(
-            f"Lab {want.lab!r} does not come to rest: {again} had to be set {_TURNS} times, so they change each other. Remove one of them."
+            f"Lab {want.lab!r} does not come to rest: {again} had to be set {_TURNS} times, so they"
+            " change each other. Remove one of them."
         )
 
 
@@ -200,7 +202,9 @@ def _reaches_further(step: Step) -> bool:
 def _planned(
     want: Topology, check: bool, attachments: Attachments | None
 ) -> tuple[Have, Plan] | None:
-    """Return what is there and the plan; None where another run seems to be in the middle of its work."""
+    """Return what is there and the plan; None where another run seems to be in the middle of its
+    work.
+    """
     try:
         with Kernel() as kernel:
             return _plan(kernel, want, attachments)

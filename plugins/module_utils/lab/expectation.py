@@ -111,7 +111,10 @@ class Line:
         if self.kind == PING:
             return f"ping {ends}, is answered within {self.within:g} s"
         port = "" if self.port is None else f", port {self.port}"
-        return f"{self.proto} {ends}{port}, is {self.state} within {self.within:g} s{'' if self.make else ' by itself'}"
+        return (
+            f"{self.proto} {ends}{port}, is {self.state} within {self.within:g}"
+            f" s{'' if self.make else ' by itself'}"
+        )
 
     def as_dict(self) -> dict[str, t.Any]:
         """Return the line in the form in which it is written, with all that was left out."""
@@ -285,7 +288,8 @@ def _parse_state(field: str, proto: str, make: bool, state: t.Any) -> str:
         raise bad_value(
             field,
             state,
-            f"traffic that is made ends in {', '.join(MADE[proto])}: give one of them, or make: false",
+            f"traffic that is made ends in {', '.join(MADE[proto])}: give one of them, or make:"
+            " false",
         )
     return found
 

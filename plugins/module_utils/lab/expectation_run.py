@@ -138,9 +138,11 @@ def _words(line: Line, known: t.Mapping[str, t.Sequence[str]]) -> dict[str, t.An
     }
     return {
         **words,
-        "dst": line.address
-        if line.make
-        else [one for one in known[line.target] if (":" in one) == (":" in line.address)],
+        "dst": (
+            line.address
+            if line.make
+            else [one for one in known[line.target] if (":" in one) == (":" in line.address)]
+        ),
     }
 
 
@@ -213,7 +215,10 @@ def _said(line: Line, exc: OSError) -> str:
     if isinstance(exc, socket.timeout):
         return f"no answer from {line.address} within {line.within:g} s"
     if exc.errno == errno.EADDRINUSE:
-        return f"port {line.port} of {line.target} is taken by another program: give another port, or make: false"
+        return (
+            f"port {line.port} of {line.target} is taken by another program: give another port, or"
+            " make: false"
+        )
     return f"the traffic failed: {exc.strerror or exc}"
 
 
@@ -229,7 +234,8 @@ def _ping(line: Line) -> Outcome:
                     return Outcome(
                         line,
                         True,
-                        f"an answer from {line.address} after {1000 * (time.monotonic() - sent):.1f} ms",
+                        f"an answer from {line.address} after"
+                        f" {1000 * (time.monotonic() - sent):.1f} ms",
                     )
                 if time.monotonic() >= deadline:
                     return Outcome(
@@ -299,7 +305,10 @@ def _translated(line: Line, peer: t.Sequence[t.Any], client: socket.socket) -> s
     if tuple(peer[:2]) == own:
         return ""
     saw, has = (flow.endpoint(str(end[0]), int(end[1])) for end in (peer, own))
-    return f"the server in {line.target} was reached, by {saw} and not by {has}: addresses are translated on the way (NAT)"
+    return (
+        f"the server in {line.target} was reached, by {saw} and not by {has}: addresses are"
+        " translated on the way (NAT)"
+    )
 
 
 def _ends(client: socket.socket) -> dict[str, t.Any]:
@@ -363,7 +372,8 @@ def _accepted(
         except (socket.timeout, ConnectionError):  # of somebody who connects and says nothing
             if time.monotonic() >= deadline:
                 raise _Astray(
-                    f"{line.address} port {line.port} answered, but the connection did not arrive in {line.target}: another one answers in its place"
+                    f"{line.address} port {line.port} answered, but the connection did not arrive"
+                    f" in {line.target}: another one answers in its place"
                 ) from None
 
 
@@ -390,7 +400,10 @@ def _udp(line: Line, deadline: float) -> t.Iterator[Talk]:
                         break
                 translated = _translated(line, peer, client)
                 if line.state != "NEW":
-                    talk.trouble = f"the answer did not arrive in {line.source}{'; ' if translated else ''}{translated}"
+                    talk.trouble = (
+                        "the answer did not arrive in"
+                        f" {line.source}{'; ' if translated else ''}{translated}"
+                    )
                     server.sendto(_DATA, peer)
                     client.recv(64)
                 talk.trouble = translated

@@ -32,7 +32,9 @@ POLL_SECONDS = 0.002
 
 
 class Kernel:
-    """The kernel, as one converging run sees it: one channel per namespace, opened when first needed."""
+    """The kernel, as one converging run sees it: one channel per namespace, opened when first
+    needed.
+    """
 
     def __init__(self) -> None:
         self._channels: collections.OrderedDict[str | None, Channel] = collections.OrderedDict()
@@ -281,7 +283,8 @@ class Kernel:
         return True
 
     def address(self, key: Key, address: Address, present: bool) -> bool:
-        """Add an address to a link for good, or take it away; say whether it was the other way before.
+        """Add an address to a link for good, or take it away; say whether it was the other way
+        before.
 
         IPv6 addresses are usable at once (no duplicate address detection).
         """

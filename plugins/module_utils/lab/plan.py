@@ -57,9 +57,10 @@ def make(want: Topology, have: Have) -> Plan:
     gone = set(have.namespaces) - set(want.namespaces)
     if gone and not want.replace:
         raise ConntrackError(
-            f"name: lab {want.lab!r} is there with namespaces that this topology does not have: {', '.join(sorted(gone))}. They would be taken away, "
-            "with all that runs in them. Give the topology a name of its own (role: netns_lab_name), or replace: true (netns_lab_replace) "
-            "to have it take the place of that lab."
+            f"name: lab {want.lab!r} is there with namespaces that this topology does not have:"
+            f" {', '.join(sorted(gone))}. They would be taken away, with all that runs in them."
+            " Give the topology a name of its own (role: netns_lab_name), or replace: true"
+            " (netns_lab_replace) to have it take the place of that lab."
         )
     deletes = _plan_deletes(want, have, keep, gone)
     early, late = split_sysctls(want)
@@ -97,7 +98,8 @@ def refuse_foreign(want: Topology, have: Have) -> None:
     if foreign:
         what = ", ".join(foreign)
         raise ConntrackError(
-            f"Lab {want.lab!r} did not make what is already there: {what}. Remove it, or choose other names.",
+            f"Lab {want.lab!r} did not make what is already there: {what}. Remove it, or choose"
+            " other names.",
             foreign=foreign,
         )
 
@@ -288,7 +290,9 @@ def _plan_link_change(end: End, link: HaveLink) -> Plan:
     old = {k: have[k] for k in new}
     said = {
         "up": "it is down",
-        "vlan_offload": "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them",
+        "vlan_offload": (
+            "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them"
+        ),
     }
     reason = "; ".join(
         said.get(k) or (f"{k} is off" if v is True else f"{k} is {old[k]}, wanted {v}")
@@ -387,7 +391,8 @@ def _lacks_link_local(end: End, link: HaveLink) -> bool:
 
 
 def _loses_routes(end: End, link: HaveLink) -> set[int]:
-    """Return the families (as address lengths) whose routes go when the addresses on the link are mended.
+    """Return the families (as address lengths) whose routes go when the addresses on the link are
+    mended.
 
     The kernel forgets an interface's IPv4 routes together with its last IPv4 address.
     """
@@ -545,7 +550,10 @@ def _plan_restore(want: Topology, have: Have, forgotten: t.Iterable[SysctlKey]) 
             continue  # the namespace is gone, or goes
         heir = have.other_claims.get(key)
         if heir is not None:
-            reason = f"lab {heir!r} needs {show_sysctl(key)} too: it puts the value from before back when it goes"
+            reason = (
+                f"lab {heir!r} needs {show_sysctl(key)} too: it puts the value from before back"
+                " when it goes"
+            )
             steps.append(
                 Step(
                     "change",

@@ -44,7 +44,8 @@ def read_record(lab: str) -> dict[SysctlKey, Recorded]:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ConntrackError(
-            f"{path} cannot be read ({exc}): remove it; the sysctls that the lab set then keep their present values."
+            f"{path} cannot be read ({exc}): remove it; the sysctls that the lab set then keep"
+            " their present values."
         ) from exc
 
 

@@ -131,7 +131,9 @@ class Topology:
 
     @property
     def mark(self) -> str:
-        """Return the ownership mark: the alias of a namespace's lo, the first word of a link's alias."""
+        """Return the ownership mark: the alias of a namespace's lo, the first word of a link's
+        alias.
+        """
         return MARK_PREFIX + self.lab
 
     @property
@@ -208,9 +210,10 @@ def contains(network: Address, ip: bytes) -> bool:
 def link_local_of(mac: str) -> Address:
     """Return the IPv6 address that the kernel derives from a MAC address (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
-    return b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[
-        3:
-    ], 64
+    return (
+        b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:],
+        64,
+    )
 
 
 def is_link_local(ip: bytes) -> bool:
@@ -371,7 +374,8 @@ def check_name(field: str, name: t.Any, longest: int) -> str:
         raise bad_value(
             field,
             name,
-            f"give 1 to {longest} characters of a-z, A-Z, 0-9, '_', '.' and '-', the first no '.' or '-'",
+            f"give 1 to {longest} characters of a-z, A-Z, 0-9, '_', '.' and '-', the first no '.'"
+            " or '-'",
         )
     return name
 
@@ -432,7 +436,8 @@ def _parse_links(
                 raise bad_value(
                     f"{field}.name",
                     end.name,
-                    f"{show_key(end.key)} is there twice: give each end in a namespace a name of its own",
+                    f"{show_key(end.key)} is there twice: give each end in a namespace a name of"
+                    " its own",
                 )
             seen.add(end.key)
             pair.append(end)
@@ -502,7 +507,10 @@ def _parse_mac(field: str, text: t.Any) -> str:
 
 
 def _parse_address(field: str, text: t.Any) -> Address:
-    mend = "give an IPv4 or IPv6 address with its prefix length such as 172.20.56.1/24 or 2001:db8::1/64"
+    mend = (
+        "give an IPv4 or IPv6 address with its prefix length such as 172.20.56.1/24 or"
+        " 2001:db8::1/64"
+    )
     if not isinstance(text, str) or "/" not in text:
         raise bad_value(field, text, mend)
     try:
@@ -579,7 +587,8 @@ def sysctl_path(field: str, key: t.Any) -> str:
         raise bad_value(
             field,
             key,
-            "give the name of a sysctl that a namespace has of its own, such as net.ipv4.conf.all.forwarding",
+            "give the name of a sysctl that a namespace has of its own, such as"
+            " net.ipv4.conf.all.forwarding",
         )
     path = "/".join(parts)
     return _SAME.get(path, path)
@@ -858,7 +867,9 @@ class Have:
 
 
 def of_link(key: SysctlKey, ends: t.Container[Key]) -> bool:
-    """Say whether the sysctl belongs to a link of the lab, as ``net/ipv4/conf/ns1-lan/rp_filter`` does."""
+    """Say whether the sysctl belongs to a link of the lab, as ``net/ipv4/conf/ns1-lan/rp_filter``
+    does.
+    """
     parts = key[1].split("/")
     return len(parts) == 5 and parts[2] in ("conf", "neigh") and (key[0], parts[3]) in ends
 
@@ -870,7 +881,9 @@ def siblings(path: str) -> str | None:
 
 
 def record_path(lab: str) -> str:
-    """Return the file that holds the sysctls' previous values; in /run, because a reboot resets both."""
+    """Return the file that holds the sysctls' previous values; in /run, because a reboot resets
+    both.
+    """
     return f"{RECORD_DIR}/{lab}.json"
 
 

@@ -202,7 +202,8 @@ def converge(
 
 
 def check_prefix(prefix: str) -> None:
-    """Check where the command is, or is to be: root runs it, so nobody else may put another one there.
+    """Check where the command is, or is to be: root runs it, so nobody else may put another one
+    there.
 
     :raises ConntrackError: naming the prefix, or the directory that others may write to.
     """
@@ -217,7 +218,8 @@ def _refuse_foreign(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]
     for name, found in there.items():
         if found is not None and MARK.encode() not in found[0]:
             raise ConntrackError(
-                f"{os.path.join(prefix, name)} is not the collection's. Move it, or give another prefix."
+                f"{os.path.join(prefix, name)} is not the collection's. Move it, or give another"
+                " prefix."
             )
 
 
@@ -271,7 +273,10 @@ def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -
 
 
 def shown(data: bytes, mode: int) -> str:
-    return f"{'of another user' if mode < 0 else f'mode {mode:04o}'}, sha256 {hashlib.sha256(data).hexdigest()[:16]}"
+    return (
+        f"{'of another user' if mode < 0 else f'mode {mode:04o}'}, sha256"
+        f" {hashlib.sha256(data).hexdigest()[:16]}"
+    )
 
 
 def _apply(step: Step) -> None:

@@ -231,12 +231,15 @@ class Service:
         else:
             sd_notify.log(
                 sd_notify.NOTICE,
-                f"the chain was taken away from {', '.join(freed) or 'no interface'}; the next start brings it back",
+                f"the chain was taken away from {', '.join(freed) or 'no interface'}; the next"
+                " start brings it back",
             )
 
     # ------------------------------------------------------------ interfaces
     def _look(self, events: link_events.LinkEvents, hurry: bool) -> float:
-        """Follow what is written down, and the namespaces in it; return the seconds until the next look."""
+        """Follow what is written down, and the namespaces in it; return the seconds until the next
+        look.
+        """
         stamp = manifest.interfaces_stamp(self._paths)
         if stamp != self._recorded:
             self._recorded, self._wanted = stamp, []
@@ -277,7 +280,10 @@ class Service:
         self._refused = {name: why for name, why in self._refused.items() if name in done.refused}
         waiting = f", waiting for {', '.join(done.waiting)}" if done.waiting else ""
         sd_notify.notify(
-            STATUS=f"{len(self._wanted) - len(done.waiting) - len(done.refused)} of {len(self._wanted)} interfaces run the chain{waiting}"
+            STATUS=(
+                f"{len(self._wanted) - len(done.waiting) - len(done.refused)} of"
+                f" {len(self._wanted)} interfaces run the chain{waiting}"
+            )
         )
         return _CHECK_SECONDS
 
@@ -374,7 +380,8 @@ def mount(pin_root: str) -> None:
     try:
         if libc.setns(home, _CLONE_NEWNS) != 0:
             raise ConntrackError(
-                f"entering the mount namespace of process 1: {os.strerror(ctypes.get_errno())}. Run as root."
+                f"entering the mount namespace of process 1: {os.strerror(ctypes.get_errno())}. Run"
+                " as root."
             )
     finally:
         os.close(home)
@@ -392,7 +399,8 @@ def load(paths: bpffs.Paths) -> int:
     except restore.NothingKept:
         sd_notify.log(
             sd_notify.NOTICE,
-            f"no chain is written down in {paths.state_dir} for {paths.pin_root}; it is looked after once xdp_program has loaded one",
+            f"no chain is written down in {paths.state_dir} for {paths.pin_root}; it is looked"
+            " after once xdp_program has loaded one",
         )
         return _NOTHING
     except (ConntrackError, OSError) as exc:

@@ -44,7 +44,8 @@ class Metric(t.NamedTuple):
 METRICS = {
     "ct_up": Metric(
         "gauge",
-        "1 when a chain is loaded and its tables can be read, else 0; then all about tables and packets is missing",
+        "1 when a chain is loaded and its tables can be read, else 0; then all about tables and"
+        " packets is missing",
     ),
     "ct_healthy": Metric(
         "gauge", "1 when a chain is loaded and nothing keeps it from working, else 0"
@@ -105,7 +106,8 @@ METRICS = {
     ),
     "ct_sweeper": Metric(
         "gauge",
-        "1 when the process that answers also sweeps the tables, else 0; then all about sweeps is missing",
+        "1 when the process that answers also sweeps the tables, else 0; then all about sweeps is"
+        " missing",
     ),
     "ct_sweeps_total": Metric("counter", "Sweeps that deleted the entries whose time was over"),
     "ct_sweep_failures_total": Metric("counter", "Sweeps that could not be done"),
@@ -456,8 +458,9 @@ def _library() -> tuple[dict[str, t.Any], t.Callable[[str], tuple[t.Any, str]], 
         from prometheus_client import CollectorRegistry, core, exposition
     except ImportError:
         raise NoLibrary(
-            "Metrics need the Python library prometheus_client. Install it: package python3-prometheus-client on Debian and Ubuntu, "
-            "python3-prometheus_client on Fedora and RHEL (EPEL)."
+            "Metrics need the Python library prometheus_client. Install it: package"
+            " python3-prometheus-client on Debian and Ubuntu, python3-prometheus_client on Fedora"
+            " and RHEL (EPEL)."
         ) from None
     return (
         {"gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily},

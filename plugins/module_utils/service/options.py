@@ -70,7 +70,8 @@ def parse_address(
         raise bad_value(
             "group",
             group,
-            "only a socket has one: every user of this host can connect to a TCP port; leave one of the two out",
+            "only a socket has one: every user of this host can connect to a TCP port; leave one of"
+            " the two out",
         )
     host, dummy, port = listen.rpartition(":")
     host = (
@@ -88,7 +89,8 @@ def parse_address(
         raise bad_value(
             "listen",
             listen,
-            "give a loopback address and a port, as 127.0.0.1:9477 or [::1]:9477; for other hosts, put a proxy in front of it",
+            "give a loopback address and a port, as 127.0.0.1:9477 or [::1]:9477; for other hosts,"
+            " put a proxy in front of it",
         )
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise bad_value("listen", listen, "give a port from 0 to 65535 behind the address")

@@ -55,12 +55,14 @@ def load(
     number = manifest.active(paths)
     if number is None:
         raise NothingKept(
-            f"{paths.state_dir}: no chain is written down there for {paths.pin_root}. Run xdp_program, or give the state_dir that it was given."
+            f"{paths.state_dir}: no chain is written down there for {paths.pin_root}. Run"
+            " xdp_program, or give the state_dir that it was given."
         )
     want = reload.last(paths)
     if want is None:
         raise ConntrackError(
-            f"{manifest.manifest(paths, number)} is missing or damaged, so the chain can not be built again. Run xdp_program."
+            f"{manifest.manifest(paths, number)} is missing or damaged, so the chain can not be"
+            " built again. Run xdp_program."
         )
     return reload.load(paths, want, check_mode, _POLICY, patience)
 

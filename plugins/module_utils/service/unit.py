@@ -151,9 +151,11 @@ class Want:
             restore_unit=RESTORE_NAME,
             memory=MEMORY,
             words=" ".join(quoted(word, True) for word in self.words),
-            group=f"SupplementaryGroups={quoted(address.group)}\n"
-            if address is not None and address.group
-            else "",
+            group=(
+                f"SupplementaryGroups={quoted(address.group)}\n"
+                if address is not None and address.group
+                else ""
+            ),
             families=" AF_INET AF_INET6" if tcp else "",
             allowed="IPAddressAllow=localhost\n" if tcp else "",
         )
@@ -189,9 +191,11 @@ class Want:
             return [
                 *words,
                 "--listen",
-                f"[{address.host}]:{address.port}"
-                if ":" in address.host
-                else f"{address.host}:{address.port}",
+                (
+                    f"[{address.host}]:{address.port}"
+                    if ":" in address.host
+                    else f"{address.host}:{address.port}"
+                ),
             ]
         socket = ["--socket", address.socket] if address.socket != service_options.SOCKET else []
         return [*words, *socket, *(["--group", address.group] if address.group else [])]
@@ -233,11 +237,13 @@ def quoted(word: str, command: bool = False) -> str:
     if word and all(sign.isalnum() or sign in f"{safe_path.SIGNS}[]%$" for sign in word):
         return word
     escaped = "".join(
-        f"\\x{ord(sign):02x}"
-        if ord(sign) < 0x20 or ord(sign) == 0x7F
-        else f"\\{sign}"
-        if sign in '\\"'
-        else sign
+        (
+            f"\\x{ord(sign):02x}"
+            if ord(sign) < 0x20 or ord(sign) == 0x7F
+            else f"\\{sign}"
+            if sign in '\\"'
+            else sign
+        )
         for sign in word
     )
     return f'"{escaped}"'
@@ -258,7 +264,8 @@ def _systemctl(*words: str) -> str:
     )
     if done.returncode:
         raise ConntrackError(
-            f"systemctl {' '.join(words)}: {' '.join(done.stderr.split()) or f'status {done.returncode}'}{_journal(words)}"
+            f"systemctl {' '.join(words)}:"
+            f" {' '.join(done.stderr.split()) or f'status {done.returncode}'}{_journal(words)}"
         )
     return done.stdout
 

@@ -290,7 +290,8 @@ class ChainRig:
         outcomes = {name: number for name, number in raised.items() if name in OUTCOMES}
         if ran.retval != XDP_PASS or ran.data_out != frame or list(outcomes.values()) != [1]:
             raise Misbehaviour(
-                f"verdict {ran.retval}, counted {raised}, {'same' if ran.data_out == frame else 'other'} bytes: {side} {frame.hex()}"
+                f"verdict {ran.retval}, counted {raised},"
+                f" {'same' if ran.data_out == frame else 'other'} bytes: {side} {frame.hex()}"
             )
         self._waiting |= "fragment" in outcomes
         return next(iter(outcomes))

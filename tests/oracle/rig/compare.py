@@ -61,7 +61,8 @@ def play(
     steps: t.Sequence[frames.Step],
     rules: Rules = ALL,
 ) -> view.Seen:
-    """Send the steps through all trackers, from empty tables; return what the kernel made of the last one.
+    """Send the steps through all trackers, from empty tables; return what the kernel made of the
+    last one.
 
     :param chains: what is held against the kernel, by its name in messages. Among each other they
         must agree on every detail.

@@ -310,7 +310,10 @@ class Step:
     wait: float = 0
 
     def __str__(self) -> str:
-        return f"{'' if not self.wait else f'(after {self.wait} s) '}{'->' if self.side == 'a' else '<-'} {self.label or self.frame.hex()}"
+        return (
+            f"{'' if not self.wait else f'(after {self.wait} s) '}{'->' if self.side == 'a' else '<-'}"
+            f" {self.label or self.frame.hex()}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -288,7 +288,8 @@ def mutated(
     without: t.Collection[str] = (),
     ident: int | None = None,
 ) -> bytes:
-    """Return one frame: a good one with a few changes, or, seldom, noise behind a plausible ethertype.
+    """Return one frame: a good one with a few changes, or, seldom, noise behind a plausible
+    ethertype.
 
     :param start: the first byte that may change.
     :param seal: how often checksums are put right afterwards, so that the changes are met by the

@@ -15,7 +15,8 @@ OTHER = {"a": "b", "b": "a"}
 
 
 class Talk:
-    """Two endpoints: what each has sent, what a segment's numbers are by default, what was sent before.
+    """Two endpoints: what each has sent, what a segment's numbers are by default, what was sent
+    before.
 
     :ivar steps: all steps so far, in order.
     :ivar next: by side, the sequence number that it sends next; the other side acknowledges up to

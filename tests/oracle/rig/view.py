@@ -32,7 +32,10 @@ class Flow:
     def __str__(self) -> str:
         marks = ("" if self.seen_reply else " [UNREPLIED]") + (" [ASSURED]" if self.assured else "")
         ends = " ".join(map(str, self.orig))
-        return f"{self.family} {self.proto} {self.timeout}s {self.state}{marks} orig ({ends}) packets {self.packets} bytes {self.bytes}"
+        return (
+            f"{self.family} {self.proto} {self.timeout}s {self.state}{marks} orig ({ends}) packets"
+            f" {self.packets} bytes {self.bytes}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

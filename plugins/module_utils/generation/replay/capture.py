@@ -61,7 +61,8 @@ class _Reader:
     def fault(self, what: str, offset: int | None = None) -> ConntrackError:
         """Return the error that says what is wrong with the file, and where."""
         return ConntrackError(
-            f"replay.frames: {self._name}: at byte {self.offset if offset is None else offset}: {what}."
+            f"replay.frames: {self._name}: at byte {self.offset if offset is None else offset}:"
+            f" {what}."
         )
 
     def take(self, size: int, what: str) -> bytes:
@@ -105,7 +106,8 @@ def read(source: t.BinaryIO, name: str, limit: int) -> list[Packet]:
         total += len(packet.data)
         if total > LONGEST_CAPTURE:
             raise reader.fault(
-                f"the first {len(found) + 1} frames are more than {LONGEST_CAPTURE >> 20} MiB: give a replay.limit of at most {len(found)}"
+                f"the first {len(found) + 1} frames are more than {LONGEST_CAPTURE >> 20} MiB: give"
+                f" a replay.limit of at most {len(found)}"
             )
         found.append(packet)
         if len(found) == limit:
@@ -118,7 +120,8 @@ def read(source: t.BinaryIO, name: str, limit: int) -> list[Packet]:
 def _check_link_type(reader: _Reader, number: int) -> None:
     if number != ETHERNET:
         raise reader.fault(
-            f"the link type is {number}, only Ethernet ({ETHERNET}) can be replayed: capture on one Ethernet interface, not on any"
+            f"the link type is {number}, only Ethernet ({ETHERNET}) can be replayed: capture on one"
+            " Ethernet interface, not on any"
         )
 
 
@@ -128,7 +131,8 @@ def _pcap(reader: _Reader, order: str, unit: int) -> t.Iterator[Packet]:
     )
     if (major, minor) != _PCAP_VERSION:
         raise reader.fault(
-            f"the file format is version {major}.{minor}, known is {'.'.join(map(str, _PCAP_VERSION))}",
+            f"the file format is version {major}.{minor}, known is"
+            f" {'.'.join(map(str, _PCAP_VERSION))}",
             4,
         )
     _check_link_type(reader, network & 0xFFFF)  # above are bits about the frames' check sequences
@@ -140,7 +144,8 @@ def _pcap(reader: _Reader, order: str, unit: int) -> t.Iterator[Packet]:
         at = reader.offset - len(start)
         if len(start) < 4:
             raise reader.fault(
-                f"the file ends within a record's header, after {len(start)} of {record.size} bytes",
+                f"the file ends within a record's header, after {len(start)} of {record.size}"
+                " bytes",
                 at,
             )
         seconds, fraction, captured, length = record.unpack(
@@ -148,7 +153,8 @@ def _pcap(reader: _Reader, order: str, unit: int) -> t.Iterator[Packet]:
         )
         if captured > LONGEST_FRAME:
             raise reader.fault(
-                f"a frame of {captured} bytes, the longest possible has {LONGEST_FRAME}: the file is damaged",
+                f"a frame of {captured} bytes, the longest possible has {LONGEST_FRAME}: the file"
+                " is damaged",
                 at,
             )
         yield Packet(
@@ -196,7 +202,8 @@ def _pcapng(reader: _Reader) -> t.Iterator[Packet]:
                 yield Packet(_whole(body[4:], captured), 0, captured < original)
         except (struct.error, IndexError, ValueError):
             raise reader.fault(
-                f"a block of type {kind} that is cut short, or of an interface that was not described: the file is damaged",
+                f"a block of type {kind} that is cut short, or of an interface that was not"
+                " described: the file is damaged",
                 at,
             ) from None
         start = reader.start()

@@ -158,7 +158,8 @@ def frames_of(packets: t.Sequence[Packet], hook: str) -> list[Frame]:
 
 # ---------------------------------------------------------------- run and compare
 def compare(frames: t.Sequence[Frame], old: Shadow | None, new: Shadow, timeouts: bool) -> Report:
-    """Send the frames through both, one after the other, and then hold their tables against each other.
+    """Send the frames through both, one after the other, and then hold their tables against each
+    other.
 
     :param old: None to see only what the new one makes of them.
     :param timeouts: whether the flows' timeouts are compared: not where they were set to other
@@ -314,12 +315,18 @@ class Proof:
         if sources is None:
             return (
                 None,
-                f"the sources of generation {number} are not known: the state directory has no manifest of it",
+                (
+                    f"the sources of generation {number} are not known: the state directory has no"
+                    " manifest of it"
+                ),
             )
         if sources.digest != have.digest:
             return (
                 None,
-                f"the manifest of generation {number} is not that of what runs: its digest is {sources.digest}, the chain's {have.digest}",
+                (
+                    f"the manifest of generation {number} is not that of what runs: its digest is"
+                    f" {sources.digest}, the chain's {have.digest}"
+                ),
             )
         try:
             return made.enter_context(self._shadow(sources, have.settings, settings)), ""
@@ -347,13 +354,18 @@ class Proof:
 
     @property
     def warning(self) -> str:
-        """What a user has to know; empty where all is as it was, or there was nothing to compare with."""
+        """What a user has to know; empty where all is as it was, or there was nothing to compare
+        with.
+        """
         report = self.report
         if report.generation is None:
             return ""
         if report.differs:
             listed = "".join(f"\n- {one}" for one in report.differences)
-            return f"{report.differs} differ between generation {report.generation} and the new one, of {report.frames} frames that were replayed:{listed}\n"
+            return (
+                f"{report.differs} differ between generation {report.generation} and the new one,"
+                f" of {report.frames} frames that were replayed:{listed}\n"
+            )
         return "" if report.compared else f"the generations were not compared: {report.reason}."
 
     def _step(self, number: str) -> Step:
@@ -381,7 +393,8 @@ class Proof:
             )
         sides = (
             "; ".join(
-                f"{one.what}{f' {one.number}' if one.number else ''} {one.summary}: {getattr(one, side)}"
+                f"{one.what}{f' {one.number}' if one.number else ''} {one.summary}:"
+                f" {getattr(one, side)}"
                 for one in report.differences
             )
             for side in ("old", "new")

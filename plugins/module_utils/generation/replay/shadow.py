@@ -71,7 +71,10 @@ def shadow_text(text: str, entries: int) -> str:
 
     def alone(match: re.Match[str]) -> str:
         kind, what, size = match.groups()
-        return f'BPF_TABLE_PINNED("{_KINDS.get(kind, kind)}", {what}, {entries if kind.endswith("hash") else size}, '
+        return (
+            f'BPF_TABLE_PINNED("{_KINDS.get(kind, kind)}", {what},'
+            f" {entries if kind.endswith('hash') else size}, "
+        )
 
     return _HEAD + _TABLE.sub(alone, text).replace(_RING, '"maps/ringbuf"')
 
@@ -197,7 +200,8 @@ class Shadow:
                 made.callback(bpf.close, fd)
             if bpf.map_info(self._maps["settings"]).value_size != len(settings):
                 raise ConntrackError(
-                    f"the chain's settings have {len(settings)} bytes, its sources have {bpf.map_info(self._maps['settings']).value_size}"
+                    f"the chain's settings have {len(settings)} bytes, its sources have"
+                    f" {bpf.map_info(self._maps['settings']).value_size}"
                 )
             bpf.map_update(self._maps["settings"], _U32.pack(0), settings)
             for name in guests.maps_in(text):

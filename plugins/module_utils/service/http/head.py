@@ -113,7 +113,8 @@ def parse_request_line(line: bytes) -> tuple[str, str, str]:
     if not found:
         raise BadHead(
             400,
-            f"Bad request: {_shown(line)} is no request line; send METHOD TARGET HTTP/1.1, with single spaces and in ASCII.",
+            f"Bad request: {_shown(line)} is no request line; send METHOD TARGET HTTP/1.1, with"
+            " single spaces and in ASCII.",
         )
     method, target, version = (
         part.decode("ascii") if part is not None else "" for part in found.groups()
@@ -143,7 +144,8 @@ def parse_field(line: bytes) -> tuple[str, str]:
     if not found:
         raise BadHead(
             400,
-            f"Bad request: {_shown(line)} is no header; send NAME: VALUE, with no space before the colon and no control characters.",
+            f"Bad request: {_shown(line)} is no header; send NAME: VALUE, with no space before the"
+            " colon and no control characters.",
         )
     return found.group(1).decode("ascii"), found.group(2).decode("latin-1").strip(" \t")
 
@@ -167,7 +169,8 @@ def check(head: Head) -> None:
     if "Transfer-Encoding" in head.headers and (lengths or head.version == "HTTP/1.0"):
         raise BadHead(
             400,
-            "Transfer-Encoding: it belongs neither to HTTP/1.0 nor beside Content-Length; send Content-Length alone.",
+            "Transfer-Encoding: it belongs neither to HTTP/1.0 nor beside Content-Length; send"
+            " Content-Length alone.",
         )
 
 

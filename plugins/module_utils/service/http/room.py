@@ -140,7 +140,8 @@ class Room:
         self._guests: set[Guest] = set()
 
     def admit(self, connection: socket.socket, peer: http_peer.Peer) -> tuple[Guest, Guest | None]:
-        """Let a connection in; return it, and the one that has to go for it, if any. The caller ends that one.
+        """Let a connection in; return it, and the one that has to go for it, if any. The caller
+        ends that one.
 
         :raises Full: where it cannot be let in.
         """

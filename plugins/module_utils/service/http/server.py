@@ -296,7 +296,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 def _say_full(connection: socket.socket, number: int, by: str = "") -> None:
     """Answer that there are too many, without waiting."""
     body = _error_body(
-        f"{number} connections are open{by}, which is as many as are served at once. Try again later."
+        f"{number} connections are open{by}, which is as many as are served at once. Try again"
+        " later."
     )
     lines = [
         "HTTP/1.1 503 Service Unavailable",
@@ -434,7 +435,8 @@ def parse_target(target: str) -> Target:
     """
     if "#" in target:
         raise ConntrackError(
-            f"{target[:100]!r} has a fragment (#), which is no part of a request; leave it out, or write %23."
+            f"{target[:100]!r} has a fragment (#), which is no part of a request; leave it out, or"
+            " write %23."
         )
     host = None
     if not target.startswith("/") and "://" in target:
@@ -597,7 +599,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if methods is None:
                 raise Refusal(
                     404,
-                    f"{url.path}: there is nothing here. Ask for {', '.join(path for path in ROUTES if path != '/')}.",
+                    f"{url.path}: there is nothing here. Ask for"
+                    f" {', '.join(path for path in ROUTES if path != '/')}.",
                 )
             run = methods.get("GET" if self.command == "HEAD" else self.command)
             if run is None:
@@ -743,7 +746,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not lengths:
             raise Refusal(
                 411,
-                "the length of the body is not told: send the header Content-Length, and no Transfer-Encoding.",
+                "the length of the body is not told: send the header Content-Length, and no"
+                " Transfer-Encoding.",
             )
         length = lengths[0].lstrip("0") or "0"
         if len(length) > 15 or int(length) > BODY_BYTES:
@@ -793,7 +797,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 held.enter_context(
                     self._place(
                         self.server.sorters,
-                        f"request has all flows sorted (give a limit of at most {SORTED}, or leave sort out)",
+                        f"request has all flows sorted (give a limit of at most {SORTED}, or leave"
+                        " sort out)",
                     )
                 )
             tables = self._read_for_client(
@@ -898,7 +903,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise _forward_refusal(
                 400,
                 _BAD_JSON,
-                f"traceId: {trace[:100]!r} is not valid: half of a surrogate pair is no text; leave it out.",
+                f"traceId: {trace[:100]!r} is not valid: half of a surrogate pair is no text; leave"
+                " it out.",
             )
         if action != "QueryForward":
             shown = repr(action[:100]) if isinstance(action, str) else "what is given"
@@ -965,7 +971,8 @@ def _forward_refusal(status: int, code: int, message: str, trace: str = "") -> R
 
 
 def forward_line(shape: flow.Shape, v: flow.Values) -> str:
-    """Return a flow as the original's answer has it: first what the initiator sends, then what comes back.
+    """Return a flow as the original's answer has it: first what the initiator sends, then what
+    comes back.
 
     ``rx`` is what the initiator sent, ``tx`` what it got. ICMP errors that quote the flow are
     counted for both directions together, and stand with the first.
@@ -985,8 +992,9 @@ def forward_line(shape: flow.Shape, v: flow.Values) -> str:
     ) -> str:
         src, dst, dummy, dummy, number, size = v[first : first + 6]
         return (
-            f"{state} period={v[flow.TIMEOUT]} src={src} dst={dst} sport={ports[0]} dport={ports[1]} "
-            f"{way}bytes={size} {way}pkts={number} {way}relbytes={octets} {way}relpkts={packets}"
+            f"{state} period={v[flow.TIMEOUT]} src={src} dst={dst} sport={ports[0]}"
+            f" dport={ports[1]} {way}bytes={size} {way}pkts={number} {way}relbytes={octets}"
+            f" {way}relpkts={packets}"
         )
 
     there = half(flow.SRC, ports, "rx", v[flow.RELATED_PACKETS], v[flow.RELATED_BYTES])

@@ -159,7 +159,10 @@ def test_check_mode_writes_nothing(tmp_path: pathlib.Path) -> None:
         ({"dest": "x", "networks": ["eth0"]}, "networks: 'eth0' is not valid"),
         (
             {"dest": "x.jsonl/"},
-            "dest: 'x.jsonl/' is not valid: it is a directory; give the path of a file on the controller",
+            (
+                "dest: 'x.jsonl/' is not valid: it is a directory; give the path of a file on the"
+                " controller"
+            ),
         ),
         ({"dest": "."}, "dest: '.' is not valid: it is a directory"),
     ],

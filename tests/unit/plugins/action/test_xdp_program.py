@@ -143,7 +143,10 @@ def test_guests_are_found_from_the_playbook_and_then_in_the_collection(
         ({"table_size6": 3}, "table_size6: 3 is not valid: give 16 to 67108864 entries."),
         (
             {"src": "none"},
-            "src: '/playbook/none' is not valid: give a readable directory that holds the chain's sources.",
+            (
+                "src: '/playbook/none' is not valid: give a readable directory that holds the"
+                " chain's sources."
+            ),
         ),
     ],
 )
@@ -198,7 +201,10 @@ def test_a_capture_goes_along_as_far_as_it_is_wanted(tmp_path: pathlib.Path) -> 
         ({"limit": 0}, "replay.limit: 0 is not valid: give 1 to 100000 frames."),
         (
             {"frames": "none.pcap"},
-            "replay.frames: '/playbook/none.pcap' is not valid: give a readable capture: No such file or directory.",
+            (
+                "replay.frames: '/playbook/none.pcap' is not valid: give a readable capture: No"
+                " such file or directory."
+            ),
         ),
         (
             {"frames": "/etc"},
@@ -206,7 +212,10 @@ def test_a_capture_goes_along_as_far_as_it_is_wanted(tmp_path: pathlib.Path) -> 
         ),
         (
             {"frames": xdp_program.SOURCES + "/ct.c"},
-            f"replay.frames: {xdp_program.SOURCES}/ct.c: at byte 0: 2f2f2053 is not the start of a pcap or pcapng file.",
+            (
+                f"replay.frames: {xdp_program.SOURCES}/ct.c: at byte 0: 2f2f2053 is not the start"
+                " of a pcap or pcapng file."
+            ),
         ),
     ],
 )
@@ -321,16 +330,16 @@ def test_the_object_that_fits_is_taken(tmp_path: pathlib.Path) -> None:
     message = raised.value.message
     assert message.startswith(f"objects: {tmp_path} has not the object that is wanted, ")
     assert (
-        "(checksum strict, fused false, forward off, events false, guests none; x86_64, little endian)"
-        in message
+        "(checksum strict, fused false, forward off, events false, guests none; x86_64, little"
+        " endian)" in message
     )
     assert (
-        f"{digests[1]} (checksum offload, fused true, forward off, events false, guests acl in slot 4; x86_64, little endian)"
-        in message
+        f"{digests[1]} (checksum offload, fused true, forward off, events false, guests acl in slot"
+        " 4; x86_64, little endian)" in message
     )
     assert (
-        f"Make it with ebpf.conntrack.xdp_object and the same options, or the playbook build.yml, with dest: {tmp_path}."
-        in message
+        "Make it with ebpf.conntrack.xdp_object and the same options, or the playbook build.yml,"
+        f" with dest: {tmp_path}." in message
     )
     with pytest.raises(ConntrackError, match="aarch64, little endian.. It has "):
         taken(plain, Target("aarch64", "little"))
@@ -415,7 +424,10 @@ def test_what_is_verified_is_what_is_sent(
         ({"build": "gcc"}, "build: 'gcc' is not valid: give one of bcc, clang, object."),
         (
             {"build": "object"},
-            "objects: it is missing: build: object takes the object from that directory on the controller.",
+            (
+                "objects: it is missing: build: object takes the object from that directory on the"
+                " controller."
+            ),
         ),
         (
             {"build": "clang", "objects": "x"},
@@ -423,7 +435,10 @@ def test_what_is_verified_is_what_is_sent(
         ),
         (
             {"compiler": "clang-16"},
-            "compiler: 'clang-16' is not valid: it belongs to build: clang, and this is build: bcc.",
+            (
+                "compiler: 'clang-16' is not valid: it belongs to build: clang, and this is build:"
+                " bcc."
+            ),
         ),
         ({"object_file": "/x"}, "object_file: it is filled in from build and can not be given."),
     ],

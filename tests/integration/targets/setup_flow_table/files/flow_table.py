@@ -27,7 +27,9 @@ CTL = 12  # position of ctl in chain.ENTRY
 
 
 def flows() -> list[tuple[bytes, bytes]]:
-    """Return 5 TCP connections, 2 attempts at one, 3 UDP flows, a ping, and 2 flows whose time is over."""
+    """Return 5 TCP connections, 2 attempts at one, 3 UDP flows, a ping, and 2 flows whose time is
+    over.
+    """
     when: dict[str, t.Any] = {"now": JIFFIES, "hz": clock.hz()}
     return [
         *(fakes.entry(sport=40000 + at, orig=(at + 1, 100 * (at + 1)), **when) for at in range(5)),

@@ -168,7 +168,8 @@ def test_a_foreign_program_is_refused_by_name() -> None:
         steps(WANT, running(FOREIGN))
     message = raised.value.message
     assert message.startswith(
-        "interfaces[0]: lan has an XDP program that is not ours: id 99, name firewall, tag ff, mode native, attached through netlink"
+        "interfaces[0]: lan has an XDP program that is not ours: id 99, name firewall, tag ff, mode"
+        " native, attached through netlink"
     )
     assert "takeover: true" in message
 
@@ -252,11 +253,17 @@ STACKED = dataclasses.replace(BARE, counted="all its frames that come by eth0 ar
     [
         (
             NO_HEADER,
-            r"interfaces\[0\]\.name: lan: the chain cannot track on this interface: its frames have no Ethernet header.* Name the Ethernet",
+            (
+                r"interfaces\[0\]\.name: lan: the chain cannot track on this interface: its frames"
+                r" have no Ethernet header.* Name the Ethernet"
+            ),
         ),
         (
             STACKED,
-            r"interfaces\[0\]\.name: lan: each packet would be counted twice: .*eth0.* detach the other",
+            (
+                r"interfaces\[0\]\.name: lan: each packet would be counted twice: .*eth0.* detach"
+                r" the other"
+            ),
         ),
     ],
 )
@@ -456,7 +463,10 @@ def test_parse() -> None:
         (item(program=None), r"interfaces\[1\]\.program: is missing: give ingress or egress"),
         (
             item(name="wan"),
-            r"interfaces\[1\]\.name: 'wan' is not valid: the interface is already in interfaces\[0\]",
+            (
+                r"interfaces\[1\]\.name: 'wan' is not valid: the interface is already in"
+                r" interfaces\[0\]"
+            ),
         ),
     ],
 )
@@ -476,6 +486,9 @@ def test_two_names_of_one_interface_are_one_too_many() -> None:
     again = item(netns="r1", given="alt0@alias")
     with pytest.raises(
         ConntrackError,
-        match=r"interfaces\[1\]\.name: 'alt0@alias' is not valid: it is lan@r1, which is already in interfaces\[0\]; name each",
+        match=(
+            r"interfaces\[1\]\.name: 'alt0@alias' is not valid: it is lan@r1, which is already in"
+            r" interfaces\[0\]; name each"
+        ),
     ):
         attach.parse("present", [item(netns="r1"), again], "auto")

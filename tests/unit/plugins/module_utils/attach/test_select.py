@@ -86,16 +86,18 @@ def test_what_was_chosen_keeps_the_rest_of_its_entry() -> None:
 
 
 def test_nothing_fits() -> None:
-    assert why({"name": "ens3"}, {"pattern": "eth*", "driver": "veth"}) == (
-        "interfaces[1]: pattern eth*, driver veth: no interface in the host's namespace fits; there are: br0 (driver bridge), "
-        "ens3 (driver virtio_net, default route), ens4 (driver virtio_net), ens5 (driver e1000). Correct the entry, or make the interface first."
+    assert (
+        why({"name": "ens3"}, {"pattern": "eth*", "driver": "veth"})
+        == "interfaces[1]: pattern eth*, driver veth: no interface in the host's namespace fits;"
+        " there are: br0 (driver bridge), ens3 (driver virtio_net, default route), ens4 (driver"
+        " virtio_net), ens5 (driver e1000). Correct the entry, or make the interface first."
     )
     assert "namespace ns1 fits; there are: ens3 (driver veth)." in why(
         {"default_route": True, "netns": "ns1"}
     )
     assert (
-        "every interface in the host's namespace that fits belongs to another entry: ens3 to interfaces[1]."
-        in why({"default_route": True}, {"name": "ens3"})
+        "every interface in the host's namespace that fits belongs to another entry: ens3 to"
+        " interfaces[1]." in why({"default_route": True}, {"name": "ens3"})
     )
     assert why({"pattern": "*", "netns": "gone"}).startswith(
         "interfaces[0].netns: there is no namespace 'gone'"
@@ -107,12 +109,18 @@ def test_nothing_fits() -> None:
     [
         (
             {},
-            r"interfaces\[0\]: it says no interface: give its name, or pattern, driver or default_route: true",
+            (
+                r"interfaces\[0\]: it says no interface: give its name, or pattern, driver or"
+                r" default_route: true"
+            ),
         ),
         ({"default_route": False}, "it says no interface"),
         (
             {"name": "ens3", "driver": "veth"},
-            r"interfaces\[0\]\.driver: 'veth' is not valid: the entry names the interface 'ens3' already",
+            (
+                r"interfaces\[0\]\.driver: 'veth' is not valid: the entry names the interface"
+                r" 'ens3' already"
+            ),
         ),
         ({"pattern": ""}, r"interfaces\[0\]\.pattern: '' is not valid"),
         ({"pattern": "*", "program": None}, r"interfaces\[0\]\.program: is missing"),
@@ -157,7 +165,8 @@ def test_a_pattern_leaves_out_what_the_chain_cannot_track_on_and_says_so() -> No
     found, missing, left_out = resolved({"pattern": "[we]*[04]"})
     assert [one["name"] for one in found] == ["ens4"] and missing == []
     assert left_out == [
-        "interfaces[0]: pattern [we]*[04]: left out: wg0 (its frames have no Ethernet header (hardware type 65534))."
+        "interfaces[0]: pattern [we]*[04]: left out: wg0 (its frames have no Ethernet header"
+        " (hardware type 65534))."
     ]
 
 
@@ -249,6 +258,7 @@ def test_all_that_may_be_there() -> None:
         "/sys/fs/bpf/r2",
         "/sys/fs/bpf",
     ]
-    assert list(roots(entry(None), entry("r1"), every=True)) == ["/sys/fs/bpf/r1", "/sys/fs/bpf"], (
-        "the directory that holds the others is the last"
-    )
+    assert list(roots(entry(None), entry("r1"), every=True)) == [
+        "/sys/fs/bpf/r1",
+        "/sys/fs/bpf",
+    ], "the directory that holds the others is the last"

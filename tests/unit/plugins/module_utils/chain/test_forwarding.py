@@ -85,9 +85,12 @@ def test_with_it_or_without_forwarding_nothing_is_refused() -> None:
 
 
 def test_a_second_word_that_is_none() -> None:
-    assert refused(
-        lambda: xdp_program.settings_of({"forward": "all", "forward_unfiltered": "perhaps"})
-    ) == ("forward_unfiltered: 'perhaps' is not valid: give true or false.")
+    assert (
+        refused(
+            lambda: xdp_program.settings_of({"forward": "all", "forward_unfiltered": "perhaps"})
+        )
+        == "forward_unfiltered: 'perhaps' is not valid: give true or false."
+    )
     assert (
         refused(lambda: reload.parse(["forward_unfiltered=2"]))
         == "forward_unfiltered: 2 is not valid: give true or false."
@@ -202,7 +205,8 @@ def test_what_keeps_tags_out_of_the_frame() -> None:
             netfilter.Seen((DROP,), True, False),
             (),
             [
-                "Set net.netfilter.nf_conntrack_tcp_be_liberal=1 in namespace gw, or load it with forward: off."
+                "Set net.netfilter.nf_conntrack_tcp_be_liberal=1 in namespace gw, or load it with"
+                " forward: off."
             ],
         ),
         (netfilter.Seen(None, True, False), (), ["nf_conntrack tracks in namespace gw"]),
@@ -291,7 +295,10 @@ def test_a_generation_does_not_take_over_where_it_must_not_forward(
     monkeypatch.setattr(forwarding, "attached", lambda forward, keys: seen)
     found = generation._plan_forwarding(steps, generation.Have(), "all", action)
     assert [step.reason for step in found] == [
-        "because; rulesets of the forward hook that what it forwards does not meet: inet filter forward (policy drop) in the host's namespace",
+        (
+            "because; rulesets of the forward hook that what it forwards does not meet: inet filter"
+            " forward (policy drop) in the host's namespace"
+        ),
         "because",
     ]
     seen["eth0"] = seen["eth0"]._replace(rules=netfilter.Seen((DROP,), True, False))

@@ -70,11 +70,17 @@ def test_they_run_in_the_order_of_their_slots() -> None:
         ),
         (
             [{"slot": "prs_end", "src": "x"}],
-            f"guests[0].slot: 'prs_end' is not valid: it is prs_end's, a stage of the chain; {FREE}",
+            (
+                "guests[0].slot: 'prs_end' is not valid: it is prs_end's, a stage of the chain;"
+                f" {FREE}"
+            ),
         ),
         (
             [{"slot": "acl", "src": "x"}, {"slot": "4", "src": "y"}],
-            "guests[1].slot: '4' is not valid: guests[0] has it; give each guest a slot of its own.",
+            (
+                "guests[1].slot: '4' is not valid: guests[0] has it; give each guest a slot of its"
+                " own."
+            ),
         ),
         ([{"slot": "acl"}], "guests[0]: src or pinned is missing: give one of them."),
         (
@@ -110,31 +116,52 @@ def test_a_file_gives_its_program_a_name(tmp_path: pathlib.Path) -> None:
     [
         (
             ["int x;\n"],
-            "guests[0].src: 'a.c' is not valid: it has 0 programs; a guest's file has one, which begins with GUEST(name) in a line of its own.",
+            (
+                "guests[0].src: 'a.c' is not valid: it has 0 programs; a guest's file has one,"
+                " which begins with GUEST(name) in a line of its own."
+            ),
         ),
         (
             [ONE + ONE],
-            "guests[0].src: 'a.c' is not valid: it has 2 programs; a guest's file has one, which begins with GUEST(name) in a line of its own.",
+            (
+                "guests[0].src: 'a.c' is not valid: it has 2 programs; a guest's file has one,"
+                " which begins with GUEST(name) in a line of its own."
+            ),
         ),
         (
             ["GUEST(ct)\n{}"],
-            "guests[0].src: 'ct' is not valid: a guest's program needs a name of C, of 15 characters at most, that no stage of the chain has.",
+            (
+                "guests[0].src: 'ct' is not valid: a guest's program needs a name of C, of 15"
+                " characters at most, that no stage of the chain has."
+            ),
         ),
         (
             ["GUEST(1st)\n{}"],
-            "guests[0].src: '1st' is not valid: a guest's program needs a name of C, of 15 characters at most, that no stage of the chain has.",
+            (
+                "guests[0].src: '1st' is not valid: a guest's program needs a name of C, of 15"
+                " characters at most, that no stage of the chain has."
+            ),
         ),
         (
             ["GUEST(a_name_that_is_cut)\n{}"],
-            "guests[0].src: 'a_name_that_is_cut' is not valid: a guest's program needs a name of C, of 15 characters at most, that no stage of the chain has.",
+            (
+                "guests[0].src: 'a_name_that_is_cut' is not valid: a guest's program needs a name"
+                " of C, of 15 characters at most, that no stage of the chain has."
+            ),
         ),
         (
             ['GUEST_MAP(ctt, "hash", u32, u32, 1, 0);\n' + ONE],
-            "guests[0].src: 'ctt' is not valid: the chain has a map of this name; give the guest's another.",
+            (
+                "guests[0].src: 'ctt' is not valid: the chain has a map of this name; give the"
+                " guest's another."
+            ),
         ),
         (
             [ONE, ONE],
-            "guests[1].src: 'b.c' is not valid: guests[0] has the name one already; give each guest a name of its own.",
+            (
+                "guests[1].src: 'b.c' is not valid: guests[0] has the name one already; give each"
+                " guest a name of its own."
+            ),
         ),
     ],
 )
@@ -163,8 +190,9 @@ def test_files_are_told_apart_by_their_names(tmp_path: pathlib.Path) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: pathlib.Path) -> None:
     asked = guests.parse([{"slot": 21, "src": "nowhere.c"}])
-    assert refusal(lambda: guests.read(asked, lambda path: str(tmp_path / path), ())) == (
-        f"guests[0].src: {tmp_path}/nowhere.c can not be read: No such file or directory."
+    assert (
+        refusal(lambda: guests.read(asked, lambda path: str(tmp_path / path), ()))
+        == f"guests[0].src: {tmp_path}/nowhere.c can not be read: No such file or directory."
     )
     (tmp_path / "bytes.c").write_bytes(b"\xff\xfe")
     asked = guests.parse([{"slot": 21, "src": "bytes.c"}])
@@ -182,7 +210,8 @@ def test_the_text_tells_programs_slots_and_maps(tmp_path: pathlib.Path) -> None:
     found = read(
         tmp_path,
         ONE,
-        'GUEST_MAP(mine, "hash", u32, u64, 16, 0);\nGUEST(two)\n{ u32 x[1][1] = {{0}}; return guest_next(ctx); }\n',
+        'GUEST_MAP(mine, "hash", u32, u64, 16, 0);\nGUEST(two)\n{ u32 x[1][1] = {{0}}; return'
+        " guest_next(ctx); }\n",
     )
     text = rendered(*found, guests.Guest("guests[2]", 29, pinned="/x"))
     assert guests.programs_in(text) == {"one": 21, "two": 22}
@@ -221,7 +250,7 @@ def test_another_program_behind_a_pin_is_another_chain() -> None:
 
 def test_a_guest_whose_pin_is_lost_is_loaded_again() -> None:
     want = Want("text", {}, 1024, pinned=(guests.Pinned(21, "/x", 1, "aa"),))
-    (load, *dummy) = plan_present(
+    load, *dummy = plan_present(
         Have(generation=1, digest=want.digest, layout=chain.LAYOUT_VERSION), want, b""
     )
     assert (load.action, load.reason) == ("load", "the pin of the guest in slot 21 is missing")

@@ -85,9 +85,10 @@ def test_an_unknown_version_is_no_problem(installed: t.Callable[[str, str], None
 def test_absent() -> None:
     problem = libraries.check(library("ctdeps_absent"))
     assert problem == libraries.Problem(library("ctdeps_absent"))
-    assert libraries.describe(problem, ["/usr/bin/python3 (Python 3.11.2)"]) == (
-        "ctdeps_absent 1.2 or newer is needed and was not found by /usr/bin/python3 (Python 3.11.2). "
-        "Install the package python3-x (Debian, Ubuntu) or python3-y (Fedora, RHEL)."
+    assert (
+        libraries.describe(problem, ["/usr/bin/python3 (Python 3.11.2)"])
+        == "ctdeps_absent 1.2 or newer is needed and was not found by /usr/bin/python3 (Python"
+        " 3.11.2). Install the package python3-x (Debian, Ubuntu) or python3-y (Fedora, RHEL)."
     )
 
 
@@ -103,7 +104,8 @@ def test_too_old(installed: t.Callable[[str, str], None]) -> None:
     }
     assert (
         libraries.describe(problem, ["a", "b"])
-        == "ctdeps_old 1.2 or newer is needed and was found as version 1.1.9 by a and b. Install the package python3-x."
+        == "ctdeps_old 1.2 or newer is needed and was found as version 1.1.9 by a and b. Install"
+        " the package python3-x."
     )
 
 
@@ -180,7 +182,11 @@ def test_a_bare_environment_starts_again_under_the_python_that_it_is_made_of(
     system = next((path for path in libraries.SYSTEM_PYTHONS if os.path.exists(path)), None)
     if system is None:
         pytest.skip("there is no system Python")
-    ask = f"import sys; sys.path += {[path for path in sys.path if path] + [os.path.dirname(libraries.__file__)]!r}; import libraries; print(libraries.others())"
+    ask = (
+        "import sys; sys.path +="
+        f" {[path for path in sys.path if path] + [os.path.dirname(libraries.__file__)]!r}; import"
+        " libraries; print(libraries.others())"
+    )
     subprocess.run([system, "-m", "venv", "--without-pip", str(tmp_path)], check=True)
     done = subprocess.run(
         [tmp_path / "bin/python", "-c", ask], capture_output=True, text=True, check=True

@@ -197,7 +197,10 @@ def test_a_run_of_an_older_release_is_waited_for_and_named(
     with user_holds(shared, ROOT) as process:
         with pytest.raises(
             lock.Busy,
-            match=rf"(?s)shared: another run has the lock: after 0.1 s process {process.pid} \(.*fcntl",
+            match=(
+                rf"(?s)shared: another run has the lock: after 0.1 s process {process.pid}"
+                r" \(.*fcntl"
+            ),
         ):
             with lock.held(str(shared), 0.1):
                 pass
@@ -305,7 +308,10 @@ def test_a_directory_that_others_may_write_is_not_locked(shared: pathlib.Path, m
     who = "every user" if mode == 0o777 else "the group "
     with pytest.raises(
         ConntrackError,
-        match=f"{shared}: {who}.*may write to it, and root trusts what is there. .* chmod go-w {shared}, or remove it",
+        match=(
+            f"{shared}: {who}.*may write to it, and root trusts what is there. .* chmod go-w"
+            f" {shared}, or remove it"
+        ),
     ):
         with lock.held(str(shared), 0):
             pass

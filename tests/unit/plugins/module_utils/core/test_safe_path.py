@@ -128,7 +128,8 @@ def test_paths_are_checked_where_they_enter(
 def test_what_is_not_absolute(value: str) -> None:
     assert (
         refusal(lambda: bpffs.check(value))
-        == f"pin_root: {value!r} is not valid: give the absolute path of a directory on a bpffs, as /sys/fs/bpf."
+        == f"pin_root: {value!r} is not valid: give the absolute path of a directory on a bpffs, as"
+        " /sys/fs/bpf."
     )
 
 
@@ -246,8 +247,10 @@ def test_pins_that_others_may_change_are_refused(
     bpffs.refuse_foreign(paths)
     (base / inside).chmod(mode)
     path = os.path.normpath(base / inside)
-    assert refusal(lambda: bpffs.refuse_foreign(paths)) == (
-        f"{path}: every user may write to it, and root trusts what is there. Look at what it holds, then take that right away: chmod go-w {path}, or remove it."
+    assert (
+        refusal(lambda: bpffs.refuse_foreign(paths))
+        == f"{path}: every user may write to it, and root trusts what is there. Look at what it"
+        f" holds, then take that right away: chmod go-w {path}, or remove it."
     )
 
 
@@ -265,7 +268,8 @@ def test_pins_of_another_user_are_refused(base: pathlib.Path, inside: str) -> No
     message = refusal(look)
     assert (
         message
-        == f"{path}: it belongs to the user nobody, and root trusts what is there. Look at what it holds, then make it root's, or remove it."
+        == f"{path}: it belongs to the user nobody, and root trusts what is there. Look at what it"
+        " holds, then make it root's, or remove it."
     )
 
 

@@ -145,7 +145,8 @@ def test_names_stay_names() -> None:
     assert "<b>" not in page and "&lt;b&gt;" in page
     for line in graph_draw.mermaid(made).splitlines()[1:]:
         assert re.fullmatch(
-            r'  (n\d+(\["[^"|\[\]{}<>`]*"\]|( ---| -->)\|"[^"|\[\]{}<>`]*"\| n\d+)|linkStyle \d+ [\w#:,. -]+)',
+            r'  (n\d+(\["[^"|\[\]{}<>`]*"\]|( ---| -->)\|"[^"|\[\]{}<>`]*"\| n\d+)|linkStyle \d+'
+            r" [\w#:,. -]+)",
             line.replace("<br/>", " "),
         ), line
     assert r"\"x\"&amp;y" in graph_draw.dot(made)

@@ -57,9 +57,11 @@ def test_flows_are_added_up_by_places_and_state() -> None:
 
 def test_links_and_hooks() -> None:
     graph = ct_graph.build(host(["ns10", "ns2"]), [])
-    assert [place["id"] for place in graph["places"]] == ["netns:ns2", "netns:ns10", "netns:rt"], (
-        "the host has nothing to do with it"
-    )
+    assert [place["id"] for place in graph["places"]] == [
+        "netns:ns2",
+        "netns:ns10",
+        "netns:rt",
+    ], "the host has nothing to do with it"
     assert graph["links"] == [
         [["netns:ns2", "eth0"], ["netns:rt", "to-1"]],
         [["netns:ns10", "eth0"], ["netns:rt", "to-0"]],
@@ -156,7 +158,9 @@ def test_of_many_edges_the_largest_are_kept_and_the_rest_is_told() -> None:
 
 
 def test_the_ends_of_a_veth_find_each_other() -> None:
-    """Two pairs with the same numbers: their aliases tell them apart; without them neither is drawn."""
+    """Two pairs with the same numbers: their aliases tell them apart; without them neither is
+    drawn.
+    """
     seen = host(["a", "b"])
     found: dict[str | None, list[HaveLink]] = {
         None: [],

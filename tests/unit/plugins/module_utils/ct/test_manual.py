@@ -19,7 +19,10 @@ DOCS = pathlib.Path(__file__).resolve().parents[5] / "docs/ct.md"
 
 def completed(*words: str) -> list[str]:
     """Return what bash offers for the last word of a command line."""
-    script = f'{manual.bash_completion(PARSER)}\nCOMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _ct; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    script = (
+        f'{manual.bash_completion(PARSER)}\nCOMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _ct; printf'
+        ' "%s\\n" "${COMPREPLY[@]}"'
+    )
     return subprocess.run(
         ["bash", "-eu", "-c", script, "bash", "ct", *words],
         check=True,

@@ -131,9 +131,10 @@ def test_a_connection_on_two_hosts_is_one(merged: t.Callable[..., Record]) -> No
     assert {
         name: value for name, value in found[1].items() if name not in ("host", "path", "ordered")
     } == record(packets=4), "the record is as it was"
-    assert (result["packets"], result["bytes"]) == (5 + 4 + 2 + 1, 1200), (
-        "each connection counts once, as who saw most has it"
-    )
+    assert (result["packets"], result["bytes"]) == (
+        5 + 4 + 2 + 1,
+        1200,
+    ), "each connection counts once, as who saw most has it"
     assert result["paths"] == [
         {"path": ["r1", "r2"], "ordered": True, "connections": 1, "packets": 9, "bytes": 900},
         {"path": ["r1"], "ordered": True, "connections": 1, "packets": 3, "bytes": 300},
@@ -218,12 +219,18 @@ def test_hosts_that_can_not_be_read_are_named(
     del cut["reply"]
     result = merged({"r1": [record()], "r2": [record(), cut]}, unread={"r3": "it was unreachable"})
     assert result["hosts"] == {"r1": 1}
-    why = f"{tmp_path}/r2.in:2: that is no whole flow, as ct list -o jsonl writes it (reply: it is missing)."
+    why = (
+        f"{tmp_path}/r2.in:2: that is no whole flow, as ct list -o jsonl writes it (reply: it is"
+        " missing)."
+    )
     assert result["unread"] == {"r3": "it was unreachable", "r2": why}
     assert [one["host"] for one in lines(result)] == ["r1"], "nothing is taken of a damaged file"
     with pytest.raises(
         ConntrackError,
-        match=r"^sources: none of the hosts could be read: r9: it is off; r2: .*r2\.in:1: that is no whole flow",
+        match=(
+            r"^sources: none of the hosts could be read: r9: it is off; r2: .*r2\.in:1: that is no"
+            r" whole flow"
+        ),
     ):
         merged({"r2": [cut]}, unread={"r9": "it is off."})
 
@@ -278,9 +285,10 @@ def test_a_second_run_changes_nothing(
     flows = {"r1": [record()]}
     assert merged(flows, check_mode=True)["changed"] and not (tmp_path / "out.jsonl").exists()
     assert merged(flows)["changed"] and not merged(flows)["changed"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "r1.in"], (
-        "nothing is left beside it"
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out.jsonl",
+        "r1.in",
+    ], "nothing is left beside it"
 
 
 @pytest.mark.parametrize(
@@ -288,11 +296,17 @@ def test_a_second_run_changes_nothing(
     [
         (
             {"dest": "/tmp/fleet"},
-            "dest: '/tmp/fleet' is not valid: let its name end in one of jsonl, csv, html, or give format.",
+            (
+                "dest: '/tmp/fleet' is not valid: let its name end in one of jsonl, csv, html, or"
+                " give format."
+            ),
         ),
         (
             {"collector": "http://x:1"},
-            "collector: 'http://x:1' is not valid: give tcp://HOST:PORT or udp://HOST:PORT, an IPv6 address in brackets.",
+            (
+                "collector: 'http://x:1' is not valid: give tcp://HOST:PORT or udp://HOST:PORT, an"
+                " IPv6 address in brackets."
+            ),
         ),
         ({"collector": "tcp://x"}, "collector: 'tcp://x' is not valid: "),
         ({"collector": "tcp://x:99999"}, "collector: 'tcp://x:99999' is not valid: "),
@@ -356,7 +370,10 @@ def test_a_collector_that_is_not_there_is_named(
         where = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(
         ConntrackError,
-        match=f"^collector: {where} does not take it: Connection refused. See whether it listens there.$",
+        match=(
+            f"^collector: {where} does not take it: Connection refused. See whether it listens"
+            " there.$"
+        ),
     ):
         merged({"r1": [record()]}, collector=where)
     assert not (tmp_path / "out.jsonl").exists()
@@ -371,13 +388,16 @@ def test_memory_does_not_grow_with_the_flows(tmp_path: pathlib.Path) -> None:
     peaks = []
     code = (
         "import re, sys\n"
-        "from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import merge as flow_merge, merge_output as flow_merge_output\n"
+        "from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import merge as"
+        " flow_merge, merge_output as flow_merge_output\n"
         "flow_merge._CACHE_KIB = 512\n"
         # the peak of whoever started this does not count
         "open('/proc/self/clear_refs', 'w').write('5')\n"
         "out = open('/dev/null', 'wb')\n"
-        "done = flow_merge.merge([flow_merge.Source('r1', sys.argv[1])], sys.argv[2], flow_merge_output.JsonLines('flows'), out.write)\n"
-        "print(done.connections, re.search(r'VmHWM:\\s+([0-9]+)', open('/proc/self/status').read())[1])\n"
+        "done = flow_merge.merge([flow_merge.Source('r1', sys.argv[1])], sys.argv[2],"
+        " flow_merge_output.JsonLines('flows'), out.write)\n"
+        "print(done.connections, re.search(r'VmHWM:\\s+([0-9]+)',"
+        " open('/proc/self/status').read())[1])\n"
     )
     root = pathlib.Path(flow_merge.__file__).parents[5]
     text = json.dumps(record(src="10.1.SRC"))

@@ -170,6 +170,9 @@ def test_new_interfaces_go_and_others_get_back_what_they_had() -> None:
 def test_what_is_put_back_has_to_be_what_preflight_saw() -> None:
     with pytest.raises(
         ConntrackError,
-        match=r"before: \['generation'\] is not valid: give what ct_preflight returned as before, which has timeouts and ",
+        match=(
+            r"before: \['generation'\] is not valid: give what ct_preflight returned as before,"
+            r" which has timeouts and "
+        ),
     ):
         put_back.check({"generation": 1})

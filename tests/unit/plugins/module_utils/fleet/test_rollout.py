@@ -264,9 +264,10 @@ def test_the_summary_of_a_batch_that_was_put_back() -> None:
         and said["f"].endswith("not touched")
         and said["g"].endswith("left out, unfit")
     )
-    assert found["message"] == (
-        "Batch 2 is not well: b: probe: it ended with 1; d: it was lost (Failed to connect to the host). Put back: b. Not put back: c. "
-        "1 host of later batches was not touched."
+    assert (
+        found["message"]
+        == "Batch 2 is not well: b: probe: it ended with 1; d: it was lost (Failed to connect to"
+        " the host). Put back: b. Not put back: c. 1 host of later batches was not touched."
     )
 
 
@@ -319,7 +320,8 @@ def test_a_host_that_is_lost_while_it_soaks(
     assert found["table"].splitlines()[1].endswith(f" {result}")
     assert (
         found["message"]
-        == f"Batch 1 is not well: a: it was lost (Failed to connect to the host). Put back: {back}.{stuck}"
+        == "Batch 1 is not well: a: it was lost (Failed to connect to the host). Put back:"
+        f" {back}.{stuck}"
     )
 
 
@@ -334,7 +336,8 @@ def test_a_host_that_failed_and_is_unreachable_when_it_is_put_back() -> None:
     assert "failed, NOT PUT BACK: Failed to connect to the host" in found["table"]
     assert (
         found["message"]
-        == "Batch 1 is not well: a: probe: 1. Put back: none. Not put back: a. 2 hosts of later batches were not touched."
+        == "Batch 1 is not well: a: probe: 1. Put back: none. Not put back: a. 2 hosts of later"
+        " batches were not touched."
     )
 
 

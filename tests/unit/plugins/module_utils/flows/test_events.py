@@ -129,9 +129,11 @@ def test_a_record_is_the_flows_with_what_became_of_it_in_front() -> None:
         1,
     )
     assert (fourth["family"], fourth["orig"]["src"]) == ("ipv6", "2001:db8::1")
-    assert (fifth["reason"], fifth["timeout"], fifth["idle"]) == ("expired", 0, 30), (
-        "it is told although its time is over"
-    )
+    assert (fifth["reason"], fifth["timeout"], fifth["idle"]) == (
+        "expired",
+        0,
+        30,
+    ), "it is told although its time is over"
 
 
 def test_every_reason_of_an_end_is_one_that_the_chain_counts() -> None:
@@ -222,7 +224,7 @@ def test_what_is_saved_is_replayed_through_the_same_filters(tmp_path: pathlib.Pa
 def test_what_was_there_at_the_end(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "events"
     written(path)
-    (connection, dns) = (
+    connection, dns = (
         flow_table.read(SavedFlows.load(str(path)), flow_filter.parse_query({})).flows[:1] * 2
     )
     assert (
@@ -258,7 +260,9 @@ def test_what_is_no_event_is_refused_with_its_line(tmp_path: pathlib.Path, line:
     path.write_text(f"{path.read_text('utf-8')}{line}\n", "utf-8")
     with pytest.raises(
         ConntrackError,
-        match=f"input: {path}:6: .* is no event: give a file that ct watch --save or -o jsonl wrote",
+        match=(
+            f"input: {path}:6: .* is no event: give a file that ct watch --save or -o jsonl wrote"
+        ),
     ):
         list(saved_flows.events(str(path)))
 

@@ -115,7 +115,10 @@ def test_filters(words: dict[str, t.Any], names: set[str]) -> None:
         ({"family": "inet"}, "family: 'inet' is not valid: give one of ipv4, ipv6."),
         (
             {"proto": "tpc"},
-            "proto: 'tpc' is not valid: give icmp, tcp, udp, gre, icmpv6, sctp, udplite, or a protocol number from 0 to 255.",
+            (
+                "proto: 'tpc' is not valid: give icmp, tcp, udp, gre, icmpv6, sctp, udplite, or a"
+                " protocol number from 0 to 255."
+            ),
         ),
         ({"proto": ["tcp", 256]}, "proto[1]: 256 is not valid:"),
         (
@@ -124,7 +127,10 @@ def test_filters(words: dict[str, t.Any], names: set[str]) -> None:
         ),
         (
             {"src": "172.20.56.300"},
-            "src: '172.20.56.300' is not valid: give an IPv4 or IPv6 address, or a network as 10.0.0.0/8 or 2001:db8::/32.",
+            (
+                "src: '172.20.56.300' is not valid: give an IPv4 or IPv6 address, or a network as"
+                " 10.0.0.0/8 or 2001:db8::/32."
+            ),
         ),
         ({"dst": "10.0.0.0/33"}, "dst: '10.0.0.0/33' is not valid:"),
         ({"addr": 167772161}, "addr: 167772161 is not valid:"),
@@ -135,11 +141,17 @@ def test_filters(words: dict[str, t.Any], names: set[str]) -> None:
         ({"dport": ["80", ""]}, "dport[1]: '' is not valid:"),
         (
             {"src": "10.0.0.1", "dst": "2001:db8::1"},
-            "dst: '2001:db8::1' is not valid: both ends of a flow are of one family, and src leaves only ipv4.",
+            (
+                "dst: '2001:db8::1' is not valid: both ends of a flow are of one family, and src"
+                " leaves only ipv4."
+            ),
         ),
         (
             {"family": "ipv6", "src": "10.0.0.0/8"},
-            "src: '10.0.0.0/8' is not valid: both ends of a flow are of one family, and family leaves only ipv6.",
+            (
+                "src: '10.0.0.0/8' is not valid: both ends of a flow are of one family, and family"
+                " leaves only ipv6."
+            ),
         ),
         ({"src": "::ffff:10.0.0.1", "addr": "::1"}, "addr: '::1' is not valid:"),
         ({"dst": "::1", "family": ["ipv4"]}, "dst: '::1' is not valid:"),

@@ -44,9 +44,11 @@ def from_conntrack(line: str) -> tuple[flow.Table, tuple[bytes, bytes]]:
         src=orig["src"],
         dst=orig["dst"],
         sport=int(orig["id"] if icmp else orig.get("sport", 0)),
-        dport=int(orig["type"]) << 8 | int(orig["code"])
-        if icmp
-        else int(orig.get("dport", orig.get("dstkey", "0")), 0),
+        dport=(
+            int(orig["type"]) << 8 | int(orig["code"])
+            if icmp
+            else int(orig.get("dport", orig.get("dstkey", "0")), 0)
+        ),
         proto=int(words[3]),
         ctl=ctl,
         orig=(int(orig["packets"]), int(orig["bytes"])),
@@ -108,7 +110,9 @@ def test_conntrack_lines_are_those_of_the_real_tool(line: str, extended: bool) -
 
 
 def test_stats_have_the_form_of_the_real_tool() -> None:
-    """A line printed by conntrack 1.4.7, with the numbers of a chain that saw a little of everything."""
+    """A line printed by conntrack 1.4.7, with the numbers of a chain that saw a little of
+    everything.
+    """
     nothing = dict.fromkeys(chain.COUNTERS, 0)
     busy = {
         **nothing,
@@ -128,11 +132,16 @@ def test_stats_have_the_form_of_the_real_tool() -> None:
         untracked_not_ip=50,
         deleted_expired=2,
     )
-    real = "cpu=1   \tfound=0 invalid=0 insert=0 insert_failed=0 drop=0 early_drop=0 error=0 search_restart=0 clash_resolve=0 chaintoolong=0 \n"
+    real = (
+        "cpu=1   \tfound=0 invalid=0 insert=0 insert_failed=0 drop=0 early_drop=0 error=0"
+        " search_restart=0 clash_resolve=0 chaintoolong=0 \n"
+    )
     first, second = flow_output.stats_lines([busy, nothing], evicted=7).splitlines(keepends=True)
     assert second == real
-    assert first == (
-        "cpu=0   \tfound=100 invalid=5 insert=6 insert_failed=9 drop=8 early_drop=7 error=10 search_restart=0 clash_resolve=0 chaintoolong=0 \n"
+    assert (
+        first
+        == "cpu=0   \tfound=100 invalid=5 insert=6 insert_failed=9 drop=8 early_drop=7 error=10"
+        " search_restart=0 clash_resolve=0 chaintoolong=0 \n"
     )
 
 
@@ -199,17 +208,19 @@ def test_csv_of_some_fields() -> None:
 
 
 def test_table() -> None:
-    assert text(flow_output.writer("table")) == (
-        "PROTO  STATE        FROM                 TO                               PACKETS                BYTES  BACK PACKETS  BACK BYTES  RELATED     LEFT"
-        "  IDLE  DIR      NOTE\n"
-        "tcp    ESTABLISHED  172.20.56.105:41234  172.30.56.105:8080                     6                  431             4        1210        0  431994s"
-        "    0s  ingress  assured\n"
-        "udp    NEW          172.30.56.105:53     10.1.2.3:5353                          6                  431             0           0        2  431994s"
-        "    0s  ingress  unreplied, vlan 10 20\n"
-        "icmp   REPLIED      172.20.56.105        172.30.56.105                          6                  431             4        1210        0  431994s"
-        "    0s  ingress  type 8 code 0 id 99\n"
-        "253    NEW          172.20.56.105        172.30.56.105       18446744073709551615  9223372036854775808             4        1210        0  431994s"
-        "    0s  ingress  unreplied\n"
+    assert (
+        text(flow_output.writer("table"))
+        == "PROTO  STATE        FROM                 TO                               PACKETS      "
+        "          BYTES  BACK PACKETS  BACK BYTES  RELATED     LEFT  IDLE  DIR      NOTE\ntcp  "
+        "  ESTABLISHED  172.20.56.105:41234  172.30.56.105:8080                     6           "
+        "       431             4        1210        0  431994s    0s  ingress  assured\nudp   "
+        " NEW          172.30.56.105:53     10.1.2.3:5353                          6            "
+        "      431             0           0        2  431994s    0s  ingress  unreplied, vlan"
+        " 10 20\nicmp   REPLIED      172.20.56.105        172.30.56.105                         "
+        " 6                  431             4        1210        0  431994s    0s  ingress "
+        " type 8 code 0 id 99\n253    NEW          172.20.56.105        172.30.56.105      "
+        " 18446744073709551615  9223372036854775808             4        1210        0  431994s "
+        "   0s  ingress  unreplied\n"
     )
 
 

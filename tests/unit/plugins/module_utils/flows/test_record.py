@@ -393,7 +393,10 @@ def test_a_source_has_a_name_that_can_be_printed(tmp_path: pathlib.Path, name: s
     for field in ("host", "zone"):
         with pytest.raises(
             ConntrackError,
-            match=rf"^sources\[3\]\.{field}: .* is not valid: give a name without control characters\.$",
+            match=(
+                rf"^sources\[3\]\.{field}: .* is not valid: give a name without control"
+                r" characters\.$"
+            ),
         ):
             flow_merge.parse_source(3, {"host": "r1", "path": "/x", field: name})
 

@@ -143,7 +143,8 @@ def test_text_has_all_and_says_so(source: fakes.FakeTables) -> None:
 def test_a_cut_is_said() -> None:
     assert (
         flows(limit=2)["msg"]
-        == "The result lists 2 of 6 flows: raise limit or narrow the filters, or have them written to dest."
+        == "The result lists 2 of 6 flows: raise limit or narrow the filters, or have them written"
+        " to dest."
     )
     assert flows(limit=2, summary=False)["msg"].startswith("The result lists 2 flows of more:")
     assert flows(limit=2, group_by=["sport"])["msg"].startswith("The result lists 2 of 6 groups:")

@@ -419,7 +419,8 @@ def test_nothing_to_go_back_to() -> None:
     )
     assert (
         refusal(found(kept=(kept(2),)), 1)
-        == f"generation 1 is not pinned: kept are: generation 2, digest {2:032x}, active since 2025-01-01T00:00:00Z."
+        == f"generation 1 is not pinned: kept are: generation 2, digest {2:032x}, active since"
+        " 2025-01-01T00:00:00Z."
     )
 
 

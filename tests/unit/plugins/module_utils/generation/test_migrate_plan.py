@@ -170,7 +170,10 @@ def test_a_map_that_is_not_what_it_should_be_is_named() -> None:
     for policy in ("fail", "migrate"):
         with pytest.raises(
             ConntrackError,
-            match=r"gen/3/map/ctt \(map 77, ctt\) is a array with keys of 4 .* not a lru_hash with 16 and 112",
+            match=(
+                r"gen/3/map/ctt \(map 77, ctt\) is a array with keys of 4 .* not a lru_hash with 16"
+                r" and 112"
+            ),
         ):
             migrate_plan.decide(old, maps(), policy)
     assert migrate_plan.decide(old, maps(), "drop").forgotten
@@ -199,7 +202,8 @@ def test_what_can_not_be_kept_is_told_before() -> None:
     full = census(ctt={(False, 3): 400, (True, 3): 200})
     assert got.dropped(full) == {"ctt": 88}
     assert got.warnings(full) == [
-        "ctt: 88 of 600 flows can not be kept, there is room for 512: the assured and latest ones are kept."
+        "ctt: 88 of 600 flows can not be kept, there is room for 512: the assured and latest ones"
+        " are kept."
     ]
     assert got.warnings(census(ctt={(False, 3): 500})) == [
         "ctt: 500 flows will fill 98% of the room that there is."

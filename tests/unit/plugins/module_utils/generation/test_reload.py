@@ -88,7 +88,8 @@ def test_what_can_not_be_loaded(paths: bpffs.Paths) -> None:
     )
     assert (
         refused(paths, reload.parse(["checksum=strict"]))
-        == "set: 'checksum' is not valid: it is compiled in; give the directory of the sources, too."
+        == "set: 'checksum' is not valid: it is compiled in; give the directory of the sources,"
+        " too."
     )
     with_guest = chain(**SIZES)
     manifest.write(paths, 3, dataclasses.replace(with_guest, text=with_guest.text + GUEST))

@@ -139,9 +139,11 @@ def test_a_flow_that_is_live_in_both(on_conflict: str, idle: float, expected: st
         assert (found["table"], found["orig"]["packets"], done.kept) == ("ctt_new", 1, 1)
         assert target.stats["created"] == 0
     else:
-        assert (found["table"], found["orig"]["packets"], done.replaced) == ("ctt", 6, 1), (
-            "it stands in one table"
-        )
+        assert (found["table"], found["orig"]["packets"], done.replaced) == (
+            "ctt",
+            6,
+            1,
+        ), "it stands in one table"
         assert target.stats["deleted_flushed"] == 1
 
 
@@ -223,7 +225,10 @@ def test_a_layout_that_has_more_is_refused() -> None:
     description["ctl"]["colour"] = 1 << 50
     with pytest.raises(
         ConntrackError,
-        match=r"layout 9, this release has layout 2: .*ctl colour has no place in this release's\. Nothing was imported\.$",
+        match=(
+            r"layout 9, this release has layout 2: .*ctl colour has no place in this release's\."
+            r" Nothing was imported\.$"
+        ),
     ):
         imported(tables(), changed_header(exported(), description=description, layout=9))
 
@@ -235,7 +240,10 @@ def test_a_layout_that_has_more_is_refused() -> None:
         (b"[\n{}]\n", "it is not what ct export wrote"),
         (
             exported().replace(b"flows 1\n", b"flows 2\n", 1),
-            "it has format 2, this release reads format 1: use the release that wrote it on both hosts",
+            (
+                "it has format 2, this release reads format 1: use the release that wrote it on"
+                " both hosts"
+            ),
         ),
         (exported().replace(b"orig.td_end", b"orig.td_emd", 1), "its header is damaged"),
         (b"ebpf.conntrack flows 1\nno\n", "its header is damaged"),
@@ -261,7 +269,10 @@ def test_of_what_is_cut_off_or_damaged_nothing_is_imported() -> None:
     target = tables(OTHER)
     with pytest.raises(
         ConntrackError,
-        match=r"^input: pipe: it ends too early, after 4 flows\. Export it again\. Nothing was imported\.$",
+        match=(
+            r"^input: pipe: it ends too early, after 4 flows\. Export it again\. Nothing was"
+            r" imported\.$"
+        ),
     ):
         imported(target, data[:-1])
     with pytest.raises(ConntrackError, match="it is damaged"):
@@ -271,7 +282,10 @@ def test_of_what_is_cut_off_or_damaged_nothing_is_imported() -> None:
             imported(target, data[:at])
     with pytest.raises(
         ConntrackError,
-        match=r"^input: pipe: something follows its end\. Give one stream at a time\. Nothing was imported\.$",
+        match=(
+            r"^input: pipe: something follows its end\. Give one stream at a time\. Nothing was"
+            r" imported\.$"
+        ),
     ):
         imported(target, data + b"\0")
     with pytest.raises(ConntrackError, match="something follows its end"):
@@ -487,6 +501,8 @@ def test_policies_have_names() -> None:
 
 def test_what_is_told() -> None:
     done = handoff.Imported(read=5, imported=2, kept=2, no_room=1)
-    assert handoff.told(done, {"host": "r1", "time": 0}) == (
-        "5 flows of r1, 1970-01-01T00:00:00Z: 2 imported, 2 stayed as they were here, 1 without room"
+    assert (
+        handoff.told(done, {"host": "r1", "time": 0})
+        == "5 flows of r1, 1970-01-01T00:00:00Z: 2 imported, 2 stayed as they were here, 1 without"
+        " room"
     )

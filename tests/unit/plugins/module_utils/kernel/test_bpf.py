@@ -26,7 +26,8 @@ def test_an_error_is_both_kinds() -> None:
     assert (
         str(error)
         == error.message
-        == "bpf_link_create(ifindex 7): Device or resource busy (EBUSY): Can't replace active BPF XDP link"
+        == "bpf_link_create(ifindex 7): Device or resource busy (EBUSY): Can't replace active BPF"
+        " XDP link"
     )
 
 

@@ -192,7 +192,10 @@ def test_the_topology_takes_them() -> None:
     )
     with pytest.raises(
         ConntrackError,
-        match=r"expect\[0\]\.ping\.to: 'rt' is not valid: it is no namespace of the lab: give one of ns1, ns2\.",
+        match=(
+            r"expect\[0\]\.ping\.to: 'rt' is not valid: it is no namespace of the lab: give one of"
+            r" ns1, ns2\."
+        ),
     ):
         topology.parse({"expect": [{"ping": {"from": "ns1", "to": "rt"}}]})
 

@@ -128,7 +128,7 @@ def have() -> Have:
 
 
 # -- the description
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,10 @@ BAD = [
     (put(*ROUTE, "gateway", value="10.0.1.1"), r"routes\[0\]: 'gateway'"),
     (
         put(*ROUTE, "via", value="10.0.9.1"),
-        r"routes\[0\].via: '10.0.9.1' .* namespace a does not reach it: its networks are 10.0.1.0/24 on eth0",
+        (
+            r"routes\[0\].via: '10.0.9.1' .* namespace a does not reach it: its networks are"
+            r" 10.0.1.0/24 on eth0"
+        ),
     ),
     (put(*ROUTE, "via", value="10.0.1.2"), r"routes\[0\].via: '10.0.1.2' .* itself"),
     (put(*ROUTE, "via", value="ten"), r"routes\[0\].via: 'ten'"),
@@ -411,7 +414,7 @@ def test_a_bad_lab_name_cannot_be_removed() -> None:
 
 
 # -- plans
-# ------------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_whole_plan_on_an_empty_machine() -> None:
@@ -420,7 +423,10 @@ def test_the_whole_plan_on_an_empty_machine() -> None:
         "create netns a: it does not exist",
         "create netns b: it does not exist",
         "create netns gw: it does not exist",
-        "create record /run/ebpf_conntrack/office.json: the values from before come back when the lab goes",
+        (
+            "create record /run/ebpf_conntrack/office.json: the values from before come back when"
+            " the lab goes"
+        ),
         "change sysctl net.ipv4.conf.all.forwarding@gw: the namespace is new",
         "change sysctl net.ipv6.conf.all.forwarding@gw: the namespace is new",
         "create link eth0@a - to-a@gw: it does not exist",
@@ -460,7 +466,9 @@ def test_vlan_tags_stay_in_the_frames(have: Have) -> None:
         "action": "change",
         "kind": "link",
         "name": "eth0@b",
-        "reason": "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them",
+        "reason": (
+            "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them"
+        ),
         "before": {"vlan_offload": True},
         "after": {"vlan_offload": False},
     }
@@ -568,7 +576,10 @@ def test_setting_all_interfaces_sets_single_ones_again(have: Have) -> None:
     have.sysctls["gw", V4_FORWARDING] = "0"
     assert planned(have, lab) == [
         "change sysctl net.ipv4.conf.all.forwarding@gw: it is 0",
-        "change sysctl net.ipv4.conf.default.forwarding@gw: setting it for all interfaces changes this one",
+        (
+            "change sysctl net.ipv4.conf.default.forwarding@gw: setting it for all interfaces"
+            " changes this one"
+        ),
     ]
 
 
@@ -588,7 +599,10 @@ def test_links_and_namespaces_too_much(have: Have) -> None:
     del lab["namespaces"][1], lab["links"][1]
     assert planned(have, lab) == [
         "delete netns b: the lab has no such namespace any more",
-        "delete link eth0@b - to-b@gw: the lab has no such link any more; it goes with its namespace",
+        (
+            "delete link eth0@b - to-b@gw: the lab has no such link any more; it goes with its"
+            " namespace"
+        ),
     ]
 
 
@@ -655,7 +669,7 @@ def test_a_foreign_route_of_the_host_is_refused() -> None:
 
 
 # -- sysctls' values from before
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_absent_takes_everything_away_and_puts_sysctls_back() -> None:
@@ -667,8 +681,14 @@ def test_absent_takes_everything_away_and_puts_sysctls_back() -> None:
     assert brief(lab_plan.make(topology.absent("lab"), have)) == [
         "delete netns ns1: the lab has no such namespace any more",
         "delete netns ns2: the lab has no such namespace any more",
-        "delete link ns1-lan - ns1-wan@ns1: the lab has no such link any more; it goes with its namespace",
-        "delete link ns2-lan - ns2-wan@ns2: the lab has no such link any more; it goes with its namespace",
+        (
+            "delete link ns1-lan - ns1-wan@ns1: the lab has no such link any more; it goes with its"
+            " namespace"
+        ),
+        (
+            "delete link ns2-lan - ns2-wan@ns2: the lab has no such link any more; it goes with its"
+            " namespace"
+        ),
         "change sysctl net.ipv4.conf.all.forwarding: the value from before the lab comes back",
         "change sysctl net.ipv6.conf.all.forwarding: the value from before the lab comes back",
         "delete record /run/ebpf_conntrack/lab.json: the lab sets nothing any more",
@@ -718,7 +738,10 @@ def test_another_labs_sysctl_is_handed_over() -> None:
     have = have_after(topology.parse({}))
     have.other_claims = {(None, V4_FORWARDING): "second"}
     steps = brief(lab_plan.make(topology.absent("lab"), have))
-    reason = "lab 'second' needs net.ipv4.conf.all.forwarding too: it puts the value from before back when it goes"
+    reason = (
+        "lab 'second' needs net.ipv4.conf.all.forwarding too: it puts the value from before back"
+        " when it goes"
+    )
     assert f"change record /run/ebpf_conntrack/second.json: {reason}" in steps
     assert (
         "change sysctl net.ipv4.conf.all.forwarding: the value from before the lab comes back"
@@ -747,12 +770,13 @@ def test_the_record_follows_what_is_wanted(have: Have) -> None:
 def test_a_record_of_a_namespace_made_anew_is_written_again(have: Have) -> None:
     have.namespaces["gw"] = 999
     assert planned(have) == [
-        "change record /run/ebpf_conntrack/office.json: the values from before come back when the lab goes"
+        "change record /run/ebpf_conntrack/office.json: the values from before come back when the"
+        " lab goes"
     ]
 
 
 # -- facts
-# ------------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_facts(have: Have) -> None:

@@ -112,9 +112,10 @@ def test_pcapng(order: str) -> None:
     ]
     assert read(data) == first
     again = section("<") + interface("<", snap=32, options=b"") + simple("<", FRAMES[0][:32], 60)
-    assert read(data + again) == [*first, Packet(FRAMES[0][:32], 0, True)], (
-        "a new section has interfaces of its own"
-    )
+    assert read(data + again) == [
+        *first,
+        Packet(FRAMES[0][:32], 0, True),
+    ], "a new section has interfaces of its own"
     assert read(
         section(order) + interface(order, options=halves) + enhanced(order, 0, 3, FRAMES[0])
     ) == [Packet(FRAMES[0], 3 * SECOND // 2)]
@@ -136,7 +137,10 @@ GOOD = section("<") + interface("<")
         (pcap(version=(1, 2)), "at byte 4: the file format is version 1.2, known is 2.4"),
         (
             pcap(link=113),
-            "the link type is 113, only Ethernet (1) can be replayed: capture on one Ethernet interface, not on any",
+            (
+                "the link type is 113, only Ethernet (1) can be replayed: capture on one Ethernet"
+                " interface, not on any"
+            ),
         ),
         (
             pcap()[:32] + struct.pack("<II", 1 << 30, 1 << 30),
@@ -149,7 +153,10 @@ GOOD = section("<") + interface("<")
         (GOOD[:8] + b"abcd" + GOOD[12:], "at byte 8: 61626364 is no byte order"),
         (
             GOOD + enhanced("<", 3, 0, FRAMES[0]),
-            "at byte 48: a block of type 6 that is cut short, or of an interface that was not described",
+            (
+                "at byte 48: a block of type 6 that is cut short, or of an interface that was not"
+                " described"
+            ),
         ),
         (section("<") + simple("<", FRAMES[0]), "at byte 28: a block of type 3 that is cut short"),
         (

@@ -216,14 +216,14 @@ POST = f"POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: {len(BODY)}\r\nConnectio
             )
         ),
         (
-            "POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-            + SMUGGLED,
+            "POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: 5\r\nTransfer-Encoding:"
+            " chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
             400,
             "Transfer-Encoding: ",
         ),
         (
-            "POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n"
-            + SMUGGLED,
+            "POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding: chunked\r\nContent-Length:"
+            " 0\r\n\r\n0\r\n\r\n" + SMUGGLED,
             400,
             "Transfer-Encoding: ",
         ),
@@ -238,8 +238,8 @@ POST = f"POST / HTTP/1.1\r\nHost: ct\r\nContent-Length: {len(BODY)}\r\nConnectio
             "Content-Length",
         ),
         (
-            "POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n12345"
-            + SMUGGLED,
+            "POST / HTTP/1.1\r\nHost: ct\r\nTransfer-Encoding : chunked\r\nContent-Length:"
+            " 5\r\n\r\n12345" + SMUGGLED,
             400,
             "no space before the colon",
         ),
@@ -306,7 +306,10 @@ def test_what_is_no_request(
         "GET http://ct/flows?limit=1 HTTP/1.1\r\nhost: other\r\nconnection: CLOSE\r\n\r\n",
         "GET /flows?limit=1 HTTP/1.0\r\n\r\n",
         "GET /flows?limit=1 HTTP/1.9\r\n" + HEAD,
-        "GET /flows?limit=1 HTTP/1.1\r\nHost:ct\r\nX: \xfc\t. \r\nX:\r\nConnection: a, close\r\n\r\n",
+        (
+            "GET /flows?limit=1 HTTP/1.1\r\nHost:ct\r\nX: \xfc\t. \r\nX:\r\nConnection: a,"
+            " close\r\n\r\n"
+        ),
         "GET /flows?limit=1 HTTP/1.1\r\nContent-Length: 000\r\n" + HEAD,
         f"{POST}\r\n{BODY}",
     ],
@@ -406,7 +409,8 @@ def test_pipelined_requests_are_answered_in_their_order(
     one = "GET /flows?limit=0&output=csv HTTP/1.1\r\nHost: ct\r\n\r\n"
     with dial(
         server,
-        f"{POST.replace('Connection: close', 'X: y')}\r\n{BODY}{one}GET /nothing HTTP/1.1\r\nHost: ct\r\n\r\nGET /flows HTTP/1.1\r\n\r\n{one}",
+        f"{POST.replace('Connection: close', 'X: y')}\r\n{BODY}{one}GET /nothing HTTP/1.1\r\nHost:"
+        f" ct\r\n\r\nGET /flows HTTP/1.1\r\n\r\n{one}",
     ) as connection:
         found = everything(connection)
     assert re.findall(rb"HTTP/1\.1 (\d+)", found) == [b"200", b"200", b"404", b"400"]

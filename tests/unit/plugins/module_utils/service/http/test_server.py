@@ -165,12 +165,22 @@ def test_the_originals_answer() -> None:
         "code": 200,
         "traceId": 'a"b',
         "Conn": [
-            "tcp est period=431994 src=172.20.56.105 dst=172.30.56.105 sport=41234 dport=8080 rxbytes=431 rxpkts=6 rxrelbytes=120 rxrelpkts=2 "
-            "est period=431994 src=172.30.56.105 dst=172.20.56.105 sport=8080 dport=41234 txbytes=1210 txpkts=4 txrelbytes=0 txrelpkts=0",
-            "udp new period=30 src=172.30.56.105 dst=172.20.56.105 sport=5000 dport=53 rxbytes=60 rxpkts=1 rxrelbytes=0 rxrelpkts=0 "
-            "new period=30 src=172.20.56.105 dst=172.30.56.105 sport=53 dport=5000 txbytes=0 txpkts=0 txrelbytes=0 txrelpkts=0",
-            "icmp rpl period=29 src=172.20.56.105 dst=172.30.56.105 sport=77 dport=0 rxbytes=252 rxpkts=3 rxrelbytes=0 rxrelpkts=0 "
-            "rpl period=29 src=172.30.56.105 dst=172.20.56.105 sport=0 dport=77 txbytes=252 txpkts=3 txrelbytes=0 txrelpkts=0",
+            (
+                "tcp est period=431994 src=172.20.56.105 dst=172.30.56.105 sport=41234 dport=8080"
+                " rxbytes=431 rxpkts=6 rxrelbytes=120 rxrelpkts=2 est period=431994"
+                " src=172.30.56.105 dst=172.20.56.105 sport=8080 dport=41234 txbytes=1210 txpkts=4"
+                " txrelbytes=0 txrelpkts=0"
+            ),
+            (
+                "udp new period=30 src=172.30.56.105 dst=172.20.56.105 sport=5000 dport=53"
+                " rxbytes=60 rxpkts=1 rxrelbytes=0 rxrelpkts=0 new period=30 src=172.20.56.105"
+                " dst=172.30.56.105 sport=53 dport=5000 txbytes=0 txpkts=0 txrelbytes=0 txrelpkts=0"
+            ),
+            (
+                "icmp rpl period=29 src=172.20.56.105 dst=172.30.56.105 sport=77 dport=0"
+                " rxbytes=252 rxpkts=3 rxrelbytes=0 rxrelpkts=0 rpl period=29 src=172.30.56.105"
+                " dst=172.20.56.105 sport=0 dport=77 txbytes=252 txpkts=3 txrelbytes=0 txrelpkts=0"
+            ),
         ],
     }
     assert written("") == {"code": 200, "Conn": []}
