@@ -23,7 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class BenchError(Exception):
-    """A measurement that did not do what it claims to have done, or a section that cannot run here."""
+    """A measurement that did not do what it claims to have done, or a section that cannot run
+    here.
+    """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,9 @@ class Plan:
 
     @staticmethod
     def addresses(i: int) -> tuple[str, str]:
-        """Return the addresses of the router's end and of the host's end of link ``i``, each a /30."""
+        """Return the addresses of the router's end and of the host's end of link ``i``, each a
+        /30.
+        """
         net = (10 << 24) + (i << 2)
         router, host = (
             ".".join(str(byte) for byte in (net + end).to_bytes(4, "big")) for end in (1, 2)

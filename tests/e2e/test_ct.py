@@ -175,7 +175,9 @@ def still(records: c.Iterable[dict[str, t.Any]]) -> list[dict[str, t.Any]]:
 
 
 def lines_of(text: str) -> set[str]:
-    """Lines of conntrack without the time left, which moves, and the users, which are the kernel's."""
+    """Lines of conntrack without the time left, which moves, and the users, which are the
+    kernel's.
+    """
     return {
         re.sub(r"use=\d+", "use=", re.sub(r"^(\w+ +\d+) \d+", r"\1", line.strip()))
         for line in text.splitlines()

@@ -819,7 +819,9 @@ def test_a_damaged_generation_does_not_take_over(loaded: Chain, damage: str) -> 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fused: bool) -> None:
-    """Each slot is emptied in turn; the fused entry programs have some of the stages in themselves."""
+    """Each slot is emptied in turn; the fused entry programs have some of the stages in
+    themselves.
+    """
     made.ensure(made.want(render.render(str(SOURCES), render.Settings(**SIZES, fused=fused))))
     assert made.proved() == PROOF and not any(made.stats().values()), (
         "it is counted beside the traffic"

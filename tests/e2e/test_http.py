@@ -643,7 +643,9 @@ TAKEN = b"HTTP/1.1 200"
 
 
 def slow(where: str, listing: str = LISTING) -> socket.socket:
-    """A reader that takes nothing of what it asked for, which is more than the kernel keeps for it."""
+    """A reader that takes nothing of what it asked for, which is more than the kernel keeps for
+    it.
+    """
     deadline = time.monotonic() + SECONDS
     while True:
         made = dial(where, listing * 10)

@@ -302,7 +302,9 @@ def opened(count: int) -> list[Talk]:
 
 
 def assert_all_there(made: Chain, talks: list[Talk], before: dict[str, int], idle: int = 0) -> None:
-    """Each flow has each of its packets, and each packet was tracked; ``idle`` are flows of fill()."""
+    """Each flow has each of its packets, and each packet was tracked; ``idle`` are flows of
+    fill().
+    """
     flows, after = made.flows(), made.counters()
     assert dropped() == 0
     wrong = {

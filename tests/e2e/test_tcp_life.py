@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How TCP connections end, and what comes after; states and counts are nf_conntrack's at each step."""
+"""How TCP connections end, and what comes after; states and counts are nf_conntrack's at each
+step.
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,9 @@ def test_what_the_tarball_holds(tarball: pathlib.Path) -> None:
 
 
 def gaps(name: str, options: t.Mapping[str, t.Any], returned: bool = False) -> list[str]:
-    """Return the options, or the values that a module returns, that lack what a reader has to know."""
+    """Return the options, or the values that a module returns, that lack what a reader has to
+    know.
+    """
     found = []
     for key, option in options.items():
         where = f"{name}.{key}"

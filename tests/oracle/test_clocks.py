@@ -45,7 +45,9 @@ def began(pair: Pair) -> dict[str, tuple[list[Step], Step]]:
 
 
 def aged(chain: ChainRig, idle: t.Callable[[int], int]) -> None:
-    """Let the last packet of each flow have come so many jiffies ago; ``idle`` is told its timeout."""
+    """Let the last packet of each flow have come so many jiffies ago; ``idle`` is told its
+    timeout.
+    """
 
     def older(entry: dict[str, int]) -> dict[str, int]:
         timeout = (entry["expires"] - entry["last_seen"]) & WORDS

@@ -455,7 +455,9 @@ PARTS = [
 
 @pytest.mark.parametrize("headers", [HOPS, *([*HOPS, part] for part in PARTS)])
 def test_no_payload_length(play: Play, headers: list[tuple[int, bytes]]) -> None:
-    """Behind hop-by-hop options it means a jumbogram: everything counts, and nothing is a fragment."""
+    """Behind hop-by-hop options it means a jumbogram: everything counts, and nothing is a
+    fragment.
+    """
     datagram = frames.udp(V6.a, V6.b, 40000, 80, bytes(8))
     for tail in (b"", b"padding"):
         play(

@@ -52,7 +52,9 @@ def test_udp_one_way_is_no_stream(play: Play, pair: frames.Pair) -> None:
 # ---------------------------------------------------------------- expiry
 @each_family
 def test_expired_flow_is_a_new_one(play: Play, tune: Tune, pair: frames.Pair) -> None:
-    """After its time an entry is gone, and the tuple opens another from whichever side comes first."""
+    """After its time an entry is gone, and the tuple opens another from whichever side comes
+    first.
+    """
     tune(timeouts={"udp": 1, "icmp": 1, "icmpv6": 1, "tcp_syn_sent": 1})
     steps = [pair.udp("a"), pair.udp("b"), pair.echo("a", 9), *Talk(pair).send("a", "S").steps]
     late = [

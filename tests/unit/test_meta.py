@@ -66,7 +66,9 @@ def test_a_module_says_in_which_groups_it_is(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_says_whether_it_runs_with_async(module: str) -> None:
-    """One that has an action plugin does not: Ansible refuses it, unless the plugin says otherwise."""
+    """One that has an action plugin does not: Ansible refuses it, unless the plugin says
+    otherwise.
+    """
     action = ROOT / "plugins/action" / f"{module}.py"
     refused = action.exists() and "_supports_async" not in action.read_text("utf-8")
     assert documented(module)["attributes"]["async"]["support"] == ("none" if refused else "full")

@@ -884,7 +884,9 @@ def received(keys: t.Iterable[str]) -> int:
 
 
 def lateness(keys: t.Iterable[str], seconds: float) -> float:
-    """Return ``seconds`` where the driver of one of these interfaces may count frames late, else 0."""
+    """Return ``seconds`` where the driver of one of these interfaces may count frames late, else
+    0.
+    """
     for key in keys:
         namespace, name = bpffs.interface_of(key)
         if namespace is not None and not netns.exists(namespace):

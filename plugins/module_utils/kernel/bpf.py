@@ -218,7 +218,9 @@ class _LinkInfo(ctypes.Structure):
 
 
 class MapInfo(t.NamedTuple):
-    """What the kernel knows of a map; ``kind`` is its number in enum bpf_map_type, sizes are bytes."""
+    """What the kernel knows of a map; ``kind`` is its number in enum bpf_map_type, sizes are
+    bytes.
+    """
 
     id: int
     kind: int

@@ -82,7 +82,9 @@ def end_write(lab: str) -> None:
 
 
 def unfinished(lab: str) -> bool:
-    """Tell whether a killed run left half a record, or the directory without one, but for its lock."""
+    """Tell whether a killed run left half a record, or the directory without one, but for its
+    lock.
+    """
     try:
         return all(
             name.endswith(lock.SUFFIX) for name in os.listdir(topology.RECORD_DIR)

@@ -1,4 +1,6 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The differential rig: the same frames go through the kernel's nf_conntrack and through the chain."""
+"""The differential rig: the same frames go through the kernel's nf_conntrack and through the
+chain.
+"""

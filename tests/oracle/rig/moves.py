@@ -96,7 +96,9 @@ class Again(Move):
 
 @dataclasses.dataclass(frozen=True)
 class Restart(Move):
-    """Both hosts forget the connection and take other sequence numbers, this far from the old ones."""
+    """Both hosts forget the connection and take other sequence numbers, this far from the old
+    ones.
+    """
 
     by: int = 100_000
 

@@ -164,7 +164,9 @@ class NfRig:
         return numbers["ReasmFails"] - numbers["ReasmTimeout"]
 
     def timed_out(self) -> int:
-        """Return how many datagrams of IPv4 were thrown away because the rest did not come in time."""
+        """Return how many datagrams of IPv4 were thrown away because the rest did not come in
+        time.
+        """
         return self._ip_counters()["ReasmTimeout"]
 
     def _ip_counters(self) -> dict[str, int]:

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ct_fetch: what the target is asked for, what stays on the controller, and what is told of a host."""
+"""ct_fetch: what the target is asked for, what stays on the controller, and what is told of a
+host.
+"""
 
 from __future__ import annotations
 
