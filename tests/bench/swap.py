@@ -39,7 +39,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             turns = [(mark, size) for size in sizes for mark in "ab"]
             for mark, size in turns:
                 load.take_over(mark, size)
-            # noqa: B023  called at once
+
             result = load.run(swaps, lambda number: load.take_over(*turns[number % len(turns)]))
             bare = load.run(options.pick(10, 2), lambda dummy: load.attach_anew())
         harness.expect("frames sent but not received", result.sent - result.received, 0)

@@ -1425,7 +1425,7 @@ def test_killed_at_any_step_the_next_run_converges(quick: Chain, veth: None, nam
         if [event] * 3 == [other for dummy, other in changes[max(place - 1, 0) : place + 2]]:
             continue
         scenario.prepare(quick)
-        # noqa: B023  called at once
+
         assert killed_at(lambda: scenario.run(quick), lambda number, dummy: number == site), event
         have = quick.observe()
         assert {fault.fault for fault in have.faults} <= {"path_missing", "link_program"}, event

@@ -87,7 +87,7 @@ def no_bcc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def built(
     want: generation.Want, cache: str, settings: render.Settings = render.Settings()
-) -> generation.Want:  # noqa: B008  it is frozen
+) -> generation.Want:
     """Return the same chain with the object that clang makes of it."""
     name = build_clang.wanted(want.text, want.headers, PRELUDE, build_clang.here())
     found, dummy = build_clang.cached(

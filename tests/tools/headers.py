@@ -17,7 +17,7 @@ LICENCE = re.compile(r"SPDX-License-Identifier: ([\w.-]+)")
 # holds for them.
 BARE_SUFFIXES = (".json", ".rst", ".txt", ".md", ".svg", ".png", ".pcap")
 BARE_NAMES = ("changelog.yaml", "COPYING", ".gitignore", ".gitkeep", "aliases")
-BARE_DIRECTORIES = ("LICENSES", "build", "output")
+BARE_DIRECTORIES = ("LICENSES", "output")
 #: What tools keep in a clone that was worked in.
 TOOLS_DIRECTORIES = (
     ".git",
@@ -40,6 +40,7 @@ def faults(root: pathlib.Path) -> list[str]:
         if (
             not path.is_file()
             or path.is_symlink()
+            or inside.parts[0] == "build"
             or set(inside.parts) & {*BARE_DIRECTORIES, *TOOLS_DIRECTORIES}
         ):
             continue

@@ -22,11 +22,9 @@ COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 if COMPILER is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
-# noqa: E402  after the checks
+
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render  # noqa: E402
-
-# noqa: E402  after the checks
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "files/bpf"

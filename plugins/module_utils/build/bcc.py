@@ -4,18 +4,12 @@
 """The bcc front end: compile the rendered C in process and load its programs.
 
 Importing bcc maps some 110 MB of LLVM, so only a run that builds imports this module's need of it.
-No kernel headers are wanted: a stub tree takes their place (files/bpf/stub) and the UAPI headers are the distribution's.
+No kernel headers are wanted: a stub tree takes their place (files/bpf/stub) and the UAPI headers
+are the distribution's.
 """
 
 from __future__ import annotations
 
-from ..chain import guests
-from ..chain import spec as chain
-from ..core import libraries
-from ..core import lock
-from ..core.errors import ConntrackError
-from ..kernel import bpf
-from ..kernel import bpffs
 import contextlib
 import glob
 import os
@@ -25,16 +19,26 @@ import shutil
 import sys
 import typing as t
 
-#: Machines on which a CPU's stores become visible in their order, so that releasing a lock needs no barrier.
+from ..chain import guests
+from ..chain import spec as chain
+from ..core import libraries, lock
+from ..core.errors import ConntrackError
+from ..kernel import bpf, bpffs
+
+#: Machines on which a CPU's stores become visible in their order, so that releasing a lock needs no
+#: barrier.
 STORES_IN_ORDER = {"x86_64", "i686", "s390x"}
 _UAPI = "/usr/include"
 #: Where the headers lie while they are compiled with.
 _SCRATCH = os.path.join(bpffs.RUN_DIR, "build")
-#: Most lines of a compiler's or verifier's words that a message carries; all of them are in the fact ``compiler_output``.
+#: Most lines of a compiler's or verifier's words that a message carries; all of them are in the
+#: fact ``compiler_output``.
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 * 1024
 #: The lines of a verifier's log that follow the program, or count, instead of naming a fault.
-_VERIFIER_TRACE = re.compile(r"processed |verification time|stack depth|bpf: |\d+: |;|\(|from |R\d+(_\w+)?=")
+_VERIFIER_TRACE = re.compile(
+    r"processed |verification time|stack depth|bpf: |\d+: |;|\(|from |R\d+(_\w+)?="
+)
 #: The first line of a function's definition, and of one that is a program.
 _FUNCTION = re.compile(r"[A-Za-z_].*\([^;]*$")
 _PROGRAM = re.compile(r"(PROG|STAGE|GUEST)\(|int \w+\(struct xdp_md \*")
@@ -43,7 +47,8 @@ _PROGRAM = re.compile(r"(PROG|STAGE|GUEST)\(|int \w+\(struct xdp_md \*")
 def include_flags(machine: str) -> list[str]:
     """Return the compiler flags by which the UAPI headers are found.
 
-    :param machine: for which is compiled; where its own headers are not here those of this machine do, which differ in nothing that the chain uses.
+    :param machine: for which is compiled; where its own headers are not here those of this machine
+        do, which differ in nothing that the chain uses.
     :raises ConntrackError: where the headers are missing.
     """
     if not os.path.exists(os.path.join(_UAPI, "linux", "bpf.h")):
@@ -51,8 +56,15 @@ def include_flags(machine: str) -> list[str]:
             f"{_UAPI}/linux/bpf.h is missing: install the kernel's user-space headers, "
             "the package linux-libc-dev (Debian, Ubuntu) or kernel-headers (Fedora, RHEL)."
         )
-    own = (sorted(os.path.dirname(path) for path in glob.glob(f"{_UAPI}/{one}-*/asm")) for one in (machine, platform.machine()))
-    return [word for directory in (_UAPI, *next(filter(None, own), [])) for word in ("-idirafter", directory)]
+    own = (
+        sorted(os.path.dirname(path) for path in glob.glob(f"{_UAPI}/{one}-*/asm"))
+        for one in (machine, platform.machine())
+    )
+    return [
+        word
+        for directory in (_UAPI, *next(filter(None, own), []))
+        for word in ("-idirafter", directory)
+    ]
 
 
 def flags() -> list[str]:
@@ -87,7 +99,8 @@ def read_log(path: str) -> str:
 
 
 def source_lines(text: str, name: str) -> list[str]:
-    """Return the lines of one of the files that the rendered text was made of; none where it is not one of them.
+    """Return the lines of one of the files that the rendered text was made of; none where it is not
+    one of them.
 
     >>> source_lines('#line 1 "a.c"\\nint x;\\n#line 1 "b.c"\\nint y;', "b.c")
     ['int y;']
@@ -97,7 +110,9 @@ def source_lines(text: str, name: str) -> list[str]:
 
 
 def line_before_bcc(lines: t.Sequence[str], number: int) -> int:
-    """Return the line of a file for one that the verifier names: bcc puts a line in front of each function, and one behind a program's brace."""
+    """Return the line of a file for one that the verifier names: bcc puts a line in front of each
+    function, and one behind a program's brace.
+    """
     added = 0
     for at, line in enumerate(lines, 1):
         function = bool(_FUNCTION.match(line))
@@ -108,10 +123,14 @@ def line_before_bcc(lines: t.Sequence[str], number: int) -> int:
     return number - added
 
 
-def explain(text: str, output: str, line_of: t.Callable[[t.Sequence[str], int], int] = line_before_bcc) -> str:
-    """Return the part of a compiler's or verifier's output that tells the fault, with the lines of C it speaks of.
+def explain(
+    text: str, output: str, line_of: t.Callable[[t.Sequence[str], int], int] = line_before_bcc
+) -> str:
+    """Return the part of a compiler's or verifier's output that tells the fault, with the lines of
+    C it speaks of.
 
-    :param line_of: returns the line of a file, whose lines it is given, for one that the verifier names.
+    :param line_of: returns the line of a file, whose lines it is given, for one that the verifier
+        names.
     """
     lines = [line for line in output.splitlines() if line.strip()]
     faults = [number for number, line in enumerate(lines) if re.search(r"\berror: ", line)]
@@ -124,11 +143,20 @@ def explain(text: str, output: str, line_of: t.Callable[[t.Sequence[str], int], 
     name, number = places[-1]
     source = source_lines(text, name)
     at = line_of(source, int(number))
-    return "\n".join([*told, f"{name}:{at}: {source[at - 1].strip() if 0 < at <= len(source) else '(line not found)'}"])
+    return "\n".join(
+        [
+            *told,
+            (
+                f"{name}:{at}:"
+                f" {source[at - 1].strip() if 0 < at <= len(source) else '(line not found)'}"
+            ),
+        ]
+    )
 
 
 def _check_shapes(module: t.Any, names: t.Iterable[str]) -> None:
-    """Compare the maps that were pinned before with what the text says of them: bcc takes whatever lies at the path.
+    """Compare the maps that were pinned before with what the text says of them: bcc takes whatever
+    lies at the path.
 
     :raises ConntrackError: where one has another shape.
     """
@@ -143,7 +171,9 @@ def _check_shapes(module: t.Any, names: t.Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def scratch() -> t.Iterator[str]:
-    """Give a ``with`` block an empty directory, which goes afterwards. It is always the same, so that the next build takes away what a killed one left."""
+    """Give a ``with`` block an empty directory, which goes afterwards. It is always the same, so
+    that the next build takes away what a killed one left.
+    """
     with lock.held(_SCRATCH, make=0o700):
         try:
             for name in os.listdir(_SCRATCH):
@@ -163,21 +193,32 @@ def _remove(path: str) -> None:
 
 def tidy() -> None:
     """Take away what a killed build left."""
-    with contextlib.suppress(FileNotFoundError), contextlib.suppress(ConntrackError):  # nothing, or a build that goes on
+    with (
+        contextlib.suppress(FileNotFoundError),
+        contextlib.suppress(ConntrackError),
+    ):  # nothing, or a build that goes on
         with lock.held(_SCRATCH, 0):
             _remove(_SCRATCH)
     bpffs.tidy_run_dir()
 
 
-def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT), maps: dict[str, int] | None = None) -> dict[str, int]:
-    """Compile the text and load every program of the chain and of its guests; return a file descriptor by name.
+def build(
+    text: str,
+    headers: t.Mapping[str, str],
+    stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT),
+    maps: dict[str, int] | None = None,
+) -> dict[str, int]:
+    """Compile the text and load every program of the chain and of its guests; return a file
+    descriptor by name.
 
     :param text: rendered, with the real directory of the maps' pins, which hold the maps already.
     :param headers: the stub tree: file name below it -> contents.
     :param stages: names of the chain's own programs.
-    :param maps: for maps that are not pinned: where to put a file descriptor of each, by name. They are opened before bcc closes its own, since the kernel
-        empties a jump table that no process has open, some time after that (kernel/bpf/arraymap.c, prog_array_map_clear()).
-    :raises ConntrackError: with the compiler's or the verifier's own words and the lines of C that they speak of; nothing stays loaded.
+    :param maps: for maps that are not pinned: where to put a file descriptor of each, by name. They
+        are opened before bcc closes its own, since the kernel empties a jump table that no process
+        has open, some time after that (kernel/bpf/arraymap.c, prog_array_map_clear()).
+    :raises ConntrackError: with the compiler's or the verifier's own words and the lines of C that
+        they speak of; nothing stays loaded.
     """
     cflags = flags()
     with scratch() as directory:
@@ -190,7 +231,9 @@ def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*c
         try:
             import bcc  # only when something is built
         except ImportError as exc:
-            raise ConntrackError(libraries.describe(libraries.Problem(libraries.LIBRARIES["bcc"]), [sys.executable])) from exc
+            raise ConntrackError(
+                libraries.describe(libraries.Problem(libraries.LIBRARIES["bcc"]), [sys.executable])
+            ) from exc
 
         log = os.path.join(directory, "log")
         what = "compiling the chain"
@@ -202,10 +245,16 @@ def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*c
                 _check_shapes(module, guests.maps_in(text))
                 for name in (*stages, *guests.programs_in(text)):
                     what = f"loading {name}"
-                    loaded[name] = os.dup(module.load_func(name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd)
+                    loaded[name] = os.dup(
+                        module.load_func(
+                            name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP
+                        ).fd
+                    )
             if maps is not None:
                 what = "opening the maps"
-                for number in sorted({one for fd in loaded.values() for one in bpf.prog_info(fd).map_ids}):
+                for number in sorted(
+                    {one for fd in loaded.values() for one in bpf.prog_info(fd).map_ids}
+                ):
                     fd = bpf.map_get_fd_by_id(number)
                     maps[bpf.map_info(fd).name] = fd
         except ConntrackError:
@@ -215,8 +264,14 @@ def build(text: str, headers: t.Mapping[str, str], stages: t.Iterable[str] = (*c
                 os.close(fd)
             output = read_log(log)
             # a compiler tells all itself; of a failed load the exception has the errno's words
-            why = "" if module is None and output else f": {str(exc).partition(chr(10))[0].rpartition(': ')[2]}"
-            raise ConntrackError(f"{what} failed{why}\n{explain(text, output)}", compiler_output=output) from exc
+            why = (
+                ""
+                if module is None and output
+                else f": {str(exc).partition(chr(10))[0].rpartition(': ')[2]}"
+            )
+            raise ConntrackError(
+                f"{what} failed{why}\n{explain(text, output)}", compiler_output=output
+            ) from exc
         finally:
             if module is not None:
                 module.cleanup()  # bcc keeps every object open until the process ends otherwise

@@ -1,24 +1,15 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The clang front end: compile the rendered C into an object file, on a host that has a compiler, for hosts that have none.
+"""The clang front end: compile the rendered C into an object file, on a host that has a compiler,
+for hosts that have none.
 
-It is the text that bcc compiles; what bcc adds to it stands in files/bpf/clang/bcc.h. load_object loads what comes of it.
+It is the text that bcc compiles; what bcc adds to it stands in files/bpf/clang/bcc.h. load_object
+loads what comes of it.
 """
 
 from __future__ import annotations
 
-from . import bcc as build_bcc
-from . import features
-from . import object as object_file
-from ..chain import spec as chain
-from ..core import lock
-from ..core import safe_path
-from ..core.errors import ConntrackError
-from ..core.errors import bad_value
-from .object import Built
-from .object import Manifest
-from .object import Target
 import hashlib
 import os
 import platform
@@ -28,6 +19,14 @@ import sys
 import tempfile
 import typing as t
 
+from ..chain import spec as chain
+from ..core import lock, safe_path
+from ..core.errors import ConntrackError, bad_value
+from . import bcc as build_bcc
+from . import features
+from . import object as object_file
+from .object import Built, Manifest, Target
+
 COMPILER = "clang"
 #: The oldest version that knows the atomic instructions that the chain is made of.
 MINIMUM = 12
@@ -35,10 +34,28 @@ MINIMUM = 12
 CACHE = os.path.join("~", ".cache", "ebpf_conntrack", "objects")
 #: What the header is called among those that go along with a text, see render.pack().
 PRELUDE = "clang/bcc.h"
-#: 64-bit registers only, as bcc compiles: with narrower ones (v3) the verifier follows the chain's loops past its bound of a million instructions.
+#: 64-bit registers only, as bcc compiles: with narrower ones (v3) the verifier follows the chain's
+#: loops past its bound of a million instructions.
 _FLAGS = (
-    *("-O2", "-g", "-mcpu=v2", "-fno-ident", "-nostdlibinc", "-Wall", "-Werror=implicit-function-declaration"),
-    *(f"-Wno-{name}" for name in ("unused-function", "unused-variable", "gnu-folding-constant", "pointer-sign", "address-of-packed-member")),
+    *(
+        "-O2",
+        "-g",
+        "-mcpu=v2",
+        "-fno-ident",
+        "-nostdlibinc",
+        "-Wall",
+        "-Werror=implicit-function-declaration",
+    ),
+    *(
+        f"-Wno-{name}"
+        for name in (
+            "unused-function",
+            "unused-variable",
+            "gnu-folding-constant",
+            "pointer-sign",
+            "address-of-packed-member",
+        )
+    ),
 )
 _VERSION = re.compile(r"clang version (\d+)(\S*)")
 _MINUTES = 5
@@ -59,19 +76,40 @@ def version(compiler: str) -> str:
     """
     mend = "install the package clang, or give the path of one"
     try:
-        said = subprocess.run([compiler, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False).stdout
+        said = subprocess.run(
+            [compiler, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        ).stdout
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise bad_value("compiler", compiler, f"it can not be run ({getattr(exc, 'strerror', None) or exc}); {mend}") from exc
+        raise bad_value(
+            "compiler",
+            compiler,
+            f"it can not be run ({getattr(exc, 'strerror', None) or exc}); {mend}",
+        ) from exc
     found = _VERSION.search(said)
     if not found:
-        raise bad_value("compiler", compiler, f"it says {said.partition(chr(10))[0]!r}, so it is no clang; {mend}")
+        raise bad_value(
+            "compiler",
+            compiler,
+            f"it says {said.partition(chr(10))[0]!r}, so it is no clang; {mend}",
+        )
     if int(found[1]) < MINIMUM:
-        raise bad_value("compiler", compiler, f"its version is {found[1]}{found[2]}, {MINIMUM} or later is needed; {mend}")
+        raise bad_value(
+            "compiler",
+            compiler,
+            f"its version is {found[1]}{found[2]}, {MINIMUM} or later is needed; {mend}",
+        )
     return found[1] + found[2]
 
 
 def digest(sources: str, prelude: str, target: Target) -> str:
-    """Return what the object of these sources is called: 128 bits, in hex, of all that goes into it but the compiler."""
+    """Return what the object of these sources is called: 128 bits, in hex, of all that goes into it
+    but the compiler.
+    """
     parts = (sources, prelude, *_FLAGS, *target, *chain_flags(target))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:_HEX_DIGITS]
 
@@ -86,14 +124,17 @@ def wanted(text: str, headers: t.Mapping[str, str], prelude: str, target: Target
     return digest(object_file.sources_digest(text, headers), prelude, target)
 
 
-def compile_text(text: str, headers: t.Mapping[str, str], prelude: str, target: Target, compiler: str = COMPILER) -> bytes:
+def compile_text(
+    text: str, headers: t.Mapping[str, str], prelude: str, target: Target, compiler: str = COMPILER
+) -> bytes:
     """Compile a rendered chain; return the object file.
 
     :raises ConntrackError: with the compiler's own words, and the lines of C that they speak of.
     """
     if target.byteorder != sys.byteorder:  # the headers of this host say how bit-fields lie here
         raise ConntrackError(
-            f"the target is {target.byteorder} endian, and this host is not: prepare the object with xdp_object on one that is, and take it with build: object."
+            f"the target is {target.byteorder} endian, and this host is not: prepare the object"
+            " with xdp_object on one that is, and take it with build: object."
         )
     flags = [*_FLAGS, *build_bcc.include_flags(target.machine), *chain_flags(target)]
     with tempfile.TemporaryDirectory(prefix="ebpf_conntrack.") as directory:
@@ -104,18 +145,52 @@ def compile_text(text: str, headers: t.Mapping[str, str], prelude: str, target: 
                 file.write(content)
         kind = "bpfel" if target.byteorder == "little" else "bpfeb"
         # what it is told is relative, so that nothing of where it was compiled is in the object
-        argv = [compiler, "-target", kind, *flags, "-I", "include", "-include", PRELUDE, "-fdebug-compilation-dir=.", "-c", "chain.c", "-o", "chain.o"]
+        argv = [
+            compiler,
+            "-target",
+            kind,
+            *flags,
+            "-I",
+            "include",
+            "-include",
+            PRELUDE,
+            "-fdebug-compilation-dir=.",
+            "-c",
+            "chain.c",
+            "-o",
+            "chain.o",
+        ]
         try:
-            done = subprocess.run(argv, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60 * _MINUTES, check=False)
+            done = subprocess.run(
+                argv,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60 * _MINUTES,
+                check=False,
+            )
         except (OSError, subprocess.TimeoutExpired) as exc:
-            raise bad_value("compiler", compiler, f"it can not be run: {getattr(exc, 'strerror', None) or exc}") from exc
+            raise bad_value(
+                "compiler", compiler, f"it can not be run: {getattr(exc, 'strerror', None) or exc}"
+            ) from exc
         if done.returncode:
-            raise ConntrackError(f"compiling the chain failed\n{build_bcc.explain(text, done.stderr)}", compiler_output=done.stderr)
+            raise ConntrackError(
+                f"compiling the chain failed\n{build_bcc.explain(text, done.stderr)}",
+                compiler_output=done.stderr,
+            )
         with open(os.path.join(directory, "chain.o"), "rb") as file:
             return file.read()
 
 
-def build(text: str, headers: t.Mapping[str, str], prelude: str, settings: t.Any, target: Target, compiler: str = COMPILER) -> Built:
+def build(
+    text: str,
+    headers: t.Mapping[str, str],
+    prelude: str,
+    settings: t.Any,
+    target: Target,
+    compiler: str = COMPILER,
+) -> Built:
     """Compile a rendered chain; return the object with its manifest.
 
     :param settings: render.Settings that it was rendered with.
@@ -138,8 +213,11 @@ def build(text: str, headers: t.Mapping[str, str], prelude: str, settings: t.Any
     return Built(manifest, data)
 
 
-def cached(directory: str, name: str, compiler: str, make: t.Callable[[], Built]) -> tuple[Built, bool]:
-    """Return an object that a directory has of this compiler, or make it and put it there; and whether it was made.
+def cached(
+    directory: str, name: str, compiler: str, make: t.Callable[[], Built]
+) -> tuple[Built, bool]:
+    """Return an object that a directory has of this compiler, or make it and put it there; and
+    whether it was made.
 
     :param name: what it is called.
     :raises ConntrackError: see version() and build().
@@ -158,4 +236,8 @@ def cached(directory: str, name: str, compiler: str, make: t.Callable[[], Built]
 
 
 def _fits(there: Built | None, compiler: str) -> bool:
-    return there is not None and there.manifest.compiler.get("version") == version(compiler) and hashlib.sha256(there.data).hexdigest() == there.manifest.sha256
+    return (
+        there is not None
+        and there.manifest.compiler.get("version") == version(compiler)
+        and hashlib.sha256(there.data).hexdigest() == there.manifest.sha256
+    )

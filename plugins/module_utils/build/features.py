@@ -8,15 +8,15 @@ Versions prove nothing: distributions carry features back, and configurations le
 
 from __future__ import annotations
 
-from ..chain import spec as chain
-from ..core.errors import ConntrackError
-from ..kernel import bpf
-from ..kernel import netns
 import errno
 import struct
 import typing as t
 
-# ---------------------------------------------------------------- a few instructions by hand (Documentation/bpf/standardization/instruction-set.rst)
+from ..chain import spec as chain
+from ..core.errors import ConntrackError
+from ..kernel import bpf, netns
+
+# ---------------------------------------------------------------- a few instructions by hand (Docum
 _MOV_IMM, _CALL, _EXIT, _STORE_REG, _ATOMIC = 0xB7, 0x85, 0x95, 0x7B, 0xDB
 _CMPXCHG = 0xF1
 _HELPER_ADJUST_META = 54  # include/uapi/linux/bpf.h, enum bpf_func_id
@@ -53,20 +53,30 @@ def _has_link() -> None:
 #: What is needed, the release that brought it, and the attempt that proves it.
 FEATURES: tuple[tuple[str, str, t.Callable[[], None]], ...] = (
     ("XDP programs", "4.8", _loads(b"")),
-    ("XDP metadata (bpf_xdp_adjust_meta)", "4.15", _loads(_insn(_MOV_IMM, 2) + _insn(_CALL, imm=_HELPER_ADJUST_META))),
+    (
+        "XDP metadata (bpf_xdp_adjust_meta)",
+        "4.15",
+        _loads(_insn(_MOV_IMM, 2) + _insn(_CALL, imm=_HELPER_ADJUST_META)),
+    ),
     ("LRU hash maps", "4.10", _has_lru),
     ("the jiffies clock (bpf_jiffies64)", "5.6", _loads(_insn(_CALL, imm=_HELPER_JIFFIES64))),
     (
         "atomic compare-and-exchange in BPF",
         "5.12",
-        _loads(_insn(_MOV_IMM, 0) + _insn(_STORE_REG, _FRAME, 0, -8) + _insn(_MOV_IMM, 1, imm=1) + _insn(_ATOMIC, _FRAME, 1, -8, _CMPXCHG)),
+        _loads(
+            _insn(_MOV_IMM, 0)
+            + _insn(_STORE_REG, _FRAME, 0, -8)
+            + _insn(_MOV_IMM, 1, imm=1)
+            + _insn(_ATOMIC, _FRAME, 1, -8, _CMPXCHG)
+        ),
     ),
     ("BPF links for XDP", "5.9", _has_link),
 )
 
 
 def missing() -> list[str]:
-    """Try every feature that the chain needs; return those that are missing, each with the release that brought it and the kernel's own words.
+    """Try every feature that the chain needs; return those that are missing, each with the release
+    that brought it and the kernel's own words.
 
     :raises ConntrackError: where the user is not let.
     """
@@ -77,7 +87,8 @@ def missing() -> list[str]:
         except bpf.BpfError as exc:
             if exc.errno == errno.EPERM:
                 raise ConntrackError(
-                    "the kernel refuses BPF to this user: run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON."
+                    "the kernel refuses BPF to this user: run as root, or with the capabilities"
+                    " CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON."
                 ) from exc
             found.append(f"{name} (since Linux {since}; {exc})")
     return found
@@ -86,8 +97,12 @@ def missing() -> list[str]:
 def check() -> None:
     """Prove every feature that the chain needs.
 
-    :raises ConntrackError: naming each that is missing, the release that brought it and the kernel's own words.
+    :raises ConntrackError: naming each that is missing, the release that brought it and the
+        kernel's own words.
     """
     lacking = missing()
     if lacking:
-        raise ConntrackError(f"this kernel lacks what the chain needs: {'; '.join(lacking)}.", missing_features=lacking)
+        raise ConntrackError(
+            f"this kernel lacks what the chain needs: {'; '.join(lacking)}.",
+            missing_features=lacking,
+        )

@@ -1,34 +1,42 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Load a chain from the object file that build_clang made of it: what build_bcc does, without a compiler.
+"""Load a chain from the object file that build_clang made of it: what build_bcc does, without a
+compiler.
 
-Its maps are there, pinned; what a guest has of its own is made here. So the object file says nothing of sizes or pins, and one is good for tables of all sizes.
+Its maps are there, pinned; what a guest has of its own is made here. So the object file says
+nothing of sizes or pins, and one is good for tables of all sizes.
 """
 
 from __future__ import annotations
 
-from . import bcc as build_bcc
-from ..chain import guests
-from ..chain import spec as chain
-from ..core.errors import ConntrackError
-from ..kernel import bpf
-from ..kernel import elf
-from ..kernel.elf import Map
 import contextlib
 import os
 import re
 import typing as t
 
-#: What the file's maps are called, behind the names that they have in the text (files/bpf/clang/bcc.h).
+from ..chain import guests
+from ..chain import spec as chain
+from ..core.errors import ConntrackError
+from ..kernel import bpf, elf
+from ..kernel.elf import Map
+from . import bcc as build_bcc
+
+#: What the file's maps are called, behind the names that they have in the text
+#: (files/bpf/clang/bcc.h).
 MAP_SUFFIX = "_ct_map"
 #: libbpf's map of the constant that says which clock the programs have.
 _SHADOW = ".rodata.shadow"
 _NAME = "chain"
 _INNER = re.compile(r'BPF_TABLE_PINNED\("\w+_of_maps\$(\w+)", [^,]+, [^,]+, (\w+),')
 _PERF_EVENT_ARRAY = 4  # include/uapi/linux/bpf.h, enum bpf_map_type
-_REFUSED = re.compile(r"^libbpf: prog '(\w+)': (?:BPF program load failed: |failed to load: )(.*)$", re.MULTILINE)
-_LOG = re.compile(r"^libbpf: prog '\w+': -- BEGIN PROG LOAD LOG --\n(.*?)^-- END PROG LOAD LOG --", re.MULTILINE | re.DOTALL)
+_REFUSED = re.compile(
+    r"^libbpf: prog '(\w+)': (?:BPF program load failed: |failed to load: )(.*)$", re.MULTILINE
+)
+_LOG = re.compile(
+    r"^libbpf: prog '\w+': -- BEGIN PROG LOAD LOG --\n(.*?)^-- END PROG LOAD LOG --",
+    re.MULTILINE | re.DOTALL,
+)
 #: What a map is to be made as.
 Shape = t.Callable[[Map], Map]
 
@@ -39,16 +47,30 @@ def _line_itself(dummy: t.Sequence[str], number: int) -> int:
 
 
 def failure(text: str, output: str, exc: Exception) -> ConntrackError:
-    """Return the error that tells in the verifier's words why an object was not loaded, and with the line of C that they speak of."""
+    """Return the error that tells in the verifier's words why an object was not loaded, and with
+    the line of C that they speak of.
+    """
     refused = _REFUSED.search(output)
-    what, why = (f"loading {refused[1]}", refused[2]) if refused else ("loading the object", str(exc))
+    what, why = (
+        (f"loading {refused[1]}", refused[2]) if refused else ("loading the object", str(exc))
+    )
     logs = _LOG.findall(output)
-    return ConntrackError(f"{what} failed: {why}\n{build_bcc.explain(text, logs[-1] if logs else output, _line_itself)}", compiler_output=output)
+    return ConntrackError(
+        f"{what} failed:"
+        f" {why}\n{build_bcc.explain(text, logs[-1] if logs else output, _line_itself)}",
+        compiler_output=output,
+    )
 
 
 def _make(spec: Map, name: str, inner: int | None) -> int:
-    entries = bpf.possible_cpus() if spec.kind == _PERF_EVENT_ARRAY and not spec.max_entries else spec.max_entries
-    return bpf.map_create(spec.kind, name, spec.key_size, spec.value_size, entries, spec.flags, inner)
+    entries = (
+        bpf.possible_cpus()
+        if spec.kind == _PERF_EVENT_ARRAY and not spec.max_entries
+        else spec.max_entries
+    )
+    return bpf.map_create(
+        spec.kind, name, spec.key_size, spec.value_size, entries, spec.flags, inner
+    )
 
 
 def _name(spec: Map) -> str:
@@ -71,11 +93,13 @@ def load(
 
     :param data: the object file.
     :param text: the rendered chain that it was made of.
-    :param map_dir: the directory of the maps' pins; None for a shadow, which has maps of its own and a clock that is set.
+    :param map_dir: the directory of the maps' pins; None for a shadow, which has maps of its own
+        and a clock that is set.
     :param stages: names of the chain's own programs.
     :param maps: where to put a file descriptor of each map of a shadow, by name.
     :param shape: what becomes of a map's kind and size where it is made here.
-    :raises ConntrackError: with the verifier's own words and the lines of C that they speak of; nothing stays loaded.
+    :raises ConntrackError: with the verifier's own words and the lines of C that they speak of;
+        nothing stays loaded.
     """
     with contextlib.ExitStack() as made, build_bcc.scratch() as directory:
         log = os.path.join(directory, "log")
@@ -90,8 +114,12 @@ def load(
         return loaded
 
 
-def _give_maps(opened: elf.Object, made: contextlib.ExitStack, text: str, map_dir: str | None, shape: Shape) -> dict[str, int]:
-    """Give every map of an object file its place; return a file descriptor of each, which ``made`` closes."""
+def _give_maps(
+    opened: elf.Object, made: contextlib.ExitStack, text: str, map_dir: str | None, shape: Shape
+) -> dict[str, int]:
+    """Give every map of an object file its place; return a file descriptor of each, which ``made``
+    closes.
+    """
     inner = {name: held for held, name in _INNER.findall(text)}
     mine = guests.maps_in(text)
     found: dict[str, int] = {}
@@ -110,7 +138,15 @@ def _give_maps(opened: elf.Object, made: contextlib.ExitStack, text: str, map_di
             fd = _make(shape(spec), name, found[inner[name]] if name in inner else None)
         made.callback(bpf.close, fd)
         if name in mine and pinned:
-            guests.check_shape(name, bpf.map_info(fd), spec.kind, spec.key_size, spec.value_size, spec.max_entries, spec.flags)
+            guests.check_shape(
+                name,
+                bpf.map_info(fd),
+                spec.kind,
+                spec.key_size,
+                spec.value_size,
+                spec.max_entries,
+                spec.flags,
+            )
         elif name in mine and map_dir is not None:
             bpf.obj_pin(fd, path)
         found[name] = fd

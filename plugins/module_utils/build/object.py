@@ -1,19 +1,16 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Object files of the chain, and the manifests that say what each was made of: what they are called, what they have to fit, where they lie.
+"""Object files of the chain, and the manifests that say what each was made of: what they are
+called, what they have to fit, where they lie.
 
-An object is called by a digest of all that goes into it, so whoever knows the sources, the settings and the machine knows which one he wants:
-``<digest>.o``, with its manifest ``<digest>.json`` beside it. The sizes of tables are no part of it: one object is good for all of them.
+An object is called by a digest of all that goes into it, so whoever knows the sources, the settings
+and the machine knows which one he wants: ``<digest>.o``, with its manifest ``<digest>.json`` beside
+it. The sizes of tables are no part of it: one object is good for all of them.
 """
 
 from __future__ import annotations
 
-from ..chain import guests
-from ..chain import spec as chain
-from ..core import safe_path
-from ..core.errors import ConntrackError
-from ..core.errors import bad_value
 import contextlib
 import dataclasses
 import hashlib
@@ -22,6 +19,11 @@ import os
 import re
 import typing as t
 
+from ..chain import guests
+from ..chain import spec as chain
+from ..core import safe_path
+from ..core.errors import ConntrackError, bad_value
+
 #: Of the manifest.
 FORMAT = 1
 #: include/uapi/linux/elf.h
@@ -29,13 +31,17 @@ _ELF, _BPF_MACHINE = b"\x7fELF", 247
 _LITTLE = 1
 #: How the names of files end that somebody may take ``dest`` for.
 _OF_FILES = (".o", ".json", ".c", ".elf", ".bpf")
-_SIZE = re.compile(r'^(BPF_TABLE_PINNED\("lru_hash", [^,]+, [^,]+, ctt6?(?:_new)?, )\d+(?=, ")', re.MULTILINE)
+_SIZE = re.compile(
+    r'^(BPF_TABLE_PINNED\("lru_hash", [^,]+, [^,]+, ctt6?(?:_new)?, )\d+(?=, ")', re.MULTILINE
+)
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _HEX_DIGITS = 32
 
 
 class Target(t.NamedTuple):
-    """What a machine is, as far as objects differ by it: its name as ``uname -m`` has it, and ``little`` or ``big``."""
+    """What a machine is, as far as objects differ by it: its name as ``uname -m`` has it, and
+    ``little`` or ``big``.
+    """
 
     machine: str
     byteorder: str
@@ -45,7 +51,9 @@ class Target(t.NamedTuple):
 
 
 def sources_digest(text: str, headers: t.Mapping[str, str]) -> str:
-    """Return 128 bits, in hex, of a rendered chain without the sizes of its tables, and of its headers."""
+    """Return 128 bits, in hex, of a rendered chain without the sizes of its tables, and of its
+    headers.
+    """
     whole = hashlib.sha256(_SIZE.sub(r"\g<1>0", text).encode())
     for name in sorted(headers):
         whole.update(f"\0{name}\0{headers[name]}".encode())
@@ -58,13 +66,15 @@ class Manifest:
 
     :ivar digest: what it is called.
     :ivar sources: sources_digest() of what it was made of.
-    :ivar settings: what was compiled in, by the names that xdp_program's options have; ``guests`` are name and slot of those from C files.
+    :ivar settings: what was compiled in, by the names that xdp_program's options have; ``guests``
+        are name and slot of those from C files.
     :ivar compiler: ``name`` and ``version``.
     :ivar target: what it was made for: ``machine`` and ``byteorder``.
     :ivar layout: chain.LAYOUT_VERSION of its maps.
     :ivar sha256: of the object file, in hex.
     :ivar bytes: its length.
-    :ivar kernel: what it needs of the kernel, each ``feature`` with the release that brought it in ``since``.
+    :ivar kernel: what it needs of the kernel, each ``feature`` with the release that brought it in
+        ``since``.
     :ivar format: of the manifest itself.
     """
 
@@ -102,7 +112,10 @@ def described(settings: t.Mapping[str, t.Any], target: Target) -> str:
 
     def word(value: t.Any) -> str:
         if isinstance(value, (list, tuple)):
-            return " and ".join(f"{guest['name']} in slot {guest['slot']}" for guest in value) or "none"
+            return (
+                " and ".join(f"{guest['name']} in slot {guest['slot']}" for guest in value)
+                or "none"
+            )
         return str(value).lower()
 
     return f"{', '.join(f'{name} {word(value)}' for name, value in settings.items())}; {target}"
@@ -123,7 +136,10 @@ def parse(text: str, where: str) -> Manifest:
         if not isinstance(manifest.layout, int) or not _DIGEST.fullmatch(manifest.digest):
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ConntrackError(f"{where}: this is no manifest of format {FORMAT}. Make the object again with xdp_object.") from None
+        raise ConntrackError(
+            f"{where}: this is no manifest of format {FORMAT}. Make the object again with"
+            " xdp_object."
+        ) from None
     return manifest
 
 
@@ -144,16 +160,32 @@ def check(built: Built, target: Target, sources: str, where: str) -> None:
     again = "Make it again with xdp_object, or copy it again."
     found = hashlib.sha256(data).hexdigest()
     if found != manifest.sha256:
-        raise ConntrackError(f"{where}: its sha256 is {found}, its manifest says {manifest.sha256}: it was changed, or is not whole. {again}")
-    if len(data) < 20 or data[:4] != _ELF or int.from_bytes(data[18:20], "little" if data[5] == _LITTLE else "big") != _BPF_MACHINE:
+        raise ConntrackError(
+            f"{where}: its sha256 is {found}, its manifest says {manifest.sha256}: it was changed,"
+            f" or is not whole. {again}"
+        )
+    if (
+        len(data) < 20
+        or data[:4] != _ELF
+        or int.from_bytes(data[18:20], "little" if data[5] == _LITTLE else "big") != _BPF_MACHINE
+    ):
         raise ConntrackError(f"{where}: this is no object file for BPF. {again}")
     made_for = Target(manifest.target["machine"], manifest.target["byteorder"])
     if made_for != target or ("little" if data[5] == _LITTLE else "big") != target.byteorder:
-        raise ConntrackError(f"{where}: it was made for {made_for}; the target is {target}. Make one for that machine.")
+        raise ConntrackError(
+            f"{where}: it was made for {made_for}; the target is {target}. Make one for that"
+            " machine."
+        )
     if manifest.layout != chain.LAYOUT_VERSION:
-        raise ConntrackError(f"{where}: its maps have layout {manifest.layout}, this release has layout {chain.LAYOUT_VERSION}. {again}")
+        raise ConntrackError(
+            f"{where}: its maps have layout {manifest.layout}, this release has layout"
+            f" {chain.LAYOUT_VERSION}. {again}"
+        )
     if manifest.sources != sources:
-        raise ConntrackError(f"{where}: it was made of other sources, {manifest.sources} in place of {sources}. {again}")
+        raise ConntrackError(
+            f"{where}: it was made of other sources, {manifest.sources} in place of {sources}."
+            f" {again}"
+        )
 
 
 # ---------------------------------------------------------------- a directory of objects
@@ -172,11 +204,13 @@ def read(directory: str, digest: str) -> Built | None:
 
 
 def load(directory: str, digest: str) -> tuple[Built, bytes] | None:
-    """Return an object, and its manifest as the file has it, which is what was signed; None where there is none of that name.
+    """Return an object, and its manifest as the file has it, which is what was signed; None where
+    there is none of that name.
 
     Each file is read once. Who checks what was read must check these bytes, and not the file again.
 
-    :raises ConntrackError: where it cannot be read, is no regular file, or only one of its two files is there.
+    :raises ConntrackError: where it cannot be read, is no regular file, or only one of its two
+        files is there.
     """
     path, manifest = paths(directory, digest)
     if not os.path.lexists(path) and not os.path.lexists(manifest):
@@ -186,9 +220,15 @@ def load(directory: str, digest: str) -> tuple[Built, bytes] | None:
         said = parse(text.decode(), manifest)
         data = safe_path.read(path)
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConntrackError(f"{getattr(exc, 'filename', None) or manifest}: it can not be read: {getattr(exc, 'strerror', None) or exc}.") from exc
+        raise ConntrackError(
+            f"{getattr(exc, 'filename', None) or manifest}: it can not be read:"
+            f" {getattr(exc, 'strerror', None) or exc}."
+        ) from exc
     if said.digest != digest:
-        raise ConntrackError(f"{manifest}: it is the manifest of {said.digest}. Files of objects must not be renamed.")
+        raise ConntrackError(
+            f"{manifest}: it is the manifest of {said.digest}. Files of objects must not be"
+            " renamed."
+        )
     return Built(said, data), text
 
 
@@ -200,12 +240,15 @@ def listed(directory: str) -> list[Manifest]:
             stem, dummy, suffix = name.rpartition(".")
             if suffix == "json" and _DIGEST.fullmatch(stem):
                 with contextlib.suppress(ConntrackError, OSError, UnicodeDecodeError):
-                    found.append(parse(safe_path.read(os.path.join(directory, name)).decode(), name))
+                    found.append(
+                        parse(safe_path.read(os.path.join(directory, name)).decode(), name)
+                    )
     return found
 
 
 def check_directory(field: str, directory: str) -> None:
-    """Refuse what is not meant for a directory of objects: a file, the name of one, and a path of which more than the last part is missing.
+    """Refuse what is not meant for a directory of objects: a file, the name of one, and a path of
+    which more than the last part is missing.
 
     :raises ConntrackError: naming the field, the path and the mend.
     """
@@ -214,15 +257,23 @@ def check_directory(field: str, directory: str) -> None:
     if os.path.isdir(path):
         return
     if os.path.lexists(path):
-        raise bad_value(field, directory, "it is no directory; give the directory that the objects lie in")
+        raise bad_value(
+            field, directory, "it is no directory; give the directory that the objects lie in"
+        )
     if name.endswith(_OF_FILES):
-        raise bad_value(field, directory, f"objects are called by their digests; give the directory that they lie in, as {parent or '.'}")
+        raise bad_value(
+            field,
+            directory,
+            "objects are called by their digests; give the directory that they lie in, as"
+            f" {parent or '.'}",
+        )
     if not os.path.isdir(parent or "."):
         raise bad_value(field, directory, f"the directory {parent} does not exist; make it first")
 
 
 def write(directory: str, built: Built) -> None:
-    """Write an object and its manifest, each as a whole or not at all; the manifest, which says that it is there, comes last.
+    """Write an object and its manifest, each as a whole or not at all; the manifest, which says
+    that it is there, comes last.
 
     :raises ConntrackError: naming the path that can not be written.
     """
@@ -247,4 +298,9 @@ def settings_of(settings: t.Any, text: str) -> dict[str, t.Any]:
     :param text: the rendered chain, for its guests.
     """
     own = {name: getattr(settings, name) for name in ("checksum", "fused", "forward", "events")}
-    return {**own, "guests": [{"name": name, "slot": slot} for name, slot in sorted(guests.programs_in(text).items())]}
+    return {
+        **own,
+        "guests": [
+            {"name": name, "slot": slot} for name, slot in sorted(guests.programs_in(text).items())
+        ],
+    }

@@ -8,10 +8,6 @@ Runs where Ansible runs: the targets get text and need no Jinja2.
 
 from __future__ import annotations
 
-from ..chain import spec as chain
-from ..chain.guests import Guest
-from ..core.errors import ConntrackError
-from ..core.errors import bad_value
 import base64
 import bz2
 import dataclasses
@@ -20,6 +16,10 @@ import os
 import re
 import traceback
 import typing as t
+
+from ..chain import spec as chain
+from ..chain.guests import Guest
+from ..core.errors import ConntrackError, bad_value
 
 #: The template that includes all others.
 MAIN = "chain.c.j2"
@@ -31,10 +31,18 @@ SIZES = ("table_size", "table_size6", "half_open_size", "half_open_size6")
 #: What is taken for a right transport checksum.
 CHECKSUMS = ("off", "offload", "strict")
 #: Names of the map types in bcc's BPF_TABLE.
-_BCC_TYPES = {"array": "array", "array_of_maps": "array_of_maps", "hash": "hash", "lru_hash": "lru_hash", "percpu_array": "percpu_array", "prog_array": "prog"}
+_BCC_TYPES = {
+    "array": "array",
+    "array_of_maps": "array_of_maps",
+    "hash": "hash",
+    "lru_hash": "lru_hash",
+    "percpu_array": "percpu_array",
+    "prog_array": "prog",
+}
 #: The option without which nothing is forwarded; it is compiled into nothing.
 UNFILTERED = "forward_unfiltered"
-#: The options of modules that say what is compiled in, besides sizes; the documentation fragment chain_form tells what they are.
+#: The options of modules that say what is compiled in, besides sizes; the documentation fragment
+#: chain_form tells what they are.
 OPTIONS: dict[str, dict[str, t.Any]] = {
     "checksum": {"type": "str", "choices": list(CHECKSUMS), "default": "offload"},
     "fused": {"type": "bool", "default": False},
@@ -45,7 +53,11 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
         "type": "list",
         "elements": "dict",
         "default": [],
-        "options": {"slot": {"type": "str", "required": True}, "src": {"type": "path"}, "pinned": {"type": "path"}},
+        "options": {
+            "slot": {"type": "str", "required": True},
+            "src": {"type": "path"},
+            "pinned": {"type": "path"},
+        },
     },
 }
 _INCLUDE = re.compile(r'^#line 1 "([^"]+)"$', re.MULTILINE)
@@ -88,12 +100,15 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_unfiltered(forward: str, unfiltered: bool) -> None:
-    """:raises ConntrackError: where something is to be forwarded, and nobody said that it may pass the firewall by."""
+    """:raises ConntrackError: where something is to be forwarded, and nobody said that it may pass
+    the firewall by.
+    """
     if forward != "off" and not unfiltered:
         raise bad_value(
             "forward",
             forward,
-            f"what the chain forwards meets no rule of the host's firewall, and no NAT, so it takes {UNFILTERED}: true as well; or give forward: off",
+            "what the chain forwards meets no rule of the host's firewall, and no NAT, so it takes"
+            f" {UNFILTERED}: true as well; or give forward: off",
         )
 
 
@@ -144,15 +159,22 @@ def render(source_dir: str, settings: Settings, guests: t.Sequence[Guest] = ()) 
 
     :param source_dir: the directory of the stages, as ``files/bpf``.
     :param guests: in the order in which they run, as guests.read() returns them.
-    :raises ConntrackError: where a source can not be read or rendered (file and line named), or a setting is out of range.
+    :raises ConntrackError: where a source can not be read or rendered (file and line named), or a
+        setting is out of range.
     """
     check_settings(settings)
     try:
-        import jinja2  # not on targets, which have no use for it: it is a fifth of what a module takes there
+        # not on targets, which have no use for it: it is a fifth of what a module takes there
+        import jinja2
     except ImportError:
-        raise ConntrackError("jinja2 is missing in the Python that runs Ansible: install the package python3-jinja2 or `pip install jinja2`.") from None
+        raise ConntrackError(
+            "jinja2 is missing in the Python that runs Ansible: install the package python3-jinja2"
+            " or `pip install jinja2`."
+        ) from None
     if not os.path.isdir(source_dir):
-        raise bad_value("src", source_dir, "give a readable directory that holds the chain's sources")
+        raise bad_value(
+            "src", source_dir, "give a readable directory that holds the chain's sources"
+        )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(source_dir),
         undefined=jinja2.StrictUndefined,
@@ -164,18 +186,29 @@ def render(source_dir: str, settings: Settings, guests: t.Sequence[Guest] = ()) 
     try:
         return environment.get_template(MAIN).render(context(settings, guests))
     except jinja2.TemplateNotFound as exc:
-        raise ConntrackError(f"src: {os.path.join(source_dir, str(exc.name))} is not there: each stage has a file of its name.") from exc
+        raise ConntrackError(
+            f"src: {os.path.join(source_dir, str(exc.name))} is not there: each stage has a file of"
+            " its name."
+        ) from exc
     except jinja2.TemplateSyntaxError as exc:
-        raise ConntrackError(f"src: {exc.filename or MAIN} line {exc.lineno}: {exc.message}.") from exc
+        raise ConntrackError(
+            f"src: {exc.filename or MAIN} line {exc.lineno}: {exc.message}."
+        ) from exc
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConntrackError(f"src: {getattr(exc, 'filename', None) or source_dir} can not be read: {exc}.") from exc
+        raise ConntrackError(
+            f"src: {getattr(exc, 'filename', None) or source_dir} can not be read: {exc}."
+        ) from exc
     except Exception as exc:  # an expression of a template can raise anything
         raise ConntrackError(f"src: {_place(exc, source_dir)}: {exc}.") from exc
 
 
 def _place(exc: Exception, source_dir: str) -> str:
-    """Return the template and the line in which an exception was raised; Jinja2 gives tracebacks the templates' own."""
-    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(exc.__traceback__)]
+    """Return the template and the line in which an exception was raised; Jinja2 gives tracebacks
+    the templates' own.
+    """
+    places = [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(exc.__traceback__)
+    ]
     inside = [f"{name} line {line}" for name, line in places if name.startswith(source_dir)]
     return inside[-1] if inside else source_dir
 
@@ -183,10 +216,13 @@ def _place(exc: Exception, source_dir: str) -> str:
 def pack(text: str, headers: t.Mapping[str, str]) -> str:
     """Return the rendered chain in the form in which it travels to a target.
 
-    A module that starts itself again under another interpreter writes its arguments into a pipe before anybody
-    reads it (respawn_module() of ansible-core): more than the 64 KiB that a pipe holds, and it waits forever.
+    A module that starts itself again under another interpreter writes its arguments into a pipe
+    before anybody reads it (respawn_module() of ansible-core): more than the 64 KiB that a pipe
+    holds, and it waits forever.
     """
-    return base64.b85encode(bz2.compress(json.dumps([text, dict(headers)]).encode(), 9)).decode("ascii")
+    return base64.b85encode(bz2.compress(json.dumps([text, dict(headers)]).encode(), 9)).decode(
+        "ascii"
+    )
 
 
 def unpack(packed: str) -> tuple[str, dict[str, str]]:
@@ -228,5 +264,7 @@ def read_headers(source_dir: str) -> dict[str, str]:
             except (OSError, UnicodeDecodeError) as exc:
                 raise ConntrackError(f"src: {path} can not be read: {exc}.") from exc
     if not headers:
-        raise ConntrackError(f"src: {top} is not there: it holds the headers that the chain is compiled with.")
+        raise ConntrackError(
+            f"src: {top} is not there: it holds the headers that the chain is compiled with."
+        )
     return headers

@@ -96,7 +96,7 @@ def _unnamed(directory: int) -> t.BinaryIO:
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
             raise
-    # noqa: SIM115  some file systems have no unnamed files, NFS for one
+
     file = tempfile.NamedTemporaryFile(dir=path)
     return t.cast("t.BinaryIO", file)
 

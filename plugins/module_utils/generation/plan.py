@@ -43,7 +43,7 @@ def why_new(have: Have, want: Want) -> str | None:
 
 def plan_present(
     have: Have, want: Want, settings: bytes, policy: Policy = Policy(), legacy: Legacy | None = None
-) -> Plan:  # noqa: B008  it is frozen
+) -> Plan:
     """Return the steps from what is there to the wanted chain.
 
     :param settings: the bytes that the map ``settings`` is to hold on this host.

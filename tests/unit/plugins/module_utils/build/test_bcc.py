@@ -58,11 +58,20 @@ processed 37 insns (limit 1000000) max_states_per_insn 0 total_states 4 peak_sta
 
 
 def test_a_compilers_error_comes_with_its_place() -> None:
-    assert build_bcc.explain(TEXT, COMPILER).startswith("ct.c:8:14: error: expected ';' after return statement\n        return 0\n")
+    assert build_bcc.explain(TEXT, COMPILER).startswith(
+        "ct.c:8:14: error: expected ';' after return statement\n        return 0\n"
+    )
 
 
 def test_a_compiler_can_have_much_to_say() -> None:
-    assert len(build_bcc.explain(TEXT, "".join(f"ct.c:{n}:1: error: no\n" for n in range(1000))).splitlines()) == 20
+    assert (
+        len(
+            build_bcc.explain(
+                TEXT, "".join(f"ct.c:{n}:1: error: no\n" for n in range(1000))
+            ).splitlines()
+        )
+        == 20
+    )
 
 
 def test_a_verifiers_error_comes_with_the_line_of_c() -> None:
@@ -74,11 +83,17 @@ def test_a_verifiers_error_comes_with_the_line_of_c() -> None:
 
 
 def test_a_verifiers_error_in_a_place_that_is_not_known() -> None:
-    assert build_bcc.explain(TEXT, "; x @ other.h:3\nbad thing\n").splitlines() == ["bad thing", "other.h:3: (line not found)"]
+    assert build_bcc.explain(TEXT, "; x @ other.h:3\nbad thing\n").splitlines() == [
+        "bad thing",
+        "other.h:3: (line not found)",
+    ]
 
 
 def test_an_output_without_places_is_shown_as_it_is() -> None:
-    assert build_bcc.explain(TEXT, "BPF program is too large. Processed 1000001 insn\n\n") == "BPF program is too large. Processed 1000001 insn"
+    assert (
+        build_bcc.explain(TEXT, "BPF program is too large. Processed 1000001 insn\n\n")
+        == "BPF program is too large. Processed 1000001 insn"
+    )
     assert build_bcc.explain(TEXT, "") == ""
 
 
@@ -110,12 +125,19 @@ def test_lines_before_bcc_added_some(name: str, there: int, here: int) -> None:
 
 def test_missing_headers_name_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_bcc, "_UAPI", "/nowhere")
-    with pytest.raises(ConntrackError, match=r"^/nowhere/linux/bpf.h is missing: .*linux-libc-dev .*kernel-headers"):
+    with pytest.raises(
+        ConntrackError, match=r"^/nowhere/linux/bpf.h is missing: .*linux-libc-dev .*kernel-headers"
+    ):
         build_bcc.flags()
 
 
-@pytest.mark.parametrize(("machine", "in_order"), [("x86_64", True), ("s390x", True), ("aarch64", False), ("ppc64le", False)])
-def test_only_some_machines_store_in_order(monkeypatch: pytest.MonkeyPatch, machine: str, in_order: bool) -> None:
+@pytest.mark.parametrize(
+    ("machine", "in_order"),
+    [("x86_64", True), ("s390x", True), ("aarch64", False), ("ppc64le", False)],
+)
+def test_only_some_machines_store_in_order(
+    monkeypatch: pytest.MonkeyPatch, machine: str, in_order: bool
+) -> None:
     monkeypatch.setattr(build_bcc.os.path, "exists", lambda dummy: True)
     monkeypatch.setattr(build_bcc.platform, "machine", lambda: machine)
     assert ("-DCT_STORES_IN_ORDER" in build_bcc.flags()) is in_order

@@ -31,23 +31,35 @@ def test_a_kernel_with_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     features.check()
 
 
-def test_what_is_missing_is_named_with_its_release_and_the_kernels_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named_with_its_release_and_the_kernels_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(
         features,
         "FEATURES",
-        (("one", "4.8", works), ("two", "5.6", refusing(errno.EINVAL, "unknown func bpf_jiffies64#118")), ("three", "5.9", refusing(errno.EINVAL))),
+        (
+            ("one", "4.8", works),
+            ("two", "5.6", refusing(errno.EINVAL, "unknown func bpf_jiffies64#118")),
+            ("three", "5.9", refusing(errno.EINVAL)),
+        ),
     )
     with pytest.raises(ConntrackError) as raised:
         features.check()
     message = raised.value.message
-    assert message.startswith("this kernel lacks what the chain needs: two (since Linux 5.6; ") and "unknown func bpf_jiffies64#118" in message
+    assert (
+        message.startswith("this kernel lacks what the chain needs: two (since Linux 5.6; ")
+        and "unknown func bpf_jiffies64#118" in message
+    )
     assert "three (since Linux 5.9" in message and "one" not in message
     assert len(raised.value.facts["missing_features"]) == 2
 
 
 def test_without_rights_nothing_is_said_of_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "FEATURES", (("one", "4.8", refusing(errno.EPERM)),))
-    with pytest.raises(ConntrackError, match=r"refuses BPF to this user: run as root, or with the capabilities CAP_BPF"):
+    with pytest.raises(
+        ConntrackError,
+        match=r"refuses BPF to this user: run as root, or with the capabilities CAP_BPF",
+    ):
         features.check()
 
 

@@ -1,7 +1,9 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rendering the chain: one text, lines that can be found again, and errors that name file and line."""
+"""Rendering the chain: one text, lines that can be found again, and errors that name file and
+line.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import model as generation_model
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    model as generation_model,
+)
 
 pytest.importorskip("jinja2")
 
@@ -47,13 +51,24 @@ def test_every_program_and_every_map_is_in_the_one_text() -> None:
 
 
 def test_without_events_no_function_of_the_chain_does_anything_for_them() -> None:
-    off, on = (render.render(str(SOURCES), render.Settings(events=events)) for events in (False, True))
-    assert "ringbuf" not in off and "events_count" not in off and generation_model.EVENTS_ON not in off
-    bodies = re.findall(r"^static __always_inline void event_(take|leave|send)\((?:[^{]*)\n\{\n\}$", off, re.MULTILINE)
+    off, on = (
+        render.render(str(SOURCES), render.Settings(events=events)) for events in (False, True)
+    )
+    assert (
+        "ringbuf" not in off and "events_count" not in off and generation_model.EVENTS_ON not in off
+    )
+    bodies = re.findall(
+        r"^static __always_inline void event_(take|leave|send)\((?:[^{]*)\n\{\n\}$",
+        off,
+        re.MULTILINE,
+    )
     assert bodies == ["take", "leave", "send"], "each is empty"
     assert generation_model.EVENTS_ON in on
     assert f'EVENT_RING(events, {chain.EVENTS_BYTES}, "{render.MAP_DIR}/events");' in on
-    assert [generation_model.Want(text, {}, 16).maps[-1].name for text in (off, on)] == ["schema", "events"]
+    assert [generation_model.Want(text, {}, 16).maps[-1].name for text in (off, on)] == [
+        "schema",
+        "events",
+    ]
 
 
 def test_the_same_sources_and_settings_give_the_same_text() -> None:
@@ -75,7 +90,9 @@ def test_lines_are_found_again_in_their_files() -> None:
 @pytest.mark.parametrize("size", [15, 0, -1, (1 << 26) + 1])
 @pytest.mark.parametrize("name", ["table_size", "table_size6"])
 def test_a_table_size_out_of_range(name: str, size: int) -> None:
-    with pytest.raises(ConntrackError, match=rf"^{name}: {size} is not valid: give 16 to 67108864 entries\.$"):
+    with pytest.raises(
+        ConntrackError, match=rf"^{name}: {size} is not valid: give 16 to 67108864 entries\.$"
+    ):
         render.check_settings(render.Settings(**t.cast("dict[str, t.Any]", {name: size})))
 
 
@@ -87,7 +104,11 @@ def test_a_table_size_in_range(size: int) -> None:
 def test_no_directory(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none", tmp_path / "file"):
-        assert failure(path) == f"src: {str(path)!r} is not valid: give a readable directory that holds the chain's sources."
+        assert (
+            failure(path)
+            == f"src: {str(path)!r} is not valid: give a readable directory that holds the chain's"
+            " sources."
+        )
 
 
 @pytest.mark.parametrize("name", ["chain.c.j2", "ct.c", "flow.h"])
@@ -104,9 +125,16 @@ def test_a_syntax_error_of_a_template_names_file_and_line(sources: pathlib.Path)
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [("{{ nothing }}", "'nothing' is undefined"), ("{{ 1 // 0 }}", "division"), ("{{ 'a' + 1 }}", "can only concatenate")]
+    ("code", "words"),
+    [
+        ("{{ nothing }}", "'nothing' is undefined"),
+        ("{{ 1 // 0 }}", "division"),
+        ("{{ 'a' + 1 }}", "can only concatenate"),
+    ],
 )
-def test_an_error_in_an_expression_names_file_and_line(sources: pathlib.Path, code: str, words: str) -> None:
+def test_an_error_in_an_expression_names_file_and_line(
+    sources: pathlib.Path, code: str, words: str
+) -> None:
     path = sources / "defs.h.j2"
     path.write_text(f"/* one */\n{code}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
     message = failure(sources)
@@ -139,5 +167,7 @@ def test_packing() -> None:
 
 @pytest.mark.parametrize("packed", ["", "int x;", "AAAA", "eJyLjgUAARUAuQ==", "eJwDAAAAAAE="])
 def test_what_nobody_packed(packed: str) -> None:
-    with pytest.raises(ConntrackError, match=r"^rendered: it is filled in from src and can not be given\.$"):
+    with pytest.raises(
+        ConntrackError, match=r"^rendered: it is filled in from src and can not be given\.$"
+    ):
         render.unpack(packed)
