@@ -90,7 +90,8 @@ def circles(texts: dict[pathlib.PurePath, str]) -> list[str]:
     leads = {path: {file_of(name) for name in imported(text, path)} for path, text in texts.items()}
     left = dict(leads)
     while True:
-        ends = {path for path, others in left.items() if not others & set(left)}
+        used = set[pathlib.PurePath]().union(*left.values())
+        ends = {path for path, others in left.items() if path not in used or not others & set(left)}
         if not ends:
             return sorted(map(str, left))
         left = {path: others for path, others in left.items() if path not in ends}
