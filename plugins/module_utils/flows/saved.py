@@ -213,8 +213,6 @@ def _packed(path: str, file: t.TextIO) -> t.Iterator[Packed]:
                 yield pack(flow_record.checked(record, _ALSO))
                 continue
             if ending is None:
-                from .saved import Ending
-
                 ending = Ending()
             ending.add(flow_record.checked_event(record))
         except ConntrackError as exc:
