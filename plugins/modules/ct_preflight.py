@@ -287,9 +287,10 @@ found:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
@@ -310,13 +311,13 @@ def main() -> None:
                     "driver": {"type": "str"},
                     "default_route": {"type": "bool", "default": False},
                     "netns": {"type": "str"},
-                    "program": {"type": "str", "choices": list(chain.HOOKS)},
-                    "mode": {"type": "str", "choices": list(attach.MODES)},
+                    "program": {"type": "str", "choices": list(chain_programs.HOOKS)},
+                    "mode": {"type": "str", "choices": list(attach_model.MODES)},
                 },
             },
-            "mode": {"type": "str", "choices": list(attach.MODES), "default": "auto"},
+            "mode": {"type": "str", "choices": list(attach_model.MODES), "default": "auto"},
             "takeover": {"type": "bool", "default": False},
-            **{name: {"type": "int", "default": chain.TABLE_SIZE} for name in render.SIZES},
+            **{name: {"type": "int", "default": chain_maps.TABLE_SIZE} for name in render.SIZES},
             "events": {"type": "bool", "default": False},
             **{name: render.OPTIONS[name] for name in ("forward", render.UNFILTERED)},
             "build": {"type": "str", "choices": list(preflight.BUILDS), "default": "bcc"},

@@ -311,7 +311,8 @@ mended:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import HOOKS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import HOOKS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
@@ -331,10 +332,10 @@ def main() -> None:
                     "default_route": {"type": "bool", "default": False},
                     "netns": {"type": "str"},
                     "program": {"type": "str", "choices": list(HOOKS)},
-                    "mode": {"type": "str", "choices": list(attach.MODES)},
+                    "mode": {"type": "str", "choices": list(attach_model.MODES)},
                 },
             },
-            "mode": {"type": "str", "choices": list(attach.MODES), "default": "auto"},
+            "mode": {"type": "str", "choices": list(attach_model.MODES), "default": "auto"},
             "takeover": {"type": "bool", "default": False},
             "state_dir": {"type": "path", "default": bpffs.STATE_DIR},
             "pin_root": {"type": "path", "default": bpffs.STANDARD},

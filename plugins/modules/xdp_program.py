@@ -643,7 +643,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import features, render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as plans
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
@@ -655,7 +656,10 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core.libraries impo
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health, migrate_plan
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    diagnosis,
+    migrate_plan,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
@@ -675,14 +679,14 @@ def argument_spec() -> dict[str, object]:
         "object_cache": {"type": "path"},
         "objects": {"type": "path"},
         "signers": {"type": "path"},
-        **{name: {"type": "int", "default": chain.TABLE_SIZE} for name in render.SIZES},
+        **{name: {"type": "int", "default": chain_maps.TABLE_SIZE} for name in render.SIZES},
         **render.OPTIONS,
         "timeouts": {
             "type": "dict",
             "default": {},
             "options": {
                 name: {"type": "int", "default": seconds}
-                for name, seconds in chain.TIMEOUTS.items()
+                for name, seconds in chain_settings.TIMEOUTS.items()
             },
         },
         "settings": {
@@ -690,7 +694,7 @@ def argument_spec() -> dict[str, object]:
             "default": {},
             "options": {
                 name: {"type": type(default).__name__, "default": default}
-                for name, default in chain.KNOBS.items()
+                for name, default in chain_settings.KNOBS.items()
             },
         },
         "generation": {"type": "int"},
@@ -809,7 +813,7 @@ def present(
         params["lock_timeout"],
     )
     again, have = attached_again(module, paths, have)
-    return plan + again, have, {"mended": health.mended(before.faults, have.faults), **wanted}
+    return plan + again, have, {"mended": diagnosis.mended(before.faults, have.faults), **wanted}
 
 
 def attached_again(

@@ -16,11 +16,13 @@ import harness
 import tables
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import redirect
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev
 
 SOURCES = harness.ROOT / "files/bpf"
 STUB = SOURCES / "stub"
@@ -72,7 +74,8 @@ class Chain:
             )
             generation.ensure(self._paths, want)
             self.hooks = {
-                name: self._open(self._paths.prog(chain.SLOTS[name])) for name in chain.HOOKS
+                name: self._open(self._paths.prog(chain_programs.SLOTS[name]))
+                for name in chain_programs.HOOKS
             }
             self.table = self._open(self._paths.map("ctt"))
             self.table6 = self._open(self._paths.map("ctt6"))
@@ -90,7 +93,7 @@ class Chain:
         generation.remove(self._paths)
         generation.remove_tree(self.pin_root)
 
-    def allow(self, links: t.Iterable[bpf.LinkFacts]) -> None:
+    def allow(self, links: t.Iterable[netdev.LinkFacts]) -> None:
         """Let the chain forward between interfaces that are attached by other means."""
         with bpf.closing(bpf.obj_get(self._paths.map("ports"))) as fd:
             for link in links:
@@ -113,7 +116,7 @@ class Chain:
         """Return the chain's counters by name."""
         return {
             name: sum(int.from_bytes(one, "little") for one in bpf.percpu_value(self._stats, i, 8))
-            for i, name in enumerate(chain.COUNTERS)
+            for i, name in enumerate(chain_counters.COUNTERS)
         }
 
     def map_pin(self, name: str) -> str:
@@ -122,9 +125,9 @@ class Chain:
 
     def _flow(self, protocol: int, v6: bool) -> tuple[tuple[t.Any, ...], tuple[t.Any, ...]]:
         both, key = (
-            ((self.table6, self.half_open6), chain.KEY6)
+            ((self.table6, self.half_open6), chain_layout.KEY6)
             if v6
-            else ((self.table, self.half_open), chain.KEY4)
+            else ((self.table, self.half_open), chain_layout.KEY4)
         )
         found = [
             item for table in both for item in tables.entries(table, key) if item[0][4] == protocol
@@ -140,4 +143,4 @@ class Chain:
     def raw_flow(self, protocol: int) -> tuple[bytes, bytes]:
         """Return the packed key and entry of the one IPv4 flow of a protocol."""
         key, entry = self._flow(protocol, v6=False)
-        return chain.KEY4.pack(*key), chain.ENTRY.pack(*entry)
+        return chain_layout.KEY4.pack(*key), chain_layout.ENTRY.pack(*entry)

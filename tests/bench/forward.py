@@ -26,8 +26,9 @@ import frames
 import harness
 import tables
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev, netns
 from chain_under_test import Chain
 
 SOURCE = harness.ROOT / "tests/bench/forward.c"
@@ -40,7 +41,7 @@ RULES = (
 #: Highest ratio of time to nf_conntrack's, of what is forwarded: 1.5 times its packets a second.
 #: The first packet of a flow is the stack's.
 GOAL = 1 / 1.5
-NATIVE = bpf.XDP_FLAGS["native"]
+NATIVE = netdev.XDP_FLAGS["native"]
 
 
 class Router:
@@ -54,7 +55,9 @@ class Router:
         self._bcc = bcc.BPF(src_file=str(SOURCE), cflags=build_bcc.flags())
         self._fds.callback(self._bcc.cleanup)
         self.programs: dict[str, int] = {
-            name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd
+            name: self._bcc.load_func(
+                name, bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
+            ).fd
             for name in ("drive", "sink", "pass", "redirect")
         }
         for name in (
@@ -70,7 +73,7 @@ class Router:
             harness.command(["ip", "addr", "add", address, "dev", f"r-{side}"])
             for end in ("r", "p"):
                 harness.command(["ip", "link", "set", f"{end}-{side}", "up"])
-        self.links = {name: bpf.link_facts(name) for name in ("r-in", "r-out", "p-in", "p-out")}
+        self.links = {name: netdev.link_facts(name) for name in ("r-in", "r-out", "p-in", "p-out")}
         for name, program in (
             ("r-in", "pass"),
             ("r-out", "pass"),
@@ -79,7 +82,7 @@ class Router:
         ):
             self._fds.callback(
                 bpf.close,
-                bpf.link_create(self.programs[program], self.links[name].ifindex, flags=NATIVE),
+                netdev.link_create(self.programs[program], self.links[name].ifindex, flags=NATIVE),
             )
         for side, host in (("out", SERVER), ("in", CLIENT)):
             harness.command(
@@ -156,10 +159,12 @@ def open_flows(under_test: Chain, clients: int) -> None:
     ):
         harness.expect("verdict", bpf.prog_test_run(under_test.hooks[hook], frame).retval, 2)
     key, entry = under_test.raw_flow(17)
-    fields = list(chain.ENTRY.unpack(entry))
-    fields[[name for name, dummy in chain.ENTRY_FIELDS].index("ctl")] |= chain.CTL_ASSURED
+    fields = list(chain_layout.ENTRY.unpack(entry))
+    fields[[name for name, dummy in chain_layout.ENTRY_FIELDS].index("ctl")] |= (
+        chain_layout.CTL_ASSURED
+    )
     empty(under_test)
-    tables.fill(under_test.table, clients, key, chain.ENTRY.pack(*fields))
+    tables.fill(under_test.table, clients, key, chain_layout.ENTRY.pack(*fields))
 
 
 def forwarded(under_test: Chain, router: Router, count: int, clients: int, first: int = 0) -> float:

@@ -34,7 +34,8 @@ import time
 import frames
 import harness
 import tables
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from baselines import Baselines
 from chain_under_test import Chain
@@ -187,10 +188,12 @@ def tracked(under_test: Chain, packet: Packet, method: Method, count: int) -> fl
     value = method(under_test.hooks["ingress"], packet.frame, count)
     after, ctl = under_test.flow(packet.protocol, packet.v6)
     harness.expect("packets counted", after - before, count)
-    harness.expect("reply seen", bool(ctl & chain.CTL_SEEN_REPLY), True)
-    harness.expect("assured", bool(ctl & chain.CTL_ASSURED), packet.protocol != ICMP)
+    harness.expect("reply seen", bool(ctl & chain_layout.CTL_SEEN_REPLY), True)
+    harness.expect("assured", bool(ctl & chain_layout.CTL_ASSURED), packet.protocol != ICMP)
     if packet.protocol == TCP:
-        harness.expect("TCP flow: state", chain.TCP_STATES[ctl & chain.CTL_STATE], "ESTABLISHED")
+        harness.expect(
+            "TCP flow: state", chain_states.TCP_STATES[ctl & chain_layout.CTL_STATE], "ESTABLISHED"
+        )
     return value
 
 

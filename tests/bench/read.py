@@ -30,10 +30,12 @@ import harness
 import orjson
 import packet
 import tables
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import collect as flow_collect
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import output as flow_output
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
@@ -61,7 +63,10 @@ def bare(fd: int, count: int) -> float:
     def read() -> None:
         nonlocal seen
         seen = sum(
-            size for size, dummy, dummy in bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size)
+            size
+            for size, dummy, dummy in bpf.map_batches(
+                fd, chain_layout.KEY4.size, chain_layout.ENTRY.size
+            )
         )
 
     took = harness.seconds(read)
@@ -99,10 +104,10 @@ def read(
     """
     with tempfile.TemporaryFile() as out:
 
-        def once() -> flow_table.Reading:
+        def once() -> flow_collect.Reading:
             with flow_table.FlowTables(under_test.pin_root) as source:
                 writer = flow_output.writer(form) if form else None
-                return flow_table.read(
+                return flow_read.read(
                     source, flow_filter.parse_query(words), writer, out.write, summary
                 )
 
@@ -125,7 +130,7 @@ def serialised(under_test: Chain, count: int) -> float:
     each entry a record that is there already, through orjson.
     """
     with flow_table.FlowTables(under_test.pin_root) as source, tempfile.TemporaryFile() as out:
-        records = flow_table.read(
+        records = flow_read.read(
             source, flow_filter.parse_query({"limit": flow_table.BATCH}), summary=False
         ).flows
         seen = 0
@@ -133,7 +138,7 @@ def serialised(under_test: Chain, count: int) -> float:
         def once() -> None:
             nonlocal seen
             for size, dummy, dummy in bpf.map_batches(
-                under_test.table, chain.KEY4.size, chain.ENTRY.size, flow_table.BATCH
+                under_test.table, chain_layout.KEY4.size, chain_layout.ENTRY.size, flow_table.BATCH
             ):
                 for start in range(0, size, len(records)):
                     out.write(orjson.dumps(records[: size - start]))
@@ -230,7 +235,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             packet.open_flows([under_test])
             key, entry = under_test.raw_flow(packet.TCP)
             tables.clear(under_test.table)
-            tables.clear(under_test.table6, chain.KEY6)
+            tables.clear(under_test.table6, chain_layout.KEY6)
             tables.clear(under_test.half_open)
             tables.fill(under_test.table, count, key, entry)
             pin = under_test.map_pin("ctt")

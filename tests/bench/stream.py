@@ -17,7 +17,7 @@ import threading
 
 import harness
 import lab
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev, netns
 from chain_under_test import Chain
 
 PORT = 5201
@@ -26,7 +26,9 @@ XDP_HAS_FRAGS = 1 << 5  # include/uapi/linux/bpf.h, BPF_F_XDP_HAS_FRAGS
 
 
 @contextlib.contextmanager
-def attached(ends: c.Iterable[tuple[str, str, int, str]]) -> c.Iterator[dict[str, bpf.LinkFacts]]:
+def attached(
+    ends: c.Iterable[tuple[str, str, int, str]],
+) -> c.Iterator[dict[str, netdev.LinkFacts]]:
     """Attach programs while the block runs; give what is known of the interfaces, by namespace and
     name.
 
@@ -36,9 +38,10 @@ def attached(ends: c.Iterable[tuple[str, str, int, str]]) -> c.Iterator[dict[str
         found = {}
         for where, name, program, mode in ends:
             with netns.entered(where):
-                found[f"{where}/{name}"] = facts = bpf.link_facts(name)
+                found[f"{where}/{name}"] = facts = netdev.link_facts(name)
                 stack.callback(
-                    bpf.close, bpf.link_create(program, facts.ifindex, flags=bpf.XDP_FLAGS[mode])
+                    bpf.close,
+                    netdev.link_create(program, facts.ifindex, flags=netdev.XDP_FLAGS[mode]),
                 )
         yield found
 

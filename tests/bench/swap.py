@@ -12,6 +12,7 @@ beforehand; they are verified and loaded anew for each generation.
 from __future__ import annotations
 
 import collections.abc as c
+import functools
 import tempfile
 
 import harness
@@ -29,6 +30,11 @@ VARIANTS = {
 }
 
 
+def take_over(load: swap.Load, turns: list[tuple[str, int]], number: int) -> None:
+    """Let the next of the generations take over, in turn."""
+    load.take_over(*turns[number % len(turns)])
+
+
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     """Swap so many times under each kind of load."""
     swaps = options.pick(100, 2)
@@ -40,7 +46,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
             for mark, size in turns:
                 load.take_over(mark, size)
 
-            result = load.run(swaps, lambda number: load.take_over(*turns[number % len(turns)]))
+            result = load.run(swaps, functools.partial(take_over, load, turns))
             bare = load.run(options.pick(10, 2), lambda dummy: load.attach_anew())
         harness.expect("frames sent but not received", result.sent - result.received, 0)
         harness.expect(

@@ -13,20 +13,20 @@ import struct
 import typing as t
 
 import harness
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
 _BATCH = 1 << 14
 
 
 def entries(
-    fd: int, key: struct.Struct = chain.KEY4
+    fd: int, key: struct.Struct = chain_layout.KEY4
 ) -> t.Iterator[tuple[tuple[t.Any, ...], tuple[t.Any, ...]]]:
     """Return every (key, entry) of a flow table, unpacked as ``key`` (KEY4 or KEY6) and ENTRY of
     the collection's ``chain`` module.
     """
-    for dummy, keys, values in bpf.map_batches(fd, key.size, chain.ENTRY.size):
-        yield from zip(key.iter_unpack(keys), chain.ENTRY.iter_unpack(values), strict=True)
+    for dummy, keys, values in bpf.map_batches(fd, key.size, chain_layout.ENTRY.size):
+        yield from zip(key.iter_unpack(keys), chain_layout.ENTRY.iter_unpack(values), strict=True)
 
 
 def fill(fd: int, count: int, key: bytes, entry: bytes) -> None:
@@ -58,8 +58,10 @@ def spread(fd: int) -> collections.Counter[int]:
     by columns.
     """
     found: collections.Counter[int] = collections.Counter()
-    for dummy, dummy_keys, values in bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size):
-        found.update(array.array("Q", values.cast("Q")[:: chain.ENTRY.size // 8].tobytes()))
+    for dummy, dummy_keys, values in bpf.map_batches(
+        fd, chain_layout.KEY4.size, chain_layout.ENTRY.size
+    ):
+        found.update(array.array("Q", values.cast("Q")[:: chain_layout.ENTRY.size // 8].tobytes()))
     return found
 
 
@@ -68,6 +70,6 @@ def packets(fd: int) -> dict[tuple[t.Any, ...], int]:
     return {key: entry[0] + entry[6] for key, entry in entries(fd)}
 
 
-def clear(fd: int, key: struct.Struct = chain.KEY4) -> None:
+def clear(fd: int, key: struct.Struct = chain_layout.KEY4) -> None:
     """Empty a flow table, whose keys are those of ``key``."""
     bpf.map_delete_batch(fd, [key.pack(*found) for found, dummy in entries(fd, key)])

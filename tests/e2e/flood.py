@@ -17,8 +17,11 @@ import typing as t
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import collect as flow_collect
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import delete as flow_delete
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import chain_rig, frames
@@ -109,7 +112,9 @@ class Lab:
         )
         undo.callback(module.cleanup)
         self._programs = {
-            name: module.load_func(name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd
+            name: module.load_func(
+                name.encode(), bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
+            ).fd
             for name in FLOODS
         }
 
@@ -141,14 +146,14 @@ class Lab:
             run = bpf.prog_test_run(self.rig.entries[step.side], step.frame)
             assert (run.retval, run.data_out) == (chain_rig.XDP_PASS, step.frame)
 
-    def read(self, limit: int | None = 1 << 20, **words: t.Any) -> flow_table.Reading:
+    def read(self, limit: int | None = 1 << 20, **words: t.Any) -> flow_collect.Reading:
         """Return what ct_flows returns for these filters."""
-        return flow_table.read(self.rig.tables, flow_filter.parse_query({**words, "limit": limit}))
+        return flow_read.read(self.rig.tables, flow_filter.parse_query({**words, "limit": limit}))
 
     def flush(self) -> int:
         """Delete all flows as ct_flush does; return how many there were."""
         with flow_table.writing(self.rig.paths.pin_root) as tables:
-            return flow_table.delete(tables, flow_table.EVERYTHING).deleted
+            return flow_delete.delete(tables, flow_delete.EVERYTHING).deleted
 
     def counters(self) -> dict[str, t.Any]:
         """Return ``summary.counters`` of ct_flows."""

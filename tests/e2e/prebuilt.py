@@ -17,7 +17,8 @@ import typing as t
 
 import bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     model as generation_model,
 )
@@ -44,7 +45,7 @@ _compile = build_bcc.build
 def build(
     text: str,
     headers: t.Mapping[str, str],
-    stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT),
+    stages: t.Iterable[str] = (*chain_programs.SLOTS, chain_programs.ADOPT),
     maps: dict[str, int] | None = None,
 ) -> dict[str, int]:
     """Do what build_bcc.build does; see there."""
@@ -60,7 +61,7 @@ def build(
         return _captured(text, headers, stages, _programs[same])
     fds = {
         spec.name: bpf.obj_get(f"{directory}/{spec.name}")
-        for spec in chain.maps(events=generation_model.EVENTS_ON in text)
+        for spec in chain_maps.maps(events=generation_model.EVENTS_ON in text)
     }
     try:
         return {name: _load(name, program, fds) for name, program in _programs[same].items()}
@@ -96,9 +97,9 @@ def _load(name: str, program: Program, fds: t.Mapping[str, int]) -> int:
     insns = bytearray(program.insns)
     for at, map_name in program.maps.items():
         struct.pack_into("=i", insns, at + 4, fds[map_name])
-    opts = bpf._ProgLoadOpts(expected_attach_type=chain.ATTACH_TYPE_XDP)
+    opts = bpf._ProgLoadOpts(expected_attach_type=chain_programs.ATTACH_TYPE_XDP)
     raw = bytes(insns)
-    return bpf._call(
+    return bpf.call(
         "bpf_prog_load",
         bpf.PROG_TYPE_XDP,
         name.encode(),

@@ -28,7 +28,9 @@ import typing as t
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
@@ -134,7 +136,7 @@ class Sender:
         self.way, self.flows = way, flows
         self._frame = way.frame()
         port_at = 14 + (40 if way.family == "ipv6" else 20) + (0 if way.hook == "ingress" else 2)
-        self._counter = bpf.map_create(chain.MAP_TYPES["array"], "made", 4, 8, 1)
+        self._counter = bpf.map_create(chain_maps.MAP_TYPES["array"], "made", 4, 8, 1)
         self._program = bpf.prog_load(
             _program(
                 self._counter,
@@ -253,7 +255,7 @@ class Load:
             os.mkdir(self.paths.pin_root)
             undo.callback(generation.remove_tree, self.paths.pin_root)
             undo.enter_context(netns.anonymous())
-            for hook in chain.TRACKING_HOOKS:
+            for hook in chain_programs.TRACKING_HOOKS:
                 subprocess.run(
                     ["ip", "link", "add", hook, "type", "veth", "peer", "name", f"to-{hook}"],
                     check=True,
@@ -282,7 +284,7 @@ class Load:
         """Attach the chain to both interfaces, or detach it."""
         attach.converge(
             state,
-            [{"name": hook, "program": hook} for hook in chain.TRACKING_HOOKS],
+            [{"name": hook, "program": hook} for hook in chain_programs.TRACKING_HOOKS],
             "native",
             False,
             self.paths.pin_root,
@@ -314,7 +316,7 @@ class Load:
     def _establish(self) -> None:
         """Open the flows by hand-shakes."""
         entries = {
-            side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook]))
+            side: bpf.obj_get(self.paths.prog(chain_programs.SLOTS[hook]))
             for side, hook in chain_rig.HOOKS.items()
         }
         for family in {way.family for way in self.ways}:
@@ -337,9 +339,9 @@ class Load:
         with bpf.closing(bpf.obj_get(self.paths.map("stats"))) as fd:
             numbers = {
                 name: sum(_U64.unpack(one)[0] for one in bpf.percpu_value(fd, index, 8))
-                for index, name in enumerate(chain.COUNTERS)
+                for index, name in enumerate(chain_counters.COUNTERS)
             }
-        return {name: numbers[name] for name, dummy in chain.OUTCOMES if numbers[name]}
+        return {name: numbers[name] for name, dummy in chain_counters.OUTCOMES if numbers[name]}
 
     def packets(self) -> dict[tuple[str, int], tuple[int, int, str]]:
         """Return (packets of the initiator, of the other side, state) of each flow, by family and
@@ -367,7 +369,11 @@ class Load:
         links = json.loads(
             subprocess.run(["ip", "-j", "-s", "link"], check=True, capture_output=True).stdout
         )
-        found = [link["stats64"]["rx"] for link in links if link["ifname"] in chain.TRACKING_HOOKS]
+        found = [
+            link["stats64"]["rx"]
+            for link in links
+            if link["ifname"] in chain_programs.TRACKING_HOOKS
+        ]
         return sum(rx["packets"] for rx in found), sum(rx["dropped"] for rx in found)
 
     def run(self, swaps: int, swap: t.Callable[[int], object]) -> Result:

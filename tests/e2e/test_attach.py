@@ -20,10 +20,12 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import HOOKS, SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import observe as attach_observe
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import HOOKS, SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -338,19 +340,21 @@ def test_no_descriptor_is_left_behind(lab: Lab, foreign: int) -> None:
     lab.run()
     lab.run(mode="generic")
     lab.run(state="absent")
-    bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS["native"])
+    netdev.xdp_set(lab.ifindex, foreign, netdev.XDP_FLAGS["native"])
     lab.run(takeover=True)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 # ---------------------------------------------------------------- the limits of a veth
-@pytest.mark.skipif(attach.VETH_MAX_MTU != 3506, reason="the kernel's pages are not of 4096 bytes")
+@pytest.mark.skipif(
+    attach_model.VETH_MAX_MTU != 3506, reason="the kernel's pages are not of 4096 bytes"
+)
 def test_the_mtu_limit_is_the_kernels(lab: Lab) -> None:
     for mtu, fits in ((3506, True), (3507, False), (9000, False)):
         ip("-n", lab.ns, "link", "set", lab.far, "mtu", str(mtu))
         with bpf.closing(lab.prog(0)) as fd:
             try:
-                bpf.close(bpf.link_create(fd, lab.ifindex, flags=bpf.XDP_FLAGS["native"]))
+                bpf.close(netdev.link_create(fd, lab.ifindex, flags=netdev.XDP_FLAGS["native"]))
                 accepted = True
             except bpf.BpfError:
                 accepted = False
@@ -509,7 +513,7 @@ def test_what_is_typed_by_hand_has_to_be_there(lab: Lab) -> None:
 # ---------------------------------------------------------------- foreign programs
 @pytest.mark.parametrize("mode", ["native", "generic"])
 def test_a_foreign_netlink_program(lab: Lab, foreign: int, mode: str) -> None:
-    bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS[mode])
+    netdev.xdp_set(lab.ifindex, foreign, netdev.XDP_FLAGS[mode])
     info = bpf.prog_info(foreign)
     with pytest.raises(ConntrackError) as raised:
         lab.run()
@@ -531,7 +535,7 @@ def test_a_foreign_netlink_program(lab: Lab, foreign: int, mode: str) -> None:
 
 
 def test_a_foreign_link(lab: Lab, foreign: int) -> None:
-    link = bpf.link_create(foreign, lab.ifindex, flags=bpf.XDP_FLAGS["native"])
+    link = netdev.link_create(foreign, lab.ifindex, flags=netdev.XDP_FLAGS["native"])
     with bpf.closing(link):
         number = bpf.link_info(link).id
         with pytest.raises(
@@ -559,14 +563,14 @@ def failing(name: str, turn: int = 1) -> t.Callable[[str], None]:
 
 
 def test_a_failed_takeover_puts_the_old_program_back(lab: Lab, foreign: int) -> None:
-    bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS["native"])
+    netdev.xdp_set(lab.ifindex, foreign, netdev.XDP_FLAGS["native"])
     bpf.fault = failing("bpf_link_create")
     with pytest.raises(ConntrackError):
         lab.run(takeover=True, mode="native")
     assert lab.state() == (("firewall", "native"), BARE)
     bpf.fault = None
-    bpf.xdp_set(lab.ifindex, -1, bpf.XDP_FLAGS["native"])
-    with bpf.closing(bpf.link_create(foreign, lab.ifindex, flags=bpf.XDP_FLAGS["native"])):
+    netdev.xdp_set(lab.ifindex, -1, netdev.XDP_FLAGS["native"])
+    with bpf.closing(netdev.link_create(foreign, lab.ifindex, flags=netdev.XDP_FLAGS["native"])):
         bpf.fault = failing("bpf_obj_pin")
         with pytest.raises(ConntrackError):
             lab.run(takeover=True)
@@ -680,7 +684,7 @@ def test_a_number_means_nothing_in_another_namespace(lab: Lab) -> None:
         )
         twin = {**lab.both[1], "netns": other}
         with netns.entered(other), bpf.closing(lab.prog(1)) as fd:
-            link = bpf.link_create(fd, far["ifindex"], flags=bpf.XDP_FLAGS["native"])
+            link = netdev.link_create(fd, far["ifindex"], flags=netdev.XDP_FLAGS["native"])
         with bpf.closing(link):
             for wanted in ("present", "absent"):
                 if wanted == "present":
@@ -716,7 +720,7 @@ def test_another_interface_with_the_program_is_not_the_one_that_is_held(lab: Lab
     ip("link", "add", lab.near, "type", "veth", "peer", "name", f"{lab.near}3")
     try:
         with bpf.closing(lab.prog(0)) as fd:
-            bpf.xdp_set(lab.ifindex, fd, bpf.XDP_FLAGS["native"])
+            netdev.xdp_set(lab.ifindex, fd, netdev.XDP_FLAGS["native"])
         moved = [
             fault.fault
             for fault in health.judge_links(health.look_links(lab.paths), {})
@@ -853,12 +857,14 @@ def test_interfaces_are_chosen_by_what_they_are(lab: Lab) -> None:
         "dev",
         "br0",
     )
-    assert {one.name: one.default_route for one in attach.candidates(lab.ns)} == {
+    assert {one.name: one.default_route for one in attach_observe.candidates(lab.ns)} == {
         lab.far: True,
         "br0": True,
     }
     ip("-n", lab.ns, "route", "del", "default")
-    assert {one.name: (one.driver, one.default_route) for one in attach.candidates(lab.ns)} == {
+    assert {
+        one.name: (one.driver, one.default_route) for one in attach_observe.candidates(lab.ns)
+    } == {
         lab.far: ("veth", False),
         "br0": ("bridge", True),
     }
@@ -932,7 +938,9 @@ def test_an_interface_without_ethernet_header_is_refused(lab: Lab) -> None:
         lab.run([{**chosen, "pattern": "tun*"}])
 
     with netns.entered(lab.ns), bpf.closing(lab.prog(0)) as fd:  # as an earlier release attached it
-        link = bpf.link_create(fd, socket.if_nametoindex("tun0"), flags=bpf.XDP_FLAGS["generic"])
+        link = netdev.link_create(
+            fd, socket.if_nametoindex("tun0"), flags=netdev.XDP_FLAGS["generic"]
+        )
         bpf.obj_pin(link, lab.paths.link(lab.ns, "tun0"))
         bpf.close(link)
     lab.run([{"pattern": "t*0", "netns": lab.ns}], state="absent")
@@ -964,7 +972,7 @@ def test_a_frame_is_seen_on_each_of_a_stack(lab: Lab) -> None:
         indexes = [socket.if_nametoindex(name) for name in (lab.far, "br0", "mv0")]
         programs = [bpf.prog_load(bpf.xdp_pass_insns(), "seen") for dummy in indexes]
         links = [
-            bpf.link_create(fd, index, flags=bpf.XDP_FLAGS["generic"])
+            netdev.link_create(fd, index, flags=netdev.XDP_FLAGS["generic"])
             for fd, index in zip(programs, indexes)
         ]
     with (

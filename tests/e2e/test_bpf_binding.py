@@ -16,7 +16,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
 
 HASH, ARRAY, PERCPU_ARRAY, LRU_HASH = 1, 2, 6, 9
 
@@ -261,7 +261,7 @@ def test_live_frames_are_counted(prog: int) -> None:
 # ---------------------------------------------------------------- links
 def test_link_life(prog: int, veth: int) -> None:
     with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "second")) as second:
-        link = bpf.link_create(prog, veth, flags=bpf.XDP_FLAGS["native"])
+        link = netdev.link_create(prog, veth, flags=netdev.XDP_FLAGS["native"])
         info = bpf.link_info(link)
         assert (info.prog_id, info.ifindex, info.type) == (
             bpf.prog_info(prog).id,
@@ -269,7 +269,7 @@ def test_link_life(prog: int, veth: int) -> None:
             bpf.LINK_TYPE_XDP,
         )
         assert info.id in list(bpf.link_ids())
-        assert bpf.xdp_query(veth) == {"prog_id": info.prog_id, "mode": "native"}
+        assert netdev.xdp_query(veth) == {"prog_id": info.prog_id, "mode": "native"}
         (shown,) = tool("ip", "link", "show", "left")
         assert shown["xdp"]["prog"]["id"] == info.prog_id and shown["xdp"]["mode"] == 1
         with pytest.raises(bpf.BpfError) as raised:
@@ -277,9 +277,9 @@ def test_link_life(prog: int, veth: int) -> None:
         assert raised.value.errno == errno.EPERM
         bpf.link_update(link, second, prog)
         assert bpf.link_info(link)._replace(prog_id=0) == info._replace(prog_id=0)
-        assert bpf.xdp_query(veth)["prog_id"] == bpf.prog_info(second).id
+        assert netdev.xdp_query(veth)["prog_id"] == bpf.prog_info(second).id
         bpf.link_detach(link)
-        assert bpf.link_info(link).ifindex == 0 and bpf.xdp_query(veth) == {
+        assert bpf.link_info(link).ifindex == 0 and netdev.xdp_query(veth) == {
             "prog_id": None,
             "mode": None,
         }
@@ -288,38 +288,38 @@ def test_link_life(prog: int, veth: int) -> None:
 
 
 def test_a_link_without_pin_dies_with_its_fd(prog: int, veth: int) -> None:
-    with bpf.closing(bpf.link_create(prog, veth, flags=bpf.XDP_FLAGS["generic"])):
-        assert bpf.xdp_query(veth)["mode"] == "generic"
-    assert bpf.xdp_query(veth)["mode"] is None
+    with bpf.closing(netdev.link_create(prog, veth, flags=netdev.XDP_FLAGS["generic"])):
+        assert netdev.xdp_query(veth)["mode"] == "generic"
+    assert netdev.xdp_query(veth)["mode"] is None
 
 
 def test_the_kernels_words_for_a_refused_attach(prog: int, veth: int) -> None:
     subprocess.run(["ip", "link", "set", "right", "mtu", "9000"], check=True)
     with pytest.raises(bpf.BpfError) as raised:
-        bpf.link_create(prog, veth, flags=bpf.XDP_FLAGS["native"])
+        netdev.link_create(prog, veth, flags=netdev.XDP_FLAGS["native"])
     assert raised.value.errno == errno.ERANGE
     assert "MTU" in raised.value.words
-    assert bpf.xdp_query(veth)["mode"] is None
+    assert netdev.xdp_query(veth)["mode"] is None
 
 
 def test_who_holds_a_program(prog: int, veth: int) -> None:
     with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "other")) as other:
-        with bpf.closing(bpf.link_create(prog, veth, flags=bpf.XDP_FLAGS["native"])):
-            assert bpf.xdp_link_holds(veth, "native", other) is True
-        bpf.xdp_set(veth, prog, bpf.XDP_FLAGS["native"])
-        assert bpf.xdp_link_holds(veth, "native", other) is False
-        assert bpf.xdp_query(veth)["prog_id"] == bpf.prog_info(prog).id, "asking must not detach"
+        with bpf.closing(netdev.link_create(prog, veth, flags=netdev.XDP_FLAGS["native"])):
+            assert netdev.xdp_link_holds(veth, "native", other) is True
+        netdev.xdp_set(veth, prog, netdev.XDP_FLAGS["native"])
+        assert netdev.xdp_link_holds(veth, "native", other) is False
+        assert netdev.xdp_query(veth)["prog_id"] == bpf.prog_info(prog).id, "asking must not detach"
         with pytest.raises(bpf.BpfError) as raised:
-            bpf.xdp_set(
-                veth, -1, bpf.XDP_FLAGS["native"] | bpf.XDP_FLAGS_REPLACE, expected_fd=other
+            netdev.xdp_set(
+                veth, -1, netdev.XDP_FLAGS["native"] | netdev.XDP_FLAGS_REPLACE, expected_fd=other
             )
         assert raised.value.errno == errno.EEXIST and raised.value.words
 
 
 def test_link_facts_are_ips(veth: int) -> None:
-    facts = bpf.link_facts("left")
+    facts = netdev.link_facts("left")
     (shown,) = tool("ip", "-d", "link", "show", "left")
-    assert facts == bpf.link_facts(veth)
+    assert facts == netdev.link_facts(veth)
     assert (facts.ifindex, facts.name, facts.mtu, facts.kind) == (
         shown["ifindex"],
         "left",
@@ -328,14 +328,14 @@ def test_link_facts_are_ips(veth: int) -> None:
     )
     assert facts.peer_ifindex == socket.if_nametoindex("right") and facts.peer_nsid is None
     with pytest.raises(bpf.BpfError) as raised:
-        bpf.link_facts("none")
+        netdev.link_facts("none")
     assert raised.value.errno == errno.ENODEV
 
 
 def test_no_descriptor_is_left_behind(table: int, veth: int) -> None:
     before = os.listdir("/proc/self/fd")
     for dummy in range(3):
-        bpf.link_facts(veth)
+        netdev.link_facts(veth)
         list(bpf.map_batches(table, 6, 12))
         bpf.close(bpf.prog_load(bpf.xdp_pass_insns()))
         with pytest.raises(bpf.BpfError):

@@ -17,13 +17,13 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev, netns
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import (
     BARE,
@@ -75,10 +75,10 @@ def refused(lab: Lab, *words: str, **options: t.Any) -> None:
 def test_a_foreign_program_stays(lab: Lab, foreign: int, how: str, mode: str, wanted: str) -> None:
     with contextlib.ExitStack() as stack:
         if how == "netlink":
-            bpf.xdp_set(lab.ifindex, foreign, bpf.XDP_FLAGS[mode])
+            netdev.xdp_set(lab.ifindex, foreign, netdev.XDP_FLAGS[mode])
         else:
             link = stack.enter_context(
-                bpf.closing(bpf.link_create(foreign, lab.ifindex, flags=bpf.XDP_FLAGS[mode]))
+                bpf.closing(netdev.link_create(foreign, lab.ifindex, flags=netdev.XDP_FLAGS[mode]))
             )
         info = bpf.prog_info(foreign)
         refused(
@@ -129,10 +129,12 @@ def test_a_libxdp_dispatcher(lab: Lab, how: str) -> None:
         contextlib.ExitStack() as stack,
     ):
         if how == "netlink":
-            bpf.xdp_set(lab.ifindex, dispatcher, bpf.XDP_FLAGS["native"])
+            netdev.xdp_set(lab.ifindex, dispatcher, netdev.XDP_FLAGS["native"])
         else:
             stack.enter_context(
-                bpf.closing(bpf.link_create(dispatcher, lab.ifindex, flags=bpf.XDP_FLAGS["native"]))
+                bpf.closing(
+                    netdev.link_create(dispatcher, lab.ifindex, flags=netdev.XDP_FLAGS["native"])
+                )
             )
         refused(lab, "libxdp's dispatcher, xdp-loader unload frees the interface")
         lab.run(lab.both[:1], takeover=True)

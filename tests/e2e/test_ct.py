@@ -24,7 +24,8 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import report as flow_report
@@ -251,7 +252,7 @@ def test_every_frame_is_counted_at_one_stage(ct: Ct, wire: Wire) -> None:
     found = ct.json("stats")
     assert {
         name: number for names in found["frames"].values() for name, number in names.items()
-    } == {name: counted[name] for name, dummy in chain.OUTCOMES}
+    } == {name: counted[name] for name, dummy in chain_counters.OUTCOMES}
     assert (
         found["entries"]["created"] == counted["created"]
         and found["frames"]["ct, ct6"]["tracked"] == counted["tracked"] > 0
@@ -288,7 +289,7 @@ def test_show_tells_why(ct: Ct) -> None:
 
 
 def test_head_has_its_line_at_once_and_nobody_complains(ct: Ct, wire: Wire) -> None:
-    with bpf.closing(bpf.obj_get(wire.chain.paths.prog(chain.SLOTS["ingress"]))) as entry:
+    with bpf.closing(bpf.obj_get(wire.chain.paths.prog(chain_programs.SLOTS["ingress"]))) as entry:
         for sport in range(10_000, 10_800):
             bpf.prog_test_run(entry, udp_frame(sport))
     wire.chain.recount()
@@ -414,10 +415,10 @@ def test_a_damaged_chain_is_told(host: Ct, running: Chain) -> None:
     assert "health      good" in host("status") and host("verify").count("ok ") == 21
     empty_one_slot(running)
     text = host("status", status=1)
-    assert "NOT GOOD" in text and f"slot_empty jt[{chain.SLOTS['ct']}]" in text
+    assert "NOT GOOD" in text and f"slot_empty jt[{chain_programs.SLOTS['ct']}]" in text
     proved = host("verify", status=1)
     assert (
-        f"FAIL slot_empty jt[{chain.SLOTS['ct']}]" in proved
+        f"FAIL slot_empty jt[{chain_programs.SLOTS['ct']}]" in proved
         and "FAIL ingress: the chain does not pass a frame as it is" in proved
     )
     assert [fault.as_dict() for fault in running.observe().faults] == json.loads(

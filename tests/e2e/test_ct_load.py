@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
@@ -76,7 +76,7 @@ def test_the_chain_comes_back_after_a_reboot(installed: str, running: Chain) -> 
         "change map settings: timeouts or switches differ"
     )
     assert (
-        chain.settings_of(running.observe().settings)[1]["udp"] == 77
+        chain_settings.settings_of(running.observe().settings)[1]["udp"] == 77
         and bare("load") == "nothing to do\n"
     ), "it holds from then on"
 
@@ -90,7 +90,10 @@ def test_the_chain_comes_back_after_a_reboot(installed: str, running: Chain) -> 
         and [one.number for one in loaded.kept] == [2]
         and len(running.flows()) == 1
     )
-    assert chain.settings_of(loaded.settings)[1]["udp"] == 77 and bare("load") == "nothing to do\n"
+    assert (
+        chain_settings.settings_of(loaded.settings)[1]["udp"] == 77
+        and bare("load") == "nothing to do\n"
+    )
     assert "it is compiled in; give the directory" in bare.refuses(
         "load", "--set", "fused=true", status=1
     )

@@ -19,7 +19,7 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import expectation, expectation_run
@@ -221,10 +221,10 @@ def test_frames_that_stay_untracked_are_told(both: Wire) -> None:
     """A slot is emptied, so that what comes to it is not tracked."""
     with (
         bpf.closing(bpf.obj_get(both.chain.paths.map("jt"))) as jump,
-        bpf.closing(bpf.obj_get(both.chain.paths.prog(chain.SLOTS["prs_udp"]))) as stage,
+        bpf.closing(bpf.obj_get(both.chain.paths.prog(chain_programs.SLOTS["prs_udp"]))) as stage,
         contextlib.ExitStack() as undo,
     ):
-        slot = chain.SLOTS["prs_udp"].to_bytes(4, "little")
+        slot = chain_programs.SLOTS["prs_udp"].to_bytes(4, "little")
         undo.callback(bpf.map_update, jump, slot, stage.to_bytes(4, "little"))
         bpf.map_delete(jump, slot)
         first, udp, second = check(

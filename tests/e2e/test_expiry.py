@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import delete as flow_delete
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import PORT, SERVER, Wire
 
@@ -44,7 +44,7 @@ def test_a_sweep_takes_what_is_over_and_leaves_the_rest(wire: Wire) -> None:
     server.recv(10)
     assert within(lambda: wire.records("udp") == [])
     wire.connect().exchange()
-    assert flow_table.sweep(wire.chain.tables) == 1
+    assert flow_delete.sweep(wire.chain.tables) == 1
     wire.only("tcp", state="ESTABLISHED")
 
 

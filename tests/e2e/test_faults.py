@@ -23,16 +23,19 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import libraries
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     apply as generation_apply,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     probe as generation_probe,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import traffic
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
 from ansible_collections.ebpf.conntrack.tests.e2e import faults, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
 from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed, shell
@@ -153,10 +156,10 @@ ATTACH = Call(
 DETACH = Call("xdp_attach", {"state": "absent"})
 #: Where each hook counts, besides where the frame of proof counts.
 COUNTERS = {
-    "ingress": chain.COUNTERS.index("untracked_eth_short"),
-    "egress": chain.COUNTERS.index("untracked_vlan_depth"),
+    "ingress": chain_counters.COUNTERS.index("untracked_eth_short"),
+    "egress": chain_counters.COUNTERS.index("untracked_vlan_depth"),
 }
-PROOF = chain.COUNTERS.index("untracked_not_ip")
+PROOF = chain_counters.COUNTERS.index("untracked_not_ip")
 PATHS = bpffs.Paths(bpffs.STANDARD)
 U32, U64 = struct.Struct("=I"), struct.Struct("=Q")
 
@@ -188,11 +191,12 @@ def build(text: str, dummy_headers: t.Mapping[str, str]) -> dict[str, int]:
             "jiffies": (1 << 33) - (1 << 20),
             "ktime_ns": time.monotonic_ns(),
         }.items():
-            bpf.map_update(meta, U32.pack(chain.META[name]), U64.pack(value))
+            bpf.map_update(meta, U32.pack(chain_maps.META[name]), U64.pack(value))
     with bpf.closing(bpf.obj_get(f"{directory}/stats")) as stats:
         code = {name: counting(stats, PROOF, counter) for name, counter in COUNTERS.items()}
         return {
-            name: bpf.prog_load(code.get(name, bpf.xdp_pass_insns()), name) for name in chain.SLOTS
+            name: bpf.prog_load(code.get(name, bpf.xdp_pass_insns()), name)
+            for name in chain_programs.SLOTS
         }
 
 
@@ -202,7 +206,7 @@ def lab_with_quick_chain() -> None:
     generation_probe.prove_whole = lambda entries, stats, guests=False: generation_probe.prove(
         entries["ingress"], stats, guests
     )
-    generation_apply._GRACE_SECONDS = health._PAUSE = 0
+    generation_apply._GRACE_SECONDS = traffic._PAUSE = 0
     LAB.run()
 
 
@@ -232,15 +236,18 @@ def fill_table() -> None:
         for number in range(ENTRIES):
             bpf.map_update(
                 ctt,
-                number.to_bytes(chain.KEY4.size, "big"),
-                number.to_bytes(chain.ENTRY.size, "little"),
+                number.to_bytes(chain_layout.KEY4.size, "big"),
+                number.to_bytes(chain_layout.ENTRY.size, "little"),
             )
 
 
 def flows() -> int:
     with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
         return sum(
-            count for count, dummy, dummy in bpf.map_batches(ctt, chain.KEY4.size, chain.ENTRY.size)
+            count
+            for count, dummy, dummy in bpf.map_batches(
+                ctt, chain_layout.KEY4.size, chain_layout.ENTRY.size
+            )
         )
 
 
@@ -280,11 +287,11 @@ SWAPPED = ATTACH.but(
 def foreign() -> None:
     """A program of somebody else is on the first interface."""
     with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "foreign")) as program:
-        bpf.xdp_set(socket.if_nametoindex("ns1-lan"), program, bpf.XDP_FLAGS["native"])
+        netdev.xdp_set(socket.if_nametoindex("ns1-lan"), program, netdev.XDP_FLAGS["native"])
 
 
 def foreign_goes() -> None:
-    bpf.xdp_set(socket.if_nametoindex("ns1-lan"), -1, 0)
+    netdev.xdp_set(socket.if_nametoindex("ns1-lan"), -1, 0)
 
 
 TAKE_OVER = ATTACH.but(takeover=True)
@@ -373,7 +380,7 @@ def with_object(call: Call) -> Call:
         },
         compiler={"name": "clang", "version": "14.0.6"},
         target=build_clang.here()._asdict(),
-        layout=chain.LAYOUT_VERSION,
+        layout=chain_layout.LAYOUT_VERSION,
         sha256=hashlib.sha256(OBJECT_DATA).hexdigest(),
         bytes=len(OBJECT_DATA),
         kernel=[],
@@ -492,7 +499,7 @@ def with_flows() -> None:
     now, hz = 1 << 33, clock.hz()
     with bpf.closing(bpf.obj_get(PATHS.map("meta"))) as meta:
         for name, ticks in {"jiffies": now, "ktime_ns": time.monotonic_ns()}.items():
-            bpf.map_update(meta, U32.pack(chain.META[name]), U64.pack(ticks))
+            bpf.map_update(meta, U32.pack(chain_maps.META[name]), U64.pack(ticks))
     with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
         for number in range(10):
             key, value = flow_fakes.entry(
@@ -508,14 +515,14 @@ def with_flows() -> None:
 
 
 def without_flows() -> None:
-    size = chain.KEY4.size
+    size = chain_layout.KEY4.size
     with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
-        for dummy, keys, _values in list(bpf.map_batches(ctt, size, chain.ENTRY.size)):
+        for dummy, keys, _values in list(bpf.map_batches(ctt, size, chain_layout.ENTRY.size)):
             bpf.map_delete_batch(
                 ctt, [bytes(keys[at : at + size]) for at in range(0, len(keys), size)]
             )
     with bpf.closing(bpf.obj_get(PATHS.map("deletions"))) as deletions:
-        for index in range(len(chain.DELETIONS)):
+        for index in range(len(chain_counters.DELETIONS)):
             bpf.map_update(deletions, U32.pack(index), bytes(8))
 
 

@@ -16,14 +16,14 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight, put_back, soak
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
@@ -103,9 +103,9 @@ def test_a_host_that_can_take_it(running: Chain, tmp_path: pathlib.Path) -> None
 
 
 def test_what_keeps_a_host_from_it_is_named(running: Chain, tmp_path: pathlib.Path) -> None:
-    ifindex = bpf.link_facts("right").ifindex
+    ifindex = netdev.link_facts("right").ifindex
     with bpf.closing(passing()) as program:
-        bpf.xdp_set(ifindex, program, bpf.XDP_FLAGS["native"])
+        netdev.xdp_set(ifindex, program, netdev.XDP_FLAGS["native"])
         found = look(
             running,
             LEFT,
@@ -126,7 +126,7 @@ def test_what_keeps_a_host_from_it_is_named(running: Chain, tmp_path: pathlib.Pa
         )
         assert found["interfaces"][1]["foreign"]
         assert look(running, RIGHT, prefix=str(tmp_path), takeover=True)["ok"]
-        bpf.xdp_set(ifindex, -1, bpf.XDP_FLAGS["native"])
+        netdev.xdp_set(ifindex, -1, netdev.XDP_FLAGS["native"])
 
 
 def test_a_chain_that_is_well_under_traffic(running: Chain) -> None:

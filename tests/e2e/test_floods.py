@@ -15,7 +15,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
-from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.e2e.flood import Lab
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import chain_rig, frames
@@ -175,7 +175,7 @@ def test_only_assured_flows_push_out_assured_flows() -> None:
             for step in Talk(pair).open().steps[: 3 if number < opened else 1]:
                 bpf.prog_test_run(rig.entries[step.side], step.frame)
         left = collections.Counter(record["assured"] for record in rig.records())
-        summary = flow_table.read(rig.tables, flow_filter.parse_query({})).summary
+        summary = flow_read.read(rig.tables, flow_filter.parse_query({})).summary
         assert summary is not None
         counters = summary["counters"]
         assert (counters["created"], counters["promoted"], counters["promote_failed"]) == (

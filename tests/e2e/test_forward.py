@@ -19,7 +19,8 @@ import time
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import text as ct_text
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
@@ -28,6 +29,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     bpf,
     ethtool,
+    netdev,
     netfilter,
     netns,
     sysctls,
@@ -52,7 +54,7 @@ IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_MTU = 10, 2, 14  # include/uapi/linux/in.h
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 #: Places in chain.ENTRY.
 CTL, LAST_SEEN, LAST_END = (
-    [field for field, dummy in chain.ENTRY_FIELDS].index(name)
+    [field for field, dummy in chain_layout.ENTRY_FIELDS].index(name)
     for name in ("ctl", "last_seen", "last_end")
 )
 #: The passes through the stack in the control word: bits, unit in jiffies (files/bpf/forward.h.j2).
@@ -130,7 +132,7 @@ def arrived(capture: socket.socket, proto: int) -> list[bytes]:
 
 def mac(wire: Wire, where: str, name: str) -> bytes:
     with netns.entered(wire.ns(where)):
-        return bpf.link_facts(name).mac
+        return netdev.link_facts(name).mac
 
 
 def ask(client: socket.socket, server: socket.socket, payload: bytes = b"ask") -> None:
@@ -153,14 +155,16 @@ def lived(wire: Wire, seconds: float, passes: bool = False, silent: bool = False
         size = opened.table.key.size
         for count, keys, values in list(wire.chain.tables.batches(opened)):
             for at in range(count):
-                fields = list(chain.ENTRY.unpack_from(values, at * chain.ENTRY.size))
+                fields = list(chain_layout.ENTRY.unpack_from(values, at * chain_layout.ENTRY.size))
                 for place in (LAST_END, LAST_SEEN) if silent else (LAST_END,):
                     fields[place] = (fields[place] - jiffies) & 0xFFFFFFFF
                 for shift in PASS_SHIFTS if passes else ():
                     fields[CTL] -= (old := fields[CTL] & PASS_CLOCK << shift)
                     fields[CTL] |= ((old >> shift) - jiffies // PASS_UNIT & PASS_CLOCK) << shift
                 bpf.map_update(
-                    opened.fd, bytes(keys[at * size : (at + 1) * size]), chain.ENTRY.pack(*fields)
+                    opened.fd,
+                    bytes(keys[at * size : (at + 1) * size]),
+                    chain_layout.ENTRY.pack(*fields),
                 )
 
 
@@ -440,7 +444,7 @@ def put(wire: Wire, packet: bytes, where: str = "client") -> dict[str, int]:
         now = wire.counters()
         return sum(
             now[outcome] - before[outcome]
-            for outcome, dummy in chain.OUTCOMES
+            for outcome, dummy in chain_counters.OUTCOMES
             if not outcome.startswith(("untracked_not_ip", "untracked_nd"))
         )
 

@@ -12,6 +12,7 @@ import collections.abc as c
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -31,7 +32,11 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
@@ -41,11 +46,11 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health, manifest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import diagnosis, manifest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     probe as generation_probe,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -60,7 +65,7 @@ U64 = struct.Struct("=Q")
 #: What frames of proof are counted as, each beside the traffic, when a chain is proved.
 PROOF = dict(
     collections.Counter(
-        probe.counter for probe in generation_probe.PROBES for hook in chain.TRACKING_HOOKS
+        probe.counter for probe in generation_probe.PROBES for hook in chain_programs.TRACKING_HOOKS
     )
 )
 CTL_AT = 64  # offset of ct_entry.ctl: after two halves of 32 bytes
@@ -207,7 +212,7 @@ class Chain:
         generation, where no other one is.
         """
         tables = tables or ("ctt_new", "ctt")
-        key, value = chain.KEY4.size, chain.ENTRY.size
+        key, value = chain_layout.KEY4.size, chain_layout.ENTRY.size
         found: dict[bytes, bytes] = {}
         for name in tables:
             path = (
@@ -230,25 +235,27 @@ class Chain:
         with bpf.closing(bpf.obj_get(self.paths.map("stats"))) as fd:
             return {
                 name: sum(U64.unpack(value)[0] for value in bpf.percpu_value(fd, index, 8))
-                for index, name in enumerate(chain.COUNTERS)
+                for index, name in enumerate(chain_counters.COUNTERS)
             }
 
     def proved(self) -> dict[str, int]:
         """What frames of proof were counted as."""
         with bpf.closing(bpf.obj_get(self.paths.map("proof"))) as fd:
             counts = (
-                bpf.map_lookup(fd, U32.pack(chain.PROOF["counts"] + index), 8) or b""
-                for index in range(len(chain.OUTCOMES))
+                bpf.map_lookup(fd, U32.pack(chain_maps.PROOF["counts"] + index), 8) or b""
+                for index in range(len(chain_counters.OUTCOMES))
             )
             return {
                 name: number
-                for (name, dummy), (number,) in zip(chain.OUTCOMES, map(U64.unpack, counts))
+                for (name, dummy), (number,) in zip(
+                    chain_counters.OUTCOMES, map(U64.unpack, counts)
+                )
                 if number
             }
 
     def send(self, *frames: bytes, hook: str = "ingress") -> None:
         """Run frames through the active generation; each has to be passed as it is."""
-        with bpf.closing(bpf.obj_get(self.paths.prog(chain.SLOTS[hook]))) as fd:
+        with bpf.closing(bpf.obj_get(self.paths.prog(chain_programs.SLOTS[hook]))) as fd:
             for frame in frames:
                 run = bpf.prog_test_run(fd, frame)
                 assert (run.retval, run.data_out) == (2, frame)
@@ -358,8 +365,8 @@ def quick(made: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
                 "jiffies": (1 << 33) - (1 << 20),
                 "ktime_ns": time.monotonic_ns(),
             }.items():
-                bpf.map_update(fd, U32.pack(chain.META[name]), U64.pack(value))
-        return {name: bpf.prog_load(bpf.xdp_pass_insns(), name) for name in chain.SLOTS}
+                bpf.map_update(fd, U32.pack(chain_maps.META[name]), U64.pack(value))
+        return {name: bpf.prog_load(bpf.xdp_pass_insns(), name) for name in chain_programs.SLOTS}
 
     monkeypatch.setattr(build_bcc, "build", build)
     monkeypatch.setattr(generation_probe, "prove", lambda *dummy: None)
@@ -410,7 +417,7 @@ def test_what_is_loaded_is_what_is_reported(loaded: Chain) -> None:
         [],
     )
     assert {program["slot"]: program["name"] for program in facts["programs"]} == {
-        slot: name for name, slot in chain.SLOTS.items()
+        slot: name for name, slot in chain_programs.SLOTS.items()
     }
     for program in facts["programs"]:
         shown = subprocess.run(
@@ -434,14 +441,14 @@ def test_what_is_loaded_is_what_is_reported(loaded: Chain) -> None:
             spec.entries,
         )
         assert os.path.exists(found["pin"])
-    assert facts["settings"]["timeouts"] == chain.TIMEOUTS
-    assert {name: facts["settings"][name] for name in chain.KNOBS} == chain.KNOBS
+    assert facts["settings"]["timeouts"] == chain_settings.TIMEOUTS
+    assert {name: facts["settings"][name] for name in chain_settings.KNOBS} == chain_settings.KNOBS
 
 
 def test_meta_tells_the_generation_and_the_clock(loaded: Chain) -> None:
     with bpf.closing(bpf.obj_get(loaded.paths.map("meta"))) as fd:
         meta = generation.read_meta(fd)
-    assert (meta["layout"], meta["generation"]) == (chain.LAYOUT_VERSION, 1)
+    assert (meta["layout"], meta["generation"]) == (chain_layout.LAYOUT_VERSION, 1)
     assert f"{meta['digest_high']:016x}{meta['digest_low']:016x}" == loaded.want().digest
     assert 0 <= time.monotonic_ns() - meta["ktime_ns"] < 60e9 and meta["jiffies"] > 0
     assert abs(meta["ktime"] - meta["ktime_ns"] // 1_000_000_000) <= 1
@@ -533,7 +540,7 @@ def test_changed_sources_inherit_the_flows(loaded: Chain) -> None:
     ]
     loaded.assert_whole(2)
     assert have.digest == loaded.changed().digest != before.digest
-    kept = {spec.name for spec in chain.maps(1) if spec.inherited}
+    kept = {spec.name for spec in chain_maps.maps(1) if spec.inherited}
     assert {name for name in have.maps if have.maps[name].id == before.maps[name].id} == kept
     assert loaded.flows() == flows
     assert loaded.stats() == stats, "the loader's proof is no traffic"
@@ -605,7 +612,7 @@ def test_another_table_size_takes_the_flows_along(loaded: Chain, option: str, ta
     ) as fd:  # as if a packet were in it while it is copied
         locked = (
             flows[victim][:CTL_AT]
-            + U64.pack(U64.unpack_from(flows[victim], CTL_AT)[0] | chain.CTL_LOCK)
+            + U64.pack(U64.unpack_from(flows[victim], CTL_AT)[0] | chain_layout.CTL_LOCK)
             + flows[victim][CTL_AT + 8 :]
         )
         bpf.map_update(fd, victim, locked)
@@ -801,9 +808,9 @@ def test_a_damaged_generation_does_not_take_over(loaded: Chain, damage: str) -> 
     loaded.ensure(loaded.changed("third"), keep=2)
     if damage == "slot":
         with bpf.closing(bpf.obj_get(loaded.paths.map_of(2, "jt"))) as fd:
-            bpf.map_delete(fd, U32.pack(chain.SLOTS["ct"]))
+            bpf.map_delete(fd, U32.pack(chain_programs.SLOTS["ct"]))
     else:
-        os.unlink(loaded.paths.prog_of(2, chain.SLOTS["ct"]))
+        os.unlink(loaded.paths.prog_of(2, chain_programs.SLOTS["ct"]))
     before = loaded.tree()
     with pytest.raises(
         ConntrackError,
@@ -836,7 +843,7 @@ def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fuse
                 )
                 == 0
             )
-    passed_over = {*chain.HOOKS, "prs_end", "forward"} | (
+    passed_over = {*chain_programs.HOOKS, "prs_end", "forward"} | (
         {"ct", "ct6", "prs_tcp", "prs_udp"} if fused else set()
     )
     with contextlib.ExitStack() as stack:
@@ -845,10 +852,12 @@ def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fuse
             for name in ("jt", "stats")
         )
         entries = {
-            hook: stack.enter_context(bpf.closing(bpf.obj_get(made.paths.prog(chain.SLOTS[hook]))))
-            for hook in chain.TRACKING_HOOKS
+            hook: stack.enter_context(
+                bpf.closing(bpf.obj_get(made.paths.prog(chain_programs.SLOTS[hook])))
+            )
+            for hook in chain_programs.TRACKING_HOOKS
         }
-        for name, slot in chain.SLOTS.items():
+        for name, slot in chain_programs.SLOTS.items():
             with bpf.closing(bpf.obj_get(made.paths.prog(slot))) as fd:
                 bpf.map_delete(jt, U32.pack(slot))
                 for hook, entry in entries.items():
@@ -876,9 +885,9 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
                 stats = stack.enter_context(bpf.closing(bpf.obj_get(made.paths.map("stats"))))
                 entries = {
                     hook: stack.enter_context(
-                        bpf.closing(bpf.obj_get(made.paths.prog(chain.SLOTS[hook])))
+                        bpf.closing(bpf.obj_get(made.paths.prog(chain_programs.SLOTS[hook])))
                     )
-                    for hook in chain.TRACKING_HOOKS
+                    for hook in chain_programs.TRACKING_HOOKS
                 }
                 while True:
                     generation_probe.prove_whole(entries, stats)
@@ -899,7 +908,8 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
         name: sent * number for name, number in expected.items()
     }
     assert (
-        sum(made.proved().values()) >= len(generation_probe.PROBES) * len(chain.TRACKING_HOOKS) * 9
+        sum(made.proved().values())
+        >= len(generation_probe.PROBES) * len(chain_programs.TRACKING_HOOKS) * 9
     )
 
 
@@ -907,16 +917,16 @@ def test_a_mark_is_of_one_generation_and_no_frame_without_it_is_proof(made: Chai
     """Frames of a loopback have addresses of zeros; nobody but root reads the mark."""
     made.ensure()
     with bpf.closing(bpf.obj_get(made.paths.map("proof"))) as fd:
-        first = bpf.map_lookup(fd, U32.pack(chain.PROOF["mark"]), 8) or b""
+        first = bpf.map_lookup(fd, U32.pack(chain_maps.PROOF["mark"]), 8) or b""
     made.ensure(made.changed())
     with bpf.closing(bpf.obj_get(made.paths.map("proof"))) as fd:
-        second = bpf.map_lookup(fd, U32.pack(chain.PROOF["mark"]), 8) or b""
+        second = bpf.map_lookup(fd, U32.pack(chain_maps.PROOF["mark"]), 8) or b""
         near = U64.pack(U64.unpack(second)[0] ^ 1 << 63)
         before, proved = made.stats()["untracked_not_ip"], made.proved()
         for mark in (first, near, bytes(8), b"\xff" * 8):
             made.send(mark + generation_probe.NOT_IP.frame[8:])
         bpf.map_update(
-            fd, U32.pack(chain.PROOF["mark"]), bytes(8)
+            fd, U32.pack(chain_maps.PROOF["mark"]), bytes(8)
         )  # as where another loader wrote none
         made.send(generation_probe.NOT_IP.frame)
     assert (
@@ -952,9 +962,9 @@ def test_a_chain_that_stopped_passing_frames_is_found_before_it_takes_over(
         bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "prs_eth")) as fd,
         bpf.closing(bpf.obj_get(loaded.paths.map_of(1, "jt"))) as jt,
     ):
-        bpf.map_update(jt, U32.pack(chain.SLOTS["prs_eth"]), U32.pack(fd))
-        os.unlink(loaded.paths.prog_of(1, chain.SLOTS["prs_eth"]))
-        bpf.obj_pin(fd, loaded.paths.prog_of(1, chain.SLOTS["prs_eth"]))
+        bpf.map_update(jt, U32.pack(chain_programs.SLOTS["prs_eth"]), U32.pack(fd))
+        os.unlink(loaded.paths.prog_of(1, chain_programs.SLOTS["prs_eth"]))
+        bpf.obj_pin(fd, loaded.paths.prog_of(1, chain_programs.SLOTS["prs_eth"]))
     before = loaded.tree()
     with pytest.raises(
         ConntrackError,
@@ -995,7 +1005,7 @@ class Traffic:
 
     def __enter__(self) -> Traffic:
         self._socket.bind(("right", 0))
-        self._before = bpf.link_facts("left").received
+        self._before = netdev.link_facts("left").received
         self._thread.start()
         return self
 
@@ -1004,7 +1014,7 @@ class Traffic:
         self._thread.join()
         self._socket.close()
         assert within(
-            lambda: bpf.link_facts("left").received - self._before == self.sent - dropped()
+            lambda: netdev.link_facts("left").received - self._before == self.sent - dropped()
         )
         self.sent -= dropped()
 
@@ -1110,11 +1120,13 @@ def test_links_that_were_handed_over_go_back_when_one_can_not_be(
 def test_an_emptied_slot_is_mended(loaded: Chain, slot: str) -> None:
     loaded.send(udp_frame(4000))
     with bpf.closing(bpf.obj_get(loaded.paths.map("jt"))) as fd:
-        bpf.map_delete(fd, U32.pack(chain.SLOTS[slot]))
+        bpf.map_delete(fd, U32.pack(chain_programs.SLOTS[slot]))
     have = loaded.observe()
     assert have.faults == (
-        health.Fault(
-            "slot_empty", f"jt[{chain.SLOTS[slot]}]", f"slot {chain.SLOTS[slot]} ({slot}) is empty"
+        diagnosis.Fault(
+            "slot_empty",
+            f"jt[{chain_programs.SLOTS[slot]}]",
+            f"slot {chain_programs.SLOTS[slot]} ({slot}) is empty",
         ),
     )
     assert generation.facts(have, loaded.paths)["healthy"] is False
@@ -1127,9 +1139,9 @@ def test_an_emptied_slot_is_mended(loaded: Chain, slot: str) -> None:
 def test_a_foreign_program_in_a_slot_of_ours_is_mended(loaded: Chain) -> None:
     with (
         bpf.closing(bpf.obj_get(loaded.paths.map("jt"))) as jt,
-        bpf.closing(bpf.obj_get(loaded.paths.prog(chain.SLOTS["egress"]))) as program,
+        bpf.closing(bpf.obj_get(loaded.paths.prog(chain_programs.SLOTS["egress"]))) as program,
     ):
-        bpf.map_update(jt, U32.pack(chain.SLOTS["ct"]), U32.pack(program))
+        bpf.map_update(jt, U32.pack(chain_programs.SLOTS["ct"]), U32.pack(program))
     assert "slot 3 (ct) holds program" in loaded.ensure()[0][0]["reason"]
     loaded.assert_whole(2)
 
@@ -1158,13 +1170,16 @@ def test_the_seeds_paths_are_mended(loaded: Chain, which: str) -> None:
 
 def test_another_layout_is_refused(loaded: Chain) -> None:
     with bpf.closing(bpf.obj_get(loaded.paths.map("meta"))) as fd:
-        bpf.map_update(fd, U32.pack(chain.META["layout"]), U64.pack(chain.LAYOUT_VERSION + 1))
+        bpf.map_update(
+            fd, U32.pack(chain_maps.META["layout"]), U64.pack(chain_layout.LAYOUT_VERSION + 1)
+        )
     before = loaded.tree()
     with pytest.raises(
         ConntrackError,
         match=(
-            rf"generation 1 have layout {chain.LAYOUT_VERSION + 1} .* this release's have layout"
-            rf" {chain.LAYOUT_VERSION} .*drop"
+            rf"generation 1 have layout {chain_layout.LAYOUT_VERSION + 1} .* this release's have"
+            r" layout"
+            rf" {chain_layout.LAYOUT_VERSION} .*drop"
         ),
     ):
         loaded.ensure(loaded.changed())
@@ -1337,6 +1352,11 @@ def at(when: c.Callable[[int, str], bool], act: c.Callable[[], object]) -> c.Cal
     return watcher
 
 
+def is_site(site: int, number: int, dummy: str) -> bool:
+    """Whether an event is the one of that number."""
+    return number == site
+
+
 def killed_at(run: c.Callable[[], object], when: c.Callable[[int, str], bool]) -> bool:
     """Run in a process that kills itself at an event; whether it came to that."""
     pid = os.fork()
@@ -1386,8 +1406,8 @@ def prepare_running(made: Chain, want: generation.Want | None = None) -> None:
         for number in range(ENTRIES):
             bpf.map_update(
                 fd,
-                number.to_bytes(chain.KEY4.size, "big"),
-                number.to_bytes(chain.ENTRY.size, "little"),
+                number.to_bytes(chain_layout.KEY4.size, "big"),
+                number.to_bytes(chain_layout.ENTRY.size, "little"),
             )
 
 
@@ -1426,7 +1446,8 @@ def test_killed_at_any_step_the_next_run_converges(quick: Chain, veth: None, nam
             continue
         scenario.prepare(quick)
 
-        assert killed_at(lambda: scenario.run(quick), lambda number, dummy: number == site), event
+        at_site = functools.partial(is_site, site)
+        assert killed_at(lambda: scenario.run(quick), at_site), event
         have = quick.observe()
         assert {fault.fault for fault in have.faults} <= {"path_missing", "link_program"}, event
         assert not have.links or quick.reachable() == ENTRIES, event

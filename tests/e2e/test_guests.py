@@ -22,7 +22,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
@@ -59,7 +59,8 @@ def jump_table(root: str) -> dict[int, int]:
     """Program id by slot, as bpftool sees them."""
     rows = bpftool("map", "dump", "pinned", f"{root}/map/jt")
     number = {
-        tuple(f"0x{byte:02x}" for byte in U32.pack(slot)): slot for slot in range(chain.JT_ENTRIES)
+        tuple(f"0x{byte:02x}" for byte in U32.pack(slot)): slot
+        for slot in range(chain_programs.JT_ENTRIES)
     }
     return {
         number[tuple(row["key"])]: int.from_bytes(
@@ -124,7 +125,7 @@ class Acl:
 
     def counts(self) -> dict[str, int]:
         with bpf.closing(bpf.obj_get(self.pin("guest_stats"))) as fd:
-            return guests.counts(fd, chain.GUEST_SLOTS["acl"])
+            return guests.counts(fd, chain_programs.GUEST_SLOTS["acl"])
 
     def dropped(self) -> int:
         return self.counts()["dropped"]
@@ -339,8 +340,12 @@ def test_both_families_alike(acl: Acl, pair: frames.Pair) -> None:
         return bpf.prog_test_run(entries[step.side], step.frame).retval
 
     with (
-        bpf.closing(bpf.obj_get(acl.wire.chain.paths.prog(chain.SLOTS["ingress"]))) as ingress,
-        bpf.closing(bpf.obj_get(acl.wire.chain.paths.prog(chain.SLOTS["egress"]))) as egress,
+        bpf.closing(
+            bpf.obj_get(acl.wire.chain.paths.prog(chain_programs.SLOTS["ingress"]))
+        ) as ingress,
+        bpf.closing(
+            bpf.obj_get(acl.wire.chain.paths.prog(chain_programs.SLOTS["egress"]))
+        ) as egress,
     ):
         entries = {"a": ingress, "b": egress}
         assert verdict(pair.udp("b")) == XDP_DROP
@@ -419,7 +424,7 @@ def test_a_new_generation_keeps_the_list_and_its_rules_under_traffic(
 
 def test_a_list_that_is_taken_away_is_gone(acl: Acl) -> None:
     wire = acl.wire
-    root, slot = wire.chain.paths.pin_root, chain.GUEST_SLOTS["acl"]
+    root, slot = wire.chain.paths.pin_root, chain_programs.GUEST_SLOTS["acl"]
     listener = listening(wire, OPEN_PORT)
     assert not knock(wire, OPEN_PORT)
     acl.rule(TCP, SHUT_PORT)
@@ -483,7 +488,7 @@ class Bare:
         return generation.ensure(self.rig.paths, self.rig.want(asked), check_mode)
 
     def run(self, frame: bytes) -> tuple[int, bytes]:
-        with bpf.closing(bpf.obj_get(self.rig.paths.prog(chain.SLOTS["ingress"]))) as fd:
+        with bpf.closing(bpf.obj_get(self.rig.paths.prog(chain_programs.SLOTS["ingress"]))) as fd:
             ran = bpf.prog_test_run(fd, frame)
             return ran.retval, ran.data_out
 

@@ -21,13 +21,17 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import diagnosis
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     U32,
@@ -73,7 +77,7 @@ def put(path: str, fd: int) -> None:
         bpf.obj_pin(fd, path)
 
 
-def passing(name: str = "stranger", attach_type: int = chain.ATTACH_TYPE_XDP) -> int:
+def passing(name: str = "stranger", attach_type: int = chain_programs.ATTACH_TYPE_XDP) -> int:
     return bpf.prog_load(bpf.xdp_pass_insns(), name, attach_type=attach_type)
 
 
@@ -85,19 +89,27 @@ def another(made: Chain, name: str, **changes: t.Any) -> int:
 
 # ---------------------------------------------------------------- what is done to it
 def empty_the_jump_table(made: Chain) -> None:
-    for slot in chain.SLOTS.values():
+    for slot in chain_programs.SLOTS.values():
         bpftool("map", "delete", "pinned", pin(made, "map/jt"), "key", str(slot), "0", "0", "0")
 
 
 def empty_one_slot(made: Chain) -> None:
     bpftool(
-        "map", "delete", "pinned", pin(made, "map/jt"), "key", str(chain.SLOTS["ct"]), "0", "0", "0"
+        "map",
+        "delete",
+        "pinned",
+        pin(made, "map/jt"),
+        "key",
+        str(chain_programs.SLOTS["ct"]),
+        "0",
+        "0",
+        "0",
     )
 
 
 def fill_a_slot_with_another_program(made: Chain) -> None:
     with bpf.closing(bpf.obj_get(pin(made, "map/jt"))) as jt, bpf.closing(passing()) as program:
-        bpf.map_update(jt, U32.pack(chain.SLOTS["ct"]), U32.pack(program))
+        bpf.map_update(jt, U32.pack(chain_programs.SLOTS["ct"]), U32.pack(program))
 
 
 def pin_a_program_of_another_attach_type(made: Chain) -> None:
@@ -135,7 +147,7 @@ def pin_another_table_of_another_shape(made: Chain) -> None:
 
 
 def forget_in_meta(made: Chain) -> None:
-    for key in chain.META.values():
+    for key in chain_maps.META.values():
         bpftool(
             "map",
             "update",
@@ -154,7 +166,7 @@ def forget_in_meta(made: Chain) -> None:
 def set_the_clock_ahead(made: Chain) -> None:
     with bpf.closing(bpf.obj_get(pin(made, "map/meta"))) as fd:
         bpf.map_update(
-            fd, U32.pack(chain.META["ktime_ns"]), U64.pack(time.monotonic_ns() + (1 << 40))
+            fd, U32.pack(chain_maps.META["ktime_ns"]), U64.pack(time.monotonic_ns() + (1 << 40))
         )
 
 
@@ -206,12 +218,12 @@ def make_the_interface_anew(made: Chain) -> None:
     )
 
 
-SLOT = f"jt[{chain.SLOTS['ct']}]"
-NO_TABLES = chain.SETTINGS_STRUCT.pack(
-    *[0] * len(chain.TCP_ROWS),
-    *chain.SETTINGS_STRUCT.unpack(
-        chain.settings_value(clock.hz(), {}, {})[: chain.SETTINGS_STRUCT.size]
-    )[len(chain.TCP_ROWS) :],
+SLOT = f"jt[{chain_programs.SLOTS['ct']}]"
+NO_TABLES = chain_settings.SETTINGS_STRUCT.pack(
+    *[0] * len(chain_states.TCP_ROWS),
+    *chain_settings.SETTINGS_STRUCT.unpack(
+        chain_settings.settings_value(clock.hz(), {}, {})[: chain_settings.SETTINGS_STRUCT.size]
+    )[len(chain_states.TCP_ROWS) :],
 )
 
 
@@ -230,7 +242,8 @@ class Case:
 
 CASES = {
     "jt emptied": Case(
-        empty_the_jump_table, {("slot_empty", f"jt[{slot}]") for slot in chain.SLOTS.values()}
+        empty_the_jump_table,
+        {("slot_empty", f"jt[{slot}]") for slot in chain_programs.SLOTS.values()},
     ),
     "one slot emptied": Case(empty_one_slot, {("slot_empty", SLOT)}),
     "foreign slot": Case(fill_a_slot_with_another_program, {("slot_foreign", SLOT)}),
@@ -258,10 +271,11 @@ CASES = {
     "meta zeroed": Case(forget_in_meta, {("meta_damaged", "map/meta")}),
     "clock ahead": Case(set_the_clock_ahead, {("meta_damaged", "map/meta")}),
     "settings zeroed": Case(
-        overwrite_settings(bytes(chain.SETTINGS_BYTES)), {("settings_damaged", "map/settings")}
+        overwrite_settings(bytes(chain_settings.SETTINGS_BYTES)),
+        {("settings_damaged", "map/settings")},
     ),
     "settings without tables": Case(
-        overwrite_settings(NO_TABLES.ljust(chain.SETTINGS_BYTES, b"\0")),
+        overwrite_settings(NO_TABLES.ljust(chain_settings.SETTINGS_BYTES, b"\0")),
         {("settings_damaged", "map/settings")},
     ),
     "active lost": Case(
@@ -294,7 +308,7 @@ def attached(made: Chain, check_mode: bool = False) -> dict[str, t.Any]:
     )[0]
 
 
-def named(made: Chain, faults: c.Iterable[health.Fault]) -> set[tuple[str, str]]:
+def named(made: Chain, faults: c.Iterable[diagnosis.Fault]) -> set[tuple[str, str]]:
     """Faults without words, paths below the pin root."""
     return {(fault.fault, fault.object.replace(f"{made.paths.pin_root}/", "")) for fault in faults}
 
@@ -321,7 +335,7 @@ def test_each_fault_is_named_and_mended(
         assert foretold
         done, have = running.ensure()
         assert done == foretold and have.faults == ()
-        assert health.mended(seen.faults, have.faults) == facts["faults"]
+        assert diagnosis.mended(seen.faults, have.faults) == facts["faults"]
     else:
         assert foretold == [] and running.ensure() == ([], seen), "nothing that xdp_program can do"
         for check_mode in (True, False):
@@ -337,7 +351,7 @@ def test_each_fault_is_named_and_mended(
         and attached(running)["faults"] == []
     )
     assert {info.prog_id for info, dummy in have.links.values()} == {
-        have.programs[chain.SLOTS["ingress"]].id
+        have.programs[chain_programs.SLOTS["ingress"]].id
     }
     assert set(running.flows()) == flows, "no flow is lost"
     running.send(udp_frame(4000))
@@ -368,7 +382,9 @@ def test_what_only_people_can_mend_is_named(running: Chain) -> None:
 
 def test_another_releases_chain_is_not_judged(running: Chain) -> None:
     with bpf.closing(bpf.obj_get(pin(running, "map/meta"))) as fd:
-        bpf.map_update(fd, U32.pack(chain.META["layout"]), U64.pack(chain.LAYOUT_VERSION + 1))
+        bpf.map_update(
+            fd, U32.pack(chain_maps.META["layout"]), U64.pack(chain_layout.LAYOUT_VERSION + 1)
+        )
     lose("prog/xdp_3")(running)
     assert running.observe().faults == ()
 
@@ -408,14 +424,14 @@ def test_an_interface_counts_what_it_receives_in_each_mode(running: Chain, mode:
         running.paths.pin_root,
         False,
     )
-    before, counted = bpf.link_facts("left").received, running.stats()["tracked"]
+    before, counted = netdev.link_facts("left").received, running.stats()["tracked"]
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
         sender.bind(("right", 0))
         for dummy in range(100):
             sender.send(udp_frame(4000))
 
     def counts() -> tuple[int, int]:
-        return bpf.link_facts("left").received - before, running.stats()["tracked"] - counted
+        return netdev.link_facts("left").received - before, running.stats()["tracked"] - counted
 
     assert within(lambda: counts() == (100, 100)), counts()
 

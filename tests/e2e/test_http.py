@@ -28,8 +28,9 @@ import urllib.parse
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import delete as flow_delete
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
@@ -181,7 +182,7 @@ def here(paths: t.Any, place: str) -> c.Iterator[Here]:
 
 def fill(wire: Wire, number: int) -> None:
     """Make half-open flows."""
-    with bpf.closing(bpf.obj_get(wire.chain.paths.prog(chain.SLOTS["ingress"]))) as entry:
+    with bpf.closing(bpf.obj_get(wire.chain.paths.prog(chain_programs.SLOTS["ingress"]))) as entry:
         for sport in range(20_000, 20_000 + number):
             bpf.prog_test_run(entry, udp_frame(sport))
     wire.chain.recount()
@@ -602,7 +603,9 @@ def test_healthz_names_what_is_wrong(running: Chain, place: str) -> None:
         assert len(ask(server.where, "/flows").json()) == FLOWS
         empty_one_slot(running)
         answer = ask(server.where, "/healthz")
-        assert answer.status == 503 and answer.error == f"slot_empty jt[{chain.SLOTS['ct']}]"
+        assert (
+            answer.status == 503 and answer.error == f"slot_empty jt[{chain_programs.SLOTS['ct']}]"
+        )
         assert (
             answer.json()["faults"] == [fault.as_dict() for fault in running.observe().faults]
             and not answer.json()["healthy"]
@@ -669,7 +672,7 @@ def test_a_slow_reader_keeps_nobody_from_anything(ct: Ct, wire: Wire, place: str
             == number
         )
         with flow_table.writing(wire.chain.paths.pin_root, patience=0) as tables:
-            assert flow_table.sweep(tables) == 0
+            assert flow_delete.sweep(tables) == 0
         assert ct("flush", "--proto", "tcp", "--yes") == "1 flow deleted\n"
         wire.connect().exchange()  # packets go on as well
         assert len(ask(server.where, "/flows?proto=tcp").json()) == 1

@@ -13,11 +13,14 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health, manifest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import lab_attachments
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
@@ -44,8 +47,8 @@ class Lab:
         # the pin root is known from the state directory alone
         self.attachments = lab_attachments.Attachments(state_dir=chain.paths.state_dir)
 
-    def run(self, lab: dict[str, t.Any] | topology.Topology, check: bool = False) -> list[str]:
-        want = lab if isinstance(lab, topology.Topology) else topology.parse(lab)
+    def run(self, lab: dict[str, t.Any] | lab_model.Topology, check: bool = False) -> list[str]:
+        want = lab if isinstance(lab, lab_model.Topology) else topology.parse(lab)
         return [
             f"{s.action} {s.kind} {s.name}"
             for s in lab_converge.converge(want, check, attachments=self.attachments).plan
@@ -57,8 +60,8 @@ class Lab:
         """
         links = health.look_links(self.chain.paths)
         written = {
-            attach.Want("", item["name"], item["netns"], "", "").label: item["program"]
-            for item in manifest.interfaces(self.chain.paths)
+            attach_model.Want("", item["name"], item["netns"], "", "").label: item["program"]
+            for item in attach_record.interfaces(self.chain.paths)
         }
         found = {health.interface(key): link.hook for key, link in links.items() if link.here}
         assert found == written

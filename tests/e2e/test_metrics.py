@@ -25,7 +25,7 @@ import pytest
 import yaml
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import metrics as ct_metrics
@@ -164,9 +164,9 @@ def test_they_are_what_the_tables_and_the_chain_say(ct: Ct, wire: Wire, place: s
     assert verdicts["tracked"] == counted["tracked"] > 0 and verdicts["invalid"] == sum(
         by(found, "ct_invalid_total", "reason").values()
     )
-    assert sum(verdicts.values()) == sum(counted[name] for name, dummy in chain.OUTCOMES), (
-        "each frame is counted once"
-    )
+    assert sum(verdicts.values()) == sum(
+        counted[name] for name, dummy in chain_counters.OUTCOMES
+    ), "each frame is counted once"
     stages = ct.json("stats")["frames"]
     assert [
         by(found, "ct_packets_total", "stage")[stage] for stage in (*ct_metrics.STAGES, "ct")

@@ -27,7 +27,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import conve
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import schema
@@ -35,7 +37,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
@@ -81,7 +83,7 @@ class Chain:
 
     def send(self, *what: bytes, hook: str = "ingress") -> None:
         """Run frames through the active generation."""
-        with bpf.closing(bpf.obj_get(self.paths.prog(chain.SLOTS[hook]))) as fd:
+        with bpf.closing(bpf.obj_get(self.paths.prog(chain_programs.SLOTS[hook]))) as fd:
             for frame in what:
                 bpf.prog_test_run(fd, frame)
 
@@ -282,7 +284,7 @@ class Traffic:
 
 def received() -> int:
     """Packets that came in at the chain's ends."""
-    return sum(bpf.link_facts(name).received for name, dummy, dummy_hook in SIDES)
+    return sum(netdev.link_facts(name).received for name, dummy, dummy_hook in SIDES)
 
 
 def dropped() -> int:
@@ -342,7 +344,7 @@ def fill(
         for start in range(0, number, 16384):
             some = range(start, min(start + 16384, number))
             keys = (
-                chain.KEY4.pack(
+                chain_layout.KEY4.pack(
                     (0x0A000000 + one).to_bytes(4, "big"),
                     b"\xac\x10\0\1",
                     0x409C,
@@ -356,12 +358,16 @@ def fill(
             values = []
             for one in some:
                 seen = now - idle(one) * rate
-                fields = dict.fromkeys((name for name, dummy in chain.ENTRY_FIELDS), 0)
+                fields = dict.fromkeys((name for name, dummy in chain_layout.ENTRY_FIELDS), 0)
                 fields.update(
                     {
                         "orig.packets": one + 1,
                         "reply.packets": 2,
-                        "ctl": 3 | chain.CTL_SEEN_REPLY | chain.CTL_ASSURED * assured(one),
+                        "ctl": (
+                            3
+                            | chain_layout.CTL_SEEN_REPLY
+                            | chain_layout.CTL_ASSURED * assured(one)
+                        ),
                     }
                 )
                 fields.update(
@@ -369,7 +375,7 @@ def fill(
                     last_seen=seen & 0xFFFFFFFF,
                     created=seen // rate,
                 )
-                values.append(chain.ENTRY.pack(*fields.values()))
+                values.append(chain_layout.ENTRY.pack(*fields.values()))
             bpf.map_update_batch(fd, b"".join(keys), b"".join(values), len(some))
 
 
@@ -436,10 +442,12 @@ def test_a_flow_that_nobody_lets_go_of_is_moved_all_the_same(made: Chain) -> Non
     made.ensure()
     fill(made, "ctt", 40)
     with bpf.closing(bpf.obj_get(made.paths.map("ctt"))) as fd:
-        count, keys, values = next(bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size))
-        fields = list(chain.ENTRY.unpack(bytes(values[: chain.ENTRY.size])))
-        fields[12] |= chain.CTL_LOCK
-        bpf.map_update(fd, bytes(keys[: chain.KEY4.size]), chain.ENTRY.pack(*fields))
+        count, keys, values = next(
+            bpf.map_batches(fd, chain_layout.KEY4.size, chain_layout.ENTRY.size)
+        )
+        fields = list(chain_layout.ENTRY.unpack(bytes(values[: chain_layout.ENTRY.size])))
+        fields[12] |= chain_layout.CTL_LOCK
+        bpf.map_update(fd, bytes(keys[: chain_layout.KEY4.size]), chain_layout.ENTRY.pack(*fields))
     made.ensure({"table_size": 2 * SIZE})
     assert len(made.flows()) == count == 40
     made.assert_settled()
@@ -454,9 +462,12 @@ def test_flows_whose_time_is_over_are_counted_once(made: Chain) -> None:
             for count, keys, values in list(tables.batches(opened_table)):
                 for number in range(count):
                     fields = list(
-                        chain.ENTRY.unpack(
+                        chain_layout.ENTRY.unpack(
                             bytes(
-                                values[number * chain.ENTRY.size : (number + 1) * chain.ENTRY.size]
+                                values[
+                                    number * chain_layout.ENTRY.size : (number + 1)
+                                    * chain_layout.ENTRY.size
+                                ]
                             )
                         )
                     )
@@ -465,7 +476,7 @@ def test_flows_whose_time_is_over_are_counted_once(made: Chain) -> None:
                     bpf.map_update(
                         opened_table.fd,
                         bytes(keys[number * size : (number + 1) * size]),
-                        chain.ENTRY.pack(*fields),
+                        chain_layout.ENTRY.pack(*fields),
                     )
     made.ensure(TWICE)
     assert made.flows() == {}
@@ -625,7 +636,7 @@ def later_layout() -> schema.Description:
         "stats": ["created", "retired", "tracked"],
         "deletions": ["deleted_flushed"],
     }
-    size = chain.codec(map(tuple, there["entry"])).size
+    size = chain_layout.codec(map(tuple, there["entry"])).size
     for table in there["tables"]:
         there["maps"][table] = [*there["maps"][table][:2], size]
     return there
@@ -723,21 +734,21 @@ class Old:
             made,
             "ctt" if there["layout"] == 1 else "ctt_new",
         )
-        self.codec = chain.codec(map(tuple, there["entry"]))
+        self.codec = chain_layout.codec(map(tuple, there["entry"]))
         directory = made.paths.gen_dir(1)
         for name in ("prog", "map"):
             os.makedirs(f"{directory}/{name}")
         self.maps = {}
         sizes = {
-            "meta": 8 if there["layout"] == 1 else len(chain.META),
+            "meta": 8 if there["layout"] == 1 else len(chain_maps.META),
             **{name: len(names) for name, names in there["counters"].items()},
         }
         shapes = {"meta": ["array", 4, 8], "settings": ["array", 4, 64], **there["maps"]}
         if there["layout"] != 1:
-            shapes["schema"] = ["array", 4, chain.SCHEMA_BYTES]
+            shapes["schema"] = ["array", 4, chain_maps.SCHEMA_BYTES]
         for name, (kind, key, value) in shapes.items():
             entries = sizes.get(name, 1 if name in ("settings", "schema") else SIZE)
-            self.maps[name] = bpf.map_create(chain.MAP_TYPES[kind], name, key, value, entries)
+            self.maps[name] = bpf.map_create(chain_maps.MAP_TYPES[kind], name, key, value, entries)
             bpf.obj_pin(self.maps[name], f"{directory}/map/{name}")
         self.meta(layout=there["layout"], generation=1)
         if there["layout"] != 1:
@@ -745,7 +756,7 @@ class Old:
             bpf.map_update(
                 self.maps["schema"],
                 U32.pack(0),
-                json.dumps(there).encode().ljust(chain.SCHEMA_BYTES, b"\0"),
+                json.dumps(there).encode().ljust(chain_maps.SCHEMA_BYTES, b"\0"),
             )
         self._load(directory)
         os.symlink("gen/1", made.paths.active)
@@ -755,7 +766,7 @@ class Old:
 
     def meta(self, **values: int) -> None:
         for name, value in values.items():
-            bpf.map_update(self.maps["meta"], U32.pack(chain.META[name]), U64.pack(value))
+            bpf.map_update(self.maps["meta"], U32.pack(chain_maps.META[name]), U64.pack(value))
 
     def _load(self, directory: str) -> None:
         import bcc
@@ -780,18 +791,18 @@ class Old:
         module = bcc.BPF(text=text.encode(), cflags=build_bcc.flags())
         for name in ("ingress", "egress"):
             program = module.load_func(
-                name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP
+                name.encode(), bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
             )
-            bpf.obj_pin(program.fd, f"{directory}/prog/xdp_{chain.SLOTS[name]}")
+            bpf.obj_pin(program.fd, f"{directory}/prog/xdp_{chain_programs.SLOTS[name]}")
         module.cleanup()
 
     def now(self) -> tuple[int, int]:
         """jiffies64 of this instant, and jiffies a second."""
-        with bpf.closing(bpf.obj_get(self.made.paths.prog(chain.SLOTS["ingress"]))) as fd:
+        with bpf.closing(bpf.obj_get(self.made.paths.prog(chain_programs.SLOTS["ingress"]))) as fd:
             bpf.prog_test_run(fd, bytes(60))  # it takes the clock with its first packet
         raw = {
             name: U64.unpack(
-                bpf.map_lookup(self.maps["meta"], U32.pack(chain.META[name]), 8) or b""
+                bpf.map_lookup(self.maps["meta"], U32.pack(chain_maps.META[name]), 8) or b""
             )[0]
             for name in ("jiffies", "ktime_ns")
         }
@@ -820,7 +831,9 @@ class Old:
 def key_of(talk: Talk) -> bytes:
     src, dst = talk.ends
     ports = struct.unpack("=HH", struct.pack("!HH", 40000, 80))
-    return (chain.KEY6 if talk.family == 6 else chain.KEY4).pack(src, dst, *ports, talk.proto, 0, 0)
+    return (chain_layout.KEY6 if talk.family == 6 else chain_layout.KEY4).pack(
+        src, dst, *ports, talk.proto, 0, 0
+    )
 
 
 LAYOUTS: dict[str, tuple[c.Callable[[], schema.Description], str]] = {

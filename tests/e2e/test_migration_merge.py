@@ -14,7 +14,10 @@ import os
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import schema
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
@@ -41,7 +44,7 @@ __all__ = ["headers", "made"]  # fixtures
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-FIELDS = [name for name, dummy in chain.ENTRY_FIELDS]
+FIELDS = [name for name, dummy in chain_layout.ENTRY_FIELDS]
 #: States as the control word has them.
 ESTABLISHED, FIN_WAIT, TIME_WAIT, SYN_SENT, SYN_SENT2 = 3, 4, 7, 1, 9
 #: Jiffies and seconds; an entry that a test does not say otherwise about lives on long.
@@ -61,7 +64,7 @@ class Tables:
     now: int
 
     def key(self, proto: int = frames.TCP, number: int = 1) -> bytes:
-        return chain.KEY4.pack(
+        return chain_layout.KEY4.pack(
             bytes([10, 0, 0, number]), b"\xac\x10\0\1", 0x409C, 0x5000, proto, 0, 0
         )
 
@@ -75,12 +78,14 @@ class Tables:
         bpf.map_update(
             fd,
             key,
-            chain.ENTRY.pack(*(given.get(name, 0) & (1 << 8 * size) - 1 for name, size in sizes())),
+            chain_layout.ENTRY.pack(
+                *(given.get(name, 0) & (1 << 8 * size) - 1 for name, size in sizes())
+            ),
         )
 
     def read(self, fd: int, key: bytes) -> dict[str, int] | None:
-        raw = bpf.map_lookup(fd, key, chain.ENTRY.size)
-        return None if raw is None else dict(zip(FIELDS, chain.ENTRY.unpack(raw)))
+        raw = bpf.map_lookup(fd, key, chain_layout.ENTRY.size)
+        return None if raw is None else dict(zip(FIELDS, chain_layout.ENTRY.unpack(raw)))
 
     def move(self, *keys: bytes) -> int:
         """Ask for flows to be moved; return how many could not be."""
@@ -91,7 +96,9 @@ class Tables:
 
 
 def sizes() -> list[tuple[str, int]]:
-    return [(name, {"Q": 8, "I": 4, "H": 2, "B": 1}[code]) for name, code in chain.ENTRY_FIELDS]
+    return [
+        (name, {"Q": 8, "I": 4, "H": 2, "B": 1}[code]) for name, code in chain_layout.ENTRY_FIELDS
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +122,10 @@ def loaded(headers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
         old = keep(
             bpf.map_create(info.kind, "ctt_old", info.key_size, info.value_size, info.max_entries)
         )
-        bpf.map_update(pred, U32.pack(chain.FLOW_CLASSES.index("assured")), U32.pack(old))
+        bpf.map_update(pred, U32.pack(chain_maps.FLOW_CLASSES.index("assured")), U32.pack(old))
         yield Tables(
             chain_made,
-            keep(bpf.obj_get(f"{chain_made.paths.gen_dir(1)}/prog/{chain.ADOPT}")),
+            keep(bpf.obj_get(f"{chain_made.paths.gen_dir(1)}/prog/{chain_programs.ADOPT}")),
             ctt,
             old,
             now,
@@ -130,11 +137,13 @@ def tables(loaded: Tables) -> c.Iterator[Tables]:
     """The tables, both empty."""
     yield loaded
     for fd in (loaded.ctt, loaded.old):
-        for count, keys, dummy in list(bpf.map_batches(fd, chain.KEY4.size, chain.ENTRY.size)):
+        for count, keys, dummy in list(
+            bpf.map_batches(fd, chain_layout.KEY4.size, chain_layout.ENTRY.size)
+        ):
             bpf.map_delete_batch(
                 fd,
                 [
-                    bytes(keys[at * chain.KEY4.size : (at + 1) * chain.KEY4.size])
+                    bytes(keys[at * chain_layout.KEY4.size : (at + 1) * chain_layout.KEY4.size])
                     for at in range(count)
                 ],
             )
@@ -146,7 +155,7 @@ def both(tables: Tables, key: bytes, here: dict[str, int], there: dict[str, int]
     tables.write(tables.old, key, **{"ctl": ESTABLISHED, "created": 100, **there})
     assert tables.move(key) == 0 and tables.read(tables.old, key) is None
     merged = tables.read(tables.ctt, key)
-    assert merged is not None and not merged["ctl"] & chain.CTL_LOCK
+    assert merged is not None and not merged["ctl"] & chain_layout.CTL_LOCK
     return merged
 
 
@@ -178,7 +187,7 @@ def test_counts_of_a_flow_that_was_picked_up_turned_go_to_the_side_that_sent_the
         tables,
         tables.key(),
         {"orig__packets": 7, "orig__bytes": 70},
-        {**COUNTS, "ctl": ESTABLISHED | chain.CTL_ORIG_HI},
+        {**COUNTS, "ctl": ESTABLISHED | chain_layout.CTL_ORIG_HI},
     )
     turned = {
         "orig__packets": 7 + 3,
@@ -190,8 +199,8 @@ def test_counts_of_a_flow_that_was_picked_up_turned_go_to_the_side_that_sent_the
     }
     assert (
         counts(merged) == turned
-        and merged["ctl"] & chain.CTL_SEEN_REPLY
-        and not merged["ctl"] & chain.CTL_ORIG_HI
+        and merged["ctl"] & chain_layout.CTL_SEEN_REPLY
+        and not merged["ctl"] & chain_layout.CTL_ORIG_HI
     )
 
 
@@ -202,7 +211,11 @@ def test_a_tuple_that_was_used_again_meanwhile_keeps_its_own_counts(tables: Tabl
         tables,
         tables.key(),
         here,
-        {**COUNTS, "orig__td_end": 99, "ctl": TIME_WAIT | chain.CTL_ASSURED | chain.CTL_SEEN_REPLY},
+        {
+            **COUNTS,
+            "orig__td_end": 99,
+            "ctl": TIME_WAIT | chain_layout.CTL_ASSURED | chain_layout.CTL_SEEN_REPLY,
+        },
     )
     assert {
         name: merged[name]
@@ -273,14 +286,17 @@ def test_windows_are_those_that_are_further_on_and_begin_again(
 def test_the_state_is_that_which_is_further_on(
     tables: Tables, here: int, there: int, state: int
 ) -> None:
-    seen = {"ctl": there | chain.CTL_ASSURED | chain.CTL_SEEN_REPLY, "last_seen": tables.now - 50}
+    seen = {
+        "ctl": there | chain_layout.CTL_ASSURED | chain_layout.CTL_SEEN_REPLY,
+        "last_seen": tables.now - 50,
+    }
     merged = both(tables, tables.key(), {"ctl": here, "last_seen": tables.now - 100}, seen)
-    assert merged["ctl"] == state | chain.CTL_ASSURED | chain.CTL_SEEN_REPLY
+    assert merged["ctl"] == state | chain_layout.CTL_ASSURED | chain_layout.CTL_SEEN_REPLY
     assert merged["last_seen"] == tables.now - 50
     if state != here:
         with bpf.closing(bpf.obj_get(tables.chain.paths.map("settings"))) as fd:
-            rate, timeouts, dummy = chain.settings_of(
-                bpf.map_lookup(fd, U32.pack(0), chain.SETTINGS_BYTES) or b""
+            rate, timeouts, dummy = chain_settings.settings_of(
+                bpf.map_lookup(fd, U32.pack(0), chain_settings.SETTINGS_BYTES) or b""
             )
         assert merged["expires"] == tables.now - 50 + rate * list(timeouts.values())[state]
 
@@ -321,10 +337,16 @@ def test_a_flow_in_a_packets_hands_is_left_for_the_next_turn(tables: Tables) -> 
     key = tables.key()
     for locked in ("ctt", "old"):
         tables.write(
-            tables.ctt, key, ctl=ESTABLISHED | chain.CTL_LOCK * (locked == "ctt"), orig__packets=1
+            tables.ctt,
+            key,
+            ctl=ESTABLISHED | chain_layout.CTL_LOCK * (locked == "ctt"),
+            orig__packets=1,
         )
         tables.write(
-            tables.old, key, ctl=ESTABLISHED | chain.CTL_LOCK * (locked == "old"), orig__packets=1
+            tables.old,
+            key,
+            ctl=ESTABLISHED | chain_layout.CTL_LOCK * (locked == "old"),
+            orig__packets=1,
         )
         assert tables.move(key) == 1
         here, there = tables.read(tables.ctt, key), tables.read(tables.old, key)
@@ -333,7 +355,10 @@ def test_a_flow_in_a_packets_hands_is_left_for_the_next_turn(tables: Tables) -> 
             and there is not None
             and here["orig.packets"] == there["orig.packets"] == 1
         )
-        assert (bool(here["ctl"] & chain.CTL_LOCK), bool(there["ctl"] & chain.CTL_LOCK)) == (
+        assert (
+            bool(here["ctl"] & chain_layout.CTL_LOCK),
+            bool(there["ctl"] & chain_layout.CTL_LOCK),
+        ) == (
             locked == "ctt",
             locked == "old",
         )
@@ -346,13 +371,18 @@ def test_a_packet_goes_through_a_flow_that_was_moved_while_locked(made: Chain) -
     made.ensure()
     made.send(bytes(60))
     fill(made, "ctt", 40)
-    key = chain.KEY4.pack(bytes([10, 0, 0, 5]), b"\xac\x10\0\1", 0x409C, 0x5000, frames.TCP, 0, 0)
+    key = chain_layout.KEY4.pack(
+        bytes([10, 0, 0, 5]), b"\xac\x10\0\1", 0x409C, 0x5000, frames.TCP, 0, 0
+    )
     with bpf.closing(bpf.obj_get(made.paths.map("ctt"))) as fd:
         fields = dict(
-            zip(FIELDS, chain.ENTRY.unpack(bpf.map_lookup(fd, key, chain.ENTRY.size) or b""))
+            zip(
+                FIELDS,
+                chain_layout.ENTRY.unpack(bpf.map_lookup(fd, key, chain_layout.ENTRY.size) or b""),
+            )
         )
-        fields["ctl"] |= chain.CTL_LOCK
-        bpf.map_update(fd, key, chain.ENTRY.pack(*fields.values()))
+        fields["ctl"] |= chain_layout.CTL_LOCK
+        bpf.map_update(fd, key, chain_layout.ENTRY.pack(*fields.values()))
     made.ensure({"table_size": 2 * SIZE})
     before = made.counters()
     src, dst = frames.address("10.0.0.5"), frames.address("172.16.0.1")
@@ -407,7 +437,7 @@ def test_a_killed_upgrade_adds_the_counters_once(made: Chain, old: Old) -> None:
 
     def die(fd: int, frame: bytes, *more: t.Any, **named: t.Any) -> t.Any:
         done = request(fd, frame, *more, **named)
-        if frame[:4] == U32.pack(chain.ADOPT_REQUESTS.index("counts")):
+        if frame[:4] == U32.pack(chain_programs.ADOPT_REQUESTS.index("counts")):
             os.kill(os.getpid(), 9)
         return done
 
@@ -440,7 +470,7 @@ def test_a_second_take_over_begins_with_what_the_old_chain_has_then(made: Chain,
 def test_a_full_table_of_another_layout_keeps_the_assured_and_latest(made: Chain, old: Old) -> None:
     now, rate = old.now()
     for number in range(1500):
-        key = chain.KEY4.pack(
+        key = chain_layout.KEY4.pack(
             (0x0A000000 + number).to_bytes(4, "big"),
             b"\xac\x10\0\1",
             0x409C,
@@ -497,8 +527,8 @@ def test_counts_are_added_when_no_packet_is_in_the_old_chain_any_more(
         update(fd, *more)
 
     def prog_test_run(fd: int, frame: bytes, *more: t.Any) -> t.Any:
-        if len(frame) > chain.ADOPT_REQUEST.size and frame[:4] == U32.pack(
-            chain.ADOPT_REQUESTS.index("counts")
+        if len(frame) > chain_programs.ADOPT_REQUEST.size and frame[:4] == U32.pack(
+            chain_programs.ADOPT_REQUESTS.index("counts")
         ):
             calls.append("counts")
         return test_run(fd, frame, *more)

@@ -28,6 +28,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import apply as lab_apply
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import kernel as lab_kernel
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -120,9 +121,9 @@ def description(p: str, router: str | None = None) -> dict[str, t.Any]:
     }
 
 
-def run(lab: dict[str, t.Any] | topology.Topology) -> list[str]:
+def run(lab: dict[str, t.Any] | lab_model.Topology) -> list[str]:
     """Converge; return the steps as text."""
-    want = lab if isinstance(lab, topology.Topology) else topology.parse(lab)
+    want = lab if isinstance(lab, lab_model.Topology) else topology.parse(lab)
     return [f"{s.action} {s.kind} {s.name}" for s in lab_converge.converge(want).plan]
 
 
@@ -147,7 +148,7 @@ def assert_gone(p: str) -> None:
     """Assert that nothing of the lab is left."""
     assert p not in sh("ip link")
     assert not [name for name in os.listdir(netns.RUN_DIR) if name.startswith(p)]
-    assert not pathlib.Path(topology.record_path(p)).exists()
+    assert not pathlib.Path(lab_model.record_path(p)).exists()
     assert {name: sysctl(name) for name in FRESH} == FRESH
 
 
@@ -529,7 +530,7 @@ def test_sysctls_come_back_as_they_were(p: str) -> None:
     assert (sysctl(FORWARDING), sysctl(names[3])) == ("1", "1")
     assert run(description(p)) == [
         f"change sysctl {names[3]}",
-        f"change record {topology.record_path(p)}",
+        f"change record {lab_model.record_path(p)}",
     ]
     assert sysctl(names[3]) == "0"
     run(topology.absent(p))
@@ -555,7 +556,7 @@ def test_two_labs_share_a_sysctl_and_the_last_puts_it_back(p: str) -> None:
 def test_runs_of_one_lab_at_once(p: str) -> None:
     """Each waits for the one before, and plans from what that left."""
 
-    def together(*wants: topology.Topology) -> list[int]:
+    def together(*wants: lab_model.Topology) -> list[int]:
         children = []
         for want in wants:
             pid = os.fork()
@@ -580,7 +581,7 @@ def test_runs_of_one_lab_at_once(p: str) -> None:
 
 
 def test_another_run_that_does_not_end_is_named(p: str) -> None:
-    with lock.held(topology.RECORD_DIR, 0, make=0o755):
+    with lock.held(lab_model.RECORD_DIR, 0, make=0o755):
         want = topology.parse(description(p))
         with pytest.raises(
             ConntrackError, match=rf"another run has the lock: process {os.getpid()} "
@@ -609,7 +610,7 @@ def test_sysctls_of_a_namespace(p: str) -> None:
     del wanted["net.ipv4.tcp_syncookies"]
     assert run(lab) == [
         f"change sysctl net.ipv4.tcp_syncookies@{p}1",
-        f"change record {topology.record_path(p)}",
+        f"change record {lab_model.record_path(p)}",
     ]
     with netns.entered(f"{p}1"):
         assert sysctl("net.ipv4.tcp_syncookies") == "1"

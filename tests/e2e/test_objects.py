@@ -18,7 +18,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
@@ -116,7 +117,7 @@ def changed(made: Chain, mark: str) -> generation.Want:
 
 def numbers(chain_: Chain) -> list[tuple[str, int]]:
     return sorted(
-        (key.hex(), chain.ENTRY.unpack(value)[0] + chain.ENTRY.unpack(value)[6])
+        (key.hex(), chain_layout.ENTRY.unpack(value)[0] + chain_layout.ENTRY.unpack(value)[6])
         for key, value in chain_.flows().items()
     )
 
@@ -128,7 +129,7 @@ def test_it_is_loaded_without_bcc_and_tracks(made: Chain, cache: str, no_bcc: No
     made.ensure(want)
     have = made.observe()
     assert (have.generation, have.faults, have.digest) == (1, (), made.want().digest)
-    assert {info.name for info in have.programs.values()} == set(chain.SLOTS)
+    assert {info.name for info in have.programs.values()} == set(chain_programs.SLOTS)
     made.send(*(udp_frame(4000 + number) for number in range(FLOWS)))
     made.send(udp_frame(4000))
     assert (

@@ -19,6 +19,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.tests.install.commands import changes
 from ansible_collections.ebpf.conntrack.tests.tools import leftovers, tree
@@ -375,7 +376,7 @@ def two_routers(tag: str) -> dict[str, t.Any]:
 def packets(pin_root: str) -> list[tuple[int, int]]:
     """Return the packets of each direction of the UDP flow that traffic.py makes."""
     with flow_table.FlowTables(pin_root) as tables:
-        flows = flow_table.read(
+        flows = flow_read.read(
             tables, flow_filter.parse_query({"proto": "udp", "dport": 5353}), summary=False
         ).flows
     return [(one["orig"]["packets"], one["reply"]["packets"]) for one in flows]

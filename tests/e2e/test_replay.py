@@ -27,7 +27,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import conve
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
@@ -135,12 +136,12 @@ def ensure(
 def everything(made: Chain) -> dict[str, t.Any]:
     """What a run could change: pins, the objects they hold, and what is in each map."""
     found: dict[str, t.Any] = {"tree": made.tree(), "stamps": made.stamps()}
-    for spec in chain.maps(TABLE_SIZE, TABLE_SIZE):
+    for spec in chain_maps.maps(TABLE_SIZE, TABLE_SIZE):
         with bpf.closing(bpf.obj_get(made.paths.map(spec.name))) as fd:
             if spec.kind == "prog_array":
                 found[spec.name] = [
                     bpf.map_lookup(fd, index.to_bytes(4, "little"), 4)
-                    for index in range(chain.JT_ENTRIES)
+                    for index in range(chain_programs.JT_ENTRIES)
                 ]
             elif spec.name != "scratch":
                 size = bpf.map_info(fd).value_size * (
@@ -347,7 +348,11 @@ def test_a_shadows_jump_table_is_never_without_a_user(monkeypatch: pytest.Monkey
         if programs:  # once more when Python ends
             return
         programs.append(
-            os.dup(self.load_func(b"prs_end", bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP).fd)
+            os.dup(
+                self.load_func(
+                    b"prs_end", bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
+                ).fd
+            )
         )
         bpf.map_update(maps["jt"], bytes(4), programs[0].to_bytes(4, "little"))
         cleanup(self)
@@ -494,7 +499,7 @@ def test_the_first_load_and_a_repair(made_for_itself: Chain) -> None:
     assert ensure(made, made.want(), how) == []
     assert (how.report.frames, how.report.reason) == (0, "no other sources are to be loaded")
     with bpf.closing(bpf.obj_get(made.paths.map("jt"))) as fd:
-        bpf.map_delete(fd, chain.SLOTS["ct"].to_bytes(4, "little"))
+        bpf.map_delete(fd, chain_programs.SLOTS["ct"].to_bytes(4, "little"))
     assert [step["action"] for step in ensure(made, made.want(), proof(made))] == [
         "load",
         "activate",

@@ -17,16 +17,18 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import delete as flow_delete
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest, migrate
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import daemon as ct_daemon
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
     options as service_options,
@@ -102,16 +104,16 @@ def reboot(chain: Chain) -> None:
 
 
 def test_what_is_attached_is_written_down(used: Chain) -> None:
-    assert manifest.interfaces(used.paths) == [LEFT] and converge(used, "present", LEFT) == []
+    assert attach_record.interfaces(used.paths) == [LEFT] and converge(used, "present", LEFT) == []
     assert converge(used, "present", {**LEFT, "mode": "auto"}) == ["change manifest interfaces"], (
         "a reboot is to bring back what was asked for"
     )
-    manifest.write_interfaces(
+    attach_record.write_interfaces(
         used.paths, []
     )  # as after an upgrade from a release that did not write it down
     assert (
         converge(used, "present", LEFT, check_mode=True) == ["change manifest interfaces"]
-        and manifest.interfaces(used.paths) == []
+        and attach_record.interfaces(used.paths) == []
     )
     assert (
         converge(used, "present", LEFT) == ["change manifest interfaces"]
@@ -120,10 +122,10 @@ def test_what_is_attached_is_written_down(used: Chain) -> None:
     assert used.ensure(used.want(timeouts=TIMEOUTS))[0] == [], "it is no stray"
     with pytest.raises(ConntrackError, match="there is no interface 'none'"):
         converge(used, "present", {**LEFT, "name": "none"})
-    assert manifest.interfaces(used.paths) == [LEFT]
+    assert attach_record.interfaces(used.paths) == [LEFT]
     assert (
         converge(used, "absent", LEFT) == ["detach xdp left"]
-        and manifest.interfaces(used.paths) == []
+        and attach_record.interfaces(used.paths) == []
         and converge(used, "absent", LEFT) == []
     )
     assert generation.remove(used.paths) and not os.path.exists(used.paths.state_dir)
@@ -185,7 +187,7 @@ def test_interfaces_on_their_own(used: Chain) -> None:
     ip("link", "del", "late")
     reboot(used)
     with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "stranger")) as fd:
-        bpf.xdp_set(socket.if_nametoindex("right"), fd, bpf.XDP_FLAGS["generic"])
+        netdev.xdp_set(socket.if_nametoindex("right"), fd, netdev.XDP_FLAGS["generic"])
     restore.load(used.paths)
     done = restore.attach_again(used.paths)
     assert (
@@ -209,30 +211,30 @@ def test_an_interface_has_one_name(used: Chain) -> None:
     """An earlier release wrote down the name that it was given."""
     ip("link", "property", "add", "dev", "left", "altname", "uplink")
     written = [{**LEFT, "name": "uplink"}, LEFT]
-    manifest.write_interfaces(used.paths, written)
+    attach_record.write_interfaces(used.paths, written)
     assert restore.attach_again(used.paths) == restore.Attached(), (
         "it is attached, and is not renamed to and fro"
     )
     assert (
         converge(used, "present", LEFT, check_mode=True) == ["change manifest interfaces"]
-        and manifest.interfaces(used.paths) == written
+        and attach_record.interfaces(used.paths) == written
     )
     assert converge(used, "present", {**LEFT, "name": "uplink"}) == [
         "change manifest interfaces"
-    ] and manifest.interfaces(used.paths) == [LEFT]
+    ] and attach_record.interfaces(used.paths) == [LEFT]
     assert (
         converge(used, "present", LEFT) == []
         and converge(used, "present", {**LEFT, "name": "uplink"}) == []
     )
     reboot(used)
-    manifest.write_interfaces(used.paths, written)
+    attach_record.write_interfaces(used.paths, written)
     restore.load(used.paths)
     assert [step.name for step in restore.attach_again(used.paths).steps] == [
         "left"
     ] and os.listdir(used.paths.link_dir) == ["left"]
     assert (
         converge(used, "absent", {**LEFT, "name": "uplink"}) == ["detach xdp left"]
-        and manifest.interfaces(used.paths) == []
+        and attach_record.interfaces(used.paths) == []
     )
 
 
@@ -240,7 +242,7 @@ def test_what_cannot_carry_the_chain_is_refused_on_its_own(used: Chain) -> None:
     ip("link", "add", "br0", "type", "bridge")
     ip("tuntap", "add", "tun0", "mode", "tun")
     try:
-        manifest.write_interfaces(
+        attach_record.write_interfaces(
             used.paths,
             [LEFT, *({**LEFT, "name": name, "mode": "generic"} for name in ("br0", "tun0"))],
         )
@@ -371,7 +373,7 @@ def test_an_interface_that_is_gone_is_waited_for(used: Chain) -> None:
     assert (
         done.waiting == ["left"]
         and used.observe().faults == ()
-        and manifest.interfaces(used.paths) == [LEFT]
+        and attach_record.interfaces(used.paths) == [LEFT]
     )
     assert restore.attach_again(used.paths).steps == []
     ip("link", "add", "left", "type", "veth", "peer", "name", "right")
@@ -389,7 +391,7 @@ def test_nothing_is_taken_away_while_another_run_has_the_lock(used: Chain) -> No
 
     def flush() -> None:
         with flow_table.writing(used.paths.pin_root, 0) as tables:
-            flow_table.delete(tables, flow_table.EVERYTHING, limit=0)
+            flow_delete.delete(tables, flow_delete.EVERYTHING, limit=0)
 
     changes: list[c.Callable[[], object]] = [
         flush,

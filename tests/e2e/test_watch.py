@@ -22,7 +22,10 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import events as chain_events
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, installed
@@ -44,7 +47,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 SECONDS = 60  # to wait for what must come
 #: More than there is room for.
-MANY = chain.EVENTS_BYTES // (chain.EVENT.size + 8) + 1000
+MANY = chain_events.EVENTS_BYTES // (chain_layout.EVENT.size + 8) + 1000
 
 
 def until(true: c.Callable[[], object], what: str) -> None:
@@ -81,9 +84,11 @@ class Watcher:
 def watched(paths: t.Any) -> int:
     """Whether the chain is told to tell."""
     try:
-        with bpf.closing(bpf.obj_get(paths.map(chain.EVENTS_WORDS_MAP))) as fd:
+        with bpf.closing(bpf.obj_get(paths.map(chain_maps.EVENTS_WORDS_MAP))) as fd:
             return int.from_bytes(
-                bpf.map_lookup(fd, chain.EVENT_WORDS.index("watched").to_bytes(4, "little"), 8)
+                bpf.map_lookup(
+                    fd, chain_events.EVENT_WORDS.index("watched").to_bytes(4, "little"), 8
+                )
                 or b"",
                 "little",
             )
@@ -303,7 +308,7 @@ def test_what_is_lost_is_counted(
     ct, paths = Ct(installed, told.chain.paths.pin_root), told.chain.paths
     slow = watch(ct, paths, "-o", "jsonl")
     slow.process.send_signal(signal.SIGSTOP)
-    with bpf.closing(bpf.obj_get(paths.prog(chain.SLOTS["ingress"]))) as entry:
+    with bpf.closing(bpf.obj_get(paths.prog(chain_programs.SLOTS["ingress"]))) as entry:
         for number in range(MANY):
             bpf.prog_test_run(entry, udp_frame(1000 + number))
     told.chain.recount()

@@ -22,7 +22,7 @@ import time
 import typing as t
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netfilter, netns, sysctls
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
@@ -248,7 +248,7 @@ class Wire:
 
     def counters(self) -> dict[str, int]:
         """Return the chain's counters by name."""
-        return dict(zip(chain.COUNTERS, self.chain.counters()))
+        return dict(zip(chain_counters.COUNTERS, self.chain.counters()))
 
     def only(self, proto: str, **fields: object) -> flow.Record:
         """Wait until both trackers hold the same one flow of the protocol, with these fields;

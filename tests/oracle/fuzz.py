@@ -20,7 +20,7 @@ import typing as t
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / ".ansible/collections"))
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, mutate, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig, Misbehaviour
 
@@ -78,7 +78,7 @@ def main() -> int:
             return 1
     for name, number in seen.most_common():
         print(f"{number:9} {name}")
-    rest = [name for name, dummy in chain.OUTCOMES if name not in seen]
+    rest = [name for name, dummy in chain_counters.OUTCOMES if name not in seen]
     print(f"not met: {', '.join(rest)}")
     print(
         f"{seen.total()} frames through {' and '.join(rigs)} in {time.monotonic() - start:.0f} s"

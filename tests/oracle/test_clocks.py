@@ -11,7 +11,8 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain_data
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import Pair, Step
@@ -28,7 +29,7 @@ LATE = {
     "just less than half of the clock": HALF - 1,
     "half of the clock": HALF,
     "five seconds more": HALF + 5 * HZ,
-    "nearly the whole clock": WHOLE - (500_000 + chain_data.CLOCK_SLACK) * HZ,
+    "nearly the whole clock": WHOLE - (500_000 + chain_settings.CLOCK_SLACK) * HZ,
 }
 WORDS = 0xFFFFFFFF
 
@@ -68,10 +69,10 @@ def test_what_is_over_stays_over(chain: ChainRig, pair: Pair, proto: str, late: 
         chain.run(step.side, step.frame)
     aged(chain, lambda timeout: timeout + LATE[late])
     assert chain.flows() == {}
-    before = dict(zip(chain_data.COUNTERS, chain.counters()))
+    before = dict(zip(chain_counters.COUNTERS, chain.counters()))
     assert chain.run(more.side, more.frame) == "tracked"
     assert [flow.packets for flow in chain.flows().values()] == [(1, 0)]
-    after = dict(zip(chain_data.COUNTERS, chain.counters()))
+    after = dict(zip(chain_counters.COUNTERS, chain.counters()))
     assert {name: after[name] - before[name] for name in ("created", "deleted_expired")} == {
         "created": 1,
         "deleted_expired": 1,
@@ -84,7 +85,7 @@ def test_only_the_time_left_is_wrong(chain: ChainRig, pair: Pair, late: str) -> 
     """The same where the last packet seems to be a late one: no timeout is as long as what seems to
     be left.
     """
-    if LATE[late] >= HALF and WHOLE - LATE[late] <= chain_data.LONGEST_TIMEOUT * HZ:
+    if LATE[late] >= HALF and WHOLE - LATE[late] <= chain_settings.LONGEST_TIMEOUT * HZ:
         late = "a second"  # with so many jiffies a second nearly half of the clock can be a timeout
     chain.flush()
     for step in began(pair)["tcp"][0]:

@@ -11,7 +11,8 @@ import struct
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain_data
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play, Tune
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
@@ -191,7 +192,7 @@ def test_a_promotion_that_is_refused(broken: ChainRig, pair: Pair) -> None:
     assert raised(
         broken, before, "promoted", "promote_failed", "created", "untracked_contended"
     ) == [0, 3, 1, 0]
-    assert all(not entry[12] & chain_data.CTL_LOCK for entry in broken.entries_now())
+    assert all(not entry[12] & chain_layout.CTL_LOCK for entry in broken.entries_now())
 
 
 @each_family
@@ -212,6 +213,7 @@ def test_what_is_not_tracked_leaves_no_entry(broken: ChainRig, pair: Pair) -> No
 def raised(chain: ChainRig, before: t.Sequence[int], *names: str) -> list[int]:
     """Return by how much some counters are more than they were."""
     return [
-        chain.counters()[chain_data.COUNTERS.index(name)] - before[chain_data.COUNTERS.index(name)]
+        chain.counters()[chain_counters.COUNTERS.index(name)]
+        - before[chain_counters.COUNTERS.index(name)]
         for name in names
     ]

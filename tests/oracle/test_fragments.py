@@ -17,7 +17,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain_data
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Chains
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, V6, Pair, Step
@@ -357,7 +357,7 @@ def test_options_end_with_the_fragment(chains: Chains) -> None:
 @functools.lru_cache(None)
 def chain_scale() -> int:
     """Return where the window scale stands in what entries_now() returns."""
-    return [name for name, dummy in chain_data.ENTRY_FIELDS].index(
+    return [name for name, dummy in chain_layout.ENTRY_FIELDS].index(
         "scale"
     ) - 2  # three clocks are one number there
 

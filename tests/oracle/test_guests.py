@@ -15,8 +15,9 @@ import struct
 import typing as t
 
 import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import FORMS
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, mutate, view
@@ -75,8 +76,8 @@ class Watched(ChainRig):
         number, *rest = FOUND.unpack(
             t.cast("bytes", bpf.map_lookup(self._told, bytes(4), FOUND.size))
         )
-        assert chain.COUNTERS[number] == detail, (
-            f"told {chain.COUNTERS[number]}, counted {detail}: {side} {frame.hex()}"
+        assert chain_counters.COUNTERS[number] == detail, (
+            f"told {chain_counters.COUNTERS[number]}, counted {detail}: {side} {frame.hex()}"
         )
         self.told = (rest[0], rest[1])
         return detail
@@ -136,7 +137,7 @@ def assert_told(seen: view.Seen, told: tuple[int, int], step: frames.Step, befor
     assert bool(bits & NEW) == (before == 0), "the first packet of a flow is the one that makes it"
     assert not bits & REPLY or not bits & NEW
     if one.proto == "tcp":
-        assert chain.TCP_STATES[state] == one.state
+        assert chain_states.TCP_STATES[state] == one.state
 
 
 def test_it_is_told_what_the_tracker_found(kernel: NfRig, watched: Watchers) -> None:

@@ -19,8 +19,8 @@ import time
 import typing as t
 
 import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain_data
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import (
@@ -71,7 +71,7 @@ def raised(rig: ChainRig, before: t.Sequence[int]) -> collections.Counter[str]:
     return collections.Counter(
         {
             name: now - was
-            for name, was, now in zip(chain_data.COUNTERS, before, rig.counters())
+            for name, was, now in zip(chain_counters.COUNTERS, before, rig.counters())
             if now != was
         }
     )

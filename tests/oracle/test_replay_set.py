@@ -13,7 +13,8 @@ import logging
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay.shadow import Shadow
@@ -59,16 +60,20 @@ def test_each_frame_comes_in_where_it_was_meant_to() -> None:
 def test_every_outcome_is_among_them(fused: bool) -> None:
     headers, settings, frames = (
         render.read_headers(str(SOURCES)),
-        chain.settings_value(clock.hz(), {}, {}),
+        chain_settings.settings_value(clock.hz(), {}, {}),
         replay.frames_of(replay_set.packets(), "both"),
     )
     text = render.render(str(SOURCES), render.Settings(fused=fused))
     with Shadow(text, headers, settings, clock.hz(), len(frames)) as shadow:
         report = replay.compare(frames, None, shadow, True)
     assert report.verdicts == {"new": {"pass": len(frames)}}
-    assert {name for name, dummy in chain.OUTCOMES} - report.counters["new"].keys() == FAILURES
+    assert {name for name, dummy in chain_counters.OUTCOMES} - report.counters[
+        "new"
+    ].keys() == FAILURES
     assert sum(
-        number for name, number in report.counters["new"].items() if name in dict(chain.OUTCOMES)
+        number
+        for name, number in report.counters["new"].items()
+        if name in dict(chain_counters.OUTCOMES)
     ) == len(frames)
     assert {"created", "reopened", "deleted_reset", "deleted_expired"} <= report.counters[
         "new"

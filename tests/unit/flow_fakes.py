@@ -11,7 +11,10 @@ import ipaddress
 import struct
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.clock import Clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
@@ -19,14 +22,14 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table 
 HZ = 250
 #: jiffies64 beyond 2**32, as on any host whose jiffies wrapped five minutes after boot
 NOW = (1 << 32) + 1_000_000
-META = {"jiffies": NOW, "ktime_ns": 1_000_000_000_000, "layout": chain.LAYOUT_VERSION}
+META = {"jiffies": NOW, "ktime_ns": 1_000_000_000_000, "layout": chain_layout.LAYOUT_VERSION}
 CLOCK = Clock(NOW, HZ, META["ktime_ns"])
 #: ctl of an assured connection that was answered
-REAL = chain.CTL_SEEN_REPLY | chain.CTL_ASSURED
+REAL = chain_layout.CTL_SEEN_REPLY | chain_layout.CTL_ASSURED
 TCP, UDP, ICMP = 6, 17, 1
 #: The tables of assured flows, that of IPv4 first.
 TABLES = tuple(table for table in flow.TABLES if table.flow_class == "assured")
-ESTABLISHED = chain.TCP_STATES.index("ESTABLISHED")
+ESTABLISHED = chain_states.TCP_STATES.index("ESTABLISHED")
 
 
 def packed_key(src: str, dst: str, sport: int, dport: int, proto: int) -> tuple[bytes, bool]:
@@ -58,11 +61,13 @@ def entry(
     """Return the packed key and value of one flow; times in seconds."""
     key, swap = packed_key(src, dst, sport, dport, proto)
     if swap:
-        ctl |= chain.CTL_ORIG_HI
-    ctl |= len(vlans) << chain.CTL_VLANS_SHIFT
-    for tag, shift in zip(vlans, (chain.CTL_VLAN_OUTER_SHIFT, chain.CTL_VLAN_INNER_SHIFT)):
+        ctl |= chain_layout.CTL_ORIG_HI
+    ctl |= len(vlans) << chain_layout.CTL_VLANS_SHIFT
+    for tag, shift in zip(
+        vlans, (chain_layout.CTL_VLAN_OUTER_SHIFT, chain_layout.CTL_VLAN_INNER_SHIFT)
+    ):
         ctl |= tag << shift
-    value = chain.ENTRY.pack(
+    value = chain_layout.ENTRY.pack(
         *orig, 1001, 1002, 1003, 1004,
         *reply, 2001, 2002, 2003, 2004,
         ctl, (now + round(left * hz)) & 0xFFFFFFFF, (now - round(idle * hz)) & 0xFFFFFFFF, now // hz - age,
@@ -93,9 +98,9 @@ class FakeTables:
         )
         self.now = clock
         self.batch = batch
-        self.stats = dict.fromkeys(chain.COUNTERS, 0)
+        self.stats = dict.fromkeys(chain_counters.COUNTERS, 0)
         self.guests: dict[str, dict[str, int]] = {}
-        self.in_force = (dict(chain.TIMEOUTS), dict(chain.KNOBS))
+        self.in_force = (dict(chain_settings.TIMEOUTS), dict(chain_settings.KNOBS))
         self.batches_read = 0
         #: called before each look-up: what packets do meanwhile
         self.meanwhile: t.Callable[[], None] = lambda: None
@@ -107,7 +112,7 @@ class FakeTables:
         return self.in_force
 
     def cpu_counters(self) -> list[dict[str, int]]:
-        return [dict(self.stats), dict.fromkeys(chain.COUNTERS, 0)]
+        return [dict(self.stats), dict.fromkeys(chain_counters.COUNTERS, 0)]
 
     def counters(self) -> dict[str, int]:
         return dict(self.stats)

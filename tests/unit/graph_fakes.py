@@ -9,13 +9,13 @@ import typing as t
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import graph as ct_graph
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
-from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.topology import (
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.model import (
     HaveAddress,
     HaveLink,
     Key,
-    parse,
     show_key,
 )
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.topology import parse
 
 ROUTER = "rt"
 #: Names that the kernel takes and that mean something in one of the forms.

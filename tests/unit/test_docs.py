@@ -8,31 +8,32 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import diagnosis
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import metrics as ct_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEMANTICS = (ROOT / "docs/semantics.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", chain.COUNTERS)
+@pytest.mark.parametrize("name", chain_counters.COUNTERS)
 def test_every_counter_is_explained(name: str) -> None:
     assert f"\n| `{name}` | " in SEMANTICS
 
 
-@pytest.mark.parametrize(("name", "seconds"), chain.TIMEOUTS.items())
+@pytest.mark.parametrize(("name", "seconds"), chain_settings.TIMEOUTS.items())
 def test_every_timeout_is_there_with_its_default(name: str, seconds: int) -> None:
     assert f"\n| `{name}` | {seconds} | " in SEMANTICS
 
 
-@pytest.mark.parametrize(("name", "default"), chain.KNOBS.items())
+@pytest.mark.parametrize(("name", "default"), chain_settings.KNOBS.items())
 def test_every_switch_is_there_with_its_default(name: str, default: int) -> None:
     assert f"\n| `{name}` | {str(default).lower()} | " in SEMANTICS
 
 
-@pytest.mark.parametrize(("name", "kind"), health.FAULTS.items())
-def test_every_fault_is_explained(name: str, kind: health.Kind) -> None:
+@pytest.mark.parametrize(("name", "kind"), diagnosis.FAULTS.items())
+def test_every_fault_is_explained(name: str, kind: diagnosis.Kind) -> None:
     assert f"\n| `{name}` | {kind.meaning} | " in (ROOT / "docs/health.md").read_text(
         encoding="utf-8"
     )

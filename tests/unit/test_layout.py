@@ -16,16 +16,20 @@ import subprocess
 import typing as t
 
 import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import events as chain_events
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 
 pytest.importorskip("jinja2")
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 if COMPILER is None:
     pytest.skip("no C compiler", allow_module_level=True)
-
-
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render  # noqa: E402
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
 
 SOURCES = pathlib.Path(__file__).resolve().parents[2] / "files/bpf"
 
@@ -65,25 +69,25 @@ MACROS = (
 STRUCTS = sorted(
     {
         kind
-        for spec in chain.maps()
+        for spec in chain_maps.maps()
         for kind in (spec.key, spec.value)
         if kind and kind.startswith("struct ")
     }
 )
 ENUMS: dict[str, dict[str, int]] = {
-    "SLOT": dict(chain.SLOTS),
-    "META": dict(chain.META),
-    "COUNT": {name: number for number, name in enumerate(chain.COUNTERS)},
-    "TIMEOUT": {name: number for number, name in enumerate(chain.TIMEOUTS)},
-    "EVENT": {name: number for number, name in enumerate(chain.EVENT_KINDS)},
-    "EVENTS": {name: number for number, name in enumerate(chain.EVENT_WORDS)},
-    "PRED": {name: number for number, name in enumerate(chain.FLOW_CLASSES)},
-    "ADOPT": {name: number for number, name in enumerate(chain.ADOPT_REQUESTS)},
-    "KNOB": {name: number for number, name in enumerate(chain.KNOBS)},
-    "TCP": {name: number for number, name in enumerate(chain.TCP_STATES)},
-    "SCTP": {name: number for number, name in enumerate(chain.SCTP_STATES)},
-    "CHUNK": {name: number for number, name in enumerate(chain.SCTP_CHUNKS)},
-    "CLASS": {name: number for number, name in enumerate(chain.TCP_CLASSES)},
+    "SLOT": dict(chain_programs.SLOTS),
+    "META": dict(chain_maps.META),
+    "COUNT": {name: number for number, name in enumerate(chain_counters.COUNTERS)},
+    "TIMEOUT": {name: number for number, name in enumerate(chain_settings.TIMEOUTS)},
+    "EVENT": {name: number for number, name in enumerate(chain_events.EVENT_KINDS)},
+    "EVENTS": {name: number for number, name in enumerate(chain_events.EVENT_WORDS)},
+    "PRED": {name: number for number, name in enumerate(chain_maps.FLOW_CLASSES)},
+    "ADOPT": {name: number for number, name in enumerate(chain_programs.ADOPT_REQUESTS)},
+    "KNOB": {name: number for number, name in enumerate(chain_settings.KNOBS)},
+    "TCP": {name: number for number, name in enumerate(chain_states.TCP_STATES)},
+    "SCTP": {name: number for number, name in enumerate(chain_states.SCTP_STATES)},
+    "CHUNK": {name: number for number, name in enumerate(chain_states.SCTP_CHUNKS)},
+    "CLASS": {name: number for number, name in enumerate(chain_states.TCP_CLASSES)},
 }
 
 
@@ -177,19 +181,23 @@ def test_the_parsed_packet_fits_every_drivers_metadata(c: dict[str, t.Any]) -> N
 
 def test_an_entry_has_the_size_that_was_chosen(c: dict[str, t.Any]) -> None:
     assert (c["sizeof struct ct_key"], c["sizeof struct ct_half"], c["sizeof struct ct_entry"]) == (
-        chain.KEY4.size,
-        chain.HALF.size,
-        chain.ENTRY.size,
+        chain_layout.KEY4.size,
+        chain_layout.HALF.size,
+        chain_layout.ENTRY.size,
     )
-    assert (chain.KEY4.size, chain.HALF.size, chain.ENTRY.size) == (16, 32, 112)
-    assert c["sizeof struct ct_event"] == chain.EVENT.size == 3 * 64 - 8, (
+    assert (chain_layout.KEY4.size, chain_layout.HALF.size, chain_layout.ENTRY.size) == (
+        16,
+        32,
+        112,
+    )
+    assert c["sizeof struct ct_event"] == chain_layout.EVENT.size == 3 * 64 - 8, (
         "with the ring buffer's own 8 bytes three cache lines"
     )
 
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_maps_have_room_for_their_structs(c: dict[str, t.Any], name: str) -> None:
-    for spec in chain.maps():
+    for spec in chain_maps.maps():
         if spec.key == name:
             assert c[f"sizeof {name}"] == spec.key_size, spec.name
         if spec.value == name:
@@ -199,10 +207,10 @@ def test_maps_have_room_for_their_structs(c: dict[str, t.Any], name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "members", "codec"),
     [
-        ("ct_key", KEY, chain.KEY4),
-        ("ct_key6", KEY, chain.KEY6),
-        ("ct_entry", ENTRY, chain.ENTRY),
-        ("ct_event", EVENT, chain.EVENT),
+        ("ct_key", KEY, chain_layout.KEY4),
+        ("ct_key6", KEY, chain_layout.KEY6),
+        ("ct_entry", ENTRY, chain_layout.ENTRY),
+        ("ct_event", EVENT, chain_layout.EVENT),
     ],
 )
 def test_every_field_stands_where_the_codec_looks(
@@ -220,10 +228,12 @@ def test_numbers(c: dict[str, t.Any], prefix: str) -> None:
 
 
 def test_bits_of_the_control_word(c: dict[str, t.Any]) -> None:
-    assert {name: c[name] for name in MACROS} == {name: getattr(chain, name) for name in MACROS}
+    assert {name: c[name] for name in MACROS} == {
+        name: vars(chain_maps).get(name, vars(chain_layout).get(name)) for name in MACROS
+    }
     assert (c["CTL_VLAN_SHIFT"], c["CTL_VLAN_SHIFT"] + c["VLAN_VID_BITS"]) == (
-        chain.CTL_VLAN_OUTER_SHIFT,
-        chain.CTL_VLAN_INNER_SHIFT,
+        chain_layout.CTL_VLAN_OUTER_SHIFT,
+        chain_layout.CTL_VLAN_INNER_SHIFT,
     )
     bits = [c[name] for name in MACROS[:-1]]
     assert sum(bits) == 0x80000000000000FF, (
@@ -234,9 +244,9 @@ def test_bits_of_the_control_word(c: dict[str, t.Any]) -> None:
 
 def test_the_description_names_what_the_structs_hold(c: dict[str, t.Any]) -> None:
     """schema.describe() is made of these."""
-    for fields in chain.KEY_FIELDS.values():
+    for fields in chain_layout.KEY_FIELDS.values():
         assert tuple(name for name, dummy in fields) == KEY
-    assert tuple(name for name, dummy in chain.HALF_FIELDS) == HALF
+    assert tuple(name for name, dummy in chain_layout.HALF_FIELDS) == HALF
     there = {
         "half[0]": "orig",
         "half[1]": "reply",
@@ -250,7 +260,7 @@ def test_the_description_names_what_the_structs_hold(c: dict[str, t.Any]) -> Non
     assert [
         {"rel_packets": "related.packets", "rel_bytes": "related.bytes"}.get(name, name)
         for name in names
-    ] == [name for name, dummy in chain.ENTRY_FIELDS]
+    ] == [name for name, dummy in chain_layout.ENTRY_FIELDS]
 
 
 def test_the_description_has_every_part_of_the_control_word(c: dict[str, t.Any]) -> None:
@@ -260,8 +270,11 @@ def test_the_description_has_every_part_of_the_control_word(c: dict[str, t.Any])
         "vlans": 3 << c["CTL_VLANS_SHIFT"],
         "vlan_outer": width << c["CTL_VLAN_SHIFT"],
         "vlan_inner": width << c["CTL_VLAN_SHIFT"] + c["VLAN_VID_BITS"],
-    } == chain.CTL_PARTS
+    } == chain_layout.CTL_PARTS
 
 
 def test_settings_hold_every_timeout_and_knob(c: dict[str, t.Any]) -> None:
-    assert (c["NR_TIMEOUTS"], c["NR_KNOBS"]) == (len(chain.TIMEOUTS), len(chain.KNOBS))
+    assert (c["NR_TIMEOUTS"], c["NR_KNOBS"]) == (
+        len(chain_settings.TIMEOUTS),
+        len(chain_settings.KNOBS),
+    )

@@ -16,7 +16,7 @@ import struct
 import typing as t
 
 from ..core import plan
-from ..kernel import bpf, device
+from ..kernel import bpf, device, netdev
 
 #: struct port_key of files/bpf/forward.h.j2: ifindex, address.
 KEY = struct.Struct("=I6s2x")
@@ -72,12 +72,12 @@ class Port:
         return TRANSMITS if self.transmits else 0
 
 
-def is_ethernet(facts: bpf.LinkFacts) -> bool:
+def is_ethernet(facts: netdev.LinkFacts) -> bool:
     """Tell whether an interface's frames begin with an Ethernet header."""
     return len(facts.mac) == _ADDRESS_BYTES
 
 
-def transmits(facts: bpf.LinkFacts, mode: str | None) -> bool:
+def transmits(facts: netdev.LinkFacts, mode: str | None) -> bool:
     """Tell whether an interface takes redirected frames; call it inside the interface's namespace.
 
     The kernel is asked. One before Linux 6.3 has no answer; there a driver that is known to
@@ -93,7 +93,7 @@ def transmits(facts: bpf.LinkFacts, mode: str | None) -> bool:
     if facts.kind != "veth":
         return mode == "native" and device.driver(facts.name).name in KNOWN_TO_TRANSMIT
     try:
-        return "native" in bpf.link_facts(facts.peer_ifindex, facts.peer_nsid).xdp
+        return "native" in netdev.link_facts(facts.peer_ifindex, facts.peer_nsid).xdp
     except bpf.BpfError:  # the peer is being moved or its namespace dies
         return False
 

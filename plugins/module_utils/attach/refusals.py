@@ -17,7 +17,7 @@ import socket
 
 from ..core import plan
 from ..core.errors import ConntrackError
-from ..kernel import bpf, device, netns
+from ..kernel import device, netdev, netns
 
 #: Since Linux 5.15 an interface takes no program while one on top of it has one (net/core/dev.c,
 #: dev_xdp_attach).
@@ -62,7 +62,7 @@ def why_not_native(index: int) -> str:
     """Return why an interface of the current namespace runs no program in its driver, and the mend;
     "" where it may.
     """
-    facts = bpf.link_facts(index)
+    facts = netdev.link_facts(index)
     driver = device.driver(facts.name).name
     able = None if driver in _SILENT else device.native(index)
     if able is None:
@@ -89,7 +89,7 @@ def upper_with_program(index: int) -> str:
     if _release() < _UPPERS_SINCE:
         return ""
     for upper in device.uppers(index, [number for number, dummy in socket.if_nameindex()]):
-        facts = bpf.link_facts(upper)
+        facts = netdev.link_facts(upper)
         if facts.xdp:
             return facts.name
     return ""

@@ -19,7 +19,7 @@ import dataclasses
 import fnmatch
 import typing as t
 
-from ..chain.spec import TRACKING_HOOKS
+from ..chain.programs import TRACKING_HOOKS
 from ..core.errors import ConntrackError, bad_value
 from ..kernel import bpffs
 

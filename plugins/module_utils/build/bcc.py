@@ -20,7 +20,7 @@ import sys
 import typing as t
 
 from ..chain import guests
-from ..chain import spec as chain
+from ..chain import programs as chain_programs
 from ..core import libraries, lock
 from ..core.errors import ConntrackError
 from ..kernel import bpf, bpffs
@@ -205,7 +205,7 @@ def tidy() -> None:
 def build(
     text: str,
     headers: t.Mapping[str, str],
-    stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT),
+    stages: t.Iterable[str] = (*chain_programs.SLOTS, chain_programs.ADOPT),
     maps: dict[str, int] | None = None,
 ) -> dict[str, int]:
     """Compile the text and load every program of the chain and of its guests; return a file
@@ -247,7 +247,7 @@ def build(
                     what = f"loading {name}"
                     loaded[name] = os.dup(
                         module.load_func(
-                            name.encode(), bcc.BPF.XDP, attach_type=chain.ATTACH_TYPE_XDP
+                            name.encode(), bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
                         ).fd
                     )
             if maps is not None:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import layout as chain_layout
 from ..core import lock, safe_path
 from ..core.errors import ConntrackError, bad_value
 from . import bcc as build_bcc
@@ -205,7 +205,7 @@ def build(
         settings=object_file.settings_of(settings, text),
         compiler={"name": "clang", "version": found},
         target=target._asdict(),
-        layout=chain.LAYOUT_VERSION,
+        layout=chain_layout.LAYOUT_VERSION,
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
         kernel=[{"feature": name, "since": since} for name, since, dummy in features.FEATURES],

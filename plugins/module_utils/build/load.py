@@ -16,7 +16,7 @@ import re
 import typing as t
 
 from ..chain import guests
-from ..chain import spec as chain
+from ..chain import programs as chain_programs
 from ..core.errors import ConntrackError
 from ..kernel import bpf, elf
 from ..kernel.elf import Map
@@ -85,7 +85,7 @@ def load(
     data: bytes,
     text: str,
     map_dir: str | None,
-    stages: t.Iterable[str] = (*chain.SLOTS, chain.ADOPT),
+    stages: t.Iterable[str] = (*chain_programs.SLOTS, chain_programs.ADOPT),
     maps: dict[str, int] | None = None,
     shape: Shape = _as_it_is,
 ) -> dict[str, int]:
@@ -106,7 +106,9 @@ def load(
         try:
             with build_bcc.stderr_to(log), elf.Object(data, _NAME) as opened:
                 found = _give_maps(opened, made, text, map_dir, shape)
-                loaded = opened.load((*stages, *guests.programs_in(text)), chain.ATTACH_TYPE_XDP)
+                loaded = opened.load(
+                    (*stages, *guests.programs_in(text)), chain_programs.ATTACH_TYPE_XDP
+                )
         except bpf.BpfError as exc:
             raise failure(text, build_bcc.read_log(log), exc) from exc
         if maps is not None:

@@ -20,7 +20,7 @@ import re
 import typing as t
 
 from ..chain import guests
-from ..chain import spec as chain
+from ..chain import layout as chain_layout
 from ..core import safe_path
 from ..core.errors import ConntrackError, bad_value
 
@@ -176,10 +176,10 @@ def check(built: Built, target: Target, sources: str, where: str) -> None:
             f"{where}: it was made for {made_for}; the target is {target}. Make one for that"
             " machine."
         )
-    if manifest.layout != chain.LAYOUT_VERSION:
+    if manifest.layout != chain_layout.LAYOUT_VERSION:
         raise ConntrackError(
             f"{where}: its maps have layout {manifest.layout}, this release has layout"
-            f" {chain.LAYOUT_VERSION}. {again}"
+            f" {chain_layout.LAYOUT_VERSION}. {again}"
         )
     if manifest.sources != sources:
         raise ConntrackError(

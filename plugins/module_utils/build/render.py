@@ -17,7 +17,13 @@ import re
 import traceback
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import counters as chain_counters
+from ..chain import crc32c
+from ..chain import events as chain_events
+from ..chain import maps as chain_maps
+from ..chain import programs as chain_programs
+from ..chain import settings as chain_settings
+from ..chain import states as chain_states
 from ..chain.guests import Guest
 from ..core.errors import ConntrackError, bad_value
 
@@ -46,7 +52,7 @@ UNFILTERED = "forward_unfiltered"
 OPTIONS: dict[str, dict[str, t.Any]] = {
     "checksum": {"type": "str", "choices": list(CHECKSUMS), "default": "offload"},
     "fused": {"type": "bool", "default": False},
-    "forward": {"type": "str", "choices": list(chain.FORWARDS), "default": "off"},
+    "forward": {"type": "str", "choices": list(chain_settings.FORWARDS), "default": "off"},
     UNFILTERED: {"type": "bool", "default": False},
     "events": {"type": "bool", "default": False},
     "guests": {
@@ -77,13 +83,13 @@ class Settings:
     :ivar events: whether the chain tells what becomes of flows, for ``ct watch``.
     """
 
-    table_size: int = chain.TABLE_SIZE
-    table_size6: int = chain.TABLE_SIZE
+    table_size: int = chain_maps.TABLE_SIZE
+    table_size6: int = chain_maps.TABLE_SIZE
     checksum: str = "offload"
     fused: bool = False
     forward: str = "off"
-    half_open_size: int = chain.TABLE_SIZE
-    half_open_size6: int = chain.TABLE_SIZE
+    half_open_size: int = chain_maps.TABLE_SIZE
+    half_open_size6: int = chain_maps.TABLE_SIZE
     events: bool = False
 
 
@@ -95,8 +101,10 @@ def check_settings(settings: Settings) -> None:
             raise bad_value(name, getattr(settings, name), f"give {low} to {high} entries")
     if settings.checksum not in CHECKSUMS:
         raise bad_value("checksum", settings.checksum, f"give one of {', '.join(CHECKSUMS)}")
-    if settings.forward not in chain.FORWARDS:
-        raise bad_value("forward", settings.forward, f"give one of {', '.join(chain.FORWARDS)}")
+    if settings.forward not in chain_settings.FORWARDS:
+        raise bad_value(
+            "forward", settings.forward, f"give one of {', '.join(chain_settings.FORWARDS)}"
+        )
 
 
 def check_unfiltered(forward: str, unfiltered: bool) -> None:
@@ -119,35 +127,39 @@ def _numbered(names: t.Iterable[str]) -> list[tuple[str, int]]:
 def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.Any]:
     """Return what the templates are rendered with."""
     return {
-        "slots": list(chain.SLOTS.items()),
-        "meta": list(chain.META.items()),
-        "jt_entries": chain.JT_ENTRIES,
-        "proof": list(chain.PROOF.items()),
-        "counters": _numbered(chain.COUNTERS),
-        "pred": _numbered(chain.FLOW_CLASSES),
-        "adopt": _numbered(chain.ADOPT_REQUESTS),
-        "adopt_keys": chain.ADOPT_KEYS,
-        "timeouts": _numbered(chain.TIMEOUTS),
-        "knobs": _numbered(chain.KNOBS),
-        "longest_timeout": chain.LONGEST_TIMEOUT,
-        "clock_slack": chain.CLOCK_SLACK,
-        "tcp_classes": _numbered(chain.TCP_CLASSES),
-        "tcp_states": _numbered([*chain.TCP_STATES, "INVALID", "IGNORE"]),
-        "sctp_chunks": _numbered(chain.SCTP_CHUNKS),
-        "sctp_states": _numbered([*chain.SCTP_STATES, "INVALID"]),
-        "sctp_rows": len(chain.SCTP_ROWS) // 2,
-        "crc_slices": chain.CRC32C_SLICES,
-        "maps": chain.maps(*(getattr(settings, name) for name in SIZES), events=settings.events),
+        "slots": list(chain_programs.SLOTS.items()),
+        "meta": list(chain_maps.META.items()),
+        "jt_entries": chain_programs.JT_ENTRIES,
+        "proof": list(chain_maps.PROOF.items()),
+        "counters": _numbered(chain_counters.COUNTERS),
+        "pred": _numbered(chain_maps.FLOW_CLASSES),
+        "adopt": _numbered(chain_programs.ADOPT_REQUESTS),
+        "adopt_keys": chain_programs.ADOPT_KEYS,
+        "timeouts": _numbered(chain_settings.TIMEOUTS),
+        "knobs": _numbered(chain_settings.KNOBS),
+        "longest_timeout": chain_settings.LONGEST_TIMEOUT,
+        "clock_slack": chain_settings.CLOCK_SLACK,
+        "tcp_classes": _numbered(chain_states.TCP_CLASSES),
+        "tcp_states": _numbered([*chain_states.TCP_STATES, "INVALID", "IGNORE"]),
+        "sctp_chunks": _numbered(chain_states.SCTP_CHUNKS),
+        "sctp_states": _numbered([*chain_states.SCTP_STATES, "INVALID"]),
+        "sctp_rows": len(chain_states.SCTP_ROWS) // 2,
+        "crc_slices": crc32c.CRC32C_SLICES,
+        "maps": chain_maps.maps(
+            *(getattr(settings, name) for name in SIZES), events=settings.events
+        ),
         "events": settings.events,
-        "event_kinds": _numbered(chain.EVENT_KINDS),
-        "event_words": _numbered(chain.EVENT_WORDS),
+        "event_kinds": _numbered(chain_events.EVENT_KINDS),
+        "event_words": _numbered(chain_events.EVENT_WORDS),
         "checksum": settings.checksum,
         "fused": settings.fused,
         "forward": settings.forward,
-        "forwards": _numbered(chain.FORWARDS),
-        "stages": [f"{name}.c" for name in chain.SLOTS if name not in chain.HOOKS],
-        "hooks": [f"{name}.c" for name in chain.HOOKS],
-        "tools": [f"{chain.ADOPT}.c"],
+        "forwards": _numbered(chain_settings.FORWARDS),
+        "stages": [
+            f"{name}.c" for name in chain_programs.SLOTS if name not in chain_programs.HOOKS
+        ],
+        "hooks": [f"{name}.c" for name in chain_programs.HOOKS],
+        "tools": [f"{chain_programs.ADOPT}.c"],
         "bcc_types": _BCC_TYPES,
         "map_dir": MAP_DIR,
         "guests": guests,

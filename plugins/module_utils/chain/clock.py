@@ -15,7 +15,7 @@ import time
 import typing as t
 
 from ..core.errors import ConntrackError
-from . import spec as chain
+from . import settings as chain_settings
 
 _MASK32 = 0xFFFFFFFF
 #: CLOCK_MONOTONIC_COARSE (include/uapi/linux/time.h); Python's time module does not name it.
@@ -63,8 +63,8 @@ def over(expires: int, last_seen: int, now: int, rate: int) -> bool:
     """
     left = (expires - now) & _MASK32
     return (
-        not 0 < left <= chain.LONGEST_TIMEOUT * rate
-        or left > ((expires - last_seen) & _MASK32) + chain.CLOCK_SLACK * rate
+        not 0 < left <= chain_settings.LONGEST_TIMEOUT * rate
+        or left > ((expires - last_seen) & _MASK32) + chain_settings.CLOCK_SLACK * rate
     )
 
 

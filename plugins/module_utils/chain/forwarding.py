@@ -21,8 +21,8 @@ import re
 import typing as t
 
 from ..core.errors import ConntrackError
-from ..kernel import bpf, bpffs, ethtool, netfilter, netns
-from . import spec as chain
+from ..kernel import bpf, bpffs, ethtool, netdev, netfilter, netns
+from . import settings as chain_settings
 
 #: IFLA_VLAN_PROTOCOL of include/uapi/linux/if_link.h, and IEEE 802.1ad's.
 _VLAN_PROTOCOL, _8021AD = 5, b"\x88\xa8"
@@ -34,7 +34,11 @@ def of_text(text: str) -> str:
     """Return what a chain forwards, one of chain.FORWARDS, by its rendered text."""
     found = _IN_TEXT.search(text)
     number = int(found.group(1)) if found else 0
-    return chain.FORWARDS[number] if number < len(chain.FORWARDS) else chain.FORWARDS[0]
+    return (
+        chain_settings.FORWARDS[number]
+        if number < len(chain_settings.FORWARDS)
+        else chain_settings.FORWARDS[0]
+    )
 
 
 # ---------------------------------------------------------------- VLAN tags beside the frame
@@ -84,7 +88,7 @@ def veth_offloads(
     return list(_beside(features, names, peer, f"the veth's other end {peer}", where))
 
 
-def _veth(facts: bpf.LinkFacts) -> list[Offload]:
+def _veth(facts: netdev.LinkFacts) -> list[Offload]:
     unknown = [
         Offload(
             "",
@@ -93,7 +97,7 @@ def _veth(facts: bpf.LinkFacts) -> list[Offload]:
         )
     ]
     there = (
-        netns.entered_where(lambda handle: bpf.namespace_id(handle) == facts.peer_nsid)
+        netns.entered_where(lambda handle: netdev.namespace_id(handle) == facts.peer_nsid)
         if facts.peer_nsid is not None
         else contextlib.nullcontext(True)
     )
@@ -101,10 +105,10 @@ def _veth(facts: bpf.LinkFacts) -> list[Offload]:
         with there as found:
             if not found:
                 return unknown
-            peer = bpf.link_facts(facts.peer_ifindex).name
+            peer = netdev.link_facts(facts.peer_ifindex).name
             service_tags = any(
                 data.get(_VLAN_PROTOCOL) == _8021AD
-                for data in bpf.links_above(facts.peer_ifindex, "vlan")
+                for data in netdev.links_above(facts.peer_ifindex, "vlan")
             )
             return veth_offloads(
                 peer,
@@ -116,7 +120,7 @@ def _veth(facts: bpf.LinkFacts) -> list[Offload]:
         return unknown
 
 
-def offloads(facts: bpf.LinkFacts) -> list[Offload]:
+def offloads(facts: netdev.LinkFacts) -> list[Offload]:
     """Return what keeps VLAN tags out of the frames that an interface of the current namespace
     receives.
     """
@@ -153,7 +157,10 @@ def place(where: str | None) -> str:
 
 
 def look(
-    forward: str, where: str | None, facts: bpf.LinkFacts, rules: dict[str | None, netfilter.Seen]
+    forward: str,
+    where: str | None,
+    facts: netdev.LinkFacts,
+    rules: dict[str | None, netfilter.Seen],
 ) -> Seen:
     """Return what there is to know of an interface; call it inside its namespace.
 
@@ -172,11 +179,11 @@ def attached(forward: str, keys: t.Iterable[str]) -> dict[str, Seen]:
     """
     found: dict[str, Seen] = {}
     rules: dict[str | None, netfilter.Seen] = {}
-    for key in keys if forward != chain.FORWARDS[0] else ():
+    for key in keys if forward != chain_settings.FORWARDS[0] else ():
         where, name = bpffs.interface_of(key)
         if where is None or netns.exists(where):
             with contextlib.suppress(bpf.BpfError), netns.entered(where):
-                found[key] = look(forward, where, bpf.link_facts(name), rules)
+                found[key] = look(forward, where, netdev.link_facts(name), rules)
     return found
 
 

@@ -20,7 +20,9 @@ import typing as t
 from ..core import safe_path
 from ..core.errors import ConntrackError, bad_value
 from ..kernel import bpf
-from . import spec as chain
+from . import counters as chain_counters
+from . import maps as chain_maps
+from . import programs as chain_programs
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _NAME_BYTES = bpf.OBJECT_NAME_BYTES
@@ -30,10 +32,10 @@ _GUEST = re.compile(r"^GUEST\(\s*(\w+)\s*\)", re.MULTILINE)
 _MAP = re.compile(r"^GUEST_MAP\(\s*(\w+)\s*,", re.MULTILINE)
 _IN_TEXT = re.compile(r"^#define GUEST_SLOT (\d+)$|" + _GUEST.pattern, re.MULTILINE)
 _FREE = "give acl, nat or the number of a free slot, {} to {}".format(
-    *(sorted(chain.GUEST_SLOTS.values())[at] for at in (2, -1))
+    *(sorted(chain_programs.GUEST_SLOTS.values())[at] for at in (2, -1))
 )
 _U32 = struct.Struct("=I")
-_COUNTS = struct.Struct(f"={len(chain.GUEST_COUNTS)}Q")
+_COUNTS = struct.Struct(f"={len(chain_counters.GUEST_COUNTS)}Q")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +79,21 @@ def slot_name(slot: int) -> str:
     >>> slot_name(4), slot_name(21)
     ('acl', '21')
     """
-    return next(name for name, number in chain.GUEST_SLOTS.items() if number == slot)
+    return next(name for name, number in chain_programs.GUEST_SLOTS.items() if number == slot)
 
 
 def _slot(field: str, value: t.Any) -> int:
-    names = {str(number): number for number in chain.GUEST_SLOTS.values()}
-    slot = {**names, **chain.GUEST_SLOTS}.get(str(value))
+    names = {str(number): number for number in chain_programs.GUEST_SLOTS.values()}
+    slot = {**names, **chain_programs.GUEST_SLOTS}.get(str(value))
     if slot is not None:
         return slot
     holder = next(
-        (name for name, number in chain.SLOTS.items() if str(value) in (name, str(number))), None
+        (
+            name
+            for name, number in chain_programs.SLOTS.items()
+            if str(value) in (name, str(number))
+        ),
+        None,
     )
     raise bad_value(
         f"{field}.slot",
@@ -179,7 +186,11 @@ def _read(guest: Guest, find: t.Callable[[str], str], taken: t.Container[str]) -
             " GUEST(name) in a line of its own",
         )
     program = programs[0]
-    if program in chain.SLOTS or not _NAME.fullmatch(program) or len(program) > _NAME_BYTES:
+    if (
+        program in chain_programs.SLOTS
+        or not _NAME.fullmatch(program)
+        or len(program) > _NAME_BYTES
+    ):
         raise bad_value(
             field,
             program,
@@ -187,7 +198,9 @@ def _read(guest: Guest, find: t.Callable[[str], str], taken: t.Container[str]) -
             " stage of the chain has",
         )
     hidden = [
-        found for found in maps_in(text) if found in {spec.name for spec in chain.maps(events=True)}
+        found
+        for found in maps_in(text)
+        if found in {spec.name for spec in chain_maps.maps(events=True)}
     ]
     if hidden:
         raise bad_value(
@@ -264,8 +277,8 @@ def _pinned_here(guest: Guest, path: str) -> Pinned:
                 path,
                 "the kernel does not let it stand in one jump table with the chain"
                 f" ({os.strerror(exc.errno or 0)}): it has to be loaded with expected_attach_type"
-                f" BPF_XDP ({chain.ATTACH_TYPE_XDP}), without BPF_F_XDP_HAS_FRAGS, and compiled by"
-                " the JIT as the chain is",
+                f" BPF_XDP ({chain_programs.ATTACH_TYPE_XDP}), without BPF_F_XDP_HAS_FRAGS, and"
+                " compiled by the JIT as the chain is",
             ) from exc
     return Pinned(guest.slot, path, info.id, info.tag)
 
@@ -290,7 +303,7 @@ def _fits(fd: int) -> None:
     :raises BpfError: where the kernel refuses it (kernel/bpf/core.c, __bpf_prog_map_compatible).
     """
     with bpf.closing(
-        bpf.map_create(chain.MAP_TYPES["prog_array"], "fits", _U32.size, _U32.size, 2)
+        bpf.map_create(chain_maps.MAP_TYPES["prog_array"], "fits", _U32.size, _U32.size, 2)
     ) as table:
         with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "fits")) as plain:
             for index, program in enumerate((plain, fd)):
@@ -349,7 +362,7 @@ def counts_by_cpu(guest_stats: int, slot: int) -> list[dict[str, int]]:
     :param guest_stats: file descriptor of the map of that name.
     """
     return [
-        dict(zip(chain.GUEST_COUNTS, _COUNTS.unpack(value)))
+        dict(zip(chain_counters.GUEST_COUNTS, _COUNTS.unpack(value)))
         for value in bpf.percpu_value(guest_stats, slot, _COUNTS.size)
     ]
 
@@ -357,4 +370,4 @@ def counts_by_cpu(guest_stats: int, slot: int) -> list[dict[str, int]]:
 def counts(guest_stats: int, slot: int) -> dict[str, int]:
     """Return the same of all CPUs together."""
     cpus = counts_by_cpu(guest_stats, slot)
-    return {name: sum(cpu[name] for cpu in cpus) for name in chain.GUEST_COUNTS}
+    return {name: sum(cpu[name] for cpu in cpus) for name in chain_counters.GUEST_COUNTS}

@@ -97,8 +97,12 @@ def _unnamed(directory: int) -> t.BinaryIO:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
             raise
 
-    file = tempfile.NamedTemporaryFile(dir=path)
-    return t.cast("t.BinaryIO", file)
+    # some file systems have no unnamed files, NFS for one
+    return _named(path)
+
+
+def _named(path: str) -> t.Any:
+    return tempfile.NamedTemporaryFile(dir=path)
 
 
 def _place(file: int, name: str, directory: int) -> None:

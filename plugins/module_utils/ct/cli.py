@@ -19,12 +19,13 @@ import signal
 import sys
 import typing as t
 
-from ..chain.spec import HOOKS
+from ..chain.programs import HOOKS
 from ..core import lock
 from ..core.errors import ConntrackError, bad_value, did_you_mean
 from ..core.plan import Plan
 from ..core.printable import printable
 from ..flows import codec as flow
+from ..flows import collect as flow_collect
 from ..flows import filter as flow_filter
 from ..flows import output as flow_output
 from ..flows import table as flow_table
@@ -637,7 +638,7 @@ def _watched(
 
 
 def _list(args: Arguments) -> int:
-    from ..flows import table as flow_table
+    from ..flows import read as flow_read
 
     with _asked():
         query = flow_filter.parse_query(_words(args, flow_filter.QUERY_WORDS))
@@ -649,20 +650,20 @@ def _list(args: Arguments) -> int:
                 "window", True, "a file of flows has none that could be read back; leave it out"
             )
     with _source(args) as source, _watched(source, "reading", printing=True) as source:
-        flow_table.read(
+        flow_read.read(
             source, query, writer, _put, summary=False, window=args.window, listing=False
         )
     return DONE
 
 
-def _reading(args: Arguments) -> flow_table.Reading:
+def _reading(args: Arguments) -> flow_collect.Reading:
     """Read all, and keep no flow."""
-    from ..flows import table as flow_table
+    from ..flows import read as flow_read
 
     with _asked():
         query = flow_filter.parse_query(_words(args, flow_filter.QUERY_WORDS))
     with _source(args) as source, _watched(source, "reading") as source:
-        return flow_table.read(
+        return flow_read.read(
             source, query if query.group_by else dataclasses.replace(query, limit=0)
         )
 
@@ -714,13 +715,13 @@ def _stats(args: Arguments) -> int:
 
 def _show(args: Arguments) -> int:
     from ..flows import address as flow_address
-    from ..flows import table as flow_table
+    from ..flows import read as flow_read
     from . import text as ct_text
 
     with _asked():
         wanted = flow_address.parse(" ".join(args.tuple))
     with _tables(args) as tables:
-        found = flow_table.read(
+        found = flow_read.read(
             tables, dataclasses.replace(wanted.query, limit=1 << 31), summary=False, window=True
         ).flows
         timeouts = tables.settings()[0]
@@ -855,6 +856,7 @@ def _import(args: Arguments) -> int:
 
 # ---------------------------------------------------------------- deleting
 def _flush(args: Arguments) -> int:
+    from ..flows import delete as flow_delete
     from ..flows import table as flow_table
 
     with _asked():
@@ -870,14 +872,14 @@ def _flush(args: Arguments) -> int:
                 " to see what would go."
             )
     choice = (
-        flow_table.EVERYTHING
+        flow_delete.EVERYTHING
         if args.all
-        else flow_table.Choice("the flow matches the filters", filters)
+        else flow_delete.Choice("the flow matches the filters", filters)
     )
     bpffs.check(args.pin_root)
     if args.dry_run or not args.yes:
         with _tables(args) as tables, _watched(tables, "reading") as watched:
-            found = flow_table.delete(watched, choice, limit=flow_filter.DEFAULT_LIMIT, dry=True)
+            found = flow_delete.delete(watched, choice, limit=flow_filter.DEFAULT_LIMIT, dry=True)
         if args.dry_run:
             for step in found.plan:
                 _say(f"would delete {step.name}")
@@ -889,7 +891,7 @@ def _flush(args: Arguments) -> int:
         flow_table.writing(args.pin_root, args.lock_timeout) as tables,
         _watched(tables, "deleting") as watched,
     ):
-        done = flow_table.delete(watched, choice, limit=0)
+        done = flow_delete.delete(watched, choice, limit=0)
     _say(_live_and_expired(done.deleted, done.deleted_expired, " deleted"))
     return DONE
 
@@ -914,19 +916,20 @@ def _agreed(question: str) -> bool:
 
 
 def _gc(args: Arguments) -> int:
+    from ..flows import delete as flow_delete
     from ..flows import table as flow_table
 
     bpffs.check(args.pin_root)
     if args.dry_run:
         with _tables(args) as tables, _watched(tables, "reading") as watched:
-            found = flow_table.delete(watched, flow_table.EXPIRED, limit=0, dry=True).count
+            found = flow_delete.delete(watched, flow_delete.EXPIRED, limit=0, dry=True).count
         _say(f"would delete {_number_of(found, 'entry')} whose time is over")
         return DONE
     with (
         flow_table.writing(args.pin_root, args.lock_timeout) as tables,
         _watched(tables, "sweeping") as watched,
     ):
-        deleted = flow_table.sweep(watched)
+        deleted = flow_delete.sweep(watched)
     _say(f"{_number_of(deleted, 'entry')} deleted whose time was over")
     return DONE
 
@@ -1040,10 +1043,11 @@ def _converge(
     takeover: bool = False,
 ) -> int:
     from ..attach import converge as attach
+    from ..attach import model as attach_model
     from ..core.plan import Step
 
     with _asked():
-        attach.check(state, interfaces or (), mode)
+        attach_model.check(state, interfaces or (), mode)
     paths = _loaded(args)
     if args.dry_run or state == "absent":  # a run that attaches sees it itself
         attach.check_typed(paths, state, interfaces or (), mode)

@@ -18,15 +18,17 @@ import socket
 import time
 import typing as t
 
-from ..attach import converge as attach
+from ..attach import model as attach_model
+from ..attach import observe as attach_observe
 from ..core.calendar import utc
 from ..core.errors import ConntrackError, bad_value
 from ..flows import filter as flow_filter
+from ..flows import read as flow_read
 from ..flows import table as flow_table
 from ..kernel import bpffs, netns
+from ..lab import model as lab_model
 from ..lab import observe as lab_observe
-from ..lab import topology
-from ..lab.topology import HaveLink, Key
+from ..lab.model import HaveLink, Key
 
 #: Edges to draw; of more, those with the most bytes.
 MOST_EDGES = 300
@@ -72,11 +74,11 @@ def observe(paths: bpffs.Paths) -> Seen:
             if netns.exists(name):
                 raise
     keys = [link.key for links in found.values() for link in links if link.ifindex != 1]
-    wants = attach.parse(
+    wants = attach_model.parse(
         "absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto"
     )
     programs = {}
-    for key, have in zip(keys, attach.observe(paths, wants)):
+    for key, have in zip(keys, attach_observe.observe(paths, wants)):
         if have.attached is not None:
             programs[key] = {
                 **have.attached.shown(),
@@ -101,7 +103,7 @@ def _peers(found: t.Mapping[str | None, t.Sequence[HaveLink]]) -> dict[Key, Key]
         for link in mine:
             others = [one for one in ends.get((peer, index), ()) if one.key != link.key]
             named = [
-                one for one in others if link.alias.partition(" ")[2] == topology.show_key(one.key)
+                one for one in others if link.alias.partition(" ")[2] == lab_model.show_key(one.key)
             ]
             if len(named or others) == 1:
                 peers[link.key] = (named or others)[0].key
@@ -120,7 +122,7 @@ def read(paths: bpffs.Paths, filters: t.Mapping[str, t.Any], lab: str | None = N
     note, groups = "", []
     try:
         with flow_table.FlowTables(paths.pin_root) as tables:
-            groups = flow_table.read(tables, query, summary=False).groups
+            groups = flow_read.read(tables, query, summary=False).groups
     except flow_table.NoChain:
         note = f"No chain is loaded at {paths.pin_root}, so there are no flows."
     return build(seen, groups, lab, lab or socket.gethostname(), note, utc(time.time()))
@@ -172,14 +174,14 @@ def _chosen(seen: Seen, lab: str | None) -> list[str]:
     chosen = [
         name
         for name, mark in sorted(marks.items(), key=lambda item: _counted(item[0]))
-        if mark == topology.MARK_PREFIX + lab
+        if mark == lab_model.MARK_PREFIX + lab
     ]
     if not chosen:
         labs = sorted(
             {
-                mark[len(topology.MARK_PREFIX) :]
+                mark[len(lab_model.MARK_PREFIX) :]
                 for mark in marks.values()
-                if mark.startswith(topology.MARK_PREFIX)
+                if mark.startswith(lab_model.MARK_PREFIX)
             }
         )
         raise bad_value(
@@ -226,7 +228,7 @@ class _Places:
         ):
             for link in seen.interfaces[place]:
                 for address in link.addresses:
-                    self._owner.setdefault(topology.show_ip(address.address[0]), place)
+                    self._owner.setdefault(lab_model.show_ip(address.address[0]), place)
         self.outside: dict[str, str] = {}
 
     def _near(self) -> set[str | None]:
@@ -335,9 +337,9 @@ def _counted(name: str) -> list[t.Any]:
 
 def _addresses(link: HaveLink) -> list[str]:
     return [
-        topology.show_address(one.address)
+        lab_model.show_address(one.address)
         for one in link.addresses
-        if not topology.is_link_local(one.address[0])
+        if not lab_model.is_link_local(one.address[0])
     ]
 
 

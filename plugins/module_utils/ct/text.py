@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import counters as chain_counters
+from ..chain import settings as chain_settings
 from ..core.printable import printable
 from ..flows import codec as flow
-from ..flows.table import title
+from ..flows.delete import title
 
 #: The programs that decide what becomes of a frame, in their order, and what they count it as.
 STAGES: dict[str, tuple[str, ...]] = {
@@ -53,7 +54,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         *("untracked_no_entry", "untracked_rate", "untracked_contended"),
     ),
 }
-_MEANINGS = dict(chain.OUTCOMES + chain.EVENTS)
+_MEANINGS = dict(chain_counters.OUTCOMES + chain_counters.EVENTS)
 #: Why a flow is in its state: what was seen of it last that mattered.
 _TCP_WHY = {
     "NONE": "nothing that opens a connection was seen",
@@ -151,7 +152,10 @@ def stats_record(
             stage: {name: counters[name] for name in names} for stage, names in STAGES.items()
         },
         "guests": guests,
-        "entries": {**{name: counters[name] for name, dummy in chain.EVENTS}, "evicted": evicted},
+        "entries": {
+            **{name: counters[name] for name, dummy in chain_counters.EVENTS},
+            "evicted": evicted,
+        },
     }
 
 
@@ -229,9 +233,9 @@ def why(record: flow.Record, timeouts: t.Mapping[str, int]) -> list[str]:
 def _timeouts_of(proto: str) -> list[str]:
     """Return the names of the timeouts that a protocol's flows have."""
     first = {"udplite": "udp"}.get(proto, proto)
-    return [name for name in chain.TIMEOUTS if name == first or name.startswith(f"{first}_")] or [
-        "generic"
-    ]
+    return [
+        name for name in chain_settings.TIMEOUTS if name == first or name.startswith(f"{first}_")
+    ] or ["generic"]
 
 
 def flow_in_full(record: flow.Record, timeouts: t.Mapping[str, int]) -> str:

@@ -27,7 +27,9 @@ from ..chain.clock import Clock
 from ..core import stop
 from ..core.errors import ConntrackError, bad_value
 from ..flows import codec as flow
+from ..flows import collect as flow_collect
 from ..flows import filter as flow_filter
+from ..flows import read as flow_read
 from ..flows import table as flow_table
 
 #: Flows whose counters are remembered; each takes some 200 bytes.
@@ -209,7 +211,7 @@ class Meter:
 
         :param between: is called after each part of the table.
         """
-        one_pass = flow_table.Pass(
+        one_pass = flow_collect.Pass(
             source, self._query, as_bytes=False, packed=True, keep=None, summary=False
         )
         clock, last, before = one_pass.clock, self._clock, self._before
@@ -227,7 +229,7 @@ class Meter:
         least_packets = (
             least_bytes
         ) = -1  # an idle flow below both is not among the first ones by any order
-        with flow_table.no_collector():
+        with flow_read.no_collector():
             for flows in one_pass.batches():
                 total[FLOWS] += len(flows)
                 for shape, values, row in flows:

@@ -18,11 +18,13 @@ import time
 import typing as t
 
 from ..chain import clock
-from ..chain import spec as chain
+from ..chain import events as chain_events
+from ..chain import maps as chain_maps
 from ..core import lock, stop
 from ..core.errors import ConntrackError, bad_value
 from ..flows import events, progress
 from ..flows import filter as flow_filter
+from ..flows import read as flow_read
 from ..flows import table as flow_table
 from ..kernel import bpf, bpffs
 from ..kernel.ring_buffer import RingBuffer
@@ -32,7 +34,7 @@ _INDEX, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 _WAIT_SECONDS = 0.2
 #: How long a packet may still be in the generation before.
 _GRACE_SECONDS = 0.02
-_LOST = [word for word in chain.EVENT_WORDS if word.startswith("lost_")]
+_LOST = [word for word in chain_events.EVENT_WORDS if word.startswith("lost_")]
 _EVERYTHING = flow_filter.Query(flow_filter.Filters({}), limit=0)
 Say = t.Callable[[str], None]
 
@@ -114,7 +116,8 @@ class _Stream:
         """
         with contextlib.ExitStack() as made:
             pins = (
-                os.path.join(directory, name) for name in (chain.EVENTS_MAP, chain.EVENTS_WORDS_MAP)
+                os.path.join(directory, name)
+                for name in (chain_maps.EVENTS_MAP, chain_maps.EVENTS_WORDS_MAP)
             )
             fd, self._words = (made.enter_context(bpf.closing(bpf.obj_get(pin))) for pin in pins)
             self.id = bpf.map_info(fd).id
@@ -136,11 +139,15 @@ class _Stream:
         self._made.close()
 
     def _word(self, name: str) -> int:
-        raw = bpf.map_lookup(self._words, _INDEX.pack(chain.EVENT_WORDS.index(name)), _U64.size)
+        raw = bpf.map_lookup(
+            self._words, _INDEX.pack(chain_events.EVENT_WORDS.index(name)), _U64.size
+        )
         return int(_U64.unpack(raw or bytes(_U64.size))[0])
 
     def _watch(self, on: bool) -> None:
-        bpf.map_update(self._words, _INDEX.pack(chain.EVENT_WORDS.index("watched")), _U64.pack(on))
+        bpf.map_update(
+            self._words, _INDEX.pack(chain_events.EVENT_WORDS.index("watched")), _U64.pack(on)
+        )
 
     def read(self, seconds: float) -> list[events.Event]:
         """Return the next events; CPUs that tell at the same time can do so in another order than
@@ -175,7 +182,7 @@ class _Watch:
         self._paths, self._sink, self._say, self._ending = paths, sink, say, ending
         self._stream: _Stream | None = None
         self._generation = ""
-        self._read, self._lost, self._lost_told = 0, dict.fromkeys(chain.EVENT_KINDS, 0), 0
+        self._read, self._lost, self._lost_told = 0, dict.fromkeys(chain_events.EVENT_KINDS, 0), 0
 
     def run(self) -> None:
         """Print events until it is told to end, or none is wanted any more.
@@ -211,7 +218,7 @@ class _Watch:
                     "flow_table.Source", progress.Watched(tables, lambda dummy: check())
                 )
                 return int(
-                    t.cast("dict[str, t.Any]", flow_table.read(source, _EVERYTHING).summary)[
+                    t.cast("dict[str, t.Any]", flow_read.read(source, _EVERYTHING).summary)[
                         "counters"
                     ]["evicted"]
                 )
@@ -237,14 +244,14 @@ class _Watch:
             if before
             else f"generation {generation} runs"
         )
-        if not os.path.lexists(os.path.join(directory, chain.EVENTS_MAP)):
+        if not os.path.lexists(os.path.join(directory, chain_maps.EVENTS_MAP)):
             self._leave(False)
             self._say(
                 f"{taken}, without events: nothing comes until one with events runs. Give"
                 " xdp_program the option events: true (role: xdp_ct_events)"
             )
             return
-        with bpf.closing(bpf.obj_get(os.path.join(directory, chain.EVENTS_MAP))) as fd:
+        with bpf.closing(bpf.obj_get(os.path.join(directory, chain_maps.EVENTS_MAP))) as fd:
             same = self._stream is not None and self._stream.id == bpf.map_info(fd).id
         if same:
             self._say(f"{taken}, and goes on with the same buffer: nothing was missed")
@@ -356,7 +363,7 @@ def parse_kinds(given: t.Sequence[str]) -> tuple[str, ...]:
     :raises ConntrackError: for a word that is none.
     """
     for kind in given:
-        if kind.lower() not in chain.EVENT_KINDS:
-            mend = f"give some of {', '.join(chain.EVENT_KINDS)}"
-            raise bad_value("event", kind, mend, chain.EVENT_KINDS)
+        if kind.lower() not in chain_events.EVENT_KINDS:
+            mend = f"give some of {', '.join(chain_events.EVENT_KINDS)}"
+            raise bad_value("event", kind, mend, chain_events.EVENT_KINDS)
     return tuple(kind.lower() for kind in given)

@@ -23,14 +23,20 @@ import sys
 import typing as t
 
 from ..attach import converge as attach
+from ..attach import model as attach_model
+from ..attach import observe as attach_observe
+from ..attach import plan as attach_plan
+from ..attach import record as attach_record
 from ..build import features, render
 from ..chain import forwarding
-from ..chain import spec as chain
+from ..chain import maps as chain_maps
+from ..chain import programs as chain_programs
+from ..chain import settings as chain_settings
 from ..core import libraries, safe_path
 from ..core.errors import ConntrackError
 from ..generation import converge as generation
-from ..generation import health, manifest
-from ..kernel import bpf, bpffs, device, netfilter, netns
+from ..generation import health, manifest, state_dir
+from ..kernel import bpf, bpffs, device, netdev, netfilter, netns
 from ..service import archive as ct_archive
 from ..service import status as ct_status
 from ..service import unit as ct_unit
@@ -110,7 +116,7 @@ def table_bytes(kind: str, key_size: int, value_size: int, entries: int, cpus: i
 
 
 def needed_bytes(
-    wanted: t.Iterable[chain.MapSpec], there: t.Mapping[str, bpf.MapInfo], cpus: int
+    wanted: t.Iterable[chain_maps.MapSpec], there: t.Mapping[str, bpf.MapInfo], cpus: int
 ) -> int:
     """Return what the wanted maps take beside those that are there: one of the same size is handed
     on.
@@ -365,16 +371,16 @@ def look_interfaces(
     interfaces: t.Sequence[t.Mapping[str, t.Any]],
     mode: str,
     takeover: bool,
-    forward: str = chain.FORWARDS[0],
+    forward: str = chain_settings.FORWARDS[0],
 ) -> tuple[list[dict[str, t.Any]], list[Problem]]:
     """Return the wanted interfaces as they are, and what keeps the chain off them.
 
     :param forward: what the chain is to forward, one of chain.FORWARDS.
     """
     try:
-        attach.check("present", interfaces, mode)
+        attach_model.check("present", interfaces, mode)
         chosen = attach.choose("present", interfaces, mode, True)
-        haves = attach.observe(paths, chosen.wants, forward)
+        haves = attach_observe.observe(paths, chosen.wants, forward)
     except ConntrackError as exc:
         return [], [told("interfaces", exc.message.partition(":")[0], exc)]
     found: list[dict[str, t.Any]] = []
@@ -421,7 +427,9 @@ def look_interfaces(
                 for problem, mend in forwarding.problems(have.forwards)
             ]
         try:
-            attach.make_plan([want], [dataclasses.replace(have, forwards=None)], {}, takeover, True)
+            attach_plan.make_plan(
+                [want], [dataclasses.replace(have, forwards=None)], {}, takeover, True
+            )
         except ConntrackError as exc:
             problems.append(told(want.field, want.label, exc))
     return found, problems
@@ -435,7 +443,7 @@ def look_forwarding(
     :param interfaces: those that it is to be attached to; where there are none, it is the namespace
         that the caller is in that is looked at.
     """
-    if forward == chain.FORWARDS[0]:
+    if forward == chain_settings.FORWARDS[0]:
         return None
     rules = {}
     for where in {item.get("netns"): None for item in interfaces} or {None: None}:
@@ -458,7 +466,9 @@ def judge_unfiltered(forward: str, unfiltered: bool) -> t.Iterator[Problem]:
         yield Problem("forward", forward, f"{problem.partition(': ')[2]}.", f"It takes {mend}")
 
 
-def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.Any], str]:
+def _look_interface(
+    want: attach_model.Want, have: attach_model.Have
+) -> tuple[dict[str, t.Any], str]:
     """Return one interface, and why its driver can not run the program; "" where it can, or nobody
     knows.
     """
@@ -474,7 +484,7 @@ def _look_interface(want: attach.Want, have: attach.Have) -> tuple[dict[str, t.A
     if have.too_long is not None:
         why = (
             f"the MTU of the veth's other end is {have.too_long}, and native XDP takes"
-            f" {attach.VETH_MAX_MTU} at most"
+            f" {attach_model.VETH_MAX_MTU} at most"
         )
     attached = have.attached
     return {
@@ -514,7 +524,7 @@ def traces(
     """
     found = [
         path
-        for path in (paths.base, manifest.directory(paths), bpffs.RUN_DIR)
+        for path in (paths.base, state_dir.directory(paths), bpffs.RUN_DIR)
         if os.path.lexists(path)
     ]
     found += [
@@ -532,9 +542,13 @@ def traces(
     found += [path for path in files if is_ours(path)]
     for index, name in socket.if_nameindex():
         with contextlib.suppress(bpf.BpfError):  # gone since
-            for number in bpf.link_facts(index).xdp.values():
+            for number in netdev.link_facts(index).xdp.values():
                 info = health.program(number)
-                if info is not None and info.name in chain.HOOKS and _uses_jump_table(info):
+                if (
+                    info is not None
+                    and info.name in chain_programs.HOOKS
+                    and _uses_jump_table(info)
+                ):
                     found.append(f"XDP program {info.name} on {name}")
     return found
 
@@ -568,15 +582,15 @@ def attached(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
             "mode": there.attached.mode,
         }
         for want, there in ct_status.attached(paths)
-        if there.attached is not None and there.attached.program.hook in chain.HOOKS
+        if there.attached is not None and there.attached.program.hook in chain_programs.HOOKS
     ]
 
 
 def before(paths: bpffs.Paths, have: generation.Have, prefix: str) -> dict[str, t.Any]:
     """Return what a run that goes wrong has to put back, as ct_put_back takes it."""
     dummy, timeouts, knobs = (
-        chain.settings_of(have.settings)
-        if len(have.settings) == chain.SETTINGS_BYTES
+        chain_settings.settings_of(have.settings)
+        if len(have.settings) == chain_settings.SETTINGS_BYTES
         else (0, {}, {})
     )
     return {
@@ -597,7 +611,7 @@ def on_disk(paths: bpffs.Paths) -> dict[str, t.Any]:
         "generation": there.active,
         "digest": None if there.made_of is None else there.made_of.get("digest"),
         "generations": list(there.numbers),
-        "interfaces": manifest.interfaces(paths),
+        "interfaces": attach_record.interfaces(paths),
     }
 
 
@@ -618,7 +632,7 @@ class Need:
     build: str
     install: bool
     prefix: str = ct_archive.PREFIX
-    forward: str = chain.FORWARDS[0]
+    forward: str = chain_settings.FORWARDS[0]
     forward_unfiltered: bool = False
 
 
@@ -651,7 +665,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
     checks: tuple[tuple[str, str, t.Callable[[], object]], ...] = (
         ("pin_root", paths.pin_root, lambda: bpffs.check(paths.pin_root)),
         ("pin_root", paths.pin_root, lambda: bpffs.check_places(paths)),
-        ("state_dir", paths.state_dir, lambda: manifest.check(paths)),
+        ("state_dir", paths.state_dir, lambda: state_dir.check(paths)),
     )
     for field, value, check in checks:
         try:
@@ -661,7 +675,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
             if not any(one.problem == problem.problem for one in problems):
                 problems.append(problem)
     problems += judge_unfiltered(need.forward, need.forward_unfiltered)
-    free, files = disk_room(manifest.directory(paths))
+    free, files = disk_room(state_dir.directory(paths))
     problems += judge_disk(paths.state_dir, free, files)
     result["disk"] = {"path": paths.state_dir, "free_bytes": free}
     if (
@@ -701,7 +715,7 @@ def _look_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Ite
     with contextlib.suppress(ConntrackError):  # nothing is loaded, or what is has another layout
         figures = soak.read_tables(paths.pin_root)
         result["figures"], result["flows"] = figures, figures["flows"]
-    wanted, cpus = chain.maps(**need.sizes, events=need.events), bpf.possible_cpus()
+    wanted, cpus = chain_maps.maps(**need.sizes, events=need.events), bpf.possible_cpus()
     memory = Memory(
         needed_bytes(wanted, have.maps, cpus) + (COMPILER_BYTES if need.build == "bcc" else 0),
         sum(
@@ -720,7 +734,7 @@ def _look_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Ite
 
 
 def _kind(info: bpf.MapInfo) -> str:
-    return next((kind for kind, number in chain.MAP_TYPES.items() if number == info.kind), "")
+    return next((kind for kind, number in chain_maps.MAP_TYPES.items() if number == info.kind), "")
 
 
 def _memlock(release: str) -> int | None:

@@ -12,7 +12,7 @@ import os
 import typing as t
 
 from ..attach import converge as attach
-from ..chain import spec as chain
+from ..chain import settings as chain_settings
 from ..core.errors import ConntrackError, bad_value
 from ..core.plan import Plan, Step
 from ..generation import converge as generation
@@ -135,8 +135,8 @@ def _chain(
         plan, have = generation.roll_back(paths, number, check_mode, patience)
         return plan
     dummy, timeouts, knobs = (
-        chain.settings_of(have.settings)
-        if len(have.settings) == chain.SETTINGS_BYTES
+        chain_settings.settings_of(have.settings)
+        if len(have.settings) == chain_settings.SETTINGS_BYTES
         else (0, {}, {})
     )
     if (timeouts, knobs) == (dict(before["timeouts"]), dict(before["settings"])):

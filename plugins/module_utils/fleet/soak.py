@@ -14,11 +14,12 @@ import subprocess
 import time
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import counters as chain_counters
 from ..core.errors import ConntrackError
 from ..flows import filter as flow_filter
+from ..flows import read as flow_read
 from ..flows import table as flow_table
-from ..generation import health
+from ..generation import diagnosis, health, traffic
 from ..kernel import bpffs
 
 #: How long a card's counts may lag behind, in seconds; see xdp_modes.Driver.counts_late.
@@ -179,7 +180,7 @@ def judge(figures: t.Mapping[str, t.Any], limits: Limits) -> list[Trouble]:
 
 
 def judge_faults(
-    faults: t.Iterable[health.Fault], before: t.Iterable[t.Mapping[str, str]]
+    faults: t.Iterable[diagnosis.Fault], before: t.Iterable[t.Mapping[str, str]]
 ) -> list[Trouble]:
     """Return the faults that were not there before."""
     known = {(one.get("fault"), one.get("object")) for one in before}
@@ -197,13 +198,13 @@ def read_tables(pin_root: str) -> dict[str, t.Any]:
     :raises ConntrackError: where no chain is pinned there.
     """
     with flow_table.FlowTables(pin_root) as tables:
-        reading = flow_table.read(tables, flow_filter.parse_query({"limit": 0}))
+        reading = flow_read.read(tables, flow_filter.parse_query({"limit": 0}))
         counters = tables.counters()
     summary = t.cast("dict[str, t.Any]", reading.summary)
     return {
         "at": round(time.monotonic(), 3),
         "generation": tables.meta["generation"],
-        "frames": sum(counters[name] for name, dummy in chain.OUTCOMES),
+        "frames": sum(counters[name] for name, dummy in chain_counters.OUTCOMES),
         "invalid": sum(summary["counters"]["invalid"].values()),
         "evicted": summary["counters"]["evicted"],
         "evicted_assured": summary["counters"]["evicted_assured"],
@@ -320,15 +321,15 @@ def soak(paths: bpffs.Paths, watch: Watch) -> tuple[dict[str, t.Any], list[Troub
     start = read_tables(paths.pin_root)
     number = health.active(paths)
     said, troubles = run_probe(watch.probe, watch.probe_timeout)
-    keys = health.tracking(paths)
-    settle = health.lateness(keys, SETTLE) if watch.settle is None else watch.settle
+    keys = traffic.tracking(paths)
+    settle = traffic.lateness(keys, SETTLE) if watch.settle is None else watch.settle
     with flow_table.FlowTables(paths.pin_root) as tables:
 
         def counted() -> int:
             counters = tables.counters()
-            return sum(counters[name] for name, dummy in chain.OUTCOMES)
+            return sum(counters[name] for name, dummy in chain_counters.OUTCOMES)
 
-        frames = Frames(lambda: health.received(keys), counted, settle)
+        frames = Frames(lambda: traffic.received(keys), counted, settle)
         received = unseen = None
         while True:
             left = watch.seconds - (time.monotonic() - begun)

@@ -21,7 +21,10 @@ import struct
 import sys
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import layout as chain_layout
+from ..chain import maps as chain_maps
+from ..chain import settings as chain_settings
+from ..chain import states as chain_states
 from ..chain.clock import Clock
 
 _MASK32 = 0xFFFFFFFF
@@ -36,8 +39,8 @@ PORTED = frozenset((6, 17, 132, 136))
 ICMP_ANSWERS = {1: {8: 0, 13: 14, 15: 16, 17: 18}, 58: {128: 129, 139: 140}}
 #: State names by the number in ``ctl``, for the protocols that have a state machine.
 STATES: dict[int, tuple[str, ...]] = {
-    6: chain.TCP_STATES,
-    132: chain.SCTP_STATES,
+    6: chain_states.TCP_STATES,
+    132: chain_states.SCTP_STATES,
 }
 #: States of all the other protocols.
 PLAIN_STATES = ("NEW", "REPLIED", "ESTABLISHED")
@@ -69,7 +72,7 @@ class Table:
 
 #: All others, and assured flows. A flow moves from the one table of its family to the other, so
 #: they are read in this order: none is missed.
-CLASSES = chain.FLOW_CLASSES
+CLASSES = chain_maps.FLOW_CLASSES
 _KEY4, _KEY6 = struct.Struct(">IIHHBB2x"), struct.Struct(">16s16sHHBB2x")
 TABLES = (
     Table("ctt_new", "ipv4", "half_open", _KEY4, struct.Struct(">I"), 1),
@@ -170,12 +173,14 @@ def state_name(number: int, ctl: int) -> str:
     :param ctl: the entry's control word.
     """
     names = STATES.get(number)
-    state = ctl & chain.CTL_STATE
+    state = ctl & chain_layout.CTL_STATE
     if names and state < len(names) and (state or number == TCP):
         return names[state]
     if names and state:
         return str(state)
-    return PLAIN_STATES[2 if ctl & chain.CTL_ASSURED else 1 if ctl & chain.CTL_SEEN_REPLY else 0]
+    return PLAIN_STATES[
+        2 if ctl & chain_layout.CTL_ASSURED else 1 if ctl & chain_layout.CTL_SEEN_REPLY else 0
+    ]
 
 
 def make_shape(table: Table, number: int, ctl: int, dport: int) -> Shape:
@@ -186,18 +191,21 @@ def make_shape(table: Table, number: int, ctl: int, dport: int) -> Shape:
     :param dport: port of the answering side: for ICMP type << 8 | code of the query, for GRE the
         call id.
     """
-    tags = (ctl >> chain.CTL_VLAN_OUTER_SHIFT & 0xFFF, ctl >> chain.CTL_VLAN_INNER_SHIFT & 0xFFF)
+    tags = (
+        ctl >> chain_layout.CTL_VLAN_OUTER_SHIFT & 0xFFF,
+        ctl >> chain_layout.CTL_VLAN_INNER_SHIFT & 0xFFF,
+    )
     return Shape(
         family=table.family,
         number=number,
         proto=PROTOCOLS.get(number, str(number)),
         state=state_name(number, ctl),
         machine=number in STATES,
-        assured=bool(ctl & chain.CTL_ASSURED),
-        seen_reply=bool(ctl & chain.CTL_SEEN_REPLY),
-        dir=DIRECTIONS[bool(ctl & chain.CTL_EGRESS)],
-        vlan=tags[: min(ctl >> chain.CTL_VLANS_SHIFT & 3, 2)],
-        aggregated=bool(ctl & chain.CTL_AGGREGATED),
+        assured=bool(ctl & chain_layout.CTL_ASSURED),
+        seen_reply=bool(ctl & chain_layout.CTL_SEEN_REPLY),
+        dir=DIRECTIONS[bool(ctl & chain_layout.CTL_EGRESS)],
+        vlan=tags[: min(ctl >> chain_layout.CTL_VLANS_SHIFT & 3, 2)],
+        aggregated=bool(ctl & chain_layout.CTL_AGGREGATED),
         icmp=(dport >> 8, dport & 0xFF) if number == table.icmp else None,
         gre=(0, dport) if number == GRE else None,
     )
@@ -300,8 +308,8 @@ class Decoder:
         """Return for each entry of a batch whether its time is over: clock.over(), written out for
         whole columns.
         """
-        next_jiffy, longest = self.clock.jiffies + 1, chain.LONGEST_TIMEOUT * self.clock.hz
-        slack = chain.CLOCK_SLACK * self.clock.hz - 1
+        next_jiffy, longest = self.clock.jiffies + 1, chain_settings.LONGEST_TIMEOUT * self.clock.hz
+        slack = chain_settings.CLOCK_SLACK * self.clock.hz - 1
         return [
             (at - next_jiffy) & 0xFFFFFFFF >= longest
             or (at - next_jiffy) & 0xFFFFFFFF > (at - seen & 0xFFFFFFFF) + slack
@@ -319,12 +327,12 @@ class Decoder:
         now, rate = self.clock.jiffies, self.clock.hz
         seconds = now // rate
         now &= _MASK32
-        longest, slack = chain.LONGEST_TIMEOUT * rate, chain.CLOCK_SLACK * rate
+        longest, slack = chain_settings.LONGEST_TIMEOUT * rate, chain_settings.CLOCK_SLACK * rate
         shapes, port_shapes = self._shapes, self._port_shapes
         ipv4, ipv6 = self.table.family == "ipv4", self._ipv6
         halves = _halves(self._as_bytes) if ipv4 else ()
         joined: t.Any = b"%b.%b" if self._as_bytes else "%s.%s"
-        orig_hi, lock = chain.CTL_ORIG_HI, chain.CTL_LOCK
+        orig_hi, lock = chain_layout.CTL_ORIG_HI, chain_layout.CTL_LOCK
         for row in rows:
             lo, hi, sport, dport, number, dummy = row[0]
             (
@@ -401,8 +409,8 @@ class Decoder:
         if (
             expires
             and now < min(expires)
-            and max(expires) - now <= chain.LONGEST_TIMEOUT * rate
-            and max(last_seen) <= now + chain.CLOCK_SLACK * rate
+            and max(expires) - now <= chain_settings.LONGEST_TIMEOUT * rate
+            and max(last_seen) <= now + chain_settings.CLOCK_SLACK * rate
         ):
             columns[0::4] = b"\1" * len(expires)
         else:
@@ -553,7 +561,7 @@ def sort_key(name: str) -> t.Callable[[Flow], t.Any]:
 
         def by_address(item: Flow) -> tuple[str, int | bytes]:
             key, value = item[2][:2]
-            return item[0].family, key[bool(value[CTL] & chain.CTL_ORIG_HI) != other]
+            return item[0].family, key[bool(value[CTL] & chain_layout.CTL_ORIG_HI) != other]
 
         return by_address
     column = ALL_COLUMNS[name]
@@ -585,7 +593,7 @@ def windows(packed: bytes) -> dict[str, dict[str, t.Any]]:
     """Return the TCP windows of both directions of a packed entry, under the kernel's names (struct
     ip_ct_tcp_state).
     """
-    entry = chain.ENTRY.unpack(packed)
+    entry = chain_layout.ENTRY.unpack(packed)
     scale, flags = entry[22], entry[24:26]
     return {
         side: {

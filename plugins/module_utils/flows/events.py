@@ -11,12 +11,14 @@ import datetime
 import itertools
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import counters as chain_counters
+from ..chain import events as chain_events
+from ..chain import layout as chain_layout
 from ..chain.clock import Clock
 from . import codec as flow
 from . import filter as flow_filter
 from . import output as flow_output
-from .table import title
+from .delete import title
 
 _NS = 1_000_000_000
 #: A flow's table tells only how its key is read; which of its family's it is does not matter here.
@@ -24,7 +26,10 @@ _TABLES = {
     family: next(table for table in flow.TABLES if table.family == family)
     for family in flow.FAMILIES
 }
-_REASONS = {chain.COUNTERS.index(name): reason for name, reason in chain.EVENT_REASONS.items()}
+_REASONS = {
+    chain_counters.COUNTERS.index(name): reason
+    for name, reason in chain_events.EVENT_REASONS.items()
+}
 
 
 class Event(t.NamedTuple):
@@ -57,13 +62,13 @@ def parse(raw: bytes, hz: int, offset_ns: int) -> Event:
     :param offset_ns: what CLOCK_REALTIME is ahead of CLOCK_MONOTONIC.
     :raises struct.error: for bytes that are none.
     """
-    seq, jiffies, ktime, what, reason, v6, key, value = chain.EVENT.unpack(raw)
+    seq, jiffies, ktime, what, reason, v6, key, value = chain_layout.EVENT.unpack(raw)
     table = _TABLES["ipv6" if v6 else "ipv4"]
     when = datetime.datetime.fromtimestamp(
         (ktime + offset_ns) / _NS, datetime.timezone.utc
     ).isoformat(timespec="microseconds")
     return Event(
-        chain.EVENT_KINDS[what],
+        chain_events.EVENT_KINDS[what],
         _REASONS.get(reason, ""),
         seq,
         when,
@@ -86,7 +91,7 @@ class Matcher:
 
     def __init__(self, filters: flow_filter.Filters, kinds: t.Collection[str] = ()) -> None:
         self._filters = filters
-        self._kinds = frozenset(kinds or chain.EVENT_KINDS)
+        self._kinds = frozenset(kinds or chain_events.EVENT_KINDS)
         self._decoders = {
             family: flow.Decoder(table, Clock(0, 1, 0)) for family, table in _TABLES.items()
         }

@@ -15,7 +15,7 @@ import dataclasses
 import ipaddress
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import layout as chain_layout
 from ..chain.clock import Clock
 from ..core.errors import ConntrackError, bad_value, did_you_mean
 from . import codec as flow
@@ -154,11 +154,11 @@ def _test_proto(values: tuple[t.Any, ...], table: flow.Table, clock: Clock) -> T
 
 
 def _test_dir(values: tuple[t.Any, ...], table: flow.Table, clock: Clock) -> Test | None:
-    return _ctl_bit([value == "egress" for value in values], chain.CTL_EGRESS) or _anything
+    return _ctl_bit([value == "egress" for value in values], chain_layout.CTL_EGRESS) or _anything
 
 
 def _test_assured(values: tuple[t.Any, ...], table: flow.Table, clock: Clock) -> Test | None:
-    return _ctl_bit(values, chain.CTL_ASSURED) or _anything
+    return _ctl_bit(values, chain_layout.CTL_ASSURED) or _anything
 
 
 def _test_state(values: tuple[t.Any, ...], table: flow.Table, clock: Clock) -> Test | None:
@@ -175,7 +175,7 @@ def _test_side_port(reverse: bool) -> _Builder:
     """Return the builder for the initiator's port, or for the other side's."""
 
     def build(values: tuple[t.Any, ...], table: flow.Table, clock: Clock) -> Test | None:
-        wanted, ported, bit = frozenset(values), flow.PORTED, chain.CTL_ORIG_HI
+        wanted, ported, bit = frozenset(values), flow.PORTED, chain_layout.CTL_ORIG_HI
         plain, swapped = (3, 2) if reverse else (2, 3)
         return lambda row: (
             row[0][swapped if row[1][flow.CTL] & bit else plain] in wanted and row[0][4] in ported
@@ -217,7 +217,7 @@ def _test_side(reverse: bool) -> _Builder:
         test = _address_test(values, table)
         if test is None:
             return None
-        matches, bit = test, chain.CTL_ORIG_HI
+        matches, bit = test, chain_layout.CTL_ORIG_HI
         plain, swapped = (1, 0) if reverse else (0, 1)
         return lambda row: matches(row[0][swapped if row[1][flow.CTL] & bit else plain])
 

@@ -19,7 +19,9 @@ import re
 import socket
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import events as chain_events
+from ..chain import layout as chain_layout
+from ..chain import settings as chain_settings
 from ..core.errors import ConntrackError, is_whole
 from . import codec as flow
 
@@ -247,7 +249,7 @@ def states_of(protocol: int) -> tuple[str, ...]:
     names = flow.STATES.get(protocol)
     if names is None:
         return flow.PLAIN_STATES
-    others = tuple(str(state) for state in range(len(names), chain.CTL_STATE + 1))
+    others = tuple(str(state) for state in range(len(names), chain_layout.CTL_STATE + 1))
     return (
         (*names, *others)
         if protocol == flow.TCP
@@ -324,7 +326,7 @@ def checked(value: object, also: t.Collection[str] = ()) -> flow.Record:
         "state": _choice("state", found["state"], states_of(protocol)),
         "assured": _flag("assured", found["assured"]),
         "seen_reply": _flag("seen_reply", found["seen_reply"]),
-        "timeout": number("timeout", found["timeout"], chain.LONGEST_TIMEOUT),
+        "timeout": number("timeout", found["timeout"], chain_settings.LONGEST_TIMEOUT),
         "orig": orig,
         "reply": reply,
     }
@@ -371,14 +373,14 @@ def checked_event(value: object) -> flow.Record:
     """Return an event as events.record() makes them; see checked() for the errors."""
     found = _fields("", value, ("event", "seq", "time"), value if isinstance(value, dict) else ())
     event: flow.Record = {
-        "event": _choice("event", found["event"], chain.EVENT_KINDS),
+        "event": _choice("event", found["event"], chain_events.EVENT_KINDS),
         "seq": number("seq", found["seq"], _U64),
         "time": found["time"],
     }
     if not _is_time(found["time"]):
         raise _bad("time", found["time"], "give an instant as 2026-01-31T12:00:00.000000+00:00")
     if "reason" in found:
-        reasons = tuple(chain.EVENT_REASONS.values())
+        reasons = tuple(chain_events.EVENT_REASONS.values())
         if event["event"] != "destroy":
             raise ConntrackError("reason: only the event destroy has one.")
         event["reason"] = _choice("reason", found["reason"], ("", *reasons))

@@ -10,8 +10,11 @@ import typing as t
 from ..core import files, lock, plan
 from ..core.errors import ConntrackError, bad_value
 from ..kernel import bpffs
+from . import collect as flow_collect
+from . import delete as flow_delete
 from . import filter as flow_filter
 from . import output as flow_output
+from . import read as flow_read
 from . import table as flow_table
 
 Params = t.Mapping[str, t.Any]
@@ -151,11 +154,11 @@ def _read(
     query: flow_filter.Query,
     writer: flow_output.Writer | None,
     put: t.Callable[[bytes], object],
-) -> flow_table.Reading:
+) -> flow_collect.Reading:
     """Read the tables and ``put`` their text, if any is wanted."""
     if writer or params["format"] != flow_output.STATS:
-        return flow_table.read(tables, query, writer, put, params["summary"], params["window"])
-    reading = flow_table.read(tables, query, window=params["window"])
+        return flow_read.read(tables, query, writer, put, params["summary"], params["window"])
+    reading = flow_read.read(tables, query, window=params["window"])
     evicted = t.cast("dict[str, t.Any]", reading.summary)["counters"]["evicted"]
     put(flow_output.stats_lines(tables.cpu_counters(), evicted).encode())
     return reading
@@ -181,7 +184,7 @@ def _once(result: Result, as_text: bool, limited: bool) -> Result:
     return {**result, "ansible_facts": {"ct_flows": facts}}
 
 
-def _cut(reading: flow_table.Reading, written: bool) -> str:
+def _cut(reading: flow_collect.Reading, written: bool) -> str:
     """Return the words that say what is missing from the result."""
     if reading.group_count > len(reading.groups):
         what = f"{len(reading.groups)} of {reading.group_count} groups"
@@ -194,7 +197,7 @@ def _cut(reading: flow_table.Reading, written: bool) -> str:
     )
 
 
-def _choice(params: Params) -> flow_table.Choice:
+def _choice(params: Params) -> flow_delete.Choice:
     """Return what ct_flush is to delete; exactly one of filters, all and expired says it."""
     filters = flow_filter.parse_filters(_words(params, flow_filter.FILTER_WORDS))
     given = [
@@ -214,11 +217,11 @@ def _choice(params: Params) -> flow_table.Choice:
     if len(given) > 1:
         raise ConntrackError(f"{' and '.join(given)} exclude each other. Give one of them.")
     if params["all"]:
-        return flow_table.EVERYTHING
+        return flow_delete.EVERYTHING
     return (
-        flow_table.EXPIRED
+        flow_delete.EXPIRED
         if params["expired"]
-        else flow_table.Choice("the flow matches the filters", filters)
+        else flow_delete.Choice("the flow matches the filters", filters)
     )
 
 
@@ -240,11 +243,11 @@ def flush(params: Params, check_mode: bool) -> Result:
             else flow_table.writing(params["pin_root"], params["lock_timeout"])
         )
         with opened as tables:
-            done = flow_table.delete(tables, choice, limit, dry=check_mode)
+            done = flow_delete.delete(tables, choice, limit, dry=check_mode)
     except flow_table.NoChain as exc:
         if not check_mode:
             raise
-        done = flow_table.Deletion()
+        done = flow_delete.Deletion()
         warnings.append(f"{exc.message} In check mode: no flows.")
     result: Result = {
         "changed": bool(done.count if check_mode else done.deleted),

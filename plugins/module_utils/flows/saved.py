@@ -12,7 +12,8 @@ import ipaddress
 import sys
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import counters as chain_counters
+from ..chain import layout as chain_layout
 from ..chain.clock import Clock
 from ..core.errors import ConntrackError
 from . import codec as flow
@@ -53,15 +54,17 @@ def pack(record: t.Mapping[str, t.Any]) -> Packed:
     swapped = ends[0] > ends[1]
     (low, low_port), (high, high_port) = sorted(ends)
     ctl = _state(number, record["state"])
-    ctl |= chain.CTL_SEEN_REPLY if record["seen_reply"] else 0
-    ctl |= chain.CTL_ASSURED if record["assured"] else 0
-    ctl |= chain.CTL_EGRESS if flow.DIRECTIONS.index(record["dir"]) else 0
-    ctl |= chain.CTL_ORIG_HI if swapped else 0
+    ctl |= chain_layout.CTL_SEEN_REPLY if record["seen_reply"] else 0
+    ctl |= chain_layout.CTL_ASSURED if record["assured"] else 0
+    ctl |= chain_layout.CTL_EGRESS if flow.DIRECTIONS.index(record["dir"]) else 0
+    ctl |= chain_layout.CTL_ORIG_HI if swapped else 0
     tags = record.get("vlan", ())
-    ctl |= len(tags) << chain.CTL_VLANS_SHIFT
-    for tag, shift in zip(tags, (chain.CTL_VLAN_OUTER_SHIFT, chain.CTL_VLAN_INNER_SHIFT)):
+    ctl |= len(tags) << chain_layout.CTL_VLANS_SHIFT
+    for tag, shift in zip(
+        tags, (chain_layout.CTL_VLAN_OUTER_SHIFT, chain_layout.CTL_VLAN_INNER_SHIFT)
+    ):
         ctl |= tag << shift
-    ctl |= chain.CTL_AGGREGATED if record.get("aggregated") else 0
+    ctl |= chain_layout.CTL_AGGREGATED if record.get("aggregated") else 0
     key = table.key.pack(
         table.address.unpack(low)[0], table.address.unpack(high)[0], low_port, high_port, number, 0
     )
@@ -134,7 +137,7 @@ class SavedFlows:
 
     def counters(self) -> dict[str, int]:
         """Return zeros: a file has no counters."""
-        return dict.fromkeys(chain.COUNTERS, 0)
+        return dict.fromkeys(chain_counters.COUNTERS, 0)
 
     def guest_counters(self) -> dict[str, dict[str, int]]:
         """Return none: a file has no guests."""

@@ -17,7 +17,10 @@ import json
 import struct
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import counters as chain_counters
+from ..chain import layout as chain_layout
+from ..chain import maps as chain_maps
+from ..chain import states as chain_states
 from ..core.errors import ConntrackError, is_whole
 from . import codec as flow
 
@@ -44,18 +47,23 @@ def text() -> str:
 def describe() -> Description:
     """Return the description of this release's tables."""
     return {
-        "layout": chain.LAYOUT_VERSION,
-        "keys": {family: list(map(list, fields)) for family, fields in chain.KEY_FIELDS.items()},
-        "entry": list(map(list, chain.ENTRY_FIELDS)),
-        "ctl": dict(chain.CTL_PARTS),
-        "states": {"tcp": list(chain.TCP_STATES), "sctp": list(chain.SCTP_STATES)},
+        "layout": chain_layout.LAYOUT_VERSION,
+        "keys": {
+            family: list(map(list, fields)) for family, fields in chain_layout.KEY_FIELDS.items()
+        },
+        "entry": list(map(list, chain_layout.ENTRY_FIELDS)),
+        "ctl": dict(chain_layout.CTL_PARTS),
+        "states": {"tcp": list(chain_states.TCP_STATES), "sctp": list(chain_states.SCTP_STATES)},
         "tables": {table.name: [table.family, table.flow_class] for table in flow.TABLES},
         "maps": {
             spec.name: [spec.kind, spec.key_size, spec.value_size]
-            for spec in chain.maps()
+            for spec in chain_maps.maps()
             if spec.inherited
         },
-        "counters": {"stats": list(chain.COUNTERS), "deletions": list(chain.DELETIONS)},
+        "counters": {
+            "stats": list(chain_counters.COUNTERS),
+            "deletions": list(chain_counters.DELETIONS),
+        },
     }
 
 
@@ -76,7 +84,7 @@ def digest(description: Description) -> int:
 
 def packed() -> bytes:
     """Return the value of the map ``schema``."""
-    return text().encode().ljust(chain.SCHEMA_BYTES, b"\0")
+    return text().encode().ljust(chain_maps.SCHEMA_BYTES, b"\0")
 
 
 def parse(raw: bytes) -> Description | None:
@@ -236,12 +244,12 @@ def _sum(masks: t.Mapping[str, int]) -> int:
 def destination(new: Description, family: str, assured: bool) -> str:
     """Return the flow table that holds such flows."""
     kinds = {kind: name for name, (of, kind) in new["tables"].items() if of == family}
-    return kinds[ALL] if ALL in kinds else kinds[chain.FLOW_CLASSES[assured]]
+    return kinds[ALL] if ALL in kinds else kinds[chain_maps.FLOW_CLASSES[assured]]
 
 
 # ---------------------------------------------------------------- translating
 def _codec(fields: t.Sequence[t.Sequence[str]]) -> struct.Struct:
-    return chain.codec((name, code) for name, code in fields)
+    return chain_layout.codec((name, code) for name, code in fields)
 
 
 def _shift(mask: int) -> int:
@@ -279,7 +287,7 @@ class Translator:
                 self._parts.append((mask, _shift(mask), _shift(to)))
         # no description names this bit; where the others are the same ones it is free on both
         # sides, or means the same
-        self._unnamed = chain.CTL_AGGREGATED if old["ctl"] == new["ctl"] else 0
+        self._unnamed = chain_layout.CTL_AGGREGATED if old["ctl"] == new["ctl"] else 0
         self._states = {}
         for machine, names in old["states"].items():
             known = {name: number for number, name in enumerate(new["states"].get(machine, []))}

@@ -16,7 +16,9 @@ from ..build import bcc as build_bcc
 from ..build import load as load_object
 from ..build.render import MAP_DIR
 from ..chain import guests
-from ..chain import spec as chain
+from ..chain import layout as chain_layout
+from ..chain import maps as chain_maps
+from ..chain import programs as chain_programs
 from ..core import safe_path
 from ..core.errors import ConntrackError
 from ..core.plan import Plan, Step, irrevocable
@@ -139,12 +141,15 @@ class _Builder:
             )
             for slot, fd in slots.items():
                 bpf.obj_pin(fd, os.path.join(building, "prog", f"xdp_{slot}"))
-            if chain.ADOPT in programs:
-                bpf.obj_pin(programs[chain.ADOPT], os.path.join(building, "prog", chain.ADOPT))
-            own = chain.SLOTS.values()
+            if chain_programs.ADOPT in programs:
+                bpf.obj_pin(
+                    programs[chain_programs.ADOPT],
+                    os.path.join(building, "prog", chain_programs.ADOPT),
+                )
+            own = chain_programs.SLOTS.values()
             _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot in own})
             generation_probe.prove_whole(
-                {hook: programs[hook] for hook in chain.TRACKING_HOOKS}, fds["stats"]
+                {hook: programs[hook] for hook in chain_programs.TRACKING_HOOKS}, fds["stats"]
             )
             # What a guest does with a frame is its own affair: guests come in after the proof,
             # which passes their empty slots over.
@@ -179,7 +184,7 @@ class _Builder:
 
     def _map(
         self,
-        spec: chain.MapSpec,
+        spec: chain_maps.MapSpec,
         map_dir: str,
         generation: int,
         inherited: Inheritance | None,
@@ -193,7 +198,7 @@ class _Builder:
             inner = fds[spec.inner] if spec.inner else None
             fd = self._keep(
                 bpf.map_create(
-                    chain.MAP_TYPES[spec.kind],
+                    chain_maps.MAP_TYPES[spec.kind],
                     spec.name,
                     spec.key_size,
                     spec.value_size,
@@ -206,19 +211,23 @@ class _Builder:
             bpf.map_update(fd, _U32.pack(0), self.settings)
         elif spec.name == "schema":
             bpf.map_update(fd, _U32.pack(0), schema.packed())
-        elif spec.name == chain.PROOF_MAP.name:  # before a program can see it; 0 would be no mark
-            bpf.map_update(fd, _U32.pack(chain.PROOF["mark"]), b"\1" + os.urandom(_U64.size - 1))
+        elif (
+            spec.name == chain_maps.PROOF_MAP.name
+        ):  # before a program can see it; 0 would be no mark
+            bpf.map_update(
+                fd, _U32.pack(chain_maps.PROOF["mark"]), b"\1" + os.urandom(_U64.size - 1)
+            )
         elif spec.name == "meta":
             digest = int(self.want.digest, 16)
             first = {
-                "layout": chain.LAYOUT_VERSION,
+                "layout": chain_layout.LAYOUT_VERSION,
                 "schema": schema.digest(schema.describe()),
                 "generation": generation,
                 "digest_high": digest >> 64,
                 "digest_low": digest & (1 << 64) - 1,
             }
             for name, value in first.items():
-                bpf.map_update(fd, _U32.pack(chain.META[name]), _U64.pack(value))
+                bpf.map_update(fd, _U32.pack(chain_maps.META[name]), _U64.pack(value))
         return fd
 
     def _change_map(self, step: Step) -> t.Callable[[], None] | None:
@@ -277,7 +286,7 @@ class _Builder:
         info, hook = self.have.links[key]
         link = self._keep(bpf.obj_get(os.path.join(self.paths.link_dir, key)))
         old = self._keep(bpf.prog_get_fd_by_id(info.prog_id))
-        slot = chain.SLOTS[t.cast("str", hook)]  # only links with a hook are planned
+        slot = chain_programs.SLOTS[t.cast("str", hook)]  # only links with a hook are planned
         new = self._keep(
             bpf.obj_get(os.path.join(self.paths.gen_dir(number), "prog", f"xdp_{slot}"))
         )
@@ -290,11 +299,11 @@ class _Builder:
         (kept,) = (one for one in self.have.kept if one.number == number)
         stats = self._keep(bpf.obj_get(self.paths.map_of(number, "stats")))
         entries = {
-            hook: self._keep(bpf.obj_get(self.paths.prog_of(number, chain.SLOTS[hook])))
-            for hook in chain.TRACKING_HOOKS
+            hook: self._keep(bpf.obj_get(self.paths.prog_of(number, chain_programs.SLOTS[hook])))
+            for hook in chain_programs.TRACKING_HOOKS
         }
         generation_probe.prove_whole(
-            entries, stats, guests=not set(kept.programs) <= set(chain.SLOTS.values())
+            entries, stats, guests=not set(kept.programs) <= set(chain_programs.SLOTS.values())
         )
         if not isinstance(step.args, Legacy) or not step.args.inherited.goes_over:
             return None

@@ -23,13 +23,15 @@ import typing as t
 
 from ..build import bcc as build_bcc
 from ..chain import clock, forwarding
-from ..chain import spec as chain
+from ..chain import maps as chain_maps
+from ..chain import programs as chain_programs
+from ..chain import settings as chain_settings
 from ..core import lock
 from ..core.errors import ConntrackError
 from ..core.plan import Plan, applied
 from ..kernel import bpffs
 from ..kernel.bpffs import Paths
-from . import health, manifest, migrate
+from . import diagnosis, health, manifest, migrate, state_dir, traffic
 from . import probe as generation_probe
 from .apply import apply, remove_symlinks, remove_tree
 from .health import read_meta
@@ -115,18 +117,18 @@ def observe(paths: Paths) -> Have:
 
 
 @_as_root()
-def listen(paths: Paths) -> tuple[health.Fault, ...]:
+def listen(paths: Paths) -> tuple[diagnosis.Fault, ...]:
     """Return whether the interfaces receive what the active chain does not count; see
     health.listen().
     """
     return (
-        _again(lambda: health.listen(paths, generation_probe.prove))
+        _again(lambda: traffic.listen(paths, generation_probe.prove))
         if bpffs.mounted(paths.pin_root)
         else ()
     )
 
 
-def _with(have: Have, heard: tuple[health.Fault, ...]) -> Have:
+def _with(have: Have, heard: tuple[diagnosis.Fault, ...]) -> Have:
     return (
         dataclasses.replace(have, faults=have.faults + heard)
         if have.generation is not None
@@ -169,7 +171,7 @@ def ensure(
     want: Want,
     check_mode: bool = False,
     policy: Policy = Policy(),  # noqa: B008  it is frozen
-    heard: tuple[health.Fault, ...] = (),
+    heard: tuple[diagnosis.Fault, ...] = (),
     patience: float = lock.SECONDS,
 ) -> tuple[Plan, Have]:
     """Bring the wanted chain into place: the plan that was needed, and what is there now.
@@ -180,7 +182,7 @@ def ensure(
     check(want, policy)
     settings = settings_here(want)
     bpffs.check_places(paths)
-    manifest.check(paths)
+    state_dir.check(paths)
     if check_mode:
         with _at_rest(paths, patience):
             have = _with(observe(paths), heard)
@@ -217,14 +219,14 @@ def _plan_forwarding(plan: Plan, have: Have, forward: str, action: str) -> Plan:
     :param action: that of the step which brings it in.
     :raises ConntrackError: where it would take over an interface through which it must not forward.
     """
-    if forward == chain.FORWARDS[0] or not any(step.action == action for step in plan):
+    if forward == chain_settings.FORWARDS[0] or not any(step.action == action for step in plan):
         return plan
     seen = forwarding.attached(
         forward,
         [
             key
             for key, (info, hook) in have.links.items()
-            if info.ifindex and hook in chain.TRACKING_HOOKS
+            if info.ifindex and hook in chain_programs.TRACKING_HOOKS
         ],
     )
     for key, one in seen.items():
@@ -326,7 +328,7 @@ def roll_back(
         if check_mode or not there:
             return plan, have
         if plan:
-            manifest.check(paths)
+            state_dir.check(paths)
         if finish:
             apply(finish, paths, have, Want("", {}, 1), b"")
             have = observe(paths)
@@ -348,7 +350,7 @@ def remove(paths: Paths, check_mode: bool = False, patience: float = lock.SECOND
             return plan
         if there:
             _take_away(paths, plan, have)
-    if not there and (plan or have.state != State() or manifest.leaves_a_directory(paths)):
+    if not there and (plan or have.state != State() or state_dir.leaves_a_directory(paths)):
         # After a reboot there is no more than what was written down; or another run has just begun,
         # whose work is not to be taken from under it.
         with (
@@ -373,7 +375,7 @@ def _plan_removal(paths: Paths) -> tuple[Plan, Have]:
     have = observe(paths)
     plan = plan_absent(have)
     if have.state != State():
-        manifest.check(paths)
+        state_dir.check(paths)
     return plan, have
 
 
@@ -385,14 +387,14 @@ def _tidy(paths: Paths) -> None:
 
 def settings_here(want: Want) -> bytes:
     """Return the bytes of ``settings`` on this host."""
-    return chain.settings_value(clock.hz(), want.timeouts, want.knobs)
+    return chain_settings.settings_value(clock.hz(), want.timeouts, want.knobs)
 
 
 def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
     """Return the chain as modules report it."""
     names = {
         **{slot: info.name for slot, info in have.programs.items()},
-        **{slot: name for name, slot in chain.SLOTS.items()},
+        **{slot: name for name, slot in chain_programs.SLOTS.items()},
     }
     return {
         "generation": have.generation,
@@ -415,7 +417,7 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
                 "name": name,
                 "id": info.id,
                 "type": next(
-                    (kind for kind, number in chain.MAP_TYPES.items() if number == info.kind),
+                    (kind for kind, number in chain_maps.MAP_TYPES.items() if number == info.kind),
                     str(info.kind),
                 ),
                 "key_size": info.key_size,
@@ -441,7 +443,7 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
 
 
 def _settings_facts(raw: bytes) -> dict[str, t.Any]:
-    if len(raw) != chain.SETTINGS_BYTES:
+    if len(raw) != chain_settings.SETTINGS_BYTES:
         return {}
-    hz, timeouts, knobs = chain.settings_of(raw)
+    hz, timeouts, knobs = chain_settings.settings_of(raw)
     return {"hz": hz, "timeouts": timeouts, **knobs}

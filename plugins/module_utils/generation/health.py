@@ -22,145 +22,20 @@ import time
 import typing as t
 
 from ..chain import clock, forwarding
-from ..chain import spec as chain
-from ..core.errors import ConntrackError
-from ..kernel import bpf, bpffs, device, netns
+from ..chain import layout as chain_layout
+from ..chain import maps as chain_maps
+from ..chain import programs as chain_programs
+from ..chain import settings as chain_settings
+from ..kernel import bpf, bpffs, netdev, netns
 from ..kernel.bpffs import Paths
+from .diagnosis import Fault
 
 _U32 = struct.Struct("=I")
-_U64 = struct.Struct("=Q")
-_PAUSE = 0.01
+U64 = struct.Struct("=Q")
 #: Looks, a pause apart, that an interface without traffic costs; and those that a suspicion may
 #: take until it is certain. Some drivers read their card's counters once a second only.
-_LOOKS, _LOOKS_TO_BE_SURE = 20, 150
-_ALL_SLOTS = {**chain.SLOTS, **chain.GUEST_SLOTS}
-
-
-# ---------------------------------------------------------------- what can be wrong
-class Kind(t.NamedTuple):
-    """One kind of fault.
-
-    :ivar meaning: what it means, for the documentation.
-    :ivar mend: what the next run does about it, a value of MENDS.
-    :ivar repair: what an operator does about it at once, a command where there is one; ``{object}``
-        stands for the fault's object.
-    """
-
-    meaning: str
-    mend: str
-    repair: str = "ct load"
-
-
-#: What takes a fault away: a new generation, a write, a link's update or care for a link without an
-#: interface by xdp_program; xdp_attach on the interface; or only people.
-MENDS = ("generation", "write", "update", "link", "attach", "operator")
-_LOOK_AT_OFFLOADS = "look at what runs on the interfaces (bpftool net, ethtool -k {object})"
-_FOLLOW = (
-    "ct attach --program PROGRAM, with the name that the interface has now, or ct detach {object}"
-)
-FAULTS = {
-    "active_missing": Kind(
-        "generations are loaded, but the link to the active one is missing or leads nowhere",
-        "generation",
-    ),
-    "pin_missing": Kind("a pin of the active generation is missing", "generation"),
-    "pin_foreign": Kind("something else stands at a pin of the active generation", "generation"),
-    "slot_empty": Kind("a slot of the jump table is empty", "generation"),
-    "slot_foreign": Kind(
-        "a slot of the jump table holds another program than the one that is pinned for it",
-        "generation",
-    ),
-    "attach_type": Kind(
-        "a program has another attach type than the rest, so that the kernel refuses it in one jump"
-        " table with them",
-        "generation",
-    ),
-    "map_replaced": Kind("another map is pinned than the programs use", "generation"),
-    "map_shape": Kind(
-        "a map has another type, key, value or number of entries than the chain's", "generation"
-    ),
-    "meta_damaged": Kind(
-        "what the generation says of itself, or its clock, is not true", "generation"
-    ),
-    "settings_damaged": Kind("the settings are none that the loader writes", "write"),
-    "chain_dead": Kind(
-        "interfaces receive and nothing is counted, nor is a frame of proof", "generation"
-    ),
-    "frames_unseen": Kind(
-        "interfaces receive and nothing is counted, although a frame of proof is",
-        "operator",
-        _LOOK_AT_OFFLOADS,
-    ),
-    "path_missing": Kind("the path prog or map below pin_root is missing", "write"),
-    "path_foreign": Kind(
-        "the path prog or map below pin_root is not the chain's",
-        "operator",
-        "move {object} away, then ct load",
-    ),
-    "link_program": Kind(
-        "an interface runs another program than the active generation's", "update"
-    ),
-    "link_stale": Kind("a pinned link holds no interface any more", "link", "ct detach {object}"),
-    "link_moved": Kind(
-        "a pinned link holds another interface than it is named for: that one was renamed, or moved"
-        " to another namespace",
-        "attach",
-        _FOLLOW,
-    ),
-    "forward_unsafe": Kind(
-        "the chain forwards through an interface where it must not: VLAN tags travel beside its"
-        " frames, or nf_conntrack would refuse",
-        "operator",
-    ),
-    "link_foreign": Kind(
-        "something that is no XDP link stands among the pinned links",
-        "operator",
-        "remove the pin of {object} from the directory link",
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong.
-
-    :ivar fault: a name of FAULTS.
-    :ivar object: what it is about: a pin below the active generation, ``jt[<slot>]``, an interface,
-        a path.
-    :ivar detail: the whole, for people.
-    :ivar repair: what an operator does about it; that of its kind where nothing else is given.
-    """
-
-    fault: str
-    object: str
-    detail: str
-    repair: str = ""
-
-    def __post_init__(self) -> None:
-        """Take the repair of its kind where none is given."""
-        if not self.repair:
-            object.__setattr__(self, "repair", FAULTS[self.fault].repair.format(object=self.object))
-
-    def as_dict(self) -> dict[str, str]:
-        """Return the form in which modules report it."""
-        return dataclasses.asdict(self)
-
-
-def mended(before: t.Iterable[Fault], after: t.Iterable[Fault]) -> list[dict[str, str]]:
-    """Return, as modules report them, the faults that a run took away; it takes no credit for what
-    only people mend.
-    """
-    left = {(fault.fault, fault.object) for fault in after}
-    return [
-        fault.as_dict()
-        for fault in before
-        if (fault.fault, fault.object) not in left and FAULTS[fault.fault].mend != "operator"
-    ]
-
-
-def mended_by(faults: t.Iterable[Fault], mend: str) -> list[Fault]:
-    """Return those faults that a ``mend`` of MENDS takes away."""
-    return [fault for fault in faults if FAULTS[fault.fault].mend == mend]
+LOOKS, LOOKS_TO_BE_SURE = 20, 150
+_ALL_SLOTS = {**chain_programs.SLOTS, **chain_programs.GUEST_SLOTS}
 
 
 # ---------------------------------------------------------------- what was seen
@@ -199,7 +74,7 @@ class Seen:
         else the pinned ones. Those of a wrong shape are none.
         """
         found: dict[str, bpf.MapInfo] = {}
-        for spec in chain.maps(events=True):
+        for spec in chain_maps.maps(events=True):
             used, pinned = self.used.get(spec.name, ()), self.pinned.get(spec.name)
             there = (
                 pinned
@@ -223,7 +98,7 @@ class Seen:
         """Whether this release made the generation, so that it can be held to this release's
         shapes.
         """
-        return not self.true_meta or self.meta.get("layout") == chain.LAYOUT_VERSION
+        return not self.true_meta or self.meta.get("layout") == chain_layout.LAYOUT_VERSION
 
     @property
     def layout(self) -> int:
@@ -236,20 +111,20 @@ class Seen:
             0
             if any(
                 misshapen(self.pinned[spec.name], spec)
-                for spec in chain.maps()
+                for spec in chain_maps.maps()
                 if spec.name in self.pinned
             )
-            else chain.LAYOUT_VERSION
+            else chain_layout.LAYOUT_VERSION
         )
 
 
-def misshapen(there: bpf.MapInfo, spec: chain.MapSpec) -> str:
+def misshapen(there: bpf.MapInfo, spec: chain_maps.MapSpec) -> str:
     """Return what a map has instead of the chain's type and sizes, "" where it is right.
 
     A map that is handed on may have any number of entries: the size of a table is the user's
     choice, and another release has other counters.
     """
-    kinds = {number: kind for kind, number in chain.MAP_TYPES.items()}
+    kinds = {number: kind for kind, number in chain_maps.MAP_TYPES.items()}
     have = (kinds.get(there.kind, str(there.kind)), there.key_size, there.value_size)
     wrong = have != (spec.kind, spec.key_size, spec.value_size) or (
         not spec.inherited and there.max_entries != spec.entries
@@ -282,7 +157,7 @@ def _judge_pins(seen: Seen) -> t.Iterator[Fault]:
 
 def _judge_slots(seen: Seen) -> t.Iterator[Fault]:
     for name, slot in _ALL_SLOTS.items():
-        if slot not in chain.SLOTS.values() and slot not in seen.programs:
+        if slot not in chain_programs.SLOTS.values() and slot not in seen.programs:
             continue
         if seen.slots is not None:
             there = seen.slots.get(slot)
@@ -305,7 +180,7 @@ def _judge_slots(seen: Seen) -> t.Iterator[Fault]:
 
 
 def _judge_maps(seen: Seen) -> t.Iterator[Fault]:
-    for spec in chain.maps(events=True):
+    for spec in chain_maps.maps(events=True):
         pinned, used = seen.pinned.get(spec.name), seen.used.get(spec.name, ())
         for there in used:
             if pinned is not None and there.id != pinned.id:
@@ -339,17 +214,19 @@ def _judge_contents(seen: Seen) -> t.Iterator[Fault]:
 
 def _damage(raw: bytes) -> str:
     """Return what keeps ``settings`` from being what the loader writes."""
-    if len(raw) != chain.SETTINGS_BYTES:
+    if len(raw) != chain_settings.SETTINGS_BYTES:
         return ""  # a wrong shape
     rate = clock.hz()
-    hz, timeouts, knobs = chain.settings_of(raw)
+    hz, timeouts, knobs = chain_settings.settings_of(raw)
     if hz != rate:
         return f"it has {hz} jiffies a second, this kernel has {rate}"
     short = [name for name, seconds in timeouts.items() if not seconds]
     if short:
         return f"the timeout {short[0]} is less than a second"
     return (
-        "" if chain.settings_value(hz, timeouts, knobs) == raw else "its tables are not the chain's"
+        ""
+        if chain_settings.settings_value(hz, timeouts, knobs) == raw
+        else "its tables are not the chain's"
     )
 
 
@@ -388,9 +265,9 @@ def names(directory: str) -> list[str]:
 def read_meta(fd: int) -> dict[str, int]:
     """Return ``meta`` by the names of chain.META."""
     values = {}
-    for name, index in chain.META.items():
-        raw = bpf.map_lookup(fd, _U32.pack(index), _U64.size)
-        values[name] = _U64.unpack(raw)[0] if raw else 0
+    for name, index in chain_maps.META.items():
+        raw = bpf.map_lookup(fd, _U32.pack(index), U64.size)
+        values[name] = U64.unpack(raw)[0] if raw else 0
     return values
 
 
@@ -408,7 +285,7 @@ def look(directory: str, number: int) -> Seen:
             pin = f"prog/xdp_{slot}"
             kind, fd = stack.enter_context(open_pin(os.path.join(directory, pin)))
             info = bpf.prog_info(fd) if kind == "prog" else None
-            if kind is None and slot not in chain.SLOTS.values():
+            if kind is None and slot not in chain_programs.SLOTS.values():
                 continue
             if info is None or info.type != bpf.PROG_TYPE_XDP:
                 odd[pin] = (
@@ -420,7 +297,7 @@ def look(directory: str, number: int) -> Seen:
                 )
             else:
                 programs[slot], fds[slot] = info, fd
-        for spec in chain.maps(events=True):
+        for spec in chain_maps.maps(events=True):
             pin = f"map/{bpffs.encode(spec.name)}"
             kind, fd = stack.enter_context(open_pin(os.path.join(directory, pin)))
             if kind == "map":
@@ -437,8 +314,8 @@ def look(directory: str, number: int) -> Seen:
             lost = set(slots.values()) - {info.id for info in programs.values()}
             used = _used([*programs.values(), *filter(None, map(program, lost))])
         for spec in (
-            *chain.EVENT_MAPS,
-            chain.PROOF_MAP,
+            *chain_maps.EVENT_MAPS,
+            chain_maps.PROOF_MAP,
         ):  # most chains have no events, those of earlier releases no proof
             pin = f"map/{bpffs.encode(spec.name)}"
             if spec.name not in used and odd.get(pin, "") is None:
@@ -469,7 +346,7 @@ def program(number: int) -> bpf.ProgInfo | None:
 def _used(programs: t.Iterable[bpf.ProgInfo]) -> dict[str, list[bpf.MapInfo]]:
     """Return the chain's maps that programs use, by name, those with the most users first."""
     users = collections.Counter(number for info in programs for number in info.map_ids)
-    ours = {spec.name for spec in chain.maps(events=True)}
+    ours = {spec.name for spec in chain_maps.maps(events=True)}
     found: dict[str, list[bpf.MapInfo]] = {}
     for number, dummy in users.most_common():
         with bpf.closing(bpf.map_get_fd_by_id(number)) as fd:
@@ -482,7 +359,7 @@ def _used(programs: t.Iterable[bpf.ProgInfo]) -> dict[str, list[bpf.MapInfo]]:
 def _slots(used: t.Sequence[bpf.MapInfo], pinned: bpf.MapInfo | None) -> dict[int, int] | None:
     """Return the ids of the programs in the jump table that is in use."""
     there = next(iter(used), pinned)
-    if there is None or there.kind != chain.MAP_TYPES["prog_array"]:
+    if there is None or there.kind != chain_maps.MAP_TYPES["prog_array"]:
         return None
     found = {}
     with bpf.closing(bpf.map_get_fd_by_id(there.id)) as fd:
@@ -500,12 +377,12 @@ def _contents(seen: Seen) -> dict[str, t.Any]:
     shape.
     """
     contents: dict[str, t.Any] = {}
-    for spec in chain.maps():
+    for spec in chain_maps.maps():
         there = next(iter(seen.used.get(spec.name, ())), seen.pinned.get(spec.name))
         if (
             spec.name not in ("meta", "settings")
             or there is None
-            or there.kind != chain.MAP_TYPES["array"]
+            or there.kind != chain_maps.MAP_TYPES["array"]
             or there.key_size != _U32.size
         ):
             continue
@@ -534,7 +411,7 @@ def _refused(
     alone = [slot for slot in fds if slot not in together]
     refused: list[int] = []
     with (
-        bpf.closing(bpf.map_create(chain.MAP_TYPES["prog_array"], "probe", 4, 4, 1)) as jt,
+        bpf.closing(bpf.map_create(chain_maps.MAP_TYPES["prog_array"], "probe", 4, 4, 1)) as jt,
         bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "probe")) as owner,
     ):
         bpf.map_update(jt, _U32.pack(0), _U32.pack(owner))
@@ -678,16 +555,16 @@ def look_links(paths: Paths) -> dict[str, Link]:
 
 
 def _look_link(key: str, info: bpf.LinkInfo) -> Link:
-    facts = _facts(key)
+    facts = link_facts(key)
     here = (
         facts is not None and facts.ifindex == info.ifindex and info.prog_id in facts.xdp.values()
     )
     running = program(info.prog_id)
-    hook = running.name if running is not None and running.name in chain.HOOKS else ""
+    hook = running.name if running is not None and running.name in chain_programs.HOOKS else ""
     return Link(info, here, facts is not None, hook)
 
 
-def _facts(key: str) -> bpf.LinkFacts | None:
+def link_facts(key: str) -> netdev.LinkFacts | None:
     """Return what rtnetlink says of the interface that a pin is named for, None where there is
     none.
     """
@@ -696,7 +573,7 @@ def _facts(key: str) -> bpf.LinkFacts | None:
         return None
     with netns.entered(namespace):
         try:
-            return bpf.link_facts(name)
+            return netdev.link_facts(name)
         except bpf.BpfError as exc:
             if exc.errno != errno.ENODEV:
                 raise
@@ -717,7 +594,9 @@ def judge_links(
     :param programs: the active generation's, by slot.
     """
     hooks = {
-        programs[chain.SLOTS[hook]].id for hook in chain.HOOKS if chain.SLOTS[hook] in programs
+        programs[chain_programs.SLOTS[hook]].id
+        for hook in chain_programs.HOOKS
+        if chain_programs.SLOTS[hook] in programs
     }
     faults = []
     for key, link in links.items():
@@ -772,7 +651,11 @@ def forwards(paths: Paths, number: int | None = None) -> str:
         paths.map("meta") if number is None else os.path.join(paths.gen_dir(number), "map", "meta")
     ) as (kind, fd):
         number = read_meta(fd)["forward"] if kind == "map" else 0
-    return chain.FORWARDS[number] if number < len(chain.FORWARDS) else chain.FORWARDS[0]
+    return (
+        chain_settings.FORWARDS[number]
+        if number < len(chain_settings.FORWARDS)
+        else chain_settings.FORWARDS[0]
+    )
 
 
 def look_forwarding(paths: Paths, links: t.Mapping[str, Link]) -> dict[str, forwarding.Seen]:
@@ -784,7 +667,7 @@ def look_forwarding(paths: Paths, links: t.Mapping[str, Link]) -> dict[str, forw
         [
             key
             for key, link in links.items()
-            if link.info is not None and link.here and _tracks(link.info)
+            if link.info is not None and link.here and tracks(link.info)
         ],
     )
 
@@ -833,133 +716,11 @@ def examine(paths: Paths) -> tuple[Fault, ...]:
     )
 
 
-# ---------------------------------------------------------------- listen
-def stands_still(
-    counted: t.Callable[[], int],
-    received: t.Callable[[], int],
-    wait: t.Callable[[float], None] = time.sleep,
-) -> int:
-    """Return how many frames came in while none was counted; 0 where all is well, or nothing can be
-    told.
-
-    It returns as soon as something is counted, and after some 0.2 s without traffic. A suspicion is
-    made certain first, within some 1.5 s more: the interfaces' count has to grow twice, because a
-    card's counters can be late, and tell of frames that were counted before.
-
-    :param counted: the sum of the chain's outcomes.
-    :param received: the sum of the interfaces' received frames.
-    """
-    start, first = counted(), received()
-    for dummy in range(_LOOKS):
-        wait(_PAUSE)
-        if counted() != start:
-            return 0
-    before = received()
-    if before == first:
-        return 0
-    for dummy in range(_LOOKS_TO_BE_SURE):
-        now = received()
-        wait(_PAUSE)  # a driver may count a frame before its program has run
-        if counted() != start:
-            return 0
-        if now > before:
-            return now - first
-    return 0
-
-
-def tracking(paths: Paths) -> list[str]:
-    """Return the pins of the links whose interfaces' frames are to be counted."""
-    return [
-        key
-        for key, link in look_links(paths).items()
-        if link.info is not None and link.here and _tracks(link.info)
-    ]
-
-
-def received(keys: t.Iterable[str]) -> int:
-    """Return how many frames the interfaces that pins are named for received; one that is gone has
-    none.
-    """
-    return sum(facts.received for facts in map(_facts, keys) if facts is not None)
-
-
-def lateness(keys: t.Iterable[str], seconds: float) -> float:
-    """Return ``seconds`` where the driver of one of these interfaces may count frames late, else
-    0.
-    """
-    for key in keys:
-        namespace, name = bpffs.interface_of(key)
-        if namespace is not None and not netns.exists(namespace):
-            continue
-        with netns.entered(namespace):
-            if device.driver(name).counts_late:
-                return seconds
-    return 0.0
-
-
-def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fault, ...]:
-    """Return whether the interfaces that the chain is attached to receive frames that it does not
-    count.
-
-    :param prove: sends a frame of proof through an entry program and raises ConntrackError where it
-        is not passed and counted; called only when nothing is counted, with the entry's and the
-        counters' file descriptors, and whether there are guests.
-    """
-    keys = tracking(paths)
-    number = active(paths)
-    if not keys or number is None:
-        return ()
-    with contextlib.ExitStack() as stack:
-        kind, stats = stack.enter_context(
-            open_pin(os.path.join(paths.gen_dir(number), "map", "stats"))
-        )
-        entries = [
-            stack.enter_context(
-                open_pin(os.path.join(paths.gen_dir(number), "prog", f"xdp_{chain.SLOTS[hook]}"))
-            )
-            for hook in chain.TRACKING_HOOKS
-        ]
-        if kind != "map" or any(kind != "prog" for kind, dummy in entries):
-            return ()  # which look() tells
-        frames = stands_still(lambda: _counted(stats), lambda: received(keys))
-        if not frames:
-            return ()
-        where = ", ".join(map(interface, keys))
-        guests = any(
-            os.path.lexists(os.path.join(paths.gen_dir(number), "prog", f"xdp_{slot}"))
-            for slot in chain.GUEST_SLOTS.values()
-        )
-        try:
-            for dummy, entry in entries:
-                prove(entry, stats, guests)
-        except ConntrackError:
-            return (
-                Fault(
-                    "chain_dead",
-                    where,
-                    f"{where} received {frames} frames, none was counted, nor is a frame that the"
-                    " chain is handed",
-                ),
-            )
-        return (
-            Fault(
-                "frames_unseen",
-                where,
-                f"{where} received {frames} frames, none was counted, although the chain counts a"
-                " frame that it is handed",
-            ),
-        )
-
-
-def _tracks(info: bpf.LinkInfo) -> bool:
+def tracks(info: bpf.LinkInfo) -> bool:
     """Tell whether a link's program is to count frames."""
     there = program(info.prog_id)
-    return there is None or there.name not in chain.HOOKS or there.name in chain.TRACKING_HOOKS
-
-
-def _counted(stats: int) -> int:
-    """Return how many frames the chain has counted, each once."""
-    return sum(
-        sum(_U64.unpack(one)[0] for one in bpf.percpu_value(stats, index, _U64.size))
-        for index in range(len(chain.OUTCOMES))
+    return (
+        there is None
+        or there.name not in chain_programs.HOOKS
+        or there.name in chain_programs.TRACKING_HOOKS
     )

@@ -37,38 +37,31 @@ import typing as t
 from ..build import object as object_file
 from ..build import render
 from ..build.object import Built
-from ..core import calendar, safe_path
-from ..core.errors import ConntrackError, bad_value
+from ..core import calendar
+from ..core.errors import ConntrackError
 from ..kernel import bpffs
 from ..kernel.bpffs import Paths
+from . import state_dir
 from .model import OBJECT, State, Want
 
 _SUFFIX = ".json"
 _OBJECT = ".o"
 _ACTIVE = "active"
-_INTERFACES = "interfaces.json"
-_UNFINISHED = ".new"
-
-
-# ---------------------------------------------------------------- reading
-def directory(paths: Paths) -> str:
-    """Return the directory of one ``pin_root``."""
-    return os.path.join(paths.state_dir, bpffs.encode(paths.pin_root.lstrip("/")))
 
 
 def manifest(paths: Paths, number: int) -> str:
     """Return the path of one generation's manifest."""
-    return os.path.join(directory(paths), f"{number}{_SUFFIX}")
+    return os.path.join(state_dir.directory(paths), f"{number}{_SUFFIX}")
 
 
 def object_path(paths: Paths, number: int) -> str:
     """Return the path of the object file that a generation is built from."""
-    return os.path.join(directory(paths), f"{number}{_OBJECT}")
+    return os.path.join(state_dir.directory(paths), f"{number}{_OBJECT}")
 
 
 def active_link(paths: Paths) -> str:
     """Return the path of the symlink to the manifest of the generation in use."""
-    return os.path.join(directory(paths), _ACTIVE)
+    return os.path.join(state_dir.directory(paths), _ACTIVE)
 
 
 def _number(name: str) -> int | None:
@@ -77,25 +70,13 @@ def _number(name: str) -> int | None:
     return int(stem) if f".{suffix}" == _SUFFIX and stem.isdigit() else None
 
 
-def _content(path: str) -> bytes:
-    """Return what a file of ours holds.
-
-    :raises OSError: where it is not there, or may not be read.
-    :raises ConntrackError: where somebody else than root may change it, or let another one take its
-        place.
-    """
-    data = safe_path.read(path, trusted=True)
-    safe_path.refuse_foreign_way(path)
-    return data
-
-
 def _load(paths: Paths, number: int) -> dict[str, t.Any] | None:
     """Return a manifest; None where there is none that can be read.
 
     :raises ConntrackError: see _content().
     """
     try:
-        found = json.loads(_content(manifest(paths, number)))
+        found = json.loads(state_dir.content(manifest(paths, number)))
         return found if isinstance(found, dict) and isinstance(found["made_of"], dict) else None
     except (FileNotFoundError, ValueError, KeyError, RecursionError):
         return None
@@ -135,7 +116,7 @@ def _built(paths: Paths, number: int | None, found: t.Mapping[str, t.Any]) -> Bu
     except (ConntrackError, KeyError):
         return None
     try:
-        data = _content(path)
+        data = state_dir.content(path)
     except FileNotFoundError:
         return None
     return Built(manifest, data) if hashlib.sha256(data).hexdigest() == manifest.sha256 else None
@@ -158,7 +139,7 @@ def look(paths: Paths) -> State:
     :raises OSError: where it may not be read.
     """
     try:
-        names = sorted(os.listdir(directory(paths)))
+        names = sorted(os.listdir(state_dir.directory(paths)))
     except (FileNotFoundError, NotADirectoryError):
         return State()
     number = active(paths)
@@ -171,7 +152,7 @@ def look(paths: Paths) -> State:
     numbers = (one for one in map(_number, names) if one is not None)
     known = {
         _ACTIVE,
-        _INTERFACES,
+        state_dir.INTERFACES,
         *(f"{name[: -len(_SUFFIX)]}{_OBJECT}" for name in names if _number(name) is not None),
     }
     strays = tuple(name for name in names if name not in known and _number(name) is None)
@@ -180,70 +161,9 @@ def look(paths: Paths) -> State:
         found["made_of"] if found else None,
         tuple(sorted(numbers)),
         strays,
-        _INTERFACES in names,
+        state_dir.INTERFACES in names,
         kept,
     )
-
-
-def interfaces(paths: Paths) -> list[dict[str, t.Any]]:
-    """Return the interfaces that are to be attached, as xdp_attach takes them; none where it is not
-    written down, or can not be read.
-
-    :raises OSError: where it is there and may not be read.
-    :raises ConntrackError: where somebody else than root may change it; it names the file.
-    """
-    try:
-        found = json.loads(_content(os.path.join(directory(paths), _INTERFACES)))["interfaces"]
-        return [
-            {name: item[name] for name in ("name", "netns", "program", "mode")} for item in found
-        ]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-
-
-def interfaces_stamp(paths: Paths) -> tuple[int, int] | None:
-    """Return what changes whenever interfaces() does; None where nothing is written down."""
-    try:
-        found = os.stat(os.path.join(directory(paths), _INTERFACES))
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
-# ---------------------------------------------------------------- writing
-def check(paths: Paths) -> None:
-    """Check without changing anything that the state directory can be written to.
-
-    :raises ConntrackError: naming the path that is in the way.
-    """
-    where = paths.state_dir
-    bpffs.check_text(paths)
-    nearest = directory(paths)
-    while not os.path.lexists(nearest):
-        nearest = os.path.dirname(nearest)
-    if not os.path.isdir(nearest):
-        raise bad_value("state_dir", where, f"{nearest} is not a directory; give another")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise bad_value(
-            "state_dir",
-            where,
-            f"{nearest} can not be written to; run as root, mount it writable, or give another"
-            " directory",
-        )
-    safe_path.refuse_foreign_way(directory(paths))
-    safe_path.refuse_foreign(directory(paths))
-
-
-@contextlib.contextmanager
-def _named(path: str, what: str = "the manifest of the generation") -> t.Iterator[None]:
-    """:raises ConntrackError: for what the file system refuses: a full disk, a read-only one."""
-    try:
-        yield
-    except OSError as exc:
-        raise ConntrackError(
-            f"{path}: {what} can not be kept: {exc.strerror}. Make room or rights for it, or give"
-            " another state_dir."
-        ) from exc
 
 
 def write(paths: Paths, number: int, want: Want) -> None:
@@ -269,53 +189,14 @@ def write(paths: Paths, number: int, want: Want) -> None:
         "boot_id": boot_id(),
         "written": calendar.utc(time.time()),
     }
-    with _named(path):
+    with state_dir.named(path):
         if want.build == OBJECT and built is not None:
             content["object"] = built.manifest.as_dict()
             if want.object is not None:
-                _replace(paths, object_path(paths, number), want.object.data)
-        _replace(paths, path, content)
+                state_dir.replace(paths, object_path(paths, number), want.object.data)
+        state_dir.replace(paths, path, content)
         if want.build != OBJECT:
-            _unlink(object_path(paths, number))
-
-
-def write_interfaces(paths: Paths, items: t.Sequence[t.Mapping[str, t.Any]]) -> None:
-    """Write down which interfaces are to be attached, likewise; without any, the file goes.
-
-    :raises ConntrackError: naming the path, where the file system refuses.
-    """
-    path = os.path.join(directory(paths), _INTERFACES)
-    with _named(path, "which interfaces are attached"):
-        if items:
-            _replace(paths, path, {"pin_root": paths.pin_root, "interfaces": list(items)})
-        else:
-            forget(paths, _INTERFACES)
-
-
-def end_write_interfaces(paths: Paths) -> None:
-    """Take away what a write_interfaces() left that was killed."""
-    forget(paths, _INTERFACES + _UNFINISHED)
-
-
-def _replace(paths: Paths, path: str, content: t.Mapping[str, t.Any] | bytes) -> None:
-    safe_path.make_dirs(os.path.dirname(path), 0o700)
-    safe_path.refuse_foreign(
-        os.path.dirname(path)
-    )  # where others may make names, as in /tmp, one could have been first since check()
-    data = (
-        content if isinstance(content, bytes) else (json.dumps(content, indent=1) + "\n").encode()
-    )
-    try:
-        with safe_path.create(path + _UNFINISHED) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(path + _UNFINISHED, path)
-    except OSError:
-        _unlink(path + _UNFINISHED)
-        _tidy(paths)
-        raise
-    _sync(os.path.dirname(path))
+            state_dir.unlink(object_path(paths, number))
 
 
 def activate(paths: Paths, number: int | None) -> None:
@@ -324,55 +205,27 @@ def activate(paths: Paths, number: int | None) -> None:
     :raises ConntrackError: naming the path, where the file system refuses.
     """
     path = active_link(paths)
-    with _named(path):
+    with state_dir.named(path):
         if number is None:
             bpffs.remove_symlink("", path)
-            _tidy(paths)
+            state_dir.tidy(paths)
         else:
             bpffs.swap_symlink(f"{number}{_SUFFIX}", path)
-            _sync(os.path.dirname(path))
+            state_dir.sync(os.path.dirname(path))
 
 
 def forget(paths: Paths, name: str) -> None:
     """Remove one file, a manifest with its object, and the directories that are empty then."""
-    _unlink(os.path.join(directory(paths), name))
+    state_dir.unlink(os.path.join(state_dir.directory(paths), name))
     number = _number(name)
     if number is not None:
-        _unlink(object_path(paths, number))
-    _tidy(paths)
+        state_dir.unlink(object_path(paths, number))
+    state_dir.tidy(paths)
 
 
 def forget_generation(paths: Paths, number: int) -> None:
     """Remove a generation's manifest, and the directories that are empty then."""
     forget(paths, f"{number}{_SUFFIX}")
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(path)
-
-
-def leaves_a_directory(paths: Paths) -> bool:
-    """Tell whether there is a directory that _tidy() has still to remove, after a run that could
-    not for instance.
-    """
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return os.path.isdir(directory(paths)) or not os.listdir(paths.state_dir)
-    return False
-
-
-def _tidy(paths: Paths) -> None:
-    for one in (directory(paths), paths.state_dir):
-        with contextlib.suppress(OSError):  # not there, or in use
-            os.rmdir(one)
-
-
-def _sync(where: str) -> None:
-    fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def boot_id() -> str:

@@ -27,7 +27,9 @@ import time
 import typing as t
 
 from ..chain import clock
-from ..chain import spec as chain
+from ..chain import layout as chain_layout
+from ..chain import maps as chain_maps
+from ..chain import programs as chain_programs
 from ..core.errors import ConntrackError
 from ..flows import schema
 from ..kernel import bpf
@@ -73,7 +75,7 @@ def read_maps(number: int, directory: str) -> Maps:
                 if kind == "map":
                     infos[name] = bpf.map_info(fd)
     description = None
-    if "schema" in infos and infos["schema"].kind == chain.MAP_TYPES["array"]:
+    if "schema" in infos and infos["schema"].kind == chain_maps.MAP_TYPES["array"]:
         with bpf.closing(bpf.map_get_fd_by_id(infos["schema"].id)) as fd:
             description = schema.parse(
                 bpf.map_lookup(fd, _U32.pack(0), infos["schema"].value_size) or b""
@@ -83,10 +85,13 @@ def read_maps(number: int, directory: str) -> Maps:
         seen.meta.get("schema", 0)
         if seen.true_meta
         else schema.digest(here)
-        if seen.layout == chain.LAYOUT_VERSION
+        if seen.layout == chain_layout.LAYOUT_VERSION
         else 0
     )
-    if (digest, seen.layout) == (schema.digest(here), chain.LAYOUT_VERSION) and description is None:
+    if (digest, seen.layout) == (
+        schema.digest(here),
+        chain_layout.LAYOUT_VERSION,
+    ) and description is None:
         description = here
     elif description is not None and schema.digest(description) != digest:
         description = None  # one of the two is damaged
@@ -98,11 +103,11 @@ def read_maps(number: int, directory: str) -> Maps:
 def _read_meta(maps: Maps) -> dict[str, int]:
     info = maps.infos.get("meta")
     if info is None or (info.kind, info.key_size, info.value_size) != (
-        chain.MAP_TYPES["array"],
+        chain_maps.MAP_TYPES["array"],
         _U32.size,
         _U64.size,
     ):
-        return dict.fromkeys(chain.META, 0)
+        return dict.fromkeys(chain_maps.META, 0)
     with bpf.closing(bpf.map_get_fd_by_id(info.id)) as fd:
         return health.read_meta(fd)
 
@@ -291,19 +296,21 @@ def disconnect(maps: Maps) -> None:
     with _Open() as fds:
         for name in _PRED.values():
             if name in maps.infos:
-                for index in range(len(chain.FLOW_CLASSES)):
+                for index in range(len(chain_maps.FLOW_CLASSES)):
                     bpf.map_delete(fds.map(maps, name), _U32.pack(index))
         _write_meta(fds, maps, source=0)
 
 
 def _place(kind: str) -> int:
-    return chain.FLOW_CLASSES.index("half_open" if kind == schema.ALL else kind)
+    return chain_maps.FLOW_CLASSES.index("half_open" if kind == schema.ALL else kind)
 
 
 def _write_meta(fds: _Open, maps: Maps, **values: int) -> None:
     for name, value in values.items():
-        if "meta" in maps.infos and maps.infos["meta"].max_entries > chain.META[name]:
-            bpf.map_update(fds.map(maps, "meta"), _U32.pack(chain.META[name]), _U64.pack(value))
+        if "meta" in maps.infos and maps.infos["meta"].max_entries > chain_maps.META[name]:
+            bpf.map_update(
+                fds.map(maps, "meta"), _U32.pack(chain_maps.META[name]), _U64.pack(value)
+            )
 
 
 def _clear(fds: _Open, inherited: Inheritance) -> None:
@@ -355,7 +362,7 @@ def _stand_in_entries(
     :param counted: whether the new values have their counts.
     """
     codec, zeros = (
-        chain.codec(description["entry"]),
+        chain_layout.codec(description["entry"]),
         [number for number, (name, dummy) in enumerate(description["entry"]) if name in _COUNTS],
     )
     for count, keys, values in _batches(fd, info):
@@ -385,7 +392,7 @@ def _by_name(fds: _Open, inherited: Inheritance, name: str) -> list[int]:
     names = t.cast("schema.Description", old.description)["counters"][name]
     fd, numbers = fds.map(old, name), {}
     for index, counter in enumerate(names):
-        if old.infos[name].kind == chain.MAP_TYPES["percpu_array"]:
+        if old.infos[name].kind == chain_maps.MAP_TYPES["percpu_array"]:
             numbers[counter] = sum(
                 _U64.unpack(value)[0] for value in bpf.percpu_value(fd, index, _U64.size)
             )
@@ -431,7 +438,7 @@ def _wait_for_packets(fds: _Open, inherited: Inheritance) -> None:
         if name not in inherited.new.infos:
             continue
         fd = fds.map(inherited.new, name)
-        for index in range(len(chain.FLOW_CLASSES)):
+        for index in range(len(chain_maps.FLOW_CLASSES)):
             raw = bpf.map_lookup(fd, _U32.pack(index), _U32.size)
             if raw and _U32.unpack(raw)[0]:
                 with bpf.closing(bpf.map_get_fd_by_id(_U32.unpack(raw)[0])) as there:
@@ -442,17 +449,19 @@ def _wait_for_packets(fds: _Open, inherited: Inheritance) -> None:
 
 def _adopt_program(fds: _Open, maps: Maps) -> int | None:
     """Open the program that moves flows; None where a generation has none."""
-    path = os.path.join(maps.directory, "prog", chain.ADOPT)
+    path = os.path.join(maps.directory, "prog", chain_programs.ADOPT)
     return fds.keep(bpf.obj_get(path)) if os.path.lexists(path) else None
 
 
 def _request(adopt: int, what: str, items: int, data: bytes) -> int:
     """Have the chain do something with its maps. :return: how many items it could not do."""
     left = bpf.prog_test_run(
-        adopt, chain.ADOPT_REQUEST.pack(chain.ADOPT_REQUESTS.index(what), items, 0) + data
+        adopt,
+        chain_programs.ADOPT_REQUEST.pack(chain_programs.ADOPT_REQUESTS.index(what), items, 0)
+        + data,
     ).retval
     if left > items:
-        raise Failed(f"the program {chain.ADOPT} refused a request for {items} {what}.")
+        raise Failed(f"the program {chain_programs.ADOPT} refused a request for {items} {what}.")
     return left
 
 
@@ -580,7 +589,7 @@ class _Move:
         """Move the flows with these keys. :return: requests of which something was in a packet's
         hands.
         """
-        step = size * chain.ADOPT_KEYS
+        step = size * chain_programs.ADOPT_KEYS
         requests = (keys[at : at + step] for at in range(0, len(keys), step))
         return [
             one
@@ -619,7 +628,10 @@ def _place_entry(
     family, kind = t.cast("schema.Description", inherited.old.description)["tables"][name]
     if translator:
         key, value = translator.key(family, key), translator.entry(family, key, value)
-    codec, at = chain.codec(here["entry"]), [field for field, dummy in here["entry"]].index("ctl")
+    codec, at = (
+        chain_layout.codec(here["entry"]),
+        [field for field, dummy in here["entry"]].index("ctl"),
+    )
     fields = list(codec.unpack(value))
     fields[at] &= ~here["ctl"]["lock"]
     table = schema.destination(

@@ -11,7 +11,8 @@ import collections
 import dataclasses
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import layout as chain_layout
+from ..chain import maps as chain_maps
 from ..core.errors import ConntrackError
 from ..flows import schema
 from ..kernel import bpf
@@ -186,12 +187,12 @@ def room_of(entries: int) -> int:
     return entries - cpus * min(max(entries // cpus // 2, 1), bpf.LRU_BATCH)
 
 
-def wanted(number: int, directory: str, specs: t.Iterable[chain.MapSpec]) -> Maps:
+def wanted(number: int, directory: str, specs: t.Iterable[chain_maps.MapSpec]) -> Maps:
     """Return the maps of a generation that is to be built."""
     infos = {
         spec.name: bpf.MapInfo(
             0,
-            chain.MAP_TYPES[spec.kind],
+            chain_maps.MAP_TYPES[spec.kind],
             spec.name,
             spec.key_size,
             spec.value_size,
@@ -202,7 +203,12 @@ def wanted(number: int, directory: str, specs: t.Iterable[chain.MapSpec]) -> Map
     }
     description = schema.describe()
     return Maps(
-        number, directory, description, chain.LAYOUT_VERSION, schema.digest(description), infos
+        number,
+        directory,
+        description,
+        chain_layout.LAYOUT_VERSION,
+        schema.digest(description),
+        infos,
     )
 
 
@@ -212,12 +218,12 @@ def foreign(maps: Maps) -> list[str]:
     for name, (kind, key_size, value_size) in (maps.description or {}).get("maps", {}).items():
         info = maps.infos.get(name)
         if info and (info.kind, info.key_size, info.value_size) != (
-            chain.MAP_TYPES[kind],
+            chain_maps.MAP_TYPES[kind],
             key_size,
             value_size,
         ):
             there = next(
-                (known for known, number in chain.MAP_TYPES.items() if number == info.kind),
+                (known for known, number in chain_maps.MAP_TYPES.items() if number == info.kind),
                 f"map of type {info.kind}",
             )
             found.append(
@@ -343,11 +349,11 @@ def _events_shared(old: Maps, new: Maps) -> set[str]:
     """Return the maps of the events, where both have the like of them. They are no part of the
     description, since a chain can be without.
     """
-    pairs = [(old.infos.get(spec.name), new.infos.get(spec.name)) for spec in chain.EVENT_MAPS]
+    pairs = [(old.infos.get(spec.name), new.infos.get(spec.name)) for spec in chain_maps.EVENT_MAPS]
     alike = all(
         one and other and one[3:6] == other[3:6] and other.id in (0, one.id) for one, other in pairs
     )
-    return {spec.name for spec in chain.EVENT_MAPS} if alike else set()
+    return {spec.name for spec in chain_maps.EVENT_MAPS} if alike else set()
 
 
 def cutoff(

@@ -12,14 +12,16 @@ import typing as t
 
 from ..build import object as object_file
 from ..chain import guests
-from ..chain import spec as chain
+from ..chain import maps as chain_maps
+from ..chain import programs as chain_programs
+from ..chain import settings as chain_settings
 from ..core.errors import bad_value
 from ..core.plan import Plan
 from ..kernel import bpf
-from .health import Fault
+from .diagnosis import Fault
 
 #: Seconds. A jiffies count must fit 31 bits at the highest tick rate, 1000 Hz.
-_TIMEOUT_RANGE = (1, chain.LONGEST_TIMEOUT)
+_TIMEOUT_RANGE = (1, chain_settings.LONGEST_TIMEOUT)
 KEEP_RANGE = (0, 16)
 _KNOB_RANGES = {
     "tcp_loose": (0, 1),
@@ -58,17 +60,17 @@ class Want:
     table_size: int
     timeouts: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     knobs: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
-    table_size6: int = chain.TABLE_SIZE
+    table_size6: int = chain_maps.TABLE_SIZE
     pinned: tuple[guests.Pinned, ...] = ()
-    half_open_size: int = chain.TABLE_SIZE
-    half_open_size6: int = chain.TABLE_SIZE
+    half_open_size: int = chain_maps.TABLE_SIZE
+    half_open_size6: int = chain_maps.TABLE_SIZE
     build: str = BCC
     object: object_file.Built | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
-    def maps(self) -> tuple[chain.MapSpec, ...]:
+    def maps(self) -> tuple[chain_maps.MapSpec, ...]:
         """The chain's maps, in their sizes."""
-        return chain.maps(
+        return chain_maps.maps(
             self.table_size,
             self.table_size6,
             self.half_open_size,
@@ -79,7 +81,7 @@ class Want:
     @property
     def compiled(self) -> dict[str, int]:
         """Slot by name of every program that is compiled."""
-        return {**chain.SLOTS, **guests.programs_in(self.text)}
+        return {**chain_programs.SLOTS, **guests.programs_in(self.text)}
 
     @property
     def guest_slots(self) -> list[int]:
@@ -251,13 +253,13 @@ def check(want: Want, policy: Policy = Policy()) -> None:
         raise bad_value("keep", policy.keep, f"give {low} to {high} generations")
     low, high = _TIMEOUT_RANGE
     for name, value in want.timeouts.items():
-        if name not in chain.TIMEOUTS:
-            raise bad_value("timeouts", name, f"known are {', '.join(chain.TIMEOUTS)}")
+        if name not in chain_settings.TIMEOUTS:
+            raise bad_value("timeouts", name, f"known are {', '.join(chain_settings.TIMEOUTS)}")
         if not low <= value <= high:
             raise bad_value(f"timeouts.{name}", value, f"give {low} to {high} seconds")
     for name, value in want.knobs.items():
-        if name not in chain.KNOBS:
-            raise bad_value("settings", name, f"known are {', '.join(chain.KNOBS)}")
+        if name not in chain_settings.KNOBS:
+            raise bad_value("settings", name, f"known are {', '.join(chain_settings.KNOBS)}")
         low, high = _KNOB_RANGES[name]
         if not low <= value <= high:
             raise bad_value(f"settings.{name}", value, f"give {low} to {high}")

@@ -11,7 +11,8 @@ import dataclasses
 import os
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import maps as chain_maps
+from ..chain import programs as chain_programs
 from ..core import calendar
 from ..kernel import bpf, bpffs
 from ..kernel.bpffs import Paths
@@ -32,7 +33,7 @@ def _hooks(
             number = link.info.prog_id
             there = None if number in names or not number else health.program(number)
             name = names.get(number) or (there.name if there is not None else "")
-            found[key] = (link.info, name if name in chain.HOOKS else None)
+            found[key] = (link.info, name if name in chain_programs.HOOKS else None)
     return found
 
 
@@ -133,7 +134,8 @@ def _guest_maps(directory: str) -> dict[str, bpf.MapInfo]:
     """Return the maps that are pinned beside the chain's own."""
     found = {}
     for name in sorted(
-        set(health.names(directory)) - {bpffs.encode(spec.name) for spec in chain.maps(events=True)}
+        set(health.names(directory))
+        - {bpffs.encode(spec.name) for spec in chain_maps.maps(events=True)}
     ):
         with health.open_pin(os.path.join(directory, name)) as (kind, fd):
             if kind == "map":

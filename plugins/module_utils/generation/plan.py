@@ -10,11 +10,12 @@ from __future__ import annotations
 import typing as t
 
 from ..chain import guests
-from ..chain import spec as chain
+from ..chain import programs as chain_programs
+from ..chain import settings as chain_settings
 from ..core.errors import ConntrackError
 from ..core.plan import Plan, Step
 from ..kernel import bpf
-from . import health
+from . import diagnosis
 from .health import interface
 from .migrate_plan import Legacy, Maps
 from .model import BCC, OBJECT, Generation, Have, Policy, Want
@@ -25,7 +26,7 @@ _HOW = {BCC: "by bcc", OBJECT: "from its object"}
 
 def _broken(one: Generation | Have) -> list[str]:
     """Return what a generation can not be used with."""
-    return [fault.detail for fault in health.mended_by(one.faults, "generation")]
+    return [fault.detail for fault in diagnosis.mended_by(one.faults, "generation")]
 
 
 def why_new(have: Have, want: Want) -> str | None:
@@ -42,7 +43,11 @@ def why_new(have: Have, want: Want) -> str | None:
 
 
 def plan_present(
-    have: Have, want: Want, settings: bytes, policy: Policy = Policy(), legacy: Legacy | None = None
+    have: Have,
+    want: Want,
+    settings: bytes,
+    policy: Policy | None = None,
+    legacy: Legacy | None = None,
 ) -> Plan:
     """Return the steps from what is there to the wanted chain.
 
@@ -50,6 +55,7 @@ def plan_present(
     :param legacy: what the next generation gets of the active one's maps; not asked for where no
         next one is needed.
     """
+    policy = policy or Policy()
     why = why_new(have, want)
     if have.generation is not None and why is None:
         steps = _plan_in_place(have, want, settings)
@@ -69,7 +75,7 @@ def plan_present(
             str(number),
             str(why),
             None,
-            f"digest {want.digest}, {len(chain.SLOTS) + len(want.guest_slots)} programs",
+            f"digest {want.digest}, {len(chain_programs.SLOTS) + len(want.guest_slots)} programs",
             legacy,
         )
     ]
@@ -541,7 +547,7 @@ def plan_absent(have: Have) -> Plan:
 
 
 def _settings_shown(raw: bytes) -> str:
-    if len(raw) != chain.SETTINGS_BYTES:
+    if len(raw) != chain_settings.SETTINGS_BYTES:
         return f"{len(raw)} bytes"
-    dummy, timeouts, knobs = chain.settings_of(raw)
+    dummy, timeouts, knobs = chain_settings.settings_of(raw)
     return ", ".join(f"{name}={value}" for name, value in {**timeouts, **knobs}.items())

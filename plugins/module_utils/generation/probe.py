@@ -10,7 +10,8 @@ import dataclasses
 import struct
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import counters as chain_counters
+from ..chain import maps as chain_maps
 from ..core.errors import ConntrackError
 from ..kernel import bpf
 
@@ -116,8 +117,8 @@ class Counters:
         self._open = contextlib.ExitStack()
         for number in bpf.prog_info(entry).map_ids:
             fd = self._open.enter_context(bpf.closing(bpf.map_get_fd_by_id(number)))
-            if bpf.map_info(fd).name == chain.PROOF_MAP.name:
-                self._proof, self.mark = fd, _word(fd, chain.PROOF["mark"])
+            if bpf.map_info(fd).name == chain_maps.PROOF_MAP.name:
+                self._proof, self.mark = fd, _word(fd, chain_maps.PROOF["mark"])
 
     def __enter__(self) -> Counters:
         return self
@@ -127,9 +128,9 @@ class Counters:
 
     def read(self, name: str) -> int:
         """Return how many frames were counted as one of chain.OUTCOMES."""
-        index = chain.COUNTERS.index(name)
+        index = chain_counters.COUNTERS.index(name)
         if self.mark:
-            return _word(self._proof, chain.PROOF["counts"] + index)
+            return _word(self._proof, chain_maps.PROOF["counts"] + index)
         return sum(
             _U64.unpack(value)[0] for value in bpf.percpu_value(self._stats, index, _U64.size)
         )

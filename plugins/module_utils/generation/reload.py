@@ -19,7 +19,8 @@ import typing as t
 
 from ..build import features, render
 from ..chain import guests
-from ..chain import spec as chain
+from ..chain import maps as chain_maps
+from ..chain import settings as chain_settings
 from ..core import libraries, lock
 from ..core.errors import ConntrackError, bad_value
 from ..core.plan import Plan
@@ -33,8 +34,8 @@ _SAID = (render.UNFILTERED,)  # compiled into nothing, and wanted beside forward
 _SWITCHES = ("fused", "events", *_SAID)
 NAMES = (
     *render.SIZES,
-    *(f"timeouts.{name}" for name in chain.TIMEOUTS),
-    *(f"settings.{name}" for name in chain.KNOBS),
+    *(f"timeouts.{name}" for name in chain_settings.TIMEOUTS),
+    *(f"settings.{name}" for name in chain_settings.KNOBS),
     *_COMPILED,
     *_SAID,
 )
@@ -99,7 +100,9 @@ def parse(words: t.Iterable[str]) -> Changes:
     settings = render.Settings(**changes.sizes, **changes.compiled)
     render.check_settings(settings)
     render.check_unfiltered(settings.forward, bool(found[""].get(render.UNFILTERED)))
-    generation.check(generation.Want("", {}, chain.TABLE_SIZE, changes.timeouts, changes.knobs))
+    generation.check(
+        generation.Want("", {}, chain_maps.TABLE_SIZE, changes.timeouts, changes.knobs)
+    )
     return changes
 
 
@@ -170,7 +173,7 @@ def wanted(
         sizes.update(changes.sizes)
         _need("jinja2")
         text = render.render(source, render.Settings(**sizes, **changes.compiled))
-        whole = {**dict.fromkeys(render.SIZES, chain.TABLE_SIZE), **sizes}
+        whole = {**dict.fromkeys(render.SIZES, chain_maps.TABLE_SIZE), **sizes}
         old = (before.timeouts, before.knobs) if before is not None else ({}, {})
         headers = (
             before.headers

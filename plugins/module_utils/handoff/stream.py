@@ -26,12 +26,16 @@ import time
 import typing as t
 import zlib
 
-from ..chain import spec as chain
+from ..chain import counters as chain_counters
+from ..chain import layout as chain_layout
+from ..chain import maps as chain_maps
+from ..chain import settings as chain_settings
 from ..chain.clock import Clock
 from ..core.calendar import utc
 from ..core.errors import ConntrackError, bad_value, is_whole
 from ..core.printable import printable
 from ..flows import codec as flow
+from ..flows import collect as flow_collect
 from ..flows import filter as flow_filter
 from ..flows import record as flow_record
 from ..flows import schema
@@ -55,7 +59,7 @@ _MOST_BYTES = 1 << 24
 #: Of the first two lines.
 _MOST_LINE = 1 << 16
 _MASK32 = 0xFFFFFFFF
-_AT = {name: number for number, (name, dummy) in enumerate(chain.ENTRY_FIELDS)}
+_AT = {name: number for number, (name, dummy) in enumerate(chain_layout.ENTRY_FIELDS)}
 _SCTP = 132
 #: Protocols in whose entries ``last_end`` is no clock.
 _NO_CLOCK = (flow.TCP, _SCTP)
@@ -63,7 +67,7 @@ _NO_CLOCK = (flow.TCP, _SCTP)
 _STREAMS = {17: "udp", 136: "udp", flow.GRE: "gre"}
 #: After so many seconds two-way traffic is a stream (entry_begin() in files/bpf/track.h).
 _STREAM_SECONDS = 2
-_KEYS = {"ipv4": chain.KEY4, "ipv6": chain.KEY6}
+_KEYS = {"ipv4": chain_layout.KEY4, "ipv6": chain_layout.KEY6}
 _ICMP = {table.family: table.icmp for table in flow.TABLES}
 #: The window scale (RFC 7323, 2.3), differences of jiffies, jiffies a second
 #: (include/asm-generic/param.h; 1200 on alpha is the most), seconds since 1970 to the year 10000,
@@ -90,7 +94,7 @@ def export(
     header: Header = {
         "byteorder": sys.byteorder,
         "hz": source.clock().hz,
-        "layout": chain.LAYOUT_VERSION,
+        "layout": chain_layout.LAYOUT_VERSION,
         "schema": f"{schema.digest(description):016x}",
         "description": description,
         "host": socket.gethostname(),
@@ -99,7 +103,7 @@ def export(
     put(f"{MAGIC} {FORMAT}\n{json.dumps(header, separators=(',', ':'))}\n".encode())
     total = 0
     query = flow_filter.Query(filters)
-    for flows in flow_table.Pass(source, query, True, True, None, False).batches():
+    for flows in flow_collect.Pass(source, query, True, True, None, False).batches():
         if flows:
             # a batch is of one table
             put(
@@ -166,11 +170,11 @@ class Reader:
             )
             raise self._refuse(
                 f"it was written with layout {self.header['layout']}, this release has layout"
-                f" {chain.LAYOUT_VERSION}: {why}"
+                f" {chain_layout.LAYOUT_VERSION}: {why}"
             ) from None
-        entry_size = chain.codec(description["entry"]).size
+        entry_size = chain_layout.codec(description["entry"]).size
         self._sizes = {
-            family: (chain.codec(fields).size, entry_size)
+            family: (chain_layout.codec(fields).size, entry_size)
             for family, fields in description["keys"].items()
             if family in _FAMILIES
         }
@@ -287,7 +291,7 @@ class Reader:
         """
         self._kept.seek(0)
         for family, jiffies, count in self._frames:
-            sizes = _KEYS[family].size, chain.ENTRY.size
+            sizes = _KEYS[family].size, chain_layout.ENTRY.size
             yield (
                 family,
                 jiffies,
@@ -310,9 +314,9 @@ def impossible(family: str, key: bytes, value: bytes) -> str:
         files/bpf/entry.h.
     """
     low, high, proto, role, zone = _ends(family, key)
-    fields = chain.ENTRY.unpack(value)
+    fields = chain_layout.ENTRY.unpack(value)
     ctl = fields[_AT["ctl"]]
-    turned, query = bool(ctl & chain.CTL_ORIG_HI), proto == _ICMP[family]
+    turned, query = bool(ctl & chain_layout.CTL_ORIG_HI), proto == _ICMP[family]
     if low > high:
         return "the sides of its key are not in order"
     if zone or role != (query and turned):
@@ -323,10 +327,10 @@ def impossible(family: str, key: bytes, value: bytes) -> str:
             return f"ICMP type {kind} asks for nothing"
     elif proto not in flow.PORTED and proto != flow.GRE and (low[1] or high[1]):
         return f"protocol {proto} has no ports"
-    state, names = ctl & chain.CTL_STATE, flow.STATES.get(proto, ())
+    state, names = ctl & chain_layout.CTL_STATE, flow.STATES.get(proto, ())
     if state >= max(len(names), 1):
         return f"protocol {proto} has no state {state}"
-    if ctl >> chain.CTL_VLANS_SHIFT & 3 > 2:
+    if ctl >> chain_layout.CTL_VLANS_SHIFT & 3 > 2:
         return "it has more than two VLAN tags"
     scale = fields[_AT["scale"]]
     if proto == flow.TCP and max(scale & 0xF, scale >> 4) > _MOST_SCALE:
@@ -340,13 +344,15 @@ def longest(family: str, proto: int, ctl: int, timeouts: t.Mapping[str, int]) ->
 
     :param timeouts: those in force, by the names of chain.TIMEOUTS.
     """
-    state = ctl & chain.CTL_STATE
+    state = ctl & chain_layout.CTL_STATE
     if proto in flow.STATES and state:
         names = [f"{flow.PROTOCOLS[proto]}_{flow.STATES[proto][state].lower()}"]
     elif proto in _STREAMS:
         name = _STREAMS[proto]
         names = (
-            [name, f"{name}_stream"] if ctl & (chain.CTL_SEEN_REPLY | chain.CTL_ASSURED) else [name]
+            [name, f"{name}_stream"]
+            if ctl & (chain_layout.CTL_SEEN_REPLY | chain_layout.CTL_ASSURED)
+            else [name]
         )
     else:
         names = [
@@ -358,7 +364,7 @@ def longest(family: str, proto: int, ctl: int, timeouts: t.Mapping[str, int]) ->
                 else "generic"
             )
         ]
-    return max(timeouts.get(name) or chain.TIMEOUTS[name] for name in names)
+    return max(timeouts.get(name) or chain_settings.TIMEOUTS[name] for name in names)
 
 
 def _signed(number: int) -> int:
@@ -368,7 +374,7 @@ def _signed(number: int) -> int:
 
 def _clocks(value: bytes) -> tuple[int, int]:
     """Return when an entry ends and when it was last seen."""
-    fields = chain.ENTRY.unpack(value)
+    fields = chain_layout.ENTRY.unpack(value)
     return fields[_AT["expires"]], fields[_AT["last_seen"]]
 
 
@@ -378,7 +384,7 @@ def rebased(
     jiffies: int,
     rate: int,
     here: Clock,
-    timeouts: t.Mapping[str, int] = chain.TIMEOUTS,
+    timeouts: t.Mapping[str, int] = chain_settings.TIMEOUTS,
 ) -> tuple[bytes, int]:
     """Return an entry in this host's time, and the jiffies that it has left: zero or less once it
     is over.
@@ -389,8 +395,8 @@ def rebased(
     :param jiffies: the other host's clock when it was read, with ``rate`` jiffies a second.
     :param timeouts: those in force here, in seconds.
     """
-    fields = list(chain.ENTRY.unpack(value))
-    family = "ipv4" if len(key) == chain.KEY4.size else "ipv6"
+    fields = list(chain_layout.ENTRY.unpack(value))
+    family = "ipv4" if len(key) == chain_layout.KEY4.size else "ipv6"
     proto = _KEYS[family].unpack(key)[4]
 
     def moved(at: str, most: int) -> int:
@@ -414,7 +420,7 @@ def rebased(
         )  # never seen is 0
     age = max(jiffies // rate - fields[_AT["created"]], 0)
     fields[_AT["created"]] = max(here.jiffies // here.hz - age, 0) & _MASK32
-    return chain.ENTRY.pack(*fields), left
+    return chain_layout.ENTRY.pack(*fields), left
 
 
 # ---------------------------------------------------------------- taking them in
@@ -452,7 +458,7 @@ class _Take:
     def __init__(self, tables: Target, on_conflict: str, dry: bool) -> None:
         self.done = Imported()
         self.promoted = 0
-        self.deleted = dict.fromkeys(chain.DELETIONS, 0)
+        self.deleted = dict.fromkeys(chain_counters.DELETIONS, 0)
         self._tables, self._on_conflict, self._dry = tables, on_conflict, dry
         self._opened = {(one.table.family, one.table.flow_class): one for one in tables.tables}
         self._room = {
@@ -469,8 +475,8 @@ class _Take:
         if left <= 0:
             self.done.expired += 1
             return
-        assured = bool(chain.ENTRY.unpack(value)[_AT["ctl"]] & chain.CTL_ASSURED)
-        opened = self._opened[family, chain.FLOW_CLASSES[assured]]
+        assured = bool(chain_layout.ENTRY.unpack(value)[_AT["ctl"]] & chain_layout.CTL_ASSURED)
+        opened = self._opened[family, chain_maps.FLOW_CLASSES[assured]]
         others = [
             (one, found)
             for one in self._both(family)
@@ -502,13 +508,15 @@ class _Take:
             self.done.imported += 1
 
     def _both(self, family: str) -> list[flow_table.OpenTable]:
-        return [self._opened[family, kind] for kind in chain.FLOW_CLASSES]
+        return [self._opened[family, kind] for kind in chain_maps.FLOW_CLASSES]
 
     def _wins(self, value: bytes, live: t.Sequence[bytes], here: Clock) -> bool:
         if self._on_conflict != "newer":
             return self._on_conflict == "replace"
-        mine = here.left(chain.ENTRY.unpack(value)[_AT["last_seen"]])
-        return all(mine > here.left(chain.ENTRY.unpack(one)[_AT["last_seen"]]) for one in live)
+        mine = here.left(chain_layout.ENTRY.unpack(value)[_AT["last_seen"]])
+        return all(
+            mine > here.left(chain_layout.ENTRY.unpack(one)[_AT["last_seen"]]) for one in live
+        )
 
     def _delete(self, opened: flow_table.OpenTable, key: bytes, over: bool) -> None:
         number = self._tables.delete(opened, [key])

@@ -17,7 +17,6 @@ import contextlib
 import ctypes
 import errno as errnos
 import os
-import socket
 import struct
 import typing as t
 
@@ -39,10 +38,6 @@ BPF_F_REPLACE = 4
 BPF_F_TEST_XDP_LIVE_FRAMES = 2
 BPF_STATS_RUN_TIME = 0
 OBJECT_NAME_BYTES = 15
-#: include/uapi/linux/if_link.h
-XDP_FLAGS_UPDATE_IF_NOEXIST = 1
-XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
-XDP_FLAGS_REPLACE = 1 << 4
 #: Errno values that Python names differently than the kernel, or not at all.
 _ERRNO_NAMES = {errnos.EOPNOTSUPP: "EOPNOTSUPP", 524: "ENOTSUPP"}
 _ERRNO_WORDS = {524: "Not supported by the kernel"}
@@ -125,7 +120,7 @@ class _ProgLoadOpts(_Sized):
     ]
 
 
-class _LinkCreateOpts(_Sized):
+class LinkCreateOpts(_Sized):
     _fields_ = [("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("pad", ctypes.c_uint32)]
 
 
@@ -267,39 +262,6 @@ class TestRun(t.NamedTuple):
     duration_ns: int
 
 
-class LinkFacts(t.NamedTuple):
-    """What rtnetlink says about one interface.
-
-    :ivar kind: ``veth``, ``vlan``, ...; "" for hardware and loopback.
-    :ivar peer_ifindex: IFLA_LINK; for a veth the ifindex of the other end, in its namespace.
-    :ivar peer_nsid: the id that this namespace has for the peer's, None when the peer lives here.
-    :ivar xdp: the attached program's id by mode: ``native``, ``generic``, ``offload``.
-    :ivar received: frames since the interface was made.
-    :ivar mac: its hardware address, b"" where it has none.
-    :ivar type: ARPHRD_* of include/uapi/linux/if_arp.h, what its frames begin with; 1 is Ethernet.
-    :ivar master: the ifindex of the bridge, bond, team or VRF that it is part of; 0 where there is
-        none.
-    :ivar altnames: its alternative names (ip link property, Linux 5.5).
-    :ivar merges: bytes of the longest packet that the stack makes of what it receives (GRO).
-    :ivar leaves: bytes of the longest packet that senders leave to it to cut up (GSO).
-    """
-
-    ifindex: int
-    name: str
-    kind: str
-    mtu: int
-    peer_ifindex: int
-    peer_nsid: int | None
-    xdp: dict[str, int]
-    received: int
-    mac: bytes = b""
-    type: int = 1
-    master: int = 0
-    altnames: tuple[str, ...] = ()
-    merges: int = 0
-    leaves: int = 0
-
-
 # ---------------------------------------------------------------- calling libbpf
 _INT, _U32, _U64, _PTR, _STR = (
     ctypes.c_int,
@@ -371,7 +333,7 @@ def _function(name: str) -> t.Any:
     return _functions[name]
 
 
-def _call(name: str, *args: t.Any, about: str = "") -> int:
+def call(name: str, *args: t.Any, about: str = "") -> int:
     """Call libbpf; ``about`` is what the error shall say between the brackets."""
     function = _function(name)
     if fault is not None:
@@ -403,12 +365,12 @@ def closing(fd: int) -> t.Iterator[int]:
 # ---------------------------------------------------------------- pins
 def obj_get(path: str) -> int:
     """Open a pinned object. :return: fd."""
-    return _call("bpf_obj_get", os.fsencode(path), about=path)
+    return call("bpf_obj_get", os.fsencode(path), about=path)
 
 
 def obj_pin(fd: int, path: str) -> None:
     """Pin an object; EEXIST when the path is taken."""
-    _call("bpf_obj_pin", fd, os.fsencode(path), about=path)
+    call("bpf_obj_pin", fd, os.fsencode(path), about=path)
 
 
 # ---------------------------------------------------------------- maps
@@ -427,7 +389,7 @@ def map_create(
         their sizes may differ.
     """
     opts = _MapCreateOpts(map_flags=flags, inner_map_fd=inner or 0)
-    return _call(
+    return call(
         "bpf_map_create",
         kind,
         _object_name(name),
@@ -443,7 +405,7 @@ def map_update(fd: int, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
     """Write one element. A per-CPU value is one value for each possible CPU, each padded to 8
     bytes.
     """
-    _call("bpf_map_update_elem", fd, key, value, flags, about=f"key {key.hex()}")
+    call("bpf_map_update_elem", fd, key, value, flags, about=f"key {key.hex()}")
 
 
 def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
@@ -451,7 +413,7 @@ def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
     overwritten.
     """
     done = ctypes.c_uint32(count)
-    _call(
+    call(
         "bpf_map_update_batch", fd, keys, values, ctypes.byref(done), None, about=f"{count} entries"
     )
 
@@ -460,7 +422,7 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     """Return the element's ``value_size`` bytes, None when there is none."""
     value = ctypes.create_string_buffer(value_size)
     try:
-        _call("bpf_map_lookup_elem", fd, key, value, about=f"key {key.hex()}")
+        call("bpf_map_lookup_elem", fd, key, value, about=f"key {key.hex()}")
     except BpfError as exc:
         if exc.errno == errnos.ENOENT:
             return None
@@ -471,7 +433,7 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
 def map_delete(fd: int, key: bytes) -> bool:
     """Delete one element. :return: whether it was there."""
     try:
-        _call("bpf_map_delete_elem", fd, key, about=f"key {key.hex()}")
+        call("bpf_map_delete_elem", fd, key, about=f"key {key.hex()}")
     except BpfError as exc:
         if exc.errno == errnos.ENOENT:
             return False
@@ -485,7 +447,7 @@ def map_delete_batch(fd: int, keys: t.Sequence[bytes]) -> int:
     while start < len(keys):
         count = ctypes.c_uint32(len(keys) - start)
         try:
-            _call(
+            call(
                 "bpf_map_delete_batch",
                 fd,
                 b"".join(keys[start:]),
@@ -525,7 +487,7 @@ def map_batches(
             )
         count = ctypes.c_uint32(batch)
         try:
-            _call(
+            call(
                 "bpf_map_lookup_batch",
                 fd,
                 None if first else cursors[0],
@@ -557,7 +519,7 @@ def map_batches(
 
 def map_freeze(fd: int) -> None:
     """Make a map read-only for user space."""
-    _call("bpf_map_freeze", fd)
+    call("bpf_map_freeze", fd)
 
 
 def percpu_value(fd: int, index: int, value_size: int) -> list[bytes]:
@@ -589,7 +551,7 @@ def _info(fd: int, kind: str, into: ctypes.Structure) -> None:
     if kind_of(fd) != kind:
         raise BpfError(errnos.EINVAL, f"bpf_obj_get_info_by_fd(fd {fd})", f"this is no BPF {kind}")
     length = ctypes.c_uint32(ctypes.sizeof(into))
-    _call("bpf_obj_get_info_by_fd", fd, ctypes.byref(into), ctypes.byref(length), about=f"fd {fd}")
+    call("bpf_obj_get_info_by_fd", fd, ctypes.byref(into), ctypes.byref(length), about=f"fd {fd}")
 
 
 def map_info(fd: int) -> MapInfo:
@@ -637,17 +599,17 @@ def link_info(fd: int) -> LinkInfo:
 
 def map_get_fd_by_id(number: int) -> int:
     """Open a map by its id. :return: fd."""
-    return _call("bpf_map_get_fd_by_id", number, about=f"id {number}")
+    return call("bpf_map_get_fd_by_id", number, about=f"id {number}")
 
 
 def prog_get_fd_by_id(number: int) -> int:
     """Open a program by its id. :return: fd."""
-    return _call("bpf_prog_get_fd_by_id", number, about=f"id {number}")
+    return call("bpf_prog_get_fd_by_id", number, about=f"id {number}")
 
 
 def link_get_fd_by_id(number: int) -> int:
     """Open a bpf_link by its id. :return: fd."""
-    return _call("bpf_link_get_fd_by_id", number, about=f"id {number}")
+    return call("bpf_link_get_fd_by_id", number, about=f"id {number}")
 
 
 def link_ids() -> t.Iterator[int]:
@@ -655,7 +617,7 @@ def link_ids() -> t.Iterator[int]:
     number = ctypes.c_uint32(0)
     while True:
         try:
-            _call(
+            call(
                 "bpf_link_get_next_id",
                 number.value,
                 ctypes.byref(number),
@@ -670,7 +632,7 @@ def link_ids() -> t.Iterator[int]:
 
 def possible_cpus() -> int:
     """Return how many values a per-CPU element has."""
-    return _call("libbpf_num_possible_cpus")
+    return call("libbpf_num_possible_cpus")
 
 
 def lru_spare() -> int:
@@ -682,7 +644,7 @@ def lru_spare() -> int:
 
 def enable_stats() -> int:
     """Have the kernel count each program's runs and their time while the returned fd is open."""
-    return _call("bpf_enable_stats", BPF_STATS_RUN_TIME)
+    return call("bpf_enable_stats", BPF_STATS_RUN_TIME)
 
 
 # ---------------------------------------------------------------- programs
@@ -712,7 +674,7 @@ def prog_load(
         log_buf=ctypes.cast(log, ctypes.c_char_p),
     )
     try:
-        return _call(
+        return call(
             "bpf_prog_load",
             kind,
             _object_name(name),
@@ -770,55 +732,12 @@ def prog_test_run(
         cpu=cpu,
         batch_size=batch_size,
     )
-    _call("bpf_prog_test_run_opts", fd, ctypes.byref(opts), about=f"fd {fd}")
+    call("bpf_prog_test_run_opts", fd, ctypes.byref(opts), about=f"fd {fd}")
     return TestRun(
         opts.retval,
         out.raw[: opts.data_size_out],
         context_out.raw[: opts.ctx_size_out] if context_out is not None else b"",
         opts.duration,
-    )
-
-
-# ---------------------------------------------------------------- links
-def link_create(prog_fd: int, ifindex: int, attach_type: int = ATTACH_XDP, flags: int = 0) -> int:
-    """Attach a program to an interface of the current namespace through a bpf_link. :return: the
-    link's fd.
-
-    The link lives as long as its fd or its pin; a process that dies between the two leaves nothing
-    attached.
-
-    :param flags: a value of XDP_FLAGS; 0 leaves the mode to the kernel.
-    :raises BpfError: with netlink's words where the kernel has any.
-    """
-    opts = _LinkCreateOpts(flags=flags)
-    try:
-        return _call(
-            "bpf_link_create",
-            prog_fd,
-            ifindex,
-            attach_type,
-            ctypes.byref(opts),
-            about=f"ifindex {ifindex}",
-        )
-    except BpfError as exc:
-        words = _why_not(prog_fd, ifindex, flags) if attach_type == ATTACH_XDP else ""
-        raise BpfError(exc.errno or 0, exc.call, words) from None
-
-
-def _why_not(prog_fd: int, ifindex: int, flags: int) -> str:
-    """Return the kernel's words for a failed bpf_link_create().
-
-    That call has no place for words, but netlink refuses the same attach for the same reason and
-    has one. The request can not replace anything; should it succeed, what it attached is taken away
-    again.
-    """
-    try:
-        xdp_set(ifindex, prog_fd, flags | XDP_FLAGS_UPDATE_IF_NOEXIST)
-    except BpfError as exc:
-        return exc.words
-    xdp_set(ifindex, -1, flags | XDP_FLAGS_REPLACE, expected_fd=prog_fd)
-    return (
-        "the kernel attaches this program through netlink only, a bpf_link for XDP needs Linux 5.9"
     )
 
 
@@ -831,266 +750,9 @@ def link_update(link_fd: int, new_prog_fd: int, old_prog_fd: int | None = None) 
         if old_prog_fd is not None
         else _LinkUpdateOpts()
     )
-    _call("bpf_link_update", link_fd, new_prog_fd, ctypes.byref(opts), about=f"link fd {link_fd}")
+    call("bpf_link_update", link_fd, new_prog_fd, ctypes.byref(opts), about=f"link fd {link_fd}")
 
 
 def link_detach(link_fd: int) -> None:
     """Take the link's program off its interface, whoever else holds the link."""
-    _call("bpf_link_detach", link_fd, about=f"link fd {link_fd}")
-
-
-# ---------------------------------------------------------------- rtnetlink
-_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
-_RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK, _RTM_GETNSID = 16, 18, 19, 90
-_NETNSA_NSID, _NETNSA_FD = 1, 3
-_NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLA_F_NESTED, _NLA_TYPE_MASK = (
-    2,
-    1,
-    4,
-    0x200,
-    1 << 15,
-    0x3FFF,
-)
-_NLMSGERR_ATTR_MSG = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = (
-    1,
-    3,
-    4,
-    5,
-    10,
-    18,
-)
-_IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
-_IFLA_GSO_SIZES, _IFLA_GRO_SIZES = (
-    (41, 63),
-    (58, 64),
-)  # IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE; IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
-_IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 23, 37, 43, 46
-_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
-_IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = (
-    1,
-    2,
-    3,
-    4,
-    8,
-)
-_XDP_MODES = {
-    1: "native",
-    2: "generic",
-    3: "offload",
-}  # enum xdp_attached; 4 is "several", each with an attribute of its own
-_IFLA_XDP_PROG_IDS = {5: "native", 6: "generic", 7: "offload"}
-_HEADER = struct.Struct("=IHHII")
-_IFINFO = struct.Struct("=BBHiII")  # family, padding, type, index, flags, change
-#: Bytes of a name and of an alternative name, with the zero that ends them
-#: (include/uapi/linux/if.h).
-IFNAMSIZ, ALTIFNAMSIZ = 16, 128
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
-
-
-def _each_attribute(payload: bytes) -> t.Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(payload):
-        length, kind = struct.unpack_from("=HH", payload, at)
-        if length < 4:
-            return
-        yield kind & _NLA_TYPE_MASK, payload[at + 4 : at + length]
-        at += (length + 3) & ~3
-
-
-def _attributes(payload: bytes) -> dict[int, bytes]:
-    return dict(_each_attribute(payload))
-
-
-def _text(raw: bytes) -> str:
-    return raw.split(b"\0", 1)[0].decode(errors="replace")
-
-
-def _u32(raw: bytes | None) -> int:
-    return struct.unpack("=I", raw)[0] if raw else 0
-
-
-def _rtnetlink(call: str, kind: int, flags: int, payload: bytes) -> bytes:
-    """Send one request in the current namespace and return the payload of its one answer (b"" for
-    an acknowledgement).
-    """
-    if fault is not None:
-        fault(call.partition("(")[0])
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sock:
-        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
-            with contextlib.suppress(OSError):  # kernels before 4.12 have no words to give
-                sock.setsockopt(_SOL_NETLINK, option, 1)
-        sock.send(
-            _HEADER.pack(_HEADER.size + len(payload), kind, _NLM_F_REQUEST | flags, 1, 0) + payload
-        )
-        answer = sock.recv(1 << 16)
-    length, got, got_flags, dummy, dummy = _HEADER.unpack_from(answer)
-    body = answer[_HEADER.size : length]
-    if got != _NLMSG_ERROR:
-        return body
-    (error,) = struct.unpack_from("=i", body)
-    if error == 0:
-        return b""
-    # struct nlmsgerr is the number and the request's header (cut there by CAP_ACK); the words
-    # follow
-    words = (
-        _attributes(body[4 + _HEADER.size :]).get(_NLMSGERR_ATTR_MSG, b"")
-        if got_flags & _NLM_F_ACK_TLVS
-        else b""
-    )
-    raise BpfError(-error, call, _text(words))
-
-
-def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
-    """Return what rtnetlink says about an interface, by ifindex or by any of its names; ENODEV when
-    there is none.
-
-    :param nsid: the current namespace's id for the interface's; None for the current namespace.
-    """
-    index, wanted = (interface, b"") if isinstance(interface, int) else (0, _named(interface))
-    if nsid is not None:
-        wanted += _attribute(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))
-    try:
-        body = _rtnetlink(
-            f"RTM_GETLINK({interface})",
-            _RTM_GETLINK,
-            0,
-            _IFINFO.pack(0, 0, 0, index, 0, 0) + wanted,
-        )
-    except BpfError as exc:
-        if exc.errno == errnos.EINVAL and not index:  # kernels before 5.5 do not know long names
-            raise BpfError(errnos.ENODEV, exc.call, exc.words) from None
-        raise
-    dummy, dummy, arphrd, ifindex, dummy, dummy = _IFINFO.unpack_from(body)
-    found = _attributes(body[_IFINFO.size :])
-    xdp = _attributes(found.get(_IFLA_XDP, b""))
-    programs = {
-        mode: _u32(xdp[number]) for number, mode in _IFLA_XDP_PROG_IDS.items() if number in xdp
-    }
-    attached = xdp.get(_IFLA_XDP_ATTACHED, b"\0")[0]
-    if not programs and attached in _XDP_MODES:  # kernels before 4.20 name the one program only
-        programs = {_XDP_MODES[attached]: _u32(xdp.get(_IFLA_XDP_PROG_ID))}
-    peer_nsid = found.get(_IFLA_LINK_NETNSID)
-    return LinkFacts(
-        ifindex=ifindex,
-        name=_text(found[_IFLA_IFNAME]),
-        kind=_text(_attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")),
-        mtu=_u32(found.get(_IFLA_MTU)),
-        peer_ifindex=_u32(found.get(_IFLA_LINK)),
-        peer_nsid=struct.unpack("=i", peer_nsid)[0] if peer_nsid else None,
-        xdp=programs,
-        received=struct.unpack_from("=Q", found[_IFLA_STATS64])[
-            0
-        ],  # struct rtnl_link_stats64 starts with rx_packets
-        mac=found.get(_IFLA_ADDRESS, b""),
-        type=arphrd,
-        master=_u32(found.get(_IFLA_MASTER)),
-        altnames=tuple(
-            _text(raw)
-            for kind, raw in _each_attribute(found.get(_IFLA_PROP_LIST, b""))
-            if kind == _IFLA_ALT_IFNAME
-        ),
-        merges=max(_u32(found.get(number)) for number in _IFLA_GRO_SIZES),
-        leaves=max(_u32(found.get(number)) for number in _IFLA_GSO_SIZES),
-    )
-
-
-def _named(name: str) -> bytes:
-    """Return the attribute that asks for an interface by one of its names; only alternative ones
-    are longer than IFNAMSIZ.
-    """
-    raw = name.encode() + b"\0"
-    return _attribute(_IFLA_IFNAME if len(raw) <= IFNAMSIZ else _IFLA_ALT_IFNAME, raw)
-
-
-def links() -> list[LinkFacts]:
-    """Return what rtnetlink says about every interface of the current namespace."""
-    found = []
-    for index, dummy in socket.if_nameindex():
-        try:
-            found.append(link_facts(index))
-        except BpfError as exc:
-            if exc.errno != errnos.ENODEV:  # gone since
-                raise
-    return found
-
-
-def namespace_id(handle: int) -> int:
-    """Return the id that the current namespace has for another, -1 where it has none;
-    LinkFacts.peer_nsid is such a one.
-    """
-    body = _rtnetlink(
-        "RTM_GETNSID",
-        _RTM_GETNSID,
-        0,
-        b"\0" * 4 + _attribute(_NETNSA_FD, struct.pack("=I", handle)),
-    )  # struct rtgenmsg
-    found = _attributes(body[4:]).get(_NETNSA_NSID)
-    return struct.unpack("=i", found)[0] if found else -1
-
-
-def links_above(ifindex: int, kind: str) -> t.Iterator[dict[int, bytes]]:
-    """Return what is peculiar (IFLA_INFO_DATA) to each interface of a kind that stands on another
-    one of the current namespace.
-    """
-    for index, dummy in socket.if_nameindex():
-        with contextlib.suppress(BpfError):  # gone since
-            body = _rtnetlink(
-                f"RTM_GETLINK({index})", _RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, index, 0, 0)
-            )
-            found = _attributes(body[_IFINFO.size :])
-            info = _attributes(found.get(_IFLA_LINKINFO, b""))
-            if (
-                _u32(found.get(_IFLA_LINK)) == ifindex
-                and _text(info.get(_IFLA_INFO_KIND, b"")) == kind
-            ):
-                yield _attributes(info.get(_IFLA_INFO_DATA, b""))
-
-
-def xdp_query(ifindex: int) -> dict[str, t.Any]:
-    """Return ``{"prog_id", "mode"}`` of the program that sees the interface's frames on the host's
-    CPUs; both None when there is none.
-
-    A program on the network card itself counts only when it is the only one.
-    """
-    programs = link_facts(ifindex).xdp
-    for mode in ("native", "generic", "offload"):
-        if mode in programs:
-            return {"prog_id": programs[mode], "mode": mode}
-    return {"prog_id": None, "mode": None}
-
-
-def xdp_set(ifindex: int, prog_fd: int, flags: int, expected_fd: int | None = None) -> None:
-    """Attach a program through netlink, as ``ip link set dev ... xdp`` does; ``prog_fd`` -1
-    detaches.
-
-    :param flags: XDP_FLAGS values and XDP_FLAGS_UPDATE_IF_NOEXIST or XDP_FLAGS_REPLACE (then only
-        the program of ``expected_fd`` is replaced).
-    :raises BpfError: with the kernel's words; netlink never touches a program that a bpf_link holds
-        (EBUSY).
-    """
-    nest = _attribute(_IFLA_XDP_FD, struct.pack("=i", prog_fd)) + _attribute(
-        _IFLA_XDP_FLAGS, struct.pack("=I", flags)
-    )
-    if expected_fd is not None:
-        nest += _attribute(_IFLA_XDP_EXPECTED_FD, struct.pack("=i", expected_fd))
-    payload = _IFINFO.pack(0, 0, 0, ifindex, 0, 0) + _attribute(_IFLA_XDP | _NLA_F_NESTED, nest)
-    _rtnetlink(f"RTM_SETLINK(ifindex {ifindex})", _RTM_SETLINK, _NLM_F_ACK, payload)
-
-
-def xdp_link_holds(ifindex: int, mode: str, other_prog_fd: int) -> bool:
-    """Tell whether the interface's program of that mode is there through a bpf_link, and not
-    through netlink.
-
-    It asks netlink to detach ``other_prog_fd``'s program, which is not there: the kernel refuses in
-    any case, and says EBUSY when a bpf_link is in the way before it compares the programs
-    (net/core/dev.c, dev_xdp_attach).
-    """
-    try:
-        xdp_set(ifindex, -1, XDP_FLAGS[mode] | XDP_FLAGS_REPLACE, expected_fd=other_prog_fd)
-    except BpfError as exc:
-        return exc.errno == errnos.EBUSY
-    return False
+    call("bpf_link_detach", link_fd, about=f"link fd {link_fd}")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import collections
 import typing as t
 
-from .bpf import LinkFacts
+from .netdev import LinkFacts
 
 #: ARPHRD_ETHER and ARPHRD_LOOPBACK: their frames begin with an Ethernet header.
 _ETHERNET = (1, 772)

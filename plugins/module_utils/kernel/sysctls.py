@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import typing as t
-
-from ..lab import topology
 
 
 def read_sysctl(path: str) -> str | None:
@@ -42,13 +41,13 @@ def snapshot(path: str) -> dict[str, str]:
     also turns accept_redirects round (Documentation/networking/ip-sysctl.rst).
     """
     paths = [path]
-    name = topology.siblings(path)
+    name = siblings(path)
     if name is not None:
         conf = path.rsplit("/", 2)[0]
         with contextlib.suppress(FileNotFoundError):
             others = sorted(set(os.listdir(f"/proc/sys/{conf}")) - {"all", "default"})
             paths += [f"{conf}/{entry}/{name}" for entry in ["default", *others]]
-        if path == topology.FORWARDING[0]:
+        if path == FORWARDING[0]:
             paths.append("net/ipv4/conf/all/accept_redirects")
     values = ((p, read_sysctl(p)) for p in paths)
     return {p: value for p, value in values if value is not None}
@@ -59,3 +58,13 @@ def write_back(previous: t.Mapping[str, str]) -> None:
     for path, value in previous.items():
         if read_sysctl(path) not in (None, value):
             write_sysctl(path, value)
+
+
+FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
+CONF_ALL = re.compile(r"net/ipv[46]/conf/all/([^/]+)\Z")
+
+
+def siblings(path: str) -> str | None:
+    """Return the name of the value that setting this path changes on all interfaces too, or None."""
+    found = CONF_ALL.match(path)
+    return found.group(1) if found else None

@@ -13,21 +13,10 @@ from ..core.plan import Plan, Step
 from ..kernel import ethtool, netns, sysctls
 from ..kernel.rtnetlink import Channel
 from . import kernel as lab_kernel
+from . import model as lab_model
 from . import record as lab_record
-from . import topology
 from .kernel import Kernel
-from .topology import (
-    Address,
-    End,
-    Have,
-    HaveRoute,
-    Key,
-    Recorded,
-    Route,
-    Sysctl,
-    SysctlKey,
-    Topology,
-)
+from .model import Address, End, Have, HaveRoute, Key, Recorded, Route, Sysctl, SysctlKey, Topology
 
 
 def _nothing(dummy_result: object) -> None:
@@ -123,7 +112,7 @@ class Apply:
                     0,
                     up=True,
                     name=end.name,
-                    alias=topology.alias_of(mark, peer.key),
+                    alias=lab_model.alias_of(mark, peer.key),
                     group=0,
                 )
                 _set_vlan_offload(end.key, False)

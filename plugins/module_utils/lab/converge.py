@@ -16,12 +16,13 @@ from ..core.errors import ConntrackError, bad_value
 from ..core.plan import Plan, Step
 from ..kernel import netns, sysctls
 from ..kernel.rtnetlink import NetlinkError
+from . import model as lab_model
 from . import plan as lab_plan
 from . import record as lab_record
 from . import topology
 from .apply import Apply, Attachments
 from .kernel import Kernel
-from .topology import End, Have, Sysctl, SysctlKey, Topology
+from .model import End, Have, Sysctl, SysctlKey, Topology
 
 # plans in one run: the first, what its sysctls changed elsewhere, what setting that right changed,
 # and one to spare
@@ -37,7 +38,7 @@ def check_sysctls_exist(want: Topology, have: Have) -> None:
     ends = want.ends
     for sysctl in want.sysctls:
         known = sysctl.netns is None or sysctl.netns in have.namespaces
-        if known and sysctl.key not in have.sysctls and not topology.of_link(sysctl.key, ends):
+        if known and sysctl.key not in have.sysctls and not lab_model.of_link(sysctl.key, ends):
             raise _no_sysctl(sysctl)
 
 
@@ -45,7 +46,7 @@ def _no_sysctl(sysctl: Sysctl) -> ConntrackError:
     place = "on this host" if sysctl.netns is None else "in a network namespace of this kernel"
     return bad_value(
         "sysctls",
-        topology.show_sysctl(sysctl.key),
+        lab_model.show_sysctl(sysctl.key),
         f"there is no such sysctl {place}: correct the name, or load the module that brings it",
     )
 
@@ -108,7 +109,7 @@ def _probe_sysctl(sysctl: Sysctl, path: str) -> str:
     except OSError as exc:
         if sysctl.netns is not None or exc.errno not in (errno.EACCES, errno.EPERM):
             raise bad_value(
-                f"sysctls.{topology.show_sysctl(sysctl.key)}",
+                f"sysctls.{lab_model.show_sysctl(sysctl.key)}",
                 sysctl.value,
                 f"the kernel says {exc.strerror}: correct the value",
             ) from exc
@@ -154,7 +155,7 @@ def converge(
         have, plan = t.cast("tuple[Have, Plan]", found)
         return Result(plan, lab_plan.facts(want, have))
     with Kernel() as kernel:
-        with lock.held(topology.RECORD_DIR, patience, make=0o755), _tidied():
+        with lock.held(lab_model.RECORD_DIR, patience, make=0o755), _tidied():
             lab_record.end_write(want.lab)
             plan = _settle(kernel, want, attachments)
             with plans.applied(plan):
@@ -221,7 +222,7 @@ def _tidied() -> t.Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            os.rmdir(topology.RECORD_DIR)
+            os.rmdir(lab_model.RECORD_DIR)
 
 
 def _plan(kernel: Kernel, want: Topology, attachments: Attachments | None) -> tuple[Have, Plan]:

@@ -24,6 +24,7 @@ import typing as t
 from ..core.errors import ConntrackError
 from ..flows import codec as flow
 from ..flows import filter as flow_filter
+from ..flows import read as flow_read
 from ..flows import table as flow_table
 from ..kernel import bpffs, netns
 from . import observe as lab_observe
@@ -195,9 +196,7 @@ def _find(
     tables: Tables, words: t.Mapping[str, t.Any], ident: int | None
 ) -> list[dict[str, t.Any]]:
     query = flow_filter.parse_query({**words, "limit": _MOST})
-    found = [
-        record for one in tables for record in flow_table.read(one, query, summary=False).flows
-    ]
+    found = [record for one in tables for record in flow_read.read(one, query, summary=False).flows]
     return [
         record for record in found if ident is None or record.get("icmp", {}).get("id") == ident
     ]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ..kernel import bpffs
+from ..kernel import bpffs, sysctls
+from . import model as lab_model
 from . import topology
-from .topology import Have, Topology
+from .model import Have, Topology
 
 #: The value of FORWARDING that lets a namespace forward.
 _FORWARDS = "1"
@@ -64,7 +65,7 @@ class Node:
 
 def _interface(
     name: str,
-    addresses: t.Iterable[topology.Address],
+    addresses: t.Iterable[lab_model.Address],
     mac: str,
     mtu: int,
     peer: str | None,
@@ -72,7 +73,7 @@ def _interface(
 ) -> dict[str, t.Any]:
     return {
         "name": name,
-        "addresses": [topology.show_address(one) for one in addresses],
+        "addresses": [lab_model.show_address(one) for one in addresses],
         "mac": mac,
         "mtu": mtu,
         "peer": peer,
@@ -85,7 +86,7 @@ def of_topology(want: Topology) -> list[Node]:
     forwards = {
         sysctl.netns
         for sysctl in want.sysctls
-        if sysctl.path in topology.FORWARDING and sysctl.value == _FORWARDS
+        if sysctl.path in sysctls.FORWARDING and sysctl.value == _FORWARDS
     }
     interfaces: dict[str | None, list[dict[str, t.Any]]] = {name: [] for name in want.namespaces}
     for link in want.links:
@@ -103,7 +104,7 @@ def of_lab(lab: str, have: Have) -> list[Node]:
     forwards = {
         netns
         for (netns, path), recorded in have.record.items()
-        if path in topology.FORWARDING
+        if path in sysctls.FORWARDING
         and recorded.wanted == _FORWARDS
         and recorded.inode == (have.host_inode if netns is None else have.namespaces.get(netns))
     }
@@ -111,7 +112,7 @@ def of_lab(lab: str, have: Have) -> list[Node]:
         name: [] for name in sorted(have.namespaces)
     }
     for key, link in sorted(have.links.items(), key=lambda item: (item[0][0] or "", item[0][1])):
-        ours = topology.is_ours(mark, link)
+        ours = lab_model.is_ours(mark, link)
         if key[0] is None and not ours:
             continue
         peer, dummy, netns = link.alias.partition(" ")[2].partition("@") if ours else ("", "", "")

@@ -16,10 +16,11 @@ import typing as t
 from ..core.errors import ConntrackError
 from ..kernel import ethtool, netns, rtnetlink, sysctls
 from ..kernel.rtnetlink import Channel, NetlinkError
+from . import model as lab_model
 from . import observe as lab_observe
 from . import pyroute, topology
 from . import record as lab_record
-from .topology import Address, End, Have, HaveAddress, HaveLink, HaveRoute, Key, Route, Topology
+from .model import Address, End, Have, HaveAddress, HaveLink, HaveRoute, Key, Route, Topology
 
 # open files to ask for: two a namespace, a socket and the namespace itself, save opening both again
 # for each kind of step
@@ -206,7 +207,7 @@ class Kernel:
             message = self.channel(key[0]).get_link(name=key[1])
             if message is None:
                 raise ConntrackError(
-                    f"link {topology.show_key(key)} is not there: something else removed it"
+                    f"link {lab_model.show_key(key)} is not there: something else removed it"
                 )
             self._indexes[key] = lab_observe.parse_link(key[0], *message).ifindex
         return self._indexes[key]
@@ -241,7 +242,7 @@ class Kernel:
 
     def new_veth(self, mark: str, one: End, two: End) -> None:
         """Create a veth with each end in its namespace, MAC and MTU set, in the lab's group."""
-        group = topology.group_of(mark)
+        group = lab_model.group_of(mark)
 
         def attributes(end: End) -> list[tuple[str, t.Any]]:
             return [
@@ -271,7 +272,7 @@ class Kernel:
         """Delete a link when it is still there and still ours; say whether it was."""
         channel = self.channel(key[0])
         found = channel.get_link(index)
-        if found is None or not topology.is_ours(mark, lab_observe.parse_link(key[0], *found)):
+        if found is None or not lab_model.is_ours(mark, lab_observe.parse_link(key[0], *found)):
             return False
         message = pyroute.messages().link()
         message["index"] = index
@@ -289,16 +290,16 @@ class Kernel:
         IPv6 addresses are usable at once (no duplicate address detection).
         """
         packed, prefix = address
-        text = topology.show_ip(packed)
+        text = lab_model.show_ip(packed)
         message = pyroute.messages().address()
         message["family"] = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
         message["prefixlen"], message["index"] = prefix, self.index(key)
         if present and len(packed) == 16:
             message["flags"] = rtnetlink.IFA_F_NODAD
         message["attrs"] = [("IFA_LOCAL", text), ("IFA_ADDRESS", text)]
-        broadcast = topology.broadcast_of(address)
+        broadcast = lab_model.broadcast_of(address)
         if broadcast is not None:
-            message["attrs"].append(("IFA_BROADCAST", topology.show_ip(broadcast)))
+            message["attrs"].append(("IFA_BROADCAST", lab_model.show_ip(broadcast)))
         if present:
             return self._add(key[0], message, rtnetlink.NEWADDR)
         return self._delete(key[0], message, rtnetlink.DELADDR, errno.EADDRNOTAVAIL, errno.ENODEV)
@@ -320,9 +321,9 @@ class Kernel:
         )
         attributes: list[tuple[str, t.Any]] = [("RTA_PRIORITY", route.metric)]
         if prefix:
-            attributes.append(("RTA_DST", topology.show_ip(packed)))
+            attributes.append(("RTA_DST", lab_model.show_ip(packed)))
         if route.via is not None:
-            attributes.append(("RTA_GATEWAY", topology.show_ip(route.via)))
+            attributes.append(("RTA_GATEWAY", lab_model.show_ip(route.via)))
         if route.dev is not None:
             attributes.append(("RTA_OIF", self.index((route.netns, route.dev))))
         message["attrs"] = attributes

@@ -11,8 +11,8 @@ import typing as t
 
 from ..kernel import netns, rtnetlink
 from ..kernel.rtnetlink import Channel
-from . import topology
-from .topology import HaveAddress, HaveLink, HaveRoute
+from . import model as lab_model
+from .model import HaveAddress, HaveLink, HaveRoute
 
 
 def parse_link(netns_name: str | None, data: bytes, start: int, end: int) -> HaveLink:
@@ -117,7 +117,7 @@ def unicast_addresses(name: str | None) -> list[str]:
         for address in link.addresses
     ]
     return [
-        topology.show_ip(one.address[0])
+        lab_model.show_ip(one.address[0])
         for one in found
-        if not topology.is_link_local(one.address[0]) and not one.failed
+        if not lab_model.is_link_local(one.address[0]) and not one.failed
     ]

@@ -11,10 +11,8 @@ import typing as t
 
 from ..core.errors import ConntrackError
 from ..core.plan import Plan, Step
-from .topology import (
-    DEFAULT_METRIC,
-    MANAGED_PROTOCOLS,
-    MTU_IPV6,
+from ..kernel.sysctls import siblings
+from .model import (
     Address,
     End,
     Have,
@@ -40,9 +38,8 @@ from .topology import (
     show_key,
     show_place,
     show_sysctl,
-    siblings,
-    split_sysctls,
 )
+from .topology import DEFAULT_METRIC, MANAGED_PROTOCOLS, MTU_IPV6, split_sysctls
 
 
 def make(want: Topology, have: Have) -> Plan:

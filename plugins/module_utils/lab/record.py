@@ -12,8 +12,8 @@ import typing as t
 
 from ..core import lock, safe_path
 from ..core.errors import ConntrackError
-from . import topology
-from .topology import Recorded, SysctlKey
+from . import model as lab_model
+from .model import Recorded, SysctlKey
 
 _UNFINISHED = ".tmp"  # suffix of a record while it is written
 
@@ -21,7 +21,7 @@ _UNFINISHED = ".tmp"  # suffix of a record while it is written
 def other_labs(lab: str) -> list[str]:
     """Return the names of the other labs that have a record."""
     try:
-        entries = sorted(os.listdir(topology.RECORD_DIR))
+        entries = sorted(os.listdir(lab_model.RECORD_DIR))
     except FileNotFoundError:
         return []
     return [entry[:-5] for entry in entries if entry.endswith(".json") and entry != f"{lab}.json"]
@@ -32,7 +32,7 @@ def read_record(lab: str) -> dict[SysctlKey, Recorded]:
 
     :raises ConntrackError: the record is damaged.
     """
-    path = topology.record_path(lab)
+    path = lab_model.record_path(lab)
     try:
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)["sysctls"]
@@ -51,7 +51,7 @@ def read_record(lab: str) -> dict[SysctlKey, Recorded]:
 
 def write_record(lab: str, record: t.Mapping[SysctlKey, Recorded]) -> None:
     """Write a lab's record in one rename; an empty one is removed."""
-    path = topology.record_path(lab)
+    path = lab_model.record_path(lab)
     if not record:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -78,7 +78,7 @@ def write_record(lab: str, record: t.Mapping[SysctlKey, Recorded]) -> None:
 def end_write(lab: str) -> None:
     """Take away what a write of a lab's record left that did not end."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(topology.record_path(lab) + _UNFINISHED)
+        os.unlink(lab_model.record_path(lab) + _UNFINISHED)
 
 
 def unfinished(lab: str) -> bool:
@@ -87,7 +87,7 @@ def unfinished(lab: str) -> bool:
     """
     try:
         return all(
-            name.endswith(lock.SUFFIX) for name in os.listdir(topology.RECORD_DIR)
-        ) or os.path.exists(topology.record_path(lab) + _UNFINISHED)
+            name.endswith(lock.SUFFIX) for name in os.listdir(lab_model.RECORD_DIR)
+        ) or os.path.exists(lab_model.record_path(lab) + _UNFINISHED)
     except FileNotFoundError:
         return False

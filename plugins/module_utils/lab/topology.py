@@ -18,18 +18,14 @@ import dataclasses
 import hashlib
 import ipaddress
 import re
-import socket
 import typing as t
-import zlib
 
 from ..core.errors import ConntrackError, bad_value, did_you_mean
+from ..kernel import sysctls
 from . import expectation
+from . import model as lab_model
+from .model import End, Route, Sysctl, Topology
 
-Key = tuple[t.Optional[str], str]
-Address = tuple[bytes, int]
-SysctlKey = tuple[t.Optional[str], str]
-MARK_PREFIX = "ebpf.conntrack:"
-RECORD_DIR = "/run/ebpf_conntrack"
 #: Protocols (rtnetlink's RTPROT_*) of routes that people and scripts add: boot is what C(ip route
 #: add) writes. Other routes are never removed.
 PROTO_BOOT, PROTO_STATIC = 3, 4
@@ -48,179 +44,10 @@ _RESERVED_LINKS = frozenset(
     {"lo", "all", "default"}
 )  # the loopback, and two directories of /proc/sys/net/ipv4/conf
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
-FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
 #: Other names of the same value (net/ipv4/devinet.c, ctl_forward_entry).
-_SAME = {"net/ipv4/ip_forward": FORWARDING[0]}
+_SAME = {"net/ipv4/ip_forward": sysctls.FORWARDING[0]}
 #: A number as the kernel reads it (lib/kstrtox.c with base 0): hexadecimal, octal or decimal.
 _NUMBER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)\Z")
-_CONF_ALL = re.compile(r"net/ipv[46]/conf/all/([^/]+)\Z")
-
-
-@dataclasses.dataclass(frozen=True)
-class End:
-    """One end of a veth link.
-
-    :ivar netns: the namespace; None for the host's.
-    :ivar mac: always set: links without a wished address get one derived from lab, namespace and
-        name, so that drift shows.
-    """
-
-    name: str
-    netns: str | None
-    addresses: tuple[Address, ...]
-    mtu: int
-    mac: str
-
-    @property
-    def key(self) -> Key:
-        """Return (namespace, name)."""
-        return (self.netns, self.name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Route:
-    """One unicast route of the main table; ``via`` is None for a network right on the link."""
-
-    netns: str | None
-    dst: Address
-    via: bytes | None
-    dev: str
-    metric: int
-
-    @property
-    def key(self) -> tuple[str | None, Address, int]:
-        """Return what the kernel tells routes apart by: namespace, destination, metric."""
-        return (self.netns, self.dst, self.metric)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sysctl:
-    """A value below /proc/sys.
-
-    :ivar path: as below /proc/sys: ``net/ipv4/conf/all/forwarding``.
-    :ivar optional: set by us and not by the user, so a kernel without it (IPv6 switched off) is no
-        error.
-    """
-
-    netns: str | None
-    path: str
-    value: str
-    optional: bool = False
-
-    @property
-    def key(self) -> SysctlKey:
-        """Return (namespace, path)."""
-        return (self.netns, self.path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """A whole lab. Without namespaces, links, routes and sysctls it is a lab that shall be gone.
-
-    :ivar replace: whether namespaces that the lab has, and this one has not, are taken away.
-    """
-
-    lab: str
-    router: str | None = None
-    namespaces: tuple[str, ...] = ()
-    links: tuple[tuple[End, End], ...] = ()
-    routes: tuple[Route, ...] = ()
-    sysctls: tuple[Sysctl, ...] = ()
-    expect: tuple[expectation.Line, ...] = ()
-    replace: bool = True
-
-    @property
-    def mark(self) -> str:
-        """Return the ownership mark: the alias of a namespace's lo, the first word of a link's
-        alias.
-        """
-        return MARK_PREFIX + self.lab
-
-    @property
-    def ends(self) -> dict[Key, End]:
-        """Return all ends of links by key."""
-        return {end.key: end for link in self.links for end in link}
-
-
-def group_of(mark: str) -> int:
-    """Return the link group that a link of the lab carries between its creation and its alias.
-
-    The kernel takes a group in the message that creates a link, an alias only later; a run killed
-    in between leaves a link of this group.
-    """
-    return zlib.crc32(mark.encode()) | 1  # group 0 is everybody's
-
-
-def alias_of(mark: str, peer: Key) -> str:
-    """Return the alias of a link end: the mark and the other end, for people and for us."""
-    return f"{mark} {show_key(peer)}"
-
-
-def show_key(key: Key) -> str:
-    """Return an end of a link as people read it.
-
-    >>> show_key(("ns1", "ns1-wan")), show_key((None, "ns1-lan"))
-    ('ns1-wan@ns1', 'ns1-lan')
-    """
-    return key[1] if key[0] is None else f"{key[1]}@{key[0]}"
-
-
-def show_ip(packed: bytes) -> str:
-    """Return an address as text."""
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-
-
-def show_address(address: Address) -> str:
-    """Return address and prefix length as text."""
-    return f"{show_ip(address[0])}/{address[1]}"
-
-
-def show_dst(dst: Address) -> str:
-    """Return a route's destination as text, ``default`` for the whole family."""
-    return show_address(dst) if dst[1] else ("default" if len(dst[0]) == 4 else "default (IPv6)")
-
-
-def show_sysctl(key: SysctlKey) -> str:
-    """Return a sysctl as people write it; '/' and '.' change places, as in sysctl(8)."""
-    dotted = key[1].translate(str.maketrans("/.", "./"))
-    return dotted if key[0] is None else f"{dotted}@{key[0]}"
-
-
-def broadcast_of(address: Address) -> bytes | None:
-    """Return the broadcast address of an IPv4 address's network; None where there is none."""
-    packed, prefix = address
-    if len(packed) != 4 or prefix > 30:
-        return None
-    return (int.from_bytes(packed, "big") | (0xFFFFFFFF >> prefix)).to_bytes(4, "big")
-
-
-def network_of(address: Address) -> Address:
-    """Return the network of an address."""
-    packed, prefix = address
-    bits = len(packed) * 8
-    value = int.from_bytes(packed, "big") >> (bits - prefix) << (bits - prefix)
-    return value.to_bytes(len(packed), "big"), prefix
-
-
-def contains(network: Address, ip: bytes) -> bool:
-    """Say whether the address lies in the network."""
-    return len(network[0]) == len(ip) and network_of((ip, network[1])) == network_of(network)
-
-
-def link_local_of(mac: str) -> Address:
-    """Return the IPv6 address that the kernel derives from a MAC address (RFC 4291, appendix A)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    return (
-        b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:],
-        64,
-    )
-
-
-def is_link_local(ip: bytes) -> bool:
-    """Say whether it is an address of fe80::/10."""
-    return len(ip) == 16 and ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
-
-
 _DEFAULT_NAMESPACES: list[dict[str, t.Any]] = [
     {"name": "ns1", "routes": [{"dst": "default", "via": "172.20.56.1", "dev": "ns1-wan"}]},
     {"name": "ns2", "routes": [{"dst": "default", "via": "172.30.56.1", "dev": "ns2-wan"}]},
@@ -284,36 +111,36 @@ def parse(description: t.Mapping[str, t.Any]) -> Topology:
     _check_addresses(parsed_links)
     on_host = any(netns is None for netns, dummy in ends)
 
-    sysctls: dict[SysctlKey, Sysctl] = {}
-    routes: dict[tuple[str | None, Address, int], Route] = {}
+    wanted: dict[lab_model.SysctlKey, Sysctl] = {}
+    routes: dict[tuple[str | None, lab_model.Address, int], Route] = {}
     owners: list[tuple[str, str | None, t.Mapping[str, t.Any]]] = [("", router, description)]
     owners += [(f"namespaces[{i}].", item["name"], item) for i, item in enumerate(namespaces)]
     reach = _reach(ends)
     for prefix, netns, item in owners:
-        _parse_sysctls(f"{prefix}sysctls", netns, item.get("sysctls"), sysctls)
+        _parse_sysctls(f"{prefix}sysctls", netns, item.get("sysctls"), wanted)
         _parse_routes(f"{prefix}routes", netns, item.get("routes"), reach.get(netns, {}), routes)
     if router is not None or on_host:
-        for path in FORWARDING:
-            sysctls.setdefault((router, path), Sysctl(router, path, "1", optional=True))
+        for path in sysctls.FORWARDING:
+            wanted.setdefault((router, path), Sysctl(router, path, "1", optional=True))
     for sysctl in _without_dad(parsed_links):
-        sysctls.setdefault(sysctl.key, sysctl)
+        wanted.setdefault(sysctl.key, sysctl)
     lines = _parse_expect(expect, names, reach)
-    parts = (tuple(names), tuple(parsed_links), tuple(routes.values()), tuple(sysctls.values()))
+    parts = (tuple(names), tuple(parsed_links), tuple(routes.values()), tuple(wanted.values()))
     return Topology(lab, router, *parts, lines, description.get("replace") is not False)
 
 
 def _parse_expect(
     expect: t.Any,
     names: t.Iterable[str],
-    reach: t.Mapping[str | None, t.Mapping[str, tuple[Address, ...]]],
+    reach: t.Mapping[str | None, t.Mapping[str, tuple[lab_model.Address, ...]]],
 ) -> tuple[expectation.Line, ...]:
     """Check the lines of ``expect`` against the namespaces and their addresses."""
     addresses = {
         name: [
-            show_ip(ip)
+            lab_model.show_ip(ip)
             for ends in reach.get(name, {}).values()
             for ip, dummy in ends
-            if not is_link_local(ip)
+            if not lab_model.is_link_local(ip)
         ]
         for name in names
     }
@@ -436,8 +263,8 @@ def _parse_links(
                 raise bad_value(
                     f"{field}.name",
                     end.name,
-                    f"{show_key(end.key)} is there twice: give each end in a namespace a name of"
-                    " its own",
+                    f"{lab_model.show_key(end.key)} is there twice: give each end in a namespace a"
+                    " name of its own",
                 )
             seen.add(end.key)
             pair.append(end)
@@ -453,7 +280,7 @@ def _parse_end(field: str, lab: str, router: str | None, item: t.Any) -> End:
     netns = item.get("netns") or router
     if netns is not None and not isinstance(netns, str):
         raise bad_value(f"{field}.netns", netns, "give the name of a namespace")
-    addresses: dict[Address, None] = {}
+    addresses: dict[lab_model.Address, None] = {}
     given = item.get("addresses")
     if given is not None and not isinstance(given, (list, tuple)):
         raise bad_value(f"{field}.addresses", given, "give a list")
@@ -506,7 +333,7 @@ def _parse_mac(field: str, text: t.Any) -> str:
     return mac
 
 
-def _parse_address(field: str, text: t.Any) -> Address:
+def _parse_address(field: str, text: t.Any) -> lab_model.Address:
     mend = (
         "give an IPv4 or IPv6 address with its prefix length such as 172.20.56.1/24 or"
         " 2001:db8::1/64"
@@ -526,7 +353,7 @@ def _parse_address(field: str, text: t.Any) -> Address:
     if (
         prefix < len(ip.packed) * 8 - 1
         and len(ip.packed) == 4
-        and ip.packed in (network_of(address)[0], broadcast_of(address))
+        and ip.packed in (lab_model.network_of(address)[0], lab_model.broadcast_of(address))
     ):
         raise bad_value(
             field, text, "it is the network's own or its broadcast address: give a host's"
@@ -546,23 +373,28 @@ def _check_addresses(links: t.Iterable[tuple[End, End]]) -> None:
     """Refuse an address twice among the ends that one namespace sees: its own, and those right
     behind its links.
     """
-    seen: dict[tuple[str | None, bytes], Key] = {}
+    seen: dict[tuple[str | None, bytes], lab_model.Key] = {}
     for i, link in enumerate(links):
         for netns in dict.fromkeys(end.netns for end in link):
             for j, end in enumerate(link):
                 for k, (ip, dummy) in enumerate(end.addresses):
-                    if seen.setdefault((netns, ip), end.key) != end.key and not is_link_local(ip):
+                    if seen.setdefault(
+                        (netns, ip), end.key
+                    ) != end.key and not lab_model.is_link_local(ip):
                         field = f"links[{i}].ends[{j}].addresses[{k}]"
                         raise bad_value(
                             field,
-                            show_ip(ip),
-                            f"{show_key(seen[netns, ip])} has it too: give each end its own",
+                            lab_model.show_ip(ip),
+                            f"{lab_model.show_key(seen[netns, ip])} has it too: give each end"
+                            " its own",
                         )
 
 
-def _reach(ends: t.Mapping[Key, End]) -> dict[str | None, dict[str, tuple[Address, ...]]]:
+def _reach(
+    ends: t.Mapping[lab_model.Key, End],
+) -> dict[str | None, dict[str, tuple[lab_model.Address, ...]]]:
     """Return, for each namespace, the addresses of each of its interfaces."""
-    reach: dict[str | None, dict[str, tuple[Address, ...]]] = {}
+    reach: dict[str | None, dict[str, tuple[lab_model.Address, ...]]] = {}
     for (netns, name), end in ends.items():
         reach.setdefault(netns, {})[name] = end.addresses
     return reach
@@ -615,7 +447,7 @@ def _decimal(word: str) -> str:
         return word
 
 
-def with_values(want: Topology, values: t.Mapping[SysctlKey, str]) -> Topology:
+def with_values(want: Topology, values: t.Mapping[lab_model.SysctlKey, str]) -> Topology:
     """Return the lab with other values of some sysctls."""
     return dataclasses.replace(
         want,
@@ -626,7 +458,7 @@ def with_values(want: Topology, values: t.Mapping[SysctlKey, str]) -> Topology:
 
 
 def _parse_sysctls(
-    field: str, netns: str | None, given: t.Any, result: dict[SysctlKey, Sysctl]
+    field: str, netns: str | None, given: t.Any, result: dict[lab_model.SysctlKey, Sysctl]
 ) -> None:
     if given is None:
         return
@@ -648,8 +480,8 @@ def _parse_routes(
     field: str,
     netns: str | None,
     given: t.Any,
-    reach: t.Mapping[str, tuple[Address, ...]],
-    result: dict[tuple[str | None, Address, int], Route],
+    reach: t.Mapping[str, tuple[lab_model.Address, ...]],
+    result: dict[tuple[str | None, lab_model.Address, int], Route],
 ) -> None:
     for i, item in enumerate(_list_of_dicts(field, given)):
         _check_fields("route", f"{field}[{i}]", item)
@@ -667,7 +499,7 @@ def _parse_route(
     field: str,
     netns: str | None,
     item: t.Mapping[str, t.Any],
-    reach: t.Mapping[str, tuple[Address, ...]],
+    reach: t.Mapping[str, tuple[lab_model.Address, ...]],
 ) -> Route:
     via_text, dev = item.get("via"), item.get("dev")
     via: bytes | None = None
@@ -686,7 +518,9 @@ def _parse_route(
     if dev is not None and dev not in reach:
         have = ", ".join(reach) or "none"
         raise bad_value(
-            f"{field}.dev", dev, f"it is no link of the lab in {show_place(netns)} (there: {have})"
+            f"{field}.dev",
+            dev,
+            f"it is no link of the lab in {lab_model.show_place(netns)} (there: {have})",
         )
     if via is not None:
         dev = _check_via(f"{field}.via", netns, via, dev, reach)
@@ -700,7 +534,7 @@ def _parse_route(
     return Route(netns, dst, via, t.cast(str, dev), metric)
 
 
-def _parse_dst(field: str, text: t.Any, via: bytes | None) -> Address:
+def _parse_dst(field: str, text: t.Any, via: bytes | None) -> lab_model.Address:
     if text == "default":
         size = 4 if via is None else len(via)
         return bytes(size), 0
@@ -714,26 +548,24 @@ def _parse_dst(field: str, text: t.Any, via: bytes | None) -> Address:
     return network.network_address.packed, network.prefixlen
 
 
-def show_place(netns: str | None) -> str:
-    return "the host" if netns is None else f"namespace {netns}"
-
-
 def _check_via(
     field: str,
     netns: str | None,
     via: bytes,
     dev: str | None,
-    reach: t.Mapping[str, tuple[Address, ...]],
+    reach: t.Mapping[str, tuple[lab_model.Address, ...]],
 ) -> str:
     """Return the interface on whose network ``via`` lies; it must not be an address of the
     namespace itself.
     """
-    text = show_ip(via)
+    text = lab_model.show_ip(via)
     if any(via == ip for addresses in reach.values() for ip, dummy in addresses):
         raise bad_value(
-            field, text, f"it is an address of {show_place(netns)} itself: give the next router's"
+            field,
+            text,
+            f"it is an address of {lab_model.show_place(netns)} itself: give the next router's",
         )
-    if is_link_local(via):
+    if lab_model.is_link_local(via):
         if dev is None:
             raise bad_value(field, text, "a link-local address needs dev besides")
         return dev
@@ -742,11 +574,11 @@ def _check_via(
         for name, addresses in reach.items()
         if dev in (None, name)
         for address in addresses
-        if contains(network_of(address), via)
+        if lab_model.contains(lab_model.network_of(address), via)
     ]
     if not fitting:
         there = ", ".join(
-            f"{show_address(network_of(a))} on {name}"
+            f"{lab_model.show_address(lab_model.network_of(a))} on {name}"
             for name, addresses in reach.items()
             if dev in (None, name)
             for a in addresses
@@ -754,147 +586,9 @@ def _check_via(
         raise bad_value(
             field,
             text,
-            f"{show_place(netns)} does not reach it: its networks are {there or 'none'}",
+            f"{lab_model.show_place(netns)} does not reach it: its networks are {there or 'none'}",
         )
     return max(fitting)[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class HaveAddress:
-    """An address on an interface.
-
-    :ivar permanent: without lifetime; the others belong to a DHCP client or to router
-        advertisements.
-    :ivar secondary: an IPv4 address that the kernel removes together with the first one of its
-        network.
-    :ivar automatic: made by the kernel (IPv6 link-local).
-    :ivar failed: IPv6 duplicate address detection failed, it cannot be used.
-    """
-
-    address: Address
-    broadcast: bytes | None = None
-    permanent: bool = True
-    secondary: bool = False
-    automatic: bool = False
-    failed: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class HaveLink:
-    """An interface.
-
-    :ivar up: it shall run.
-    :ivar running: it does: packets pass.
-    :ivar peer_index: the ifindex of a veth's other end.
-    :ivar vlan_offload: VLAN tags travel beside the frame, where no XDP program sees them; looked at
-        on the lab's own veths.
-    :ivar arp: and ``multicast``: switches without which neighbours are not found (ip link set arp,
-        multicast).
-    """
-
-    key: Key
-    ifindex: int
-    kind: str | None
-    alias: str
-    group: int
-    mtu: int
-    mac: str
-    up: bool
-    running: bool
-    peer_index: int
-    addresses: tuple[HaveAddress, ...] = ()
-    vlan_offload: bool = False
-    arp: bool = True
-    multicast: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class HaveRoute:
-    """A route of the main table; ``dev`` is None for one without a single next hop."""
-
-    netns: str | None
-    dst: Address
-    via: bytes | None
-    dev: str | None
-    metric: int
-    protocol: int
-
-    @property
-    def key(self) -> tuple[str | None, Address, int]:
-        """Return what the kernel tells routes apart by."""
-        return (self.netns, self.dst, self.metric)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recorded:
-    """A sysctl that the lab set.
-
-    :ivar inode: of the namespace at that time: a namespace made anew has nothing to put back.
-    :ivar previous: values before, by path, in the order in which to write them back: setting one
-        ``conf/all`` value changes others.
-    """
-
-    wanted: str
-    inode: int
-    previous: t.Mapping[str, str]
-
-
-@dataclasses.dataclass
-class Have:
-    """What the kernel has, as far as the lab is concerned.
-
-    :ivar namespaces: of this lab, with inodes; also the lo of each that is down in ``lo_down``.
-    :ivar foreign: other names in /run/netns, taken by namespaces or files that are not this lab's.
-    :ivar bare: those of them that are no namespaces, with what they are (``file``, ``directory``).
-    :ivar claimed: bare files in /run/netns that a killed run of this lab left.
-    :ivar links: interfaces of the host and of the lab's namespaces, without lo.
-    :ivar sysctls: current values; a missing key is a sysctl that does not exist.
-    :ivar record: what this lab has set so far.
-    :ivar other_claims: sysctls of the host that other labs need, with those labs' names.
-    """
-
-    host_inode: int = 0
-    namespaces: dict[str, int] = dataclasses.field(default_factory=dict)
-    lo_down: set[str] = dataclasses.field(default_factory=set)
-    foreign: set[str] = dataclasses.field(default_factory=set)
-    bare: dict[str, str] = dataclasses.field(default_factory=dict)
-    claimed: set[str] = dataclasses.field(default_factory=set)
-    links: dict[Key, HaveLink] = dataclasses.field(default_factory=dict)
-    routes: list[HaveRoute] = dataclasses.field(default_factory=list)
-    sysctls: dict[SysctlKey, str] = dataclasses.field(default_factory=dict)
-    record: dict[SysctlKey, Recorded] = dataclasses.field(default_factory=dict)
-    other_claims: dict[SysctlKey, str] = dataclasses.field(default_factory=dict)
-
-
-def of_link(key: SysctlKey, ends: t.Container[Key]) -> bool:
-    """Say whether the sysctl belongs to a link of the lab, as ``net/ipv4/conf/ns1-lan/rp_filter``
-    does.
-    """
-    parts = key[1].split("/")
-    return len(parts) == 5 and parts[2] in ("conf", "neigh") and (key[0], parts[3]) in ends
-
-
-def siblings(path: str) -> str | None:
-    """Return the name of the value that setting this path changes on all interfaces too, or None."""
-    found = _CONF_ALL.match(path)
-    return found.group(1) if found else None
-
-
-def record_path(lab: str) -> str:
-    """Return the file that holds the sysctls' previous values; in /run, because a reboot resets
-    both.
-    """
-    return f"{RECORD_DIR}/{lab}.json"
-
-
-def is_ours(mark: str, link: HaveLink) -> bool:
-    """Say whether the link carries the lab's mark, whole or from a creation that was cut short."""
-    return link.alias.split(" ")[0] == mark or is_half_made(mark, link)
-
-
-def is_half_made(mark: str, link: HaveLink) -> bool:
-    """Say whether the link is one whose creation was cut short."""
-    return not link.alias and link.group == group_of(mark)
 
 
 def split_sysctls(want: Topology) -> tuple[list[Sysctl], list[Sysctl]]:
@@ -907,13 +601,13 @@ def split_sysctls(want: Topology) -> tuple[list[Sysctl], list[Sysctl]]:
     of their own take up (devinet_copy_dflt_conf()).
     """
     ends = want.ends
-    late = [s for s in want.sysctls if of_link(s.key, ends)]
-    early = [s for s in want.sysctls if not of_link(s.key, ends)]
+    late = [s for s in want.sysctls if lab_model.of_link(s.key, ends)]
+    early = [s for s in want.sysctls if not lab_model.of_link(s.key, ends)]
     return sorted(early, key=_rank), late
 
 
 def _rank(sysctl: Sysctl) -> int:
     """Return the position of a sysctl among those that are set: what changes others comes first."""
-    if sysctl.path in FORWARDING:
+    if sysctl.path in sysctls.FORWARDING:
         return 0
-    return 1 if _CONF_ALL.match(sysctl.path) else 2 if "/conf/default/" in sysctl.path else 3
+    return 1 if sysctls.CONF_ALL.match(sysctl.path) else 2 if "/conf/default/" in sysctl.path else 3

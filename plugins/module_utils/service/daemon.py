@@ -22,10 +22,11 @@ import time
 import traceback
 import typing as t
 
+from ..attach import record as attach_record
 from ..core import lock, stop
 from ..core.errors import ConntrackError
+from ..flows import delete as flow_delete
 from ..flows import table as flow_table
-from ..generation import manifest
 from ..kernel import bpffs, link_events
 from . import options as service_options
 from . import sd_notify
@@ -240,12 +241,12 @@ class Service:
         """Follow what is written down, and the namespaces in it; return the seconds until the next
         look.
         """
-        stamp = manifest.interfaces_stamp(self._paths)
+        stamp = attach_record.interfaces_stamp(self._paths)
         if stamp != self._recorded:
             self._recorded, self._wanted = stamp, []
             self._refused.clear()
             try:
-                self._wanted = manifest.interfaces(self._paths)
+                self._wanted = attach_record.interfaces(self._paths)
             except (
                 ConntrackError,
                 OSError,
@@ -322,7 +323,7 @@ class Service:
     def _slice(self) -> int:
         """Return how many entries a slice of a sweep deleted."""
         with flow_table.writing(self._paths.pin_root, 0) as tables:
-            return flow_table.sweep(tables, _SLICE, lambda: bool(self._ending))
+            return flow_delete.sweep(tables, _SLICE, lambda: bool(self._ending))
 
 
 def _forked(work: t.Callable[[], int]) -> int:

@@ -16,12 +16,13 @@ import os
 import typing as t
 
 from ..attach import converge as attach
+from ..attach import record as attach_record
 from ..core import lock
 from ..core.errors import ConntrackError
 from ..core.plan import Plan, Step, Undo, irrevocable
-from ..generation import health, manifest
+from ..generation import health
 from ..kernel import bpffs
-from ..lab.topology import Key, show_key
+from ..lab.model import Key, show_key
 from . import restore
 
 
@@ -48,7 +49,7 @@ class Attachments:
         for paths in self._paths:
             written = (
                 bpffs.interface_key(item["netns"], item["name"])
-                for item in manifest.interfaces(paths)
+                for item in attach_record.interfaces(paths)
             )
             for key in dict.fromkeys((*health.names(paths.link_dir), *written)):
                 found.setdefault(bpffs.interface_of(key), []).append(paths)
@@ -103,7 +104,9 @@ class Attachments:
         )
 
     def _detach(self, paths: bpffs.Paths, key: Key) -> Undo:
-        kept = [item for item in manifest.interfaces(paths) if (item["netns"], item["name"]) == key]
+        kept = [
+            item for item in attach_record.interfaces(paths) if (item["netns"], item["name"]) == key
+        ]
         self._converge("absent", paths, [{"name": key[1], "netns": key[0]}])
         return (lambda: self._converge("present", paths, kept)) if kept else irrevocable
 

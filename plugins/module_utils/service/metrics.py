@@ -12,12 +12,13 @@ import dataclasses
 import time
 import typing as t
 
-from ..chain import spec as chain
+from ..chain import counters as chain_counters
 from ..core.errors import ConntrackError
 from ..flows import codec as flow
 from ..flows import filter as flow_filter
+from ..flows import read as flow_read
 from ..flows import table as flow_table
-from ..generation import health
+from ..generation import diagnosis
 from ..kernel import bpffs
 from . import status as ct_status
 from .http import server as http_server
@@ -207,7 +208,7 @@ def read_tables(pin_root: str) -> Tables:
     """
     with flow_table.FlowTables(pin_root) as source:
         before = source.counters()
-        reading = flow_table.read(source, flow_filter.parse_query({"limit": 0}))
+        reading = flow_read.read(source, flow_filter.parse_query({"limit": 0}))
         after, guests, meta = source.counters(), source.guest_counters(), source.meta
     tables = t.cast("dict[str, t.Any]", reading.summary)["tables"]
     entries = {name: table["entries"] for name, table in tables.items()}
@@ -315,7 +316,7 @@ def table_samples(
         if reason and about in reasons:
             yield reasons[about] or f"ct_{about}_total", (reason,), number
     packets: dict[Labels, int] = {}
-    for name, dummy in chain.OUTCOMES:
+    for name, dummy in chain_counters.OUTCOMES:
         labels = _STAGE_OF.get(name, _LAST_STAGE), name.partition("_")[0]
         packets[labels] = packets.get(labels, 0) + counters[name]
     for labels, number in packets.items():
@@ -335,7 +336,7 @@ def health_samples(found: t.Mapping[str, t.Any] | None) -> t.Iterator[Sample]:
     if found is None:
         return
     faults = collections.Counter(fault["fault"] for fault in found["faults"])
-    for name in health.FAULTS:
+    for name in diagnosis.FAULTS:
         yield "ct_faults", (name,), faults[name]
     yield "ct_generation", (), found["generation"]
     yield "ct_generation_info", (str(found["generation"]), found["digest"]), 1

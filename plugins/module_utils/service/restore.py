@@ -16,11 +16,16 @@ import dataclasses
 import os
 import typing as t
 
+from ..attach import apply as attach_apply
 from ..attach import converge as attach
+from ..attach import model as attach_model
+from ..attach import observe as attach_observe
+from ..attach import plan as attach_plan
+from ..attach import record as attach_record
 from ..core import lock, plan
 from ..core.errors import ConntrackError
 from ..generation import converge as generation
-from ..generation import health, manifest, reload
+from ..generation import diagnosis, health, manifest, reload
 from ..generation.model import KEEP_RANGE, Have, Policy
 from ..kernel import bpffs
 
@@ -49,7 +54,7 @@ def load(
     bpffs.check_text(paths)
     bpffs.check(paths.pin_root)
     have = generation.observe(paths)
-    broken = [fault for mend in _MENDED for fault in health.mended_by(have.faults, mend)]
+    broken = [fault for mend in _MENDED for fault in diagnosis.mended_by(have.faults, mend)]
     if have.generation is not None and not broken and not have.source:
         return [], have
     number = manifest.active(paths)
@@ -107,10 +112,10 @@ def attach_again(
             ) from None
         wants = [
             want
-            for want in attach.parse("present", attach.recorded(paths), "auto")
+            for want in attach_model.parse("present", attach_record.recorded(paths), "auto")
             if only is None or want.label in only
         ]
-        haves = attach.observe(paths, wants)
+        haves = attach_observe.observe(paths, wants)
         done.waiting = [want.label for want, have in zip(wants, haves) if have.missing]
         there = [(want, have) for want, have in zip(wants, haves) if not have.missing]
         for want, have in zip(wants, haves):
@@ -126,11 +131,11 @@ def attach_again(
                 )
                 if not check_mode:
                     os.unlink(have.pin)
-        hooks = attach.open_hooks(paths, [want for want, dummy in there], check_mode)
-        applier = stack.enter_context(attach.Applier(paths))
+        hooks = attach_observe.open_hooks(paths, [want for want, dummy in there], check_mode)
+        applier = stack.enter_context(attach_apply.Applier(paths))
         for want, have in there:
             try:
-                steps = attach.make_plan([want], [have], hooks, False, check_mode)
+                steps = attach_plan.make_plan([want], [have], hooks, False, check_mode)
                 if not check_mode:
                     plan.apply(steps, applier.do)
                 done.steps += steps
@@ -140,7 +145,7 @@ def attach_again(
         if any(step.kind == "xdp" for step in done.steps):
             found = [want for want, dummy in there]
             done.steps = done.steps + attach.converge_ports(
-                paths, found, attach.observe(paths, found), check_mode
+                paths, found, attach_observe.observe(paths, found), check_mode
             )
     return done
 
@@ -161,11 +166,11 @@ def unload(paths: bpffs.Paths, patience: float = lock.SECONDS) -> list[str]:
         names: t.Iterable[tuple[str | None, str]] = map(
             bpffs.interface_of, health.names(paths.link_dir)
         )
-        wants = attach.parse(
+        wants = attach_model.parse(
             "absent", [{"name": name, "netns": namespace} for namespace, name in names], "auto"
         )
-        steps = attach.make_plan(wants, attach.observe(paths, wants), {}, False, False)
-        with attach.Applier(paths) as applier:
+        steps = attach_plan.make_plan(wants, attach_observe.observe(paths, wants), {}, False, False)
+        with attach_apply.Applier(paths) as applier:
             plan.apply(steps, applier.do)
         generation.remove_symlinks(paths)
         generation.remove_tree(paths.gen)

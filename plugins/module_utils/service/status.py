@@ -9,28 +9,32 @@ import contextlib
 import os
 import typing as t
 
-from ..attach import converge as attach
+from ..attach import model as attach_model
+from ..attach import observe as attach_observe
+from ..attach import record as attach_record
 from ..chain import forwarding
-from ..chain import spec as chain
+from ..chain import programs as chain_programs
+from ..chain import settings as chain_settings
 from ..core.errors import ConntrackError
 from ..flows import filter as flow_filter
+from ..flows import read as flow_read
 from ..flows import table as flow_table
 from ..generation import converge as generation
-from ..generation import health, manifest
+from ..generation import health
 from ..generation import probe as proof
 from ..kernel import bpf, bpffs
 
 
-def attached(paths: bpffs.Paths) -> list[tuple[attach.Want, attach.Have]]:
+def attached(paths: bpffs.Paths) -> list[tuple[attach_model.Want, attach_model.Have]]:
     """Return the interfaces that links are pinned for, or that are written down to be attached,
     each with what is there.
     """
-    keys = {bpffs.interface_of(os.path.basename(pin)): None for pin in attach.held(paths)}
-    keys.update({(item["netns"], item["name"]): None for item in manifest.interfaces(paths)})
-    wants = attach.parse(
+    keys = {bpffs.interface_of(os.path.basename(pin)): None for pin in attach_observe.held(paths)}
+    keys.update({(item["netns"], item["name"]): None for item in attach_record.interfaces(paths)})
+    wants = attach_model.parse(
         "absent", [{"name": name, "netns": namespace} for namespace, name in keys], "auto"
     )
-    return list(zip(wants, attach.observe(paths, wants)))
+    return list(zip(wants, attach_observe.observe(paths, wants)))
 
 
 def interfaces(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
@@ -57,7 +61,7 @@ def faults(paths: bpffs.Paths, have: generation.Have) -> list[dict[str, str]]:
 def forwarded(paths: bpffs.Paths) -> dict[str, t.Any] | None:
     """Return what the chain forwards, and what that passes by; None where it forwards nothing."""
     forward = health.forwards(paths)
-    if forward == chain.FORWARDS[0]:
+    if forward == chain_settings.FORWARDS[0]:
         return None
     seen = health.look_forwarding(paths, health.look_links(paths))
     return {
@@ -87,7 +91,7 @@ def status(paths: bpffs.Paths) -> dict[str, t.Any]:
     ):  # which the faults tell of
         pressure = t.cast(
             "dict[str, t.Any]",
-            flow_table.read(tables, flow_filter.parse_query({"limit": 0})).summary,
+            flow_read.read(tables, flow_filter.parse_query({"limit": 0})).summary,
         )["pressure"]
     try:
         there = interfaces(paths)
@@ -116,12 +120,12 @@ def verify(paths: bpffs.Paths) -> t.Iterator[tuple[str, bool]]:
         yield f"generation {have.generation}: pins, slots, maps, settings and links are whole", True
     if have.generation is None:
         return
-    guests = any(slot in have.programs for slot in chain.GUEST_SLOTS.values())
-    for hook in chain.TRACKING_HOOKS:
+    guests = any(slot in have.programs for slot in chain_programs.GUEST_SLOTS.values())
+    for hook in chain_programs.TRACKING_HOOKS:
         for probe in proof.PROBES:
             try:
                 with (
-                    bpf.closing(bpf.obj_get(paths.prog(chain.SLOTS[hook]))) as entry,
+                    bpf.closing(bpf.obj_get(paths.prog(chain_programs.SLOTS[hook]))) as entry,
                     bpf.closing(bpf.obj_get(paths.map("stats"))) as stats,
                 ):
                     proof.prove(entry, stats, guests, probe)

@@ -15,7 +15,10 @@ import typing as t
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock, guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
@@ -38,7 +41,7 @@ class Misbehaviour(AssertionError):
 
 
 #: The control word without the times at which forwarding gave packets to the stack.
-_CLOCKLESS = chain.CTL_LOCK | ((1 << 40) - 1)
+_CLOCKLESS = chain_layout.CTL_LOCK | ((1 << 40) - 1)
 
 
 class ChainRig:
@@ -89,7 +92,7 @@ class ChainRig:
         try:
             generation.ensure(self.paths, self.want(asked))
             self.entries = {
-                side: bpf.obj_get(self.paths.prog(chain.SLOTS[hook]))
+                side: bpf.obj_get(self.paths.prog(chain_programs.SLOTS[hook]))
                 for side, hook in HOOKS.items()
             }
             self._stats = bpf.obj_get(self.paths.map("stats"))
@@ -154,16 +157,16 @@ class ChainRig:
         bpf.map_update(
             self._settings,
             _U32.pack(0),
-            chain.settings_value(clock.hz(), timeouts or {}, knobs or {}),
+            chain_settings.settings_value(clock.hz(), timeouts or {}, knobs or {}),
         )
 
     # ------------------------------------------------------------ the table
     def counters(self) -> tuple[int, ...]:
         """Return the chain's counters in the order of chain.COUNTERS."""
         for count, dummy, values in bpf.map_batches(
-            self._stats, 4, 8 * self._cpus, len(chain.COUNTERS)
+            self._stats, 4, 8 * self._cpus, len(chain_counters.COUNTERS)
         ):
-            if count == len(chain.COUNTERS):
+            if count == len(chain_counters.COUNTERS):
                 numbers = struct.unpack(f"={count * self._cpus}Q", values)
                 return tuple(
                     sum(numbers[at : at + self._cpus]) for at in range(0, len(numbers), self._cpus)
@@ -189,7 +192,7 @@ class ChainRig:
         found = []
         for opened in self.tables.tables:
             for dummy, dummy_keys, values in self.tables.batches(opened):
-                for fields in chain.ENTRY.iter_unpack(values):
+                for fields in chain_layout.ENTRY.iter_unpack(values):
                     expires, last_seen = fields[_EXPIRES : _EXPIRES + 2]
                     found.append(
                         (
@@ -205,17 +208,19 @@ class ChainRig:
         """Write what ``changed`` makes of an entry's fields, by their names in chain.ENTRY_FIELDS,
         into each entry; return how many there are.
         """
-        names, done = [name for name, dummy in chain.ENTRY_FIELDS], 0
+        names, done = [name for name, dummy in chain_layout.ENTRY_FIELDS], 0
         for opened in self.tables.tables:
             size = opened.table.key.size
             for count, keys, values in list(self.tables.batches(opened)):
                 for at, fields in zip(
-                    range(0, count * size, size), list(chain.ENTRY.iter_unpack(values))
+                    range(0, count * size, size), list(chain_layout.ENTRY.iter_unpack(values))
                 ):
                     entry = dict(zip(names, fields))
                     entry.update(changed(entry))
                     bpf.map_update(
-                        opened.fd, bytes(keys[at : at + size]), chain.ENTRY.pack(*entry.values())
+                        opened.fd,
+                        bytes(keys[at : at + size]),
+                        chain_layout.ENTRY.pack(*entry.values()),
                     )
                     done += 1
         return done
@@ -284,7 +289,7 @@ class ChainRig:
         was, self._counted = self._counted, self.counters()
         raised = {
             name: now - before
-            for name, before, now in zip(chain.COUNTERS, was, self._counted)
+            for name, before, now in zip(chain_counters.COUNTERS, was, self._counted)
             if now != before
         }
         outcomes = {name: number for name, number in raised.items() if name in OUTCOMES}
@@ -309,7 +314,7 @@ def built_by_clang(want: generation.Want, compiled: render.Settings) -> generati
     return dataclasses.replace(want, build=generation.OBJECT, object=built)
 
 
-OUTCOMES = frozenset(name for name, dummy in chain.OUTCOMES)
+OUTCOMES = frozenset(name for name, dummy in chain_counters.OUTCOMES)
 
 
 def viewed(record: flow.Record) -> view.Flow:

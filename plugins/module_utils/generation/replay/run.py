@@ -17,7 +17,8 @@ import dataclasses
 import os
 import typing as t
 
-from ...chain import spec as chain
+from ...chain import programs as chain_programs
+from ...chain import settings as chain_settings
 from ...core.errors import ConntrackError, bad_value
 from ...core.plan import Plan, Step
 from ...flows import codec as flow
@@ -28,7 +29,7 @@ from .capture import Packet
 from .dissect import dissect
 from .shadow import Result, Shadow
 
-HOOKS = ("both", *chain.TRACKING_HOOKS)
+HOOKS = ("both", *chain_programs.TRACKING_HOOKS)
 ON_DIFFERENCE = ("warn", "fail")
 #: How many frames of a capture are replayed, when nothing else is said, and at most.
 LIMIT = 10000
@@ -148,7 +149,7 @@ def frames_of(packets: t.Sequence[Packet], hook: str) -> list[Frame]:
         found.append(
             Frame(
                 number,
-                chain.TRACKING_HOOKS[side] if hook == "both" else hook,
+                chain_programs.TRACKING_HOOKS[side] if hook == "both" else hook,
                 packet.data,
                 packet.at_ns - packets[0].at_ns,
             )
@@ -346,7 +347,7 @@ class Proof:
             sources.text,
             sources.headers,
             settings,
-            chain.settings_of(here)[0],
+            chain_settings.settings_of(here)[0],
             len(self._frames),
             maps,
             built,
@@ -409,4 +410,8 @@ class Proof:
 
 
 def _timeouts(settings: bytes) -> dict[str, int]:
-    return chain.settings_of(settings)[1] if len(settings) == chain.SETTINGS_BYTES else {}
+    return (
+        chain_settings.settings_of(settings)[1]
+        if len(settings) == chain_settings.SETTINGS_BYTES
+        else {}
+    )

@@ -21,7 +21,8 @@ import typing as t
 from ...build import bcc as build_bcc
 from ...build import load as load_object
 from ...chain import guests
-from ...chain import spec as chain
+from ...chain import layout as chain_layout
+from ...chain import maps as chain_maps
 from ...chain.clock import Clock
 from ...core.errors import ConntrackError
 from ...flows import codec as flow
@@ -86,7 +87,7 @@ def private(text: str, entries: int) -> t.Callable[[Map], Map]:
     def alone(spec: Map) -> Map:
         kind = kinds.get(spec.name[: -len(load_object.MAP_SUFFIX)], "")
         if kind in _KINDS:
-            spec = spec._replace(kind=chain.MAP_TYPES[_KINDS[kind]])
+            spec = spec._replace(kind=chain_maps.MAP_TYPES[_KINDS[kind]])
         return spec._replace(max_entries=entries) if kind.endswith("hash") else spec
 
     return alone
@@ -261,7 +262,7 @@ class Shadow:
             if fd is None:
                 continue
             info = bpf.map_info(fd)
-            if (info.key_size, info.value_size) != (table.key.size, chain.ENTRY.size):
+            if (info.key_size, info.value_size) != (table.key.size, chain_layout.ENTRY.size):
                 raise ConntrackError(
                     f"the table {table.name} holds something else than this release's flows"
                 )

@@ -33,9 +33,11 @@ import urllib.parse
 from ...core import lock, stop
 from ...core.errors import ConntrackError, bad_value
 from ...flows import codec as flow
+from ...flows import collect as flow_collect
 from ...flows import filter as flow_filter
 from ...flows import output as flow_output
 from ...flows import progress
+from ...flows import read as flow_read
 from ...flows import table as flow_table
 from ...generation import converge as generation
 from ...kernel import bpffs
@@ -613,7 +615,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             run(self, url.query)
         except Refusal as exc:
             self._refuse(exc.status, exc.message, exc.headers, exc.body)
-        except flow_table.TooMany as exc:
+        except flow_collect.TooMany as exc:
             self._refuse(422, exc.message)
         except ConntrackError as exc:
             self._refuse(503, exc.message)
@@ -806,7 +808,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             )
             self._stream(
                 kind,
-                lambda put: flow_table.read(
+                lambda put: flow_read.read(
                     tables,
                     query,
                     writer,
@@ -833,7 +835,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._turn(),
             flow_table.FlowTables(self.server.paths.pin_root) as tables,
         ):
-            reading = flow_table.read(self._read_for_client(tables), query, most_groups=MOST_GROUPS)
+            reading = flow_read.read(self._read_for_client(tables), query, most_groups=MOST_GROUPS)
         found = t.cast("dict[str, t.Any]", reading.summary)
         if query.group_by:
             found = {**found, "groups": reading.groups, "group_count": reading.group_count}

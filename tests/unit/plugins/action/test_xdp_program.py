@@ -21,7 +21,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build.object import Target
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 
@@ -304,7 +304,7 @@ def put(directory: pathlib.Path, args: dict[str, t.Any], **changes: t.Any) -> st
         "settings": object_file.settings_of(settings, text),
         "compiler": {"name": "clang", "version": "14.0.6"},
         "target": TARGET._asdict(),
-        "layout": chain.LAYOUT_VERSION,
+        "layout": chain_layout.LAYOUT_VERSION,
         "sha256": hashlib.sha256(DATA).hexdigest(),
         "bytes": len(DATA),
         "kernel": [],
@@ -355,7 +355,7 @@ def test_an_empty_directory_says_so(tmp_path: pathlib.Path) -> None:
     [
         ({"sha256": "0" * 64}, "its sha256 is "),
         ({"sources": "0" * 32}, "it was made of other sources, "),
-        ({"layout": chain.LAYOUT_VERSION + 1}, "its maps have layout "),
+        ({"layout": chain_layout.LAYOUT_VERSION + 1}, "its maps have layout "),
         (
             {"target": {"machine": "s390x", "byteorder": "big"}},
             "it was made for s390x, big endian; the target is x86_64, little endian",
@@ -494,7 +494,7 @@ def test_an_object_goes_along_when_the_module_asks_for_one(
     assert result["changed"] and "object_wanted" not in result and files == {"object_file": DATA}
     assert (calls[1]["object_file"], object_file.parse(calls[1]["object_manifest"], "").layout) == (
         "/tmp/object_file",
-        chain.LAYOUT_VERSION,
+        chain_layout.LAYOUT_VERSION,
     )
     calls.clear()
     files.clear()

@@ -17,7 +17,10 @@ import typing as t
 sys.path.insert(0, sys.argv[1])
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
@@ -49,7 +52,9 @@ def flows() -> list[tuple[bytes, bytes]]:
             fakes.entry(sport=53000 + at, dport=53, proto=17, ctl=0, reply=(0, 0), left=600, **when)
             for at in range(3)
         ),
-        fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=chain.CTL_SEEN_REPLY, left=600, **when),
+        fakes.entry(
+            sport=77, dport=8 << 8, proto=1, ctl=chain_layout.CTL_SEEN_REPLY, left=600, **when
+        ),
         *(
             fakes.entry(sport=1000 + at, proto=17, ctl=0, left=-5, idle=35, **when)
             for at in range(2)
@@ -65,12 +70,12 @@ def create(paths: bpffs.Paths) -> None:
     bpffs.swap_symlink("gen/1", paths.active)
     bpffs.swap_symlink(paths.seed_links()[paths.seed_map], paths.seed_map)
     rows = flows()
-    for spec in chain.maps(1024, 512, 1024, 512):
+    for spec in chain_maps.maps(1024, 512, 1024, 512):
         if spec.kind not in ("hash", "lru_hash", "array", "percpu_array"):
             continue  # readers ask nothing of what holds programs or other maps
         with bpf.closing(
             bpf.map_create(
-                chain.MAP_TYPES[spec.kind],
+                chain_maps.MAP_TYPES[spec.kind],
                 spec.name,
                 spec.key_size,
                 spec.value_size,
@@ -82,10 +87,10 @@ def create(paths: bpffs.Paths) -> None:
                 for name, value in (
                     ("jiffies", JIFFIES),
                     ("ktime_ns", time.monotonic_ns()),
-                    ("layout", chain.LAYOUT_VERSION),
+                    ("layout", chain_layout.LAYOUT_VERSION),
                 ):
                     bpf.map_update(
-                        fd, struct.pack("=I", chain.META[name]), struct.pack("=Q", value)
+                        fd, struct.pack("=I", chain_maps.META[name]), struct.pack("=Q", value)
                     )
             elif spec.name == "stats":
                 per_cpu = [len(rows) + 4] + [0] * (
@@ -93,18 +98,18 @@ def create(paths: bpffs.Paths) -> None:
                 )  # four more than are there: evicted
                 bpf.map_update(
                     fd,
-                    struct.pack("=I", chain.COUNTERS.index("created")),
+                    struct.pack("=I", chain_counters.COUNTERS.index("created")),
                     struct.pack(f"={len(per_cpu)}Q", *per_cpu),
                 )
             elif spec.name == "settings":
                 bpf.map_update(
                     fd,
                     struct.pack("=I", 0),
-                    chain.settings_value(clock.hz(), {"udp": 45}, {"tcp_loose": False}),
+                    chain_settings.settings_value(clock.hz(), {"udp": 45}, {"tcp_loose": False}),
                 )
             elif spec.name in ("ctt", "ctt_new"):
                 for key, flow in rows:
-                    if (bool(chain.ENTRY.unpack(flow)[CTL] & chain.CTL_ASSURED)) == (
+                    if (bool(chain_layout.ENTRY.unpack(flow)[CTL] & chain_layout.CTL_ASSURED)) == (
                         spec.name == "ctt"
                     ):
                         bpf.map_update(fd, key, flow)

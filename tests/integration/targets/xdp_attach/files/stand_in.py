@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.spec import HOOKS, SLOTS
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import HOOKS, SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 
 PATHS = bpffs.Paths(sys.argv[2])

@@ -14,8 +14,10 @@ import tempfile
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.attach.converge import (
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import apply as attach_apply
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import plan as attach_plan
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach.model import (
     Attached,
     Change,
     Have,
@@ -24,7 +26,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach.converge imp
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev
 
 INGRESS = Program(10, "ingress", "aa", "ingress")
 EGRESS = Program(11, "egress", "bb", "egress")
@@ -58,7 +60,9 @@ def steps(
     takeover: bool = False,
     check_mode: bool = False,
 ) -> plan.Plan:
-    return attach.make_plan([want], [have], HOOKS if hooks is None else hooks, takeover, check_mode)
+    return attach_plan.make_plan(
+        [want], [have], HOOKS if hooks is None else hooks, takeover, check_mode
+    )
 
 
 def one(*args: t.Any, **kwargs: t.Any) -> tuple[plan.Step, Change]:
@@ -175,7 +179,7 @@ def test_a_foreign_program_is_refused_by_name() -> None:
 
 
 def test_a_foreign_link_is_refused_with_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "_holders", lambda link_id: [(123, "cilium-agent")])
+    monkeypatch.setattr(attach_plan, "_holders", lambda link_id: [(123, "cilium-agent")])
     with pytest.raises(
         ConntrackError, match=r"held by bpf_link 80 of process 123 \(cilium-agent\)"
     ):
@@ -183,7 +187,7 @@ def test_a_foreign_link_is_refused_with_its_holder(monkeypatch: pytest.MonkeyPat
 
 
 def test_our_program_in_a_foreign_link_is_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "_holders", lambda link_id: [])
+    monkeypatch.setattr(attach_plan, "_holders", lambda link_id: [])
     with pytest.raises(ConntrackError, match="held by bpf_link 80"):
         steps(WANT, running(INGRESS, by_link=True, link_ids=(80,)))
 
@@ -195,7 +199,7 @@ def test_a_dispatcher_is_called_what_it_is() -> None:
 
 @pytest.mark.parametrize("attached", [{}, {"by_link": True, "link_ids": (80,)}])
 def test_takeover(attached: dict[str, t.Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "_holders", lambda link_id: [])
+    monkeypatch.setattr(attach_plan, "_holders", lambda link_id: [])
     have = running(FOREIGN, **attached)
     step, change = one(WANT, have, takeover=True)
     assert (step.action, step.reason) == ("replace", "takeover of firewall, id 99")
@@ -207,7 +211,7 @@ def test_takeover(attached: dict[str, t.Any], monkeypatch: pytest.MonkeyPatch) -
 def test_a_link_that_can_not_be_told_is_not_taken(
     links: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attach, "_holders", lambda link_id: [])
+    monkeypatch.setattr(attach_plan, "_holders", lambda link_id: [])
     with pytest.raises(ConntrackError, match="can not be told"):
         steps(WANT, running(FOREIGN, by_link=True, link_ids=links), takeover=True)
 
@@ -219,7 +223,7 @@ LONG = dataclasses.replace(BARE, too_long=9000)
 def test_native_with_a_long_mtu_is_refused_with_the_limit() -> None:
     with pytest.raises(
         ConntrackError,
-        match=rf"interfaces\[0\]\.mode: lan: .* at most {attach.VETH_MAX_MTU}, .* 9000",
+        match=rf"interfaces\[0\]\.mode: lan: .* at most {attach_model.VETH_MAX_MTU}, .* 9000",
     ):
         steps(dataclasses.replace(WANT, mode="native"), LONG)
 
@@ -236,7 +240,7 @@ def test_generic_takes_any_mtu() -> None:
 
 
 def test_the_limit_for_small_pages() -> None:
-    assert 4096 - attach.VETH_PAGE_OVERHEAD == 3506
+    assert 4096 - attach_model.VETH_PAGE_OVERHEAD == 3506
 
 
 # ---------------------------------------------------------------- interfaces that are refused
@@ -247,7 +251,7 @@ STACKED = dataclasses.replace(BARE, counted="all its frames that come by eth0 ar
 
 
 @pytest.mark.parametrize("check_mode", [False, True])
-@pytest.mark.parametrize("mode", attach.MODES)
+@pytest.mark.parametrize("mode", attach_model.MODES)
 @pytest.mark.parametrize(
     ("have", "message"),
     [
@@ -319,23 +323,23 @@ class Driver:
         self.number = number
         self.tried: list[str] = []
         self.pinned: list[tuple[int, str]] = []
-        for name, fake in (
-            ("link_create", self.create),
-            ("obj_pin", lambda fd, path: self.pinned.append((fd, path))),
-            ("obj_get", lambda path: 40),
-        ):
-            monkeypatch.setattr(bpf, name, fake)
+        monkeypatch.setattr(netdev, "link_create", self.create)
+        monkeypatch.setattr(bpf, "obj_pin", lambda fd, path: self.pinned.append((fd, path)))
+        monkeypatch.setattr(bpf, "obj_get", lambda path: 40)
         monkeypatch.setattr(bpf, "close", lambda fd: None)
         monkeypatch.setattr(os, "makedirs", lambda *dummy, **dummies: None)
 
     def create(self, prog_fd: int, ifindex: int, flags: int) -> int:
-        self.tried += [mode for mode in attach.HOST_MODES if bpf.XDP_FLAGS[mode] == flags]
+        self.tried += [mode for mode in attach_model.HOST_MODES if netdev.XDP_FLAGS[mode] == flags]
         if self.tried[-1] == "native":
             raise bpf.BpfError(self.number, "bpf_link_create(ifindex 7)", "so it says")
         return 50
 
     def attach(self, mode: str) -> list[str]:
-        with tempfile.TemporaryDirectory() as root, attach.Applier(bpffs.Paths(root)) as applier:
+        with (
+            tempfile.TemporaryDirectory() as root,
+            attach_apply.Applier(bpffs.Paths(root)) as applier,
+        ):
             plan.apply(steps(dataclasses.replace(WANT, mode=mode), BARE), applier.do)
         return applier.warnings
 
@@ -430,7 +434,7 @@ def item(**fields: t.Any) -> dict[str, t.Any]:
 
 
 def test_parse() -> None:
-    wants = attach.parse(
+    wants = attach_model.parse(
         "present", [item(), item(netns="ns1", program="egress", mode="generic")], "native"
     )
     assert wants == [
@@ -438,7 +442,7 @@ def test_parse() -> None:
         Want("interfaces[1]", "lan", "ns1", "egress", "generic"),
     ]
     assert [want.label for want in wants] == ["lan", "lan@ns1"]
-    assert attach.parse("absent", [item()], "auto")[0].hook == ""
+    assert attach_model.parse("absent", [item()], "auto")[0].hook == ""
 
 
 @pytest.mark.parametrize(
@@ -472,14 +476,14 @@ def test_parse() -> None:
 )
 def test_bad_input(bad: dict[str, t.Any], message: str) -> None:
     with pytest.raises(ConntrackError, match=message):
-        attach.parse("present", [item(name="wan"), bad], "auto")
+        attach_model.parse("present", [item(name="wan"), bad], "auto")
 
 
 @pytest.mark.parametrize("name", ["sixteen-bytes-xx", "a" * 127])
 def test_an_alternative_name_may_be_longer(name: str) -> None:
-    attach.check("present", [item(name=name)], "auto")
+    attach_model.check("present", [item(name=name)], "auto")
     with pytest.raises(ConntrackError, match="1 to 127 bytes"):
-        attach.check("present", [item(name="a" * 128)], "auto")
+        attach_model.check("present", [item(name="a" * 128)], "auto")
 
 
 def test_two_names_of_one_interface_are_one_too_many() -> None:
@@ -491,4 +495,4 @@ def test_two_names_of_one_interface_are_one_too_many() -> None:
             r" interfaces\[0\]; name each"
         ),
     ):
-        attach.parse("present", [item(netns="r1"), again], "auto")
+        attach_model.parse("present", [item(netns="r1"), again], "auto")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import refusals
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, device
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import device, netdev
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,9 @@ def test_native_is_refused_where_it_is_known_to_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        bpf, "link_facts", lambda number: bpf.LinkFacts(number, "x0", kind, 1500, 0, None, {}, 0)
+        netdev,
+        "link_facts",
+        lambda number: netdev.LinkFacts(number, "x0", kind, 1500, 0, None, {}, 0),
     )
     monkeypatch.setattr(device, "driver", lambda name: device.Driver(driver, ""))
     monkeypatch.setattr(device, "native", lambda number: able)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import select
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach.select import Candidate
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
@@ -81,8 +81,10 @@ def test_what_was_chosen_keeps_the_rest_of_its_entry() -> None:
         ],
         look,
     ).found
-    (want,) = attach.parse("present", found, "auto")
-    assert want == attach.Want("interfaces[0]", "br0", None, "ingress", "generic", "pattern br*")
+    (want,) = attach_model.parse("present", found, "auto")
+    assert want == attach_model.Want(
+        "interfaces[0]", "br0", None, "ingress", "generic", "pattern br*"
+    )
 
 
 def test_nothing_fits() -> None:
@@ -131,7 +133,7 @@ def test_bad_entries_are_refused_before_anything_is_looked_at(
     item: dict[str, t.Any], message: str
 ) -> None:
     with pytest.raises(ConntrackError, match=message):
-        attach.parse("present", [{"program": "ingress", **item}], "auto")
+        attach_model.parse("present", [{"program": "ingress", **item}], "auto")
 
 
 # ---------------------------------------------------------------- what is left out

@@ -12,7 +12,7 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import features
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
 
 
 def refusing(number: int, words: str = "") -> t.Callable[[], None]:
@@ -78,7 +78,7 @@ def test_links_are_tried_where_nobody_sees_it(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(bpf, "prog_load", lambda *dummy: -1)
     monkeypatch.setattr(features.netns, "anonymous", anonymous)
-    monkeypatch.setattr(bpf, "link_create", create)
+    monkeypatch.setattr(netdev, "link_create", create)
     (probe,) = (probe for name, dummy, probe in features.FEATURES if "links" in name)
     probe()
     assert seen == ["in", 1, "out"]

@@ -26,7 +26,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build.object import
     Manifest,
     Target,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 
 HERE = Target("x86_64", "little")
@@ -54,7 +54,7 @@ def manifest(**changes: t.Any) -> Manifest:
         },
         compiler={"name": "clang", "version": "14.0.6"},
         target=HERE._asdict(),
-        layout=chain.LAYOUT_VERSION,
+        layout=chain_layout.LAYOUT_VERSION,
         sha256=hashlib.sha256(DATA).hexdigest(),
         bytes=len(DATA),
         kernel=[{"feature": "XDP programs", "since": "4.8"}],
@@ -119,7 +119,7 @@ def test_an_object_that_fits() -> None:
         (
             {"layout": 1},
             DATA,
-            f"x.o: its maps have layout 1, this release has layout {chain.LAYOUT_VERSION}. ",
+            f"x.o: its maps have layout 1, this release has layout {chain_layout.LAYOUT_VERSION}. ",
         ),
         (
             {"sources": "f" * 32},

@@ -15,7 +15,9 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import events as chain_events
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     model as generation_model,
@@ -40,10 +42,10 @@ def failure(sources: pathlib.Path) -> str:
 
 def test_every_program_and_every_map_is_in_the_one_text() -> None:
     text = render.render(str(SOURCES), render.Settings(table_size=4096))
-    for name in chain.SLOTS:
+    for name in chain_programs.SLOTS:
         assert re.search(rf"^(PROG|STAGE)\({name}\)$", text, re.MULTILINE), name
-    assert re.search(rf"^PROG\({chain.ADOPT}\)$", text, re.MULTILINE)
-    for spec in chain.maps(4096):
+    assert re.search(rf"^PROG\({chain_programs.ADOPT}\)$", text, re.MULTILINE)
+    for spec in chain_maps.maps(4096):
         if spec.value is None:
             continue  # no program reads it
         assert f'{spec.name}, {spec.entries}, "{render.MAP_DIR}/{spec.name}")' in text
@@ -64,7 +66,7 @@ def test_without_events_no_function_of_the_chain_does_anything_for_them() -> Non
     )
     assert bodies == ["take", "leave", "send"], "each is empty"
     assert generation_model.EVENTS_ON in on
-    assert f'EVENT_RING(events, {chain.EVENTS_BYTES}, "{render.MAP_DIR}/events");' in on
+    assert f'EVENT_RING(events, {chain_events.EVENTS_BYTES}, "{render.MAP_DIR}/events");' in on
     assert [generation_model.Want(text, {}, 16).maps[-1].name for text in (off, on)] == [
         "schema",
         "events",

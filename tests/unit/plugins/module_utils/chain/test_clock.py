@@ -9,7 +9,7 @@ import time
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
@@ -66,7 +66,10 @@ ROUNDS = [
 @pytest.mark.parametrize("rate", [100, 250, 1000])
 def test_what_is_over_is_told_as_by_a_clock_that_does_not_go_round(now: int, rate: int) -> None:
     for idle, whole in [*SPANS, *((late + whole, whole) for late, whole in ROUNDS)]:
-        if whole > chain.LONGEST_TIMEOUT * rate or idle >= (1 << 32) - chain.CLOCK_SLACK * rate:
+        if (
+            whole > chain_settings.LONGEST_TIMEOUT * rate
+            or idle >= (1 << 32) - chain_settings.CLOCK_SLACK * rate
+        ):
             continue
         seen = now - idle
         assert clock.over((seen + whole) & 0xFFFFFFFF, seen & 0xFFFFFFFF, now, rate) is (
@@ -85,7 +88,7 @@ def test_a_packet_later_than_this_instant_is_no_old_one(later: int) -> None:
 
 
 def test_more_than_any_timeout_can_not_be_left() -> None:
-    longest = chain.LONGEST_TIMEOUT * 250
+    longest = chain_settings.LONGEST_TIMEOUT * 250
     assert not clock.over(
         (fakes.NOW + longest) & 0xFFFFFFFF, fakes.NOW & 0xFFFFFFFF, fakes.NOW, 250
     )

@@ -14,7 +14,7 @@ from ansible_collections.ebpf.conntrack.plugins.action import xdp_object, xdp_pr
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import redirect
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import forwarding
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
@@ -23,9 +23,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import reload
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
-    bpf,
     device,
     ethtool,
+    netdev,
     netfilter,
 )
 
@@ -97,7 +97,7 @@ def test_a_second_word_that_is_none() -> None:
     )
 
 
-@pytest.mark.parametrize("forward", chain.FORWARDS)
+@pytest.mark.parametrize("forward", chain_settings.FORWARDS)
 def test_a_text_says_what_it_forwards(forward: str) -> None:
     assert forwarding.of_text(render.render(SOURCES, render.Settings(forward=forward))) == forward
     assert forwarding.of_text("int x;") == "off"
@@ -232,8 +232,8 @@ def test_refusals(
 
 
 # ---------------------------------------------------------------- ports
-def facts(kind: str, peer_xdp: dict[str, int] | None = None) -> bpf.LinkFacts:
-    return bpf.LinkFacts(7, "x0", kind, 1500, 8, None, peer_xdp or {}, 0, bytes(6))
+def facts(kind: str, peer_xdp: dict[str, int] | None = None) -> netdev.LinkFacts:
+    return netdev.LinkFacts(7, "x0", kind, 1500, 8, None, peer_xdp or {}, 0, bytes(6))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_veth_is_as_its_other_end(
     told: bool | None, peer: dict[str, int], takes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "takes_redirected", lambda ifindex: told)
-    monkeypatch.setattr(bpf, "link_facts", lambda interface, nsid=None: facts("veth", peer))
+    monkeypatch.setattr(netdev, "link_facts", lambda interface, nsid=None: facts("veth", peer))
     assert redirect.transmits(facts("veth"), "native") is takes
 
 

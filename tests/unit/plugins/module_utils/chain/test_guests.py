@@ -11,7 +11,8 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.model import Have, Want
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.plan import plan_present
@@ -235,7 +236,7 @@ def test_the_list_that_comes_with_the_collection_is_a_guest() -> None:
         str,
         [path.name for path in SOURCES.iterdir()],
     )
-    assert guests.programs_in(rendered(found)) == {"acl": chain.GUEST_SLOTS["acl"]}
+    assert guests.programs_in(rendered(found)) == {"acl": chain_programs.GUEST_SLOTS["acl"]}
 
 
 # ---------------------------------------------------------------- generations
@@ -251,6 +252,6 @@ def test_another_program_behind_a_pin_is_another_chain() -> None:
 def test_a_guest_whose_pin_is_lost_is_loaded_again() -> None:
     want = Want("text", {}, 1024, pinned=(guests.Pinned(21, "/x", 1, "aa"),))
     load, *dummy = plan_present(
-        Have(generation=1, digest=want.digest, layout=chain.LAYOUT_VERSION), want, b""
+        Have(generation=1, digest=want.digest, layout=chain_layout.LAYOUT_VERSION), want, b""
     )
     assert (load.action, load.reason) == ("load", "the pin of the guest in slot 21 is missing")

@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 
 
 def test_the_seeds_slots() -> None:
@@ -20,65 +25,75 @@ def test_the_seeds_slots() -> None:
         "prs_tcp": 13,
         "prs_udp": 14,
     }
-    assert seed.items() <= chain.SLOTS.items()
-    assert {"acl": 4, "nat": 5}.items() <= chain.GUEST_SLOTS.items()
+    assert seed.items() <= chain_programs.SLOTS.items()
+    assert {"acl": 4, "nat": 5}.items() <= chain_programs.GUEST_SLOTS.items()
 
 
 def test_every_slot_is_one_programs() -> None:
-    slots = [*chain.SLOTS.values(), *chain.GUEST_SLOTS.values()]
-    assert len(slots) == len(set(slots)) and max(slots) < chain.JT_ENTRIES == 30
-    assert set(chain.HOOKS) <= set(chain.SLOTS)
-    assert all(len(name) <= 15 for name in chain.SLOTS), "the kernel cuts longer names of programs"
+    slots = [*chain_programs.SLOTS.values(), *chain_programs.GUEST_SLOTS.values()]
+    assert len(slots) == len(set(slots)) and max(slots) < chain_programs.JT_ENTRIES == 30
+    assert set(chain_programs.HOOKS) <= set(chain_programs.SLOTS)
+    assert all(len(name) <= 15 for name in chain_programs.SLOTS), (
+        "the kernel cuts longer names of programs"
+    )
 
 
 def test_the_seeds_maps() -> None:
-    specs = {spec.name: spec for spec in chain.maps(4096)}
-    assert (specs["meta"].kind, specs["meta"].value_size, chain.META["ktime"]) == ("array", 8, 0)
+    specs = {spec.name: spec for spec in chain_maps.maps(4096)}
+    assert (specs["meta"].kind, specs["meta"].value_size, chain_maps.META["ktime"]) == (
+        "array",
+        8,
+        0,
+    )
     assert (specs["jt"].kind, specs["jt"].entries) == ("prog_array", 30)
     assert (specs["ctt"].kind, specs["ctt"].entries, specs["ctt"].inherited) == (
         "lru_hash",
         4096,
         True,
     )
-    assert len(specs) == len(chain.maps(4096)) and {spec.kind for spec in specs.values()} <= set(
-        chain.MAP_TYPES
-    )
+    assert len(specs) == len(chain_maps.maps(4096)) and {
+        spec.kind for spec in specs.values()
+    } <= set(chain_maps.MAP_TYPES)
 
 
 def test_what_packets_taught_goes_on_to_the_next_generation() -> None:
-    inherited = {spec.name for spec in chain.maps() if spec.inherited}
+    inherited = {spec.name for spec in chain_maps.maps() if spec.inherited}
     assert inherited >= {"ctt", "stats", "deletions"} and not inherited & {"meta", "jt", "settings"}
 
 
 def test_positions_are_used_once() -> None:
-    assert sorted(chain.META.values()) == list(
-        range(next(spec.entries for spec in chain.maps() if spec.name == "meta") or 0)
+    assert sorted(chain_maps.META.values()) == list(
+        range(next(spec.entries for spec in chain_maps.maps() if spec.name == "meta") or 0)
     )
     assert (
-        len(set(chain.COUNTERS))
-        == len(chain.COUNTERS)
-        == next(spec.entries for spec in chain.maps() if spec.name == "stats")
+        len(set(chain_counters.COUNTERS))
+        == len(chain_counters.COUNTERS)
+        == next(spec.entries for spec in chain_maps.maps() if spec.name == "stats")
     )
-    assert set(chain.DELETIONS) <= set(chain.COUNTERS)
+    assert set(chain_counters.DELETIONS) <= set(chain_counters.COUNTERS)
 
 
 def test_a_tcp_timeout_stands_at_its_states_number() -> None:
-    positions = {name: number for number, name in enumerate(chain.TIMEOUTS)}
-    for number, state in enumerate(chain.TCP_STATES):
+    positions = {name: number for number, name in enumerate(chain_settings.TIMEOUTS)}
+    for number, state in enumerate(chain_states.TCP_STATES):
         if state != "NONE":
             assert positions[f"tcp_{state.lower()}"] == number
 
 
 def test_settings_are_the_defaults_but_for_what_is_given() -> None:
-    raw = chain.settings_value(250, {"udp": 7}, {"tcp_loose": 0})
-    assert len(raw) == chain.SETTINGS_BYTES and len(raw) % 8 == 0
-    hz, timeouts, knobs = chain.settings_of(raw)
+    raw = chain_settings.settings_value(250, {"udp": 7}, {"tcp_loose": 0})
+    assert len(raw) == chain_settings.SETTINGS_BYTES and len(raw) % 8 == 0
+    hz, timeouts, knobs = chain_settings.settings_of(raw)
     assert (hz, timeouts, knobs) == (
         250,
-        {**chain.TIMEOUTS, "udp": 7},
-        {**chain.KNOBS, "tcp_loose": 0},
+        {**chain_settings.TIMEOUTS, "udp": 7},
+        {**chain_settings.KNOBS, "tcp_loose": 0},
     )
 
 
 def test_layout_sizes() -> None:
-    assert (chain.KEY4.size, chain.HALF.size, chain.ENTRY.size) == (16, 32, 112)
+    assert (chain_layout.KEY4.size, chain_layout.HALF.size, chain_layout.ENTRY.size) == (
+        16,
+        32,
+        112,
+    )

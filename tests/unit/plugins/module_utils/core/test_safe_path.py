@@ -19,6 +19,7 @@ import types
 import typing as t
 
 import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
@@ -28,10 +29,10 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import watch as 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     apply as generation_apply,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import state_dir
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import record as lab_record
-from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
     options as service_options,
@@ -83,7 +84,7 @@ def refusal(call: c.Callable[[], object]) -> str:
     [
         ("pin_root", bpffs.check),
         ("pin_root", lambda path: service_options.check(Options(bpffs.Paths(path)))),
-        ("state_dir", lambda path: manifest.check(bpffs.Paths(bpffs.STANDARD, path))),
+        ("state_dir", lambda path: state_dir.check(bpffs.Paths(bpffs.STANDARD, path))),
         (
             "state_dir",
             lambda path: service_options.check(Options(bpffs.Paths(bpffs.STANDARD, path))),
@@ -146,7 +147,7 @@ def test_a_pin_root_is_no_longer_than_the_name_of_its_state_can_be() -> None:
         f"pin_root: {long!r} is not valid: it is too long: 223 bytes"
     )
     assert (
-        len(os.path.basename(manifest.directory(bpffs.Paths("/sys/fs/bpf" + "/a" * 50))))
+        len(os.path.basename(state_dir.directory(bpffs.Paths("/sys/fs/bpf" + "/a" * 50))))
         <= safe_path.NAME_BYTES
     )
 
@@ -381,15 +382,17 @@ def test_objects_are_not_made_where_others_may_write(tmp_path: pathlib.Path) -> 
 def test_what_is_made_has_its_permissions_whatever_the_umask_is(
     tmp_path: pathlib.Path, umask: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topology, "RECORD_DIR", str(tmp_path))
+    monkeypatch.setattr(lab_model, "RECORD_DIR", str(tmp_path))
     paths = bpffs.Paths("/sys/fs/bpf", str(tmp_path / "lib/state"))
     with masked(umask):
         safe_path.make_dirs(str(tmp_path / "wide/er"), 0o755)
         safe_path.create(str(tmp_path / "file"), 0o644).close()
-        manifest.write_interfaces(
+        attach_record.write_interfaces(
             paths, [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]
         )
-        lab_record.write_record("lab", {("", "net/ipv4/ip_forward"): topology.Recorded("1", 1, {})})
+        lab_record.write_record(
+            "lab", {("", "net/ipv4/ip_forward"): lab_model.Recorded("1", 1, {})}
+        )
         saved = ct_watch.saving(str(tmp_path / "events"))
         with saved:
             pass
@@ -398,7 +401,7 @@ def test_what_is_made_has_its_permissions_whatever_the_umask_is(
         return [f"{(tmp_path / name).stat().st_mode & 0o777:o}" for name in names]
 
     assert modes("wide", "wide/er", "file") == ["755", "755", "644"]
-    where = pathlib.Path(manifest.directory(paths)).relative_to(tmp_path)
+    where = pathlib.Path(state_dir.directory(paths)).relative_to(tmp_path)
     assert modes("lib", "lib/state", str(where), f"{where}/interfaces.json") == [
         "700",
         "700",

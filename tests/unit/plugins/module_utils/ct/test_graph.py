@@ -11,7 +11,7 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import graph as ct_graph
-from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.topology import HaveLink
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.model import HaveLink
 from ansible_collections.ebpf.conntrack.tests.unit.graph_fakes import (
     everyone,
     group,

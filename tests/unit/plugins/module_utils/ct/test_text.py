@@ -9,7 +9,9 @@ import pathlib
 import re
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import text as ct_text
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 
@@ -39,12 +41,12 @@ def test_a_stage_counts_what_stands_at_it(stage: str) -> None:
 
 def test_every_outcome_stands_at_one_stage() -> None:
     names = [name for names in ct_text.STAGES.values() for name in names]
-    assert sorted(names) == sorted(name for name, dummy in chain.OUTCOMES)
+    assert sorted(names) == sorted(name for name, dummy in chain_counters.OUTCOMES)
 
 
 def test_every_state_has_a_reason() -> None:
-    assert set(ct_text.STATES_WHY["tcp"]) == set(chain.TCP_STATES)
-    assert set(ct_text.STATES_WHY["sctp"]) == {*chain.SCTP_STATES[1:], *flow.PLAIN_STATES}
+    assert set(ct_text.STATES_WHY["tcp"]) == set(chain_states.TCP_STATES)
+    assert set(ct_text.STATES_WHY["sctp"]) == {*chain_states.SCTP_STATES[1:], *flow.PLAIN_STATES}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_the_timeout_that_holds(proto: str, state: str, timeout: int, idle: int,
         "timeout": timeout,
         "idle": idle,
     }
-    said = ct_text.why(record, chain.TIMEOUTS)[-1]
+    said = ct_text.why(record, chain_settings.TIMEOUTS)[-1]
     assert (f"the timeout {name} is" in said) == bool(name) and ("the timeout" in said) == bool(
         name
     ), said

@@ -9,7 +9,8 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight, put_back
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, device
@@ -19,19 +20,31 @@ MIB = 1 << 20
 
 def there(name: str, entries: int) -> bpf.MapInfo:
     return bpf.MapInfo(
-        1, chain.MAP_TYPES["lru_hash"], name, chain.KEY4.size, chain.ENTRY.size, entries, 0
+        1,
+        chain_maps.MAP_TYPES["lru_hash"],
+        name,
+        chain_layout.KEY4.size,
+        chain_layout.ENTRY.size,
+        entries,
+        0,
     )
 
 
 def test_an_entry_takes_what_the_documentation_says() -> None:
-    assert preflight.table_bytes("lru_hash", chain.KEY4.size, chain.ENTRY.size, 1, 2) == 192
-    assert preflight.table_bytes("lru_hash", chain.KEY6.size, chain.ENTRY.size, 1, 2) == 216
+    assert (
+        preflight.table_bytes("lru_hash", chain_layout.KEY4.size, chain_layout.ENTRY.size, 1, 2)
+        == 192
+    )
+    assert (
+        preflight.table_bytes("lru_hash", chain_layout.KEY6.size, chain_layout.ENTRY.size, 1, 2)
+        == 216
+    )
     assert preflight.table_bytes("percpu_array", 4, 12, 3, 4) == 3 * 16 * 4
     assert preflight.table_bytes("ringbuf", 0, 0, 4 * MIB, 2) == 4 * MIB
 
 
 def test_tables_that_are_handed_on_need_no_memory() -> None:
-    wanted = chain.maps(1 << 20, 16, 16, 16)
+    wanted = chain_maps.maps(1 << 20, 16, 16, 16)
     everything = preflight.needed_bytes(wanted, {}, 2)
     assert (
         everything - preflight.needed_bytes(wanted, {"ctt": there("ctt", 1 << 20)}, 2) == 192 << 20

@@ -9,7 +9,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import soak
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import diagnosis
 
 
 def reading(at: float, **counts: int) -> dict[str, t.Any]:
@@ -100,8 +100,8 @@ def test_what_is_evicted_at_the_rate_before_does_not_count() -> None:
 
 def test_faults_that_were_there_before_are_no_trouble() -> None:
     faults = [
-        health.Fault("path_foreign", "/a", "/a is a directory"),
-        health.Fault("slot_empty", "jt[3]", "slot 3 (ct) is empty"),
+        diagnosis.Fault("path_foreign", "/a", "/a is a directory"),
+        diagnosis.Fault("slot_empty", "jt[3]", "slot 3 (ct) is empty"),
     ]
     (trouble,) = soak.judge_faults(
         faults, [{"fault": "path_foreign", "object": "/a", "detail": "as it was"}]

@@ -10,7 +10,9 @@ import random
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.clock import Clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
@@ -41,10 +43,10 @@ def one(table: flow.Table = TABLE4, **what: t.Any) -> dict[str, t.Any]:
 
 
 def test_layout_is_that_of_the_chain() -> None:
-    assert TABLE4.key.size == chain.KEY4.size
-    assert flow.VIEW.size == chain.ENTRY.size
-    fields = chain.ENTRY.unpack(bytes(range(chain.ENTRY.size)))
-    assert flow.VIEW.unpack(bytes(range(chain.ENTRY.size))) == (
+    assert TABLE4.key.size == chain_layout.KEY4.size
+    assert flow.VIEW.size == chain_layout.ENTRY.size
+    fields = chain_layout.ENTRY.unpack(bytes(range(chain_layout.ENTRY.size)))
+    assert flow.VIEW.unpack(bytes(range(chain_layout.ENTRY.size))) == (
         *fields[0:2],
         *fields[6:8],
         *fields[12:16],
@@ -89,7 +91,7 @@ def test_the_initiator_comes_first_on_whichever_hook_and_side_it_is() -> None:
         dst="172.20.56.105",
         sport=5000,
         dport=80,
-        ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_EGRESS,
+        ctl=fakes.REAL | fakes.ESTABLISHED | chain_layout.CTL_EGRESS,
     )
     assert record["dir"] == "egress"
     assert (record["orig"]["src"], record["orig"]["sport"]) == ("172.30.56.105", 5000)
@@ -105,7 +107,7 @@ def test_ports_that_read_alike_in_a_row_are_different_flows() -> None:
     ] == [(1, 23), (12, 3)]
 
 
-@pytest.mark.parametrize(("number", "name"), list(enumerate(chain.TCP_STATES)))
+@pytest.mark.parametrize(("number", "name"), list(enumerate(chain_states.TCP_STATES)))
 def test_tcp_states_have_the_kernels_names_at_the_kernels_numbers(number: int, name: str) -> None:
     assert one(ctl=number)["state"] == name
 
@@ -124,11 +126,12 @@ def test_tcp_states_are_numbered_as_in_the_kernel() -> None:
         "CLOSE",
         "SYN_SENT2",
     ]
-    assert list(chain.TCP_STATES) == names
+    assert list(chain_states.TCP_STATES) == names
 
 
 @pytest.mark.parametrize(
-    ("ctl", "state"), [(0, "NEW"), (chain.CTL_SEEN_REPLY, "REPLIED"), (fakes.REAL, "ESTABLISHED")]
+    ("ctl", "state"),
+    [(0, "NEW"), (chain_layout.CTL_SEEN_REPLY, "REPLIED"), (fakes.REAL, "ESTABLISHED")],
 )
 @pytest.mark.parametrize("proto", [17, 47, 136, 253])
 def test_other_protocols_have_plain_states(proto: int, ctl: int, state: str) -> None:
@@ -191,7 +194,7 @@ def test_icmpv6_and_ipv6_addresses() -> None:
         sport=9,
         dport=128 << 8,
         proto=58,
-        ctl=chain.CTL_SEEN_REPLY,
+        ctl=chain_layout.CTL_SEEN_REPLY,
     )
     assert (record["family"], record["proto"], record["orig"]["src"]) == (
         "ipv6",
@@ -235,11 +238,11 @@ def test_a_packet_after_the_instant_of_reading_is_no_negative_idle_time() -> Non
 
 
 def test_entries_read_while_they_are_locked_are_fine() -> None:
-    assert one(ctl=chain.CTL_LOCK | fakes.REAL | fakes.ESTABLISHED) == one()
+    assert one(ctl=chain_layout.CTL_LOCK | fakes.REAL | fakes.ESTABLISHED) == one()
 
 
 def test_an_entry_that_is_just_being_made_is_not_a_flow_yet() -> None:
-    assert decode(fakes.entry(ctl=chain.CTL_LOCK, orig=(0, 0), reply=(0, 0))) == []
+    assert decode(fakes.entry(ctl=chain_layout.CTL_LOCK, orig=(0, 0), reply=(0, 0))) == []
 
 
 def test_related_errors_do_not_touch_time_or_state() -> None:
@@ -249,7 +252,7 @@ def test_related_errors_do_not_touch_time_or_state() -> None:
 
 
 def test_udp_streams_last_as_long_as_in_the_kernel() -> None:
-    assert (chain.TIMEOUTS["udp"], chain.TIMEOUTS["udp_stream"]) == (30, 120)
+    assert (chain_settings.TIMEOUTS["udp"], chain_settings.TIMEOUTS["udp_stream"]) == (30, 120)
 
 
 def test_large_counters() -> None:
@@ -272,7 +275,7 @@ def test_every_value_of_a_record_is_a_column() -> None:
         )
 
     shown = (
-        leaves(one(vlans=(5,), ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_AGGREGATED))
+        leaves(one(vlans=(5,), ctl=fakes.REAL | fakes.ESTABLISHED | chain_layout.CTL_AGGREGATED))
         | leaves(one(proto=1, dport=8 << 8))
         | leaves(one(proto=47))
     )
@@ -365,10 +368,10 @@ def test_counting_finds_the_flows_that_decoding_finds(
 
 
 def test_counting_leaves_locked_entries_to_decoding() -> None:
-    key, value = fakes.entry(ctl=chain.CTL_LOCK | fakes.REAL)
+    key, value = fakes.entry(ctl=chain_layout.CTL_LOCK | fakes.REAL)
     decoder = flow.Decoder(TABLE4, fakes.CLOCK)
     assert decoder.count(key, value) is None
-    assert decoder.count(*fakes.entry(ctl=chain.CTL_LOCK, left=0)) == {}
+    assert decoder.count(*fakes.entry(ctl=chain_layout.CTL_LOCK, left=0)) == {}
 
 
 def test_windows() -> None:
@@ -432,9 +435,11 @@ def test_the_clock_of_a_batch_goes_round() -> None:
 
 def test_a_flow_of_merged_packets_says_so() -> None:
     """And others say nothing."""
-    assert one(ctl=fakes.REAL | fakes.ESTABLISHED | chain.CTL_AGGREGATED)["aggregated"] is True
+    assert (
+        one(ctl=fakes.REAL | fakes.ESTABLISHED | chain_layout.CTL_AGGREGATED)["aggregated"] is True
+    )
     assert "aggregated" not in one()
-    ((shape, values, dummy),) = decode(fakes.entry(ctl=fakes.REAL | chain.CTL_AGGREGATED))
+    ((shape, values, dummy),) = decode(fakes.entry(ctl=fakes.REAL | chain_layout.CTL_AGGREGATED))
     assert flow.select(["proto", "aggregated"], shape, values) == {
         "proto": "tcp",
         "aggregated": True,

@@ -11,21 +11,27 @@ import struct
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import events as chain_events
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import watch as ct_watch
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import events
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import saved as saved_flows
-from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.saved import SavedFlows
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
-SYN_SENT = chain.TCP_STATES.index("SYN_SENT")
+SYN_SENT = chain_states.TCP_STATES.index("SYN_SENT")
 UNSEEN: dict[str, t.Any] = {"orig": (1, 60), "reply": (0, 0), "age": 0, "idle": 0}
 #: CLOCK_REALTIME is this far ahead of CLOCK_MONOTONIC: the fakes' clock shows 2001-09-09.
 OFFSET = 999_999_000 * 10**9
-EXPIRED, TRACKED = chain.COUNTERS.index("deleted_expired"), chain.COUNTERS.index("tracked")
+EXPIRED, TRACKED = (
+    chain_counters.COUNTERS.index("deleted_expired"),
+    chain_counters.COUNTERS.index("tracked"),
+)
 
 
 def raw(
@@ -34,11 +40,11 @@ def raw(
     """An event as the chain writes it, so many seconds after fakes.NOW."""
     jiffies = fakes.NOW + round(seconds * fakes.HZ)
     key, value = fakes.entry(**{"now": jiffies, **flow})
-    return chain.EVENT.pack(
+    return chain_layout.EVENT.pack(
         seq,
         jiffies,
         fakes.META["ktime_ns"] + round(seconds * 10**9),
-        chain.EVENT_KINDS.index(kind),
+        chain_events.EVENT_KINDS.index(kind),
         reason,
         v6,
         key,
@@ -137,9 +143,9 @@ def test_a_record_is_the_flows_with_what_became_of_it_in_front() -> None:
 
 
 def test_every_reason_of_an_end_is_one_that_the_chain_counts() -> None:
-    assert set(chain.EVENT_REASONS) <= set(chain.COUNTERS)
-    for name, reason in chain.EVENT_REASONS.items():
-        (one,) = matched(parsed(raw("destroy", 1, reason=chain.COUNTERS.index(name))))
+    assert set(chain_events.EVENT_REASONS) <= set(chain_counters.COUNTERS)
+    for name, reason in chain_events.EVENT_REASONS.items():
+        (one,) = matched(parsed(raw("destroy", 1, reason=chain_counters.COUNTERS.index(name))))
         assert one["reason"] == reason
     with pytest.raises(struct.error):
         events.parse(b"short", 250, 0)
@@ -225,7 +231,7 @@ def test_what_was_there_at_the_end(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "events"
     written(path)
     connection, dns = (
-        flow_table.read(SavedFlows.load(str(path)), flow_filter.parse_query({})).flows[:1] * 2
+        flow_read.read(SavedFlows.load(str(path)), flow_filter.parse_query({})).flows[:1] * 2
     )
     assert (
         connection["proto"],
@@ -236,7 +242,7 @@ def test_what_was_there_at_the_end(tmp_path: pathlib.Path) -> None:
     ) == ("tcp", "ESTABLISHED", 431970, 31, 30)
     assert dns is connection, "one ended, and of the other the time went by"
     written(path, parsed(*LIFE[:4]))
-    found = flow_table.read(SavedFlows.load(str(path)), flow_filter.parse_query({})).flows
+    found = flow_read.read(SavedFlows.load(str(path)), flow_filter.parse_query({})).flows
     assert sorted((one["family"], one["proto"]) for one in found) == [
         ("ipv4", "tcp"),
         ("ipv4", "udp"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
@@ -25,7 +25,7 @@ ROWS: dict[str, tuple[bytes, bytes]] = {
         sport=5353,
         dport=53,
         proto=17,
-        ctl=chain.CTL_EGRESS | chain.CTL_SEEN_REPLY,
+        ctl=chain_layout.CTL_EGRESS | chain_layout.CTL_SEEN_REPLY,
         idle=20.5,
     ),
     "ping": fakes.entry(sport=8080, dport=8 << 8, proto=1, ctl=0),

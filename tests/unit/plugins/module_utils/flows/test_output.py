@@ -13,7 +13,9 @@ import re
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import output as flow_output
@@ -34,11 +36,11 @@ def from_conntrack(line: str) -> tuple[flow.Table, tuple[bytes, bytes]]:
     pairs = [word.split("=") for word in words if "=" in word]
     half = next(at for at, pair in enumerate(pairs) if pair[0] == "bytes") + 1
     orig, reply = dict(pairs[:half]), dict(pairs[half:])
-    ctl = (0 if "[UNREPLIED]" in line else chain.CTL_SEEN_REPLY) | (
-        chain.CTL_ASSURED if "[ASSURED]" in line else 0
+    ctl = (0 if "[UNREPLIED]" in line else chain_layout.CTL_SEEN_REPLY) | (
+        chain_layout.CTL_ASSURED if "[ASSURED]" in line else 0
     )
     if words[3] == "6":
-        ctl |= chain.TCP_STATES.index(words[5])
+        ctl |= chain_states.TCP_STATES.index(words[5])
     icmp = "type" in orig
     return fakes.TABLES[words[0] == "ipv6"], fakes.entry(
         src=orig["src"],
@@ -77,7 +79,7 @@ ROWS = (
         vlans=(10, 20),
         related=(2, 112),
     ),
-    fakes.entry(sport=99, dport=8 << 8, proto=1, ctl=chain.CTL_SEEN_REPLY),
+    fakes.entry(sport=99, dport=8 << 8, proto=1, ctl=chain_layout.CTL_SEEN_REPLY),
     fakes.entry(sport=0, dport=0, proto=253, ctl=0, orig=(2**64 - 1, 2**63)),
 )
 
@@ -113,7 +115,7 @@ def test_stats_have_the_form_of_the_real_tool() -> None:
     """A line printed by conntrack 1.4.7, with the numbers of a chain that saw a little of
     everything.
     """
-    nothing = dict.fromkeys(chain.COUNTERS, 0)
+    nothing = dict.fromkeys(chain_counters.COUNTERS, 0)
     busy = {
         **nothing,
         "tracked": 100,

@@ -15,7 +15,7 @@ import time
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import progress
-from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 
@@ -41,7 +41,7 @@ def work(add: progress.Add | None) -> None:
     source = fakes.FakeTables(
         {"ctt": [fakes.entry(sport=sport) for sport in range(1, 1501)]}, batch=500
     )
-    assert flow_table.read(progress.Watched(source, add), flow_filter.parse_query({})).count == 1500
+    assert flow_read.read(progress.Watched(source, add), flow_filter.parse_query({})).count == 1500
 
 
 def test_on_a_terminal_it_counts_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.printable import printable
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import text as ct_text
@@ -23,9 +24,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import merge 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import run as fleet_run
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import output as flow_output
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import record as flow_record
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import saved as saved_flows
-from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.saved import SavedFlows
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
@@ -37,7 +38,7 @@ ROWS4 = (
     fakes.entry(sport=0, dport=0, proto=253, orig=(2**64 - 1, 2**64 - 1), ctl=0),
     fakes.entry(sport=9, dport=10, proto=132, ctl=0),
     fakes.entry(sport=7, dport=7, ctl=15),
-    fakes.entry(sport=8, dport=8, ctl=fakes.REAL | chain.CTL_AGGREGATED),
+    fakes.entry(sport=8, dport=8, ctl=fakes.REAL | chain_layout.CTL_AGGREGATED),
 )
 ROWS6 = (
     fakes.entry(src="2001:db8::2", dst="2001:db8::1", sport=77, dport=128 << 8, proto=58, ctl=0),
@@ -48,7 +49,7 @@ def written(window: bool = False) -> list[dict[str, t.Any]]:
     """Return the records that the tables above are written as."""
     pieces: list[bytes] = []
     source = fakes.FakeTables({"ctt": ROWS4, "ctt6": ROWS6}, batch=1024)
-    flow_table.read(
+    flow_read.read(
         source,
         flow_filter.parse_query({}),
         flow_output.writer("jsonl", (), window=window),
@@ -248,7 +249,7 @@ def test_events_are_checked_as_flows_are(tmp_path: pathlib.Path) -> None:
 
 def test_events_that_are_ages_apart_make_no_flow_that_can_not_be(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "events"
-    most, longest = flow_record.MOST_SECONDS, chain.LONGEST_TIMEOUT
+    most, longest = flow_record.MOST_SECONDS, chain_settings.LONGEST_TIMEOUT
     first = {
         **EVENT,
         **TCP,
@@ -259,7 +260,7 @@ def test_events_that_are_ages_apart_make_no_flow_that_can_not_be(tmp_path: pathl
     }
     later = {**EVENT, **UDP, "seq": 2, "time": "2026-01-20T00:00:00.000000+00:00"}
     path.write_text("".join(json.dumps(one) + "\n" for one in (first, later)), "utf-8")
-    found = flow_table.read(
+    found = flow_read.read(
         SavedFlows.load(str(path)), flow_filter.parse_query({"proto": "tcp"})
     ).flows
     assert [(one["age"], one["idle"], 0 < one["timeout"] < longest) for one in found] == [
@@ -304,7 +305,7 @@ def test_what_is_cut_off_and_what_follows_the_end(
 def test_a_list_is_read_however_its_lines_are_broken(tmp_path: pathlib.Path, text: str) -> None:
     path = tmp_path / "flows"
     path.write_text(text, "utf-8")
-    assert flow_table.read(SavedFlows.load(str(path)), flow_filter.parse_query({})).count == len(
+    assert flow_read.read(SavedFlows.load(str(path)), flow_filter.parse_query({})).count == len(
         written()
     )
 
@@ -314,7 +315,7 @@ def test_a_merged_file_is_read_as_flows(tmp_path: pathlib.Path) -> None:
     path.write_text(
         json.dumps({"host": "r1", "path": ["r1"], "ordered": True, **TCP}) + "\n", "utf-8"
     )
-    assert flow_table.read(SavedFlows.load(str(path)), flow_filter.parse_query({})).flows == [TCP]
+    assert flow_read.read(SavedFlows.load(str(path)), flow_filter.parse_query({})).flows == [TCP]
 
 
 # ---------------------------------------------------------------- what is added up and printed

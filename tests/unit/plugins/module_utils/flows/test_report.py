@@ -10,7 +10,7 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import output as flow_output
@@ -265,7 +265,7 @@ def test_a_filter_that_is_false_is_a_filter() -> None:
 
 def test_deleting_leaves_no_trace_in_the_chains_own_counters() -> None:
     """They are per CPU: written from user space, what the chain counts meanwhile would be lost."""
-    assert {spec.name: spec.kind for spec in chain.maps(16)}["deletions"] == "array"
+    assert {spec.name: spec.kind for spec in chain_maps.maps(16)}["deletions"] == "array"
 
 
 def test_a_deletion_says_how_many_were_live_and_how_many_had_only_expired(

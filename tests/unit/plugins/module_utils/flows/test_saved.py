@@ -9,10 +9,12 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import output as flow_output
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.saved import SavedFlows
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
@@ -30,11 +32,11 @@ ROWS4 = (
         vlans=(10, 20),
         related=(2, 112),
     ),
-    fakes.entry(sport=99, dport=8 << 8, proto=1, ctl=chain.CTL_SEEN_REPLY, idle=7, left=0.5),
-    fakes.entry(sport=0, dport=0, proto=253, ctl=chain.CTL_EGRESS, orig=(2**64 - 1, 2**63)),
+    fakes.entry(sport=99, dport=8 << 8, proto=1, ctl=chain_layout.CTL_SEEN_REPLY, idle=7, left=0.5),
+    fakes.entry(sport=0, dport=0, proto=253, ctl=chain_layout.CTL_EGRESS, orig=(2**64 - 1, 2**63)),
     fakes.entry(sport=0, dport=4711, proto=47, ctl=fakes.REAL, age=1 << 20),
     fakes.entry(
-        sport=9, dport=10, proto=132, ctl=fakes.REAL | chain.SCTP_STATES.index("ESTABLISHED")
+        sport=9, dport=10, proto=132, ctl=fakes.REAL | chain_states.SCTP_STATES.index("ESTABLISHED")
     ),
     fakes.entry(sport=9, dport=10, proto=132, ctl=0),
     fakes.entry(sport=7, dport=7, ctl=15),
@@ -48,7 +50,7 @@ ROWS6 = (
 def written(source: flow_table.Source, form: str = "json", **words: t.Any) -> str:
     query = flow_filter.parse_query(words)
     pieces: list[bytes] = []
-    flow_table.read(
+    flow_read.read(
         source, query, flow_output.writer(form, query.fields), pieces.append, summary=False
     )
     return b"".join(pieces).decode()

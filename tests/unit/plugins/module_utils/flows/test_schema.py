@@ -12,13 +12,14 @@ import struct
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import schema
 
 HERE = schema.describe()
 TCP, UDP, SCTP = 6, 17, 132
-KEY = chain.KEY4.pack(b"\x0a\0\0\1", b"\x0a\0\0\2", 0x1234, 0x5000, TCP, 0, 0)
+KEY = chain_layout.KEY4.pack(b"\x0a\0\0\1", b"\x0a\0\0\2", 0x1234, 0x5000, TCP, 0, 0)
 
 
 def changed(edit: t.Callable[[schema.Description], object]) -> schema.Description:
@@ -31,7 +32,7 @@ def entry(description: schema.Description, **fields: int) -> bytes:
     """An entry with these fields; a dot is written as two underscores."""
     given = {name.replace("__", "."): value for name, value in fields.items()}
     assert set(given) <= {name for name, dummy in description["entry"]}
-    return chain.codec(description["entry"]).pack(
+    return chain_layout.codec(description["entry"]).pack(
         *(given.get(name, 0) for name, dummy in description["entry"])
     )
 
@@ -40,7 +41,7 @@ def read(description: schema.Description, value: bytes) -> dict[str, int]:
     return {
         name: number
         for (name, dummy), number in zip(
-            description["entry"], chain.codec(description["entry"]).unpack(value)
+            description["entry"], chain_layout.codec(description["entry"]).unpack(value)
         )
     }
 
@@ -50,7 +51,7 @@ def field(description: schema.Description, name: str) -> list[str]:
 
 
 def test_the_map_holds_the_description() -> None:
-    assert len(schema.packed()) == chain.SCHEMA_BYTES > 2 * len(schema.text()), (
+    assert len(schema.packed()) == chain_maps.SCHEMA_BYTES > 2 * len(schema.text()), (
         "and there is room for more"
     )
     assert schema.parse(schema.packed()) == HERE
@@ -70,8 +71,8 @@ def test_fields_fill_the_structs() -> None:
         family: struct.calcsize("=" + "".join(code for dummy, code in fields))
         for family, fields in HERE["keys"].items()
     }
-    assert sizes == {"ipv4": chain.KEY4.size, "ipv6": chain.KEY6.size}
-    assert chain.codec(HERE["entry"]).size == chain.ENTRY.size
+    assert sizes == {"ipv4": chain_layout.KEY4.size, "ipv6": chain_layout.KEY6.size}
+    assert chain_layout.codec(HERE["entry"]).size == chain_layout.ENTRY.size
     masks = list(HERE["ctl"].values())
     assert sum(masks) == functools.reduce(operator.or_, masks), (
         "no part of the control word stands on another"
@@ -108,8 +109,8 @@ def test_counters_and_the_version_are_no_part_of_the_digest() -> None:
 def test_layout_1_is_what_it_was() -> None:
     """Frozen: entries of it are still around, whatever this release calls its own."""
     one = schema.KNOWN[1]
-    assert chain.codec(one["entry"]).format == "=QQIIIIQQIIIIQIIIIIIHBBBBBBII"
-    assert [chain.codec(one["keys"][family]).format for family in ("ipv4", "ipv6")] == [
+    assert chain_layout.codec(one["entry"]).format == "=QQIIIIQQIIIIQIIIIIIHBBBBBBII"
+    assert [chain_layout.codec(one["keys"][family]).format for family in ("ipv4", "ipv6")] == [
         "=4s4sHHBBH",
         "=16s16sHHBBH",
     ]
@@ -207,7 +208,11 @@ def test_parts_of_the_control_word_move() -> None:
         ),
     )
     assert (
-        got["ctl"] == chain.CTL_ASSURED | 3 | 123 << chain.CTL_VLAN_OUTER_SHIFT | chain.CTL_ORIG_HI
+        got["ctl"]
+        == chain_layout.CTL_ASSURED
+        | 3
+        | 123 << chain_layout.CTL_VLAN_OUTER_SHIFT
+        | chain_layout.CTL_ORIG_HI
     ), "and nobody holds the lock"
 
 
@@ -218,7 +223,7 @@ def test_states_go_by_their_name(proto: int, state: int, then: int) -> None:
     def edit(other: schema.Description) -> None:
         other["states"]["tcp"][:2] = other["states"]["tcp"][1::-1]
 
-    key = chain.KEY4.pack(b"\x0a\0\0\1", b"\x0a\0\0\2", 1, 2, proto, 0, 0)
+    key = chain_layout.KEY4.pack(b"\x0a\0\0\1", b"\x0a\0\0\2", 1, 2, proto, 0, 0)
     old = changed(edit)
     assert (
         read(HERE, schema.Translator(old, HERE).entry("ipv4", key, entry(old, ctl=state)))["ctl"]
@@ -228,8 +233,10 @@ def test_states_go_by_their_name(proto: int, state: int, then: int) -> None:
 
 def test_keys_go_by_name() -> None:
     old = changed(lambda other: other["keys"]["ipv4"].reverse())
-    fields = dict(zip((name for name, dummy in HERE["keys"]["ipv4"]), chain.KEY4.unpack(KEY)))
-    there = chain.codec(old["keys"]["ipv4"]).pack(
+    fields = dict(
+        zip((name for name, dummy in HERE["keys"]["ipv4"]), chain_layout.KEY4.unpack(KEY))
+    )
+    there = chain_layout.codec(old["keys"]["ipv4"]).pack(
         *(fields[name] for name, dummy in old["keys"]["ipv4"])
     )
     assert schema.Translator(old, HERE).key("ipv4", there) == KEY

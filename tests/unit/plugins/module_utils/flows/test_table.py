@@ -12,11 +12,18 @@ import tracemalloc
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import collect as flow_collect
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import delete as flow_delete
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import output as flow_output
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
+from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import summary as flow_summary
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
@@ -41,11 +48,11 @@ def tables(
 
 def read(
     source: fakes.FakeTables, summary: bool = False, window: bool = False, **words: t.Any
-) -> flow_table.Reading:
-    return flow_table.read(source, flow_filter.parse_query(words), summary=summary, window=window)
+) -> flow_collect.Reading:
+    return flow_read.read(source, flow_filter.parse_query(words), summary=summary, window=window)
 
 
-def ports(reading: flow_table.Reading) -> list[int]:
+def ports(reading: flow_collect.Reading) -> list[int]:
     return [record["orig"]["sport"] for record in reading.flows]
 
 
@@ -114,7 +121,7 @@ def test_what_was_met_takes_few_bytes() -> None:
     met: list[t.Any] = [(None, None, (f"flow {at}",)) for at in range(number + once_more)]
     tracemalloc.start()
     try:
-        once = flow_table._Once(source)
+        once = flow_collect._Once(source)
         for at in range(0, number, flow_table.BATCH):
             once.new(by_class["half_open"], met[at : min(at + flow_table.BATCH, number)])
         source.stats["promoted"] += 1
@@ -141,10 +148,14 @@ def _assured(
 ) -> t.Iterator[tuple[int, memoryview, memoryview]]:
     """Return batches, those of the table of assured flows with that bit."""
     for number, keys, values in batches:
-        entries = [list(fields) for fields in chain.ENTRY.iter_unpack(values)]
+        entries = [list(fields) for fields in chain_layout.ENTRY.iter_unpack(values)]
         for fields in entries:
-            fields[12] |= chain.CTL_ASSURED if opened.table.flow_class == "assured" else 0
-        yield number, keys, memoryview(b"".join(chain.ENTRY.pack(*fields) for fields in entries))
+            fields[12] |= chain_layout.CTL_ASSURED if opened.table.flow_class == "assured" else 0
+        yield (
+            number,
+            keys,
+            memoryview(b"".join(chain_layout.ENTRY.pack(*fields) for fields in entries)),
+        )
 
 
 def test_a_limit_ends_the_pass_early() -> None:
@@ -172,13 +183,13 @@ def test_the_default_limit_says_that_it_cut() -> None:
 @pytest.mark.parametrize("making", [0, 1])
 @pytest.mark.parametrize("limit", [0, 1, 50, 1000])
 def test_the_summary_is_the_same_whatever_is_listed(limit: int, making: int) -> None:
-    locked = [fakes.entry(ctl=chain.CTL_LOCK, orig=(0, 0), reply=(0, 0))] * making
+    locked = [fakes.entry(ctl=chain_layout.CTL_LOCK, orig=(0, 0), reply=(0, 0))] * making
     source = tables(
         *many(130),
         *locked,
         *many(20, proto=17, ctl=0),
         *many(5, dport=1, left=-1),
-        *many(30, proto=1, dport=8 << 8, ctl=chain.CTL_SEEN_REPLY),
+        *many(30, proto=1, dport=8 << 8, ctl=chain_layout.CTL_SEEN_REPLY),
     )
     reading = read(source, summary=True, limit=limit)
     assert (len(reading.flows), reading.count, reading.truncated) == (
@@ -275,7 +286,7 @@ def test_groups_of_tags() -> None:
 def test_a_writer_gets_all_flows_whatever_is_listed(form: str, words: dict[str, t.Any]) -> None:
     pieces: list[bytes] = []
     source = tables(*many(130), six=[fakes.entry(src="2001:db8::2", dst="2001:db8::1")])
-    reading = flow_table.read(
+    reading = flow_read.read(
         source, flow_filter.parse_query(words), flow_output.writer(form), pieces.append
     )
     assert len(reading.flows) == flow_filter.DEFAULT_LIMIT
@@ -288,7 +299,7 @@ def test_a_writer_gets_all_flows_whatever_is_listed(form: str, words: dict[str, 
 def test_a_limit_holds_for_the_writer_too() -> None:
     pieces: list[bytes] = []
     query = flow_filter.parse_query({"limit": 7})
-    reading = flow_table.read(tables(*many(30)), query, flow_output.writer("jsonl"), pieces.append)
+    reading = flow_read.read(tables(*many(30)), query, flow_output.writer("jsonl"), pieces.append)
     assert len(b"".join(pieces).splitlines()) == len(reading.flows) == 7
     assert reading.truncated
 
@@ -298,7 +309,7 @@ def test_summary() -> None:
     source = tables(
         *many(3),
         *many(2, proto=17, ctl=0),
-        *many(1, proto=1, dport=8 << 8, ctl=chain.CTL_SEEN_REPLY),
+        *many(1, proto=1, dport=8 << 8, ctl=chain_layout.CTL_SEEN_REPLY),
         capacity=64,
     )
     source.stats.update(
@@ -313,8 +324,8 @@ def test_summary() -> None:
     )
     source.guests = {"acl": {"seen": 9, "passed": 7, "dropped": 2}}
     source.in_force = (
-        {**chain.TIMEOUTS, "udp": 7},
-        {**chain.KNOBS, "tcp_loose": 0, "tcp_max_retrans": 5},
+        {**chain_settings.TIMEOUTS, "udp": 7},
+        {**chain_settings.KNOBS, "tcp_loose": 0, "tcp_max_retrans": 5},
     )
     summary = read(source, summary=True).summary
     assert summary is not None
@@ -350,45 +361,45 @@ def test_summary() -> None:
     ) == (4, 5, 7)
     assert counters["guests"] == {"acl": {"seen": 9, "passed": 7, "dropped": 2}}
     assert summary["clock"]["jiffies"] == fakes.NOW
-    assert summary["timeouts"] == {**chain.TIMEOUTS, "udp": 7}
-    assert summary["settings"] == {**chain.KNOBS, "tcp_loose": False, "tcp_max_retrans": 5}
+    assert summary["timeouts"] == {**chain_settings.TIMEOUTS, "udp": 7}
+    assert summary["settings"] == {**chain_settings.KNOBS, "tcp_loose": False, "tcp_max_retrans": 5}
     assert [type(value) for value in summary["settings"].values()] == [
-        type(value) for value in chain.KNOBS.values()
+        type(value) for value in chain_settings.KNOBS.values()
     ]
 
 
 def test_every_counter_is_in_the_summary() -> None:
-    numbers = {name: 1000 + at for at, name in enumerate(chain.COUNTERS)}
+    numbers = {name: 1000 + at for at, name in enumerate(chain_counters.COUNTERS)}
 
     def leaves(value: t.Any) -> set[int]:
         return set().union(*map(leaves, value.values())) if isinstance(value, dict) else {value}
 
-    assert leaves(flow_table.counter_summary(numbers, NOTHING)) >= set(numbers.values())
+    assert leaves(flow_summary.counter_summary(numbers, NOTHING)) >= set(numbers.values())
 
 
 def test_evictions_are_told_by_class() -> None:
     numbers = {
-        **dict.fromkeys(chain.COUNTERS, 0),
+        **dict.fromkeys(chain_counters.COUNTERS, 0),
         "created": 100,
         "promoted": 40,
         "deleted_expired": 7,
         "deleted_flushed": 3,
         "assured_deleted": 6,
     }
-    summary = flow_table.counter_summary(numbers, {"half_open": 30, "assured": 29})
+    summary = flow_summary.counter_summary(numbers, {"half_open": 30, "assured": 29})
     assert (summary["evicted"], summary["evicted_assured"]) == (100 - 10 - 59, 40 - 6 - 29)
 
 
 def test_evictions_are_never_negative() -> None:
-    summary = flow_table.counter_summary(
-        dict.fromkeys(chain.COUNTERS, 0), {"half_open": 5, "assured": 1}
+    summary = flow_summary.counter_summary(
+        dict.fromkeys(chain_counters.COUNTERS, 0), {"half_open": 5, "assured": 1}
     )
     assert (summary["evicted"], summary["evicted_assured"]) == (0, 0)
 
 
 # ---------------------------------------------------------------- deleting
-def choice(**words: t.Any) -> flow_table.Choice:
-    return flow_table.Choice("test", flow_filter.parse_filters(words))
+def choice(**words: t.Any) -> flow_delete.Choice:
+    return flow_delete.Choice("test", flow_filter.parse_filters(words))
 
 
 def left(source: fakes.FakeTables) -> int:
@@ -398,7 +409,7 @@ def left(source: fakes.FakeTables) -> int:
 @pytest.mark.parametrize("words", [{"proto": "udp"}, {"state": "NEW"}])
 def test_delete_what_matches(words: dict[str, t.Any]) -> None:
     source = tables(*many(4), *many(3, proto=17, ctl=0))
-    done = flow_table.delete(source, choice(**words))
+    done = flow_delete.delete(source, choice(**words))
     assert (done.count, done.deleted, left(source)) == (3, 3, 4)
     assert source.stats["deleted_flushed"] == 3
     assert done.plan[0].as_dict() == {
@@ -410,32 +421,32 @@ def test_delete_what_matches(words: dict[str, t.Any]) -> None:
         "after": None,
     }
     assert done.plan[0].before["proto"] == "udp"
-    assert flow_table.delete(source, choice(**words)) == flow_table.Deletion()
+    assert flow_delete.delete(source, choice(**words)) == flow_delete.Deletion()
 
 
 def test_a_dry_run_deletes_nothing() -> None:
     source = tables(*many(4))
-    done = flow_table.delete(source, choice(proto="tcp"), limit=2, dry=True)
+    done = flow_delete.delete(source, choice(proto="tcp"), limit=2, dry=True)
     assert (done.count, done.deleted, len(done.plan), left(source)) == (4, 0, 2, 4)
     assert source.stats["deleted_flushed"] == 0
 
 
 def test_delete_everything_counts_by_reason() -> None:
     source = tables(*many(4), *many(3, proto=17, left=-1), six=[fakes.entry(src="::1", dst="::2")])
-    done = flow_table.delete(source, flow_table.EVERYTHING)
+    done = flow_delete.delete(source, flow_delete.EVERYTHING)
     assert (done.deleted, left(source)) == (8, 0)
     assert (source.stats["deleted_flushed"], source.stats["deleted_expired"]) == (5, 3)
 
 
 def test_filters_leave_expired_entries_alone() -> None:
     source = tables(*many(2), *many(3, dport=9, left=-1))
-    assert flow_table.delete(source, choice(proto="tcp")).deleted == 2
+    assert flow_delete.delete(source, choice(proto="tcp")).deleted == 2
     assert left(source) == 3
 
 
 def test_sweep_deletes_what_is_over_and_nothing_else() -> None:
     source = tables(*many(4), *many(3, proto=17, left=0))
-    assert flow_table.sweep(source) == 3
+    assert flow_delete.sweep(source) == 3
     assert left(source) == 4
     assert source.stats["deleted_expired"] == 3
 
@@ -447,26 +458,26 @@ def test_a_sweep_goes_over_both_tables() -> None:
         *many(1, dport=9),
         six=[fakes.entry(**six, left=-1), fakes.entry(**six, dport=9)],
     )
-    assert flow_table.sweep(source) == 3
+    assert flow_delete.sweep(source) == 3
     assert {name: len(rows) for name, rows in source.entries.items()} == {"ctt": 1, "ctt6": 1}
 
 
 def test_a_sweep_can_be_bounded() -> None:
     source = tables(*many(30, left=-1))
-    assert flow_table.sweep(source, most=5) == 6  # whole batches
+    assert flow_delete.sweep(source, most=5) == 6  # whole batches
     assert left(source) == 24
 
 
 @pytest.mark.parametrize(
     ("before", "what"),
     [
-        ({"left": -1}, flow_table.EXPIRED),
+        ({"left": -1}, flow_delete.EXPIRED),
         ({"idle": 60, "left": 10}, choice(idle_for=30)),
         ({"ctl": 1}, choice(state="syn_sent")),
     ],
 )
 def test_a_flow_that_was_revived_after_the_dump_stays(
-    before: dict[str, t.Any], what: flow_table.Choice
+    before: dict[str, t.Any], what: flow_delete.Choice
 ) -> None:
     key, value = fakes.entry(**before)
     source = tables((key, value))
@@ -475,7 +486,7 @@ def test_a_flow_that_was_revived_after_the_dump_stays(
         source.entries["ctt"][key] = fakes.entry()[1]
 
     source.meanwhile = packet
-    done = flow_table.delete(source, what)
+    done = flow_delete.delete(source, what)
     assert (done.count, done.deleted, left(source)) == (1, 0, 1)
 
 
@@ -492,14 +503,14 @@ def test_a_flow_that_comes_back_while_others_are_looked_at_stays() -> None:
             source.entries["ctt"][key] = live
 
     source.meanwhile = packet
-    assert flow_table.sweep(source) == 3
+    assert flow_delete.sweep(source) == 3
     assert source.entries["ctt"] == {key: live}
 
 
 def test_a_flow_that_went_away_by_itself_is_not_counted() -> None:
     source = tables(fakes.entry(ctl=1))
     source.meanwhile = source.entries["ctt"].clear
-    assert flow_table.delete(source, choice(state="SYN_SENT")).deleted == 0
+    assert flow_delete.delete(source, choice(state="SYN_SENT")).deleted == 0
 
 
 def test_an_error_says_how_many_are_gone_and_they_are_counted() -> None:
@@ -513,7 +524,7 @@ def test_an_error_says_how_many_are_gone_and_they_are_counted() -> None:
 
     source.delete = failing  # type: ignore[method-assign]
     with pytest.raises(ConntrackError) as caught:
-        flow_table.delete(source, dataclasses.replace(flow_table.EVERYTHING, expired=False))
+        flow_delete.delete(source, dataclasses.replace(flow_delete.EVERYTHING, expired=False))
     assert caught.value.facts == {"deleted": 3}
     assert source.stats["deleted_flushed"] == 3
 
@@ -522,7 +533,8 @@ def test_titles() -> None:
     six = fakes.entry(src="2001:db8::2", dst="2001:db8::1", sport=1, dport=2)
     ping = fakes.entry(proto=1, sport=7, dport=8 << 8)
     names = [
-        step.name for step in flow_table.delete(tables(ping, six=[six]), flow_table.EVERYTHING).plan
+        step.name
+        for step in flow_delete.delete(tables(ping, six=[six]), flow_delete.EVERYTHING).plan
     ]
     assert names == [
         "icmp 172.20.56.105 -> 172.30.56.105 type 8 code 0 id 7",
@@ -531,12 +543,12 @@ def test_titles() -> None:
 
 
 def test_tables_are_those_of_the_chain() -> None:
-    specs = {spec.name: spec for spec in chain.maps(1024)}
+    specs = {spec.name: spec for spec in chain_maps.maps(1024)}
     for table in flow.TABLES:
         if table.name in specs:
             assert (specs[table.name].key_size, specs[table.name].value_size) == (
                 table.key.size,
                 flow.VIEW.size,
             )
-    assert specs["deletions"].entries == len(chain.DELETIONS)
-    assert set(chain.DELETIONS) <= set(chain.COUNTERS)
+    assert specs["deletions"].entries == len(chain_counters.DELETIONS)
+    assert set(chain_counters.DELETIONS) <= set(chain_counters.COUNTERS)

@@ -9,38 +9,44 @@ import dataclasses
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health, migrate_plan
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    diagnosis,
+    migrate_plan,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 
 PATHS = bpffs.Paths("/sys/fs/bpf")
 WANT = generation.Want("the sources", {"include/a.h": "a header"}, 65536)
-SETTINGS = chain.settings_value(250, {}, {})
-EMPTY = health.Fault("slot_empty", "jt[3]", "slot 3 (ct) is empty")
+SETTINGS = chain_settings.settings_value(250, {}, {})
+EMPTY = diagnosis.Fault("slot_empty", "jt[3]", "slot 3 (ct) is empty")
 
 
 def program(slot: int, number: int) -> bpf.ProgInfo:
-    name = next(name for name, at in chain.SLOTS.items() if at == slot)
+    name = next(name for name, at in chain_programs.SLOTS.items() if at == slot)
     return bpf.ProgInfo(number, bpf.PROG_TYPE_XDP, name, "ab" * 8, 100, 0, 0, (), 0)
 
 
 def found(**changes: t.Any) -> generation.Have:
     """What a whole generation 3 of WANT looks like, but for the changes."""
-    specs = chain.maps(WANT.table_size, WANT.table_size6)
+    specs = chain_maps.maps(WANT.table_size, WANT.table_size6)
     whole = generation.Have(
         generation=3,
         digest=WANT.digest,
-        layout=chain.LAYOUT_VERSION,
+        layout=chain_layout.LAYOUT_VERSION,
         settings=SETTINGS,
-        programs={slot: program(slot, 100 + slot) for slot in chain.SLOTS.values()},
+        programs={slot: program(slot, 100 + slot) for slot in chain_programs.SLOTS.values()},
         maps={
             spec.name: bpf.MapInfo(
                 200 + number,
-                chain.MAP_TYPES[spec.kind],
+                chain_maps.MAP_TYPES[spec.kind],
                 spec.name,
                 spec.key_size,
                 spec.value_size,
@@ -107,7 +113,9 @@ def test_a_changed_header_counts_too() -> None:
 
 
 def test_other_settings_change_one_map() -> None:
-    (step,) = generation.plan_present(found(), WANT, chain.settings_value(250, {"udp": 7}, {}))
+    (step,) = generation.plan_present(
+        found(), WANT, chain_settings.settings_value(250, {"udp": 7}, {})
+    )
     assert (step.action, step.kind, step.name) == ("change", "map", "settings")
     assert "udp=30," in step.before and "udp=7," in step.after
 
@@ -202,7 +210,7 @@ def test_what_is_forgotten_is_a_step_of_its_own() -> None:
 
 
 def test_faults_are_the_reason_for_a_new_generation() -> None:
-    lost = health.Fault("pin_missing", "prog/xdp_3", "the pin of ct is missing")
+    lost = diagnosis.Fault("pin_missing", "prog/xdp_3", "the pin of ct is missing")
     step = generation.plan_present(found(faults=(EMPTY, lost)), WANT, SETTINGS)[0]
     assert (step.action, step.name, step.reason) == (
         "load",
@@ -212,10 +220,10 @@ def test_faults_are_the_reason_for_a_new_generation() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, kind in health.FAULTS.items() if kind.mend != "generation"]
+    "name", [name for name, kind in diagnosis.FAULTS.items() if kind.mend != "generation"]
 )
 def test_no_generation_is_built_for_what_it_does_not_mend(name: str) -> None:
-    assert short(found(faults=(health.Fault(name, "", ""),))) == []
+    assert short(found(faults=(diagnosis.Fault(name, "", ""),))) == []
 
 
 def test_what_killed_runs_left_goes_and_their_numbers_are_not_used_again() -> None:
@@ -272,7 +280,7 @@ def test_a_generation_that_is_not_whole_is_not_kept() -> None:
     steps = generation.plan_present(have, WANT, SETTINGS, generation.Policy(1))
     assert [(step.name, step.reason) for step in steps] == [("2", "slot 3 (ct) is empty")]
     broken = dataclasses.replace(
-        have, faults=(health.Fault("pin_missing", "prog/xdp_3", "the pin of ct is missing"),)
+        have, faults=(diagnosis.Fault("pin_missing", "prog/xdp_3", "the pin of ct is missing"),)
     )
     assert [name for action, dummy, name in short(broken, keep=1) if action == "delete"] == [
         "3",
@@ -307,7 +315,7 @@ def test_what_is_not_written_down_is_written_again(state: generation.State) -> N
 
 def test_settings_are_written_down_with_their_change() -> None:
     want = dataclasses.replace(WANT, timeouts={"udp": 7})
-    assert short(found(), want, chain.settings_value(250, {"udp": 7}, {})) == [
+    assert short(found(), want, chain_settings.settings_value(250, {"udp": 7}, {})) == [
         ("change", "map", "settings")
     ]
 
@@ -332,10 +340,15 @@ def test_files_of_generations_that_are_gone_go() -> None:
 # ---------------------------------------------------------------- rolled back
 def earlier(number: int = 2, **changes: t.Any) -> generation.Generation:
     """A kept generation with programs of its own, and with the flow tables of the active one."""
-    programs = {slot: program(slot, 1000 * number + slot) for slot in chain.SLOTS.values()}
+    programs = {slot: program(slot, 1000 * number + slot) for slot in chain_programs.SLOTS.values()}
     return kept(
         number,
-        **{"layout": chain.LAYOUT_VERSION, "programs": programs, "maps": found().maps, **changes},
+        **{
+            "layout": chain_layout.LAYOUT_VERSION,
+            "programs": programs,
+            "maps": found().maps,
+            **changes,
+        },
     )
 
 
@@ -374,7 +387,7 @@ def test_going_back_to_a_table_of_its_own() -> None:
         "ctt: 65536 entries",
         "ctt: 131072 entries",
     )
-    assert inherited.shared == {spec.name for spec in chain.maps() if spec.inherited} - {"ctt"}
+    assert inherited.shared == {spec.name for spec in chain_maps.maps() if spec.inherited} - {"ctt"}
 
 
 def test_gone_back_already() -> None:
@@ -460,7 +473,7 @@ def test_taking_away_is_refused_while_attached() -> None:
         ),
         (
             {"timeouts": {"sctp": 5}},
-            f"timeouts: 'sctp' is not valid: known are {', '.join(chain.TIMEOUTS)}.",
+            f"timeouts: 'sctp' is not valid: known are {', '.join(chain_settings.TIMEOUTS)}.",
         ),
         (
             {"knobs": {"tcp_max_retrans": 256}},
@@ -471,7 +484,7 @@ def test_taking_away_is_refused_while_attached() -> None:
         ({"keep": -1}, "keep: -1 is not valid: give 0 to 16 generations."),
         (
             {"knobs": {"nf_x": 1}},
-            f"settings: 'nf_x' is not valid: known are {', '.join(chain.KNOBS)}.",
+            f"settings: 'nf_x' is not valid: known are {', '.join(chain_settings.KNOBS)}.",
         ),
     ],
 )
@@ -489,13 +502,17 @@ def test_bad_values(changes: dict[str, t.Any], message: str) -> None:
 
 def test_every_timeout_fits_at_the_highest_tick_rate() -> None:
     low, high = 1, 2147482
-    generation.check(dataclasses.replace(WANT, timeouts=dict.fromkeys(chain.TIMEOUTS, high)))
-    hz, timeouts, dummy = chain.settings_of(
-        chain.settings_value(1000, dict.fromkeys(chain.TIMEOUTS, high), {})
+    generation.check(
+        dataclasses.replace(WANT, timeouts=dict.fromkeys(chain_settings.TIMEOUTS, high))
+    )
+    hz, timeouts, dummy = chain_settings.settings_of(
+        chain_settings.settings_value(1000, dict.fromkeys(chain_settings.TIMEOUTS, high), {})
     )
     assert set(timeouts.values()) == {high} and hz * high < 1 << 31
     generation.check(
-        dataclasses.replace(WANT, timeouts=dict.fromkeys(chain.TIMEOUTS, low), knobs=chain.KNOBS)
+        dataclasses.replace(
+            WANT, timeouts=dict.fromkeys(chain_settings.TIMEOUTS, low), knobs=chain_settings.KNOBS
+        )
     )
 
 
@@ -536,7 +553,11 @@ def test_facts() -> None:
         65536,
         "/sys/fs/bpf/map/ctt",
     )
-    assert facts["settings"] == {"hz": 250, "timeouts": chain.TIMEOUTS, **chain.KNOBS}
+    assert facts["settings"] == {
+        "hz": 250,
+        "timeouts": chain_settings.TIMEOUTS,
+        **chain_settings.KNOBS,
+    }
     assert (facts["since"], facts["kept"]) == ("2026-01-01T00:00:00Z", [])
 
 

@@ -11,35 +11,42 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    diagnosis,
+    health,
+    traffic,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
-SETTINGS = chain.settings_value(clock.hz(), {}, {})
-META = {"generation": 3, "layout": chain.LAYOUT_VERSION, "ktime_ns": 1}
+SETTINGS = chain_settings.settings_value(clock.hz(), {}, {})
+META = {"generation": 3, "layout": chain_layout.LAYOUT_VERSION, "ktime_ns": 1}
 
 
 def program(slot: int, number: int) -> bpf.ProgInfo:
-    name = next(name for name, at in chain.SLOTS.items() if at == slot)
+    name = next(name for name, at in chain_programs.SLOTS.items() if at == slot)
     return bpf.ProgInfo(number, bpf.PROG_TYPE_XDP, name, "ab" * 8, 100, 0, 0, (), 0)
 
 
 MAPS = {
     spec.name: bpf.MapInfo(
         200 + number,
-        chain.MAP_TYPES[spec.kind],
+        chain_maps.MAP_TYPES[spec.kind],
         spec.name,
         spec.key_size,
         spec.value_size,
         spec.entries or 0,
         0,
     )
-    for number, spec in enumerate(chain.maps())
+    for number, spec in enumerate(chain_maps.maps())
 }
 WHOLE = health.Seen(
     number=3,
-    programs={slot: program(slot, 100 + slot) for slot in chain.SLOTS.values()},
-    slots={slot: 100 + slot for slot in chain.SLOTS.values()},
+    programs={slot: program(slot, 100 + slot) for slot in chain_programs.SLOTS.values()},
+    slots={slot: 100 + slot for slot in chain_programs.SLOTS.values()},
     pinned=MAPS,
     used={name: [there] for name, there in MAPS.items()},
     meta=META,
@@ -61,17 +68,17 @@ def without(whole: t.Mapping[t.Any, t.Any], *keys: object) -> dict[t.Any, t.Any]
 
 # ---------------------------------------------------------------- one generation
 def test_a_whole_generation_has_no_fault() -> None:
-    assert names(WHOLE) == [] and WHOLE.maps == MAPS and WHOLE.layout == chain.LAYOUT_VERSION
+    assert names(WHOLE) == [] and WHOLE.maps == MAPS and WHOLE.layout == chain_layout.LAYOUT_VERSION
 
 
-CT = chain.SLOTS["ct"]
+CT = chain_programs.SLOTS["ct"]
 OTHER_JT = MAPS["jt"]._replace(id=999)
 SHORT = SETTINGS[:-8]
-NO_TABLES = chain.SETTINGS_STRUCT.pack(
+NO_TABLES = chain_settings.SETTINGS_STRUCT.pack(
     *(
         number + 1 if at == 0 else number
         for at, number in enumerate(
-            chain.SETTINGS_STRUCT.unpack(SETTINGS[: chain.SETTINGS_STRUCT.size])
+            chain_settings.SETTINGS_STRUCT.unpack(SETTINGS[: chain_settings.SETTINGS_STRUCT.size])
         )
     )
 )
@@ -104,11 +111,11 @@ NO_TABLES = chain.SETTINGS_STRUCT.pack(
         (seen(meta=dict.fromkeys(META, 0)), ("meta_damaged", "map/meta")),
         (seen(settings=bytes(len(SETTINGS))), ("settings_damaged", "map/settings")),
         (
-            seen(settings=chain.settings_value(clock.hz() + 1, {}, {})),
+            seen(settings=chain_settings.settings_value(clock.hz() + 1, {}, {})),
             ("settings_damaged", "map/settings"),
         ),
         (
-            seen(settings=chain.settings_value(clock.hz(), {"udp": 0}, {})),
+            seen(settings=chain_settings.settings_value(clock.hz(), {"udp": 0}, {})),
             ("settings_damaged", "map/settings"),
         ),
         (
@@ -138,7 +145,7 @@ def test_what_the_user_chose_is_no_fault() -> None:
         "ctt": MAPS["ctt"]._replace(max_entries=77),
         "stats": MAPS["stats"]._replace(max_entries=7),
     }
-    chosen = chain.settings_value(clock.hz(), {"udp": 7}, {"tcp_loose": 0})
+    chosen = chain_settings.settings_value(clock.hz(), {"udp": 7}, {"tcp_loose": 0})
     assert (
         names(
             seen(
@@ -150,7 +157,9 @@ def test_what_the_user_chose_is_no_fault() -> None:
 
 
 def test_an_empty_jump_table_names_every_slot() -> None:
-    assert names(seen(slots={})) == [("slot_empty", f"jt[{slot}]") for slot in chain.SLOTS.values()]
+    assert names(seen(slots={})) == [
+        ("slot_empty", f"jt[{slot}]") for slot in chain_programs.SLOTS.values()
+    ]
 
 
 def test_slots_of_guests_are_not_judged() -> None:
@@ -159,11 +168,11 @@ def test_slots_of_guests_are_not_judged() -> None:
 
 def test_another_releases_generation_is_not_judged() -> None:
     other = seen(
-        meta={**META, "layout": chain.LAYOUT_VERSION + 1},
+        meta={**META, "layout": chain_layout.LAYOUT_VERSION + 1},
         pinned={**MAPS, "ctt": MAPS["ctt"]._replace(value_size=8)},
         slots={},
     )
-    assert names(other) == [] and other.layout == chain.LAYOUT_VERSION + 1
+    assert names(other) == [] and other.layout == chain_layout.LAYOUT_VERSION + 1
 
 
 # ---------------------------------------------------------------- which maps hold the state
@@ -186,7 +195,7 @@ def test_a_map_of_a_wrong_shape_is_not_handed_on() -> None:
 
 def test_the_layout_where_meta_is_damaged_is_told_by_the_maps() -> None:
     nothing = dict.fromkeys(META, 0)
-    assert seen(meta=nothing).layout == chain.LAYOUT_VERSION
+    assert seen(meta=nothing).layout == chain_layout.LAYOUT_VERSION
     assert (
         seen(meta=nothing, pinned={**MAPS, "ctt": MAPS["ctt"]._replace(value_size=8)}).layout == 0
     )
@@ -251,10 +260,10 @@ def test_a_fault_of_a_link_names_the_command_that_repairs_it(
 
 
 def test_each_kind_of_fault_says_what_repairs_it() -> None:
-    assert all(health.Fault(name, "thing", "").repair for name in health.FAULTS)
+    assert all(diagnosis.Fault(name, "thing", "").repair for name in diagnosis.FAULTS)
     assert {
-        health.Fault(name, "x", "").repair
-        for name, kind in health.FAULTS.items()
+        diagnosis.Fault(name, "x", "").repair
+        for name, kind in diagnosis.FAULTS.items()
         if kind.mend in ("generation", "write", "update")
     } == {"ct load"}
 
@@ -277,7 +286,7 @@ class Traffic:
         self.looks += 1
 
     def frames(self) -> int:
-        return health.stands_still(lambda: self(0), lambda: self(1), self.wait)
+        return traffic.stands_still(lambda: self(0), lambda: self(1), self.wait)
 
 
 def rising(start: int, step: int) -> list[int]:
@@ -314,7 +323,7 @@ def test_a_chain_that_is_dead() -> None:
 # ---------------------------------------------------------------- the whole
 def test_what_a_run_mended() -> None:
     empty, unseen, stale = (
-        health.Fault(name, name, "") for name in ("slot_empty", "frames_unseen", "link_stale")
+        diagnosis.Fault(name, name, "") for name in ("slot_empty", "frames_unseen", "link_stale")
     )
-    assert health.mended([empty, unseen, stale], [stale]) == [empty.as_dict()]
-    assert {kind.mend for kind in health.FAULTS.values()} == set(health.MENDS)
+    assert diagnosis.mended([empty, unseen, stale], [stale]) == [empty.as_dict()]
+    assert {kind.mend for kind in diagnosis.FAULTS.values()} == set(diagnosis.MENDS)

@@ -15,6 +15,7 @@ import pathlib
 import stat
 
 import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import files
@@ -22,7 +23,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest, state_dir
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 
 WANT = generation.Want(
@@ -135,17 +136,17 @@ def test_interfaces(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
         {"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"},
         {"name": "a@b", "netns": "red", "program": "egress", "mode": "native"},
     ]
-    assert manifest.interfaces(paths) == []
-    manifest.write_interfaces(paths, items)
-    assert manifest.interfaces(paths) == items and manifest.look(paths) == generation.State(
+    assert attach_record.interfaces(paths) == []
+    attach_record.write_interfaces(paths, items)
+    assert attach_record.interfaces(paths) == items and manifest.look(paths) == generation.State(
         interfaces=True
     )
     for damaged in ("", "[]", "{}", '{"interfaces": [1]}', '{"interfaces": [{"name": "eth0"}]}'):
         (path,) = (tmp_path / "lib/state/sys%2Ffs%2Fbpf%2Flab").iterdir()
         path.write_text(damaged, "utf-8")
-        assert manifest.interfaces(paths) == []
-    manifest.write_interfaces(paths, [])
-    manifest.write_interfaces(paths, [])
+        assert attach_record.interfaces(paths) == []
+    attach_record.write_interfaces(paths, [])
+    attach_record.write_interfaces(paths, [])
     assert os.listdir(tmp_path / "lib") == []
 
 
@@ -160,7 +161,7 @@ def test_strays(paths: bpffs.Paths) -> None:
 
 
 def test_check(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
-    manifest.check(paths)
+    state_dir.check(paths)
     assert os.listdir(tmp_path) == []
     (tmp_path / "lib").touch()
     for where, words in (
@@ -170,7 +171,7 @@ def test_check(paths: bpffs.Paths, tmp_path: pathlib.Path) -> None:
         ("/proc/1/state", "/proc/1 can not be written to; run as root"),
     ):
         with pytest.raises(ConntrackError) as raised:
-            manifest.check(dataclasses.replace(paths, state_dir=where))
+            state_dir.check(dataclasses.replace(paths, state_dir=where))
         assert (
             raised.value.message.startswith(f"state_dir: {where!r} is not valid: ")
             and words in raised.value.message
@@ -204,8 +205,8 @@ def test_what_others_may_have_changed_is_not_acted_on(paths: bpffs.Paths, which:
     manifest.write(paths, 3, from_object())
     manifest.activate(paths, 3)
     items = [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]
-    manifest.write_interfaces(paths, items)
-    directory = pathlib.Path(manifest.directory(paths))
+    attach_record.write_interfaces(paths, items)
+    directory = pathlib.Path(state_dir.directory(paths))
     places = {
         "manifest": directory / "3.json",
         "object": directory / "3.o",
@@ -215,22 +216,22 @@ def test_what_others_may_have_changed_is_not_acted_on(paths: bpffs.Paths, which:
     path = places.get(which, directory / "interfaces.json")
     path.chmod(0o777)
     with pytest.raises(ConntrackError) as raised:
-        manifest.interfaces(paths) if which == "interfaces" else manifest.read(paths, 3)
+        attach_record.interfaces(paths) if which == "interfaces" else manifest.read(paths, 3)
     assert raised.value.message.startswith(
         f"{path}: every user may write to it, and root trusts what is there."
     )
     if path.is_dir():
         with pytest.raises(ConntrackError, match=f"{path}: every user may write to it"):
-            manifest.check(paths)
+            state_dir.check(paths)
         path.chmod(0o700)
     else:
         assert manifest.look(paths).object == (which == "interfaces")
         manifest.write(paths, 3, from_object())
-        manifest.write_interfaces(paths, items)
+        attach_record.write_interfaces(paths, items)
         assert path.stat().st_mode & 0o777 == 0o600
     assert (
         manifest.read(paths, 3) == from_object()
-        and manifest.interfaces(paths) == items
+        and attach_record.interfaces(paths) == items
         and manifest.look(paths).object
     )
 
@@ -341,7 +342,7 @@ def test_what_is_written_down_outlives_a_power_cut(
         lambda: manifest.write(paths, 1, WANT),
         lambda: manifest.write(paths, 1, dataclasses.replace(WANT, timeouts={"udp": 8})),
         lambda: manifest.activate(paths, 1),
-        lambda: manifest.write_interfaces(
+        lambda: attach_record.write_interfaces(
             paths, [{"name": "eth0", "netns": None, "program": "ingress", "mode": "auto"}]
         ),
     ):

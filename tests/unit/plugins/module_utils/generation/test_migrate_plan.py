@@ -10,13 +10,15 @@ import dataclasses
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import schema
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import migrate_plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 
-INHERITED = {spec.name for spec in chain.maps() if spec.inherited}
+INHERITED = {spec.name for spec in chain_maps.maps() if spec.inherited}
 SIZE = 10240
 HERE = schema.describe()
 
@@ -27,7 +29,7 @@ def cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def maps(*sizes: int) -> migrate_plan.Maps:
-    return migrate_plan.wanted(3, "/sys/fs/bpf/gen/3", chain.maps(*(sizes or (SIZE,) * 4)))
+    return migrate_plan.wanted(3, "/sys/fs/bpf/gen/3", chain_maps.maps(*(sizes or (SIZE,) * 4)))
 
 
 def of(
@@ -36,11 +38,13 @@ def of(
     """Maps of another layout, some of them with other facts."""
     known = description or HERE
     entries = {
-        "frags": chain.FRAG_QUEUES,
+        "frags": chain_maps.FRAG_QUEUES,
         **{name: len(names) for name, names in known["counters"].items()},
     }
     found = {
-        name: bpf.MapInfo(1, chain.MAP_TYPES[kind], name, key, value, entries.get(name, SIZE), 0)
+        name: bpf.MapInfo(
+            1, chain_maps.MAP_TYPES[kind], name, key, value, entries.get(name, SIZE), 0
+        )
         for name, (kind, key, value) in known["maps"].items()
     }
     found.update({name: found[name]._replace(**changes) for name, changes in infos.items()})
@@ -66,9 +70,9 @@ def test_the_same_is_handed_on() -> None:
 def test_events_go_on_where_both_have_them() -> None:
     plain, told = (
         maps(),
-        migrate_plan.wanted(3, "/sys/fs/bpf/gen/3", chain.maps(*(SIZE,) * 4, events=True)),
+        migrate_plan.wanted(3, "/sys/fs/bpf/gen/3", chain_maps.maps(*(SIZE,) * 4, events=True)),
     )
-    names = {spec.name for spec in chain.EVENT_MAPS}
+    names = {spec.name for spec in chain_maps.EVENT_MAPS}
     assert migrate_plan.decide(told, told).shared == INHERITED | names
     for old, new in ((plain, told), (told, plain)):
         got = migrate_plan.decide(old, new)
@@ -78,7 +82,7 @@ def test_events_go_on_where_both_have_them() -> None:
     )
     assert migrate_plan.decide(other_size, told).shared == INHERITED
     resized = migrate_plan.wanted(
-        3, "/sys/fs/bpf/gen/3", chain.maps(2 * SIZE, SIZE, SIZE, SIZE, events=True)
+        3, "/sys/fs/bpf/gen/3", chain_maps.maps(2 * SIZE, SIZE, SIZE, SIZE, events=True)
     )
     assert migrate_plan.decide(told, resized).shared == (INHERITED - {"ctt"}) | names
 
@@ -96,7 +100,10 @@ def test_another_size_moves_that_table_alone() -> None:
 
 def test_other_counters_are_added_by_name() -> None:
     old = maps()
-    names = {"stats": [*chain.COUNTERS[:7], "retired"], "deletions": list(chain.DELETIONS)}
+    names = {
+        "stats": [*chain_counters.COUNTERS[:7], "retired"],
+        "deletions": list(chain_counters.DELETIONS),
+    }
     there = {**HERE, "counters": names}
     infos = {**old.infos, "stats": old.infos["stats"]._replace(max_entries=8)}
     got = migrate_plan.decide(dataclasses.replace(old, description=there, infos=infos), maps())
@@ -126,7 +133,7 @@ def test_layout_1_is_known(policy: str) -> None:
 
 @pytest.mark.parametrize(
     "layout",
-    [chain.LAYOUT_VERSION, chain.LAYOUT_VERSION + 1],
+    [chain_layout.LAYOUT_VERSION, chain_layout.LAYOUT_VERSION + 1],
     ids=["the same version", "another version"],
 )
 def test_another_layout_by_policy(layout: int) -> None:
@@ -135,7 +142,7 @@ def test_another_layout_by_policy(layout: int) -> None:
         migrate_plan.decide(old, maps())
     for told in (
         f"layout {layout} ",
-        f"layout {chain.LAYOUT_VERSION} ",
+        f"layout {chain_layout.LAYOUT_VERSION} ",
         "entry colour is gone",
         "migrate",
         "drop",
@@ -166,7 +173,9 @@ def test_what_has_no_description_can_not_be_translated() -> None:
 
 
 def test_a_map_that_is_not_what_it_should_be_is_named() -> None:
-    old = of(1, schema.KNOWN[1], ctt={"kind": chain.MAP_TYPES["array"], "key_size": 4, "id": 77})
+    old = of(
+        1, schema.KNOWN[1], ctt={"kind": chain_maps.MAP_TYPES["array"], "key_size": 4, "id": 77}
+    )
     for policy in ("fail", "migrate"):
         with pytest.raises(
             ConntrackError,

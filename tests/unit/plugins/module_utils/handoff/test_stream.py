@@ -13,7 +13,9 @@ import json
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.clock import Clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
@@ -26,8 +28,10 @@ from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 #: Another host: four times the jiffies a second, and up for a shorter time.
 OTHER = Clock((1 << 33) + 77_000_123, 1000, 5_000_000_000)
 TCP = fakes.entry(left=1000, idle=3, age=60)
-OPENING = fakes.entry(sport=5, ctl=chain.TCP_STATES.index("SYN_SENT"), left=100)
-UDP = fakes.entry(sport=53, dport=9, proto=17, ctl=chain.CTL_SEEN_REPLY, left=20, idle=1, age=2)
+OPENING = fakes.entry(sport=5, ctl=chain_states.TCP_STATES.index("SYN_SENT"), left=100)
+UDP = fakes.entry(
+    sport=53, dport=9, proto=17, ctl=chain_layout.CTL_SEEN_REPLY, left=20, idle=1, age=2
+)
 OVER = fakes.entry(sport=6, left=-1)
 SIX = fakes.entry(src="2001:db8::2", dst="2001:db8::1", sport=5000, dport=443, left=50, vlans=(7,))
 
@@ -94,17 +98,19 @@ def test_flows_go_on_as_they_were() -> None:
 
 def test_when_a_datagram_makes_a_stream_is_moved_along() -> None:
     key, value = UDP
-    fields = dict(zip([name for name, dummy in chain.ENTRY_FIELDS], chain.ENTRY.unpack(value)))
+    fields = dict(
+        zip([name for name, dummy in chain_layout.ENTRY_FIELDS], chain_layout.ENTRY.unpack(value))
+    )
     fields["last_end"] = (fakes.NOW + fakes.HZ) & 0xFFFFFFFF  # in a second
     moved, left = handoff.rebased(
-        key, chain.ENTRY.pack(*fields.values()), fakes.NOW, fakes.HZ, OTHER
+        key, chain_layout.ENTRY.pack(*fields.values()), fakes.NOW, fakes.HZ, OTHER
     )
-    after = dict(zip(fields, chain.ENTRY.unpack(moved)))
+    after = dict(zip(fields, chain_layout.ENTRY.unpack(moved)))
     assert after["last_end"] == (OTHER.jiffies + OTHER.hz) & 0xFFFFFFFF and left == 20 * OTHER.hz
     key, value = TCP
     assert (
-        chain.ENTRY.unpack(handoff.rebased(key, value, fakes.NOW, fakes.HZ, OTHER)[0])[19]
-        == chain.ENTRY.unpack(value)[19]
+        chain_layout.ENTRY.unpack(handoff.rebased(key, value, fakes.NOW, fakes.HZ, OTHER)[0])[19]
+        == chain_layout.ENTRY.unpack(value)[19]
     ), "TCP has a number there"
 
 
@@ -123,7 +129,7 @@ def test_a_time_that_is_over_meanwhile() -> None:
 
 # ---------------------------------------------------------------- both have it
 PICKED_UP = fakes.entry(
-    ctl=chain.CTL_SEEN_REPLY | fakes.ESTABLISHED, orig=(1, 40), idle=1, left=300
+    ctl=chain_layout.CTL_SEEN_REPLY | fakes.ESTABLISHED, orig=(1, 40), idle=1, left=300
 )
 
 
@@ -203,9 +209,11 @@ def test_another_layout_is_translated_by_name() -> None:
     description["entry"] = [*description["entry"][2:], *description["entry"][:2]]
     description["states"]["tcp"] = ["NONE", "ESTABLISHED"]
     names = [name for name, dummy in description["entry"]]
-    fields = dict(zip([name for name, dummy in chain.ENTRY_FIELDS], chain.ENTRY.unpack(TCP[1])))
+    fields = dict(
+        zip([name for name, dummy in chain_layout.ENTRY_FIELDS], chain_layout.ENTRY.unpack(TCP[1]))
+    )
     fields["ctl"] = fakes.REAL | 1
-    value = chain.codec(description["entry"]).pack(*(fields[name] for name in names))
+    value = chain_layout.codec(description["entry"]).pack(*(fields[name] for name in names))
     data = changed_header(
         exported(tables(ctt=[(TCP[0], value)])), description=description, layout=9
     )
@@ -312,21 +320,24 @@ def with_fields(entry: tuple[bytes, bytes], **changes: int) -> tuple[bytes, byte
     """Return an entry with other fields; names with "_" for "."."""
     fields = dict(
         zip(
-            [name.replace(".", "_") for name, dummy in chain.ENTRY_FIELDS],
-            chain.ENTRY.unpack(entry[1]),
+            [name.replace(".", "_") for name, dummy in chain_layout.ENTRY_FIELDS],
+            chain_layout.ENTRY.unpack(entry[1]),
         )
     )
-    return entry[0], chain.ENTRY.pack(*{**fields, **changes}.values())
+    return entry[0], chain_layout.ENTRY.pack(*{**fields, **changes}.values())
 
 
 def with_key(entry: tuple[bytes, bytes], **changes: t.Any) -> tuple[bytes, bytes]:
     fields = dict(
-        zip([name for name, dummy in chain.KEY_FIELDS["ipv4"]], chain.KEY4.unpack(entry[0]))
+        zip(
+            [name for name, dummy in chain_layout.KEY_FIELDS["ipv4"]],
+            chain_layout.KEY4.unpack(entry[0]),
+        )
     )
-    return chain.KEY4.pack(*{**fields, **changes}.values()), entry[1]
+    return chain_layout.KEY4.pack(*{**fields, **changes}.values()), entry[1]
 
 
-PING = fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=chain.CTL_SEEN_REPLY, left=20)
+PING = fakes.entry(sport=77, dport=8 << 8, proto=1, ctl=chain_layout.CTL_SEEN_REPLY, left=20)
 LOW, HIGH = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 
 
@@ -363,13 +374,20 @@ def test_an_entry_that_the_tracker_can_not_have_made(entry: tuple[bytes, bytes],
     ("entry", "most"),
     [
         (fakes.entry(left=1_000_000), 432000),
-        (fakes.entry(ctl=fakes.REAL | chain.TCP_STATES.index("TIME_WAIT"), left=1_000_000), 120),
+        (
+            fakes.entry(
+                ctl=fakes.REAL | chain_states.TCP_STATES.index("TIME_WAIT"), left=1_000_000
+            ),
+            120,
+        ),
         (fakes.entry(proto=17, ctl=0, left=90), 30),
-        (fakes.entry(proto=17, ctl=chain.CTL_SEEN_REPLY, left=119), 119),
+        (fakes.entry(proto=17, ctl=chain_layout.CTL_SEEN_REPLY, left=119), 119),
         (fakes.entry(proto=17, left=9999, ctl=fakes.REAL), 120),
         (
             fakes.entry(
-                proto=132, ctl=fakes.REAL | chain.SCTP_STATES.index("ESTABLISHED"), left=1_000_000
+                proto=132,
+                ctl=fakes.REAL | chain_states.SCTP_STATES.index("ESTABLISHED"),
+                left=1_000_000,
             ),
             210,
         ),
@@ -388,7 +406,10 @@ def test_no_flow_has_more_time_left_than_its_state_has_here(
 
 def test_the_timeouts_in_force_here_are_the_bound() -> None:
     target = tables(OTHER)
-    target.in_force = ({**chain.TIMEOUTS, "tcp_established": 3600}, dict(chain.KNOBS))
+    target.in_force = (
+        {**chain_settings.TIMEOUTS, "tcp_established": 3600},
+        dict(chain_settings.KNOBS),
+    )
     assert imported(target, framed(fakes.entry(left=400_000))).imported == 1
     assert [one["timeout"] for one in records(target).values()] == [3600]
 
@@ -401,7 +422,9 @@ def test_times_that_have_not_come_yet_are_now() -> None:
     target = tables(OTHER)
     assert imported(target, framed(entry)).imported == 1
     (found,) = target.entries["ctt_new"].values()
-    after = dict(zip([name for name, dummy in chain.ENTRY_FIELDS], chain.ENTRY.unpack(found)))
+    after = dict(
+        zip([name for name, dummy in chain_layout.ENTRY_FIELDS], chain_layout.ENTRY.unpack(found))
+    )
     assert (after["last_seen"], after["created"]) == (
         OTHER.jiffies & 0xFFFFFFFF,
         OTHER.jiffies // OTHER.hz,

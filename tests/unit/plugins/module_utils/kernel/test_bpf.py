@@ -14,7 +14,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
 
 
 def test_an_error_is_both_kinds() -> None:
@@ -149,13 +149,13 @@ def test_batch_delete_steps_over_missing_keys(monkeypatch: pytest.MonkeyPatch) -
 
 def test_netlink_attributes_are_padded_and_parsed() -> None:
     raw = (
-        bpf._attribute(3, b"lan\0")
-        + bpf._attribute(4 | bpf._NLA_F_NESTED, b"abcde")
-        + bpf._attribute(5, b"")
+        netdev._attribute(3, b"lan\0")
+        + netdev._attribute(4 | netdev._NLA_F_NESTED, b"abcde")
+        + netdev._attribute(5, b"")
     )
     assert len(raw) == 8 + 12 + 4
-    assert bpf._attributes(raw) == {3: b"lan\0", 4: b"abcde", 5: b""}
-    assert bpf._attributes(raw + b"\0\0\0\0\1\2") == bpf._attributes(
+    assert netdev._attributes(raw) == {3: b"lan\0", 4: b"abcde", 5: b""}
+    assert netdev._attributes(raw + b"\0\0\0\0\1\2") == netdev._attributes(
         raw
     )  # a broken tail ends the list
 
@@ -186,15 +186,15 @@ class _Socket:
 
 
 def _answer(monkeypatch: pytest.MonkeyPatch, kind: int, flags: int, body: bytes) -> None:
-    monkeypatch.setattr(bpf.socket, "socket", _Socket)
-    _Socket.answer = bpf._HEADER.pack(bpf._HEADER.size + len(body), kind, flags, 1, 0) + body
+    monkeypatch.setattr(netdev.socket, "socket", _Socket)
+    _Socket.answer = netdev._HEADER.pack(netdev._HEADER.size + len(body), kind, flags, 1, 0) + body
 
 
 def test_netlink_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = bpf._attribute(1, b"Peer MTU is too large to set XDP\0")
+    words = netdev._attribute(1, b"Peer MTU is too large to set XDP\0")
     _answer(monkeypatch, 2, 0x300, struct.pack("=i", -errno.ERANGE) + bytes(16) + words)
     with pytest.raises(bpf.BpfError) as raised:
-        bpf.xdp_set(7, 3, bpf.XDP_FLAGS["native"])
+        netdev.xdp_set(7, 3, netdev.XDP_FLAGS["native"])
     assert (raised.value.errno, raised.value.words) == (
         errno.ERANGE,
         "Peer MTU is too large to set XDP",
@@ -204,7 +204,7 @@ def test_netlink_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_netlink_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
     _answer(monkeypatch, 2, 0, struct.pack("=i", -errno.EBUSY) + bytes(36))
     with pytest.raises(bpf.BpfError) as raised:
-        bpf.xdp_set(7, 3, 0)
+        netdev.xdp_set(7, 3, 0)
     assert (raised.value.errno, raised.value.words) == (errno.EBUSY, "")
 
 
@@ -212,23 +212,23 @@ def test_netlink_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
     "xdp, expected, seen",
     [
         (b"", {}, {"prog_id": None, "mode": None}),
-        (bpf._attribute(2, b"\0"), {}, {"prog_id": None, "mode": None}),
+        (netdev._attribute(2, b"\0"), {}, {"prog_id": None, "mode": None}),
         (
-            bpf._attribute(2, b"\1")
-            + bpf._attribute(4, struct.pack("=I", 9))
-            + bpf._attribute(5, struct.pack("=I", 9)),
+            netdev._attribute(2, b"\1")
+            + netdev._attribute(4, struct.pack("=I", 9))
+            + netdev._attribute(5, struct.pack("=I", 9)),
             {"native": 9},
             {"prog_id": 9, "mode": "native"},
         ),
         (
-            bpf._attribute(2, b"\2") + bpf._attribute(4, struct.pack("=I", 9)),
+            netdev._attribute(2, b"\2") + netdev._attribute(4, struct.pack("=I", 9)),
             {"generic": 9},
             {"prog_id": 9, "mode": "generic"},
         ),  # before Linux 4.20
         (
-            bpf._attribute(2, b"\4")
-            + bpf._attribute(6, struct.pack("=I", 9))
-            + bpf._attribute(7, struct.pack("=I", 8)),
+            netdev._attribute(2, b"\4")
+            + netdev._attribute(6, struct.pack("=I", 9))
+            + netdev._attribute(7, struct.pack("=I", 8)),
             {"generic": 9, "offload": 8},
             {"prog_id": 9, "mode": "generic"},
         ),
@@ -238,27 +238,27 @@ def test_link_facts(
     monkeypatch: pytest.MonkeyPatch, xdp: bytes, expected: dict[str, int], seen: dict[str, t.Any]
 ) -> None:
     body = (
-        bpf._IFINFO.pack(0, 0, 1, 7, 0, 0)
-        + bpf._attribute(3, b"lan0\0")
-        + bpf._attribute(4, struct.pack("=I", 1500))
-        + bpf._attribute(5, struct.pack("=I", 2))
+        netdev._IFINFO.pack(0, 0, 1, 7, 0, 0)
+        + netdev._attribute(3, b"lan0\0")
+        + netdev._attribute(4, struct.pack("=I", 1500))
+        + netdev._attribute(5, struct.pack("=I", 2))
     )
     body += (
-        bpf._attribute(23, struct.pack("=QQ", 11, 22))
-        + bpf._attribute(18, bpf._attribute(1, b"veth\0"))
-        + bpf._attribute(37, struct.pack("=i", 0))
-        + bpf._attribute(43 | bpf._NLA_F_NESTED, xdp)
+        netdev._attribute(23, struct.pack("=QQ", 11, 22))
+        + netdev._attribute(18, netdev._attribute(1, b"veth\0"))
+        + netdev._attribute(37, struct.pack("=i", 0))
+        + netdev._attribute(43 | netdev._NLA_F_NESTED, xdp)
     )
     body += b"".join(
-        bpf._attribute(number, struct.pack("=I", size))
+        netdev._attribute(number, struct.pack("=I", size))
         for number, size in ((41, 65536), (58, 65536), (63, 180_000), (64, 200_000))
     )
     _answer(monkeypatch, 16, 0, body)
-    assert bpf.link_facts("lan0") == bpf.LinkFacts(
+    assert netdev.link_facts("lan0") == netdev.LinkFacts(
         7, "lan0", "veth", 1500, 2, 0, expected, 11, merges=200_000, leaves=180_000
     )
     assert b"lan0\0" in _Socket.sent
-    assert bpf.xdp_query(7) == seen
+    assert netdev.xdp_query(7) == seen
 
 
 def test_the_pass_program() -> None:

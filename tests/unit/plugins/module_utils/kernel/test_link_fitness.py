@@ -11,7 +11,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import link_fitness
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel.bpf import LinkFacts
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel.netdev import LinkFacts
 
 
 def link(ifindex: int, name: str, kind: str = "", **facts: t.Any) -> LinkFacts:

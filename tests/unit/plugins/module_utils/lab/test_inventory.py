@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import sysctls
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import inventory as lab_inventory
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.topology import (
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.model import (
     Have,
     HaveAddress,
     HaveLink,
@@ -81,7 +83,7 @@ def test_a_namespace_that_its_sysctls_let_forward_is_a_router() -> None:
     assert all(node.forwards for node in lab_inventory.of_topology(topology.parse(described)))
 
 
-def link(key: topology.Key, alias: str, *addresses: HaveAddress) -> HaveLink:
+def link(key: lab_model.Key, alias: str, *addresses: HaveAddress) -> HaveLink:
     return HaveLink(key, 7, "veth", alias, 0, 1400, "02:00:00:00:00:01", True, True, 8, addresses)
 
 
@@ -98,7 +100,7 @@ def test_a_lab_that_is_there() -> None:
         link((None, "to-client"), "ebpf.conntrack:small eth0@client"),
         link((None, "eth0"), "", HaveAddress((b"\x0a\0\3\2", 24))),
     ]
-    forwarding = topology.FORWARDING[0]
+    forwarding = sysctls.FORWARDING[0]
     record = {
         (None, forwarding): Recorded("1", 1, {}),
         ("client", forwarding): Recorded("1", 99, {}),

@@ -13,9 +13,11 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.plan import Plan, as_dicts
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import sysctls
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import plan as lab_plan
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
-from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.topology import (
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.model import (
     Have,
     HaveAddress,
     HaveLink,
@@ -25,7 +27,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.topology import
     Topology,
 )
 
-V4_FORWARDING, V6_FORWARDING = topology.FORWARDING
+V4_FORWARDING, V6_FORWARDING = sysctls.FORWARDING
 
 
 def ip(text: str) -> bytes:
@@ -33,7 +35,7 @@ def ip(text: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
 
 
-def address(text: str) -> topology.Address:
+def address(text: str) -> lab_model.Address:
     """Return an address with its prefix length."""
     host, dummy, prefix = text.partition("/")
     return ip(host), int(prefix)
@@ -79,13 +81,13 @@ def have_after(want: Topology) -> Have:
         numbers[key] = index[key[0]]
     for one, two in want.links:
         for end, peer in ((one, two), (two, one)):
-            addresses = tuple(HaveAddress(a, topology.broadcast_of(a)) for a in end.addresses)
-            automatic = HaveAddress(topology.link_local_of(end.mac), automatic=True)
+            addresses = tuple(HaveAddress(a, lab_model.broadcast_of(a)) for a in end.addresses)
+            automatic = HaveAddress(lab_model.link_local_of(end.mac), automatic=True)
             have.links[end.key] = HaveLink(
                 end.key,
                 numbers[end.key],
                 "veth",
-                topology.alias_of(want.mark, peer.key),
+                lab_model.alias_of(want.mark, peer.key),
                 0,
                 end.mtu,
                 end.mac,
@@ -149,7 +151,7 @@ def test_default_topology(description: dict[str, t.Any]) -> None:
     lab = topology.parse(description)
     assert (lab.lab, lab.router, lab.namespaces) == ("lab", None, ("ns1", "ns2"))
     ends = {
-        topology.show_key(end.key): [topology.show_address(a) for a in end.addresses]
+        lab_model.show_key(end.key): [lab_model.show_address(a) for a in end.addresses]
         for end in lab.ends.values()
     }
     assert ends == {
@@ -159,7 +161,7 @@ def test_default_topology(description: dict[str, t.Any]) -> None:
         "ns2-lan": ["172.30.56.1/24"],
     }
     assert [
-        (r.netns, topology.show_dst(r.dst), topology.show_ip(r.via or b""), r.dev)
+        (r.netns, lab_model.show_dst(r.dst), lab_model.show_ip(r.via or b""), r.dev)
         for r in lab.routes
     ] == [
         ("ns1", "default", "172.20.56.1", "ns1-wan"),
@@ -229,7 +231,7 @@ def test_routes_find_their_link_and_metric() -> None:
         {"dst": "10.7.0.0/16", "via": "10.0.2.2", "metric": 5},
         {"dst": "2001:db8:7::/48", "via": "fe80::1", "dev": "to-b"},
     ]
-    routes = {topology.show_dst(r.dst): r for r in topology.parse(lab).routes if r.netns == "gw"}
+    routes = {lab_model.show_dst(r.dst): r for r in topology.parse(lab).routes if r.netns == "gw"}
     assert (routes["10.7.0.0/16"].dev, routes["10.7.0.0/16"].metric) == ("to-b", 5)
     assert (routes["2001:db8:7::/48"].dev, routes["2001:db8:7::/48"].metric) == ("to-b", 1024)
 
@@ -254,7 +256,7 @@ def test_the_more_specific_network_reaches_a_router() -> None:
 def test_both_ways_of_writing_a_sysctl(key: str, path: str) -> None:
     assert topology.sysctl_path("x", key) == path
     assert (
-        topology.show_sysctl((None, "net/ipv4/conf/eth0.5/rp_filter"))
+        lab_model.show_sysctl((None, "net/ipv4/conf/eth0.5/rp_filter"))
         == "net.ipv4.conf.eth0/5.rp_filter"
     )
 
@@ -534,14 +536,14 @@ def test_a_lost_link_local_address_comes_back(have: Have) -> None:
     change_link(have, link.key, addresses=link.addresses[:2])
     (step,) = planned(have)
     assert step.endswith("/64 on eth0@a: IPv6 finds no neighbours without a link-local address")
-    mine = HaveAddress(topology.link_local_of(link.mac))
+    mine = HaveAddress(lab_model.link_local_of(link.mac))
     change_link(have, link.key, addresses=(*link.addresses[:2], mine))
     assert planned(have) == []
 
 
 def test_link_local_address_of_a_mac() -> None:
     assert (
-        topology.show_address(topology.link_local_of("02:a3:0f:a6:26:e7"))
+        lab_model.show_address(lab_model.link_local_of("02:a3:0f:a6:26:e7"))
         == "fe80::a3:fff:fea6:26e7/64"
     )
 
@@ -626,7 +628,7 @@ def test_a_link_that_is_another_is_made_anew(have: Have, fields: dict[str, t.Any
 def test_half_made_objects_of_a_killed_run(have: Have) -> None:
     mark = topology.parse(LAB).mark
     for key in (("b", "eth0"), ("gw", "to-b")):
-        change_link(have, key, alias="", group=topology.group_of(mark))
+        change_link(have, key, alias="", group=lab_model.group_of(mark))
     del have.namespaces["a"]
     del have.links["a", "eth0"], have.links["gw", "to-a"]
     have.claimed.add("a")
@@ -653,8 +655,8 @@ def test_a_mark_is_matched_whole() -> None:
     link = HaveLink(
         (None, "x"), 2, "veth", "ebpf.conntrack:lab2 y", 0, 1500, "02:00:00:00:00:01", True, True, 3
     )
-    assert not topology.is_ours("ebpf.conntrack:lab", link)
-    assert topology.is_ours("ebpf.conntrack:lab2", link)
+    assert not lab_model.is_ours("ebpf.conntrack:lab", link)
+    assert lab_model.is_ours("ebpf.conntrack:lab2", link)
 
 
 def test_a_foreign_route_of_the_host_is_refused() -> None:

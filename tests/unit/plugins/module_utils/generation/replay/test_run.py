@@ -13,7 +13,9 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import spec as chain
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import shadow
@@ -167,7 +169,7 @@ def test_a_shadow_has_nothing_of_what_runs(fused: bool, events: bool) -> None:
     text = render.render(str(SOURCES), render.Settings(fused=fused, events=events))
     made = shadow.shadow_text(text, 77)
     lines = [line for line in made.split("\n") if line.startswith("BPF_TABLE")]
-    assert len(lines) == len([spec for spec in chain.maps(events=events) if spec.value]) + 1
+    assert len(lines) == len([spec for spec in chain_maps.maps(events=events) if spec.value]) + 1
     assert "ringbuf:" not in made
     assert not [line for line in lines if "lru" in line or "percpu" in line]
     assert any(
@@ -181,8 +183,8 @@ def test_a_shadow_has_nothing_of_what_runs(fused: bool, events: bool) -> None:
 
 def test_a_text_tells_its_slots_and_counters() -> None:
     text = render.render(str(SOURCES), render.Settings())
-    assert shadow.enum_of(text, "SLOT") == chain.SLOTS
-    assert list(shadow.enum_of(text, "COUNT")) == list(chain.COUNTERS)
+    assert shadow.enum_of(text, "SLOT") == chain_programs.SLOTS
+    assert list(shadow.enum_of(text, "COUNT")) == list(chain_counters.COUNTERS)
 
 
 def test_comments_are_no_part_of_the_layout() -> None:
