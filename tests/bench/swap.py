@@ -16,8 +16,8 @@ import functools
 import tempfile
 
 import harness
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt, swap
+from ansible_collections.ebpf.conntrack.tests.e2e import swap
+from ansible_collections.ebpf.conntrack.tests.support import compiled
 
 FLOWS = 1000
 ONE = (swap.Way("ipv4", "ingress"),)
@@ -38,7 +38,7 @@ def take_over(load: swap.Load, turns: list[tuple[str, int]], number: int) -> Non
 def measure(options: harness.Options) -> c.Iterator[harness.Row]:
     """Swap so many times under each kind of load."""
     swaps = options.pick(100, 2)
-    build_bcc.build = prebuilt.build
+    compiled.install()
     for name in options.pick(tuple(VARIANTS), ("both hooks and families",)):
         ways, sizes = VARIANTS[name]
         with tempfile.TemporaryDirectory() as directory, swap.Load(ways, FLOWS, directory) as load:

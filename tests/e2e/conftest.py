@@ -14,12 +14,19 @@ import pathlib
 
 import pytest
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire
+from ansible_collections.ebpf.conntrack.tests.support import compiled
 
 #: Where the figures go besides; the README's reliability table is made of them.
 REPORT = pathlib.Path(__file__).resolve().parents[2] / "build/reliability.json"
 #: Notes what a test measured: (what, value).
 Figure = c.Callable[[str, object], None]
 _FIGURES = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> None:
+    """No text of the chain is compiled twice, whichever process wants it."""
+    compiled.install_everywhere()
 
 
 @pytest.fixture(scope="session")

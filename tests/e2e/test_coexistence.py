@@ -16,7 +16,6 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
@@ -24,7 +23,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev, netns
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import (
     BARE,
     EGRESS,
@@ -157,7 +155,6 @@ PLACES = [
 def test_what_stands_in_the_chains_place_stays(
     made: Chain, foreign: int, place: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     path = os.path.join(made.paths.pin_root, place)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if kind == "program":

@@ -23,7 +23,6 @@ import tempfile
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
@@ -34,7 +33,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
     made,
@@ -240,8 +238,12 @@ def test_counts_and_totals(ct: Ct, wire: Wire) -> None:
         and len(groups) == 3
     )
     assert ct("count", "--group-by", "src").splitlines()[1].split()[:2] == [CLIENT, "3"]
-    expected = module_result(ct)["summary"]
-    assert {**ct.json("summary"), "clock": 0} == {**expected, "clock": 0}
+    for dummy in range(5):  # the kernel's own neighbour discovery may come between the two
+        expected, found = module_result(ct)["summary"], ct.json("summary")
+        if {**found, "clock": 0} == {**expected, "clock": 0}:
+            break
+    else:
+        assert {**found, "clock": 0} == {**expected, "clock": 0}
     assert "icmp 1, tcp 1, udp 1" in ct("summary") and "flows        1\n" in ct(
         "summary", "--proto", "tcp"
     )
@@ -395,14 +397,15 @@ def test_status_of_two_interfaces_in_a_namespace(ct: Ct, wire: Wire) -> None:
 
 
 def test_verify_sends_frames_of_proof_and_makes_no_entry(ct: Ct, wire: Wire) -> None:
-    before, shown = wire.counters(), json.loads(ct("stats", "-o", "json"))
-    lines = ct("verify").splitlines()
-    wire.chain.recount()
-    after = wire.counters()
-    assert len(lines) == 21 and all(line.startswith("ok   ") for line in lines)
-    assert after == before and json.loads(ct("stats", "-o", "json")) == shown, (
-        "nor are they in any figure"
-    )
+    for dummy in range(5):  # until the kernel's own neighbour discovery does not come in between
+        before, shown = wire.counters(), ct.json("stats")
+        lines = ct("verify").splitlines()
+        wire.chain.recount()
+        after, then = wire.counters(), ct.json("stats")
+        assert len(lines) == 21 and all(line.startswith("ok   ") for line in lines)
+        if after["untracked_nd"] == before["untracked_nd"]:
+            break
+    assert (after, then) == (before, shown), "nor are they in any figure"
 
 
 @pytest.fixture
@@ -530,7 +533,6 @@ def test_a_command_that_changes_something_waits_for_other_runs(
 
 
 def test_rollback(host: Ct, running: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     assert "there is no generation before 1" in host.refuses("rollback", status=1)
     running.ensure(running.changed(), keep=1)
     assert [host.json("status")[name] for name in ("generation", "healthy")] == [2, True]

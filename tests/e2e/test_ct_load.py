@@ -95,5 +95,5 @@ def test_the_chain_comes_back_after_a_reboot(installed: str, running: Chain) -> 
         and bare("load") == "nothing to do\n"
     )
     assert "it is compiled in; give the directory" in bare.refuses(
-        "load", "--set", "fused=true", status=1
+        "load", "--set", "fused=true", status=2
     )

@@ -18,8 +18,6 @@ import sys
 import threading
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.two_routers import (
     CLIENT,
     NETWORKS,
@@ -40,10 +38,8 @@ PLAYBOOKS = tree.ROOT / "playbooks"
 
 @pytest.fixture(scope="module")
 def lab() -> c.Iterator[TwoRouters]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_bcc, "build", prebuilt.build)
-        with TwoRouters() as made:
-            yield made
+    with TwoRouters() as made:
+        yield made
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
@@ -25,7 +24,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
     made,
@@ -47,7 +45,6 @@ SIZES = {"table_size": 1024, "table_size6": 16, "half_open_size": 16, "half_open
 @pytest.fixture
 def running(made: Chain, veth: None, monkeypatch: pytest.MonkeyPatch) -> c.Iterator[Chain]:
     """A chain, attached to ``left``."""
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     made.ensure()
     attached(made, "present", LEFT)
     yield made
@@ -239,7 +236,6 @@ def test_a_command_that_was_there_stays_and_one_that_was_not_goes(
 def test_a_host_that_had_nothing_has_nothing_again(
     made: Chain, veth: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     before = look(made, prefix=str(tmp_path))["before"]
     assert before["generation"] is None
     made.ensure()

@@ -19,7 +19,6 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
@@ -32,7 +31,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import diagnosis
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     U32,
     U64,
@@ -54,7 +52,6 @@ FLOWS = 30
 @pytest.fixture
 def running(made: Chain, veth: None, monkeypatch: pytest.MonkeyPatch) -> Chain:
     """A chain with flows, attached to ``left``."""
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     made.ensure()
     made.send(*(udp_frame(4000 + number) for number in range(FLOWS)))
     made.interface()

@@ -27,7 +27,6 @@ import typing as t
 import urllib.parse
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import delete as flow_delete
@@ -39,7 +38,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
     server as http_server,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import (
     NOBODY,
     Ct,
@@ -618,7 +616,6 @@ def test_healthz_names_what_is_wrong(running: Chain, place: str) -> None:
 def test_a_chain_that_comes_changes_and_goes(
     made: Chain, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     with here(made.paths, place) as server:
         assert ask(server.where, "/healthz").status == 503
         made.ensure()

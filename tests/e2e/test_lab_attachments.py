@@ -15,7 +15,6 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
@@ -23,7 +22,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import lab_attachments
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered
 from ansible_collections.ebpf.conntrack.tests.e2e.test_netns_lab import (
     assert_whole,
@@ -70,7 +68,6 @@ class Lab:
 
 @pytest.fixture
 def lab(made: Chain, p: str, monkeypatch: pytest.MonkeyPatch) -> c.Iterator[Lab]:
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     made.ensure()
     lab = Lab(made, p)
     lab.run(description(p))

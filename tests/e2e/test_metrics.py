@@ -24,7 +24,6 @@ import urllib.parse
 import pytest
 import yaml
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
@@ -36,7 +35,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import rest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
     server as http_server,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
@@ -323,7 +321,6 @@ def counters(found: Found) -> dict[tuple[str, frozenset[tuple[str, str]]], float
 def test_counters_go_on_over_generations_of_other_sizes(
     made: Chain, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     made.ensure()
     made.send(*(udp_frame(4000 + number) for number in range(200)))
     scraped: list[Found] = []

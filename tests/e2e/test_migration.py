@@ -38,7 +38,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
@@ -129,18 +128,16 @@ def headers() -> dict[str, str]:
 @contextlib.contextmanager
 def chain_below(headers: dict[str, str], directory: pathlib.Path) -> c.Iterator[Chain]:
     """A chain of which nothing is loaded yet; what was loaded goes at the end."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_bcc, "build", prebuilt.build)
-        mounted = bpffs.ensure_mounted(bpffs.STANDARD)
-        root = f"{bpffs.STANDARD}/migrate{random.randrange(1 << 32):08x}"
-        os.mkdir(root)
-        try:
-            yield Chain(bpffs.Paths(root, str(directory / "state")), headers)
-        finally:
-            bpf.fault = None
-            generation.remove_tree(root)
-            if mounted:
-                bpffs.release(bpffs.STANDARD)
+    mounted = bpffs.ensure_mounted(bpffs.STANDARD)
+    root = f"{bpffs.STANDARD}/migrate{random.randrange(1 << 32):08x}"
+    os.mkdir(root)
+    try:
+        yield Chain(bpffs.Paths(root, str(directory / "state")), headers)
+    finally:
+        bpf.fault = None
+        generation.remove_tree(root)
+        if mounted:
+            bpffs.release(bpffs.STANDARD)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
@@ -35,7 +34,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import restore
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import unit as ct_unit
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
     made,
@@ -83,7 +81,6 @@ def converge(
 @pytest.fixture
 def used(made: Chain, veth: None, monkeypatch: pytest.MonkeyPatch) -> c.Iterator[Chain]:
     """A chain with a timeout of its own, attached to ``left``, as the state directory has it."""
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     made.ensure(made.want(timeouts=TIMEOUTS))
     assert converge(made, "present", LEFT) == ["attach xdp left"]
     yield made

@@ -14,8 +14,7 @@ import os
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt, swap
+from ansible_collections.ebpf.conntrack.tests.e2e import swap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -36,7 +35,6 @@ def load(
     """Return a lab in which what the test's parameter names is sent; both sources of its
     generations were compiled.
     """
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     with swap.Load(request.param, FLOWS, str(tmp_path)) as made:
         for mark in "ab":
             made.take_over(mark)

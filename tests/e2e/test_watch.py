@@ -20,14 +20,12 @@ import time
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import events as chain_events
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     SIZES,
@@ -336,7 +334,6 @@ def test_what_is_lost_is_counted(
 def test_it_goes_on_with_the_next_generation(
     running: Chain, installed: str, watch: c.Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_bcc, "build", prebuilt.build)
     ct = Ct(installed, running.paths.pin_root, running.paths.state_dir)
     long = {"udp": 36000}  # compiling can take longer than a flow lives
     running.ensure(running.want(timeouts=long))

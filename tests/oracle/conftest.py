@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
+from ansible_collections.ebpf.conntrack.tests.support import compiled
 
 # Every run tries the same cases: a red run is red for everybody. fuzz.py is for new ones.
 hypothesis.settings.register_profile(
@@ -28,8 +29,11 @@ hypothesis.settings.load_profile("fixed")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--shuffle SEED`` runs the tests in another order: none may need what another one leaves
-    behind.
+    behind. ``--every-form`` compares random traffic with all forms of the chain, which takes long.
     """
+    parser.addoption(
+        "--every-form", action="store_true", help="compare random traffic with all forms, too"
+    )
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in random order")
 
 
@@ -50,8 +54,16 @@ FORMS: dict[str, dict[str, t.Any]] = {
     "fused": {"fused": True, "build": "clang"},
     "forward": {"fused": True, "forward": "all"},
 }
+#: The form that random traffic meets, unless --every-form is given.
+RANDOM = "fused"
 #: What is compared besides, and has no tests of its own.
 BESIDES: dict[str, dict[str, t.Any]] = {"chain, by clang": {"build": "clang"}}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> None:
+    """No text of the chain is compiled twice, whichever process wants it."""
+    compiled.install_everywhere()
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +97,22 @@ def play(kernel: NfRig, chains: Chains) -> Play:
 
     def everywhere(steps: t.Sequence[frames.Step], rules: compare.Rules = compare.ALL) -> view.Seen:
         return compare.play(kernel, chains, steps, rules)
+
+    return everywhere
+
+
+@pytest.fixture(scope="session")
+def random_chains(chains: Chains, pytestconfig: pytest.Config) -> Chains:
+    """The chain in the form that random traffic meets; directed tests meet all of them."""
+    return chains if pytestconfig.getoption("--every-form") else {RANDOM: chains[RANDOM]}
+
+
+@pytest.fixture(scope="session")
+def play_random(kernel: NfRig, random_chains: Chains) -> Play:
+    """``play`` for random traffic."""
+
+    def everywhere(steps: t.Sequence[frames.Step], rules: compare.Rules = compare.ALL) -> view.Seen:
+        return compare.play(kernel, random_chains, steps, rules)
 
     return everywhere
 

@@ -12,7 +12,7 @@ import typing as t
 
 import hypothesis
 import hypothesis.strategies as st
-from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Chains
+from ansible_collections.ebpf.conntrack.tests.oracle.conftest import RANDOM, Chains
 from ansible_collections.ebpf.conntrack.tests.oracle.fuzz import fuzz
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, mutate, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, V6
@@ -20,23 +20,25 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 
 
-def test_every_frame_passes_unchanged_and_is_counted_once(chains: Chains) -> None:
+def test_every_frame_passes_unchanged_and_is_counted_once(random_chains: Chains) -> None:
     """A short run of what ``make fuzz`` does for a million frames; it must reach the far ends of
     all parsers.
     """
-    seen = fuzz(chains, 30_000, seed=20260101)
+    seen = fuzz(random_chains, 30_000, seed=20260101)
     assert {"tracked", "related", "fragment"} <= seen.keys()
     assert sum(name.startswith("invalid") for name in seen) > 10
 
 
 @hypothesis.settings(max_examples=3000)
 @hypothesis.given(rng=st.randoms(use_true_random=False))
-def test_opens_what_the_kernel_opens(kernel: NfRig, chains: Chains, rng: random.Random) -> None:
+def test_opens_what_the_kernel_opens(
+    kernel: NfRig, random_chains: Chains, rng: random.Random
+) -> None:
     """One frame after some good ones: what is invalid, related or new here is so there.
 
     UDP-Lite is left out for its checksums.
     """
-    trackers: dict[str, compare.Tracker] = {"kernel": kernel, **chains}
+    trackers: dict[str, compare.Tracker] = {"kernel": kernel, **random_chains}
     for tracker in trackers.values():
         tracker.flush()
     lag = 0.0
@@ -63,7 +65,7 @@ def left_out(seen: t.Mapping[str, view.Seen], frame: bytes) -> bool:
     """Whether the frame met something else than tracking, on one side or the other; each is told in
     docs/differences.md.
     """
-    kernel, chain = seen["kernel"], seen["chain"]
+    kernel, chain = seen["kernel"], seen[RANDOM]
     not_forwarded = kernel.detail == "new" and kernel.outcome == "ignored"
     hop_by_hop = kernel.outcome == "unseen" and mutate.is_hop_by_hop(frame)
     return not_forwarded or hop_by_hop or chain.detail == "untracked_vlan_depth"

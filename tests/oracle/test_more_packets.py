@@ -706,9 +706,11 @@ chunks = st.tuples(
 
 @hypothesis.settings(max_examples=1000)
 @hypothesis.given(steps=st.integers(0, len(ASSOCIATION)), more=st.lists(chunks, max_size=6))
-def test_sctp_any(play: Play, steps: int, more: list[tuple[str, int, int | None, int]]) -> None:
+def test_sctp_any(
+    play_random: Play, steps: int, more: list[tuple[str, int, int | None, int]]
+) -> None:
     """Associations that nobody thought of."""
-    play(
+    play_random(
         [
             *(association(V4, *step) for step in ASSOCIATION[:steps]),
             *(association(V4, *step) for step in more),
@@ -883,12 +885,14 @@ land = st.tuples(
 
 @hypothesis.settings(max_examples=150)
 @hypothesis.given(family=st.sampled_from([V4, V6]), more=st.lists(land, min_size=1, max_size=7))
-def test_equal_ends_over_tcp(play: Play, family: Pair, more: list[tuple[str, int, int]]) -> None:
+def test_equal_ends_over_tcp(
+    play_random: Play, family: Pair, more: list[tuple[str, int, int]]
+) -> None:
     """The attack by the name of LAND, and whatever may follow: a SYN that comes again is a
     simultaneous opening.
     """
     same = alike(family)
-    play(
+    play_random(
         [
             same.tcp("a", flags, seq, ack if "A" in flags else 0)
             for flags, seq, ack in [("S", 0, 0), *more]

@@ -367,10 +367,10 @@ def test_talk(play: Play, pair: frames.Pair, name: str) -> None:
 @hypothesis.settings(max_examples=1500)
 @hypothesis.given(beginning=moves.beginnings, moved=st.lists(moves.moves, min_size=1, max_size=12))
 def test_any_talk(
-    play: Play, pair: frames.Pair, beginning: moves.Beginning, moved: list[moves.Move]
+    play_random: Play, pair: frames.Pair, beginning: moves.Beginning, moved: list[moves.Move]
 ) -> None:
     """Conversations that nobody thought of."""
-    play(moves.conversation(pair, beginning, moved))
+    play_random(moves.conversation(pair, beginning, moved))
 
 
 KNOBS: list[dict[str, int]] = [
@@ -385,7 +385,7 @@ KNOBS: list[dict[str, int]] = [
 @hypothesis.settings(max_examples=300)
 @hypothesis.given(beginning=moves.beginnings, moved=st.lists(moves.moves, min_size=1, max_size=12))
 def test_any_talk_tuned(
-    play: Play,
+    play_random: Play,
     tune: Tune,
     knobs: dict[str, int],
     beginning: moves.Beginning,
@@ -393,7 +393,7 @@ def test_any_talk_tuned(
 ) -> None:
     """The kernel's switches mean the same here."""
     tune(knobs=knobs)
-    play(moves.conversation(frames.V4, beginning, moved))
+    play_random(moves.conversation(frames.V4, beginning, moved))
 
 
 TIMEOUTS = {
@@ -412,10 +412,10 @@ TIMEOUTS = {
 @hypothesis.settings(max_examples=300)
 @hypothesis.given(beginning=moves.beginnings, moved=st.lists(moves.moves, min_size=1, max_size=12))
 def test_any_talk_with_other_timeouts(
-    play: Play, tune: Tune, beginning: moves.Beginning, moved: list[moves.Move]
+    play_random: Play, tune: Tune, beginning: moves.Beginning, moved: list[moves.Move]
 ) -> None:
     """Each timeout is another, so that a wrong one shows; the kernel offers no way to set that of
     SYN_SENT2.
     """
     tune(timeouts=TIMEOUTS)
-    play(moves.conversation(frames.V4, beginning, moved))
+    play_random(moves.conversation(frames.V4, beginning, moved))

@@ -78,14 +78,21 @@ def test_the_same_sources_and_settings_give_the_same_text() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+#: Files of whose lines some are looked for, and how far those are apart: each look-up reads the
+#: text from its start.
+FILES, EACH = ("ct.c", "prs_udp.c", "packet.h"), 7
+
+
 def test_lines_are_found_again_in_their_files() -> None:
     text = render.render(str(SOURCES), render.Settings())
-    for number, line in enumerate(text.split("\n"), 1):
-        for name in ("ct.c", "prs_udp.c", "packet.h"):
-            if render.locate(text, number)[0] == name and not line.startswith("#line"):
-                file, at = render.locate(text, number)
-                lines = (SOURCES / file).read_text(encoding="utf-8").split("\n")
-                assert at > len(lines) or lines[at - 1] == line, (file, at)
+    found = {name: (SOURCES / name).read_text("utf-8").split("\n") for name in FILES}
+    checked = dict.fromkeys(FILES, 0)
+    for number, line in list(enumerate(text.split("\n"), 1))[::EACH]:
+        file, at = render.locate(text, number)
+        if file in found and not line.startswith("#line"):
+            checked[file] += 1
+            assert at > len(found[file]) or found[file][at - 1] == line, (file, at)
+    assert all(checked.values()), checked
     assert render.locate(text, 1)[0] == "chain.c.j2"
 
 
