@@ -11,6 +11,8 @@
 # make test-picture  the pictures of ct graph in a browser; it installs chromium and graphviz, so make test leaves it out
 # make test-versions  the unit tests and a lab with other versions of ansible-core, Python and pyroute2; not in make test, because it installs each of them
 # make test-molecule  the scenarios of extensions/molecule: both roles on a lab, by molecule; likewise
+# make test-long   what takes longer than make test may: other kernels in virtual machines, 20 hosts, browsers, other versions,
+#               the random suites in every form and in another order, the unit tests by ansible-test
 # make docs     the modules', plugins' and roles' documentation as HTML, in build/docs/html
 # make fuzz     throw FRAMES (a million) mutated frames made from SEED at the chain; each must pass unchanged and be counted once
 # make bench    measure; prints tables, writes build/bench.json
@@ -30,7 +32,7 @@ HOSTS ?= 3
 FRAMES ?= 1000000
 SEED ?= 1
 
-.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) test-fleet test-vm test-picture test-versions test-molecule docs fuzz bench clean distclean
+.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) test-fleet test-vm test-picture test-versions test-molecule test-long docs fuzz bench clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -74,6 +76,15 @@ test-versions: setup-dev
 test-molecule: setup-dev
 	@$(SETUP) molecule
 	@$(RUN) molecule
+
+test-long:
+	@$(SETUP) vm
+	@$(SETUP) picture
+	@$(SETUP) molecule
+	@$(RUN) units oracle-long fleet vm picture molecule
+	@$(VENV)/python tests/tools/versions.py
+
+test-long: export FLEET_HOSTS = 20
 
 docs: setup-dev
 	@$(VENV)/python tests/tools/docs.py

@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -28,8 +29,10 @@ import time
 import xml.etree.ElementTree
 
 import leftovers
-from tree import BUILD, ROOT, TREE, VENV, Argv, build_tarball, copy_tree, environment, run
+from tree import BUILD, ROOT, SUPPORT, TREE, VENV, Argv, build_tarball, copy_tree, environment, run
 
+#: The names of the jobs that nobody has taken yet, a line each.
+QUEUE = BUILD / "jobs"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 # ansible-test keeps its virtual environments under HOME: one of our own outlives "make clean" and
 # stays off the user's.
@@ -193,10 +196,14 @@ def pytest(
 
 
 def unit() -> Tally:
-    """Run the unit tests as they stand, and as ansible-test runs a collection's."""
-    return pytest("unit", 5) + gate(
-        "ansible-test units", ansible_test("units", "--local", "--python", PYTHON), HOME=str(HOME)
-    )
+    """Run the unit tests."""
+    return pytest("unit", 5)
+
+
+def ansible_test_units() -> Tally:
+    """Run the unit tests as ansible-test runs those of a collection."""
+    argv = ansible_test("units", "--local", "--python", PYTHON)
+    return gate("ansible-test units", argv, minutes=20, HOME=str(HOME))
 
 
 def integration() -> Tally:
@@ -211,6 +218,10 @@ def integration() -> Tally:
     if not targets:
         print("FAIL no integration targets", flush=True)
         return Tally(failed=1)
+    # Read as variables by ansible-test: see tests/support/compiled.py.
+    (TREE / "tests/integration/integration_config.yml").write_text(
+        f"program_cache: {SUPPORT}\n", encoding="utf-8"
+    )
     system = os.path.realpath(sys.executable)
     where = [
         "--controller",
@@ -253,9 +264,10 @@ def fleet_here() -> Tally:
     return pytest("fleet", 10, "tests/fleet/test_rollout.py", "-m", "not only_in_test_fleet")
 
 
-def e2e_apart() -> Tally:
-    """Run the tests of tests/e2e that can do with a network, pins and directories of their own."""
-    return pytest("e2e-apart", 35, *APART, start=IN_PLACES_OF_ITS_OWN)
+def e2e_apart(number: int) -> Tally:
+    """Run one of GROUPS: tests that can do with a network, pins and directories of their own."""
+    files = (f"tests/e2e/test_{name}.py" for name in GROUPS[number])
+    return pytest(f"e2e-apart-{number}", 35, *files, start=IN_PLACES_OF_ITS_OWN)
 
 
 def oracle_apart() -> Tally:
@@ -293,41 +305,34 @@ def molecule() -> Tally:
 ON_DEMAND: dict[str, c.Callable[[], Tally]] = {
     "picture": lambda: pytest("picture", 10),
     "vm": lambda: pytest("vm", 40, "tests/fleet/test_vm.py"),
+    "units": ansible_test_units,
+    "oracle-long": lambda: pytest("oracle", 90, "tests/oracle", "--every-form", "--shuffle", "1"),
     "molecule": molecule,
 }
 
 #: Suites that pin things, in directories of their own.
-KERNEL_SUITES = {"integration", "oracle", "e2e", "picture", "molecule"}
-#: Tests that touch nothing of the machine's but through namespaces.
-_APART = (
-    "ct",
-    "ct_graph",
-    "ct_load",
-    "ct_top",
-    "fleet_modules",
-    "floods",
-    "forward",
-    "guests",
-    "health",
-    "http",
-    "inventory",
-    "metrics",
-    "migration",
-    "migration_merge",
-    "objects",
-    "replay",
-    "rollout_role",
-    "swap",
-    "watch",
+KERNEL_SUITES = {"integration", "oracle", "oracle-long", "e2e", "picture", "molecule"}
+#: Files of tests/e2e that touch nothing of the machine's but through namespaces, those that take
+#: long first; each group is one job.
+GROUPS = (
+    ("guests", "forward"),
+    ("health", "http"),
+    ("replay", "objects", "watch"),
+    ("migration", "migration_merge", "swap"),
+    ("ct", "ct_graph", "ct_load", "ct_top", "metrics"),
+    ("floods", "fleet_modules", "inventory", "rollout_role"),
 )
-APART = [f"tests/e2e/test_{name}.py" for name in _APART]
-#: When everything is run, a second process runs these one after the other, so that two CPUs have
-#: something to do.
-ASIDE: dict[str, c.Callable[[], Tally]] = {
+APART = [f"tests/e2e/test_{name}.py" for group in GROUPS for name in group]
+#: When everything is run, a second process takes one of these after the other, and so does this one
+#: when it is done with HERE: two CPUs have something to do until the end.
+JOBS: dict[str, c.Callable[[], Tally]] = {
     "lint": lint,
-    "unit": unit,
     "oracle": oracle_apart,
-    "e2e, apart": e2e_apart,
+    "unit": unit,
+    **{
+        f"e2e, apart, {number + 1}": functools.partial(e2e_apart, number)
+        for number in range(len(GROUPS))
+    },
 }
 #: Meanwhile these are run. ansible-lint takes what the integration tests leave for a moment for
 #: ours, so those come late.
@@ -433,10 +438,12 @@ def run_suites(names: list[str], everything: bool) -> int:
     known = {**SUITES, **ON_DEMAND}
     with (
         bpf_file_system(bool(KERNEL_SUITES & set(names))),
-        beside(ASIDE if everything else {}, results),
+        beside(everything, results),
     ):
         for name, suite in HERE.items() if everything else [(name, known[name]) for name in names]:
             results[name] = timed(name, suite)
+        if everything:
+            results.update(work())
     if everything:
         results["clean"] = left_behind(before)
     total = sum(results.values(), Tally())
@@ -454,14 +461,29 @@ def timed(name: str, suite: c.Callable[[], Tally]) -> Tally:
     return tally
 
 
+def work() -> dict[str, Tally]:
+    """Take jobs until none is left; return what they counted."""
+    return {name: timed(name, JOBS[name]) for name in iter(next_job, None)}
+
+
+def next_job() -> str | None:
+    """Take the next of JOBS, that no other process has taken; None when none is left."""
+    with QUEUE.open("r+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        names = file.read().splitlines()
+        file.seek(0)
+        file.write("".join(f"{name}\n" for name in names[1:]))
+        file.truncate()
+    return names[0] if names else None
+
+
 @contextlib.contextmanager
-def beside(suites: c.Collection[str], results: dict[str, Tally]) -> c.Iterator[None]:
-    """Run suites of ASIDE in a process of their own meanwhile; show what they printed when both are
-    done.
-    """
-    if not suites:
+def beside(wanted: bool, results: dict[str, Tally]) -> c.Iterator[None]:
+    """Let a process of its own work() meanwhile; show what it printed when both are done."""
+    if not wanted:
         yield
         return
+    QUEUE.write_text("".join(f"{name}\n" for name in JOBS), encoding="utf-8")
     told, printed = BUILD / "aside.json", BUILD / "aside.log"
     told.unlink(missing_ok=True)
     with printed.open("wb") as log:
@@ -479,19 +501,14 @@ def beside(suites: c.Collection[str], results: dict[str, Tally]) -> c.Iterator[N
             process.wait()
     print(printed.read_text(encoding="utf-8", errors="replace"), flush=True)
     found = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
-    results.update(
-        (name, Tally(*found[name]) if name in found else Tally(failed=1)) for name in suites
-    )
+    results.update((name, Tally(*counted)) for name, counted in found.items())
+    results.update((name, Tally(failed=1)) for name in JOBS if name not in results)
 
 
 def aside() -> int:
-    """Run the suites of ASIDE for beside(); what they counted goes to a file."""
-    (BUILD / "aside.json").write_text(
-        json.dumps(
-            {name: dataclasses.astuple(timed(name, suite)) for name, suite in ASIDE.items()}
-        ),
-        encoding="utf-8",
-    )
+    """Work for beside(); what was counted goes to a file."""
+    found = {name: dataclasses.astuple(tally) for name, tally in work().items()}
+    (BUILD / "aside.json").write_text(json.dumps(found), encoding="utf-8")
     return 0
 
 
