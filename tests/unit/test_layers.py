@@ -194,3 +194,12 @@ def test_each_package_says_what_it_may_import(package: str) -> None:
     assert re.search(r"^May import: (.*)\.$", text, re.MULTILINE)[1] == (
         ", ".join(left) or "nothing of ours"
     )  # type: ignore[index]
+
+
+def test_unit_tests_of_the_library_import_no_plugin_of_the_controller() -> None:
+    """ansible-test runs them where those have nothing of Ansible's controller."""
+    controller = re.compile(
+        r"plugins\.(action|connection|filter|inventory)\b|^(from|import) ansible\.plugins", re.M
+    )
+    tests = (ROOT / "tests/unit/plugins/module_utils").rglob("*.py")
+    assert [str(path) for path in tests if controller.search(path.read_text("utf-8"))] == []

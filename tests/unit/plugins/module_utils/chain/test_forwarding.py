@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import pathlib
 import struct
-import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.action import xdp_object, xdp_program
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import redirect
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import forwarding
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import reload
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     device,
     ethtool,
@@ -32,69 +27,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
 SOURCES = str(pathlib.Path(__file__).resolve().parents[5] / "files/bpf")
 QUIET = netfilter.Seen((), False, False)
 DROP = netfilter.Ruleset("inet", "filter", "forward", "drop")
-
-
-# ---------------------------------------------------------------- it has to be asked for twice
-def refused(call: t.Callable[[], object]) -> str:
-    with pytest.raises(ConntrackError) as caught:
-        call()
-    return caught.value.message
-
-
-@pytest.mark.parametrize("forward", ["established", "all"])
-@pytest.mark.parametrize("more", [{}, {"forward_unfiltered": False}, {"forward_unfiltered": "no"}])
-def test_forwarding_takes_a_second_word(forward: str, more: dict[str, t.Any]) -> None:
-    args = {"forward": forward, **more}
-    words = [
-        f"forward={forward}",
-        *(f"{name}={str(value).lower()}" for name, value in more.items()),
-    ]
-    (message,) = {
-        refused(lambda: xdp_program.rendered(args, str)),
-        refused(lambda: xdp_object.packed(args, str)),
-        refused(lambda: reload.parse(words)),
-    }
-    assert (
-        message.startswith(f"forward: {forward!r} is not valid: ")
-        and "forward_unfiltered: true" in message
-        and "firewall" in message
-    )
-    (problem,) = preflight.judge_unfiltered(forward, False)
-    assert (
-        (problem.field, problem.value) == ("forward", forward)
-        and "firewall" in problem.problem
-        and "forward_unfiltered: true" in problem.mend
-    )
-
-
-def test_with_it_or_without_forwarding_nothing_is_refused() -> None:
-    for args in (
-        {"forward": "off"},
-        {"forward": False},
-        {},
-        {"forward_unfiltered": True},
-        {"forward": "all", "forward_unfiltered": "yes"},
-    ):
-        assert xdp_program.settings_of(args).forward == (args.get("forward") or "off")
-    assert reload.parse(["forward_unfiltered=yes", "forward=established"]).compiled == {
-        "forward": "established"
-    }
-    assert not list(preflight.judge_unfiltered("all", True)) + list(
-        preflight.judge_unfiltered("off", False)
-    )
-
-
-def test_a_second_word_that_is_none() -> None:
-    assert (
-        refused(
-            lambda: xdp_program.settings_of({"forward": "all", "forward_unfiltered": "perhaps"})
-        )
-        == "forward_unfiltered: 'perhaps' is not valid: give true or false."
-    )
-    assert (
-        refused(lambda: reload.parse(["forward_unfiltered=2"]))
-        == "forward_unfiltered: 2 is not valid: give true or false."
-    )
 
 
 @pytest.mark.parametrize("forward", chain_settings.FORWARDS)
