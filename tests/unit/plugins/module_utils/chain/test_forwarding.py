@@ -29,6 +29,12 @@ QUIET = netfilter.Seen((), False, False)
 DROP = netfilter.Ruleset("inet", "filter", "forward", "drop")
 
 
+def refused(call: t.Callable[[], object]) -> str:
+    with pytest.raises(ConntrackError) as caught:
+        call()
+    return caught.value.message
+
+
 @pytest.mark.parametrize("forward", chain_settings.FORWARDS)
 def test_a_text_says_what_it_forwards(forward: str) -> None:
     assert forwarding.of_text(render.render(SOURCES, render.Settings(forward=forward))) == forward
