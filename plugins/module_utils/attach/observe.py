@@ -334,7 +334,7 @@ def candidates(namespace: str | None) -> list[select.Candidate]:
     routed = rtnetlink.default_route_indexes(namespace)
     with netns.entered(namespace):
         links = {facts.ifindex: facts for facts in netdev.links()}
-        drivers = {index: ethtool.driver(facts.name) for index, facts in links.items()}
+        drivers = {index: ethtool.driver(facts.name).name for index, facts in links.items()}
     below = link_fitness.below(links.values())
     return [
         select.Candidate(

@@ -16,7 +16,7 @@ import struct
 import typing as t
 
 from ..core import plan
-from ..kernel import bpf, device, netdev
+from ..kernel import bpf, ethtool, netdev, xdp_features
 
 #: struct port_key of files/bpf/forward.h.j2: ifindex, address.
 KEY = struct.Struct("=I6s2x")
@@ -87,11 +87,11 @@ def transmits(facts: netdev.LinkFacts, mode: str | None) -> bool:
 
     :param mode: how our program is attached to it.
     """
-    told = device.takes_redirected(facts.ifindex)
+    told = xdp_features.takes_redirected(facts.ifindex)
     if told is not None:
         return told
     if facts.kind != "veth":
-        return mode == "native" and device.driver(facts.name).name in KNOWN_TO_TRANSMIT
+        return mode == "native" and ethtool.driver(facts.name).name in KNOWN_TO_TRANSMIT
     try:
         return "native" in netdev.link_facts(facts.peer_ifindex, facts.peer_nsid).xdp
     except bpf.BpfError:  # the peer is being moved or its namespace dies

@@ -36,7 +36,7 @@ from ..core import libraries, safe_path
 from ..core.errors import ConntrackError
 from ..generation import converge as generation
 from ..generation import health, manifest, state_dir
-from ..kernel import bpf, bpffs, device, netdev, netfilter, netns
+from ..kernel import bpf, bpffs, ethtool, netdev, netfilter, netns, xdp_features
 from ..service import archive as ct_archive
 from ..service import status as ct_status
 from ..service import unit as ct_unit
@@ -472,10 +472,10 @@ def _look_interface(
     """Return one interface, and why its driver can not run the program; "" where it can, or nobody
     knows.
     """
-    driver, native = device.Driver("", ""), None
+    driver, native = ethtool.Driver("", ""), None
     if have.ifindex:
         with netns.entered(want.netns):
-            driver, native = device.driver(want.name), device.native(have.ifindex)
+            driver, native = ethtool.driver(want.name), xdp_features.native(have.ifindex)
     why = (
         f"the driver {driver.name or 'of this interface'} runs no XDP programs"
         if native is False

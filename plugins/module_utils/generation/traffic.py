@@ -13,7 +13,7 @@ import typing as t
 from ..chain import counters as chain_counters
 from ..chain import programs as chain_programs
 from ..core.errors import ConntrackError
-from ..kernel import bpf, bpffs, device, netns
+from ..kernel import bpf, bpffs, ethtool, netns
 from ..kernel.bpffs import Paths
 from . import health
 from .diagnosis import Fault
@@ -80,7 +80,7 @@ def lateness(keys: t.Iterable[str], seconds: float) -> float:
         if namespace is not None and not netns.exists(namespace):
             continue
         with netns.entered(namespace):
-            if device.driver(name).counts_late:
+            if ethtool.driver(name).counts_late:
                 return seconds
     return 0.0
 

@@ -11,10 +11,10 @@ import typing as t
 from ..core import plan as plans
 from ..core.plan import Plan, Step
 from ..kernel import ethtool, netns, sysctls
-from ..kernel.rtnetlink import Channel
 from . import kernel as lab_kernel
 from . import model as lab_model
 from . import record as lab_record
+from .channel import Channel
 from .kernel import Kernel
 from .model import Address, End, Have, HaveRoute, Key, Recorded, Route, Sysctl, SysctlKey, Topology
 

@@ -15,7 +15,7 @@ from ..core import plan as plans
 from ..core.errors import ConntrackError, bad_value
 from ..core.plan import Plan, Step
 from ..kernel import netns, sysctls
-from ..kernel.rtnetlink import NetlinkError
+from ..kernel.netlink import NetlinkError
 from . import model as lab_model
 from . import plan as lab_plan
 from . import record as lab_record
