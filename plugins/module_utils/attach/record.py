@@ -140,9 +140,17 @@ def write_interfaces(paths: Paths, items: t.Sequence[t.Mapping[str, t.Any]]) -> 
         if items:
             state_dir.replace(paths, path, {"pin_root": paths.pin_root, "interfaces": list(items)})
         else:
-            manifest.forget(paths, state_dir.INTERFACES)
+            _forget(paths, path)
 
 
 def end_write_interfaces(paths: Paths) -> None:
     """Take away what a write_interfaces() left that was killed."""
-    manifest.forget(paths, state_dir.INTERFACES + state_dir.UNFINISHED)
+    _forget(
+        paths, os.path.join(state_dir.directory(paths), state_dir.INTERFACES + state_dir.UNFINISHED)
+    )
+
+
+def _forget(paths: Paths, path: str) -> None:
+    """Remove a file, and the directories that are empty then."""
+    state_dir.unlink(path)
+    state_dir.tidy(paths)

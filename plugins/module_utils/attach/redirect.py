@@ -177,6 +177,6 @@ def do(fd: int, step: plan.Step) -> plan.Undo:
 
 def _set(fd: int, key: bytes, value: bytes | None) -> None:
     if value is None:
-        bpf.map_delete_batch(fd, [key])
+        bpf.map_delete(fd, key)
     else:
         bpf.map_update(fd, key, value)

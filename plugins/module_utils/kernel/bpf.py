@@ -33,7 +33,8 @@ LINK_TYPE_XDP = 6
 #: Free nodes of an LRU table that the kernel gives to a CPU at a time (kernel/bpf/bpf_lru_list.c,
 #: LOCAL_FREE_TARGET).
 LRU_BATCH = 128
-BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
+BPF_ANY = 0
+BPF_NOEXIST = 1
 BPF_F_REPLACE = 4
 BPF_F_TEST_XDP_LIVE_FRAMES = 2
 BPF_STATS_RUN_TIME = 0

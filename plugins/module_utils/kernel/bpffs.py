@@ -229,7 +229,7 @@ def check_path(pin_root: str) -> None:
 def check(pin_root: str) -> bool:
     """Check a pin_root without changing anything.
 
-    :return: whether it can be used as it is; False when ensure_mounted() has something to do.
+    :return: whether it is there; False when ensure_mounted() has something to do.
     :raises ConntrackError: when it can not become one: not an absolute path, no bpffs, read-only,
         no directory.
     """
@@ -266,7 +266,7 @@ def check(pin_root: str) -> bool:
             f" {point}",
         )
     refuse_foreign(Paths(pin_root))
-    return nearest == pin_root and not (_below_standard(point) and _is_loose())
+    return nearest == pin_root
 
 
 def check_text(paths: Paths) -> None:
@@ -300,7 +300,9 @@ def ensure_mounted(pin_root: str) -> bool:
     :return: whether anything was changed.
     :raises ConntrackError: see check(); also when the kernel refuses the mount.
     """
-    if check(pin_root):
+    there = check(pin_root)
+    loose = there and _below_standard(_mount_of(pin_root)[0]) and _is_loose()
+    if there and not loose:
         return False
     if not mounted(pin_root):
         _mount()
