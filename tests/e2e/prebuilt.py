@@ -22,7 +22,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import progra
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     model as generation_model,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants
 
 _LOAD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1  # the instruction's source register: its immediate is a map's file descriptor
@@ -97,11 +97,11 @@ def _load(name: str, program: Program, fds: t.Mapping[str, int]) -> int:
     insns = bytearray(program.insns)
     for at, map_name in program.maps.items():
         struct.pack_into("=i", insns, at + 4, fds[map_name])
-    opts = bpf._ProgLoadOpts(expected_attach_type=chain_programs.ATTACH_TYPE_XDP)
+    opts = bpf._ProgLoadOpts(expected_attach_type=bpf_constants.ATTACH_XDP)
     raw = bytes(insns)
     return bpf.call(
         "bpf_prog_load",
-        bpf.PROG_TYPE_XDP,
+        bpf_constants.PROG_TYPE_XDP,
         name.encode(),
         b"GPL",
         raw,

@@ -26,7 +26,7 @@ import sys
 import traceback
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants
 
 #: Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl,
 #: include/uapi/asm-generic/unistd.h); old calls are missing on arm64.
@@ -84,7 +84,6 @@ _NETLINK_ROUTE, _SO_PROTOCOL, _PIDFD_GETFD = (
 )  # the last one since Linux 5.6, the same everywhere
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_SUCH_MESSAGE = 0x7FFF  # a number that rtnetlink knows no message by
-_ARRAY = 2  # enum bpf_map_type
 #: Seconds without a call after which a process is taken to hang.
 _HANGS = 60
 
@@ -346,7 +345,7 @@ def _supervise(
     last: tuple[Event, list[int]] | None = None
     poll = select.poll()
     poll.register(listener, select.POLLIN)
-    with bpf.closing(bpf.map_create(_ARRAY, "mark", 4, 4, 1)) as fd:
+    with bpf.closing(bpf.map_create(bpf_constants.MAP_TYPES["array"], "mark", 4, 4, 1)) as fd:
         older = bpf.map_info(fd).id  # than the maps that the process makes
     while True:
         ready = poll.poll(_HANGS * 1000)

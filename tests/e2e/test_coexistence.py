@@ -23,7 +23,12 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    netdev,
+    netns,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import (
     BARE,
@@ -190,7 +195,7 @@ def counted(lab: Lab) -> c.Iterator[c.Callable[[], int]]:
     with (
         bpf.closing(lab.prog(SLOTS["ingress"])) as first,
         bpf.closing(lab.prog(SLOTS["ingress"], 2)) as second,
-        bpf.closing(bpf.enable_stats()),
+        bpf.closing(bpf_batch.enable_stats()),
     ):
 
         def runs() -> int:

@@ -46,11 +46,22 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import diagnosis, manifest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    diagnosis,
+    manifest,
+    probe_whole,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     probe as generation_probe,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    bpffs,
+    bpffs_mount,
+    netdev,
+    private_netns,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -65,7 +76,7 @@ U64 = struct.Struct("=Q")
 #: What frames of proof are counted as, each beside the traffic, when a chain is proved.
 PROOF = dict(
     collections.Counter(
-        probe.counter for probe in generation_probe.PROBES for hook in chain_programs.TRACKING_HOOKS
+        probe.counter for probe in probe_whole.PROBES for hook in chain_programs.TRACKING_HOOKS
     )
 )
 CTL_AT = 64  # offset of ct_entry.ctl: after two halves of 32 bytes
@@ -334,14 +345,14 @@ def rendered() -> tuple[str, dict[str, str]]:
 @pytest.fixture
 def made(rendered: tuple[str, dict[str, str]], tmp_path: pathlib.Path) -> c.Iterator[Chain]:
     """Nothing loaded yet."""
-    mounted = bpffs.ensure_mounted(bpffs.STANDARD)
+    mounted = bpffs_mount.ensure_mounted(bpffs.STANDARD)
     root = f"{bpffs.STANDARD}/chain{random.randrange(1 << 32):08x}"
     os.mkdir(root)
     yield Chain(bpffs.Paths(root, str(tmp_path / "state")), *rendered)
     bpf.fault = None
     generation.remove_tree(root)
     if mounted:
-        bpffs.release(bpffs.STANDARD)
+        bpffs_mount.release(bpffs.STANDARD)
 
 
 @pytest.fixture
@@ -380,7 +391,7 @@ def veth() -> c.Iterator[None]:
     """The veth pair left and right, both ends in a namespace without a name, which the test runs
     in.
     """
-    with netns.anonymous():
+    with private_netns.anonymous():
         subprocess.run(
             ["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True
         )
@@ -866,7 +877,7 @@ def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fuse
                         if name in passed_over
                         else pytest.raises(ConntrackError, match=rf"^{hook}: .* not counted as ")
                     ):
-                        generation_probe.prove_whole({hook: entry}, stats)
+                        probe_whole.prove_whole({hook: entry}, stats)
                 bpf.map_update(jt, U32.pack(slot), U32.pack(fd))
 
 
@@ -890,12 +901,12 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
                     for hook in chain_programs.TRACKING_HOOKS
                 }
                 while True:
-                    generation_probe.prove_whole(entries, stats)
+                    probe_whole.prove_whole(entries, stats)
                     os.write(told, b".")
         try:
             for dummy in range(3):
                 assert os.read(ready, 1), "the prover is at work"
-                for probe in generation_probe.PROBES:
+                for probe in probe_whole.PROBES:
                     made.send(probe.frame)
                 sent += 1
         finally:
@@ -903,13 +914,13 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
             os.waitpid(prover, 0)
             for fd in (ready, told):
                 os.close(fd)
-    expected = collections.Counter(probe.counter for probe in generation_probe.PROBES)
+    expected = collections.Counter(probe.counter for probe in probe_whole.PROBES)
     assert {name: number for name, number in made.stats().items() if number} == {
         name: sent * number for name, number in expected.items()
     }
     assert (
         sum(made.proved().values())
-        >= len(generation_probe.PROBES) * len(chain_programs.TRACKING_HOOKS) * 9
+        >= len(probe_whole.PROBES) * len(chain_programs.TRACKING_HOOKS) * 9
     )
 
 
@@ -1037,7 +1048,7 @@ def test_rolled_back_to_another_table_size_while_traffic_flows(
         keep=1,
     )
     with bpf.closing(bpf.obj_get(loaded.paths.map("ctt_new"))) as fd:
-        assert bpf.map_delete_batch(fd, sorted(old)[:40]) == 40
+        assert bpf_batch.map_delete_batch(fd, sorted(old)[:40]) == 40
     loaded.send(
         *(udp_frame(2000 + number) for number in range(100)),
         *(udp_frame(2000 + number) for number in range(100)),
@@ -1504,9 +1515,9 @@ def test_a_run_that_begins_keeps_its_directory(made: Chain) -> None:
     lock does.
     """
     with lock.held(made.paths.base, make=0o700):
-        bpffs.release(made.paths.pin_root)
+        bpffs_mount.release(made.paths.pin_root)
         assert os.path.isdir(made.paths.base)
-    bpffs.release(made.paths.pin_root)
+    bpffs_mount.release(made.paths.pin_root)
     assert not os.path.exists(made.paths.pin_root)
     os.mkdir(made.paths.pin_root)
 

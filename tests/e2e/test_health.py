@@ -20,7 +20,7 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
@@ -31,7 +31,11 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import diagnosis
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_constants,
+    netdev,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     U32,
@@ -77,7 +81,7 @@ def put(path: str, fd: int) -> None:
         bpf.obj_pin(fd, path)
 
 
-def passing(name: str = "stranger", attach_type: int = chain_programs.ATTACH_TYPE_XDP) -> int:
+def passing(name: str = "stranger", attach_type: int = bpf_constants.ATTACH_XDP) -> int:
     return bpf.prog_load(bpf.xdp_pass_insns(), name, attach_type=attach_type)
 
 
@@ -222,7 +226,9 @@ SLOT = f"jt[{chain_programs.SLOTS['ct']}]"
 NO_TABLES = chain_settings.SETTINGS_STRUCT.pack(
     *[0] * len(chain_states.TCP_ROWS),
     *chain_settings.SETTINGS_STRUCT.unpack(
-        chain_settings.settings_value(clock.hz(), {}, {})[: chain_settings.SETTINGS_STRUCT.size]
+        chain_settings.settings_value(chain_jiffies.hz(), {}, {})[
+            : chain_settings.SETTINGS_STRUCT.size
+        ]
     )[len(chain_states.TCP_ROWS) :],
 )
 
@@ -360,7 +366,7 @@ def test_each_fault_is_named_and_mended(
 
 
 def test_what_only_people_can_mend_is_named(running: Chain) -> None:
-    with bpf.closing(bpf.map_create(2, "stray", 4, 4, 1)) as fd:
+    with bpf.closing(bpf.map_create(bpf_constants.MAP_TYPES["array"], "stray", 4, 4, 1)) as fd:
         bpf.obj_pin(fd, running.paths.link(None, "stray"))
     for dummy in range(2):
         plan, have = running.ensure()

@@ -18,10 +18,10 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import recor
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
-from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import namespaces, topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import lab_attachments
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered
@@ -143,7 +143,7 @@ def test_a_removal_that_fails_brings_the_chain_back(
         raise OSError(16, f"umount2: {name} is busy")
 
     with monkeypatch.context() as patch:
-        patch.setattr(netns, "remove", refuse)
+        patch.setattr(namespaces, "remove", refuse)
         with pytest.raises(ConntrackError, match="is busy"):
             lab.run(topology.absent(lab.p))
     assert lab.attached() == before and lab.chain.observe().faults == ()

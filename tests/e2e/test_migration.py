@@ -27,6 +27,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import conve
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
@@ -37,7 +38,15 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    bpf_constants,
+    bpffs,
+    bpffs_mount,
+    netdev,
+    private_netns,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
@@ -131,7 +140,7 @@ def chain_below(headers: dict[str, str], directory: pathlib.Path) -> c.Iterator[
     """A chain of which nothing is loaded yet; what was loaded goes at the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_bcc, "build", prebuilt.build)
-        mounted = bpffs.ensure_mounted(bpffs.STANDARD)
+        mounted = bpffs_mount.ensure_mounted(bpffs.STANDARD)
         root = f"{bpffs.STANDARD}/migrate{random.randrange(1 << 32):08x}"
         os.mkdir(root)
         try:
@@ -140,7 +149,7 @@ def chain_below(headers: dict[str, str], directory: pathlib.Path) -> c.Iterator[
             bpf.fault = None
             generation.remove_tree(root)
             if mounted:
-                bpffs.release(bpffs.STANDARD)
+                bpffs_mount.release(bpffs.STANDARD)
 
 
 @pytest.fixture
@@ -153,7 +162,7 @@ def made(headers: dict[str, str], tmp_path: pathlib.Path) -> c.Iterator[Chain]:
 @pytest.fixture
 def wires() -> c.Iterator[None]:
     """The veth pairs of SIDES, in a namespace without a name, which the test runs in."""
-    with netns.anonymous():
+    with private_netns.anonymous():
         for name, peer, dummy in SIDES:
             subprocess.run(
                 ["ip", "link", "add", name, "type", "veth", "peer", "name", peer], check=True
@@ -376,7 +385,7 @@ def fill(
                     created=seen // rate,
                 )
                 values.append(chain_layout.ENTRY.pack(*fields.values()))
-            bpf.map_update_batch(fd, b"".join(keys), b"".join(values), len(some))
+            bpf_batch.map_update_batch(fd, b"".join(keys), b"".join(values), len(some))
 
 
 # ---------------------------------------------------------------- another size
@@ -748,7 +757,9 @@ class Old:
             shapes["schema"] = ["array", 4, chain_maps.SCHEMA_BYTES]
         for name, (kind, key, value) in shapes.items():
             entries = sizes.get(name, 1 if name in ("settings", "schema") else SIZE)
-            self.maps[name] = bpf.map_create(chain_maps.MAP_TYPES[kind], name, key, value, entries)
+            self.maps[name] = bpf.map_create(
+                bpf_constants.MAP_TYPES[kind], name, key, value, entries
+            )
             bpf.obj_pin(self.maps[name], f"{directory}/map/{name}")
         self.meta(layout=there["layout"], generation=1)
         if there["layout"] != 1:
@@ -784,14 +795,14 @@ class Old:
             "size": SIZE,
             "seen_reply": self.there["ctl"]["seen_reply"],
             "orig_hi": self.there["ctl"]["orig_hi"],
-            "hz": clock.hz(),
+            "hz": chain_jiffies.hz(),
             "tracked": names.index("tracked"),
         }
         os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES / "stub")
         module = bcc.BPF(text=text.encode(), cflags=build_bcc.flags())
         for name in ("ingress", "egress"):
             program = module.load_func(
-                name.encode(), bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
+                name.encode(), bcc.BPF.XDP, attach_type=bpf_constants.ATTACH_XDP
             )
             bpf.obj_pin(program.fd, f"{directory}/prog/xdp_{chain_programs.SLOTS[name]}")
         module.cleanup()
@@ -806,7 +817,7 @@ class Old:
             )[0]
             for name in ("jiffies", "ktime_ns")
         }
-        return clock.jiffies_now(raw), clock.hz()
+        return clock.jiffies_now(raw), chain_jiffies.hz()
 
     def write(self, table: str, key: bytes, parts: t.Mapping[str, int], **fields: int) -> None:
         """Write an entry; ``parts`` are those of the control word, a field's dot is written as two

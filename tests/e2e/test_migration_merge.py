@@ -25,7 +25,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import migrate
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_batch
 from ansible_collections.ebpf.conntrack.tests.e2e.test_migration import (
     SIZE,
     U32,
@@ -140,7 +140,7 @@ def tables(loaded: Tables) -> c.Iterator[Tables]:
         for count, keys, dummy in list(
             bpf.map_batches(fd, chain_layout.KEY4.size, chain_layout.ENTRY.size)
         ):
-            bpf.map_delete_batch(
+            bpf_batch.map_delete_batch(
                 fd,
                 [
                     bytes(keys[at * chain_layout.KEY4.size : (at + 1) * chain_layout.KEY4.size])

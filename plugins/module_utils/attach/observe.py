@@ -16,7 +16,17 @@ from ..chain import settings as chain_settings
 from ..chain.programs import HOOKS, SLOTS, TRACKING_HOOKS
 from ..core.errors import ConntrackError
 from ..generation import health
-from ..kernel import bpf, bpffs, ethtool, link_fitness, netdev, netfilter, netns, rtnetlink
+from ..kernel import (
+    bpf,
+    bpf_constants,
+    bpffs,
+    ethtool,
+    link_fitness,
+    netdev,
+    netfilter,
+    netns,
+    rtnetlink,
+)
 from . import model as attach_model
 from . import redirect, select
 from .model import Attached, Have, Program, Want
@@ -39,7 +49,7 @@ def _pinned_link(path: str) -> bpf.LinkInfo | None:
             exc.errno != errno.EACCES
         ):  # the kernel's answers to a directory and to a file of another kind
             raise
-    if info is None or info.type != bpf.LINK_TYPE_XDP:
+    if info is None or info.type != bpf_constants.LINK_TYPE_XDP:
         raise ConntrackError(
             f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another"
             " pin_root."
@@ -99,7 +109,7 @@ def open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) ->
                 " ebpf.conntrack.xdp_program first."
             )
         with bpf.closing(bpf.obj_get(path)) as fd:
-            if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).type != bpf.PROG_TYPE_XDP:
+            if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).type != bpf_constants.PROG_TYPE_XDP:
                 raise ConntrackError(
                     f"{path} is no XDP program. Run ebpf.conntrack.xdp_program again."
                 )

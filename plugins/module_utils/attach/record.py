@@ -11,7 +11,7 @@ import os
 import typing as t
 
 from ..core import plan
-from ..generation import health, manifest, state_dir
+from ..generation import health, state_dir
 from ..kernel import bpffs
 from ..kernel.bpffs import Paths
 from . import model as attach_model
@@ -25,7 +25,7 @@ def plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> pla
 
     :param whole: whether ``wants`` are all that there is.
     """
-    if manifest.active(paths) is None:
+    if state_dir.active(paths) is None:
         return []
     before = interfaces(paths)
     kept = {bpffs.interface_key(item["netns"], item["name"]): item for item in recorded(paths)}

@@ -41,19 +41,6 @@ EVENTS_MAP, EVENTS_WORDS_MAP = "events", "events_count"
 PORTS = 1024
 #: Entries of each of the flow tables when nothing else is asked for.
 TABLE_SIZE = 1 << 16
-#: Kernel numbers of the map types (include/uapi/linux/bpf.h, enum bpf_map_type).
-MAP_TYPES = {
-    "hash": 1,
-    "array": 2,
-    "prog_array": 3,
-    "percpu_hash": 5,
-    "percpu_array": 6,
-    "lru_hash": 9,
-    "lru_percpu_hash": 10,
-    "lpm_trie": 11,
-    "array_of_maps": 12,
-    "ringbuf": 27,
-}
 #: What each family's flow tables are for: all other flows, and assured ones. ``pred`` holds another
 #: generation's tables in this order.
 FLOW_CLASSES = ("half_open", "assured")

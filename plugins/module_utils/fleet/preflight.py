@@ -36,7 +36,17 @@ from ..core import libraries, safe_path
 from ..core.errors import ConntrackError
 from ..generation import converge as generation
 from ..generation import health, manifest, state_dir
-from ..kernel import bpf, bpffs, ethtool, netdev, netfilter, netns, xdp_features
+from ..kernel import (
+    bpf,
+    bpf_constants,
+    bpffs,
+    ethtool,
+    netdev,
+    netfilter,
+    netns,
+    pins,
+    xdp_features,
+)
 from ..service import archive as ct_archive
 from ..service import status as ct_status
 from ..service import unit as ct_unit
@@ -664,7 +674,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
     }
     checks: tuple[tuple[str, str, t.Callable[[], object]], ...] = (
         ("pin_root", paths.pin_root, lambda: bpffs.check(paths.pin_root)),
-        ("pin_root", paths.pin_root, lambda: bpffs.check_places(paths)),
+        ("pin_root", paths.pin_root, lambda: pins.check_places(paths)),
         ("state_dir", paths.state_dir, lambda: state_dir.check(paths)),
     )
     for field, value, check in checks:
@@ -734,7 +744,9 @@ def _look_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Ite
 
 
 def _kind(info: bpf.MapInfo) -> str:
-    return next((kind for kind, number in chain_maps.MAP_TYPES.items() if number == info.kind), "")
+    return next(
+        (kind for kind, number in bpf_constants.MAP_TYPES.items() if number == info.kind), ""
+    )
 
 
 def _memlock(release: str) -> int | None:

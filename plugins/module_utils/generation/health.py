@@ -21,12 +21,13 @@ import struct
 import time
 import typing as t
 
-from ..chain import clock, forwarding
+from ..chain import forwarding
+from ..chain import jiffies as chain_jiffies
 from ..chain import layout as chain_layout
 from ..chain import maps as chain_maps
 from ..chain import programs as chain_programs
 from ..chain import settings as chain_settings
-from ..kernel import bpf, bpffs, netdev, netns
+from ..kernel import bpf, bpf_constants, bpffs, netdev, netns
 from ..kernel.bpffs import Paths
 from .diagnosis import Fault
 
@@ -55,7 +56,7 @@ class Seen:
     :ivar meta: see chain.META.
     :ivar settings: bytes.
     :ivar refused: slots of the programs that the kernel refuses in one jump table with a program of
-        chain.ATTACH_TYPE_XDP.
+        bpf_constants.ATTACH_XDP.
     """
 
     number: int
@@ -124,7 +125,7 @@ def misshapen(there: bpf.MapInfo, spec: chain_maps.MapSpec) -> str:
     A map that is handed on may have any number of entries: the size of a table is the user's
     choice, and another release has other counters.
     """
-    kinds = {number: kind for kind, number in chain_maps.MAP_TYPES.items()}
+    kinds = {number: kind for kind, number in bpf_constants.MAP_TYPES.items()}
     have = (kinds.get(there.kind, str(there.kind)), there.key_size, there.value_size)
     wrong = have != (spec.kind, spec.key_size, spec.value_size) or (
         not spec.inherited and there.max_entries != spec.entries
@@ -216,7 +217,7 @@ def _damage(raw: bytes) -> str:
     """Return what keeps ``settings`` from being what the loader writes."""
     if len(raw) != chain_settings.SETTINGS_BYTES:
         return ""  # a wrong shape
-    rate = clock.hz()
+    rate = chain_jiffies.hz()
     hz, timeouts, knobs = chain_settings.settings_of(raw)
     if hz != rate:
         return f"it has {hz} jiffies a second, this kernel has {rate}"
@@ -287,7 +288,7 @@ def look(directory: str, number: int) -> Seen:
             info = bpf.prog_info(fd) if kind == "prog" else None
             if kind is None and slot not in chain_programs.SLOTS.values():
                 continue
-            if info is None or info.type != bpf.PROG_TYPE_XDP:
+            if info is None or info.type != bpf_constants.PROG_TYPE_XDP:
                 odd[pin] = (
                     None
                     if kind is None
@@ -359,7 +360,7 @@ def _used(programs: t.Iterable[bpf.ProgInfo]) -> dict[str, list[bpf.MapInfo]]:
 def _slots(used: t.Sequence[bpf.MapInfo], pinned: bpf.MapInfo | None) -> dict[int, int] | None:
     """Return the ids of the programs in the jump table that is in use."""
     there = next(iter(used), pinned)
-    if there is None or there.kind != chain_maps.MAP_TYPES["prog_array"]:
+    if there is None or there.kind != bpf_constants.MAP_TYPES["prog_array"]:
         return None
     found = {}
     with bpf.closing(bpf.map_get_fd_by_id(there.id)) as fd:
@@ -382,7 +383,7 @@ def _contents(seen: Seen) -> dict[str, t.Any]:
         if (
             spec.name not in ("meta", "settings")
             or there is None
-            or there.kind != chain_maps.MAP_TYPES["array"]
+            or there.kind != bpf_constants.MAP_TYPES["array"]
             or there.key_size != _U32.size
         ):
             continue
@@ -411,7 +412,7 @@ def _refused(
     alone = [slot for slot in fds if slot not in together]
     refused: list[int] = []
     with (
-        bpf.closing(bpf.map_create(chain_maps.MAP_TYPES["prog_array"], "probe", 4, 4, 1)) as jt,
+        bpf.closing(bpf.map_create(bpf_constants.MAP_TYPES["prog_array"], "probe", 4, 4, 1)) as jt,
         bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "probe")) as owner,
     ):
         bpf.map_update(jt, _U32.pack(0), _U32.pack(owner))
@@ -542,7 +543,9 @@ def _links(paths: Paths) -> dict[str, bpf.LinkInfo | None]:
     for name in names(paths.link_dir):
         with open_pin(os.path.join(paths.link_dir, name)) as (kind, fd):
             info = bpf.link_info(fd) if kind == "link" else None
-            found[name] = info if info is not None and info.type == bpf.LINK_TYPE_XDP else None
+            found[name] = (
+                info if info is not None and info.type == bpf_constants.LINK_TYPE_XDP else None
+            )
     return found
 
 

@@ -26,7 +26,7 @@ from ..core.errors import ConntrackError, bad_value
 from ..core.plan import Plan
 from ..kernel.bpffs import Paths
 from . import converge as generation
-from . import manifest
+from . import manifest, state_dir
 
 #: What can be set, by the names that xdp_program's options have, with what a value may be.
 _COMPILED = ("checksum", "fused", "forward", "events")
@@ -119,7 +119,7 @@ def last(paths: Paths) -> generation.Want | None:
 
     :raises ConntrackError: where a guest is not pinned any more.
     """
-    want = manifest.read(paths, manifest.active(paths))
+    want = manifest.read(paths, state_dir.active(paths))
     if want is None:
         return None
     # a program has another id after a reboot

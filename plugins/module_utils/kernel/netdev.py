@@ -14,7 +14,7 @@ import socket
 import struct
 import typing as t
 
-from . import bpf, netlink, rtnetlink
+from . import bpf, bpf_constants, netlink, rtnetlink
 from .bpf import BpfError, LinkCreateOpts
 
 #: include/uapi/linux/if_link.h
@@ -58,7 +58,7 @@ class LinkFacts(t.NamedTuple):
 
 # ---------------------------------------------------------------- links
 def link_create(
-    prog_fd: int, ifindex: int, attach_type: int = bpf.ATTACH_XDP, flags: int = 0
+    prog_fd: int, ifindex: int, attach_type: int = bpf_constants.ATTACH_XDP, flags: int = 0
 ) -> int:
     """Attach a program to an interface of the current namespace through a bpf_link. :return: the
     link's fd.
@@ -80,7 +80,7 @@ def link_create(
             about=f"ifindex {ifindex}",
         )
     except BpfError as exc:
-        words = _why_not(prog_fd, ifindex, flags) if attach_type == bpf.ATTACH_XDP else ""
+        words = _why_not(prog_fd, ifindex, flags) if attach_type == bpf_constants.ATTACH_XDP else ""
         raise BpfError(exc.errno or 0, exc.call, words) from None
 
 

@@ -17,8 +17,8 @@ from ..core.errors import ConntrackError
 from ..kernel import ethtool, netlink, netns, rtnetlink, sysctls
 from ..kernel.netlink import NetlinkError
 from . import model as lab_model
+from . import namespaces, pyroute, topology
 from . import observe as lab_observe
-from . import pyroute, topology
 from . import record as lab_record
 from .channel import Channel
 from .model import Address, End, Have, HaveAddress, HaveLink, HaveRoute, Key, Route, Topology
@@ -90,7 +90,7 @@ class Kernel:
         """
         have = Have(host_inode=netns.inode(None) or 0)
         mounted, bare = netns.names()
-        have.claimed = {name for name in bare if netns.claim_of(name) == want.mark}
+        have.claimed = {name for name in bare if namespaces.claim_of(name) == want.mark}
         have.bare = {name: netns.kind_of_file(name) for name in bare if name not in have.claimed}
         have.foreign = set(have.bare)
         self._observe_links(None, have, links_only)

@@ -20,8 +20,8 @@ from ..flows import filter as flow_filter
 from ..flows import read as flow_read
 from ..flows import table as flow_table
 from ..generation import converge as generation
-from ..generation import health
-from ..generation import probe as proof
+from ..generation import health, probe_whole
+from ..generation import probe as generation_probe
 from ..kernel import bpf, bpffs
 
 
@@ -122,13 +122,13 @@ def verify(paths: bpffs.Paths) -> t.Iterator[tuple[str, bool]]:
         return
     guests = any(slot in have.programs for slot in chain_programs.GUEST_SLOTS.values())
     for hook in chain_programs.TRACKING_HOOKS:
-        for probe in proof.PROBES:
+        for probe in probe_whole.PROBES:
             try:
                 with (
                     bpf.closing(bpf.obj_get(paths.prog(chain_programs.SLOTS[hook]))) as entry,
                     bpf.closing(bpf.obj_get(paths.map("stats"))) as stats,
                 ):
-                    proof.prove(entry, stats, guests, probe)
+                    generation_probe.prove(entry, stats, guests, probe)
             except ConntrackError as exc:
                 yield f"{hook}: {exc.message}", False
             else:

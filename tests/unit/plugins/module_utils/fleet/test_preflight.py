@@ -13,7 +13,12 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight, put_back
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, ethtool, netlink
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_constants,
+    ethtool,
+    netlink,
+)
 
 MIB = 1 << 20
 
@@ -21,7 +26,7 @@ MIB = 1 << 20
 def there(name: str, entries: int) -> bpf.MapInfo:
     return bpf.MapInfo(
         1,
-        chain_maps.MAP_TYPES["lru_hash"],
+        bpf_constants.MAP_TYPES["lru_hash"],
         name,
         chain_layout.KEY4.size,
         chain_layout.ENTRY.size,

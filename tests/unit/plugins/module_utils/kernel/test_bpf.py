@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     bpf,
+    bpf_batch,
     netdev,
     netlink,
     rtnetlink,
@@ -148,8 +149,8 @@ def test_batch_delete_steps_over_missing_keys(monkeypatch: pytest.MonkeyPatch) -
         return answer
 
     _Answers(monkeypatch, *[delete({b"aa", b"bb", b"dd"})] * 9)
-    assert bpf.map_delete_batch(3, []) == 0
-    assert bpf.map_delete_batch(3, [b"xx", b"aa", b"bb", b"cc", b"dd", b"ee"]) == 3
+    assert bpf_batch.map_delete_batch(3, []) == 0
+    assert bpf_batch.map_delete_batch(3, [b"xx", b"aa", b"bb", b"cc", b"dd", b"ee"]) == 3
 
 
 def test_netlink_attributes_are_padded_and_parsed() -> None:
