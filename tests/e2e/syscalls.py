@@ -16,6 +16,7 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 import platform
 import select
@@ -26,6 +27,7 @@ import sys
 import traceback
 import typing as t
 
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants
 
 #: Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl,
@@ -301,6 +303,58 @@ def watch(
         os.close(listener)
         done.output = finish(pid, output)
     return done
+
+
+def at(
+    fits: c.Callable[[Event], bool], turn: int, what: Answer
+) -> c.Callable[[int, Event], Answer]:
+    """Return what answers the ``turn``-th (from 1) of the calls that fit so; all others are made."""
+    left = turn
+
+    def answer(dummy: int, event: Event) -> Answer:
+        nonlocal left
+        if not fits(event):
+            return None
+        left -= 1
+        return None if left else what
+
+    return answer
+
+
+def is_call(name: str) -> c.Callable[[Event], bool]:
+    """Return what tells the calls of one name."""
+    return lambda event: event.name == name
+
+
+def killed(run: c.Callable[[], object], fits: c.Callable[[Event], bool], turn: int = 1) -> bool:
+    """Run a function in a process that is killed at the ``turn``-th of the calls that fit; whether
+    it came to that.
+    """
+    return watch(run, at(fits, turn, Kill())).killed
+
+
+def outcome(run: c.Callable[[], object], answer: c.Callable[[int, Event], Answer]) -> t.Any:
+    """Run a function in a process of its own, as watch() does, and return what it returned, as JSON
+    has it.
+
+    :raises ConntrackError: what it raised.
+    """
+
+    def told() -> None:
+        try:
+            found: dict[str, t.Any] = {"value": run()}
+        except ConntrackError as exc:
+            found = {"message": exc.message, "facts": exc.facts}
+        print(f"\n{json.dumps(found)}")
+
+    output = watch(told, answer).output
+    try:
+        found = json.loads(output.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise AssertionError(output) from None
+    if "message" in found:
+        raise ConntrackError(found["message"], **found["facts"])
+    return found["value"]
 
 
 def start(run: c.Callable[[], object]) -> tuple[int, int]:

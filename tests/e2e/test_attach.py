@@ -8,6 +8,7 @@ broken runs.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -37,6 +38,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     pins,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import namespaces
+from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -156,7 +158,6 @@ def lab() -> t.Iterator[Lab]:
         made.activate(1)
         yield made
     finally:
-        bpf.fault = None
         subprocess.run(["ip", "netns", "del", made.ns], check=False)  # the veth goes with it
         for directory, below, names in os.walk(made.pin_root, topdown=False):
             for name in names + below:
@@ -560,31 +561,21 @@ def test_a_foreign_link(lab: Lab, foreign: int) -> None:
     assert lab.state() == (INGRESS, EGRESS), "the former holder ends, ours stays"
 
 
-def failing(name: str, turn: int = 1) -> t.Callable[[str], None]:
-    """Return a fault that refuses the ``turn``-th call of that name, and none after it."""
-    left = [turn]
-
-    def fault(call: str) -> None:
-        if call == name:
-            left[0] -= 1
-            if left[0] == 0:
-                raise bpf.BpfError(12, call, "as the test wants it")
-
-    return fault
+def run_refused(lab: Lab, call: str, **options: t.Any) -> None:
+    """Run with the first such call refused."""
+    refuse = syscalls.at(syscalls.is_call(call), 1, syscalls.Refuse(errno.ENOMEM))
+    syscalls.outcome(lambda: lab.run(takeover=True, **options), refuse)
 
 
 def test_a_failed_takeover_puts_the_old_program_back(lab: Lab, foreign: int) -> None:
     netdev.xdp_set(lab.ifindex, foreign, netdev.XDP_FLAGS["native"])
-    bpf.fault = failing("bpf_link_create")
-    with pytest.raises(ConntrackError):
-        lab.run(takeover=True, mode="native")
+    with pytest.raises(ConntrackError, match="ENOMEM"):
+        run_refused(lab, "bpf LINK_CREATE", mode="native")
     assert lab.state() == (("firewall", "native"), BARE)
-    bpf.fault = None
     netdev.xdp_set(lab.ifindex, -1, netdev.XDP_FLAGS["native"])
     with bpf.closing(netdev.link_create(foreign, lab.ifindex, flags=netdev.XDP_FLAGS["native"])):
-        bpf.fault = failing("bpf_obj_pin")
-        with pytest.raises(ConntrackError):
-            lab.run(takeover=True)
+        with pytest.raises(ConntrackError, match="ENOMEM"):
+            run_refused(lab, "bpf OBJ_PIN")
         assert lab.state() == (("firewall", "native"), BARE)
 
 

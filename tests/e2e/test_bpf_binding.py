@@ -364,6 +364,7 @@ def test_a_missing_bpffs_is_mounted_and_unmounted_again() -> None:
     script = f"""
 import os, subprocess, sys
 sys.path[:0] = {[path for path in __import__("sys").path if path]!r}
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs, bpffs_mount
 bpffs.RUN_DIR = {f"/run/test{random.randrange(1 << 32):08x}"!r}
 OURS = (0o700, ["nodev", "noexec", "nosuid"])
@@ -399,7 +400,7 @@ assert bpffs_mount.usable(bpffs.STANDARD) is True and bpffs_mount.ensure_mounted
 subprocess.run(["mount", "-o", "remount,ro", bpffs.STANDARD], check=True)
 try:
     bpffs.check(bpffs.STANDARD)
-except bpffs.ConntrackError as exc:
+except ConntrackError as exc:
     print(exc.message)
 """
     done = subprocess.run(
@@ -420,6 +421,7 @@ def test_what_another_user_made_first_is_not_used() -> None:
 import contextlib, io, os, subprocess, sys
 sys.path[:0] = {[path for path in __import__("sys").path if path]!r}
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import cli
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
@@ -459,14 +461,14 @@ for call in (
     try:
         call()
         raise AssertionError(call)
-    except bpffs.ConntrackError as exc:
+    except ConntrackError as exc:
         assert exc.message.startswith(expected), exc.message
 assert tree() == before
 os.chown(paths.base, 0, 0)
 os.chmod(paths.base, 0o700)
 try:
     bpffs.check(bpffs.STANDARD)
-except bpffs.ConntrackError as exc:
+except ConntrackError as exc:
     print(exc.message)
 """
     done = subprocess.run(

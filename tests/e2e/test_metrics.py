@@ -16,7 +16,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 import typing as t
 import urllib.parse
@@ -27,7 +26,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import conve
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import metrics as ct_metrics
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
     options as service_options,
@@ -36,7 +35,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import rest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
     server as http_server,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
@@ -328,19 +327,17 @@ def test_counters_go_on_over_generations_of_other_sizes(
     made.send(*(udp_frame(4000 + number) for number in range(200)))
     scraped: list[Found] = []
     with here(made.paths, place) as server:
-        me = threading.current_thread()
 
-        def look(call: str) -> None:
-            if threading.current_thread() is me and call == "bpf_prog_test_run_opts":
+        def look(dummy: int, event: syscalls.Event) -> None:
+            if event.name == "bpf PROG_TEST_RUN":  # flows go over so, and frames are proved
                 scraped.append(scrape(server.where))
 
-        monkeypatch.setattr(
-            bpf, "fault", look
-        )  # flows go over in such calls, and frames are proved
-        made.ensure(made.resized(half_open_size=4096), keep=1)
+        def run(change: t.Callable[[], object]) -> None:
+            syscalls.outcome(lambda: bool(change()), look)
+
+        run(lambda: made.ensure(made.resized(half_open_size=4096), keep=1))
         made.send(*(udp_frame(4000 + number) for number in range(0, 20, 2)))
-        made.roll_back()
-        monkeypatch.undo()
+        run(made.roll_back)
         scraped.append(scrape(server.where))
         assert server.log == []
     assert {1, 2} <= {one(found, "ct_generation") for found in scraped} and one(

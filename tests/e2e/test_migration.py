@@ -8,12 +8,12 @@ from __future__ import annotations
 import collections.abc as c
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
 import random
 import resource
-import signal
 import socket
 import struct
 import subprocess
@@ -47,7 +47,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     netdev,
     private_netns,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
@@ -146,7 +146,6 @@ def chain_below(headers: dict[str, str], directory: pathlib.Path) -> c.Iterator[
         try:
             yield Chain(bpffs.Paths(root, str(directory / "state")), headers)
         finally:
-            bpf.fault = None
             generation.remove_tree(root)
             if mounted:
                 bpffs_mount.release(bpffs.STANDARD)
@@ -497,31 +496,9 @@ def test_flows_whose_time_is_over_are_counted_once(made: Chain) -> None:
     assert made.counters()["created"] == 9
 
 
-def killed(run: c.Callable[[], object], call: str, turn: int) -> bool:
-    """Run in a process that kills itself at the turn-th such call into the kernel; whether it came
-    to that.
-    """
-    pid = os.fork()
-    if pid == 0:
-        left = turn
-
-        def watch(name: str) -> None:
-            nonlocal left
-            left -= name == call
-            if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            bpf.fault = watch
-            run()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-
-
 @pytest.mark.parametrize(
     ("call", "turn"),
-    [("bpf_link_update", 1), ("bpf_link_update", 2), ("bpf_prog_test_run_opts", 4)],
+    [("bpf LINK_UPDATE", 1), ("bpf LINK_UPDATE", 2), ("bpf PROG_TEST_RUN", 4)],
 )
 def test_a_run_that_is_killed_while_flows_go_over_loses_none(
     made: Chain, wires: None, call: str, turn: int
@@ -535,7 +512,7 @@ def test_a_run_that_is_killed_while_flows_go_over_loses_none(
     before, talks = made.counters(), opened(60)
     with Traffic(talks):
         time.sleep(0.05)
-        assert killed(lambda: made.ensure(TWICE), call, turn)
+        assert syscalls.killed(lambda: made.ensure(TWICE), syscalls.is_call(call), turn)
         time.sleep(0.05)
         sizes = TWICE if turn == 2 else {"table_size": 3 * SIZE}
         foretold = made.ensure(sizes, check_mode=True)
@@ -554,19 +531,18 @@ def test_a_run_that_is_refused_while_interfaces_are_switched_goes_back(
     made.attach()
     before, talks, turns = made.counters(), opened(60), 0
 
-    def refuse(name: str) -> None:
+    def refuse(dummy: int, event: syscalls.Event) -> syscalls.Answer:
         nonlocal turns
-        turns += name == "bpf_link_update"
-        if name == "bpf_link_update" and turns == 2:
-            time.sleep(0.05)  # while packets move their flows
-            raise bpf.BpfError(5, "a test's fault")
+        turns += event.name == "bpf LINK_UPDATE"
+        if event.name != "bpf LINK_UPDATE" or turns != 2:
+            return None
+        time.sleep(0.05)  # while packets move their flows
+        return syscalls.Refuse(errno.EIO)
 
     with Traffic(talks):
         time.sleep(0.05)
-        bpf.fault = refuse
-        with pytest.raises(ConntrackError, match="a test's fault") as raised:
-            made.ensure(TWICE)
-        bpf.fault = None
+        with pytest.raises(ConntrackError, match="EIO") as raised:
+            syscalls.outcome(lambda: made.ensure(TWICE), refuse)
         assert raised.value.facts["not_rolled_back"] == []
     assert_all_there(made, talks, before)
     assert generation.observe(made.paths).generation == 1
@@ -575,28 +551,30 @@ def test_a_run_that_is_refused_while_interfaces_are_switched_goes_back(
 
 
 def test_a_million_flows_go_over_under_traffic(
-    made: Chain, wires: None, figure: c.Callable[[str, object], None]
+    made: Chain,
+    wires: None,
+    figure: c.Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made.ensure({"table_size": 1 << 20})
     made.attach()
     fill(made, "ctt", 1_000_000)
-    spent: dict[str, float] = {}
+    switched: list[float] = []
+    update = bpf.link_update
 
-    def watch(name: str) -> None:
-        now = time.monotonic()
-        if name == "bpf_link_update":
-            spent.setdefault("switch", now)
-        spent["end"] = now
+    def timed(*fds: int) -> None:
+        switched.append(time.monotonic())
+        update(*fds)
 
+    monkeypatch.setattr(bpf, "link_update", timed)
     before, talks, rss = (
         made.counters(),
         opened(60),
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     )
     with Traffic(talks):
-        bpf.fault = watch
         done, lost, dummy = made.ensure({"table_size": 1 << 21})
-        bpf.fault = None
+        spent = time.monotonic() - switched[0]
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - rss) / 1024
     assert lost == {} and "move" in [step["action"] for step in done]
     with flow_table.FlowTables(made.paths.pin_root) as tables:
@@ -612,8 +590,7 @@ def test_a_million_flows_go_over_under_traffic(
     )
     figure(
         "a table of 1000000 flows resized under traffic",
-        f"{spent['end'] - spent['switch']:.1f} s from the switch on, {grown:.0f} MB more memory, 0"
-        " lost",
+        f"{spent:.1f} s from the switch on, {grown:.0f} MB more memory, 0 lost",
     )
     made.attach("absent")
 
@@ -872,13 +849,13 @@ def test_another_layout_is_taken_over_under_traffic(
     ]
     switched = 0
 
-    def run_ahead(name: str) -> None:
+    def run_ahead(dummy: int, event: syscalls.Event) -> None:
         """Between the two interfaces: the answers are seen by the old chain alone, and are long
         ones.
         """
         nonlocal switched
-        switched += name == "bpf_link_update"
-        if name == "bpf_link_update" and switched == 2:
+        switched += event.name == "bpf LINK_UPDATE"
+        if event.name == "bpf LINK_UPDATE" and switched == 2:
             for talk in ahead:
                 traffic.send(talk.round())
                 talk.sequence[1] += 1 << 19
@@ -960,9 +937,9 @@ def test_another_layout_is_taken_over_under_traffic(
                 ):
                     made.ensure()
                 assert generation.observe(made.paths).leftovers == ()
-            bpf.fault = run_ahead
-            done, lost, warnings = made.ensure(on_schema_change=policy)
-            bpf.fault = None
+            done, lost, warnings = syscalls.outcome(
+                lambda: made.ensure(on_schema_change=policy), run_ahead
+            )
             assert lost == {} and warnings == [] and "move" in [step["action"] for step in done]
             traffic.send(
                 [packet for talk in ahead for dummy in range(3) for packet in talk.round()]

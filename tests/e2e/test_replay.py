@@ -8,14 +8,12 @@ runs is not touched.
 from __future__ import annotations
 
 import collections.abc as c
-import contextlib
 import dataclasses
 import itertools
 import logging
 import os
 import pathlib
 import random
-import signal
 import socket
 import tempfile
 import threading
@@ -45,6 +43,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     bpffs,
     bpffs_mount,
 )
+from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     SOURCES,
     TABLE_SIZE,
@@ -555,19 +554,11 @@ def test_live_traffic_is_undisturbed(running: Chain, veth: None) -> None:
 
 def test_a_killed_replay_leaves_nothing(running: Chain) -> None:
     before = everything(running)
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            ran = iter(range(100))
-
-            def kill(name: str) -> None:
-                if name == "bpf_prog_test_run_opts" and next(ran) == 50:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            bpf.fault = kill
-            ensure(running, running.changed("more"), proof(running))
-        os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    assert syscalls.killed(
+        lambda: ensure(running, running.changed("more"), proof(running)),
+        syscalls.is_call("bpf PROG_TEST_RUN"),
+        51,
+    )
     assert everything(running) == before
 
 

@@ -24,9 +24,6 @@ from ..core.errors import ConntrackError
 from . import bpf_constants
 
 LIBRARIES = ("libbpf.so.1", "libbpf.so.0")
-#: Called with the call's name just before each call into the kernel; tests make it raise or exit to
-#: break a run at that place.
-fault: t.Callable[[str], None] | None = None
 #: Errno values that Python names differently than the kernel, or not at all.
 _ERRNO_NAMES = {errnos.EOPNOTSUPP: "EOPNOTSUPP", 524: "ENOTSUPP"}
 _ERRNO_WORDS = {524: "Not supported by the kernel"}
@@ -277,8 +274,6 @@ def _function(name: str) -> t.Any:
 def call(name: str, *args: t.Any, about: str = "") -> int:
     """Call libbpf; ``about`` is what the error shall say between the brackets."""
     function = _function(name)
-    if fault is not None:
-        fault(name)
     ctypes.set_errno(0)
     result = function(*args)
     if result < 0:

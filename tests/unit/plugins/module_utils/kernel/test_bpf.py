@@ -93,20 +93,6 @@ def test_both_error_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert raised.value.message == "bpf_obj_get(/x): No such file or directory (ENOENT)"
 
 
-def test_fault_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(name: str) -> None:
-        raise Stop(name)
-
-    answers = _Answers(monkeypatch, 3)
-    monkeypatch.setattr(bpf, "fault", stop)
-    with pytest.raises(Stop, match="bpf_obj_get"):
-        bpf.obj_get("/x")
-    assert answers.calls == []
-
-
 def test_batches_grow_when_a_bucket_is_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     def give(count: int, result: int) -> t.Callable[..., int]:
         def answer(
@@ -215,6 +201,21 @@ def test_netlink_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(bpf.BpfError) as raised:
         netdev.xdp_set(7, 3, 0)
     assert (raised.value.errno, raised.value.words) == (errno.EBUSY, "")
+
+
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    return netlink.HEADER.pack(netlink.HEADER.size + len(body), kind, flags, 1, 0) + body
+
+
+@pytest.mark.parametrize("flags", [0, 0x10])
+def test_a_dump_ends_with_its_last_message(monkeypatch: pytest.MonkeyPatch, flags: int) -> None:
+    """Those that answer another request do not count; 0x10 says that it was interrupted."""
+    monkeypatch.setattr(netlink.socket, "socket", _Socket)
+    other = netlink.HEADER.pack(netlink.HEADER.size + 4, 16, 2, 7, 0) + b"0000"
+    _Socket.answer = other + _message(16, 2 | flags, b"1111") + _message(3, 2, b"\0" * 4)
+    found, interrupted = netlink.Socket().dump_once(18, b"")
+    assert [data[start:end] for data, start, end in found] == [b"1111"]
+    assert interrupted == bool(flags)
 
 
 @pytest.mark.parametrize(
