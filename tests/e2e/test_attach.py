@@ -26,7 +26,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import obser
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import typed as attach_typed
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import HOOKS, SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    links as generation_links,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     bpf,
     bpf_batch,
@@ -725,7 +727,7 @@ def test_another_interface_with_the_program_is_not_the_one_that_is_held(lab: Lab
             netdev.xdp_set(lab.ifindex, fd, netdev.XDP_FLAGS["native"])
         moved = [
             fault.fault
-            for fault in health.judge_links(health.look_links(lab.paths), {})
+            for fault in generation_links.judge_links(generation_links.look_links(lab.paths), {})
             if fault.fault != "link_program"
         ]
         assert moved == ["link_moved"], "it has the name and the program, and another number"

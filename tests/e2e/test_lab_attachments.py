@@ -17,7 +17,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    links as generation_links,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
@@ -58,12 +60,14 @@ class Lab:
         """The interfaces that run the chain, by what the kernel says, with their hooks; those
         written down are the same.
         """
-        links = health.look_links(self.chain.paths)
+        links = generation_links.look_links(self.chain.paths)
         written = {
             attach_model.Want("", item["name"], item["netns"], "", "").label: item["program"]
             for item in attach_record.interfaces(self.chain.paths)
         }
-        found = {health.interface(key): link.hook for key, link in links.items() if link.here}
+        found = {
+            generation_links.interface(key): link.hook for key, link in links.items() if link.here
+        }
         assert found == written
         return found
 

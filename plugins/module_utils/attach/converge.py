@@ -24,6 +24,7 @@ from ..chain.programs import TRACKING_HOOKS
 from ..core import lock, plan
 from ..core.errors import ConntrackError
 from ..generation import diagnosis, health, traffic
+from ..generation import links as generation_links
 from ..generation import probe as generation_probe
 from ..kernel import bpf, bpffs, netdev, netns
 from . import apply as attach_apply
@@ -48,7 +49,7 @@ def converge_ports(
     """
     if (
         not os.path.exists(paths.map("ports"))
-        or health.forwards(paths) == chain_settings.FORWARDS[0]
+        or generation_links.forwards(paths) == chain_settings.FORWARDS[0]
     ):
         return []
     with bpf.closing(bpf.obj_get(paths.map("ports"))) as fd:

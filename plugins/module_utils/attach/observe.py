@@ -15,7 +15,7 @@ from ..chain import forwarding
 from ..chain import settings as chain_settings
 from ..chain.programs import HOOKS, SLOTS, TRACKING_HOOKS
 from ..core.errors import ConntrackError
-from ..generation import health
+from ..generation import links as generation_links
 from ..kernel import (
     bpf,
     bpf_constants,
@@ -126,7 +126,7 @@ def observe(paths: bpffs.Paths, wants: t.Sequence[Want], forward: str | None = N
     :raises ConntrackError: when something foreign stands at a pin's path.
     """
     pins, programs = held(paths), generation_programs(paths)
-    forward = health.forwards(paths) if forward is None else forward
+    forward = generation_links.forwards(paths) if forward is None else forward
     rules: dict[str | None, netfilter.Seen] = {}
     haves = [
         _observe_one(paths.link(want.netns, want.name), want, pins, programs, forward, rules)

@@ -11,7 +11,8 @@ import os
 import typing as t
 
 from ..core import plan
-from ..generation import health, state_dir
+from ..generation import links as generation_links
+from ..generation import state_dir
 from ..kernel import bpffs
 from ..kernel.bpffs import Paths
 from . import model as attach_model
@@ -46,7 +47,7 @@ def plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> pla
         return (
             ", ".join(
                 f"{item['program']} on"
-                f" {health.interface(bpffs.interface_key(item['netns'], item['name']))}"
+                f" {generation_links.interface(bpffs.interface_key(item['netns'], item['name']))}"
                 for item in items
             )
             or None

@@ -35,7 +35,7 @@ from ..chain import settings as chain_settings
 from ..core import libraries, safe_path
 from ..core.errors import ConntrackError
 from ..generation import converge as generation
-from ..generation import health, manifest, state_dir
+from ..generation import manifest, pinned_objects, state_dir
 from ..kernel import (
     bpf,
     bpf_constants,
@@ -553,7 +553,7 @@ def traces(
     for index, name in socket.if_nameindex():
         with contextlib.suppress(bpf.BpfError):  # gone since
             for number in netdev.link_facts(index).xdp.values():
-                info = health.program(number)
+                info = pinned_objects.program(number)
                 if (
                     info is not None
                     and info.name in chain_programs.HOOKS

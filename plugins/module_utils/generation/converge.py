@@ -31,13 +31,14 @@ from ..core.errors import ConntrackError
 from ..core.plan import Plan, applied
 from ..kernel import bpf_constants, bpffs, bpffs_mount, pins
 from ..kernel.bpffs import Paths
-from . import diagnosis, health, manifest, migrate, state_dir, traffic
+from . import diagnosis, manifest, migrate, state_dir, traffic
+from . import links as generation_links
 from . import probe as generation_probe
 from .apply import apply, remove_symlinks, remove_tree
-from .health import read_meta
 from .migrate_plan import Legacy, wanted
 from .model import BCC, OBJECT, Generation, Have, Policy, State, Want, check
 from .observe import observe as _observe
+from .pinned_objects import read_meta
 from .plan import (
     needs_object,
     next_number,
@@ -230,7 +231,7 @@ def _plan_forwarding(plan: Plan, have: Have, forward: str, action: str) -> Plan:
         ],
     )
     for key, one in seen.items():
-        forwarding.refuse("forward", health.interface(key), one)
+        forwarding.refuse("forward", generation_links.interface(key), one)
     past = forwarding.shown(forwarding.namespaces(seen.values()))
     said = (
         f"; rulesets of the forward hook that what it forwards does not meet: {past}"
@@ -252,7 +253,7 @@ def _plan_back(paths: Paths, have: Have, number: int | None) -> Plan:
         plan_rolled_back(have, number, _legacy_of_target(paths, have, number)),
     )
     return (
-        _plan_forwarding(plan, have, health.forwards(paths, target.number), "activate")
+        _plan_forwarding(plan, have, generation_links.forwards(paths, target.number), "activate")
         if target is not None
         else plan
     )

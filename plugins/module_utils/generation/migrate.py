@@ -34,7 +34,7 @@ from ..chain import programs as chain_programs
 from ..core.errors import ConntrackError
 from ..flows import schema
 from ..kernel import bpf, bpf_batch, bpf_constants
-from . import health
+from . import health, pinned_objects
 from .migrate_plan import Census, Inheritance, Legacy, Maps, cutoff, decide, ranks
 
 _U32 = struct.Struct("=I")
@@ -70,9 +70,9 @@ def read_maps(number: int, directory: str) -> Maps:
     seen = health.look(directory, number)
     infos = dict(seen.maps)
     map_dir = os.path.join(directory, "map")
-    for name in health.names(map_dir):
+    for name in pinned_objects.names(map_dir):
         if name not in infos and name not in seen.pinned:  # one that this release does not know
-            with health.open_pin(os.path.join(map_dir, name)) as (kind, fd):
+            with pinned_objects.open_pin(os.path.join(map_dir, name)) as (kind, fd):
                 if kind == "map":
                     infos[name] = bpf.map_info(fd)
     description = None
@@ -110,7 +110,7 @@ def _read_meta(maps: Maps) -> dict[str, int]:
     ):
         return dict.fromkeys(chain_maps.META, 0)
     with bpf.closing(bpf.map_get_fd_by_id(info.id)) as fd:
-        return health.read_meta(fd)
+        return pinned_objects.read_meta(fd)
 
 
 class _Open(contextlib.ExitStack):

@@ -25,7 +25,7 @@ from ..attach import record as attach_record
 from ..core import lock, plan
 from ..core.errors import ConntrackError
 from ..generation import converge as generation
-from ..generation import diagnosis, health, manifest, reload, state_dir
+from ..generation import diagnosis, manifest, pinned_objects, reload, state_dir
 from ..generation.model import KEEP_RANGE, Have, Policy
 from ..kernel import bpffs
 
@@ -164,7 +164,7 @@ def unload(paths: bpffs.Paths, patience: float = lock.SECONDS) -> list[str]:
         except FileNotFoundError:
             return []
         names: t.Iterable[tuple[str | None, str]] = map(
-            bpffs.interface_of, health.names(paths.link_dir)
+            bpffs.interface_of, pinned_objects.names(paths.link_dir)
         )
         wants = attach_model.parse(
             "absent", [{"name": name, "netns": namespace} for namespace, name in names], "auto"

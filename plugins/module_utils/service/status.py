@@ -20,8 +20,9 @@ from ..flows import filter as flow_filter
 from ..flows import read as flow_read
 from ..flows import table as flow_table
 from ..generation import converge as generation
-from ..generation import health, probe_whole
+from ..generation import links as generation_links
 from ..generation import probe as generation_probe
+from ..generation import probe_whole
 from ..kernel import bpf, bpffs
 
 
@@ -60,10 +61,10 @@ def faults(paths: bpffs.Paths, have: generation.Have) -> list[dict[str, str]]:
 
 def forwarded(paths: bpffs.Paths) -> dict[str, t.Any] | None:
     """Return what the chain forwards, and what that passes by; None where it forwards nothing."""
-    forward = health.forwards(paths)
+    forward = generation_links.forwards(paths)
     if forward == chain_settings.FORWARDS[0]:
         return None
-    seen = health.look_forwarding(paths, health.look_links(paths))
+    seen = generation_links.look_forwarding(paths, generation_links.look_links(paths))
     return {
         "forward": forward,
         "namespaces": [
@@ -71,7 +72,7 @@ def forwarded(paths: bpffs.Paths) -> dict[str, t.Any] | None:
             for where, rules in forwarding.namespaces(seen.values()).items()
         ],
         "vlan_offloads": {
-            health.interface(key): [offload.what for offload in one.offloads]
+            generation_links.interface(key): [offload.what for offload in one.offloads]
             for key, one in seen.items()
             if one.offloads
         },

@@ -20,6 +20,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     health,
     traffic,
 )
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    links as generation_links,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants
 
 SETTINGS = chain_settings.settings_value(chain_jiffies.hz(), {}, {})
@@ -208,23 +211,32 @@ PROGRAMS = {0: program(0, 100), 1: program(1, 101), 3: program(3, 103)}
 @pytest.mark.parametrize(
     ("link", "expected"),
     [
-        (health.Link(bpf.LinkInfo(77, 101, 5, bpf_constants.LINK_TYPE_XDP), True), []),
-        (health.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), True), ["link_program"]),
+        (generation_links.Link(bpf.LinkInfo(77, 101, 5, bpf_constants.LINK_TYPE_XDP), True), []),
         (
-            health.Link(bpf.LinkInfo(77, 103, 5, bpf_constants.LINK_TYPE_XDP), True),
+            generation_links.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), True),
             ["link_program"],
         ),
-        (health.Link(bpf.LinkInfo(77, 101, 0, bpf_constants.LINK_TYPE_XDP), False), ["link_stale"]),
-        (health.Link(bpf.LinkInfo(77, 101, 5, bpf_constants.LINK_TYPE_XDP), False), ["link_moved"]),
         (
-            health.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), False),
+            generation_links.Link(bpf.LinkInfo(77, 103, 5, bpf_constants.LINK_TYPE_XDP), True),
+            ["link_program"],
+        ),
+        (
+            generation_links.Link(bpf.LinkInfo(77, 101, 0, bpf_constants.LINK_TYPE_XDP), False),
+            ["link_stale"],
+        ),
+        (
+            generation_links.Link(bpf.LinkInfo(77, 101, 5, bpf_constants.LINK_TYPE_XDP), False),
+            ["link_moved"],
+        ),
+        (
+            generation_links.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), False),
             ["link_moved", "link_program"],
         ),
-        (health.Link(None), ["link_foreign"]),
+        (generation_links.Link(None), ["link_foreign"]),
     ],
 )
-def test_links(link: health.Link, expected: list[str]) -> None:
-    faults = health.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
+def test_links(link: generation_links.Link, expected: list[str]) -> None:
+    faults = generation_links.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
     assert [fault.fault for fault in faults] == expected
     assert {fault.object for fault in faults} <= {"eth0.7@ns1"}
 
@@ -233,34 +245,36 @@ def test_links(link: health.Link, expected: list[str]) -> None:
     ("link", "repairs"),
     [
         (
-            health.Link(bpf.LinkInfo(77, 101, 0, bpf_constants.LINK_TYPE_XDP)),
+            generation_links.Link(bpf.LinkInfo(77, 101, 0, bpf_constants.LINK_TYPE_XDP)),
             ["ct detach eth0.7@ns1"],
         ),  # the interface is gone
         (
-            health.Link(
+            generation_links.Link(
                 bpf.LinkInfo(77, 101, 0, bpf_constants.LINK_TYPE_XDP), there=True, hook="egress"
             ),
             ["ct attach eth0.7@ns1 --program egress"],
         ),
         (
-            health.Link(bpf.LinkInfo(77, 9, 0, bpf_constants.LINK_TYPE_XDP), there=True),
+            generation_links.Link(bpf.LinkInfo(77, 9, 0, bpf_constants.LINK_TYPE_XDP), there=True),
             ["ct attach eth0.7@ns1 --program PROGRAM"],
         ),
         (
-            health.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), True, True, "ingress"),
+            generation_links.Link(
+                bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), True, True, "ingress"
+            ),
             ["ct load"],
         ),
         (
-            health.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), True, True),
+            generation_links.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), True, True),
             ["ct attach eth0.7@ns1 --program PROGRAM"],
         ),
     ],
 )
 def test_a_fault_of_a_link_names_the_command_that_repairs_it(
-    link: health.Link, repairs: list[str]
+    link: generation_links.Link, repairs: list[str]
 ) -> None:
     assert [
-        fault.repair for fault in health.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
+        fault.repair for fault in generation_links.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
     ] == repairs
 
 
