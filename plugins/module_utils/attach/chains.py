@@ -2,7 +2,8 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which chains the entries of C(interfaces) need: one for each namespace in which packets are
-tracked, where that is wished for."""
+tracked, where that is wished for.
+"""
 
 from __future__ import annotations
 

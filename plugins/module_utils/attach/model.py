@@ -63,7 +63,7 @@ def parse(
 
     :param interfaces: as the module has them, or as interface_select.resolve() returns them.
     :param longest: the bytes that a name may have; alternative names, of which only looked() knows,
-        have up to bpf.ALTIFNAMSIZ - 1.
+        have up to netdev.ALTIFNAMSIZ - 1.
     :raises ConntrackError: for the first bad value.
     """
     wants: list[Want] = []

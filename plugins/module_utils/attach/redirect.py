@@ -23,26 +23,12 @@ KEY = struct.Struct("=I6s2x")
 VALUE = struct.Struct("=I")
 #: enum port_flag
 TRANSMITS = 1
+_DRIVERS = (
+    "bnxt_en ena fsl_dpaa2_eth i40e ice igb ixgbe mlx5_core mvneta mvpp2 qede sfc tun virtio_net"
+)
 #: Drivers that send redirected frames (ndo_xdp_xmit) in Linux 5.12, the oldest that the chain
 #: takes, by the names that ethtool -i has.
-KNOWN_TO_TRANSMIT = (
-    *(
-        "bnxt_en",
-        "ena",
-        "fsl_dpaa2_eth",
-        "i40e",
-        "ice",
-        "igb",
-        "ixgbe",
-        "mlx5_core",
-        "mvneta",
-        "mvpp2",
-        "qede",
-        "sfc",
-        "tun",
-        "virtio_net",
-    ),
-)
+KNOWN_TO_TRANSMIT = tuple(_DRIVERS.split())
 #: Bytes of an Ethernet address.
 _ADDRESS_BYTES = 6
 

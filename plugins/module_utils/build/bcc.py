@@ -23,7 +23,7 @@ from ..chain import guests
 from ..chain import programs as chain_programs
 from ..core import libraries, lock
 from ..core.errors import ConntrackError
-from ..kernel import bpf, bpf_constants, bpffs, bpffs_mount
+from ..kernel import bpf, bpf_constants, bpffs
 
 #: Machines on which a CPU's stores become visible in their order, so that releasing a lock needs no
 #: barrier.
@@ -181,7 +181,7 @@ def scratch() -> t.Iterator[str]:
             yield _SCRATCH
         finally:
             _remove(_SCRATCH)
-            bpffs_mount.tidy_run_dir()
+            lock.tidy()
 
 
 def _remove(path: str) -> None:
@@ -199,7 +199,7 @@ def tidy() -> None:
     ):  # nothing, or a build that goes on
         with lock.held(_SCRATCH, 0):
             _remove(_SCRATCH)
-    bpffs_mount.tidy_run_dir()
+    lock.tidy()
 
 
 def build(

@@ -87,6 +87,7 @@ def maps(
         of IPv6.
     :param events: whether it has those of the events.
     """
+    entry = chain_layout.ENTRY.size
     return (
         MapSpec("meta", "array", None, "u64", 4, 8, len(META), False),
         MapSpec("jt", "prog_array", None, "u32", 4, 4, chain_programs.JT_ENTRIES, False),
@@ -112,45 +113,16 @@ def maps(
             True,
         ),
         MapSpec("deletions", "array", None, "u64", 4, 8, len(chain_counters.DELETIONS), True),
-        MapSpec(
-            "ctt_new",
-            "lru_hash",
-            "struct ct_key",
-            "struct ct_entry",
-            chain_layout.KEY4.size,
-            chain_layout.ENTRY.size,
-            half_open_size,
-            True,
-        ),
-        MapSpec(
-            "ctt",
-            "lru_hash",
-            "struct ct_key",
-            "struct ct_entry",
-            chain_layout.KEY4.size,
-            chain_layout.ENTRY.size,
-            table_size,
-            True,
-        ),
-        MapSpec(
-            "ctt6_new",
-            "lru_hash",
-            "struct ct_key6",
-            "struct ct_entry",
-            chain_layout.KEY6.size,
-            chain_layout.ENTRY.size,
-            half_open_size6,
-            True,
-        ),
-        MapSpec(
-            "ctt6",
-            "lru_hash",
-            "struct ct_key6",
-            "struct ct_entry",
-            chain_layout.KEY6.size,
-            chain_layout.ENTRY.size,
-            table_size6,
-            True,
+        *(
+            MapSpec(
+                name, "lru_hash", f"struct {key}", "struct ct_entry", size, entry, entries, True
+            )
+            for name, key, size, entries in (
+                ("ctt_new", "ct_key", chain_layout.KEY4.size, half_open_size),
+                ("ctt", "ct_key", chain_layout.KEY4.size, table_size),
+                ("ctt6_new", "ct_key6", chain_layout.KEY6.size, half_open_size6),
+                ("ctt6", "ct_key6", chain_layout.KEY6.size, table_size6),
+            )
         ),
         MapSpec(
             "frags",

@@ -26,7 +26,7 @@ from ..flows import events, progress
 from ..flows import filter as flow_filter
 from ..flows import read as flow_read
 from ..flows import table as flow_table
-from ..kernel import bpf, bpffs, bpffs_mount
+from ..kernel import bpf, bpffs
 from ..kernel.ring_buffer import RingBuffer
 
 _INDEX, _U64 = struct.Struct("=I"), struct.Struct("=Q")
@@ -320,7 +320,7 @@ def _alone(pin_root: str) -> t.Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
-            bpffs_mount.tidy_run_dir()
+            lock.tidy()
 
 
 def watch(paths: bpffs.Paths, sink: Sink, say: Say, ending: stop.Stop) -> None:

@@ -392,9 +392,7 @@ def _telling_what_runs(have: Have) -> t.Iterator[None]:
         if have.generation is None or exc.facts.get("not_rolled_back"):
             raise
         end = "\n" if "\n" in exc.message else "" if exc.message.endswith(".") else "."
-        raise ConntrackError(
-            f"{exc.message}{end} Everything went back: generation {have.generation} still runs.".replace(
-                "\n ", "\n"
-            ),
-            **exc.facts,
-        ) from exc
+        message = (
+            f"{exc.message}{end} Everything went back: generation {have.generation} still runs."
+        )
+        raise ConntrackError(message.replace("\n ", "\n"), **exc.facts) from exc

@@ -2,7 +2,8 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The pinned links: whether each holds its interface with the right program, and whether the chain
-may forward there."""
+may forward there.
+"""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ reboot too.
 
 Layout, for one ``pin_root``::
 
-    <state_dir>/<pin_root, encoded>/<N>.json           the manifest of generation N, as long as that is pinned
-    <state_dir>/<pin_root, encoded>/<N>.o              likewise the object file that it is built from, where it is not built by bcc
-    <state_dir>/<pin_root, encoded>/active -> <N>.json the generation in use
-    <state_dir>/<pin_root, encoded>/interfaces.json    what xdp_attach was told to attach, and has not been told to detach since
+    <state_dir>/<pin_root, encoded>/<N>.json    the manifest of generation N, while that is pinned
+    .../<N>.o               the object file that it is built from, where it is not built by bcc
+    .../active -> <N>.json  the generation in use
+    .../interfaces.json     what xdp_attach attached and has not detached since
 
 All of it is root's, and nobody else's to change: root loads and attaches what it says. Directories
 have mode 0700 and files 0600.
@@ -18,10 +18,10 @@ A manifest is written before its generation is active and goes with it. The pins
 where the two disagree, the next run mends the directory. The interfaces are written down before
 they are attached or detached, so a run that is killed in between is finished by a reboot.
 
-What others need is read(), which gives a generation_model.Want that can be built::
+What others need is read(), which gives a model.Want that can be built::
 
-    want = state.read(paths, number)           # of one generation that is pinned
-    want = state.read(paths, state.active(paths))  # of the one that is, or before a reboot was, in use
+    want = manifest.read(paths, number)  # of one generation that is pinned
+    want = manifest.read(paths, state_dir.active(paths))  # of the one in use, now or before a reboot
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The kernel's BPF objects by file descriptor: libbpf through ctypes, and the little rtnetlink that
-XDP needs.
+"""The kernel's BPF objects by file descriptor: libbpf through ctypes.
 
 It holds what bcc's binding lacks (links, batches, test runs, object info), and loads without bcc,
-so that readers stay small. Struct layouts: include/uapi/linux/bpf.h, include/uapi/linux/if_link.h,
-and libbpf's ``*_opts``, each cut to the fields of libbpf 1.0. Every function raises BpfError when
-the kernel refuses, and ConntrackError when libbpf itself is missing or too old. All functions that
-return ``int`` named fd return a new file descriptor that the caller closes.
+so that readers stay small. Struct layouts: include/uapi/linux/bpf.h, and libbpf's ``*_opts``, each
+cut to the fields of libbpf 1.0. Every function raises BpfError when the kernel refuses, and
+ConntrackError when libbpf itself is missing or too old. All functions that return ``int`` named fd
+return a new file descriptor that the caller closes.
 """
 
 from __future__ import annotations

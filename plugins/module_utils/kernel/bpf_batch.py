@@ -2,7 +2,8 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What readers and loaders need of BPF maps and programs besides bpf.py: batches that change, the
-spare entries of LRU tables, and statistics."""
+spare entries of LRU tables, and statistics.
+"""
 
 from __future__ import annotations
 

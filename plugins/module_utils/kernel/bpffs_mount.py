@@ -83,8 +83,8 @@ def _mount() -> None:
     """
     if not os.path.isdir(bpffs.STANDARD):
         raise ConntrackError(
-            f"{bpffs.STANDARD} does not exist: this kernel has no BPF file system (CONFIG_BPF_SYSCALL),"
-            " or /sys is not mounted."
+            f"{bpffs.STANDARD} does not exist: this kernel has no BPF file system"
+            " (CONFIG_BPF_SYSCALL), or /sys is not mounted."
         )
     with lock.held(bpffs.RUN_DIR, make=0o755), contextlib.ExitStack() as stack:
         stack.callback(_rmdir, bpffs.RUN_DIR)
@@ -128,7 +128,8 @@ def _system_call(number: int, *args: int | bytes | None) -> int:
     if result < 0:
         code = ctypes.get_errno()
         raise ConntrackError(
-            f"mount -t bpf bpf {bpffs.STANDARD}: {os.strerror(code)} ({errno.errorcode.get(code, code)})."
+            f"mount -t bpf bpf {bpffs.STANDARD}: {os.strerror(code)}"
+            f" ({errno.errorcode.get(code, code)})."
         )
     return result
 
@@ -189,11 +190,6 @@ def _rmdir_alone(directory: str, *inside: str) -> None:
     ):
         for path in (*inside, directory):
             _rmdir(path)
-
-
-def tidy_run_dir() -> None:
-    """Remove RUN_DIR where nothing is in it."""
-    lock.tidy()
 
 
 def release(pin_root: str) -> None:

@@ -35,27 +35,11 @@ _POLICIES = {0: "drop", 1: "accept"}
 #: nf_ct_netns_get()); the last two stand for iptables' own.
 _TRACKING = {"ct", "nat", "masq", "redir", "connlimit", "synproxy", "flow_offload"}
 _XT = {"match", "target"}
-_XT_TRACKING = {
-    "conntrack",
-    "state",
-    "connbytes",
-    "connlabel",
-    "connlimit",
-    "connmark",
-    "cluster",
-    "helper",
-}
-_XT_TRACKING |= {
-    "CONNMARK",
-    "CONNSECMARK",
-    "CT",
-    "DNAT",
-    "MASQUERADE",
-    "NETMAP",
-    "REDIRECT",
-    "SNAT",
-    "SYNPROXY",
-}
+_XT_NAMES = (
+    "conntrack state connbytes connlabel connlimit connmark cluster helper CONNMARK CONNSECMARK CT"
+    " DNAT MASQUERADE NETMAP REDIRECT SNAT SYNPROXY"
+)
+_XT_TRACKING = frozenset(_XT_NAMES.split())
 #: Tables of iptables that have a chain on the forward hook, and where the kernel names those that a
 #: namespace has.
 _LEGACY_TABLES = ("filter", "mangle", "security")

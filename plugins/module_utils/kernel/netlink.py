@@ -22,7 +22,7 @@ ROUTE, NETFILTER, GENERIC = 0, 12, 16
 _REQUEST, _ACK, _DUMP, REPLACE, EXCL, CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
 #: Types and flags of an answer, and the attribute that holds the kernel's words.
 _ERROR, _DONE, _DUMP_INTERRUPTED, _ACK_TLVS, _WORDS = 2, 3, 0x10, 0x200, 1
-_SOL_NETLINK, _CAP_ACK, _EXT_ACK, STRICT = 270, 10, 11, 12
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 NESTED, _TYPE_MASK = 1 << 15, 0x3FFF
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 _ATTRIBUTE = struct.Struct("=HH")
@@ -127,7 +127,7 @@ class Socket:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
-        for option in (_CAP_ACK, _EXT_ACK, *((STRICT,) if strict else ())):
+        for option in (_CAP_ACK, _EXT_ACK, *((_STRICT,) if strict else ())):
             with contextlib.suppress(OSError):  # older kernels answer wordier or poorer
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._most = most

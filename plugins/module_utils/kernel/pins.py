@@ -2,7 +2,8 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The symbolic links among the pins: moved from one moment to the next, and refused where they are
-foreign."""
+foreign.
+"""
 
 from __future__ import annotations
 

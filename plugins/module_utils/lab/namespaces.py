@@ -5,7 +5,8 @@
 
 A name can be claimed before its namespace is mounted: the file that carries the mount holds the
 owner's mark from the moment it exists, so what a killed run leaves behind can be told from
-everybody else's files."""
+everybody else's files.
+"""
 
 from __future__ import annotations
 
