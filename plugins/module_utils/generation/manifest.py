@@ -21,7 +21,7 @@ they are attached or detached, so a run that is killed in between is finished by
 What others need is read(), which gives a model.Want that can be built::
 
     want = manifest.read(paths, number)  # of one generation that is pinned
-    want = manifest.read(paths, state_dir.active(paths))  # of the one in use, now or before a reboot
+    want = manifest.read(paths, state_dir.active(paths))  # of that in use, now or before a reboot
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
 
 
 def map_delete_batch(fd: int, keys: t.Sequence[bytes]) -> int:
-    """Delete the elements of these keys, in as few calls as can be. :return: how many were there."""
+    """Delete the elements of these keys, in few calls. :return: how many were there."""
     deleted, start = 0, 0
     while start < len(keys):
         count = ctypes.c_uint32(len(keys) - start)
