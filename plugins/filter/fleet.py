@@ -9,7 +9,7 @@ import collections.abc as c
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import select
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import chains
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import drift, rollout
 
 Hostvars = t.Mapping[str, t.Mapping[str, t.Any]]
@@ -95,7 +95,7 @@ def ct_chains(
         or any(not isinstance(one, c.Mapping) for one in interfaces)
     ):
         raise AnsibleFilterError("ct_chains: give a list of dictionaries, as xdp_ct_interfaces is")
-    return select.chains(interfaces, pin_root, per_netns, every)
+    return chains.chains(interfaces, pin_root, per_netns, every)
 
 
 class FilterModule:

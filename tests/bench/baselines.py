@@ -11,8 +11,7 @@ import struct
 import chain_under_test
 import harness
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants
 
 SOURCE = harness.ROOT / "tests/bench/baselines.c"
 
@@ -59,9 +58,7 @@ class Baselines:
             ],
         )
         self.programs: dict[str, int] = {
-            name: self._bcc.load_func(
-                name, bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
-            ).fd
+            name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=bpf_constants.ATTACH_XDP).fd
             for name in PROGRAMS
         }
         self.flows: int = self._bcc["flows"].map_fd

@@ -27,8 +27,12 @@ import harness
 import tables
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_constants,
+    netdev,
+    private_netns,
+)
 from chain_under_test import Chain
 
 SOURCE = harness.ROOT / "tests/bench/forward.c"
@@ -55,9 +59,7 @@ class Router:
         self._bcc = bcc.BPF(src_file=str(SOURCE), cflags=build_bcc.flags())
         self._fds.callback(self._bcc.cleanup)
         self.programs: dict[str, int] = {
-            name: self._bcc.load_func(
-                name, bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
-            ).fd
+            name: self._bcc.load_func(name, bcc.BPF.XDP, attach_type=bpf_constants.ATTACH_XDP).fd
             for name in ("drive", "sink", "pass", "redirect")
         }
         for name in (
@@ -132,7 +134,7 @@ class Router:
             frame,
             repeat=count,
             ctx=context,
-            flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES,
+            flags=bpf_constants.BPF_F_TEST_XDP_LIVE_FRAMES,
         )
         taken = (time.perf_counter_ns() - start) / count
         deadline = time.monotonic() + 1
@@ -226,7 +228,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
         options.pick(7, 3),
         options.pick(1 << 17, 1 << 14),
     )
-    with netns.anonymous(), harness.one_cpu(), contextlib.ExitStack() as stack:
+    with private_netns.anonymous(), harness.one_cpu(), contextlib.ExitStack() as stack:
         router = stack.enter_context(contextlib.closing(Router()))
         variants = {
             name: stack.enter_context(

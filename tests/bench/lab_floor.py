@@ -18,6 +18,7 @@ import typing as t
 
 import harness
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import namespaces
 
 _NEWLINK, _NEWADDR, _NEWROUTE, _ERROR = 16, 20, 24, 2
 _REQUEST, _ACK, _EXCL, _CREATE = 0x1, 0x4, 0x200, 0x400
@@ -139,7 +140,7 @@ def build(router: str, hosts: t.Mapping[str, tuple[str, str]]) -> None:
     :param hosts: for each host the router's address and its own, in a network of 30 bits.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    netns.prepare_run_dir()
+    namespaces.prepare_run_dir()
     home = netns.current_fd()
     made: list[Namespace] = []
     try:

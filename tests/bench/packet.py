@@ -36,7 +36,12 @@ import harness
 import tables
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    bpf_constants,
+    private_netns,
+)
 from baselines import Baselines
 from chain_under_test import Chain
 
@@ -174,7 +179,7 @@ def repeat(program: int, frame: bytes, count: int) -> float:
 def live(program: int, frame: bytes, count: int) -> float:
     """Send ``count`` live frames through a program; return ns a frame. Wants enable_stats()."""
     before = bpf.prog_info(program)
-    bpf.prog_test_run(program, frame, repeat=count, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES)
+    bpf.prog_test_run(program, frame, repeat=count, flags=bpf_constants.BPF_F_TEST_XDP_LIVE_FRAMES)
     after = bpf.prog_info(program)
     harness.expect("runs", after.run_cnt - before.run_cnt, count)
     return (after.run_time_ns - before.run_time_ns) / count
@@ -478,7 +483,7 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
                             {"offload": variants["chain"], "off": unverified}, counts[0], rounds
                         )
                 if size == MAIN_SIZE:
-                    with netns.anonymous(), bpf.closing(bpf.enable_stats()):
+                    with private_netns.anonymous(), bpf.closing(bpf_batch.enable_stats()):
                         yield from established(variants, base, "live", live, counts[1], rounds)
                 yield from random_hits(variants, base, flows, options.pick(7, 3))
                 yield from memory(variants["chain"], size)

@@ -17,12 +17,16 @@ import threading
 
 import harness
 import lab
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_constants,
+    netdev,
+    netns,
+)
 from chain_under_test import Chain
 
 PORT = 5201
 CHUNK = 1 << 20
-XDP_HAS_FRAGS = 1 << 5  # include/uapi/linux/bpf.h, BPF_F_XDP_HAS_FRAGS
 
 
 @contextlib.contextmanager
@@ -87,7 +91,11 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
         lab.converge(plan, present=True)
         passing = stack.enter_context(bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "pass")))
         frags = stack.enter_context(
-            bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "pass_frags", flags=XDP_HAS_FRAGS))
+            bpf.closing(
+                bpf.prog_load(
+                    bpf.xdp_pass_insns(), "pass_frags", flags=bpf_constants.BPF_F_XDP_HAS_FRAGS
+                )
+            )
         )
         chains = {
             mode: stack.enter_context(

@@ -14,7 +14,7 @@ import typing as t
 
 import harness
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_batch
 
 _BATCH = 1 << 14
 
@@ -72,4 +72,4 @@ def packets(fd: int) -> dict[tuple[t.Any, ...], int]:
 
 def clear(fd: int, key: struct.Struct = chain_layout.KEY4) -> None:
     """Empty a flow table, whose keys are those of ``key``."""
-    bpf.map_delete_batch(fd, [key.pack(*found) for found, dummy in entries(fd, key)])
+    bpf_batch.map_delete_batch(fd, [key.pack(*found) for found, dummy in entries(fd, key)])

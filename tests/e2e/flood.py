@@ -17,13 +17,16 @@ import typing as t
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import collect as flow_collect
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import delete as flow_delete
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_constants,
+    private_netns,
+)
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import chain_rig, frames
 
 SOURCE = pathlib.Path(__file__).with_name("flood.c")
@@ -72,7 +75,7 @@ class Lab:
 
     def __enter__(self) -> Lab:
         with contextlib.ExitStack() as undo:
-            undo.enter_context(netns.anonymous())
+            undo.enter_context(private_netns.anonymous())
             subprocess.run(
                 ["ip", "link", "add", INSIDE, "type", "veth", "peer", "name", OUTSIDE], check=True
             )
@@ -113,7 +116,7 @@ class Lab:
         undo.callback(module.cleanup)
         self._programs = {
             name: module.load_func(
-                name.encode(), bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
+                name.encode(), bcc.BPF.XDP, attach_type=bpf_constants.ATTACH_XDP
             ).fd
             for name in FLOODS
         }
@@ -126,7 +129,10 @@ class Lab:
         """
         before = self._received()
         bpf.prog_test_run(
-            self._programs[name], FLOODS[name], repeat=number, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES
+            self._programs[name],
+            FLOODS[name],
+            repeat=number,
+            flags=bpf_constants.BPF_F_TEST_XDP_LIVE_FRAMES,
         )
         assert self._received() == (before[0] + number, before[1])
 

@@ -29,14 +29,19 @@ import typing as t
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_constants,
+    bpffs,
+    bpffs_mount,
+    private_netns,
+)
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import chain_rig, frames
 
 FIRST_PORT = 10000
@@ -136,7 +141,7 @@ class Sender:
         self.way, self.flows = way, flows
         self._frame = way.frame()
         port_at = 14 + (40 if way.family == "ipv6" else 20) + (0 if way.hook == "ingress" else 2)
-        self._counter = bpf.map_create(chain_maps.MAP_TYPES["array"], "made", 4, 8, 1)
+        self._counter = bpf.map_create(bpf_constants.MAP_TYPES["array"], "made", 4, 8, 1)
         self._program = bpf.prog_load(
             _program(
                 self._counter,
@@ -151,7 +156,10 @@ class Sender:
     def send(self) -> None:
         """Send so many frames as one call makes."""
         bpf.prog_test_run(
-            self._program, self._frame, repeat=_REPEAT, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES
+            self._program,
+            self._frame,
+            repeat=_REPEAT,
+            flags=bpf_constants.BPF_F_TEST_XDP_LIVE_FRAMES,
         )
 
     @property
@@ -251,10 +259,10 @@ class Load:
 
     def __enter__(self) -> Load:
         with contextlib.ExitStack() as undo:
-            bpffs.ensure_mounted(bpffs.STANDARD)
+            bpffs_mount.ensure_mounted(bpffs.STANDARD)
             os.mkdir(self.paths.pin_root)
             undo.callback(generation.remove_tree, self.paths.pin_root)
-            undo.enter_context(netns.anonymous())
+            undo.enter_context(private_netns.anonymous())
             for hook in chain_programs.TRACKING_HOOKS:
                 subprocess.run(
                     ["ip", "link", "add", hook, "type", "veth", "peer", "name", f"to-{hook}"],

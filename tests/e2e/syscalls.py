@@ -16,6 +16,7 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 import platform
 import select
@@ -26,7 +27,8 @@ import sys
 import traceback
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants
 
 #: Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl,
 #: include/uapi/asm-generic/unistd.h); old calls are missing on arm64.
@@ -84,7 +86,6 @@ _NETLINK_ROUTE, _SO_PROTOCOL, _PIDFD_GETFD = (
 )  # the last one since Linux 5.6, the same everywhere
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_SUCH_MESSAGE = 0x7FFF  # a number that rtnetlink knows no message by
-_ARRAY = 2  # enum bpf_map_type
 #: Seconds without a call after which a process is taken to hang.
 _HANGS = 60
 
@@ -304,6 +305,58 @@ def watch(
     return done
 
 
+def at(
+    fits: c.Callable[[Event], bool], turn: int, what: Answer
+) -> c.Callable[[int, Event], Answer]:
+    """Return what answers the ``turn``-th (from 1) of the calls that fit so; all others are made."""
+    left = turn
+
+    def answer(dummy: int, event: Event) -> Answer:
+        nonlocal left
+        if not fits(event):
+            return None
+        left -= 1
+        return None if left else what
+
+    return answer
+
+
+def is_call(name: str) -> c.Callable[[Event], bool]:
+    """Return what tells the calls of one name."""
+    return lambda event: event.name == name
+
+
+def killed(run: c.Callable[[], object], fits: c.Callable[[Event], bool], turn: int = 1) -> bool:
+    """Run a function in a process that is killed at the ``turn``-th of the calls that fit; whether
+    it came to that.
+    """
+    return watch(run, at(fits, turn, Kill())).killed
+
+
+def outcome(run: c.Callable[[], object], answer: c.Callable[[int, Event], Answer]) -> t.Any:
+    """Run a function in a process of its own, as watch() does, and return what it returned, as JSON
+    has it.
+
+    :raises ConntrackError: what it raised.
+    """
+
+    def told() -> None:
+        try:
+            found: dict[str, t.Any] = {"value": run()}
+        except ConntrackError as exc:
+            found = {"message": exc.message, "facts": exc.facts}
+        print(f"\n{json.dumps(found)}")
+
+    output = watch(told, answer).output
+    try:
+        found = json.loads(output.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise AssertionError(output) from None
+    if "message" in found:
+        raise ConntrackError(found["message"], **found["facts"])
+    return found["value"]
+
+
 def start(run: c.Callable[[], object]) -> tuple[int, int]:
     """Run a function in a process of its own; return the process's number, and an open file that
     holds what it writes.
@@ -346,7 +399,7 @@ def _supervise(
     last: tuple[Event, list[int]] | None = None
     poll = select.poll()
     poll.register(listener, select.POLLIN)
-    with bpf.closing(bpf.map_create(_ARRAY, "mark", 4, 4, 1)) as fd:
+    with bpf.closing(bpf.map_create(bpf_constants.MAP_TYPES["array"], "mark", 4, 4, 1)) as fd:
         older = bpf.map_info(fd).id  # than the maps that the process makes
     while True:
         ready = poll.poll(_HANGS * 1000)

@@ -8,6 +8,7 @@ broken runs.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -22,10 +23,24 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import observe as attach_observe
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import typed as attach_typed
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import HOOKS, SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    links as generation_links,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    bpf_constants,
+    bpffs,
+    bpffs_mount,
+    netdev,
+    netns,
+    pins,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import namespaces
+from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -111,7 +126,7 @@ class Lab:
         return sorted(os.listdir(self.paths.link_dir)) if os.path.isdir(self.paths.link_dir) else []
 
     def activate(self, generation: int) -> None:
-        bpffs.swap_symlink(f"gen/{generation}", self.paths.active)
+        pins.swap_symlink(f"gen/{generation}", self.paths.active)
 
     def prog(self, slot: int, generation: int = 1) -> int:
         return bpf.obj_get(f"{self.paths.gen_dir(generation)}/prog/xdp_{slot}")
@@ -131,12 +146,12 @@ INGRESS, EGRESS = ("ingress", "native"), ("egress", "native")
 @pytest.fixture
 def lab() -> t.Iterator[Lab]:
     tag = f"{random.randrange(1 << 24):06x}"
-    bpffs.ensure_mounted("/sys/fs/bpf")
+    bpffs_mount.ensure_mounted("/sys/fs/bpf")
     made = Lab(f"test{tag}", f"t{tag}n", f"t{tag}f", f"/sys/fs/bpf/test{tag}")
     try:
         ip("netns", "add", made.ns)
         make_veth(made)
-        bpffs.ensure_mounted(made.pin_root)
+        bpffs_mount.ensure_mounted(made.pin_root)
         for generation in (1, 2):
             os.makedirs(f"{made.paths.gen_dir(generation)}/prog")
             for hook in HOOKS:
@@ -145,7 +160,6 @@ def lab() -> t.Iterator[Lab]:
         made.activate(1)
         yield made
     finally:
-        bpf.fault = None
         subprocess.run(["ip", "netns", "del", made.ns], check=False)  # the veth goes with it
         for directory, below, names in os.walk(made.pin_root, topdown=False):
             for name in names + below:
@@ -281,7 +295,7 @@ def test_no_frame_is_missed_while_programs_are_replaced(lab: Lab) -> None:
 
     fds = [lab.prog(0, generation) for generation in (1, 2)]
     thread = threading.Thread(target=send)
-    with sender, bpf.closing(bpf.enable_stats()):
+    with sender, bpf.closing(bpf_batch.enable_stats()):
         before = sum(bpf.prog_info(fd).run_cnt for fd in fds)
         thread.start()
         for turn in range(40):
@@ -479,7 +493,7 @@ def test_a_check_run_promises_nothing_that_the_run_cannot_keep(lab: Lab, case: s
 
 def test_what_is_typed_by_hand_has_to_be_there(lab: Lab) -> None:
     def typed(state: str, name: str, netns: str | None = None) -> None:
-        attach.check_typed(
+        attach_typed.check_typed(
             lab.paths, state, [{"name": name, "netns": netns, "program": "ingress"}], "auto"
         )
 
@@ -549,38 +563,28 @@ def test_a_foreign_link(lab: Lab, foreign: int) -> None:
     assert lab.state() == (INGRESS, EGRESS), "the former holder ends, ours stays"
 
 
-def failing(name: str, turn: int = 1) -> t.Callable[[str], None]:
-    """Return a fault that refuses the ``turn``-th call of that name, and none after it."""
-    left = [turn]
-
-    def fault(call: str) -> None:
-        if call == name:
-            left[0] -= 1
-            if left[0] == 0:
-                raise bpf.BpfError(12, call, "as the test wants it")
-
-    return fault
+def run_refused(lab: Lab, call: str, **options: t.Any) -> None:
+    """Run with the first such call refused."""
+    refuse = syscalls.at(syscalls.is_call(call), 1, syscalls.Refuse(errno.ENOMEM))
+    syscalls.outcome(lambda: lab.run(takeover=True, **options), refuse)
 
 
 def test_a_failed_takeover_puts_the_old_program_back(lab: Lab, foreign: int) -> None:
     netdev.xdp_set(lab.ifindex, foreign, netdev.XDP_FLAGS["native"])
-    bpf.fault = failing("bpf_link_create")
-    with pytest.raises(ConntrackError):
-        lab.run(takeover=True, mode="native")
+    with pytest.raises(ConntrackError, match="ENOMEM"):
+        run_refused(lab, "bpf LINK_CREATE", mode="native")
     assert lab.state() == (("firewall", "native"), BARE)
-    bpf.fault = None
     netdev.xdp_set(lab.ifindex, -1, netdev.XDP_FLAGS["native"])
     with bpf.closing(netdev.link_create(foreign, lab.ifindex, flags=netdev.XDP_FLAGS["native"])):
-        bpf.fault = failing("bpf_obj_pin")
-        with pytest.raises(ConntrackError):
-            lab.run(takeover=True)
+        with pytest.raises(ConntrackError, match="ENOMEM"):
+            run_refused(lab, "bpf OBJ_PIN")
         assert lab.state() == (("firewall", "native"), BARE)
 
 
 # ---------------------------------------------------------------- the seed's own command
 def test_the_seeds_command(lab: Lab) -> None:
     for path, target in lab.paths.seed_links().items():
-        bpffs.swap_symlink(target, path)
+        pins.swap_symlink(target, path)
     seed = ["ip", "link", "set", "dev", lab.near, "xdp", "pinned", f"{lab.pin_root}/prog/xdp_0"]
     subprocess.run(seed, check=True)
     assert lab.seen(lab.near) == INGRESS
@@ -723,7 +727,7 @@ def test_another_interface_with_the_program_is_not_the_one_that_is_held(lab: Lab
             netdev.xdp_set(lab.ifindex, fd, netdev.XDP_FLAGS["native"])
         moved = [
             fault.fault
-            for fault in health.judge_links(health.look_links(lab.paths), {})
+            for fault in generation_links.judge_links(generation_links.look_links(lab.paths), {})
             if fault.fault != "link_program"
         ]
         assert moved == ["link_moved"], "it has the name and the program, and another number"
@@ -799,7 +803,7 @@ def test_missing_things_are_named(lab: Lab) -> None:
 def test_what_is_foreign_among_the_pins_is_refused(lab: Lab) -> None:
     os.makedirs(lab.paths.link_dir)
     with bpf.closing(
-        bpf.map_create(6, "percpu", 4, 4, 1)
+        bpf.map_create(bpf_constants.MAP_TYPES["percpu_array"], "percpu", 4, 4, 1)
     ) as fd:  # its kind has the number of an XDP link
         bpf.obj_pin(fd, lab.paths.link(None, lab.near))
     for state in ("present", "absent"):
@@ -808,7 +812,9 @@ def test_what_is_foreign_among_the_pins_is_refused(lab: Lab) -> None:
         ):
             lab.run(lab.both, state=state)
     os.unlink(lab.paths.prog(0))
-    with bpf.closing(bpf.map_create(6, "percpu", 4, 4, 1)) as fd:
+    with bpf.closing(
+        bpf.map_create(bpf_constants.MAP_TYPES["percpu_array"], "percpu", 4, 4, 1)
+    ) as fd:
         bpf.obj_pin(fd, lab.paths.prog(0))
     os.unlink(lab.paths.link(None, lab.near))
     with pytest.raises(ConntrackError, match="is no XDP program"):
@@ -976,7 +982,7 @@ def test_a_frame_is_seen_on_each_of_a_stack(lab: Lab) -> None:
             for fd, index in zip(programs, indexes)
         ]
     with (
-        bpf.closing(bpf.enable_stats()),
+        bpf.closing(bpf_batch.enable_stats()),
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender,
     ):
         sender.bind((lab.near, 0))
@@ -1104,7 +1110,7 @@ def test_a_namespace_with_two_names_is_one(lab: Lab) -> None:
         assert lab.run([lab.both[0], lab.both[1]], state="absent")["changed"] and lab.pins() == []
     finally:
         for name in (alias, own):
-            netns.remove(name)
+            namespaces.remove(name)
 
 
 # ---------------------------------------------------------------- several namespaces, one table

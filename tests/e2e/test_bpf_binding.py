@@ -16,7 +16,16 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    bpf_constants,
+    bpffs,
+    bpffs_mount,
+    netdev,
+    pins,
+    private_netns,
+)
 
 HASH, ARRAY, PERCPU_ARRAY, LRU_HASH = 1, 2, 6, 9
 
@@ -45,7 +54,7 @@ def table() -> t.Iterator[int]:
 
 @pytest.fixture
 def pin_dir() -> t.Iterator[str]:
-    bpffs.ensure_mounted("/sys/fs/bpf")
+    bpffs_mount.ensure_mounted("/sys/fs/bpf")
     path = f"/sys/fs/bpf/test{random.randrange(1 << 32):08x}"
     os.mkdir(path)
     yield path
@@ -57,7 +66,7 @@ def pin_dir() -> t.Iterator[str]:
 @pytest.fixture
 def veth() -> t.Iterator[int]:
     """One end of a veth pair, both ends in a namespace of no name, which the test runs in."""
-    with netns.anonymous():
+    with private_netns.anonymous():
         subprocess.run(
             ["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True
         )
@@ -73,7 +82,7 @@ def test_prog_info_is_bpftools(prog: int) -> None:
         shown["tag"],
         shown["bytes_jited"],
     )
-    assert shown["type"] == "xdp" and info.type == bpf.PROG_TYPE_XDP
+    assert shown["type"] == "xdp" and info.type == bpf_constants.PROG_TYPE_XDP
     assert info.map_ids == ()
     assert 0 < info.load_time <= os.times().elapsed * 1e9 + 1e10
 
@@ -126,7 +135,7 @@ def test_pins(prog: int, pin_dir: str) -> None:
 
 def test_pins_through_the_seeds_symlinks(prog: int, pin_dir: str) -> None:
     bpf.obj_pin(prog, f"{pin_dir}/xdp_0")
-    bpffs.swap_symlink("xdp_0", f"{pin_dir}/active")
+    pins.swap_symlink("xdp_0", f"{pin_dir}/active")
     with bpf.closing(bpf.obj_get(f"{pin_dir}/active")) as fd:
         assert bpf.prog_info(fd).id == bpf.prog_info(prog).id
 
@@ -163,10 +172,10 @@ def read(fd: int, batch: int) -> dict[bytes, bytes]:
 def test_one_element(table: int) -> None:
     key = b"\1\2\3\4\5\6"
     assert bpf.map_lookup(table, key, 12) is None
-    bpf.map_update(table, key, b"twelve bytes", bpf.BPF_NOEXIST)
+    bpf.map_update(table, key, b"twelve bytes", bpf_constants.BPF_NOEXIST)
     assert bpf.map_lookup(table, key, 12) == b"twelve bytes"
     with pytest.raises(bpf.BpfError) as raised:
-        bpf.map_update(table, key, b"another dozen"[:12], bpf.BPF_NOEXIST)
+        bpf.map_update(table, key, b"another dozen"[:12], bpf_constants.BPF_NOEXIST)
     assert raised.value.errno == errno.EEXIST
     assert bpf.map_delete(table, key) is True
     assert bpf.map_delete(table, key) is False
@@ -195,7 +204,7 @@ def test_arrays_are_read_in_batches() -> None:
 
 def test_a_map_without_batches_says_so() -> None:
     with (
-        bpf.closing(bpf.map_create(3, "jumps", 4, 4, 4)) as fd,
+        bpf.closing(bpf.map_create(bpf_constants.MAP_TYPES["prog_array"], "jumps", 4, 4, 4)) as fd,
         pytest.raises(bpf.BpfError, match="bpf_map_lookup_batch"),
     ):
         list(bpf.map_batches(fd, 4, 4))
@@ -205,7 +214,7 @@ def test_batch_delete(table: int) -> None:
     entries = fill(table, 100)
     keys = list(entries)
     gone = [*keys[:10], b"absent", *keys[5:20]]
-    assert bpf.map_delete_batch(table, gone) == 20
+    assert bpf_batch.map_delete_batch(table, gone) == 20
     assert read(table, 64) == {key: entries[key] for key in keys[20:]}
 
 
@@ -247,12 +256,16 @@ def test_test_run_with_metadata(prog: int) -> None:
 
 
 def test_live_frames_are_counted(prog: int) -> None:
-    with netns.anonymous():
+    with private_netns.anonymous():
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        with bpf.closing(bpf.enable_stats()):
+        with bpf.closing(bpf_batch.enable_stats()):
             before = bpf.prog_info(prog).run_cnt
             bpf.prog_test_run(
-                prog, bytes(64), repeat=1000, flags=bpf.BPF_F_TEST_XDP_LIVE_FRAMES, batch_size=64
+                prog,
+                bytes(64),
+                repeat=1000,
+                flags=bpf_constants.BPF_F_TEST_XDP_LIVE_FRAMES,
+                batch_size=64,
             )
             after = bpf.prog_info(prog)
     assert after.run_cnt - before == 1000 and after.run_time_ns > 0
@@ -266,7 +279,7 @@ def test_link_life(prog: int, veth: int) -> None:
         assert (info.prog_id, info.ifindex, info.type) == (
             bpf.prog_info(prog).id,
             veth,
-            bpf.LINK_TYPE_XDP,
+            bpf_constants.LINK_TYPE_XDP,
         )
         assert info.id in list(bpf.link_ids())
         assert netdev.xdp_query(veth) == {"prog_id": info.prog_id, "mode": "native"}
@@ -351,7 +364,8 @@ def test_a_missing_bpffs_is_mounted_and_unmounted_again() -> None:
     script = f"""
 import os, subprocess, sys
 sys.path[:0] = {[path for path in __import__("sys").path if path]!r}
-from ansible_collections.ebpf.conntrack.plugins.module_utils import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs, bpffs_mount
 bpffs.RUN_DIR = {f"/run/test{random.randrange(1 << 32):08x}"!r}
 OURS = (0o700, ["nodev", "noexec", "nosuid"])
 
@@ -364,29 +378,29 @@ def options():  # what findmnt(8) and stat(2) say of the mount
 os.umask(0)
 while bpffs.mounted(bpffs.STANDARD):
     subprocess.run(["umount", bpffs.STANDARD], check=True)
-assert bpffs.check(bpffs.STANDARD + "/deep") is False
-assert bpffs.ensure_mounted(bpffs.STANDARD + "/deep") is True
-assert bpffs.ensure_mounted(bpffs.STANDARD + "/deep") is False
+assert bpffs_mount.usable(bpffs.STANDARD + "/deep") is False
+assert bpffs_mount.ensure_mounted(bpffs.STANDARD + "/deep") is True
+assert bpffs_mount.ensure_mounted(bpffs.STANDARD + "/deep") is False
 assert bpffs.mounted(bpffs.STANDARD)
 assert options() == OURS, options()
 subprocess.run(["mount", "-o", "remount,bind,suid,dev,exec", bpffs.STANDARD], check=True)
 os.chmod(bpffs.STANDARD, 0o1777)  # as releases before mounted it
-assert bpffs.check(bpffs.STANDARD) is False and bpffs.ensure_mounted(bpffs.STANDARD) is True
-assert options() == OURS and bpffs.check(bpffs.STANDARD) is True and bpffs.ensure_mounted(bpffs.STANDARD) is False
+assert bpffs_mount.usable(bpffs.STANDARD) is False and bpffs_mount.ensure_mounted(bpffs.STANDARD) is True
+assert options() == OURS and bpffs_mount.usable(bpffs.STANDARD) is True and bpffs_mount.ensure_mounted(bpffs.STANDARD) is False
 os.mkdir(bpffs.STANDARD + "/somebodys")
-bpffs.release(bpffs.STANDARD)
+bpffs_mount.release(bpffs.STANDARD)
 assert bpffs.mounted(bpffs.STANDARD), "not while somebody uses it"
 os.rmdir(bpffs.STANDARD + "/somebodys")
-bpffs.release(bpffs.STANDARD + "/deep")
+bpffs_mount.release(bpffs.STANDARD + "/deep")
 assert not bpffs.mounted(bpffs.STANDARD) and not os.path.exists(bpffs.RUN_DIR)
 subprocess.run(["mount", "-t", "bpf", "bpf", bpffs.STANDARD], check=True)
-bpffs.release(bpffs.STANDARD)
+bpffs_mount.release(bpffs.STANDARD)
 assert bpffs.mounted(bpffs.STANDARD), "not ours"
-assert bpffs.check(bpffs.STANDARD) is True and bpffs.ensure_mounted(bpffs.STANDARD) is False and options()[0] == 0o777, "so it stays as it is"
+assert bpffs_mount.usable(bpffs.STANDARD) is True and bpffs_mount.ensure_mounted(bpffs.STANDARD) is False and options()[0] == 0o777, "so it stays as it is"
 subprocess.run(["mount", "-o", "remount,ro", bpffs.STANDARD], check=True)
 try:
     bpffs.check(bpffs.STANDARD)
-except bpffs.ConntrackError as exc:
+except ConntrackError as exc:
     print(exc.message)
 """
     done = subprocess.run(
@@ -407,10 +421,11 @@ def test_what_another_user_made_first_is_not_used() -> None:
 import contextlib, io, os, subprocess, sys
 sys.path[:0] = {[path for path in __import__("sys").path if path]!r}
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import cli
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants, bpffs
 subprocess.run(["mount", "-t", "bpf", "bpf", bpffs.STANDARD], check=True)
 paths = bpffs.Paths(bpffs.STANDARD)
 child = os.fork()
@@ -421,7 +436,7 @@ if not child:
     os.symlink("ebpf_conntrack/active/map", paths.seed_map)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
-fd = bpf.map_create(2, "settings", 4, 8, 1)
+fd = bpf.map_create(bpf_constants.MAP_TYPES["array"], "settings", 4, 8, 1)
 bpf.obj_pin(fd, paths.base + "/gen/1/map/settings")
 
 
@@ -446,14 +461,14 @@ for call in (
     try:
         call()
         raise AssertionError(call)
-    except bpffs.ConntrackError as exc:
+    except ConntrackError as exc:
         assert exc.message.startswith(expected), exc.message
 assert tree() == before
 os.chown(paths.base, 0, 0)
 os.chmod(paths.base, 0o700)
 try:
     bpffs.check(bpffs.STANDARD)
-except bpffs.ConntrackError as exc:
+except ConntrackError as exc:
     print(exc.message)
 """
     done = subprocess.run(

@@ -22,8 +22,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
@@ -34,8 +34,14 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     probe as generation_probe,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import traffic
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import probe_whole, traffic
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    bpffs,
+    netdev,
+    netns,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e import faults, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
 from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed, shell
@@ -203,7 +209,7 @@ def build(text: str, dummy_headers: t.Mapping[str, str]) -> dict[str, int]:
 def lab_with_quick_chain() -> None:
     """Bring the lab up, and let what loads the chain neither compile nor wait."""
     generation_apply.build_bcc.build = build  # type: ignore[assignment]
-    generation_probe.prove_whole = lambda entries, stats, guests=False: generation_probe.prove(
+    probe_whole.prove_whole = lambda entries, stats, guests=False: generation_probe.prove(
         entries["ingress"], stats, guests
     )
     generation_apply._GRACE_SECONDS = traffic._PAUSE = 0
@@ -496,7 +502,7 @@ LIST = Call(
 
 def with_flows() -> None:
     """Ten flows are in the table, half of them to DNS servers."""
-    now, hz = 1 << 33, clock.hz()
+    now, hz = 1 << 33, chain_jiffies.hz()
     with bpf.closing(bpf.obj_get(PATHS.map("meta"))) as meta:
         for name, ticks in {"jiffies": now, "ktime_ns": time.monotonic_ns()}.items():
             bpf.map_update(meta, U32.pack(chain_maps.META[name]), U64.pack(ticks))
@@ -518,7 +524,7 @@ def without_flows() -> None:
     size = chain_layout.KEY4.size
     with bpf.closing(bpf.obj_get(PATHS.map("ctt"))) as ctt:
         for dummy, keys, _values in list(bpf.map_batches(ctt, size, chain_layout.ENTRY.size)):
-            bpf.map_delete_batch(
+            bpf_batch.map_delete_batch(
                 ctt, [bytes(keys[at : at + size]) for at in range(0, len(keys), size)]
             )
     with bpf.closing(bpf.obj_get(PATHS.map("deletions"))) as deletions:

@@ -18,8 +18,8 @@ import time
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import text as ct_text
@@ -150,7 +150,7 @@ def lived(wire: Wire, seconds: float, passes: bool = False, silent: bool = False
     :param passes: shift the last passes through the stack as well.
     :param silent: and the last packet.
     """
-    jiffies = round(seconds * clock.hz())
+    jiffies = round(seconds * chain_jiffies.hz())
     for opened in wire.chain.tables.tables:
         size = opened.table.key.size
         for count, keys, values in list(wire.chain.tables.batches(opened)):
@@ -649,12 +649,12 @@ def test_a_packet_of_each_direction_is_the_stack_s_every_five_seconds(
     assert both() == ("stack", "stack") and both() == ("forwarded", "forwarded")
     # each direction has a clock of its own, and one that goes round is not taken for one that
     # stands still
-    step = 4 * clock.hz() // PASS_UNIT
+    step = 4 * chain_jiffies.hz() // PASS_UNIT
     for dummy in range(-(-(PASS_CLOCK + 1) // step)):
         lived(wire, 4, passes=True)
         assert turn(wire, "a", out) in ("stack", "forwarded")
     assert turn(wire, "b", back) == "stack"
-    lived(wire, (PASS_CLOCK + 1) * PASS_UNIT / clock.hz(), passes=True, silent=True)
+    lived(wire, (PASS_CLOCK + 1) * PASS_UNIT / chain_jiffies.hz(), passes=True, silent=True)
     assert both() == ("stack", "stack") and both() == ("forwarded", "forwarded")
 
 

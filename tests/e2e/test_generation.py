@@ -46,11 +46,23 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import diagnosis, manifest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    diagnosis,
+    manifest,
+    probe_whole,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     probe as generation_probe,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    bpffs,
+    bpffs_mount,
+    netdev,
+    private_netns,
+)
+from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -65,7 +77,7 @@ U64 = struct.Struct("=Q")
 #: What frames of proof are counted as, each beside the traffic, when a chain is proved.
 PROOF = dict(
     collections.Counter(
-        probe.counter for probe in generation_probe.PROBES for hook in chain_programs.TRACKING_HOOKS
+        probe.counter for probe in probe_whole.PROBES for hook in chain_programs.TRACKING_HOOKS
     )
 )
 CTL_AT = 64  # offset of ct_entry.ctl: after two halves of 32 bytes
@@ -334,14 +346,13 @@ def rendered() -> tuple[str, dict[str, str]]:
 @pytest.fixture
 def made(rendered: tuple[str, dict[str, str]], tmp_path: pathlib.Path) -> c.Iterator[Chain]:
     """Nothing loaded yet."""
-    mounted = bpffs.ensure_mounted(bpffs.STANDARD)
+    mounted = bpffs_mount.ensure_mounted(bpffs.STANDARD)
     root = f"{bpffs.STANDARD}/chain{random.randrange(1 << 32):08x}"
     os.mkdir(root)
     yield Chain(bpffs.Paths(root, str(tmp_path / "state")), *rendered)
-    bpf.fault = None
     generation.remove_tree(root)
     if mounted:
-        bpffs.release(bpffs.STANDARD)
+        bpffs_mount.release(bpffs.STANDARD)
 
 
 @pytest.fixture
@@ -380,7 +391,7 @@ def veth() -> c.Iterator[None]:
     """The veth pair left and right, both ends in a namespace without a name, which the test runs
     in.
     """
-    with netns.anonymous():
+    with private_netns.anonymous():
         subprocess.run(
             ["ip", "link", "add", "left", "type", "veth", "peer", "name", "right"], check=True
         )
@@ -649,9 +660,9 @@ def move(made: Chain, flows: t.Mapping[bytes, bytes]) -> None:
 def test_a_source_that_is_put_back_after_a_killed_upgrade(loaded: Chain, veth: None) -> None:
     """The interface runs a generation that never became active: the active one takes it back."""
     loaded.interface()
-    assert killed_at(
+    assert syscalls.killed(
         lambda: loaded.ensure(loaded.changed()),
-        lambda number, event: event == "os.rename active%new",
+        lambda event: event.name.startswith("rename") and event.path == loaded.paths.active,
     ), "after the link is handed over"
     have = loaded.observe()
     assert have.generation == 1 and have.leftovers
@@ -866,7 +877,7 @@ def test_the_proof_goes_through_every_stage_and_leaves_nothing(made: Chain, fuse
                         if name in passed_over
                         else pytest.raises(ConntrackError, match=rf"^{hook}: .* not counted as ")
                     ):
-                        generation_probe.prove_whole({hook: entry}, stats)
+                        probe_whole.prove_whole({hook: entry}, stats)
                 bpf.map_update(jt, U32.pack(slot), U32.pack(fd))
 
 
@@ -890,12 +901,12 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
                     for hook in chain_programs.TRACKING_HOOKS
                 }
                 while True:
-                    generation_probe.prove_whole(entries, stats)
+                    probe_whole.prove_whole(entries, stats)
                     os.write(told, b".")
         try:
             for dummy in range(3):
                 assert os.read(ready, 1), "the prover is at work"
-                for probe in generation_probe.PROBES:
+                for probe in probe_whole.PROBES:
                     made.send(probe.frame)
                 sent += 1
         finally:
@@ -903,13 +914,13 @@ def test_no_figure_moves_for_a_proof_whatever_comes_meanwhile(made: Chain, fused
             os.waitpid(prover, 0)
             for fd in (ready, told):
                 os.close(fd)
-    expected = collections.Counter(probe.counter for probe in generation_probe.PROBES)
+    expected = collections.Counter(probe.counter for probe in probe_whole.PROBES)
     assert {name: number for name, number in made.stats().items() if number} == {
         name: sent * number for name, number in expected.items()
     }
     assert (
         sum(made.proved().values())
-        >= len(generation_probe.PROBES) * len(chain_programs.TRACKING_HOOKS) * 9
+        >= len(probe_whole.PROBES) * len(chain_programs.TRACKING_HOOKS) * 9
     )
 
 
@@ -1037,7 +1048,7 @@ def test_rolled_back_to_another_table_size_while_traffic_flows(
         keep=1,
     )
     with bpf.closing(bpf.obj_get(loaded.paths.map("ctt_new"))) as fd:
-        assert bpf.map_delete_batch(fd, sorted(old)[:40]) == 40
+        assert bpf_batch.map_delete_batch(fd, sorted(old)[:40]) == 40
     loaded.send(
         *(udp_frame(2000 + number) for number in range(100)),
         *(udp_frame(2000 + number) for number in range(100)),
@@ -1296,78 +1307,14 @@ def test_sources_that_can_not_be_loaded(made: Chain, fault: str, first: bool) ->
 
 
 # ---------------------------------------------------------------- broken at every step
-_FILE_EVENTS = {
-    "os.mkdir": 0,
-    "os.rename": 0,
-    "os.symlink": 1,
-    "os.remove": 0,
-    "os.rmdir": 0,
-    "open": 0,
-}
 _STATE = "/tmp/pytest-"
-_watcher: c.Callable[[str], None] | None = None
 
 
-def _audit(event: str, arguments: tuple[t.Any, ...]) -> None:
-    if _watcher is not None and event in _FILE_EVENTS:
-        path = str(arguments[_FILE_EVENTS[event]])
-        in_vain: dict[str, c.Callable[[], object]] = {
-            "os.mkdir": lambda: os.path.isdir(path),
-            "os.remove": lambda: not os.path.lexists(path),
-            "os.rmdir": lambda: not os.path.isdir(path) or os.listdir(path),
-            "open": lambda: not path.endswith(".json.new"),
-        }
-        if path.startswith((bpffs.STANDARD, _STATE)) and not in_vain.get(event, bool)():
-            name = f" {os.path.basename(path)}" if event in ("os.rename", "os.symlink") else ""
-            _watcher(event + name)
-
-
-sys.addaudithook(_audit)
-
-
-@contextlib.contextmanager
-def watched(watcher: c.Callable[[str], None]) -> c.Iterator[None]:
-    """Call ``watcher`` with the name of each call into the kernel's BPF, and of each change below
-    the bpffs, just before it is made.
-    """
-    global _watcher
-    _watcher = bpf.fault = watcher
-    try:
-        yield
-    finally:
-        _watcher = bpf.fault = None
-
-
-def at(when: c.Callable[[int, str], bool], act: c.Callable[[], object]) -> c.Callable[[str], None]:
-    """Return a watcher that acts once, at the event of which ``when(number, name)`` says so."""
-    numbers = iter(range(1 << 30))
-    done = False
-
-    def watcher(name: str) -> None:
-        nonlocal done
-        if not done and when(next(numbers), name):
-            done = True
-            act()
-
-    return watcher
-
-
-def is_site(site: int, number: int, dummy: str) -> bool:
-    """Whether an event is the one of that number."""
-    return number == site
-
-
-def killed_at(run: c.Callable[[], object], when: c.Callable[[int, str], bool]) -> bool:
-    """Run in a process that kills itself at an event; whether it came to that."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with watched(at(when, lambda: os.kill(os.getpid(), signal.SIGKILL))):
-                run()
-        finally:
-            os._exit(0)
-    dummy, status = os.waitpid(pid, 0)
-    return os.WIFSIGNALED(status)
+def is_change(event: syscalls.Event) -> bool:
+    """Tell whether a call changes what is loaded, attached, pinned or written down."""
+    return event.changes and (
+        not event.path.startswith("/") or event.path.startswith((bpffs.STANDARD, _STATE))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1377,25 +1324,15 @@ class Scenario:
     prepare: c.Callable[[Chain], object]
     run: c.Callable[[Chain], object]
 
-    def events(self, made: Chain) -> list[str]:
-        """The names of all that a whole run does."""
-        names: list[str] = []
+    def changes(self, made: Chain) -> list[str]:
+        """The names of all calls by which a whole run changes something."""
         self.prepare(made)
-        with watched(names.append):
-            self.run(made)
+        done = syscalls.watch(lambda: self.run(made))
+        assert not done.output, done.output
         take_away(made)
-        return names
+        return [event.name for event in filter(is_change, done.events)]
 
 
-READS = {
-    "bpf_obj_get",
-    "bpf_obj_get_info_by_fd",
-    "bpf_map_lookup_elem",
-    "bpf_map_lookup_batch",
-    "bpf_map_get_fd_by_id",
-    "bpf_prog_get_fd_by_id",
-    "libbpf_num_possible_cpus",
-}
 ENTRIES = 20
 
 
@@ -1438,16 +1375,13 @@ def test_killed_at_any_step_the_next_run_converges(quick: Chain, veth: None, nam
     between; test_faults.py has all.
     """
     scenario = SCENARIOS[name]
-    changes = [
-        (site, event) for site, event in enumerate(scenario.events(quick)) if event not in READS
-    ]  # a read is the same as before the next change
-    for place, (site, event) in enumerate(changes):
-        if [event] * 3 == [other for dummy, other in changes[max(place - 1, 0) : place + 2]]:
+    changes = scenario.changes(quick)
+    for site, event in enumerate(changes):
+        if [event] * 3 == changes[max(site - 1, 0) : site + 2]:
             continue
         scenario.prepare(quick)
-
-        at_site = functools.partial(is_site, site)
-        assert killed_at(lambda: scenario.run(quick), at_site), event
+        run = functools.partial(scenario.run, quick)
+        assert syscalls.killed(run, is_change, site + 1), event
         have = quick.observe()
         assert {fault.fault for fault in have.faults} <= {"path_missing", "link_program"}, event
         assert not have.links or quick.reachable() == ENTRIES, event
@@ -1504,9 +1438,9 @@ def test_a_run_that_begins_keeps_its_directory(made: Chain) -> None:
     lock does.
     """
     with lock.held(made.paths.base, make=0o700):
-        bpffs.release(made.paths.pin_root)
+        bpffs_mount.release(made.paths.pin_root)
         assert os.path.isdir(made.paths.base)
-    bpffs.release(made.paths.pin_root)
+    bpffs_mount.release(made.paths.pin_root)
     assert not os.path.exists(made.paths.pin_root)
     os.mkdir(made.paths.pin_root)
 

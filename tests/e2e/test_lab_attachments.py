@@ -16,11 +16,13 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import conve
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    links as generation_links,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
-from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import namespaces, topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import lab_attachments
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered
 from ansible_collections.ebpf.conntrack.tests.e2e.test_netns_lab import (
@@ -56,12 +58,14 @@ class Lab:
         """The interfaces that run the chain, by what the kernel says, with their hooks; those
         written down are the same.
         """
-        links = health.look_links(self.chain.paths)
+        links = generation_links.look_links(self.chain.paths)
         written = {
             attach_model.Want("", item["name"], item["netns"], "", "").label: item["program"]
             for item in attach_record.interfaces(self.chain.paths)
         }
-        found = {health.interface(key): link.hook for key, link in links.items() if link.here}
+        found = {
+            generation_links.interface(key): link.hook for key, link in links.items() if link.here
+        }
         assert found == written
         return found
 
@@ -140,7 +144,7 @@ def test_a_removal_that_fails_brings_the_chain_back(
         raise OSError(16, f"umount2: {name} is busy")
 
     with monkeypatch.context() as patch:
-        patch.setattr(netns, "remove", refuse)
+        patch.setattr(namespaces, "remove", refuse)
         with pytest.raises(ConntrackError, match="is busy"):
             lab.run(topology.absent(lab.p))
     assert lab.attached() == before and lab.chain.observe().faults == ()

@@ -24,12 +24,12 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns, private_netns
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import apply as lab_apply
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import kernel as lab_kernel
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
-from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import namespaces, topology
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -66,7 +66,7 @@ def fresh_host() -> c.Iterator[None]:
     """Enter a namespace that plays a host as it comes: a new namespace takes the machine's present
     IPv4 settings for its own.
     """
-    with netns.anonymous():
+    with private_netns.anonymous():
         for name, value in FRESH.items():
             set_sysctl(name, value)
         sh("ip link set lo up")
@@ -87,7 +87,7 @@ def p() -> c.Iterator[str]:
                 lab_converge.converge(topology.absent(lab))
             for name in os.listdir(netns.RUN_DIR):
                 if name.startswith(prefix):
-                    netns.remove(name)
+                    namespaces.remove(name)
 
 
 def description(p: str, router: str | None = None) -> dict[str, t.Any]:

@@ -8,14 +8,12 @@ runs is not touched.
 from __future__ import annotations
 
 import collections.abc as c
-import contextlib
 import dataclasses
 import itertools
 import logging
 import os
 import pathlib
 import random
-import signal
 import socket
 import tempfile
 import threading
@@ -39,7 +37,13 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay i
     shadow,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_constants,
+    bpffs,
+    bpffs_mount,
+)
+from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     SOURCES,
     TABLE_SIZE,
@@ -96,7 +100,7 @@ def running(
     """A chain that runs, with flows and counters. Its sources are those of the collection, but for
     comments.
     """
-    mounted = bpffs.ensure_mounted(bpffs.STANDARD)
+    mounted = bpffs_mount.ensure_mounted(bpffs.STANDARD)
     root = f"{bpffs.STANDARD}/replay{random.randrange(1 << 32):08x}"
     os.mkdir(root)
     made = Chain(bpffs.Paths(root, str(tmp_path_factory.mktemp("replay") / "state")), *rendered)
@@ -108,7 +112,7 @@ def running(
         generation.remove(made.paths)
         generation.remove_tree(root)
         if mounted:
-            bpffs.release(bpffs.STANDARD)
+            bpffs_mount.release(bpffs.STANDARD)
 
 
 def changed(made: Chain, name: str, **settings: t.Any) -> generation.Want:
@@ -348,11 +352,7 @@ def test_a_shadows_jump_table_is_never_without_a_user(monkeypatch: pytest.Monkey
         if programs:  # once more when Python ends
             return
         programs.append(
-            os.dup(
-                self.load_func(
-                    b"prs_end", bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
-                ).fd
-            )
+            os.dup(self.load_func(b"prs_end", bcc.BPF.XDP, attach_type=bpf_constants.ATTACH_XDP).fd)
         )
         bpf.map_update(maps["jt"], bytes(4), programs[0].to_bytes(4, "little"))
         cleanup(self)
@@ -554,19 +554,11 @@ def test_live_traffic_is_undisturbed(running: Chain, veth: None) -> None:
 
 def test_a_killed_replay_leaves_nothing(running: Chain) -> None:
     before = everything(running)
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            ran = iter(range(100))
-
-            def kill(name: str) -> None:
-                if name == "bpf_prog_test_run_opts" and next(ran) == 50:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            bpf.fault = kill
-            ensure(running, running.changed("more"), proof(running))
-        os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    assert syscalls.killed(
+        lambda: ensure(running, running.changed("more"), proof(running)),
+        syscalls.is_call("bpf PROG_TEST_RUN"),
+        51,
+    )
     assert everything(running) == before
 
 

@@ -26,7 +26,11 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import manifest, migrate
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    manifest,
+    migrate,
+    state_dir,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import daemon as ct_daemon
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
@@ -310,7 +314,7 @@ def test_a_reboot_after_a_handover_that_was_cut_off(
     wants = {1: used.want(timeouts=TIMEOUTS), 2: used.resized(table_size=2048, half_open_size=2048)}
     used.send(udp_frame(4000))
     killed_at(used, monkeypatch, module, name)
-    assert manifest.active(used.paths) == active
+    assert state_dir.active(used.paths) == active
     reboot(used)
     done, have = restore.load(used.paths)
     assert [step.action for step in done if step.action in ("load", "activate")] == [
@@ -330,7 +334,7 @@ def test_a_reboot_after_a_handover_that_was_cut_off(
     assert (
         have.generation is not None
         and manifest.look(used.paths).numbers == (have.generation,)
-        and manifest.active(used.paths) == have.generation
+        and state_dir.active(used.paths) == have.generation
     )
     used.send(udp_frame(4001))
     assert len(used.flows()) == 1

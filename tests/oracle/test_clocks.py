@@ -10,8 +10,8 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
@@ -20,7 +20,7 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 from ansible_collections.ebpf.conntrack.tests.oracle.test_packets import error
 
 each_family = pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
-HZ = clock.hz()
+HZ = chain_jiffies.hz()
 HALF, WHOLE = 1 << 31, 1 << 32
 #: How long ago an entry was over, in jiffies; after a whole round its timeout is taken for what is
 #: left of it, see docs/differences.md.

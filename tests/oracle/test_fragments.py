@@ -16,7 +16,7 @@ import typing as t
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Chains
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, view
@@ -217,7 +217,7 @@ def test_identification_that_is_used_again(kernel: NfRig, chains: Chains) -> Non
     however long ago that was.
     """
     trackers: dict[str, compare.Tracker] = {"kernel": kernel, **chains}
-    hz = clock.hz()
+    hz = chain_jiffies.hz()
     late = {
         frames.new_ident(): jiffies
         for jiffies in (0, 1, 1 << 31, (1 << 31) + 1, (1 << 32) - 100 * hz)

@@ -12,8 +12,8 @@ import logging
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
@@ -60,11 +60,11 @@ def test_each_frame_comes_in_where_it_was_meant_to() -> None:
 def test_every_outcome_is_among_them(fused: bool) -> None:
     headers, settings, frames = (
         render.read_headers(str(SOURCES)),
-        chain_settings.settings_value(clock.hz(), {}, {}),
+        chain_settings.settings_value(chain_jiffies.hz(), {}, {}),
         replay.frames_of(replay_set.packets(), "both"),
     )
     text = render.render(str(SOURCES), render.Settings(fused=fused))
-    with Shadow(text, headers, settings, clock.hz(), len(frames)) as shadow:
+    with Shadow(text, headers, settings, chain_jiffies.hz(), len(frames)) as shadow:
         report = replay.compare(frames, None, shadow, True)
     assert report.verdicts == {"new": {"pass": len(frames)}}
     assert {name for name, dummy in chain_counters.OUTCOMES} - report.counters[

@@ -191,13 +191,13 @@ def _load(name: str, program: Program, fds: t.Mapping[str, int]) -> int:
     insns = bytearray(program.insns)
     for at, map_name in program.maps.items():
         struct.pack_into("=i", insns, at + 4, fds[map_name])
-    bpf = _bpf()
-    opts = bpf._ProgLoadOpts(expected_attach_type=bpf.ATTACH_XDP)
+    bpf, constants = _bpf(), sys.modules[f"{LIBRARY}.kernel.bpf_constants"]
+    opts = bpf._ProgLoadOpts(expected_attach_type=constants.ATTACH_XDP)
     count = len(insns) // _INSN.size
     return int(
         bpf.call(
             "bpf_prog_load",
-            bpf.PROG_TYPE_XDP,
+            constants.PROG_TYPE_XDP,
             name.encode(),
             b"GPL",
             bytes(insns),

@@ -19,14 +19,9 @@ from .model import Attached, Change
 
 #: When native fails for one of these, the driver has no XDP or cannot run it as the interface is
 #: set up: MTU, queues, features. All others would stop generic as well, or pass: rights (EPERM),
-#: who holds the interface (EBUSY, EEXIST), memory (ENOMEM), a link that went (ENODEV).
-_DRIVER_CANNOT = (
-    errno.EOPNOTSUPP,
-    524,
-    errno.EINVAL,
-    errno.ERANGE,
-    errno.ENOSPC,
-)  # 524 is ENOTSUPP, which the kernel keeps to itself
+#: who holds the interface (EBUSY, EEXIST), memory (ENOMEM), a link that went (ENODEV). 524 is
+#: ENOTSUPP, which the kernel keeps to itself.
+_DRIVER_CANNOT = (errno.EOPNOTSUPP, 524, errno.EINVAL, errno.ERANGE, errno.ENOSPC)
 MEND_NATIVE = {
     errno.ERANGE: (
         f"Lower the MTU of the veth's other end to at most {attach_model.VETH_MAX_MTU}, or give"

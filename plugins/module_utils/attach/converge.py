@@ -24,6 +24,7 @@ from ..chain.programs import TRACKING_HOOKS
 from ..core import lock, plan
 from ..core.errors import ConntrackError
 from ..generation import diagnosis, health, traffic
+from ..generation import links as generation_links
 from ..generation import probe as generation_probe
 from ..kernel import bpf, bpffs, netdev, netns
 from . import apply as attach_apply
@@ -48,7 +49,7 @@ def converge_ports(
     """
     if (
         not os.path.exists(paths.map("ports"))
-        or health.forwards(paths) == chain_settings.FORWARDS[0]
+        or generation_links.forwards(paths) == chain_settings.FORWARDS[0]
     ):
         return []
     with bpf.closing(bpf.obj_get(paths.map("ports"))) as fd:
@@ -172,28 +173,6 @@ def _one_link(want: Want, have: Have, other: Want, other_have: Have) -> bool:
         far.name,
         far.mac,
     )
-
-
-def check_typed(
-    paths: bpffs.Paths, state: str, interfaces: t.Sequence[t.Mapping[str, t.Any]], mode: str
-) -> None:
-    """Refuse interfaces that are not there, where no earlier task could have made them: somebody
-    typed their names.
-
-    One that is gone, and of which there is still a link or a note, can be detached.
-
-    :raises ConntrackError: naming the first that is missing, and what there is; and a program that
-        is not loaded.
-    """
-    wants = choose(state, interfaces, mode, False)[0]
-    attach_observe.open_hooks(paths, wants, False)
-    noted = {
-        bpffs.interface_key(one["netns"], one["name"]) for one in attach_record.interfaces(paths)
-    }
-    for want, have in zip(wants, attach_observe.observe(paths, wants)):
-        traces = have.pinned is not None or bpffs.interface_key(want.netns, want.name) in noted
-        if have.missing and (want.hook or not traces):
-            raise ConntrackError(have.missing)
 
 
 def converge(

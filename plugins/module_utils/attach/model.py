@@ -63,7 +63,7 @@ def parse(
 
     :param interfaces: as the module has them, or as interface_select.resolve() returns them.
     :param longest: the bytes that a name may have; alternative names, of which only looked() knows,
-        have up to bpf.ALTIFNAMSIZ - 1.
+        have up to netdev.ALTIFNAMSIZ - 1.
     :raises ConntrackError: for the first bad value.
     """
     wants: list[Want] = []
@@ -162,7 +162,7 @@ def looked(interfaces: t.Sequence[t.Mapping[str, t.Any]]) -> list[dict[str, t.An
 
 
 def _real_name(namespace: str | None, name: str) -> str:
-    """Return the name that the kernel lists an interface by; ``name`` itself where there is none."""
+    """Return the name that the kernel lists an interface by, or ``name`` where it is missing."""
     try:
         with netns.entered(namespace):
             return netdev.link_facts(name).name

@@ -15,8 +15,18 @@ from ..chain import forwarding
 from ..chain import settings as chain_settings
 from ..chain.programs import HOOKS, SLOTS, TRACKING_HOOKS
 from ..core.errors import ConntrackError
-from ..generation import health
-from ..kernel import bpf, bpffs, ethtool, link_fitness, netdev, netfilter, netns, rtnetlink
+from ..generation import links as generation_links
+from ..kernel import (
+    bpf,
+    bpf_constants,
+    bpffs,
+    ethtool,
+    link_fitness,
+    netdev,
+    netfilter,
+    netns,
+    rtnetlink,
+)
 from . import model as attach_model
 from . import redirect, select
 from .model import Attached, Have, Program, Want
@@ -39,7 +49,7 @@ def _pinned_link(path: str) -> bpf.LinkInfo | None:
             exc.errno != errno.EACCES
         ):  # the kernel's answers to a directory and to a file of another kind
             raise
-    if info is None or info.type != bpf.LINK_TYPE_XDP:
+    if info is None or info.type != bpf_constants.LINK_TYPE_XDP:
         raise ConntrackError(
             f"{path} is not a pinned XDP link, so it is not ours. Remove it, or give another"
             " pin_root."
@@ -99,7 +109,7 @@ def open_hooks(paths: bpffs.Paths, wants: t.Sequence[Want], check_mode: bool) ->
                 " ebpf.conntrack.xdp_program first."
             )
         with bpf.closing(bpf.obj_get(path)) as fd:
-            if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).type != bpf.PROG_TYPE_XDP:
+            if bpf.kind_of(fd) != "prog" or bpf.prog_info(fd).type != bpf_constants.PROG_TYPE_XDP:
                 raise ConntrackError(
                     f"{path} is no XDP program. Run ebpf.conntrack.xdp_program again."
                 )
@@ -116,7 +126,7 @@ def observe(paths: bpffs.Paths, wants: t.Sequence[Want], forward: str | None = N
     :raises ConntrackError: when something foreign stands at a pin's path.
     """
     pins, programs = held(paths), generation_programs(paths)
-    forward = health.forwards(paths) if forward is None else forward
+    forward = generation_links.forwards(paths) if forward is None else forward
     rules: dict[str | None, netfilter.Seen] = {}
     haves = [
         _observe_one(paths.link(want.netns, want.name), want, pins, programs, forward, rules)
@@ -334,7 +344,7 @@ def candidates(namespace: str | None) -> list[select.Candidate]:
     routed = rtnetlink.default_route_indexes(namespace)
     with netns.entered(namespace):
         links = {facts.ifindex: facts for facts in netdev.links()}
-        drivers = {index: ethtool.driver(facts.name) for index, facts in links.items()}
+        drivers = {index: ethtool.driver(facts.name).name for index, facts in links.items()}
     below = link_fitness.below(links.values())
     return [
         select.Candidate(

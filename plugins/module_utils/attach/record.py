@@ -11,7 +11,8 @@ import os
 import typing as t
 
 from ..core import plan
-from ..generation import health, manifest, state_dir
+from ..generation import links as generation_links
+from ..generation import state_dir
 from ..kernel import bpffs
 from ..kernel.bpffs import Paths
 from . import model as attach_model
@@ -25,7 +26,7 @@ def plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> pla
 
     :param whole: whether ``wants`` are all that there is.
     """
-    if manifest.active(paths) is None:
+    if state_dir.active(paths) is None:
         return []
     before = interfaces(paths)
     kept = {bpffs.interface_key(item["netns"], item["name"]): item for item in recorded(paths)}
@@ -46,7 +47,7 @@ def plan_record(paths: bpffs.Paths, wants: t.Sequence[Want], whole: bool) -> pla
         return (
             ", ".join(
                 f"{item['program']} on"
-                f" {health.interface(bpffs.interface_key(item['netns'], item['name']))}"
+                f" {generation_links.interface(bpffs.interface_key(item['netns'], item['name']))}"
                 for item in items
             )
             or None
@@ -140,9 +141,17 @@ def write_interfaces(paths: Paths, items: t.Sequence[t.Mapping[str, t.Any]]) -> 
         if items:
             state_dir.replace(paths, path, {"pin_root": paths.pin_root, "interfaces": list(items)})
         else:
-            manifest.forget(paths, state_dir.INTERFACES)
+            _forget(paths, path)
 
 
 def end_write_interfaces(paths: Paths) -> None:
     """Take away what a write_interfaces() left that was killed."""
-    manifest.forget(paths, state_dir.INTERFACES + state_dir.UNFINISHED)
+    _forget(
+        paths, os.path.join(state_dir.directory(paths), state_dir.INTERFACES + state_dir.UNFINISHED)
+    )
+
+
+def _forget(paths: Paths, path: str) -> None:
+    """Remove a file, and the directories that are empty then."""
+    state_dir.unlink(path)
+    state_dir.tidy(paths)

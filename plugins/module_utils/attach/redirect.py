@@ -16,33 +16,19 @@ import struct
 import typing as t
 
 from ..core import plan
-from ..kernel import bpf, device, netdev
+from ..kernel import bpf, ethtool, netdev, xdp_features
 
 #: struct port_key of files/bpf/forward.h.j2: ifindex, address.
 KEY = struct.Struct("=I6s2x")
 VALUE = struct.Struct("=I")
 #: enum port_flag
 TRANSMITS = 1
+_DRIVERS = (
+    "bnxt_en ena fsl_dpaa2_eth i40e ice igb ixgbe mlx5_core mvneta mvpp2 qede sfc tun virtio_net"
+)
 #: Drivers that send redirected frames (ndo_xdp_xmit) in Linux 5.12, the oldest that the chain
 #: takes, by the names that ethtool -i has.
-KNOWN_TO_TRANSMIT = (
-    *(
-        "bnxt_en",
-        "ena",
-        "fsl_dpaa2_eth",
-        "i40e",
-        "ice",
-        "igb",
-        "ixgbe",
-        "mlx5_core",
-        "mvneta",
-        "mvpp2",
-        "qede",
-        "sfc",
-        "tun",
-        "virtio_net",
-    ),
-)
+KNOWN_TO_TRANSMIT = tuple(_DRIVERS.split())
 #: Bytes of an Ethernet address.
 _ADDRESS_BYTES = 6
 
@@ -87,11 +73,11 @@ def transmits(facts: netdev.LinkFacts, mode: str | None) -> bool:
 
     :param mode: how our program is attached to it.
     """
-    told = device.takes_redirected(facts.ifindex)
+    told = xdp_features.takes_redirected(facts.ifindex)
     if told is not None:
         return told
     if facts.kind != "veth":
-        return mode == "native" and device.driver(facts.name).name in KNOWN_TO_TRANSMIT
+        return mode == "native" and ethtool.driver(facts.name).name in KNOWN_TO_TRANSMIT
     try:
         return "native" in netdev.link_facts(facts.peer_ifindex, facts.peer_nsid).xdp
     except bpf.BpfError:  # the peer is being moved or its namespace dies
@@ -177,6 +163,6 @@ def do(fd: int, step: plan.Step) -> plan.Undo:
 
 def _set(fd: int, key: bytes, value: bytes | None) -> None:
     if value is None:
-        bpf.map_delete_batch(fd, [key])
+        bpf.map_delete(fd, key)
     else:
         bpf.map_update(fd, key, value)

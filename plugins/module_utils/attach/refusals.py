@@ -17,7 +17,7 @@ import socket
 
 from ..core import plan
 from ..core.errors import ConntrackError
-from ..kernel import device, netdev, netns
+from ..kernel import ethtool, netdev, netns, xdp_features
 
 #: Since Linux 5.15 an interface takes no program while one on top of it has one (net/core/dev.c,
 #: dev_xdp_attach).
@@ -63,8 +63,8 @@ def why_not_native(index: int) -> str:
     "" where it may.
     """
     facts = netdev.link_facts(index)
-    driver = device.driver(facts.name).name
-    able = None if driver in _SILENT else device.native(index)
+    driver = ethtool.driver(facts.name).name
+    able = None if driver in _SILENT else xdp_features.native(index)
     if able is None:
         able = index != _LOOPBACK_IFINDEX and facts.kind not in NEVER_NATIVE
     if able:
@@ -88,7 +88,7 @@ def upper_with_program(index: int) -> str:
     """
     if _release() < _UPPERS_SINCE:
         return ""
-    for upper in device.uppers(index, [number for number, dummy in socket.if_nameindex()]):
+    for upper in netdev.uppers(index, [number for number, dummy in socket.if_nameindex()]):
         facts = netdev.link_facts(upper)
         if facts.xdp:
             return facts.name

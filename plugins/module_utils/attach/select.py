@@ -21,7 +21,6 @@ import typing as t
 
 from ..chain.programs import TRACKING_HOOKS
 from ..core.errors import ConntrackError, bad_value
-from ..kernel import bpffs
 
 #: What an entry can choose by, besides ``name``; all that are given have to fit.
 CRITERIA = ("pattern", "driver", "default_route")
@@ -242,41 +241,3 @@ def _why(
         f"{field}: {label(item)}: no interface in {where} fits; there are: {shown}. Correct the"
         " entry, or make the interface first."
     )
-
-
-def chains(
-    items: t.Sequence[Item], pin_root: str, per_netns: bool, every: bool = False
-) -> list[dict[str, t.Any]]:
-    """Return the chains that entries of ``interfaces`` need, each with ``pin_root``, its
-    ``interfaces``, and whether it is the ``main`` one.
-
-    A chain's tables count a packet once for each namespace in which it is tracked, so each
-    namespace has a chain of its own, where there are several and that is wished for. What does not
-    track belongs to a chain of its namespace, or else to the first: it counts nothing.
-
-    :param per_netns: whether that is wished for.
-    :param every: also the chain at ``pin_root``, and those of namespaces in which nothing is
-        tracked: what may be there from before. That at ``pin_root`` is the last, since its
-        directory holds the others.
-    """
-    tracked = dict.fromkeys(
-        item.get("netns") for item in items if every or item.get("program") in TRACKING_HOOKS
-    )
-    if every:
-        tracked.pop(None, None)
-        tracked[None] = None
-    if not per_netns or len(tracked) < 2:
-        return [{"pin_root": pin_root, "interfaces": list(items), "main": True}]
-    main = None if every else next(iter(tracked))
-    return [
-        {
-            "pin_root": bpffs.own_root(netns, pin_root) if netns else pin_root,
-            "interfaces": [
-                item
-                for item in items
-                if (item.get("netns") if item.get("netns") in tracked else main) == netns
-            ],
-            "main": netns == main,
-        }
-        for netns in tracked
-    ]

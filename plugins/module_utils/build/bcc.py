@@ -23,7 +23,7 @@ from ..chain import guests
 from ..chain import programs as chain_programs
 from ..core import libraries, lock
 from ..core.errors import ConntrackError
-from ..kernel import bpf, bpffs
+from ..kernel import bpf, bpf_constants, bpffs
 
 #: Machines on which a CPU's stores become visible in their order, so that releasing a lock needs no
 #: barrier.
@@ -181,7 +181,7 @@ def scratch() -> t.Iterator[str]:
             yield _SCRATCH
         finally:
             _remove(_SCRATCH)
-            bpffs.tidy_run_dir()
+            lock.tidy()
 
 
 def _remove(path: str) -> None:
@@ -199,7 +199,7 @@ def tidy() -> None:
     ):  # nothing, or a build that goes on
         with lock.held(_SCRATCH, 0):
             _remove(_SCRATCH)
-    bpffs.tidy_run_dir()
+    lock.tidy()
 
 
 def build(
@@ -247,7 +247,7 @@ def build(
                     what = f"loading {name}"
                     loaded[name] = os.dup(
                         module.load_func(
-                            name.encode(), bcc.BPF.XDP, attach_type=chain_programs.ATTACH_TYPE_XDP
+                            name.encode(), bcc.BPF.XDP, attach_type=bpf_constants.ATTACH_XDP
                         ).fd
                     )
             if maps is not None:

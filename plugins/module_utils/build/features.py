@@ -12,9 +12,8 @@ import errno
 import struct
 import typing as t
 
-from ..chain import maps as chain_maps
 from ..core.errors import ConntrackError
-from ..kernel import bpf, netdev, netns
+from ..kernel import bpf, bpf_constants, netdev, private_netns
 
 # ---------------------------------------------------------------- a few instructions by hand (Docum
 _MOV_IMM, _CALL, _EXIT, _STORE_REG, _ATOMIC = 0xB7, 0x85, 0x95, 0x7B, 0xDB
@@ -41,12 +40,12 @@ def _loads(body: bytes) -> t.Callable[[], None]:
 
 
 def _has_lru() -> None:
-    bpf.close(bpf.map_create(chain_maps.MAP_TYPES["lru_hash"], "probe", 4, 4, 1))
+    bpf.close(bpf.map_create(bpf_constants.MAP_TYPES["lru_hash"], "probe", 4, 4, 1))
 
 
 def _has_link() -> None:
     """On the loopback of a namespace that nobody else sees and that is gone with the call."""
-    with bpf.closing(bpf.prog_load(_PASS, "probe")) as program, netns.anonymous():
+    with bpf.closing(bpf.prog_load(_PASS, "probe")) as program, private_netns.anonymous():
         bpf.close(netdev.link_create(program, _LOOPBACK, flags=netdev.XDP_FLAGS["generic"]))
 
 

@@ -18,7 +18,7 @@ import typing as t
 from ..chain import guests
 from ..chain import programs as chain_programs
 from ..core.errors import ConntrackError
-from ..kernel import bpf, elf
+from ..kernel import bpf, bpf_constants, elf
 from ..kernel.elf import Map
 from . import bcc as build_bcc
 
@@ -106,9 +106,7 @@ def load(
         try:
             with build_bcc.stderr_to(log), elf.Object(data, _NAME) as opened:
                 found = _give_maps(opened, made, text, map_dir, shape)
-                loaded = opened.load(
-                    (*stages, *guests.programs_in(text)), chain_programs.ATTACH_TYPE_XDP
-                )
+                loaded = opened.load((*stages, *guests.programs_in(text)), bpf_constants.ATTACH_XDP)
         except bpf.BpfError as exc:
             raise failure(text, build_bcc.read_log(log), exc) from exc
         if maps is not None:

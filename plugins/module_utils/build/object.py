@@ -233,7 +233,7 @@ def load(directory: str, digest: str) -> tuple[Built, bytes] | None:
 
 
 def listed(directory: str) -> list[Manifest]:
-    """Return the manifests in a directory, in the order of their names; what is none is left out."""
+    """Return the manifests in a directory, in the order of their names; no other files."""
     found = []
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(directory)):

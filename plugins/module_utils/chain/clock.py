@@ -15,17 +15,11 @@ import time
 import typing as t
 
 from ..core.errors import ConntrackError
+from . import jiffies as chain_jiffies
 from . import settings as chain_settings
 
 _MASK32 = 0xFFFFFFFF
-#: CLOCK_MONOTONIC_COARSE (include/uapi/linux/time.h); Python's time module does not name it.
-_CLOCK_MONOTONIC_COARSE = 6
 _NS = 1_000_000_000
-
-
-def hz() -> int:
-    """Return the kernel's jiffies a second: the coarse clock's resolution is one jiffy."""
-    return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
 
 
 def jiffies_now(
@@ -44,7 +38,7 @@ def jiffies_now(
             "meta: the chain has not stored its clock (jiffies, ktime_ns). Run xdp_program again."
         )
     elapsed = (time.monotonic_ns() if monotonic_ns is None else monotonic_ns) - meta["ktime_ns"]
-    return meta["jiffies"] + elapsed * (hz() if rate is None else rate) // _NS
+    return meta["jiffies"] + elapsed * (chain_jiffies.hz() if rate is None else rate) // _NS
 
 
 def over(expires: int, last_seen: int, now: int, rate: int) -> bool:
@@ -84,7 +78,7 @@ class Clock:
     @classmethod
     def read(cls, meta: t.Mapping[str, int]) -> Clock:
         """Return this instant; see :func:`jiffies_now` for the errors."""
-        now, rate = time.monotonic_ns(), hz()
+        now, rate = time.monotonic_ns(), chain_jiffies.hz()
         return cls(jiffies_now(meta, now, rate), rate, now)
 
     def over(self, expires: int, last_seen: int) -> bool:

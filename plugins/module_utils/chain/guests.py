@@ -19,13 +19,13 @@ import typing as t
 
 from ..core import safe_path
 from ..core.errors import ConntrackError, bad_value
-from ..kernel import bpf
+from ..kernel import bpf, bpf_constants
 from . import counters as chain_counters
 from . import maps as chain_maps
 from . import programs as chain_programs
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
-_NAME_BYTES = bpf.OBJECT_NAME_BYTES
+_NAME_BYTES = bpf_constants.OBJECT_NAME_BYTES
 #: What stands between quotes in a #line, and is read by those who look for faults.
 _FILE = re.compile(r"[\w.+-]+")
 _GUEST = re.compile(r"^GUEST\(\s*(\w+)\s*\)", re.MULTILINE)
@@ -262,12 +262,12 @@ def _pinned_here(guest: Guest, path: str) -> Pinned:
     with bpf.closing(fd):
         kind = bpf.kind_of(fd)
         info = bpf.prog_info(fd) if kind == "prog" else None
-        if info is None or info.type != bpf.PROG_TYPE_XDP:
+        if info is None or info.type != bpf_constants.PROG_TYPE_XDP:
             raise bad_value(
                 field,
                 path,
                 f"it is a {kind if info is None else f'program of type {info.type}'}; give an XDP"
-                f" program (type {bpf.PROG_TYPE_XDP})",
+                f" program (type {bpf_constants.PROG_TYPE_XDP})",
             )
         try:
             _fits(fd)
@@ -277,7 +277,7 @@ def _pinned_here(guest: Guest, path: str) -> Pinned:
                 path,
                 "the kernel does not let it stand in one jump table with the chain"
                 f" ({os.strerror(exc.errno or 0)}): it has to be loaded with expected_attach_type"
-                f" BPF_XDP ({chain_programs.ATTACH_TYPE_XDP}), without BPF_F_XDP_HAS_FRAGS, and"
+                f" BPF_XDP ({bpf_constants.ATTACH_XDP}), without BPF_F_XDP_HAS_FRAGS, and"
                 " compiled by the JIT as the chain is",
             ) from exc
     return Pinned(guest.slot, path, info.id, info.tag)
@@ -303,7 +303,7 @@ def _fits(fd: int) -> None:
     :raises BpfError: where the kernel refuses it (kernel/bpf/core.c, __bpf_prog_map_compatible).
     """
     with bpf.closing(
-        bpf.map_create(chain_maps.MAP_TYPES["prog_array"], "fits", _U32.size, _U32.size, 2)
+        bpf.map_create(bpf_constants.MAP_TYPES["prog_array"], "fits", _U32.size, _U32.size, 2)
     ) as table:
         with bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "fits")) as plain:
             for index, program in enumerate((plain, fd)):

@@ -41,19 +41,6 @@ EVENTS_MAP, EVENTS_WORDS_MAP = "events", "events_count"
 PORTS = 1024
 #: Entries of each of the flow tables when nothing else is asked for.
 TABLE_SIZE = 1 << 16
-#: Kernel numbers of the map types (include/uapi/linux/bpf.h, enum bpf_map_type).
-MAP_TYPES = {
-    "hash": 1,
-    "array": 2,
-    "prog_array": 3,
-    "percpu_hash": 5,
-    "percpu_array": 6,
-    "lru_hash": 9,
-    "lru_percpu_hash": 10,
-    "lpm_trie": 11,
-    "array_of_maps": 12,
-    "ringbuf": 27,
-}
 #: What each family's flow tables are for: all other flows, and assured ones. ``pred`` holds another
 #: generation's tables in this order.
 FLOW_CLASSES = ("half_open", "assured")
@@ -100,6 +87,7 @@ def maps(
         of IPv6.
     :param events: whether it has those of the events.
     """
+    entry = chain_layout.ENTRY.size
     return (
         MapSpec("meta", "array", None, "u64", 4, 8, len(META), False),
         MapSpec("jt", "prog_array", None, "u32", 4, 4, chain_programs.JT_ENTRIES, False),
@@ -125,45 +113,16 @@ def maps(
             True,
         ),
         MapSpec("deletions", "array", None, "u64", 4, 8, len(chain_counters.DELETIONS), True),
-        MapSpec(
-            "ctt_new",
-            "lru_hash",
-            "struct ct_key",
-            "struct ct_entry",
-            chain_layout.KEY4.size,
-            chain_layout.ENTRY.size,
-            half_open_size,
-            True,
-        ),
-        MapSpec(
-            "ctt",
-            "lru_hash",
-            "struct ct_key",
-            "struct ct_entry",
-            chain_layout.KEY4.size,
-            chain_layout.ENTRY.size,
-            table_size,
-            True,
-        ),
-        MapSpec(
-            "ctt6_new",
-            "lru_hash",
-            "struct ct_key6",
-            "struct ct_entry",
-            chain_layout.KEY6.size,
-            chain_layout.ENTRY.size,
-            half_open_size6,
-            True,
-        ),
-        MapSpec(
-            "ctt6",
-            "lru_hash",
-            "struct ct_key6",
-            "struct ct_entry",
-            chain_layout.KEY6.size,
-            chain_layout.ENTRY.size,
-            table_size6,
-            True,
+        *(
+            MapSpec(
+                name, "lru_hash", f"struct {key}", "struct ct_entry", size, entry, entries, True
+            )
+            for name, key, size, entries in (
+                ("ctt_new", "ct_key", chain_layout.KEY4.size, half_open_size),
+                ("ctt", "ct_key", chain_layout.KEY4.size, table_size),
+                ("ctt6_new", "ct_key6", chain_layout.KEY6.size, half_open_size6),
+                ("ctt6", "ct_key6", chain_layout.KEY6.size, table_size6),
+            )
         ),
         MapSpec(
             "frags",

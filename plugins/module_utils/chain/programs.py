@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import struct
 
-#: Every program of the chain is loaded with this expected_attach_type, as kernels since the fix of
-#: CVE-2025-40123 demand
-#: (include/uapi/linux/bpf.h, enum bpf_attach_type: BPF_XDP).
-ATTACH_TYPE_XDP = 37
 #: Slot of each program in ``jt``; the seed's numbers are kept.
 SLOTS = {
     "ingress": 0,

@@ -1044,13 +1044,14 @@ def _converge(
 ) -> int:
     from ..attach import converge as attach
     from ..attach import model as attach_model
+    from ..attach import typed as attach_typed
     from ..core.plan import Step
 
     with _asked():
         attach_model.check(state, interfaces or (), mode)
     paths = _loaded(args)
     if args.dry_run or state == "absent":  # a run that attaches sees it itself
-        attach.check_typed(paths, state, interfaces or (), mode)
+        attach_typed.check_typed(paths, state, interfaces or (), mode)
     result, warnings = attach.converge(
         state,
         interfaces,

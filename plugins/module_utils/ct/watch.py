@@ -17,8 +17,8 @@ import struct
 import time
 import typing as t
 
-from ..chain import clock
 from ..chain import events as chain_events
+from ..chain import jiffies as chain_jiffies
 from ..chain import maps as chain_maps
 from ..core import lock, stop
 from ..core.errors import ConntrackError, bad_value
@@ -123,7 +123,7 @@ class _Stream:
             self.id = bpf.map_info(fd).id
             self._ring = made.enter_context(RingBuffer(fd))
             self.read_events = 0
-            self._hz = clock.hz()
+            self._hz = chain_jiffies.hz()
             self._watch(False)
             while self._ring.read(0):
                 continue  # what one that was killed left there
@@ -320,7 +320,7 @@ def _alone(pin_root: str) -> t.Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
-            bpffs.tidy_run_dir()
+            lock.tidy()
 
 
 def watch(paths: bpffs.Paths, sink: Sink, say: Say, ending: stop.Stop) -> None:

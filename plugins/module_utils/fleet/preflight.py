@@ -35,8 +35,18 @@ from ..chain import settings as chain_settings
 from ..core import libraries, safe_path
 from ..core.errors import ConntrackError
 from ..generation import converge as generation
-from ..generation import health, manifest, state_dir
-from ..kernel import bpf, bpffs, device, netdev, netfilter, netns
+from ..generation import manifest, pinned_objects, state_dir
+from ..kernel import (
+    bpf,
+    bpf_constants,
+    bpffs,
+    ethtool,
+    netdev,
+    netfilter,
+    netns,
+    pins,
+    xdp_features,
+)
 from ..service import archive as ct_archive
 from ..service import status as ct_status
 from ..service import unit as ct_unit
@@ -472,10 +482,10 @@ def _look_interface(
     """Return one interface, and why its driver can not run the program; "" where it can, or nobody
     knows.
     """
-    driver, native = device.Driver("", ""), None
+    driver, native = ethtool.Driver("", ""), None
     if have.ifindex:
         with netns.entered(want.netns):
-            driver, native = device.driver(want.name), device.native(have.ifindex)
+            driver, native = ethtool.driver(want.name), xdp_features.native(have.ifindex)
     why = (
         f"the driver {driver.name or 'of this interface'} runs no XDP programs"
         if native is False
@@ -543,7 +553,7 @@ def traces(
     for index, name in socket.if_nameindex():
         with contextlib.suppress(bpf.BpfError):  # gone since
             for number in netdev.link_facts(index).xdp.values():
-                info = health.program(number)
+                info = pinned_objects.program(number)
                 if (
                     info is not None
                     and info.name in chain_programs.HOOKS
@@ -664,7 +674,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
     }
     checks: tuple[tuple[str, str, t.Callable[[], object]], ...] = (
         ("pin_root", paths.pin_root, lambda: bpffs.check(paths.pin_root)),
-        ("pin_root", paths.pin_root, lambda: bpffs.check_places(paths)),
+        ("pin_root", paths.pin_root, lambda: pins.check_places(paths)),
         ("state_dir", paths.state_dir, lambda: state_dir.check(paths)),
     )
     for field, value, check in checks:
@@ -734,7 +744,9 @@ def _look_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Ite
 
 
 def _kind(info: bpf.MapInfo) -> str:
-    return next((kind for kind, number in chain_maps.MAP_TYPES.items() if number == info.kind), "")
+    return next(
+        (kind for kind, number in bpf_constants.MAP_TYPES.items() if number == info.kind), ""
+    )
 
 
 def _memlock(release: str) -> int | None:

@@ -28,7 +28,7 @@ from ..chain import settings as chain_settings
 from ..chain.clock import Clock
 from ..core import lock
 from ..core.errors import ConntrackError
-from ..kernel import bpf, bpffs
+from ..kernel import bpf, bpf_batch, bpf_constants, bpffs
 from . import codec as flow
 from .output import GUEST_DROPPED
 
@@ -203,7 +203,7 @@ class FlowTables:
         if self._events is None or not self._u64(
             self._events, chain_events.EVENT_WORDS.index("watched")
         ):
-            return bpf.map_delete_batch(opened.fd, keys)
+            return bpf_batch.map_delete_batch(opened.fd, keys)
         what, assured, deleted = (
             chain_programs.ADOPT_REQUESTS.index(f"erase_{opened.table.family}"),
             opened.table.flow_class == "assured",
@@ -229,7 +229,7 @@ class FlowTables:
     def create(self, opened: OpenTable, key: bytes, value: bytes) -> bool:
         """Make an entry; False where there is one of this key."""
         try:
-            bpf.map_update(opened.fd, key, value, bpf.BPF_NOEXIST)
+            bpf.map_update(opened.fd, key, value, bpf_constants.BPF_NOEXIST)
         except bpf.BpfError as exc:
             if exc.errno != errno.EEXIST:
                 raise

@@ -24,10 +24,9 @@ from ..core.errors import ConntrackError
 from ..core.plan import Plan, Step, irrevocable
 from ..core.plan import apply as apply_steps
 from ..flows import schema
-from ..kernel import bpf, bpffs
+from ..kernel import bpf, bpf_constants, pins
 from ..kernel.bpffs import Paths
-from . import manifest, migrate
-from . import probe as generation_probe
+from . import manifest, migrate, probe_whole, state_dir
 from .migrate_plan import Inheritance, Legacy, Maps
 from .model import BCC, Have, Want
 
@@ -148,7 +147,7 @@ class _Builder:
                 )
             own = chain_programs.SLOTS.values()
             _fill(fds["jt"], {slot: fd for slot, fd in slots.items() if slot in own})
-            generation_probe.prove_whole(
+            probe_whole.prove_whole(
                 {hook: programs[hook] for hook in chain_programs.TRACKING_HOOKS}, fds["stats"]
             )
             # What a guest does with a frame is its own affair: guests come in after the proof,
@@ -198,7 +197,7 @@ class _Builder:
             inner = fds[spec.inner] if spec.inner else None
             fd = self._keep(
                 bpf.map_create(
-                    chain_maps.MAP_TYPES[spec.kind],
+                    bpf_constants.MAP_TYPES[spec.kind],
                     spec.name,
                     spec.key_size,
                     spec.value_size,
@@ -302,7 +301,7 @@ class _Builder:
             hook: self._keep(bpf.obj_get(self.paths.prog_of(number, chain_programs.SLOTS[hook])))
             for hook in chain_programs.TRACKING_HOOKS
         }
-        generation_probe.prove_whole(
+        probe_whole.prove_whole(
             entries, stats, guests=not set(kept.programs) <= set(chain_programs.SLOTS.values())
         )
         if not isinstance(step.args, Legacy) or not step.args.inherited.goes_over:
@@ -336,12 +335,12 @@ class _Builder:
 
     def _swap_active(self, number: int | None) -> None:
         if number is not None:
-            bpffs.swap_symlink(f"gen/{number}", self.paths.active)
+            pins.swap_symlink(f"gen/{number}", self.paths.active)
         else:
             remove_symlinks(self.paths)
 
     def _create_path(self, step: Step) -> t.Callable[[], None]:
-        bpffs.swap_symlink(self.paths.seed_links()[step.name], step.name)
+        pins.swap_symlink(self.paths.seed_links()[step.name], step.name)
         return lambda: os.unlink(step.name)
 
     def _delete_generation(self, step: Step) -> t.Callable[[], None]:
@@ -363,7 +362,7 @@ class _Builder:
 
 def remove_symlinks(paths: Paths) -> None:
     for path, target in {paths.active: "gen/", **paths.seed_links()}.items():
-        bpffs.remove_symlink(target, path)
+        pins.remove_symlink(target, path)
 
 
 def apply(plan: Plan, paths: Paths, have: Have, want: Want, settings: bytes) -> None:
@@ -375,8 +374,8 @@ def apply(plan: Plan, paths: Paths, have: Have, want: Want, settings: bytes) -> 
     :raises ConntrackError: naming the step, what was applied and what was rolled back.
     """
     if plan:
-        for path in (paths.active, manifest.active_link(paths), *paths.seed_links()):
-            bpffs.end_swap(path)
+        for path in (paths.active, state_dir.active_link(paths), *paths.seed_links()):
+            pins.end_swap(path)
     with _Builder(paths, have, want, settings) as builder:
         with _telling_what_runs(have):
             apply_steps([step for step in plan if step.action not in _FINAL], builder.do)
@@ -393,9 +392,7 @@ def _telling_what_runs(have: Have) -> t.Iterator[None]:
         if have.generation is None or exc.facts.get("not_rolled_back"):
             raise
         end = "\n" if "\n" in exc.message else "" if exc.message.endswith(".") else "."
-        raise ConntrackError(
-            f"{exc.message}{end} Everything went back: generation {have.generation} still runs.".replace(
-                "\n ", "\n"
-            ),
-            **exc.facts,
-        ) from exc
+        message = (
+            f"{exc.message}{end} Everything went back: generation {have.generation} still runs."
+        )
+        raise ConntrackError(message.replace("\n ", "\n"), **exc.facts) from exc

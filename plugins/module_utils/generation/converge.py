@@ -22,22 +22,23 @@ import os
 import typing as t
 
 from ..build import bcc as build_bcc
-from ..chain import clock, forwarding
-from ..chain import maps as chain_maps
+from ..chain import forwarding
+from ..chain import jiffies as chain_jiffies
 from ..chain import programs as chain_programs
 from ..chain import settings as chain_settings
 from ..core import lock
 from ..core.errors import ConntrackError
 from ..core.plan import Plan, applied
-from ..kernel import bpffs
+from ..kernel import bpf_constants, bpffs, bpffs_mount, pins
 from ..kernel.bpffs import Paths
-from . import diagnosis, health, manifest, migrate, state_dir, traffic
+from . import diagnosis, manifest, migrate, state_dir, traffic
+from . import links as generation_links
 from . import probe as generation_probe
 from .apply import apply, remove_symlinks, remove_tree
-from .health import read_meta
 from .migrate_plan import Legacy, wanted
 from .model import BCC, OBJECT, Generation, Have, Policy, State, Want, check
 from .observe import observe as _observe
+from .pinned_objects import read_meta
 from .plan import (
     needs_object,
     next_number,
@@ -155,7 +156,7 @@ def _at_home(paths: Paths, patience: float) -> t.Iterator[None]:
     """Hold the lock of a pin root, which is made and mounted where it is not there."""
     with contextlib.ExitStack() as stack:
         for turn in range(_LOOKS):
-            bpffs.ensure_mounted(paths.pin_root)
+            bpffs_mount.ensure_mounted(paths.pin_root)
             try:
                 stack.enter_context(lock.held(paths.base, patience, make=0o700))
                 break
@@ -181,7 +182,7 @@ def ensure(
     """
     check(want, policy)
     settings = settings_here(want)
-    bpffs.check_places(paths)
+    pins.check_places(paths)
     state_dir.check(paths)
     if check_mode:
         with _at_rest(paths, patience):
@@ -230,7 +231,7 @@ def _plan_forwarding(plan: Plan, have: Have, forward: str, action: str) -> Plan:
         ],
     )
     for key, one in seen.items():
-        forwarding.refuse("forward", health.interface(key), one)
+        forwarding.refuse("forward", generation_links.interface(key), one)
     past = forwarding.shown(forwarding.namespaces(seen.values()))
     said = (
         f"; rulesets of the forward hook that what it forwards does not meet: {past}"
@@ -252,7 +253,7 @@ def _plan_back(paths: Paths, have: Have, number: int | None) -> Plan:
         plan_rolled_back(have, number, _legacy_of_target(paths, have, number)),
     )
     return (
-        _plan_forwarding(plan, have, health.forwards(paths, target.number), "activate")
+        _plan_forwarding(plan, have, generation_links.forwards(paths, target.number), "activate")
         if target is not None
         else plan
     )
@@ -320,7 +321,7 @@ def roll_back(
     :param number: of that generation; None for the last good one.
     :raises ConntrackError: see plan_rolled_back() and apply().
     """
-    bpffs.check_places(paths)
+    pins.check_places(paths)
     with _at_rest(paths, patience) as there:
         have = observe(paths)
         finish = _unfinished(paths, have)
@@ -355,7 +356,7 @@ def remove(paths: Paths, check_mode: bool = False, patience: float = lock.SECOND
         # whose work is not to be taken from under it.
         with (
             _at_home(paths, patience)
-            if bpffs.can_be_mounted(paths.pin_root)
+            if bpffs_mount.can_be_mounted(paths.pin_root)
             else contextlib.nullcontext()
         ):
             plan, have = _plan_removal(paths)
@@ -382,12 +383,12 @@ def _plan_removal(paths: Paths) -> tuple[Plan, Have]:
 def _tidy(paths: Paths) -> None:
     """Take away the directories that are empty, and what a killed run left of its build."""
     build_bcc.tidy()
-    bpffs.release(paths.pin_root)
+    bpffs_mount.release(paths.pin_root)
 
 
 def settings_here(want: Want) -> bytes:
     """Return the bytes of ``settings`` on this host."""
-    return chain_settings.settings_value(clock.hz(), want.timeouts, want.knobs)
+    return chain_settings.settings_value(chain_jiffies.hz(), want.timeouts, want.knobs)
 
 
 def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
@@ -417,7 +418,11 @@ def facts(have: Have, paths: Paths) -> dict[str, t.Any]:
                 "name": name,
                 "id": info.id,
                 "type": next(
-                    (kind for kind, number in chain_maps.MAP_TYPES.items() if number == info.kind),
+                    (
+                        kind
+                        for kind, number in bpf_constants.MAP_TYPES.items()
+                        if number == info.kind
+                    ),
                     str(info.kind),
                 ),
                 "key_size": info.key_size,

@@ -17,21 +17,20 @@ import contextlib
 import dataclasses
 import errno
 import os
-import struct
 import time
 import typing as t
 
-from ..chain import clock, forwarding
+from ..chain import jiffies as chain_jiffies
 from ..chain import layout as chain_layout
 from ..chain import maps as chain_maps
 from ..chain import programs as chain_programs
 from ..chain import settings as chain_settings
-from ..kernel import bpf, bpffs, netdev, netns
+from ..kernel import bpf, bpf_constants, bpffs
 from ..kernel.bpffs import Paths
+from . import links as generation_links
+from . import pinned_objects
 from .diagnosis import Fault
 
-_U32 = struct.Struct("=I")
-U64 = struct.Struct("=Q")
 #: Looks, a pause apart, that an interface without traffic costs; and those that a suspicion may
 #: take until it is certain. Some drivers read their card's counters once a second only.
 LOOKS, LOOKS_TO_BE_SURE = 20, 150
@@ -55,7 +54,7 @@ class Seen:
     :ivar meta: see chain.META.
     :ivar settings: bytes.
     :ivar refused: slots of the programs that the kernel refuses in one jump table with a program of
-        chain.ATTACH_TYPE_XDP.
+        bpf_constants.ATTACH_XDP.
     """
 
     number: int
@@ -124,7 +123,7 @@ def misshapen(there: bpf.MapInfo, spec: chain_maps.MapSpec) -> str:
     A map that is handed on may have any number of entries: the size of a table is the user's
     choice, and another release has other counters.
     """
-    kinds = {number: kind for kind, number in chain_maps.MAP_TYPES.items()}
+    kinds = {number: kind for kind, number in bpf_constants.MAP_TYPES.items()}
     have = (kinds.get(there.kind, str(there.kind)), there.key_size, there.value_size)
     wrong = have != (spec.kind, spec.key_size, spec.value_size) or (
         not spec.inherited and there.max_entries != spec.entries
@@ -216,7 +215,7 @@ def _damage(raw: bytes) -> str:
     """Return what keeps ``settings`` from being what the loader writes."""
     if len(raw) != chain_settings.SETTINGS_BYTES:
         return ""  # a wrong shape
-    rate = clock.hz()
+    rate = chain_jiffies.hz()
     hz, timeouts, knobs = chain_settings.settings_of(raw)
     if hz != rate:
         return f"it has {hz} jiffies a second, this kernel has {rate}"
@@ -228,47 +227,6 @@ def _damage(raw: bytes) -> str:
         if chain_settings.settings_value(hz, timeouts, knobs) == raw
         else "its tables are not the chain's"
     )
-
-
-# ---------------------------------------------------------------- look
-@contextlib.contextmanager
-def open_pin(path: str) -> t.Iterator[tuple[str | None, int]]:
-    """Give (kind, fd) of what is pinned to a ``with`` block: kind is ``map``, ``prog`` or ``link``,
-    None where nothing is there, else what it is.
-    """
-    if not os.path.lexists(path):
-        yield None, -1
-        return
-    try:
-        fd = bpf.obj_get(path)
-    except bpf.BpfError as exc:
-        if exc.errno not in (
-            errno.EACCES,
-            errno.ENOENT,
-            errno.ELOOP,
-        ):  # the kernel's answers to what is no BPF object
-            raise
-        yield ("a directory" if os.path.isdir(path) else "no BPF object"), -1
-        return
-    with bpf.closing(fd):
-        yield bpf.kind_of(fd), fd
-
-
-def names(directory: str) -> list[str]:
-    """Return what is in a directory; nothing where there is none."""
-    try:
-        return sorted(os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def read_meta(fd: int) -> dict[str, int]:
-    """Return ``meta`` by the names of chain.META."""
-    values = {}
-    for name, index in chain_maps.META.items():
-        raw = bpf.map_lookup(fd, _U32.pack(index), U64.size)
-        values[name] = U64.unpack(raw)[0] if raw else 0
-    return values
 
 
 def look(directory: str, number: int) -> Seen:
@@ -283,11 +241,11 @@ def look(directory: str, number: int) -> Seen:
         fds: dict[int, int] = {}
         for slot in _ALL_SLOTS.values():
             pin = f"prog/xdp_{slot}"
-            kind, fd = stack.enter_context(open_pin(os.path.join(directory, pin)))
+            kind, fd = stack.enter_context(pinned_objects.open_pin(os.path.join(directory, pin)))
             info = bpf.prog_info(fd) if kind == "prog" else None
             if kind is None and slot not in chain_programs.SLOTS.values():
                 continue
-            if info is None or info.type != bpf.PROG_TYPE_XDP:
+            if info is None or info.type != bpf_constants.PROG_TYPE_XDP:
                 odd[pin] = (
                     None
                     if kind is None
@@ -299,7 +257,7 @@ def look(directory: str, number: int) -> Seen:
                 programs[slot], fds[slot] = info, fd
         for spec in chain_maps.maps(events=True):
             pin = f"map/{bpffs.encode(spec.name)}"
-            kind, fd = stack.enter_context(open_pin(os.path.join(directory, pin)))
+            kind, fd = stack.enter_context(pinned_objects.open_pin(os.path.join(directory, pin)))
             if kind == "map":
                 pinned[spec.name] = bpf.map_info(fd)
             else:
@@ -312,7 +270,7 @@ def look(directory: str, number: int) -> Seen:
             # use
         ):
             lost = set(slots.values()) - {info.id for info in programs.values()}
-            used = _used([*programs.values(), *filter(None, map(program, lost))])
+            used = _used([*programs.values(), *filter(None, map(pinned_objects.program, lost))])
         for spec in (
             *chain_maps.EVENT_MAPS,
             chain_maps.PROOF_MAP,
@@ -332,17 +290,6 @@ def _said(kind: str) -> str:
     )
 
 
-def program(number: int) -> bpf.ProgInfo | None:
-    """Return what the kernel knows of a program, None where it is gone."""
-    try:
-        with bpf.closing(bpf.prog_get_fd_by_id(number)) as fd:
-            return bpf.prog_info(fd)
-    except bpf.BpfError as exc:
-        if exc.errno == errno.ENOENT:
-            return None
-        raise
-
-
 def _used(programs: t.Iterable[bpf.ProgInfo]) -> dict[str, list[bpf.MapInfo]]:
     """Return the chain's maps that programs use, by name, those with the most users first."""
     users = collections.Counter(number for info in programs for number in info.map_ids)
@@ -359,16 +306,18 @@ def _used(programs: t.Iterable[bpf.ProgInfo]) -> dict[str, list[bpf.MapInfo]]:
 def _slots(used: t.Sequence[bpf.MapInfo], pinned: bpf.MapInfo | None) -> dict[int, int] | None:
     """Return the ids of the programs in the jump table that is in use."""
     there = next(iter(used), pinned)
-    if there is None or there.kind != chain_maps.MAP_TYPES["prog_array"]:
+    if there is None or there.kind != bpf_constants.MAP_TYPES["prog_array"]:
         return None
     found = {}
     with bpf.closing(bpf.map_get_fd_by_id(there.id)) as fd:
         for slot in _ALL_SLOTS.values():
             raw = (
-                bpf.map_lookup(fd, _U32.pack(slot), _U32.size) if slot < there.max_entries else None
+                bpf.map_lookup(fd, pinned_objects.U32.pack(slot), pinned_objects.U32.size)
+                if slot < there.max_entries
+                else None
             )
             if raw is not None:
-                found[slot] = _U32.unpack(raw)[0]
+                found[slot] = pinned_objects.U32.unpack(raw)[0]
     return found
 
 
@@ -382,15 +331,17 @@ def _contents(seen: Seen) -> dict[str, t.Any]:
         if (
             spec.name not in ("meta", "settings")
             or there is None
-            or there.kind != chain_maps.MAP_TYPES["array"]
-            or there.key_size != _U32.size
+            or there.kind != bpf_constants.MAP_TYPES["array"]
+            or there.key_size != pinned_objects.U32.size
         ):
             continue
         with bpf.closing(bpf.map_get_fd_by_id(there.id)) as fd:
             if spec.name == "settings":
-                contents["settings"] = bpf.map_lookup(fd, _U32.pack(0), there.value_size) or b""
+                contents["settings"] = (
+                    bpf.map_lookup(fd, pinned_objects.U32.pack(0), there.value_size) or b""
+                )
             elif there.value_size == spec.value_size:
-                contents["meta"] = read_meta(fd)
+                contents["meta"] = pinned_objects.read_meta(fd)
     return contents
 
 
@@ -411,10 +362,10 @@ def _refused(
     alone = [slot for slot in fds if slot not in together]
     refused: list[int] = []
     with (
-        bpf.closing(bpf.map_create(chain_maps.MAP_TYPES["prog_array"], "probe", 4, 4, 1)) as jt,
+        bpf.closing(bpf.map_create(bpf_constants.MAP_TYPES["prog_array"], "probe", 4, 4, 1)) as jt,
         bpf.closing(bpf.prog_load(bpf.xdp_pass_insns(), "probe")) as owner,
     ):
-        bpf.map_update(jt, _U32.pack(0), _U32.pack(owner))
+        bpf.map_update(jt, pinned_objects.U32.pack(0), pinned_objects.U32.pack(owner))
         jited = bool(bpf.prog_info(owner).jited_len)
         for same in filter(None, (together, *([slot] for slot in alone))):
             if bool(programs[same[0]].jited_len) == jited and not _takes(jt, fds[same[0]]):
@@ -424,7 +375,7 @@ def _refused(
 
 def _takes(jt: int, program_fd: int) -> bool:
     try:
-        bpf.map_update(jt, _U32.pack(0), _U32.pack(program_fd))
+        bpf.map_update(jt, pinned_objects.U32.pack(0), pinned_objects.U32.pack(program_fd))
     except bpf.BpfError as exc:
         if exc.errno != errno.EINVAL:
             raise
@@ -447,19 +398,19 @@ def active(paths: Paths) -> int | None:
         return number
     whole = [
         int(name)
-        for name in names(paths.gen)
+        for name in pinned_objects.names(paths.gen)
         if name.isdigit() and os.path.isdir(os.path.join(paths.gen, name))
     ]
     if not whole or not any(os.path.lexists(path) for path in (paths.active, *paths.seed_links())):
         return None  # a first run that was killed before it made its generation the active one
-    running = {info.prog_id for info in _links(paths).values() if info is not None}
+    running = {info.prog_id for info in generation_links.links(paths).values() if info is not None}
     return max(whole, key=lambda one: (bool(running & _program_ids(paths.gen_dir(one))), one))
 
 
 def _program_ids(directory: str) -> set[int]:
     found = set()
-    for name in names(os.path.join(directory, "prog")):
-        with open_pin(os.path.join(directory, "prog", name)) as (kind, fd):
+    for name in pinned_objects.names(os.path.join(directory, "prog")):
+        with pinned_objects.open_pin(os.path.join(directory, "prog", name)) as (kind, fd):
             if kind == "prog":
                 found.add(bpf.prog_info(fd).id)
     return found
@@ -520,207 +471,17 @@ def _target(path: str) -> str | None:
     )
 
 
-# ---------------------------------------------------------------- links
-@dataclasses.dataclass(frozen=True)
-class Link:
-    """One of the pinned links.
-
-    :ivar info: None for what is no XDP link.
-    :ivar here: whether the interface that it is named for is the one that it holds.
-    :ivar there: whether there is an interface of the name that it is named for.
-    :ivar hook: which hook of the chain its program is, "" where it is none.
-    """
-
-    info: bpf.LinkInfo | None
-    here: bool = False
-    there: bool = False
-    hook: str = ""
-
-
-def _links(paths: Paths) -> dict[str, bpf.LinkInfo | None]:
-    found: dict[str, bpf.LinkInfo | None] = {}
-    for name in names(paths.link_dir):
-        with open_pin(os.path.join(paths.link_dir, name)) as (kind, fd):
-            info = bpf.link_info(fd) if kind == "link" else None
-            found[name] = info if info is not None and info.type == bpf.LINK_TYPE_XDP else None
-    return found
-
-
-def look_links(paths: Paths) -> dict[str, Link]:
-    """Read the pinned links, by the name of their pin."""
-    return {
-        key: Link(None) if info is None else _look_link(key, info)
-        for key, info in _links(paths).items()
-    }
-
-
-def _look_link(key: str, info: bpf.LinkInfo) -> Link:
-    facts = link_facts(key)
-    here = (
-        facts is not None and facts.ifindex == info.ifindex and info.prog_id in facts.xdp.values()
-    )
-    running = program(info.prog_id)
-    hook = running.name if running is not None and running.name in chain_programs.HOOKS else ""
-    return Link(info, here, facts is not None, hook)
-
-
-def link_facts(key: str) -> netdev.LinkFacts | None:
-    """Return what rtnetlink says of the interface that a pin is named for, None where there is
-    none.
-    """
-    namespace, name = bpffs.interface_of(key)
-    if namespace is not None and not netns.exists(namespace):
-        return None
-    with netns.entered(namespace):
-        try:
-            return netdev.link_facts(name)
-        except bpf.BpfError as exc:
-            if exc.errno != errno.ENODEV:
-                raise
-            return None
-
-
-def interface(key: str) -> str:
-    """Return a link's interface as people write it, ``name`` or ``name@netns``."""
-    namespace, name = bpffs.interface_of(key)
-    return name if namespace is None else f"{name}@{namespace}"
-
-
-def judge_links(
-    links: t.Mapping[str, Link], programs: t.Mapping[int, bpf.ProgInfo]
-) -> tuple[Fault, ...]:
-    """Return what is wrong with the pinned links.
-
-    :param programs: the active generation's, by slot.
-    """
-    hooks = {
-        programs[chain_programs.SLOTS[hook]].id
-        for hook in chain_programs.HOOKS
-        if chain_programs.SLOTS[hook] in programs
-    }
-    faults = []
-    for key, link in links.items():
-        name, info = interface(key), link.info
-        if info is None:
-            faults.append(
-                Fault(
-                    "link_foreign",
-                    name,
-                    f"what is pinned for {name} among the links is no XDP link",
-                )
-            )
-        elif not info.ifindex:
-            faults.append(_stale(name, link, info.id))
-        else:
-            if not link.here:
-                where = (
-                    f"it holds interface number {info.ifindex} under another name or in another"
-                    " namespace"
-                )
-                faults.append(
-                    Fault(
-                        "link_moved",
-                        name,
-                        f"{name}: the interface was renamed or moved, and its link {info.id} with"
-                        f" it: {where}",
-                    )
-                )
-            if info.prog_id not in hooks:
-                why = (
-                    f"{name}: its link {info.id} runs program {info.prog_id}, which is none of the"
-                    " active generation's"
-                )
-                # of a program that is no hook nobody can tell which one it stands for
-                faults.append(
-                    Fault(
-                        "link_program",
-                        name,
-                        why,
-                        "" if link.hook else f"ct attach {name} --program PROGRAM",
-                    )
-                )
-    return tuple(faults)
-
-
-def forwards(paths: Paths, number: int | None = None) -> str:
-    """Return what a generation forwards, one of chain.FORWARDS; the first where there is none.
-
-    :param number: the generation's; None for the active one.
-    """
-    with open_pin(
-        paths.map("meta") if number is None else os.path.join(paths.gen_dir(number), "map", "meta")
-    ) as (kind, fd):
-        number = read_meta(fd)["forward"] if kind == "map" else 0
-    return (
-        chain_settings.FORWARDS[number]
-        if number < len(chain_settings.FORWARDS)
-        else chain_settings.FORWARDS[0]
-    )
-
-
-def look_forwarding(paths: Paths, links: t.Mapping[str, Link]) -> dict[str, forwarding.Seen]:
-    """Return what there is to know of the interfaces through which the active generation forwards,
-    by the names of their pins.
-    """
-    return forwarding.attached(
-        forwards(paths),
-        [
-            key
-            for key, link in links.items()
-            if link.info is not None and link.here and tracks(link.info)
-        ],
-    )
-
-
-def judge_forwarding(seen: t.Mapping[str, forwarding.Seen]) -> tuple[Fault, ...]:
-    """Return where the chain forwards, and must not."""
-    return tuple(
-        Fault(
-            "forward_unsafe",
-            interface(key),
-            f"{interface(key)}: {problem}. {mend}, or load the chain with forward: off",
-        )
-        for key, one in seen.items()
-        for problem, mend in forwarding.problems(one)
-    )
-
-
-def _stale(name: str, link: Link, number: int) -> Fault:
-    """Return the fault of a link that holds nothing; what repairs it depends on whether there is an
-    interface to attach to.
-    """
-    why = (
-        "the interface was made again, or the link was detached"
-        if link.there
-        else "the interface is gone"
-    )
-    repair = f"ct attach {name} --program {link.hook or 'PROGRAM'}" if link.there else ""
-    return Fault(
-        "link_stale", name, f"{name}: its link {number} holds no interface any more: {why}", repair
-    )
-
-
 def examine(paths: Paths) -> tuple[Fault, ...]:
     """Return all that can be seen to be wrong, without waiting for traffic."""
     if not bpffs.mounted(paths.pin_root):
         return ()
-    links, number = look_links(paths), active(paths)
+    links, number = generation_links.look_links(paths), active(paths)
     if number is None:
-        return judge_links(links, {})
+        return generation_links.judge_links(links, {})
     seen = look(paths.gen_dir(number), number)
     return (
         *judge(seen),
         *judge_paths(paths, number),
-        *judge_links(links, seen.programs),
-        *judge_forwarding(look_forwarding(paths, links)),
-    )
-
-
-def tracks(info: bpf.LinkInfo) -> bool:
-    """Tell whether a link's program is to count frames."""
-    there = program(info.prog_id)
-    return (
-        there is None
-        or there.name not in chain_programs.HOOKS
-        or there.name in chain_programs.TRACKING_HOOKS
+        *generation_links.judge_links(links, seen.programs),
+        *generation_links.judge_forwarding(generation_links.look_forwarding(paths, links)),
     )

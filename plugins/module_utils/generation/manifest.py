@@ -6,10 +6,10 @@ reboot too.
 
 Layout, for one ``pin_root``::
 
-    <state_dir>/<pin_root, encoded>/<N>.json           the manifest of generation N, as long as that is pinned
-    <state_dir>/<pin_root, encoded>/<N>.o              likewise the object file that it is built from, where it is not built by bcc
-    <state_dir>/<pin_root, encoded>/active -> <N>.json the generation in use
-    <state_dir>/<pin_root, encoded>/interfaces.json    what xdp_attach was told to attach, and has not been told to detach since
+    <state_dir>/<pin_root, encoded>/<N>.json    the manifest of generation N, while that is pinned
+    .../<N>.o               the object file that it is built from, where it is not built by bcc
+    .../active -> <N>.json  the generation in use
+    .../interfaces.json     what xdp_attach attached and has not detached since
 
 All of it is root's, and nobody else's to change: root loads and attaches what it says. Directories
 have mode 0700 and files 0600.
@@ -18,10 +18,10 @@ A manifest is written before its generation is active and goes with it. The pins
 where the two disagree, the next run mends the directory. The interfaces are written down before
 they are attached or detached, so a run that is killed in between is finished by a reboot.
 
-What others need is read(), which gives a generation_model.Want that can be built::
+What others need is read(), which gives a model.Want that can be built::
 
-    want = state.read(paths, number)           # of one generation that is pinned
-    want = state.read(paths, state.active(paths))  # of the one that is, or before a reboot was, in use
+    want = manifest.read(paths, number)  # of one generation that is pinned
+    want = manifest.read(paths, state_dir.active(paths))  # of that in use, now or before a reboot
 """
 
 from __future__ import annotations
@@ -39,35 +39,22 @@ from ..build import render
 from ..build.object import Built
 from ..core import calendar
 from ..core.errors import ConntrackError
-from ..kernel import bpffs
+from ..kernel import pins
 from ..kernel.bpffs import Paths
 from . import state_dir
 from .model import OBJECT, State, Want
 
-_SUFFIX = ".json"
 _OBJECT = ".o"
-_ACTIVE = "active"
 
 
 def manifest(paths: Paths, number: int) -> str:
     """Return the path of one generation's manifest."""
-    return os.path.join(state_dir.directory(paths), f"{number}{_SUFFIX}")
+    return os.path.join(state_dir.directory(paths), f"{number}{state_dir.MANIFEST_SUFFIX}")
 
 
 def object_path(paths: Paths, number: int) -> str:
     """Return the path of the object file that a generation is built from."""
     return os.path.join(state_dir.directory(paths), f"{number}{_OBJECT}")
-
-
-def active_link(paths: Paths) -> str:
-    """Return the path of the symlink to the manifest of the generation in use."""
-    return os.path.join(state_dir.directory(paths), _ACTIVE)
-
-
-def _number(name: str) -> int | None:
-    """Return the generation whose manifest has that name; None for other files."""
-    stem, dummy, suffix = name.partition(".")
-    return int(stem) if f".{suffix}" == _SUFFIX and stem.isdigit() else None
 
 
 def _load(paths: Paths, number: int) -> dict[str, t.Any] | None:
@@ -122,17 +109,6 @@ def _built(paths: Paths, number: int | None, found: t.Mapping[str, t.Any]) -> Bu
     return Built(manifest, data) if hashlib.sha256(data).hexdigest() == manifest.sha256 else None
 
 
-def active(paths: Paths) -> int | None:
-    """Return the number of the generation in use, or before a reboot in use, as the state directory
-    has it.
-    """
-    try:
-        name = os.readlink(active_link(paths))
-    except OSError:
-        return None
-    return _number(name)
-
-
 def look(paths: Paths) -> State:
     """Return what is there.
 
@@ -142,20 +118,26 @@ def look(paths: Paths) -> State:
         names = sorted(os.listdir(state_dir.directory(paths)))
     except (FileNotFoundError, NotADirectoryError):
         return State()
-    number = active(paths)
+    number = state_dir.active(paths)
     found, kept = None, False
     with contextlib.suppress(
         ConntrackError
     ):  # what somebody else may have changed tells nothing, and is written again
         found = None if number is None else _load(paths, number)
         kept = found is not None and _built(paths, number, found) is not None
-    numbers = (one for one in map(_number, names) if one is not None)
+    numbers = (one for one in map(state_dir.number_of, names) if one is not None)
     known = {
-        _ACTIVE,
+        state_dir.ACTIVE,
         state_dir.INTERFACES,
-        *(f"{name[: -len(_SUFFIX)]}{_OBJECT}" for name in names if _number(name) is not None),
+        *(
+            f"{name[: -len(state_dir.MANIFEST_SUFFIX)]}{_OBJECT}"
+            for name in names
+            if state_dir.number_of(name) is not None
+        ),
     }
-    strays = tuple(name for name in names if name not in known and _number(name) is None)
+    strays = tuple(
+        name for name in names if name not in known and state_dir.number_of(name) is None
+    )
     return State(
         number,
         found["made_of"] if found else None,
@@ -204,20 +186,20 @@ def activate(paths: Paths, number: int | None) -> None:
 
     :raises ConntrackError: naming the path, where the file system refuses.
     """
-    path = active_link(paths)
+    path = state_dir.active_link(paths)
     with state_dir.named(path):
         if number is None:
-            bpffs.remove_symlink("", path)
+            pins.remove_symlink("", path)
             state_dir.tidy(paths)
         else:
-            bpffs.swap_symlink(f"{number}{_SUFFIX}", path)
+            pins.swap_symlink(f"{number}{state_dir.MANIFEST_SUFFIX}", path)
             state_dir.sync(os.path.dirname(path))
 
 
 def forget(paths: Paths, name: str) -> None:
     """Remove one file, a manifest with its object, and the directories that are empty then."""
     state_dir.unlink(os.path.join(state_dir.directory(paths), name))
-    number = _number(name)
+    number = state_dir.number_of(name)
     if number is not None:
         state_dir.unlink(object_path(paths, number))
     state_dir.tidy(paths)
@@ -225,7 +207,7 @@ def forget(paths: Paths, name: str) -> None:
 
 def forget_generation(paths: Paths, number: int) -> None:
     """Remove a generation's manifest, and the directories that are empty then."""
-    forget(paths, f"{number}{_SUFFIX}")
+    forget(paths, f"{number}{state_dir.MANIFEST_SUFFIX}")
 
 
 def boot_id() -> str:

@@ -27,13 +27,14 @@ import time
 import typing as t
 
 from ..chain import clock
+from ..chain import jiffies as chain_jiffies
 from ..chain import layout as chain_layout
 from ..chain import maps as chain_maps
 from ..chain import programs as chain_programs
 from ..core.errors import ConntrackError
 from ..flows import schema
-from ..kernel import bpf
-from . import health
+from ..kernel import bpf, bpf_batch, bpf_constants
+from . import health, pinned_objects
 from .migrate_plan import Census, Inheritance, Legacy, Maps, cutoff, decide, ranks
 
 _U32 = struct.Struct("=I")
@@ -69,13 +70,13 @@ def read_maps(number: int, directory: str) -> Maps:
     seen = health.look(directory, number)
     infos = dict(seen.maps)
     map_dir = os.path.join(directory, "map")
-    for name in health.names(map_dir):
+    for name in pinned_objects.names(map_dir):
         if name not in infos and name not in seen.pinned:  # one that this release does not know
-            with health.open_pin(os.path.join(map_dir, name)) as (kind, fd):
+            with pinned_objects.open_pin(os.path.join(map_dir, name)) as (kind, fd):
                 if kind == "map":
                     infos[name] = bpf.map_info(fd)
     description = None
-    if "schema" in infos and infos["schema"].kind == chain_maps.MAP_TYPES["array"]:
+    if "schema" in infos and infos["schema"].kind == bpf_constants.MAP_TYPES["array"]:
         with bpf.closing(bpf.map_get_fd_by_id(infos["schema"].id)) as fd:
             description = schema.parse(
                 bpf.map_lookup(fd, _U32.pack(0), infos["schema"].value_size) or b""
@@ -103,13 +104,13 @@ def read_maps(number: int, directory: str) -> Maps:
 def _read_meta(maps: Maps) -> dict[str, int]:
     info = maps.infos.get("meta")
     if info is None or (info.kind, info.key_size, info.value_size) != (
-        chain_maps.MAP_TYPES["array"],
+        bpf_constants.MAP_TYPES["array"],
         _U32.size,
         _U64.size,
     ):
         return dict.fromkeys(chain_maps.META, 0)
     with bpf.closing(bpf.map_get_fd_by_id(info.id)) as fd:
-        return health.read_meta(fd)
+        return pinned_objects.read_meta(fd)
 
 
 class _Open(contextlib.ExitStack):
@@ -165,7 +166,7 @@ def census(inherited: Inheritance) -> Census:
     meta = _read_meta(old)
     if not meta["jiffies"]:
         return Census()  # the chain has not seen a packet yet
-    now, rate = clock.jiffies_now(meta), clock.hz()
+    now, rate = clock.jiffies_now(meta), chain_jiffies.hz()
     flows = ranks()
     with _Open() as fds:
         for name in inherited.moved or (was["tables"] if inherited.forgotten else ()):
@@ -262,7 +263,7 @@ def _connect_table(fds: _Open, inherited: Inheritance, name: str) -> None:
         for count, new_keys, new_values, dummy, dummy in _stand_in_entries(
             source, info, family, translator, here, counted=False
         ):
-            bpf.map_update_batch(stand_in, new_keys, new_values, count)
+            bpf_batch.map_update_batch(stand_in, new_keys, new_values, count)
         source = stand_in
     bpf.map_update(fds.map(new, _PRED[family]), _U32.pack(_place(kind)), _U32.pack(source))
 
@@ -321,7 +322,7 @@ def _clear(fds: _Open, inherited: Inheritance) -> None:
             info = new.infos[name]
             for count, keys, dummy in _batches(fds.map(new, name), info):
                 packed = bytes(keys)
-                bpf.map_delete_batch(
+                bpf_batch.map_delete_batch(
                     fds.map(new, name),
                     [
                         packed[at : at + info.key_size]
@@ -344,7 +345,7 @@ def _stand_in(inherited: Inheritance, name: str) -> int:
         f"{name}_old",
         like.key_size,
         like.value_size,
-        inherited.old.infos[name].max_entries + bpf.lru_spare(),
+        inherited.old.infos[name].max_entries + bpf_batch.lru_spare(),
     )
 
 
@@ -392,7 +393,7 @@ def _by_name(fds: _Open, inherited: Inheritance, name: str) -> list[int]:
     names = t.cast("schema.Description", old.description)["counters"][name]
     fd, numbers = fds.map(old, name), {}
     for index, counter in enumerate(names):
-        if old.infos[name].kind == chain_maps.MAP_TYPES["percpu_array"]:
+        if old.infos[name].kind == bpf_constants.MAP_TYPES["percpu_array"]:
             numbers[counter] = sum(
                 _U64.unpack(value)[0] for value in bpf.percpu_value(fd, index, _U64.size)
             )
@@ -491,7 +492,7 @@ class _Move:
         self.dropped: collections.Counter[str] = collections.Counter()
         self._now, self._rate = (
             clock.jiffies_now(_read_meta(inherited.old)) if inherited.counts else 0,
-            clock.hz(),
+            chain_jiffies.hz(),
         )
         self._left = self._allowed() if inherited.counts else {}
 
@@ -559,7 +560,7 @@ class _Move:
         for count, keys, values, old_keys, old_values in _stand_in_entries(
             old, info, family, t.cast("schema.Translator", self.translator), self.here, counted=True
         ):
-            bpf.map_update_batch(source, keys, values, count)
+            bpf_batch.map_update_batch(source, keys, values, count)
             yield keys, old_keys, old_values
 
     def _chosen(self, family: str, kind: str, keys: t.Any, size: int, values: t.Any) -> bytes:
@@ -638,7 +639,9 @@ def _place_entry(
         here, family, bool(fields[at] & here["ctl"]["assured"]) or kind == "assured"
     )
     try:
-        bpf.map_update(fds.map(inherited.new, table), key, codec.pack(*fields), bpf.BPF_NOEXIST)
+        bpf.map_update(
+            fds.map(inherited.new, table), key, codec.pack(*fields), bpf_constants.BPF_NOEXIST
+        )
     except bpf.BpfError as exc:
         if exc.errno != errno.EEXIST:
             raise

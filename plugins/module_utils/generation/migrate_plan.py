@@ -15,7 +15,7 @@ from ..chain import layout as chain_layout
 from ..chain import maps as chain_maps
 from ..core.errors import ConntrackError
 from ..flows import schema
-from ..kernel import bpf
+from ..kernel import bpf, bpf_batch, bpf_constants
 
 #: What ``on_schema_change`` may be.
 POLICIES = ("fail", "migrate", "drop")
@@ -184,7 +184,7 @@ def room_of(entries: int) -> int:
     out while other CPUs still have free nodes.
     """
     cpus = bpf.possible_cpus()
-    return entries - cpus * min(max(entries // cpus // 2, 1), bpf.LRU_BATCH)
+    return entries - cpus * min(max(entries // cpus // 2, 1), bpf_batch.LRU_BATCH)
 
 
 def wanted(number: int, directory: str, specs: t.Iterable[chain_maps.MapSpec]) -> Maps:
@@ -192,7 +192,7 @@ def wanted(number: int, directory: str, specs: t.Iterable[chain_maps.MapSpec]) -
     infos = {
         spec.name: bpf.MapInfo(
             0,
-            chain_maps.MAP_TYPES[spec.kind],
+            bpf_constants.MAP_TYPES[spec.kind],
             spec.name,
             spec.key_size,
             spec.value_size,
@@ -218,12 +218,12 @@ def foreign(maps: Maps) -> list[str]:
     for name, (kind, key_size, value_size) in (maps.description or {}).get("maps", {}).items():
         info = maps.infos.get(name)
         if info and (info.kind, info.key_size, info.value_size) != (
-            chain_maps.MAP_TYPES[kind],
+            bpf_constants.MAP_TYPES[kind],
             key_size,
             value_size,
         ):
             there = next(
-                (known for known, number in chain_maps.MAP_TYPES.items() if number == info.kind),
+                (known for known, number in bpf_constants.MAP_TYPES.items() if number == info.kind),
                 f"map of type {info.kind}",
             )
             found.append(

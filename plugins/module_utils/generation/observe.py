@@ -16,12 +16,13 @@ from ..chain import programs as chain_programs
 from ..core import calendar
 from ..kernel import bpf, bpffs
 from ..kernel.bpffs import Paths
-from . import health, manifest
+from . import health, manifest, pinned_objects
+from . import links as generation_links
 from .model import Generation, Have
 
 
 def _hooks(
-    links: t.Mapping[str, health.Link], programs: t.Mapping[int, bpf.ProgInfo]
+    links: t.Mapping[str, generation_links.Link], programs: t.Mapping[int, bpf.ProgInfo]
 ) -> dict[str, tuple[bpf.LinkInfo, str | None]]:
     """Return the pinned links with the hook that each one's program serves; one of an earlier
     generation is known by its name.
@@ -31,7 +32,7 @@ def _hooks(
     for key, link in links.items():
         if link.info is not None:
             number = link.info.prog_id
-            there = None if number in names or not number else health.program(number)
+            there = None if number in names or not number else pinned_objects.program(number)
             name = names.get(number) or (there.name if there is not None else "")
             found[key] = (link.info, name if name in chain_programs.HOOKS else None)
     return found
@@ -87,10 +88,10 @@ def observe(paths: Paths) -> Have:
     bpffs.refuse_foreign_names(paths)
     if not bpffs.mounted(paths.pin_root):
         return have
-    number, links = health.active(paths), health.look_links(paths)
+    number, links = health.active(paths), generation_links.look_links(paths)
     names = [
         name
-        for name in health.names(paths.gen)
+        for name in pinned_objects.names(paths.gen)
         if name != str(number) and os.path.isdir(os.path.join(paths.gen, name))
     ]
     since = {int(name): _since(paths, int(name)) for name in names if name.isdigit()}
@@ -121,9 +122,11 @@ def observe(paths: Paths) -> Have:
     fields["faults"] = (
         *active.faults,
         *health.judge_paths(paths, number),
-        *health.judge_links(links, active.programs),
+        *generation_links.judge_links(links, active.programs),
     )
-    fields["faults"] += health.judge_forwarding(health.look_forwarding(paths, links))
+    fields["faults"] += generation_links.judge_forwarding(
+        generation_links.look_forwarding(paths, links)
+    )
     fields["guest_maps"] = _guest_maps(os.path.join(paths.gen_dir(number), "map"))
     return dataclasses.replace(
         have, generation=number, links=_hooks(links, active.programs), **fields
@@ -134,10 +137,10 @@ def _guest_maps(directory: str) -> dict[str, bpf.MapInfo]:
     """Return the maps that are pinned beside the chain's own."""
     found = {}
     for name in sorted(
-        set(health.names(directory))
+        set(pinned_objects.names(directory))
         - {bpffs.encode(spec.name) for spec in chain_maps.maps(events=True)}
     ):
-        with health.open_pin(os.path.join(directory, name)) as (kind, fd):
+        with pinned_objects.open_pin(os.path.join(directory, name)) as (kind, fd):
             if kind == "map":
                 found[name] = bpf.map_info(fd)
     return found

@@ -16,7 +16,7 @@ from ..core.errors import ConntrackError
 from ..core.plan import Plan, Step
 from ..kernel import bpf
 from . import diagnosis
-from .health import interface
+from .links import interface
 from .migrate_plan import Legacy, Maps
 from .model import BCC, OBJECT, Generation, Have, Policy, Want
 

@@ -26,7 +26,7 @@ from ..core.errors import ConntrackError, bad_value
 from ..core.plan import Plan
 from ..kernel.bpffs import Paths
 from . import converge as generation
-from . import manifest
+from . import manifest, state_dir
 
 #: What can be set, by the names that xdp_program's options have, with what a value may be.
 _COMPILED = ("checksum", "fused", "forward", "events")
@@ -79,11 +79,8 @@ def parse(words: t.Iterable[str]) -> Changes:
         if not equals or not value:
             raise bad_value("set", word, "give NAME=VALUE, as timeouts.udp=60")
         if name not in NAMES:
-            mend = (
-                "known are"
-                f" {', '.join((*render.SIZES, 'timeouts.NAME', 'settings.NAME', *_COMPILED, *_SAID))},"
-                " as xdp_program has them"
-            )
+            known = (*render.SIZES, "timeouts.NAME", "settings.NAME", *_COMPILED, *_SAID)
+            mend = f"known are {', '.join(known)}, as xdp_program has them"
             raise bad_value("set", name, mend, NAMES)
         group, dummy, last = name.rpartition(".")
         found[group][last] = value if name in ("checksum", "forward") else _number(name, value)
@@ -119,7 +116,7 @@ def last(paths: Paths) -> generation.Want | None:
 
     :raises ConntrackError: where a guest is not pinned any more.
     """
-    want = manifest.read(paths, manifest.active(paths))
+    want = manifest.read(paths, state_dir.active(paths))
     if want is None:
         return None
     # a program has another id after a reboot

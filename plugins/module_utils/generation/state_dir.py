@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The state directory: files that are written whole or not at all, and that only root can change."""
+"""The state directory: files that are written whole or not at all, and only root can change."""
 
 from __future__ import annotations
 
@@ -17,6 +17,30 @@ from ..kernel.bpffs import Paths
 
 INTERFACES = "interfaces.json"
 UNFINISHED = ".new"
+MANIFEST_SUFFIX = ".json"
+ACTIVE = "active"
+
+
+def active_link(paths: Paths) -> str:
+    """Return the path of the symlink to the manifest of the generation in use."""
+    return os.path.join(directory(paths), ACTIVE)
+
+
+def number_of(name: str) -> int | None:
+    """Return the generation whose manifest has that name; None for other files."""
+    stem, dummy, suffix = name.partition(".")
+    return int(stem) if f".{suffix}" == MANIFEST_SUFFIX and stem.isdigit() else None
+
+
+def active(paths: Paths) -> int | None:
+    """Return the number of the generation in use, or before a reboot in use, as the state directory
+    has it.
+    """
+    try:
+        name = os.readlink(active_link(paths))
+    except OSError:
+        return None
+    return number_of(name)
 
 
 # ---------------------------------------------------------------- reading

@@ -13,9 +13,10 @@ import typing as t
 from ..chain import counters as chain_counters
 from ..chain import programs as chain_programs
 from ..core.errors import ConntrackError
-from ..kernel import bpf, bpffs, device, netns
+from ..kernel import bpf, bpffs, ethtool, netns
 from ..kernel.bpffs import Paths
-from . import health
+from . import health, pinned_objects
+from . import links as generation_links
 from .diagnosis import Fault
 
 _PAUSE = 0.01
@@ -59,8 +60,8 @@ def tracking(paths: Paths) -> list[str]:
     """Return the pins of the links whose interfaces' frames are to be counted."""
     return [
         key
-        for key, link in health.look_links(paths).items()
-        if link.info is not None and link.here and health.tracks(link.info)
+        for key, link in generation_links.look_links(paths).items()
+        if link.info is not None and link.here and generation_links.tracks(link.info)
     ]
 
 
@@ -68,7 +69,9 @@ def received(keys: t.Iterable[str]) -> int:
     """Return how many frames the interfaces that pins are named for received; one that is gone has
     none.
     """
-    return sum(facts.received for facts in map(health.link_facts, keys) if facts is not None)
+    return sum(
+        facts.received for facts in map(generation_links.link_facts, keys) if facts is not None
+    )
 
 
 def lateness(keys: t.Iterable[str], seconds: float) -> float:
@@ -80,7 +83,7 @@ def lateness(keys: t.Iterable[str], seconds: float) -> float:
         if namespace is not None and not netns.exists(namespace):
             continue
         with netns.entered(namespace):
-            if device.driver(name).counts_late:
+            if ethtool.driver(name).counts_late:
                 return seconds
     return 0.0
 
@@ -99,11 +102,11 @@ def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fau
         return ()
     with contextlib.ExitStack() as stack:
         kind, stats = stack.enter_context(
-            health.open_pin(os.path.join(paths.gen_dir(number), "map", "stats"))
+            pinned_objects.open_pin(os.path.join(paths.gen_dir(number), "map", "stats"))
         )
         entries = [
             stack.enter_context(
-                health.open_pin(
+                pinned_objects.open_pin(
                     os.path.join(paths.gen_dir(number), "prog", f"xdp_{chain_programs.SLOTS[hook]}")
                 )
             )
@@ -114,7 +117,7 @@ def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fau
         frames = stands_still(lambda: _counted(stats), lambda: received(keys))
         if not frames:
             return ()
-        where = ", ".join(map(health.interface, keys))
+        where = ", ".join(map(generation_links.interface, keys))
         guests = any(
             os.path.lexists(os.path.join(paths.gen_dir(number), "prog", f"xdp_{slot}"))
             for slot in chain_programs.GUEST_SLOTS.values()
@@ -144,6 +147,9 @@ def listen(paths: Paths, prove: t.Callable[[int, int, bool], None]) -> tuple[Fau
 def _counted(stats: int) -> int:
     """Return how many frames the chain has counted, each once."""
     return sum(
-        sum(health.U64.unpack(one)[0] for one in bpf.percpu_value(stats, index, health.U64.size))
+        sum(
+            pinned_objects.U64.unpack(one)[0]
+            for one in bpf.percpu_value(stats, index, pinned_objects.U64.size)
+        )
         for index in range(len(chain_counters.OUTCOMES))
     )

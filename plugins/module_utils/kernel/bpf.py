@@ -1,14 +1,13 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The kernel's BPF objects by file descriptor: libbpf through ctypes, and the little rtnetlink that
-XDP needs.
+"""The kernel's BPF objects by file descriptor: libbpf through ctypes.
 
 It holds what bcc's binding lacks (links, batches, test runs, object info), and loads without bcc,
-so that readers stay small. Struct layouts: include/uapi/linux/bpf.h, include/uapi/linux/if_link.h,
-and libbpf's ``*_opts``, each cut to the fields of libbpf 1.0. Every function raises BpfError when
-the kernel refuses, and ConntrackError when libbpf itself is missing or too old. All functions that
-return ``int`` named fd return a new file descriptor that the caller closes.
+so that readers stay small. Struct layouts: include/uapi/linux/bpf.h, and libbpf's ``*_opts``, each
+cut to the fields of libbpf 1.0. Every function raises BpfError when the kernel refuses, and
+ConntrackError when libbpf itself is missing or too old. All functions that return ``int`` named fd
+return a new file descriptor that the caller closes.
 """
 
 from __future__ import annotations
@@ -21,23 +20,9 @@ import struct
 import typing as t
 
 from ..core.errors import ConntrackError
+from . import bpf_constants
 
 LIBRARIES = ("libbpf.so.1", "libbpf.so.0")
-#: Called with the call's name just before each call into the kernel; tests make it raise or exit to
-#: break a run at that place.
-fault: t.Callable[[str], None] | None = None
-#: include/uapi/linux/bpf.h
-PROG_TYPE_XDP = 6
-ATTACH_XDP = 37
-LINK_TYPE_XDP = 6
-#: Free nodes of an LRU table that the kernel gives to a CPU at a time (kernel/bpf/bpf_lru_list.c,
-#: LOCAL_FREE_TARGET).
-LRU_BATCH = 128
-BPF_ANY, BPF_NOEXIST, BPF_EXIST, BPF_F_LOCK = 0, 1, 2, 4
-BPF_F_REPLACE = 4
-BPF_F_TEST_XDP_LIVE_FRAMES = 2
-BPF_STATS_RUN_TIME = 0
-OBJECT_NAME_BYTES = 15
 #: Errno values that Python names differently than the kernel, or not at all.
 _ERRNO_NAMES = {errnos.EOPNOTSUPP: "EOPNOTSUPP", 524: "ENOTSUPP"}
 _ERRNO_WORDS = {524: "Not supported by the kernel"}
@@ -73,143 +58,95 @@ class _Sized(ctypes.Structure):
         super().__init__(sz=ctypes.sizeof(self), **fields)
 
 
+#: C types by the words that _fields() takes.
+_TYPES: dict[str, t.Any] = {
+    "int": ctypes.c_int,
+    "u32": ctypes.c_uint32,
+    "u64": ctypes.c_uint64,
+    "size": ctypes.c_size_t,
+    "pointer": ctypes.c_void_p,
+    "text": ctypes.c_char_p,
+    "u8[8]": ctypes.c_uint8 * 8,
+    "u32[7]": ctypes.c_uint32 * 7,
+    "char[16]": ctypes.c_char * 16,
+}
+
+
+def _fields(*lines: str) -> list[tuple[str, t.Any]]:
+    """Return the fields of a struct, of lines that have a type and the names of its fields."""
+    return [(name, _TYPES[kind]) for kind, *names in map(str.split, lines) for name in names]
+
+
 class _MapCreateOpts(_Sized):
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        *(
-            (name, ctypes.c_uint32)
-            for name in (
-                "btf_fd",
-                "btf_key_type_id",
-                "btf_value_type_id",
-                "btf_vmlinux_value_type_id",
-                "inner_map_fd",
-                "map_flags",
-            )
-        ),
-    ]
+    _fields_ = _fields(
+        "size sz",
+        "u32 btf_fd btf_key_type_id btf_value_type_id btf_vmlinux_value_type_id",
+        "u32 inner_map_fd map_flags",
+    )
 
 
 class _ProgLoadOpts(_Sized):
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("attempts", ctypes.c_int),
-        *(
-            (name, ctypes.c_uint32)
-            for name in (
-                "expected_attach_type",
-                "prog_btf_fd",
-                "prog_flags",
-                "prog_ifindex",
-                "kern_version",
-                "attach_btf_id",
-                "attach_prog_fd",
-                "attach_btf_obj_fd",
-            )
-        ),
-        ("fd_array", ctypes.c_void_p),
-        ("func_info", ctypes.c_void_p),
-        ("func_info_cnt", ctypes.c_uint32),
-        ("func_info_rec_size", ctypes.c_uint32),
-        ("line_info", ctypes.c_void_p),
-        ("line_info_cnt", ctypes.c_uint32),
-        ("line_info_rec_size", ctypes.c_uint32),
-        ("log_level", ctypes.c_uint32),
-        ("log_size", ctypes.c_uint32),
-        ("log_buf", ctypes.c_char_p),
-    ]
+    _fields_ = _fields(
+        "size sz",
+        "int attempts",
+        "u32 expected_attach_type prog_btf_fd prog_flags prog_ifindex kern_version",
+        "u32 attach_btf_id attach_prog_fd attach_btf_obj_fd",
+        "pointer fd_array func_info",
+        "u32 func_info_cnt func_info_rec_size",
+        "pointer line_info",
+        "u32 line_info_cnt line_info_rec_size log_level log_size",
+        "text log_buf",
+    )
 
 
 class LinkCreateOpts(_Sized):
-    _fields_ = [("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("pad", ctypes.c_uint32)]
+    _fields_ = _fields("size sz", "u32 flags pad")
 
 
 class _LinkUpdateOpts(_Sized):
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("flags", ctypes.c_uint32),
-        ("old_prog_fd", ctypes.c_uint32),
-    ]
+    _fields_ = _fields("size sz", "u32 flags old_prog_fd")
 
 
 class _TestRunOpts(_Sized):
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("data_in", ctypes.c_void_p),
-        ("data_out", ctypes.c_void_p),
-        ("data_size_in", ctypes.c_uint32),
-        ("data_size_out", ctypes.c_uint32),
-        ("ctx_in", ctypes.c_void_p),
-        ("ctx_out", ctypes.c_void_p),
-        ("ctx_size_in", ctypes.c_uint32),
-        ("ctx_size_out", ctypes.c_uint32),
-        ("retval", ctypes.c_uint32),
-        ("repeat", ctypes.c_int),
-        ("duration", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("batch_size", ctypes.c_uint32),
-    ]
+    _fields_ = _fields(
+        "size sz",
+        "pointer data_in data_out",
+        "u32 data_size_in data_size_out",
+        "pointer ctx_in ctx_out",
+        "u32 ctx_size_in ctx_size_out retval",
+        "int repeat",
+        "u32 duration flags cpu batch_size",
+    )
 
 
 class _MapInfo(ctypes.Structure):
-    _fields_ = [
-        *(
-            (name, ctypes.c_uint32)
-            for name in ("type", "id", "key_size", "value_size", "max_entries", "map_flags")
-        ),
-        ("name", ctypes.c_char * 16),
-    ]
+    _fields_ = _fields("u32 type id key_size value_size max_entries map_flags", "char[16] name")
 
 
 class _ProgInfo(ctypes.Structure):
-    _fields_ = [
-        ("type", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("tag", ctypes.c_uint8 * 8),
-        ("jited_prog_len", ctypes.c_uint32),
-        ("xlated_prog_len", ctypes.c_uint32),
-        ("jited_prog_insns", ctypes.c_uint64),
-        ("xlated_prog_insns", ctypes.c_uint64),
-        ("load_time", ctypes.c_uint64),
-        ("created_by_uid", ctypes.c_uint32),
-        ("nr_map_ids", ctypes.c_uint32),
-        ("map_ids", ctypes.c_uint64),
-        ("name", ctypes.c_char * 16),
-        ("ifindex", ctypes.c_uint32),
-        ("gpl_compatible", ctypes.c_uint32),
-        ("netns_dev", ctypes.c_uint64),
-        ("netns_ino", ctypes.c_uint64),
-        ("nr_jited_ksyms", ctypes.c_uint32),
-        ("nr_jited_func_lens", ctypes.c_uint32),
-        ("jited_ksyms", ctypes.c_uint64),
-        ("jited_func_lens", ctypes.c_uint64),
-        ("btf_id", ctypes.c_uint32),
-        ("func_info_rec_size", ctypes.c_uint32),
-        ("func_info", ctypes.c_uint64),
-        ("nr_func_info", ctypes.c_uint32),
-        ("nr_line_info", ctypes.c_uint32),
-        ("line_info", ctypes.c_uint64),
-        ("jited_line_info", ctypes.c_uint64),
-        ("nr_jited_line_info", ctypes.c_uint32),
-        ("line_info_rec_size", ctypes.c_uint32),
-        ("jited_line_info_rec_size", ctypes.c_uint32),
-        ("nr_prog_tags", ctypes.c_uint32),
-        ("prog_tags", ctypes.c_uint64),
-        ("run_time_ns", ctypes.c_uint64),
-        ("run_cnt", ctypes.c_uint64),
-    ]
+    _fields_ = _fields(
+        "u32 type id",
+        "u8[8] tag",
+        "u32 jited_prog_len xlated_prog_len",
+        "u64 jited_prog_insns xlated_prog_insns load_time",
+        "u32 created_by_uid nr_map_ids",
+        "u64 map_ids",
+        "char[16] name",
+        "u32 ifindex gpl_compatible",
+        "u64 netns_dev netns_ino",
+        "u32 nr_jited_ksyms nr_jited_func_lens",
+        "u64 jited_ksyms jited_func_lens",
+        "u32 btf_id func_info_rec_size",
+        "u64 func_info",
+        "u32 nr_func_info nr_line_info",
+        "u64 line_info jited_line_info",
+        "u32 nr_jited_line_info line_info_rec_size jited_line_info_rec_size nr_prog_tags",
+        "u64 prog_tags run_time_ns run_cnt",
+    )
 
 
 class _LinkInfo(ctypes.Structure):
-    _fields_ = [
-        ("type", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("prog_id", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
-        ("ifindex", ctypes.c_uint32),  # of the union: struct xdp
-        ("union", ctypes.c_uint32 * 7),
-    ]
+    _fields_ = _fields("u32 type id prog_id pad", "u32 ifindex", "u32[7] union")  # struct xdp
 
 
 class MapInfo(t.NamedTuple):
@@ -336,8 +273,6 @@ def _function(name: str) -> t.Any:
 def call(name: str, *args: t.Any, about: str = "") -> int:
     """Call libbpf; ``about`` is what the error shall say between the brackets."""
     function = _function(name)
-    if fault is not None:
-        fault(name)
     ctypes.set_errno(0)
     result = function(*args)
     if result < 0:
@@ -401,21 +336,11 @@ def map_create(
     )
 
 
-def map_update(fd: int, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
+def map_update(fd: int, key: bytes, value: bytes, flags: int = bpf_constants.BPF_ANY) -> None:
     """Write one element. A per-CPU value is one value for each possible CPU, each padded to 8
     bytes.
     """
     call("bpf_map_update_elem", fd, key, value, flags, about=f"key {key.hex()}")
-
-
-def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
-    """Write ``count`` elements whose keys and values stand one behind the other; what is there is
-    overwritten.
-    """
-    done = ctypes.c_uint32(count)
-    call(
-        "bpf_map_update_batch", fd, keys, values, ctypes.byref(done), None, about=f"{count} entries"
-    )
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
@@ -439,29 +364,6 @@ def map_delete(fd: int, key: bytes) -> bool:
             return False
         raise
     return True
-
-
-def map_delete_batch(fd: int, keys: t.Sequence[bytes]) -> int:
-    """Delete the elements of these keys, in as few calls as can be. :return: how many were there."""
-    deleted, start = 0, 0
-    while start < len(keys):
-        count = ctypes.c_uint32(len(keys) - start)
-        try:
-            call(
-                "bpf_map_delete_batch",
-                fd,
-                b"".join(keys[start:]),
-                ctypes.byref(count),
-                None,
-                about=f"{len(keys) - start} keys",
-            )
-        except BpfError as exc:
-            if exc.errno != errnos.ENOENT:
-                raise
-            start += 1  # the kernel stops at a key that is gone: step over it
-        deleted += count.value
-        start += count.value
-    return deleted
 
 
 def map_batches(
@@ -594,7 +496,9 @@ def link_info(fd: int) -> LinkInfo:
     """Return what the kernel knows of a bpf_link."""
     raw = _LinkInfo()
     _info(fd, "link", raw)
-    return LinkInfo(raw.id, raw.prog_id, raw.ifindex if raw.type == LINK_TYPE_XDP else 0, raw.type)
+    return LinkInfo(
+        raw.id, raw.prog_id, raw.ifindex if raw.type == bpf_constants.LINK_TYPE_XDP else 0, raw.type
+    )
 
 
 def map_get_fd_by_id(number: int) -> int:
@@ -635,28 +539,16 @@ def possible_cpus() -> int:
     return call("libbpf_num_possible_cpus")
 
 
-def lru_spare() -> int:
-    """Return how many entries an LRU table has to have beyond those that it is to hold for certain:
-    what a CPU has taken is not given to others.
-    """
-    return possible_cpus() * LRU_BATCH
-
-
-def enable_stats() -> int:
-    """Have the kernel count each program's runs and their time while the returned fd is open."""
-    return call("bpf_enable_stats", BPF_STATS_RUN_TIME)
-
-
 # ---------------------------------------------------------------- programs
 def _object_name(name: str) -> bytes:
-    return name.encode()[:OBJECT_NAME_BYTES]
+    return name.encode()[: bpf_constants.OBJECT_NAME_BYTES]
 
 
 def prog_load(
     insns: bytes,
     name: str = "",
-    kind: int = PROG_TYPE_XDP,
-    attach_type: int = ATTACH_XDP,
+    kind: int = bpf_constants.PROG_TYPE_XDP,
+    attach_type: int = bpf_constants.ATTACH_XDP,
     licence: str = "GPL",
     flags: int = 0,
 ) -> int:
@@ -713,7 +605,7 @@ def prog_test_run(
         ``data_out``.
     :param headroom: by how many bytes the frame may grow on the way.
     """
-    live = flags & BPF_F_TEST_XDP_LIVE_FRAMES
+    live = flags & bpf_constants.BPF_F_TEST_XDP_LIVE_FRAMES
     out = ctypes.create_string_buffer(0 if live else len(data) + headroom)
     source = ctypes.create_string_buffer(data, len(data))
     context = ctypes.create_string_buffer(ctx, len(ctx)) if ctx is not None else None
@@ -746,7 +638,7 @@ def link_update(link_fd: int, new_prog_fd: int, old_prog_fd: int | None = None) 
     ``old_prog_fd``'s.
     """
     opts = (
-        _LinkUpdateOpts(flags=BPF_F_REPLACE, old_prog_fd=old_prog_fd)
+        _LinkUpdateOpts(flags=bpf_constants.BPF_F_REPLACE, old_prog_fd=old_prog_fd)
         if old_prog_fd is not None
         else _LinkUpdateOpts()
     )

@@ -83,8 +83,6 @@ def _function(name: str) -> t.Any:
 def _call(name: str, *args: t.Any, about: str = "") -> t.Any:
     """Call libbpf; a negative number, and a pointer that is an error's number, are raised."""
     function = _function(name)
-    if bpf.fault is not None:
-        bpf.fault(name)
     ctypes.set_errno(0)
     result = function(*args)
     if function.restype is _INT and result < 0:

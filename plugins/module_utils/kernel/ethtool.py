@@ -1,14 +1,13 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of its work an interface leaves to its driver or card, as C(ethtool -k) shows it
-(include/uapi/linux/ethtool.h, struct ethtool_gfeatures).
+"""What ethtool tells of an interface: its driver, as C(ethtool -i) shows it, and what of its work
+it leaves to that or to its card, as C(ethtool -k) does (include/uapi/linux/ethtool.h).
 """
 
 from __future__ import annotations
 
 import array
-import ctypes
 import fcntl
 import functools
 import socket
@@ -16,8 +15,9 @@ import struct
 import typing as t
 
 _SIOCETHTOOL = 0x8946
-_GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x1B, 0x37, 0x3A, 0x3B
+_GDRVINFO, _GSTRINGS, _GSSET_INFO, _GFEATURES, _SFEATURES = 0x03, 0x1B, 0x37, 0x3A, 0x3B
 _STRINGS_OF_FEATURES, _STRING_BYTES = 4, 32
+_DRVINFO = struct.Struct("=I32s32s32s32s32s12sIIIII")
 _HEAD = struct.Struct("=II")  # the command, and how many words of 32 features follow
 _GET = struct.Struct("=4I")  # available, requested, active, never changed
 _SET = struct.Struct("=2I")  # valid, requested
@@ -36,6 +36,35 @@ def _ioctl(interface: str, request: bytes) -> bytes:
             sock, _SIOCETHTOOL, struct.pack("16sP16x", interface.encode(), data.buffer_info()[0])
         )  # struct ifreq
     return data.tobytes()
+
+
+class Driver(t.NamedTuple):
+    """An interface's driver.
+
+    :ivar name: as C(ethtool -i) shows it, "" where it has none.
+    :ivar bus: where the card is plugged in, "" for what is no card.
+    """
+
+    name: str
+    bus: str
+
+    @property
+    def counts_late(self) -> bool:
+        """Whether its counts of frames may lag behind: many cards are asked for theirs once a
+        second.
+        """
+        return bool(self.bus) and self.name != "virtio_net"
+
+
+def driver(interface: str) -> Driver:
+    """Return the driver of an interface of the current namespace."""
+    request = struct.pack("=I", _GDRVINFO).ljust(_DRVINFO.size, b"\0")
+    try:
+        fields = _DRVINFO.unpack(_ioctl(interface, request))
+    except OSError:  # loopback has no such thing; a missing interface is told elsewhere
+        return Driver("", "")
+    name, bus = (fields[at].split(b"\0", 1)[0].decode(errors="replace") for at in (1, 4))
+    return Driver(name, bus)
 
 
 @functools.cache
@@ -79,26 +108,3 @@ def set_features(interface: str, wanted: t.Mapping[str, bool]) -> None:
     _ioctl(
         interface, _HEAD.pack(_SFEATURES, len(words)) + b"".join(_SET.pack(*word) for word in words)
     )
-
-
-_SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_DRVINFO_SIZE = (
-    0x8946,
-    0x3,
-    196,
-)  # linux/sockios.h, linux/ethtool.h: struct ethtool_drvinfo
-
-
-def driver(interface: str) -> str:
-    """Return the driver of an interface of the calling thread's namespace, as C(ethtool -i) has it;
-    "" where it has none that it tells.
-    """
-    answer = ctypes.create_string_buffer(
-        struct.pack("=I", _ETHTOOL_GDRVINFO), _ETHTOOL_DRVINFO_SIZE
-    )
-    request = struct.pack("16sQ16x", interface.encode(), ctypes.addressof(answer))  # struct ifreq
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            fcntl.ioctl(sock, _SIOCETHTOOL, request)
-        except OSError:  # lo, and whatever else has no driver
-            return ""
-    return answer.raw[4:36].split(b"\0")[0].decode("utf-8", "replace")

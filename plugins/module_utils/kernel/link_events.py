@@ -16,17 +16,12 @@ import ctypes
 import errno
 import os
 import socket
-import struct
 import typing as t
 
 from ..core.errors import ConntrackError
-from . import netns
+from . import netlink, netns, rtnetlink
 
 _RTMGRP_LINK = 1
-_HEADER = struct.Struct("=IHHII")
-_IFINFO_BYTES = 16
-_ATTR = struct.Struct("=HH")
-_IFLA_IFNAME, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 3, 52, 53
 _RECEIVE = 1 << 16
 #: inotify(7): files are made, deleted, moved away or there; and the flags of inotify_init1(2).
 _IN_CREATE, _IN_DELETE, _IN_MOVED = 0x100, 0x200, 0xC0
@@ -37,36 +32,14 @@ def names_in(data: bytes) -> set[str]:
     """Return the names of the interfaces that netlink messages are about, alternative ones
     included.
     """
-    found, offset = set(), 0
-    while offset + _HEADER.size <= len(data):
-        length = _HEADER.unpack_from(data, offset)[0]
-        if length < _HEADER.size:
-            break
-        found |= _names(
-            data, offset + _HEADER.size + _IFINFO_BYTES, min(offset + length, len(data))
-        )
-        offset += (length + 3) & ~3
-    return found
-
-
-def _names(data: bytes, at: int, end: int) -> set[str]:
-    """Return the names among the attributes of one message."""
-    found = set()
-    while at + _ATTR.size <= end:
-        size, kind = _ATTR.unpack_from(data, at)
-        if size < _ATTR.size:
-            break
-        if kind & 0x3FFF in (
-            _IFLA_IFNAME,
-            _IFLA_ALT_IFNAME,
-        ):  # the numbers of one enum, also in the list
-            found.add(
-                data[at + _ATTR.size : min(at + size, end)].rstrip(b"\0").decode("utf-8", "replace")
-            )
-        elif kind & 0x3FFF == _IFLA_PROP_LIST:
-            found |= _names(data, at + _ATTR.size, min(at + size, end))
-        at += (size + 3) & ~3
-    return found
+    found: set[bytes] = set()
+    for dummy, dummy, dummy, start, end in netlink.messages(data):
+        link = data[start + rtnetlink.IFINFO.size : end]
+        properties = netlink.attributes(link).get(rtnetlink.IFLA_PROP_LIST, b"")
+        for one in (link, properties):  # the numbers of one enum, also in the list
+            for kind in (rtnetlink.IFLA_IFNAME, rtnetlink.IFLA_ALT_IFNAME):
+                found.update(netlink.values_of(one, kind))
+    return {netlink.text(name) for name in found}
 
 
 class LinkEvents:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which interfaces the chain can work on, alone and together. Pure: what rtnetlink says comes in as
-bpf.LinkFacts.
+netdev.LinkFacts.
 
 The chain reads frames from an Ethernet header on. Where there is none it would take the first
 bytes of an IP header for addresses, and an address for an ethertype: nothing would be tracked.

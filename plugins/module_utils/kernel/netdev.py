@@ -14,7 +14,7 @@ import socket
 import struct
 import typing as t
 
-from . import bpf
+from . import bpf, bpf_constants, netlink, rtnetlink
 from .bpf import BpfError, LinkCreateOpts
 
 #: include/uapi/linux/if_link.h
@@ -58,7 +58,7 @@ class LinkFacts(t.NamedTuple):
 
 # ---------------------------------------------------------------- links
 def link_create(
-    prog_fd: int, ifindex: int, attach_type: int = bpf.ATTACH_XDP, flags: int = 0
+    prog_fd: int, ifindex: int, attach_type: int = bpf_constants.ATTACH_XDP, flags: int = 0
 ) -> int:
     """Attach a program to an interface of the current namespace through a bpf_link. :return: the
     link's fd.
@@ -80,7 +80,7 @@ def link_create(
             about=f"ifindex {ifindex}",
         )
     except BpfError as exc:
-        words = _why_not(prog_fd, ifindex, flags) if attach_type == bpf.ATTACH_XDP else ""
+        words = _why_not(prog_fd, ifindex, flags) if attach_type == bpf_constants.ATTACH_XDP else ""
         raise BpfError(exc.errno or 0, exc.call, words) from None
 
 
@@ -102,108 +102,41 @@ def _why_not(prog_fd: int, ifindex: int, flags: int) -> str:
 
 
 # ---------------------------------------------------------------- rtnetlink
-_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
-_RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK, _RTM_GETNSID = 16, 18, 19, 90
+_INT = struct.Struct("=i")
 _NETNSA_NSID, _NETNSA_FD = 1, 3
-_NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_ACK_TLVS, _NLA_F_NESTED, _NLA_TYPE_MASK = (
-    2,
-    1,
-    4,
-    0x200,
-    1 << 15,
-    0x3FFF,
-)
-_NLMSGERR_ATTR_MSG = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = (
-    1,
-    3,
-    4,
-    5,
-    10,
-    18,
-)
-_IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
-_IFLA_GSO_SIZES, _IFLA_GRO_SIZES = (
-    (41, 63),
-    (58, 64),
-)  # IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE; IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
-_IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 23, 37, 43, 46
-_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
-_IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = (
-    1,
-    2,
-    3,
-    4,
-    8,
-)
-_XDP_MODES = {
-    1: "native",
-    2: "generic",
-    3: "offload",
-}  # enum xdp_attached; 4 is "several", each with an attribute of its own
-_IFLA_XDP_PROG_IDS = {5: "native", 6: "generic", 7: "offload"}
-_HEADER = struct.Struct("=IHHII")
-_IFINFO = struct.Struct("=BBHiII")  # family, padding, type, index, flags, change
+_XDP_FD, _XDP_ATTACHED, _XDP_FLAGS, _XDP_PROG_ID, _XDP_EXPECTED_FD = 1, 2, 3, 4, 8
+#: enum xdp_attached; 4 is "several", each with an attribute of its own
+_XDP_MODES = {1: "native", 2: "generic", 3: "offload"}
+_XDP_PROG_IDS = {5: "native", 6: "generic", 7: "offload"}
 #: Bytes of a name and of an alternative name, with the zero that ends them
 #: (include/uapi/linux/if.h).
 IFNAMSIZ, ALTIFNAMSIZ = 16, 128
 
 
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+def _ask(call: str, kind: int, payload: bytes) -> bytes:
+    """Send one request in the current namespace and return the payload of its one answer."""
+    with _refused(call), netlink.Socket() as sock:
+        data, start, end = sock.ask(kind, payload)
+        return data[start:end]
 
 
-def _each_attribute(payload: bytes) -> t.Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(payload):
-        length, kind = struct.unpack_from("=HH", payload, at)
-        if length < 4:
-            return
-        yield kind & _NLA_TYPE_MASK, payload[at + 4 : at + length]
-        at += (length + 3) & ~3
+@contextlib.contextmanager
+def _refused(call: str) -> t.Iterator[None]:
+    """:raises BpfError: for what netlink refuses, with its words."""
+    try:
+        yield
+    except netlink.NetlinkError as exc:
+        raise BpfError(exc.errno or 0, call, exc.words) from None
 
 
-def _attributes(payload: bytes) -> dict[int, bytes]:
-    return dict(_each_attribute(payload))
+def _link(ifindex: int) -> dict[int, bytes]:
+    """Return the attributes of an interface of the current namespace.
 
-
-def _text(raw: bytes) -> str:
-    return raw.split(b"\0", 1)[0].decode(errors="replace")
-
-
-def _u32(raw: bytes | None) -> int:
-    return struct.unpack("=I", raw)[0] if raw else 0
-
-
-def _rtnetlink(call: str, kind: int, flags: int, payload: bytes) -> bytes:
-    """Send one request in the current namespace and return the payload of its one answer (b"" for
-    an acknowledgement).
+    :raises BpfError: where it is gone.
     """
-    if bpf.fault is not None:
-        bpf.fault(call.partition("(")[0])
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sock:
-        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
-            with contextlib.suppress(OSError):  # kernels before 4.12 have no words to give
-                sock.setsockopt(_SOL_NETLINK, option, 1)
-        sock.send(
-            _HEADER.pack(_HEADER.size + len(payload), kind, _NLM_F_REQUEST | flags, 1, 0) + payload
-        )
-        answer = sock.recv(1 << 16)
-    length, got, got_flags, dummy, dummy = _HEADER.unpack_from(answer)
-    body = answer[_HEADER.size : length]
-    if got != _NLMSG_ERROR:
-        return body
-    (error,) = struct.unpack_from("=i", body)
-    if error == 0:
-        return b""
-    # struct nlmsgerr is the number and the request's header (cut there by CAP_ACK); the words
-    # follow
-    words = (
-        _attributes(body[4 + _HEADER.size :]).get(_NLMSGERR_ATTR_MSG, b"")
-        if got_flags & _NLM_F_ACK_TLVS
-        else b""
-    )
-    raise BpfError(-error, call, _text(words))
+    request = rtnetlink.IFINFO.pack(0, 0, ifindex, 0, 0)
+    body = _ask(f"RTM_GETLINK({ifindex})", rtnetlink.GETLINK, request)
+    return netlink.attributes(body, rtnetlink.IFINFO.size)
 
 
 def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
@@ -214,50 +147,45 @@ def link_facts(interface: int | str, nsid: int | None = None) -> LinkFacts:
     """
     index, wanted = (interface, b"") if isinstance(interface, int) else (0, _named(interface))
     if nsid is not None:
-        wanted += _attribute(_IFLA_TARGET_NETNSID, struct.pack("=i", nsid))
+        wanted += netlink.attribute(rtnetlink.IFLA_TARGET_NETNSID, _INT.pack(nsid))
+    request = rtnetlink.IFINFO.pack(0, 0, index, 0, 0) + wanted
     try:
-        body = _rtnetlink(
-            f"RTM_GETLINK({interface})",
-            _RTM_GETLINK,
-            0,
-            _IFINFO.pack(0, 0, 0, index, 0, 0) + wanted,
-        )
+        body = _ask(f"RTM_GETLINK({interface})", rtnetlink.GETLINK, request)
     except BpfError as exc:
         if exc.errno == errnos.EINVAL and not index:  # kernels before 5.5 do not know long names
             raise BpfError(errnos.ENODEV, exc.call, exc.words) from None
         raise
-    dummy, dummy, arphrd, ifindex, dummy, dummy = _IFINFO.unpack_from(body)
-    found = _attributes(body[_IFINFO.size :])
-    xdp = _attributes(found.get(_IFLA_XDP, b""))
-    programs = {
-        mode: _u32(xdp[number]) for number, mode in _IFLA_XDP_PROG_IDS.items() if number in xdp
-    }
-    attached = xdp.get(_IFLA_XDP_ATTACHED, b"\0")[0]
-    if not programs and attached in _XDP_MODES:  # kernels before 4.20 name the one program only
-        programs = {_XDP_MODES[attached]: _u32(xdp.get(_IFLA_XDP_PROG_ID))}
-    peer_nsid = found.get(_IFLA_LINK_NETNSID)
+    dummy, arphrd, ifindex, dummy, dummy = rtnetlink.IFINFO.unpack_from(body)
+    found = netlink.attributes(body, rtnetlink.IFINFO.size)
+    peer_nsid = found.get(rtnetlink.IFLA_LINK_NETNSID)
+    names = netlink.values_of(found.get(rtnetlink.IFLA_PROP_LIST, b""), rtnetlink.IFLA_ALT_IFNAME)
     return LinkFacts(
         ifindex=ifindex,
-        name=_text(found[_IFLA_IFNAME]),
-        kind=_text(_attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")),
-        mtu=_u32(found.get(_IFLA_MTU)),
-        peer_ifindex=_u32(found.get(_IFLA_LINK)),
-        peer_nsid=struct.unpack("=i", peer_nsid)[0] if peer_nsid else None,
-        xdp=programs,
-        received=struct.unpack_from("=Q", found[_IFLA_STATS64])[
-            0
-        ],  # struct rtnl_link_stats64 starts with rx_packets
-        mac=found.get(_IFLA_ADDRESS, b""),
+        name=netlink.text_of(found, rtnetlink.IFLA_IFNAME),
+        kind=rtnetlink.kind_of(found),
+        mtu=netlink.u32(found, rtnetlink.IFLA_MTU),
+        peer_ifindex=netlink.u32(found, rtnetlink.IFLA_LINK),
+        peer_nsid=_INT.unpack(peer_nsid)[0] if peer_nsid else None,
+        xdp=_programs(netlink.attributes(found.get(rtnetlink.IFLA_XDP, b""))),
+        # struct rtnl_link_stats64 starts with rx_packets
+        received=struct.unpack_from("=Q", found[rtnetlink.IFLA_STATS64])[0],
+        mac=found.get(rtnetlink.IFLA_ADDRESS, b""),
         type=arphrd,
-        master=_u32(found.get(_IFLA_MASTER)),
-        altnames=tuple(
-            _text(raw)
-            for kind, raw in _each_attribute(found.get(_IFLA_PROP_LIST, b""))
-            if kind == _IFLA_ALT_IFNAME
-        ),
-        merges=max(_u32(found.get(number)) for number in _IFLA_GRO_SIZES),
-        leaves=max(_u32(found.get(number)) for number in _IFLA_GSO_SIZES),
+        master=netlink.u32(found, rtnetlink.IFLA_MASTER),
+        altnames=tuple(map(netlink.text, names)),
+        merges=max(netlink.u32(found, number) for number in rtnetlink.IFLA_GRO_SIZES),
+        leaves=max(netlink.u32(found, number) for number in rtnetlink.IFLA_GSO_SIZES),
     )
+
+
+def _programs(xdp: t.Mapping[int, bytes]) -> dict[str, int]:
+    """Return the ids of the programs that an interface has, by mode."""
+    numbers = {mode: number for number, mode in _XDP_PROG_IDS.items() if number in xdp}
+    found = {mode: netlink.u32(xdp, number) for mode, number in numbers.items()}
+    attached = xdp.get(_XDP_ATTACHED, b"\0")[0]
+    if not found and attached in _XDP_MODES:  # kernels before 4.20 name the one program only
+        return {_XDP_MODES[attached]: netlink.u32(xdp, _XDP_PROG_ID)}
+    return found
 
 
 def _named(name: str) -> bytes:
@@ -265,7 +193,8 @@ def _named(name: str) -> bytes:
     are longer than IFNAMSIZ.
     """
     raw = name.encode() + b"\0"
-    return _attribute(_IFLA_IFNAME if len(raw) <= IFNAMSIZ else _IFLA_ALT_IFNAME, raw)
+    kind = rtnetlink.IFLA_IFNAME if len(raw) <= IFNAMSIZ else rtnetlink.IFLA_ALT_IFNAME
+    return netlink.attribute(kind, raw)
 
 
 def links() -> list[LinkFacts]:
@@ -284,14 +213,11 @@ def namespace_id(handle: int) -> int:
     """Return the id that the current namespace has for another, -1 where it has none;
     LinkFacts.peer_nsid is such a one.
     """
-    body = _rtnetlink(
-        "RTM_GETNSID",
-        _RTM_GETNSID,
-        0,
-        b"\0" * 4 + _attribute(_NETNSA_FD, struct.pack("=I", handle)),
-    )  # struct rtgenmsg
-    found = _attributes(body[4:]).get(_NETNSA_NSID)
-    return struct.unpack("=i", found)[0] if found else -1
+    family = b"\0" * 4  # struct rtgenmsg
+    request = family + netlink.attribute(_NETNSA_FD, _INT.pack(handle))
+    body = _ask("RTM_GETNSID", rtnetlink.GETNSID, request)
+    found = netlink.attributes(body, len(family)).get(_NETNSA_NSID)
+    return int(_INT.unpack(found)[0]) if found else -1
 
 
 def links_above(ifindex: int, kind: str) -> t.Iterator[dict[int, bytes]]:
@@ -300,16 +226,34 @@ def links_above(ifindex: int, kind: str) -> t.Iterator[dict[int, bytes]]:
     """
     for index, dummy in socket.if_nameindex():
         with contextlib.suppress(BpfError):  # gone since
-            body = _rtnetlink(
-                f"RTM_GETLINK({index})", _RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, index, 0, 0)
-            )
-            found = _attributes(body[_IFINFO.size :])
-            info = _attributes(found.get(_IFLA_LINKINFO, b""))
+            found = _link(index)
             if (
-                _u32(found.get(_IFLA_LINK)) == ifindex
-                and _text(info.get(_IFLA_INFO_KIND, b"")) == kind
+                netlink.u32(found, rtnetlink.IFLA_LINK) == ifindex
+                and rtnetlink.kind_of(found) == kind
             ):
-                yield _attributes(info.get(_IFLA_INFO_DATA, b""))
+                info = netlink.attributes(found[rtnetlink.IFLA_LINKINFO])
+                yield netlink.attributes(info.get(rtnetlink.IFLA_INFO_DATA, b""))
+
+
+def uppers(ifindex: int, others: t.Iterable[int]) -> list[int]:
+    """Return which of the interfaces of the current namespace stand on top of one: its bridge, bond
+    or VRF, and its VLANs, macvlans and the like.
+    """
+    master, found = 0, []
+    with contextlib.suppress(BpfError):  # gone since
+        master = netlink.u32(_link(ifindex), rtnetlink.IFLA_MASTER)
+    for other in others:
+        with contextlib.suppress(BpfError):  # gone since
+            link = _link(other) if other != ifindex else {}
+            # of a veth it is the other end, and with a number of a namespace it counts there
+            stands = (
+                rtnetlink.kind_of(link) != "veth"
+                and rtnetlink.IFLA_LINK_NETNSID not in link
+                and netlink.u32(link, rtnetlink.IFLA_LINK) == ifindex
+            )
+            if stands or (link and other == master):
+                found.append(other)
+    return found
 
 
 def xdp_query(ifindex: int) -> dict[str, t.Any]:
@@ -334,13 +278,14 @@ def xdp_set(ifindex: int, prog_fd: int, flags: int, expected_fd: int | None = No
     :raises BpfError: with the kernel's words; netlink never touches a program that a bpf_link holds
         (EBUSY).
     """
-    nest = _attribute(_IFLA_XDP_FD, struct.pack("=i", prog_fd)) + _attribute(
-        _IFLA_XDP_FLAGS, struct.pack("=I", flags)
-    )
+    nest = netlink.attribute(_XDP_FD, _INT.pack(prog_fd))
+    nest += netlink.attribute(_XDP_FLAGS, struct.pack("=I", flags))
     if expected_fd is not None:
-        nest += _attribute(_IFLA_XDP_EXPECTED_FD, struct.pack("=i", expected_fd))
-    payload = _IFINFO.pack(0, 0, 0, ifindex, 0, 0) + _attribute(_IFLA_XDP | _NLA_F_NESTED, nest)
-    _rtnetlink(f"RTM_SETLINK(ifindex {ifindex})", _RTM_SETLINK, _NLM_F_ACK, payload)
+        nest += netlink.attribute(_XDP_EXPECTED_FD, _INT.pack(expected_fd))
+    request = rtnetlink.IFINFO.pack(0, 0, ifindex, 0, 0)
+    request += netlink.attribute(rtnetlink.IFLA_XDP | netlink.NESTED, nest)
+    with _refused(f"RTM_SETLINK(ifindex {ifindex})"), netlink.Socket() as sock:
+        sock.change(rtnetlink.SETLINK, request)
 
 
 def xdp_link_holds(ifindex: int, mode: str, other_prog_fd: int) -> bool:

@@ -11,17 +11,13 @@ kernel names the tables that a namespace has.
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 import typing as t
 
-from . import device, sysctls
+from . import netlink, sysctls
 
-_NETLINK_NETFILTER, _NF_TABLES = 12, 10
+_NF_TABLES = 10
 _GET_TABLES, _GET_CHAINS, _GET_RULES = 1, 4, 7
-_REQUEST_DUMP, _DUMP_INTERRUPTED = 0x301, 0x10
-_ERROR, _DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
 _NFGENMSG = struct.Struct("!BBH")
 _BE32 = struct.Struct("!I")
 #: enum nft_table_attributes, nft_chain_attributes, nft_hook_attributes, nft_rule_attributes,
@@ -39,27 +35,11 @@ _POLICIES = {0: "drop", 1: "accept"}
 #: nf_ct_netns_get()); the last two stand for iptables' own.
 _TRACKING = {"ct", "nat", "masq", "redir", "connlimit", "synproxy", "flow_offload"}
 _XT = {"match", "target"}
-_XT_TRACKING = {
-    "conntrack",
-    "state",
-    "connbytes",
-    "connlabel",
-    "connlimit",
-    "connmark",
-    "cluster",
-    "helper",
-}
-_XT_TRACKING |= {
-    "CONNMARK",
-    "CONNSECMARK",
-    "CT",
-    "DNAT",
-    "MASQUERADE",
-    "NETMAP",
-    "REDIRECT",
-    "SNAT",
-    "SYNPROXY",
-}
+_XT_NAMES = (
+    "conntrack state connbytes connlabel connlimit connmark cluster helper CONNMARK CONNSECMARK CT"
+    " DNAT MASQUERADE NETMAP REDIRECT SNAT SYNPROXY"
+)
+_XT_TRACKING = frozenset(_XT_NAMES.split())
 #: Tables of iptables that have a chain on the forward hook, and where the kernel names those that a
 #: namespace has.
 _LEGACY_TABLES = ("filter", "mangle", "security")
@@ -121,43 +101,15 @@ def _dump(command: int) -> t.Iterator[tuple[int, dict[int, bytes]]]:
 
     :raises OSError: where the kernel refuses it, or they change all the while.
     """
-    for dummy in range(_TRIES):
-        found, whole = [], True
-        with socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-        ) as sock:
-            sock.send(
-                _HEADER.pack(
-                    _HEADER.size + _NFGENMSG.size, _NF_TABLES << 8 | command, _REQUEST_DUMP, 1, 0
+    with netlink.Socket(netlink.NETFILTER, most=1 << 18) as sock:
+        for dummy in range(_TRIES):
+            found, interrupted = sock.dump_once(_NF_TABLES << 8 | command, _NFGENMSG.pack(0, 0, 0))
+            if not interrupted:
+                return (
+                    (data[start], netlink.attributes(data, start + _NFGENMSG.size, end))
+                    for data, start, end in found
                 )
-                + _NFGENMSG.pack(0, 0, 0)
-            )
-            for kind, flags, body in _answers(sock):
-                whole = whole and not flags & _DUMP_INTERRUPTED
-                if kind >> 8 == _NF_TABLES:
-                    found.append((body[0], device.attributes(body[_NFGENMSG.size :])))
-        if whole:
-            return iter(found)
     raise OSError(errno.EINTR, "nf_tables changes while it is read")
-
-
-def _answers(sock: socket.socket) -> t.Iterator[tuple[int, int, bytes]]:
-    while True:
-        data, at = sock.recv(1 << 18), 0
-        while at + _HEADER.size <= len(data):
-            length, kind, flags, dummy, dummy = _HEADER.unpack_from(data, at)
-            body = data[at + _HEADER.size : at + length]
-            if kind == _ERROR:
-                (number,) = struct.unpack_from("=i", body)
-                raise OSError(-number, "nf_tables refuses to be read")
-            yield kind, flags, body
-            if kind == _DONE:
-                return
-            at += max((length + 3) & ~3, _HEADER.size)
-
-
-def _text(raw: bytes) -> str:
-    return raw.split(b"\0", 1)[0].decode(errors="replace")
 
 
 def _number(raw: bytes | None) -> int | None:
@@ -178,7 +130,7 @@ def forward_chains(
     }
     found = []
     for family, one in chains:
-        hook = device.attributes(one.get(_CHAIN_HOOK, b""))
+        hook = netlink.attributes(one.get(_CHAIN_HOOK, b""))
         if (
             family in _FAMILIES
             and (family, one[_CHAIN_TABLE]) not in asleep
@@ -187,7 +139,10 @@ def forward_chains(
             policy = _POLICIES.get(t.cast("int", _number(one.get(_CHAIN_POLICY))))
             found.append(
                 Ruleset(
-                    _FAMILIES[family], _text(one[_CHAIN_TABLE]), _text(one[_CHAIN_NAME]), policy
+                    _FAMILIES[family],
+                    netlink.text(one[_CHAIN_TABLE]),
+                    netlink.text(one[_CHAIN_NAME]),
+                    policy,
                 )
             )
     return found
@@ -198,11 +153,11 @@ def rules_track(rules: t.Iterable[tuple[int, dict[int, bytes]]]) -> bool:
     for family, rule in rules:
         if family not in _FAMILIES or _FAMILIES[family] == "bridge":
             continue
-        for raw in device.attribute_list(rule.get(_RULE_EXPRESSIONS, b""), _LIST_ELEMENT):
-            one = device.attributes(raw)
-            name = _text(one.get(_EXPRESSION_NAME, b""))
+        for raw in netlink.values_of(rule.get(_RULE_EXPRESSIONS, b""), _LIST_ELEMENT):
+            one = netlink.attributes(raw)
+            name = netlink.text(one.get(_EXPRESSION_NAME, b""))
             xt = (
-                _text(device.attributes(one.get(_EXPRESSION_DATA, b"")).get(_XT_NAME, b""))
+                netlink.text(netlink.attributes(one.get(_EXPRESSION_DATA, b"")).get(_XT_NAME, b""))
                 if name in _XT
                 else ""
             )

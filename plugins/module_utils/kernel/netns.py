@@ -5,10 +5,6 @@
 
 Namespaces are entered in-process with setns(2). C(ip netns exec) also mounts another /sys, which
 hides the pins in /sys/fs/bpf, and a helper process per namespace costs ten milliseconds each.
-
-A name can be claimed before its namespace is mounted: the file that carries the mount holds the
-owner's mark from the moment it exists, so what a killed run leaves behind can be told apart from
-everybody else's files.
 """
 
 from __future__ import annotations
@@ -19,22 +15,11 @@ import errno
 import os
 import typing as t
 
-from ..core import safe_path
 from ..core.errors import ConntrackError, bad_value
 
 RUN_DIR = "/run/netns"
-_CLONE_NEWNET = 0x40000000
-_MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
-_MNT_DETACH = 2
-_CLAIM_SIZE = 512  # bytes; longer than any mark
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _call(name: str, *args: t.Any) -> None:
-    """Make one libc call that returns 0, or raise OSError with its errno."""
-    if getattr(_libc, name)(*args) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{name}: {os.strerror(code)}")
+CLONE_NEWNET = 0x40000000
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def path(name: str) -> str:
@@ -144,7 +129,7 @@ def fd(name: str) -> int:
 
 def enter(handle: int) -> None:
     """Move the calling thread into the namespace of an open descriptor."""
-    if _libc.setns(handle, _CLONE_NEWNET) != 0:
+    if libc.setns(handle, CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         if code == errno.EPERM:
             raise ConntrackError(
@@ -154,7 +139,7 @@ def enter(handle: int) -> None:
 
 
 @contextlib.contextmanager
-def _restoring() -> t.Iterator[None]:
+def restoring() -> t.Iterator[None]:
     """Bring the calling thread back into its namespace at the end."""
     home = current_fd()
     try:
@@ -183,7 +168,7 @@ def entered(name: str | None) -> t.Iterator[None]:
         return
     handle = fd(name)
     try:
-        with _restoring():
+        with restoring():
             enter(handle)
             yield
     finally:
@@ -220,124 +205,8 @@ def entered_where(fits: t.Callable[[int], bool]) -> t.Iterator[bool]:
             if number in tried or not fits(handle):
                 tried.add(number)
                 continue
-            with _restoring():
+            with restoring():
                 enter(handle)
                 yield True
                 return
     yield False
-
-
-@contextlib.contextmanager
-def anonymous() -> t.Iterator[None]:
-    """Run the body inside a new namespace without a name; it is gone when nothing uses it any more,
-    also when the process is killed.
-
-    :raises ConntrackError: the caller is not root, or the kernel has no network namespaces.
-    """
-    with _restoring():
-        try:
-            _call("unshare", _CLONE_NEWNET)
-        except OSError as exc:
-            if exc.errno == errno.EPERM:
-                raise ConntrackError(
-                    "Creating a network namespace needs root: run as root, with become for"
-                    " instance."
-                ) from exc
-            if exc.errno == errno.EINVAL:
-                raise ConntrackError(
-                    "This kernel has no network namespaces (CONFIG_NET_NS): boot one that has."
-                ) from exc
-            raise
-        yield
-
-
-def prepare_run_dir() -> None:
-    """Make /run/netns a shared mount, as C(ip netns add) does, so that every mount namespace sees
-    what is mounted there.
-    """
-    safe_path.make_dirs(RUN_DIR, 0o755)
-    where = RUN_DIR.encode()
-    try:
-        _call("mount", b"none", where, b"none", _MS_SHARED | _MS_REC, None)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:  # EINVAL: not a mount point yet
-            raise
-        _call("mount", where, where, b"none", _MS_BIND | _MS_REC, None)
-        _call("mount", b"none", where, b"none", _MS_SHARED | _MS_REC, None)
-
-
-def claim_of(name: str) -> str:
-    """Return the text in a bare file of /run/netns: the mark of a run that was killed, or somebody
-    else's nothing.
-    """
-    try:
-        with open(path(name), "rb") as file:
-            return file.read(_CLAIM_SIZE).decode("utf-8", "replace").strip()
-    except OSError:
-        return ""
-
-
-class Claims:
-    """Gives namespaces their names, each name claimed with the mark before the namespace is mounted
-    on it.
-
-    One unnamed file holds the mark; every name is a hard link to it, so no name ever exists without
-    the mark. (A file each would do too, but the kernel takes the longer for one the more names
-    there are.) /run/netns is made a shared mount first.
-
-    :param mark: the owner's, one line.
-    """
-
-    def __init__(self, mark: str) -> None:
-        prepare_run_dir()
-        self._mark = mark
-        self._directory = os.open(RUN_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._file = os.open(RUN_DIR, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o444)
-        os.write(self._file, mark.encode() + b"\n")
-
-    def close(self) -> None:
-        """Let go of the file; names that are links to it stay."""
-        os.close(self._file)
-        os.close(self._directory)
-
-    def mount(self, handle: int, name: str) -> None:
-        """Give the namespace of an open descriptor a name. A bare file with the same mark is what
-        an earlier run left: it is used.
-
-        :raises ConntrackError: somebody else holds the name.
-        """
-        try:
-            os.link(
-                f"/proc/self/fd/{self._file}", name, dst_dir_fd=self._directory
-            )  # with a dir_fd Python uses linkat(2), which follows the first
-        except FileExistsError:
-            if exists(name) or claim_of(name) != self._mark:
-                raise ConntrackError(
-                    f"{path(name)} exists and is not ours: remove it, or choose another name."
-                ) from None
-        try:
-            _call(
-                "mount",
-                f"/proc/self/fd/{handle}".encode(),
-                path(name).encode(),
-                b"none",
-                _MS_BIND,
-                None,
-            )
-        except OSError:
-            os.unlink(path(name))
-            raise
-
-
-def remove(name: str) -> None:
-    """Take the name away; the namespace and the links in it vanish as soon as no process uses it. A
-    missing name is no error.
-    """
-    target = path(name)
-    try:
-        _call("umount2", target.encode(), _MNT_DETACH)
-    except OSError as exc:
-        if exc.errno not in (errno.EINVAL, errno.ENOENT):  # EINVAL: a bare file
-            raise
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(target)

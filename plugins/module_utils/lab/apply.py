@@ -10,11 +10,13 @@ import typing as t
 
 from ..core import plan as plans
 from ..core.plan import Plan, Step
-from ..kernel import ethtool, netns, sysctls
-from ..kernel.rtnetlink import Channel
+from ..kernel import ethtool, netns, private_netns, sysctls
 from . import kernel as lab_kernel
 from . import model as lab_model
+from . import namespaces
 from . import record as lab_record
+from . import sysctls as lab_sysctls
+from .channel import Channel
 from .kernel import Kernel
 from .model import Address, End, Have, HaveRoute, Key, Recorded, Route, Sysctl, SysctlKey, Topology
 
@@ -41,7 +43,7 @@ class Apply:
         self._attachments = attachments
         self._want = want
         self._have = have
-        self._claims: netns.Claims | None = None
+        self._claims: namespaces.Claims | None = None
         self._methods: dict[tuple[str, str], t.Callable[[t.Any], plans.Undo]] = {
             ("create", "netns"): self._create_netns,
             ("delete", "netns"): self._delete_netns,
@@ -77,8 +79,8 @@ class Apply:
 
     def _create_netns(self, name: str) -> plans.Undo:
         if self._claims is None:
-            self._claims = netns.Claims(self._want.mark)
-        with netns.anonymous():
+            self._claims = namespaces.Claims(self._want.mark)
+        with private_netns.anonymous():
             channel = Channel()
         try:
             self._kernel.set_link(channel, 1, up=True, alias=self._want.mark)
@@ -91,7 +93,7 @@ class Apply:
 
     def _remove_netns(self, name: str) -> None:
         self._kernel.forget(name)
-        netns.remove(name)
+        namespaces.remove(name)
 
     def _delete_netns(self, name: str) -> plans.Undo:
         self._remove_netns(name)
@@ -183,19 +185,19 @@ class Apply:
         name = args.netns if isinstance(args, Sysctl) else args[0]
         with netns.entered(name):
             if isinstance(args, Sysctl):
-                before = sysctls.snapshot(args.path)
+                before = lab_sysctls.snapshot(args.path)
                 sysctls.write_sysctl(args.path, args.value)
             else:
                 before = {
                     path: value
                     for recorded in args[1]
-                    for path, value in sysctls.snapshot(recorded).items()
+                    for path, value in lab_sysctls.snapshot(recorded).items()
                 }
-                sysctls.write_back(args[1])
+                lab_sysctls.write_back(args[1])
 
         def undo() -> None:
             with netns.entered(name):
-                sysctls.write_back(before)
+                lab_sysctls.write_back(before)
 
         return undo
 
@@ -207,7 +209,7 @@ class Apply:
         for sysctl, previous in wanted:
             if previous is None:
                 with netns.entered(sysctl.netns):
-                    previous = sysctls.snapshot(sysctl.path)
+                    previous = lab_sysctls.snapshot(sysctl.path)
             record[sysctl.key] = Recorded(sysctl.value, netns.inode(sysctl.netns) or 0, previous)
         lab_record.write_record(self._want.lab, record)
         return lambda: lab_record.write_record(self._want.lab, self._have.record)

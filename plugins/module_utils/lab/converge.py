@@ -14,8 +14,8 @@ from ..core import lock
 from ..core import plan as plans
 from ..core.errors import ConntrackError, bad_value
 from ..core.plan import Plan, Step
-from ..kernel import netns, sysctls
-from ..kernel.rtnetlink import NetlinkError
+from ..kernel import private_netns, sysctls
+from ..kernel.netlink import NetlinkError
 from . import model as lab_model
 from . import plan as lab_plan
 from . import record as lab_record
@@ -66,7 +66,7 @@ def probe(plan: Plan) -> dict[SysctlKey, str]:
     if not wanted and not new_links:
         return shown
     tried: dict[tuple[str, str, bool], str] = {}
-    with netns.anonymous(), Kernel() as kernel:
+    with private_netns.anonymous(), Kernel() as kernel:
         if new_links:
             _probe_veth(kernel)
         for sysctl in wanted:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ..kernel import bpffs, sysctls
+from ..kernel import bpffs
 from . import model as lab_model
+from . import sysctls as lab_sysctls
 from . import topology
 from .model import Have, Topology
 
@@ -86,7 +87,7 @@ def of_topology(want: Topology) -> list[Node]:
     forwards = {
         sysctl.netns
         for sysctl in want.sysctls
-        if sysctl.path in sysctls.FORWARDING and sysctl.value == _FORWARDS
+        if sysctl.path in lab_sysctls.FORWARDING and sysctl.value == _FORWARDS
     }
     interfaces: dict[str | None, list[dict[str, t.Any]]] = {name: [] for name in want.namespaces}
     for link in want.links:
@@ -104,7 +105,7 @@ def of_lab(lab: str, have: Have) -> list[Node]:
     forwards = {
         netns
         for (netns, path), recorded in have.record.items()
-        if path in sysctls.FORWARDING
+        if path in lab_sysctls.FORWARDING
         and recorded.wanted == _FORWARDS
         and recorded.inode == (have.host_inode if netns is None else have.namespaces.get(netns))
     }

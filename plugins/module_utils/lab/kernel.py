@@ -14,12 +14,13 @@ import time
 import typing as t
 
 from ..core.errors import ConntrackError
-from ..kernel import ethtool, netns, rtnetlink, sysctls
-from ..kernel.rtnetlink import Channel, NetlinkError
+from ..kernel import ethtool, netlink, netns, rtnetlink, sysctls
+from ..kernel.netlink import NetlinkError
 from . import model as lab_model
+from . import namespaces, pyroute, topology
 from . import observe as lab_observe
-from . import pyroute, topology
 from . import record as lab_record
+from .channel import Channel
 from .model import Address, End, Have, HaveAddress, HaveLink, HaveRoute, Key, Route, Topology
 
 # open files to ask for: two a namespace, a socket and the namespace itself, save opening both again
@@ -89,7 +90,7 @@ class Kernel:
         """
         have = Have(host_inode=netns.inode(None) or 0)
         mounted, bare = netns.names()
-        have.claimed = {name for name in bare if netns.claim_of(name) == want.mark}
+        have.claimed = {name for name in bare if namespaces.claim_of(name) == want.mark}
         have.bare = {name: netns.kind_of_file(name) for name in bare if name not in have.claimed}
         have.foreign = set(have.bare)
         self._observe_links(None, have, links_only)
@@ -266,7 +267,7 @@ class Kernel:
         for end in (one, two):
             self._indexes.pop(end.key, None)
         channel = self.channel(one.netns)
-        channel.request(message, rtnetlink.NEWLINK, rtnetlink.CREATE | rtnetlink.EXCL)
+        channel.request(message, rtnetlink.NEWLINK, netlink.CREATE | netlink.EXCL)
 
     def delete_link(self, mark: str, key: Key, index: int) -> bool:
         """Delete a link when it is still there and still ours; say whether it was."""
@@ -334,11 +335,11 @@ class Kernel:
     def _add(self, name: str | None, message: t.Any, kind: int) -> bool:
         """Add an object, or replace what is there; say whether nothing was."""
         try:
-            self.channel(name).request(message, kind, rtnetlink.CREATE | rtnetlink.EXCL)
+            self.channel(name).request(message, kind, netlink.CREATE | netlink.EXCL)
         except NetlinkError as exc:
             if exc.errno != errno.EEXIST:
                 raise
-            self.channel(name).request(message, kind, rtnetlink.CREATE | rtnetlink.REPLACE)
+            self.channel(name).request(message, kind, netlink.CREATE | netlink.REPLACE)
             return False
         return True
 

@@ -9,27 +9,26 @@ import dataclasses
 import socket
 import typing as t
 
-from ..kernel import netns, rtnetlink
-from ..kernel.rtnetlink import Channel
+from ..kernel import netlink, netns, rtnetlink
 from . import model as lab_model
+from .channel import Channel
 from .model import HaveAddress, HaveLink, HaveRoute
 
 
 def parse_link(netns_name: str | None, data: bytes, start: int, end: int) -> HaveLink:
     dummy, dummy, index, flags, dummy = rtnetlink.IFINFO.unpack_from(data, start)
-    found = rtnetlink.attributes(data, start + rtnetlink.IFINFO.size, end)
-    info = found.get(rtnetlink.IFLA_LINKINFO, b"")
+    found = netlink.attributes(data, start + rtnetlink.IFINFO.size, end)
     return HaveLink(
-        key=(netns_name, rtnetlink.text_of(found, rtnetlink.IFLA_IFNAME)),
+        key=(netns_name, netlink.text_of(found, rtnetlink.IFLA_IFNAME)),
         ifindex=index,
-        kind=rtnetlink.text_of(rtnetlink.attributes(info, 0, len(info)), 1) or None,
-        alias=rtnetlink.text_of(found, rtnetlink.IFLA_IFALIAS),
-        group=rtnetlink.u32(found, rtnetlink.IFLA_GROUP),
-        mtu=rtnetlink.u32(found, rtnetlink.IFLA_MTU),
+        kind=rtnetlink.kind_of(found) or None,
+        alias=netlink.text_of(found, rtnetlink.IFLA_IFALIAS),
+        group=netlink.u32(found, rtnetlink.IFLA_GROUP),
+        mtu=netlink.u32(found, rtnetlink.IFLA_MTU),
         mac=found.get(rtnetlink.IFLA_ADDRESS, b"").hex(":"),
         up=bool(flags & rtnetlink.IFF_UP),
         running=found.get(rtnetlink.IFLA_OPERSTATE) == rtnetlink.OPERSTATE_UP,
-        peer_index=rtnetlink.u32(found, rtnetlink.IFLA_LINK, index),
+        peer_index=netlink.u32(found, rtnetlink.IFLA_LINK, index),
         arp=not flags & rtnetlink.IFF_NOARP,
         multicast=bool(flags & rtnetlink.IFF_MULTICAST),
     )
@@ -37,9 +36,9 @@ def parse_link(netns_name: str | None, data: bytes, start: int, end: int) -> Hav
 
 def parse_address(data: bytes, start: int, end: int) -> tuple[int, HaveAddress]:
     family, prefix, flags, dummy, index = rtnetlink.IFADDR.unpack_from(data, start)
-    found = rtnetlink.attributes(data, start + rtnetlink.IFADDR.size, end)
+    found = netlink.attributes(data, start + rtnetlink.IFADDR.size, end)
     packed = found.get(rtnetlink.IFA_LOCAL) or found.get(rtnetlink.IFA_ADDRESS) or b""
-    flags = rtnetlink.u32(found, rtnetlink.IFA_FLAGS, flags)
+    flags = netlink.u32(found, rtnetlink.IFA_FLAGS, flags)
     # Kernels before 5.18 do not say who made an address: their link-local ones are taken for the
     # kernel's.
     made_by = found.get(rtnetlink.IFA_PROTO, b"\3" if packed[:1] == b"\xfe" else b"\0")[0]
@@ -66,15 +65,15 @@ def parse_route(
         or flags & rtnetlink.RTM_F_CLONED
     ):
         return None
-    found = rtnetlink.attributes(data, start + rtnetlink.RTMSG.size, end)
+    found = netlink.attributes(data, start + rtnetlink.RTMSG.size, end)
     packed = found.get(rtnetlink.RTA_DST, bytes(4 if family == socket.AF_INET else 16))
-    dev = names.get(rtnetlink.u32(found, rtnetlink.RTA_OIF)) if rtnetlink.RTA_OIF in found else None
+    dev = names.get(netlink.u32(found, rtnetlink.RTA_OIF)) if rtnetlink.RTA_OIF in found else None
     return HaveRoute(
         netns_name,
         (packed, prefix),
         found.get(rtnetlink.RTA_GATEWAY),
         dev,
-        rtnetlink.u32(found, rtnetlink.RTA_PRIORITY),
+        netlink.u32(found, rtnetlink.RTA_PRIORITY),
         protocol,
     )
 

@@ -11,7 +11,6 @@ import typing as t
 
 from ..core.errors import ConntrackError
 from ..core.plan import Plan, Step
-from ..kernel.sysctls import siblings
 from .model import (
     Address,
     End,
@@ -39,6 +38,7 @@ from .model import (
     show_place,
     show_sysctl,
 )
+from .sysctls import siblings
 from .topology import DEFAULT_METRIC, MANAGED_PROTOCOLS, MTU_IPV6, split_sysctls
 
 

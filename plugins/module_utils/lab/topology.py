@@ -21,9 +21,9 @@ import re
 import typing as t
 
 from ..core.errors import ConntrackError, bad_value, did_you_mean
-from ..kernel import sysctls
 from . import expectation
 from . import model as lab_model
+from . import sysctls as lab_sysctls
 from .model import End, Route, Sysctl, Topology
 
 #: Protocols (rtnetlink's RTPROT_*) of routes that people and scripts add: boot is what C(ip route
@@ -45,7 +45,7 @@ _RESERVED_LINKS = frozenset(
 )  # the loopback, and two directories of /proc/sys/net/ipv4/conf
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 #: Other names of the same value (net/ipv4/devinet.c, ctl_forward_entry).
-_SAME = {"net/ipv4/ip_forward": sysctls.FORWARDING[0]}
+_SAME = {"net/ipv4/ip_forward": lab_sysctls.FORWARDING[0]}
 #: A number as the kernel reads it (lib/kstrtox.c with base 0): hexadecimal, octal or decimal.
 _NUMBER = re.compile(r"([+-]?)(0[xX][0-9a-fA-F]+|[0-9]+)\Z")
 _DEFAULT_NAMESPACES: list[dict[str, t.Any]] = [
@@ -120,7 +120,7 @@ def parse(description: t.Mapping[str, t.Any]) -> Topology:
         _parse_sysctls(f"{prefix}sysctls", netns, item.get("sysctls"), wanted)
         _parse_routes(f"{prefix}routes", netns, item.get("routes"), reach.get(netns, {}), routes)
     if router is not None or on_host:
-        for path in sysctls.FORWARDING:
+        for path in lab_sysctls.FORWARDING:
             wanted.setdefault((router, path), Sysctl(router, path, "1", optional=True))
     for sysctl in _without_dad(parsed_links):
         wanted.setdefault(sysctl.key, sysctl)
@@ -608,6 +608,12 @@ def split_sysctls(want: Topology) -> tuple[list[Sysctl], list[Sysctl]]:
 
 def _rank(sysctl: Sysctl) -> int:
     """Return the position of a sysctl among those that are set: what changes others comes first."""
-    if sysctl.path in sysctls.FORWARDING:
+    if sysctl.path in lab_sysctls.FORWARDING:
         return 0
-    return 1 if sysctls.CONF_ALL.match(sysctl.path) else 2 if "/conf/default/" in sysctl.path else 3
+    return (
+        1
+        if lab_sysctls.CONF_ALL.match(sysctl.path)
+        else 2
+        if "/conf/default/" in sysctl.path
+        else 3
+    )

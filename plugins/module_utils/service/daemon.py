@@ -27,7 +27,7 @@ from ..core import lock, stop
 from ..core.errors import ConntrackError
 from ..flows import delete as flow_delete
 from ..flows import table as flow_table
-from ..kernel import bpffs, link_events
+from ..kernel import bpffs, bpffs_mount, link_events
 from . import options as service_options
 from . import sd_notify
 from .http import server as http_server
@@ -386,7 +386,7 @@ def mount(pin_root: str) -> None:
             )
     finally:
         os.close(home)
-    bpffs.ensure_mounted(pin_root)
+    bpffs_mount.ensure_mounted(pin_root)
 
 
 def load(paths: bpffs.Paths) -> int:

@@ -20,7 +20,7 @@ from ..attach import record as attach_record
 from ..core import lock
 from ..core.errors import ConntrackError
 from ..core.plan import Plan, Step, Undo, irrevocable
-from ..generation import health
+from ..generation import pinned_objects
 from ..kernel import bpffs
 from ..lab.model import Key, show_key
 from . import restore
@@ -39,7 +39,7 @@ class Attachments:
         state_dir: str = bpffs.STATE_DIR,
         patience: float = lock.SECONDS,
     ) -> None:
-        known = (f"/{bpffs.decode(name)}" for name in health.names(state_dir))
+        known = (f"/{bpffs.decode(name)}" for name in pinned_objects.names(state_dir))
         self._paths = [bpffs.Paths(root, state_dir) for root in dict.fromkeys((pin_root, *known))]
         self._patience = patience
 
@@ -51,7 +51,7 @@ class Attachments:
                 bpffs.interface_key(item["netns"], item["name"])
                 for item in attach_record.interfaces(paths)
             )
-            for key in dict.fromkeys((*health.names(paths.link_dir), *written)):
+            for key in dict.fromkeys((*pinned_objects.names(paths.link_dir), *written)):
                 found.setdefault(bpffs.interface_of(key), []).append(paths)
         return found
 

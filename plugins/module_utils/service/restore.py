@@ -25,7 +25,7 @@ from ..attach import record as attach_record
 from ..core import lock, plan
 from ..core.errors import ConntrackError
 from ..generation import converge as generation
-from ..generation import diagnosis, health, manifest, reload
+from ..generation import diagnosis, manifest, pinned_objects, reload, state_dir
 from ..generation.model import KEEP_RANGE, Have, Policy
 from ..kernel import bpffs
 
@@ -57,7 +57,7 @@ def load(
     broken = [fault for mend in _MENDED for fault in diagnosis.mended_by(have.faults, mend)]
     if have.generation is not None and not broken and not have.source:
         return [], have
-    number = manifest.active(paths)
+    number = state_dir.active(paths)
     if number is None:
         raise NothingKept(
             f"{paths.state_dir}: no chain is written down there for {paths.pin_root}. Run"
@@ -164,7 +164,7 @@ def unload(paths: bpffs.Paths, patience: float = lock.SECONDS) -> list[str]:
         except FileNotFoundError:
             return []
         names: t.Iterable[tuple[str | None, str]] = map(
-            bpffs.interface_of, health.names(paths.link_dir)
+            bpffs.interface_of, pinned_objects.names(paths.link_dir)
         )
         wants = attach_model.parse(
             "absent", [{"name": name, "netns": namespace} for namespace, name in names], "auto"

@@ -20,8 +20,9 @@ from ..flows import filter as flow_filter
 from ..flows import read as flow_read
 from ..flows import table as flow_table
 from ..generation import converge as generation
-from ..generation import health
-from ..generation import probe as proof
+from ..generation import links as generation_links
+from ..generation import probe as generation_probe
+from ..generation import probe_whole
 from ..kernel import bpf, bpffs
 
 
@@ -60,10 +61,10 @@ def faults(paths: bpffs.Paths, have: generation.Have) -> list[dict[str, str]]:
 
 def forwarded(paths: bpffs.Paths) -> dict[str, t.Any] | None:
     """Return what the chain forwards, and what that passes by; None where it forwards nothing."""
-    forward = health.forwards(paths)
+    forward = generation_links.forwards(paths)
     if forward == chain_settings.FORWARDS[0]:
         return None
-    seen = health.look_forwarding(paths, health.look_links(paths))
+    seen = generation_links.look_forwarding(paths, generation_links.look_links(paths))
     return {
         "forward": forward,
         "namespaces": [
@@ -71,7 +72,7 @@ def forwarded(paths: bpffs.Paths) -> dict[str, t.Any] | None:
             for where, rules in forwarding.namespaces(seen.values()).items()
         ],
         "vlan_offloads": {
-            health.interface(key): [offload.what for offload in one.offloads]
+            generation_links.interface(key): [offload.what for offload in one.offloads]
             for key, one in seen.items()
             if one.offloads
         },
@@ -122,13 +123,13 @@ def verify(paths: bpffs.Paths) -> t.Iterator[tuple[str, bool]]:
         return
     guests = any(slot in have.programs for slot in chain_programs.GUEST_SLOTS.values())
     for hook in chain_programs.TRACKING_HOOKS:
-        for probe in proof.PROBES:
+        for probe in probe_whole.PROBES:
             try:
                 with (
                     bpf.closing(bpf.obj_get(paths.prog(chain_programs.SLOTS[hook]))) as entry,
                     bpf.closing(bpf.obj_get(paths.map("stats"))) as stats,
                 ):
-                    proof.prove(entry, stats, guests, probe)
+                    generation_probe.prove(entry, stats, guests, probe)
             except ConntrackError as exc:
                 yield f"{hook}: {exc.message}", False
             else:

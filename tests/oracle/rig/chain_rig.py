@@ -14,8 +14,9 @@ import typing as t
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock, guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
@@ -24,7 +25,12 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    bpffs,
+    bpffs_mount,
+)
 
 from . import view
 
@@ -86,7 +92,7 @@ class ChainRig:
             events=events,
             **dict.fromkeys(render.SIZES, table_size),
         )
-        bpffs.ensure_mounted(bpffs.STANDARD)
+        bpffs_mount.ensure_mounted(bpffs.STANDARD)
         self.paths = bpffs.Paths(os.path.join(bpffs.STANDARD, f"oracle_{os.getpid()}_{id(self):x}"))
         os.mkdir(self.paths.pin_root)
         try:
@@ -157,7 +163,7 @@ class ChainRig:
         bpf.map_update(
             self._settings,
             _U32.pack(0),
-            chain_settings.settings_value(clock.hz(), timeouts or {}, knobs or {}),
+            chain_settings.settings_value(chain_jiffies.hz(), timeouts or {}, knobs or {}),
         )
 
     # ------------------------------------------------------------ the table
@@ -244,7 +250,7 @@ class ChainRig:
                 )
         if self._waiting:
             self._waiting = False
-            bpf.map_delete_batch(self._frags, [key for key, dummy in self._fragments()])
+            bpf_batch.map_delete_batch(self._frags, [key for key, dummy in self._fragments()])
 
     def _fragments(self) -> list[tuple[bytes, bytes]]:
         """Return keys and values of the datagrams of which fragments are waited for."""

@@ -22,11 +22,10 @@ from ...build import bcc as build_bcc
 from ...build import load as load_object
 from ...chain import guests
 from ...chain import layout as chain_layout
-from ...chain import maps as chain_maps
 from ...chain.clock import Clock
 from ...core.errors import ConntrackError
 from ...flows import codec as flow
-from ...kernel import bpf
+from ...kernel import bpf, bpf_batch, bpf_constants
 from ...kernel.elf import Map
 
 #: The chain's own maps in a rendered text: kind, key and value and name, size.
@@ -87,7 +86,7 @@ def private(text: str, entries: int) -> t.Callable[[Map], Map]:
     def alone(spec: Map) -> Map:
         kind = kinds.get(spec.name[: -len(load_object.MAP_SUFFIX)], "")
         if kind in _KINDS:
-            spec = spec._replace(kind=chain_maps.MAP_TYPES[_KINDS[kind]])
+            spec = spec._replace(kind=bpf_constants.MAP_TYPES[_KINDS[kind]])
         return spec._replace(max_entries=entries) if kind.endswith("hash") else spec
 
     return alone
@@ -188,7 +187,7 @@ class Shadow:
         self._names = sorted(counters, key=lambda name: counters[name])
         with contextlib.ExitStack() as made:
             self._maps: dict[str, int] = {}
-            entries = frames + 1 + bpf.lru_spare()
+            entries = frames + 1 + bpf_batch.lru_spare()
             if built is None:
                 self._programs = build_bcc.build(
                     shadow_text(text, entries), headers, self._slots, self._maps

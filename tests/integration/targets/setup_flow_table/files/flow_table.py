@@ -16,12 +16,18 @@ import typing as t
 
 sys.path.insert(0, sys.argv[1])
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_constants,
+    bpffs,
+    bpffs_mount,
+    pins,
+)
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 #: Any jiffies will do: what counts is the distance to CLOCK_MONOTONIC.
@@ -33,7 +39,7 @@ def flows() -> list[tuple[bytes, bytes]]:
     """Return 5 TCP connections, 2 attempts at one, 3 UDP flows, a ping, and 2 flows whose time is
     over.
     """
-    when: dict[str, t.Any] = {"now": JIFFIES, "hz": clock.hz()}
+    when: dict[str, t.Any] = {"now": JIFFIES, "hz": chain_jiffies.hz()}
     return [
         *(fakes.entry(sport=40000 + at, orig=(at + 1, 100 * (at + 1)), **when) for at in range(5)),
         *(
@@ -64,18 +70,18 @@ def flows() -> list[tuple[bytes, bytes]]:
 
 def create(paths: bpffs.Paths) -> None:
     """Make the maps, fill and pin them."""
-    bpffs.ensure_mounted(paths.pin_root)
+    bpffs_mount.ensure_mounted(paths.pin_root)
     directory = os.path.join(paths.gen_dir(1), "map")
     os.makedirs(directory)
-    bpffs.swap_symlink("gen/1", paths.active)
-    bpffs.swap_symlink(paths.seed_links()[paths.seed_map], paths.seed_map)
+    pins.swap_symlink("gen/1", paths.active)
+    pins.swap_symlink(paths.seed_links()[paths.seed_map], paths.seed_map)
     rows = flows()
     for spec in chain_maps.maps(1024, 512, 1024, 512):
         if spec.kind not in ("hash", "lru_hash", "array", "percpu_array"):
             continue  # readers ask nothing of what holds programs or other maps
         with bpf.closing(
             bpf.map_create(
-                chain_maps.MAP_TYPES[spec.kind],
+                bpf_constants.MAP_TYPES[spec.kind],
                 spec.name,
                 spec.key_size,
                 spec.value_size,
@@ -105,7 +111,9 @@ def create(paths: bpffs.Paths) -> None:
                 bpf.map_update(
                     fd,
                     struct.pack("=I", 0),
-                    chain_settings.settings_value(clock.hz(), {"udp": 45}, {"tcp_loose": False}),
+                    chain_settings.settings_value(
+                        chain_jiffies.hz(), {"udp": 45}, {"tcp_loose": False}
+                    ),
                 )
             elif spec.name in ("ctt", "ctt_new"):
                 for key, flow in rows:
@@ -123,7 +131,7 @@ def remove(paths: bpffs.Paths) -> None:
         ]:
             os.unlink(os.path.join(directory, name))
         os.rmdir(directory)
-    bpffs.release(paths.pin_root)
+    bpffs_mount.release(paths.pin_root)
 
 
 {"create": create, "remove": remove}[sys.argv[3]](bpffs.Paths(sys.argv[2]))

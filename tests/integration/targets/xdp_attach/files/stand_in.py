@@ -15,13 +15,18 @@ import sys
 sys.path.insert(0, sys.argv[1])
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import HOOKS, SLOTS
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpffs,
+    bpffs_mount,
+    pins,
+)
 
 PATHS = bpffs.Paths(sys.argv[2])
 
 
 def create() -> None:
-    bpffs.ensure_mounted(PATHS.pin_root)
+    bpffs_mount.ensure_mounted(PATHS.pin_root)
     for generation in (1, 2):
         os.makedirs(f"{PATHS.gen_dir(generation)}/prog")
         for hook in HOOKS:
@@ -29,11 +34,11 @@ def create() -> None:
                 bpf.obj_pin(fd, f"{PATHS.gen_dir(generation)}/prog/xdp_{SLOTS[hook]}")
     activate(1)
     for path, target in PATHS.seed_links().items():
-        bpffs.swap_symlink(target, path)
+        pins.swap_symlink(target, path)
 
 
 def activate(generation: int) -> None:
-    bpffs.swap_symlink(f"gen/{generation}", PATHS.active)
+    pins.swap_symlink(f"gen/{generation}", PATHS.active)
 
 
 def remove() -> None:
@@ -44,7 +49,7 @@ def remove() -> None:
                 os.rmdir(path)
             else:
                 os.unlink(path)
-    bpffs.release(PATHS.pin_root)
+    bpffs_mount.release(PATHS.pin_root)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import refusals
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import device, netdev
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    ethtool,
+    netdev,
+    xdp_features,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +42,8 @@ def test_native_is_refused_where_it_is_known_to_fail(
         "link_facts",
         lambda number: netdev.LinkFacts(number, "x0", kind, 1500, 0, None, {}, 0),
     )
-    monkeypatch.setattr(device, "driver", lambda name: device.Driver(driver, ""))
-    monkeypatch.setattr(device, "native", lambda number: able)
+    monkeypatch.setattr(ethtool, "driver", lambda name: ethtool.Driver(driver, ""))
+    monkeypatch.setattr(xdp_features, "native", lambda number: able)
     found = refusals.why_not_native(index)
     assert said in found and bool(said) == bool(found), found
 

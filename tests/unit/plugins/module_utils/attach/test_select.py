@@ -8,8 +8,8 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import chains, select
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import model as attach_model
-from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import select
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach.select import Candidate
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 
@@ -226,7 +226,7 @@ def entry(netns: str | None, program: str = "ingress") -> dict[str, t.Any]:
 def roots(
     *items: dict[str, t.Any], per_netns: bool = True, every: bool = False
 ) -> dict[str, list[str | None]]:
-    found = select.chains(items, "/sys/fs/bpf", per_netns, every)
+    found = chains.chains(items, "/sys/fs/bpf", per_netns, every)
     assert [one["main"] for one in (found[::-1] if every else found)] == [True] + [False] * (
         len(found) - 1
     )

@@ -77,7 +77,7 @@ def test_links_are_tried_where_nobody_sees_it(monkeypatch: pytest.MonkeyPatch) -
         return -1
 
     monkeypatch.setattr(bpf, "prog_load", lambda *dummy: -1)
-    monkeypatch.setattr(features.netns, "anonymous", anonymous)
+    monkeypatch.setattr(features.private_netns, "anonymous", anonymous)
     monkeypatch.setattr(netdev, "link_create", create)
     (probe,) = (probe for name, dummy, probe in features.FEATURES if "links" in name)
     probe()

@@ -20,10 +20,11 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
-    device,
     ethtool,
     netdev,
     netfilter,
+    netlink,
+    xdp_features,
 )
 
 SOURCES = str(pathlib.Path(__file__).resolve().parents[5] / "files/bpf")
@@ -57,7 +58,7 @@ def base_chain(
         else b""
     )
     said = attribute(5, struct.pack("!I", policy)) if policy is not None else b""
-    return family, device.attributes(
+    return family, netlink.attributes(
         attribute(1, table.encode() + b"\0") + attribute(3, name.encode() + b"\0") + hooked + said
     )
 
@@ -191,8 +192,8 @@ def facts(kind: str, peer_xdp: dict[str, int] | None = None) -> netdev.LinkFacts
 def test_who_takes_redirected_frames(
     told: bool | None, driver: str, mode: str | None, takes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "takes_redirected", lambda ifindex: told)
-    monkeypatch.setattr(device, "driver", lambda name: device.Driver(driver, ""))
+    monkeypatch.setattr(xdp_features, "takes_redirected", lambda ifindex: told)
+    monkeypatch.setattr(ethtool, "driver", lambda name: ethtool.Driver(driver, ""))
     assert redirect.transmits(facts(""), mode) is takes
 
 
@@ -208,7 +209,7 @@ def test_who_takes_redirected_frames(
 def test_a_veth_is_as_its_other_end(
     told: bool | None, peer: dict[str, int], takes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "takes_redirected", lambda ifindex: told)
+    monkeypatch.setattr(xdp_features, "takes_redirected", lambda ifindex: told)
     monkeypatch.setattr(netdev, "link_facts", lambda interface, nsid=None: facts("veth", peer))
     assert redirect.transmits(facts("veth"), "native") is takes
 

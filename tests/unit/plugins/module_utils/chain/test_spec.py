@@ -11,6 +11,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps a
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import states as chain_states
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf_constants
 
 
 def test_the_seeds_slots() -> None:
@@ -53,7 +54,7 @@ def test_the_seeds_maps() -> None:
     )
     assert len(specs) == len(chain_maps.maps(4096)) and {
         spec.kind for spec in specs.values()
-    } <= set(chain_maps.MAP_TYPES)
+    } <= set(bpf_constants.MAP_TYPES)
 
 
 def test_what_packets_taught_goes_on_to_the_next_generation() -> None:

@@ -30,7 +30,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     apply as generation_apply,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import state_dir
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs, pins
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import record as lab_record
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
@@ -264,7 +264,7 @@ def test_pins_of_another_user_are_refused(base: pathlib.Path, inside: str) -> No
 
     def look() -> None:
         bpffs.refuse_foreign(paths)
-        bpffs.check_places(paths)
+        pins.check_places(paths)
 
     message = refusal(look)
     assert (

@@ -13,7 +13,12 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight, put_back
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, device
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_constants,
+    ethtool,
+    netlink,
+)
 
 MIB = 1 << 20
 
@@ -21,7 +26,7 @@ MIB = 1 << 20
 def there(name: str, entries: int) -> bpf.MapInfo:
     return bpf.MapInfo(
         1,
-        chain_maps.MAP_TYPES["lru_hash"],
+        bpf_constants.MAP_TYPES["lru_hash"],
         name,
         chain_layout.KEY4.size,
         chain_layout.ENTRY.size,
@@ -148,7 +153,7 @@ def test_an_error_of_the_library_is_parted_into_what_is_wrong_and_how_to_mend_it
 
 def test_cards_count_late_and_virtual_interfaces_do_not() -> None:
     late = {
-        driver: device.Driver(*driver).counts_late
+        driver: ethtool.Driver(*driver).counts_late
         for driver in (
             ("ixgbe", "0000:01:00.0"),
             ("virtio_net", "0000:00:03.0"),
@@ -160,7 +165,7 @@ def test_cards_count_late_and_virtual_interfaces_do_not() -> None:
 
 
 def test_netlink_attributes_are_parted() -> None:
-    assert device.attributes(bytes.fromhex("0500 0100 41000000 0800 0200 01000000 0000")) == {
+    assert netlink.attributes(bytes.fromhex("0500 0100 41000000 0800 0200 01000000 0000")) == {
         1: b"A",
         2: bytes((1, 0, 0, 0)),
     }

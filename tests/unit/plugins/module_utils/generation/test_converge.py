@@ -21,7 +21,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     diagnosis,
     migrate_plan,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants, bpffs
 
 PATHS = bpffs.Paths("/sys/fs/bpf")
 WANT = generation.Want("the sources", {"include/a.h": "a header"}, 65536)
@@ -31,7 +31,7 @@ EMPTY = diagnosis.Fault("slot_empty", "jt[3]", "slot 3 (ct) is empty")
 
 def program(slot: int, number: int) -> bpf.ProgInfo:
     name = next(name for name, at in chain_programs.SLOTS.items() if at == slot)
-    return bpf.ProgInfo(number, bpf.PROG_TYPE_XDP, name, "ab" * 8, 100, 0, 0, (), 0)
+    return bpf.ProgInfo(number, bpf_constants.PROG_TYPE_XDP, name, "ab" * 8, 100, 0, 0, (), 0)
 
 
 def found(**changes: t.Any) -> generation.Have:
@@ -46,7 +46,7 @@ def found(**changes: t.Any) -> generation.Have:
         maps={
             spec.name: bpf.MapInfo(
                 200 + number,
-                chain_maps.MAP_TYPES[spec.kind],
+                bpf_constants.MAP_TYPES[spec.kind],
                 spec.name,
                 spec.key_size,
                 spec.value_size,
@@ -62,7 +62,7 @@ def found(**changes: t.Any) -> generation.Have:
 
 
 def link(prog_id: int, ifindex: int = 5) -> bpf.LinkInfo:
-    return bpf.LinkInfo(77, prog_id, ifindex, bpf.LINK_TYPE_XDP)
+    return bpf.LinkInfo(77, prog_id, ifindex, bpf_constants.LINK_TYPE_XDP)
 
 
 def kept(number: int, **changes: t.Any) -> generation.Generation:

@@ -10,7 +10,7 @@ import itertools
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import clock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
@@ -20,21 +20,24 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     health,
     traffic,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    links as generation_links,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants
 
-SETTINGS = chain_settings.settings_value(clock.hz(), {}, {})
+SETTINGS = chain_settings.settings_value(chain_jiffies.hz(), {}, {})
 META = {"generation": 3, "layout": chain_layout.LAYOUT_VERSION, "ktime_ns": 1}
 
 
 def program(slot: int, number: int) -> bpf.ProgInfo:
     name = next(name for name, at in chain_programs.SLOTS.items() if at == slot)
-    return bpf.ProgInfo(number, bpf.PROG_TYPE_XDP, name, "ab" * 8, 100, 0, 0, (), 0)
+    return bpf.ProgInfo(number, bpf_constants.PROG_TYPE_XDP, name, "ab" * 8, 100, 0, 0, (), 0)
 
 
 MAPS = {
     spec.name: bpf.MapInfo(
         200 + number,
-        chain_maps.MAP_TYPES[spec.kind],
+        bpf_constants.MAP_TYPES[spec.kind],
         spec.name,
         spec.key_size,
         spec.value_size,
@@ -111,11 +114,11 @@ NO_TABLES = chain_settings.SETTINGS_STRUCT.pack(
         (seen(meta=dict.fromkeys(META, 0)), ("meta_damaged", "map/meta")),
         (seen(settings=bytes(len(SETTINGS))), ("settings_damaged", "map/settings")),
         (
-            seen(settings=chain_settings.settings_value(clock.hz() + 1, {}, {})),
+            seen(settings=chain_settings.settings_value(chain_jiffies.hz() + 1, {}, {})),
             ("settings_damaged", "map/settings"),
         ),
         (
-            seen(settings=chain_settings.settings_value(clock.hz(), {"udp": 0}, {})),
+            seen(settings=chain_settings.settings_value(chain_jiffies.hz(), {"udp": 0}, {})),
             ("settings_damaged", "map/settings"),
         ),
         (
@@ -145,7 +148,7 @@ def test_what_the_user_chose_is_no_fault() -> None:
         "ctt": MAPS["ctt"]._replace(max_entries=77),
         "stats": MAPS["stats"]._replace(max_entries=7),
     }
-    chosen = chain_settings.settings_value(clock.hz(), {"udp": 7}, {"tcp_loose": 0})
+    chosen = chain_settings.settings_value(chain_jiffies.hz(), {"udp": 7}, {"tcp_loose": 0})
     assert (
         names(
             seen(
@@ -208,20 +211,32 @@ PROGRAMS = {0: program(0, 100), 1: program(1, 101), 3: program(3, 103)}
 @pytest.mark.parametrize(
     ("link", "expected"),
     [
-        (health.Link(bpf.LinkInfo(77, 101, 5, bpf.LINK_TYPE_XDP), True), []),
-        (health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), True), ["link_program"]),
-        (health.Link(bpf.LinkInfo(77, 103, 5, bpf.LINK_TYPE_XDP), True), ["link_program"]),
-        (health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP), False), ["link_stale"]),
-        (health.Link(bpf.LinkInfo(77, 101, 5, bpf.LINK_TYPE_XDP), False), ["link_moved"]),
+        (generation_links.Link(bpf.LinkInfo(77, 101, 5, bpf_constants.LINK_TYPE_XDP), True), []),
         (
-            health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), False),
+            generation_links.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), True),
+            ["link_program"],
+        ),
+        (
+            generation_links.Link(bpf.LinkInfo(77, 103, 5, bpf_constants.LINK_TYPE_XDP), True),
+            ["link_program"],
+        ),
+        (
+            generation_links.Link(bpf.LinkInfo(77, 101, 0, bpf_constants.LINK_TYPE_XDP), False),
+            ["link_stale"],
+        ),
+        (
+            generation_links.Link(bpf.LinkInfo(77, 101, 5, bpf_constants.LINK_TYPE_XDP), False),
+            ["link_moved"],
+        ),
+        (
+            generation_links.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), False),
             ["link_moved", "link_program"],
         ),
-        (health.Link(None), ["link_foreign"]),
+        (generation_links.Link(None), ["link_foreign"]),
     ],
 )
-def test_links(link: health.Link, expected: list[str]) -> None:
-    faults = health.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
+def test_links(link: generation_links.Link, expected: list[str]) -> None:
+    faults = generation_links.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
     assert [fault.fault for fault in faults] == expected
     assert {fault.object for fault in faults} <= {"eth0.7@ns1"}
 
@@ -230,32 +245,36 @@ def test_links(link: health.Link, expected: list[str]) -> None:
     ("link", "repairs"),
     [
         (
-            health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP)),
+            generation_links.Link(bpf.LinkInfo(77, 101, 0, bpf_constants.LINK_TYPE_XDP)),
             ["ct detach eth0.7@ns1"],
         ),  # the interface is gone
         (
-            health.Link(bpf.LinkInfo(77, 101, 0, bpf.LINK_TYPE_XDP), there=True, hook="egress"),
+            generation_links.Link(
+                bpf.LinkInfo(77, 101, 0, bpf_constants.LINK_TYPE_XDP), there=True, hook="egress"
+            ),
             ["ct attach eth0.7@ns1 --program egress"],
         ),
         (
-            health.Link(bpf.LinkInfo(77, 9, 0, bpf.LINK_TYPE_XDP), there=True),
+            generation_links.Link(bpf.LinkInfo(77, 9, 0, bpf_constants.LINK_TYPE_XDP), there=True),
             ["ct attach eth0.7@ns1 --program PROGRAM"],
         ),
         (
-            health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), True, True, "ingress"),
+            generation_links.Link(
+                bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), True, True, "ingress"
+            ),
             ["ct load"],
         ),
         (
-            health.Link(bpf.LinkInfo(77, 9, 5, bpf.LINK_TYPE_XDP), True, True),
+            generation_links.Link(bpf.LinkInfo(77, 9, 5, bpf_constants.LINK_TYPE_XDP), True, True),
             ["ct attach eth0.7@ns1 --program PROGRAM"],
         ),
     ],
 )
 def test_a_fault_of_a_link_names_the_command_that_repairs_it(
-    link: health.Link, repairs: list[str]
+    link: generation_links.Link, repairs: list[str]
 ) -> None:
     assert [
-        fault.repair for fault in health.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
+        fault.repair for fault in generation_links.judge_links({"eth0%2E7@ns1": link}, PROGRAMS)
     ] == repairs
 
 

@@ -49,7 +49,7 @@ def test_what_is_written_is_read_again(paths: bpffs.Paths) -> None:
     assert manifest.look(paths) == generation.State(None, None, (3,))
     manifest.activate(paths, 3)
     assert manifest.look(paths) == generation.State(3, WANT.made_of, (3,))
-    assert manifest.read(paths, manifest.active(paths)) == WANT
+    assert manifest.read(paths, state_dir.active(paths)) == WANT
 
 
 def test_made_of_is_the_same_after_a_round_trip(paths: bpffs.Paths) -> None:
@@ -348,7 +348,7 @@ def test_what_is_written_down_outlives_a_power_cut(
     ):
         write()
         assert (disk.early, disk.lost) == ([], set())
-    assert manifest.read(paths, manifest.active(paths)) == dataclasses.replace(
+    assert manifest.read(paths, state_dir.active(paths)) == dataclasses.replace(
         WANT, timeouts={"udp": 8}
     )
 

@@ -16,7 +16,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps a
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import schema
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import migrate_plan
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants
 
 INHERITED = {spec.name for spec in chain_maps.maps() if spec.inherited}
 SIZE = 10240
@@ -43,7 +43,7 @@ def of(
     }
     found = {
         name: bpf.MapInfo(
-            1, chain_maps.MAP_TYPES[kind], name, key, value, entries.get(name, SIZE), 0
+            1, bpf_constants.MAP_TYPES[kind], name, key, value, entries.get(name, SIZE), 0
         )
         for name, (kind, key, value) in known["maps"].items()
     }
@@ -174,7 +174,7 @@ def test_what_has_no_description_can_not_be_translated() -> None:
 
 def test_a_map_that_is_not_what_it_should_be_is_named() -> None:
     old = of(
-        1, schema.KNOWN[1], ctt={"kind": chain_maps.MAP_TYPES["array"], "key_size": 4, "id": 77}
+        1, schema.KNOWN[1], ctt={"kind": bpf_constants.MAP_TYPES["array"], "key_size": 4, "id": 77}
     )
     for policy in ("fail", "migrate"):
         with pytest.raises(

@@ -14,7 +14,13 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
+    bpf,
+    bpf_batch,
+    netdev,
+    netlink,
+    rtnetlink,
+)
 
 
 def test_an_error_is_both_kinds() -> None:
@@ -87,20 +93,6 @@ def test_both_error_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert raised.value.message == "bpf_obj_get(/x): No such file or directory (ENOENT)"
 
 
-def test_fault_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(name: str) -> None:
-        raise Stop(name)
-
-    answers = _Answers(monkeypatch, 3)
-    monkeypatch.setattr(bpf, "fault", stop)
-    with pytest.raises(Stop, match="bpf_obj_get"):
-        bpf.obj_get("/x")
-    assert answers.calls == []
-
-
 def test_batches_grow_when_a_bucket_is_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     def give(count: int, result: int) -> t.Callable[..., int]:
         def answer(
@@ -143,19 +135,19 @@ def test_batch_delete_steps_over_missing_keys(monkeypatch: pytest.MonkeyPatch) -
         return answer
 
     _Answers(monkeypatch, *[delete({b"aa", b"bb", b"dd"})] * 9)
-    assert bpf.map_delete_batch(3, []) == 0
-    assert bpf.map_delete_batch(3, [b"xx", b"aa", b"bb", b"cc", b"dd", b"ee"]) == 3
+    assert bpf_batch.map_delete_batch(3, []) == 0
+    assert bpf_batch.map_delete_batch(3, [b"xx", b"aa", b"bb", b"cc", b"dd", b"ee"]) == 3
 
 
 def test_netlink_attributes_are_padded_and_parsed() -> None:
     raw = (
-        netdev._attribute(3, b"lan\0")
-        + netdev._attribute(4 | netdev._NLA_F_NESTED, b"abcde")
-        + netdev._attribute(5, b"")
+        netlink.attribute(3, b"lan\0")
+        + netlink.attribute(4 | netlink.NESTED, b"abcde")
+        + netlink.attribute(5, b"")
     )
     assert len(raw) == 8 + 12 + 4
-    assert netdev._attributes(raw) == {3: b"lan\0", 4: b"abcde", 5: b""}
-    assert netdev._attributes(raw + b"\0\0\0\0\1\2") == netdev._attributes(
+    assert netlink.attributes(raw) == {3: b"lan\0", 4: b"abcde", 5: b""}
+    assert netlink.attributes(raw + b"\0\0\0\0\1\2") == netlink.attributes(
         raw
     )  # a broken tail ends the list
 
@@ -175,6 +167,9 @@ class _Socket:
     def __exit__(self, *args: object) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
     def setsockopt(self, *args: t.Any) -> None:
         raise OSError(errno.ENOPROTOOPT, "an old kernel")
 
@@ -186,12 +181,12 @@ class _Socket:
 
 
 def _answer(monkeypatch: pytest.MonkeyPatch, kind: int, flags: int, body: bytes) -> None:
-    monkeypatch.setattr(netdev.socket, "socket", _Socket)
-    _Socket.answer = netdev._HEADER.pack(netdev._HEADER.size + len(body), kind, flags, 1, 0) + body
+    monkeypatch.setattr(netlink.socket, "socket", _Socket)
+    _Socket.answer = netlink.HEADER.pack(netlink.HEADER.size + len(body), kind, flags, 1, 0) + body
 
 
 def test_netlink_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = netdev._attribute(1, b"Peer MTU is too large to set XDP\0")
+    words = netlink.attribute(1, b"Peer MTU is too large to set XDP\0")
     _answer(monkeypatch, 2, 0x300, struct.pack("=i", -errno.ERANGE) + bytes(16) + words)
     with pytest.raises(bpf.BpfError) as raised:
         netdev.xdp_set(7, 3, netdev.XDP_FLAGS["native"])
@@ -208,27 +203,42 @@ def test_netlink_without_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (raised.value.errno, raised.value.words) == (errno.EBUSY, "")
 
 
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    return netlink.HEADER.pack(netlink.HEADER.size + len(body), kind, flags, 1, 0) + body
+
+
+@pytest.mark.parametrize("flags", [0, 0x10])
+def test_a_dump_ends_with_its_last_message(monkeypatch: pytest.MonkeyPatch, flags: int) -> None:
+    """Those that answer another request do not count; 0x10 says that it was interrupted."""
+    monkeypatch.setattr(netlink.socket, "socket", _Socket)
+    other = netlink.HEADER.pack(netlink.HEADER.size + 4, 16, 2, 7, 0) + b"0000"
+    _Socket.answer = other + _message(16, 2 | flags, b"1111") + _message(3, 2, b"\0" * 4)
+    found, interrupted = netlink.Socket().dump_once(18, b"")
+    assert [data[start:end] for data, start, end in found] == [b"1111"]
+    assert interrupted == bool(flags)
+
+
 @pytest.mark.parametrize(
     "xdp, expected, seen",
     [
         (b"", {}, {"prog_id": None, "mode": None}),
-        (netdev._attribute(2, b"\0"), {}, {"prog_id": None, "mode": None}),
+        (netlink.attribute(2, b"\0"), {}, {"prog_id": None, "mode": None}),
         (
-            netdev._attribute(2, b"\1")
-            + netdev._attribute(4, struct.pack("=I", 9))
-            + netdev._attribute(5, struct.pack("=I", 9)),
+            netlink.attribute(2, b"\1")
+            + netlink.attribute(4, struct.pack("=I", 9))
+            + netlink.attribute(5, struct.pack("=I", 9)),
             {"native": 9},
             {"prog_id": 9, "mode": "native"},
         ),
         (
-            netdev._attribute(2, b"\2") + netdev._attribute(4, struct.pack("=I", 9)),
+            netlink.attribute(2, b"\2") + netlink.attribute(4, struct.pack("=I", 9)),
             {"generic": 9},
             {"prog_id": 9, "mode": "generic"},
         ),  # before Linux 4.20
         (
-            netdev._attribute(2, b"\4")
-            + netdev._attribute(6, struct.pack("=I", 9))
-            + netdev._attribute(7, struct.pack("=I", 8)),
+            netlink.attribute(2, b"\4")
+            + netlink.attribute(6, struct.pack("=I", 9))
+            + netlink.attribute(7, struct.pack("=I", 8)),
             {"generic": 9, "offload": 8},
             {"prog_id": 9, "mode": "generic"},
         ),
@@ -238,19 +248,19 @@ def test_link_facts(
     monkeypatch: pytest.MonkeyPatch, xdp: bytes, expected: dict[str, int], seen: dict[str, t.Any]
 ) -> None:
     body = (
-        netdev._IFINFO.pack(0, 0, 1, 7, 0, 0)
-        + netdev._attribute(3, b"lan0\0")
-        + netdev._attribute(4, struct.pack("=I", 1500))
-        + netdev._attribute(5, struct.pack("=I", 2))
+        rtnetlink.IFINFO.pack(0, 1, 7, 0, 0)
+        + netlink.attribute(3, b"lan0\0")
+        + netlink.attribute(4, struct.pack("=I", 1500))
+        + netlink.attribute(5, struct.pack("=I", 2))
     )
     body += (
-        netdev._attribute(23, struct.pack("=QQ", 11, 22))
-        + netdev._attribute(18, netdev._attribute(1, b"veth\0"))
-        + netdev._attribute(37, struct.pack("=i", 0))
-        + netdev._attribute(43 | netdev._NLA_F_NESTED, xdp)
+        netlink.attribute(23, struct.pack("=QQ", 11, 22))
+        + netlink.attribute(18, netlink.attribute(1, b"veth\0"))
+        + netlink.attribute(37, struct.pack("=i", 0))
+        + netlink.attribute(43 | netlink.NESTED, xdp)
     )
     body += b"".join(
-        netdev._attribute(number, struct.pack("=I", size))
+        netlink.attribute(number, struct.pack("=I", size))
         for number, size in ((41, 65536), (58, 65536), (63, 180_000), (64, 200_000))
     )
     _answer(monkeypatch, 16, 0, body)

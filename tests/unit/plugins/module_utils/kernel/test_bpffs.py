@@ -12,7 +12,7 @@ import pathlib
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs, pins
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_swap_symlink(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "active")
     os.symlink("gen/0", path + "%new")  # of a run that was killed between the two calls
     for target in ("gen/1", "gen/2"):
-        bpffs.swap_symlink(target, path)
+        pins.swap_symlink(target, path)
         assert os.readlink(path) == target
     assert os.listdir(tmp_path) == ["active"]
 
@@ -70,21 +70,21 @@ def test_swap_symlink(tmp_path: pathlib.Path) -> None:
 def test_swap_symlink_refuses_a_directory(tmp_path: pathlib.Path) -> None:
     (tmp_path / "prog").mkdir()
     with pytest.raises(ConntrackError, match="prog is a directory of somebody else"):
-        bpffs.swap_symlink("ebpf_conntrack/active/prog", str(tmp_path / "prog"))
+        pins.swap_symlink("ebpf_conntrack/active/prog", str(tmp_path / "prog"))
     assert (tmp_path / "prog").is_dir() and os.listdir(tmp_path) == ["prog"]
 
 
 def test_seed_links_refuse_what_is_foreign(tmp_path: pathlib.Path) -> None:
     paths = bpffs.Paths(str(tmp_path))
-    bpffs.check_places(paths)
+    pins.check_places(paths)
     for path, target in paths.seed_links().items():
         os.symlink(target, path)
-    bpffs.check_places(paths)
-    bpffs.swap_symlink("elsewhere", paths.seed_map)
+    pins.check_places(paths)
+    pins.swap_symlink("elsewhere", paths.seed_map)
     with pytest.raises(
         ConntrackError, match=r"map is a symbolic link of somebody else, to elsewhere"
     ):
-        bpffs.check_places(paths)
+        pins.check_places(paths)
 
 
 @pytest.mark.parametrize(

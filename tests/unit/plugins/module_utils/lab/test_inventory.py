@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import sysctls
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import inventory as lab_inventory
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import sysctls as lab_sysctls
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.model import (
     Have,
@@ -100,7 +100,7 @@ def test_a_lab_that_is_there() -> None:
         link((None, "to-client"), "ebpf.conntrack:small eth0@client"),
         link((None, "eth0"), "", HaveAddress((b"\x0a\0\3\2", 24))),
     ]
-    forwarding = sysctls.FORWARDING[0]
+    forwarding = lab_sysctls.FORWARDING[0]
     record = {
         (None, forwarding): Recorded("1", 1, {}),
         ("client", forwarding): Recorded("1", 99, {}),

@@ -13,9 +13,9 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.plan import Plan, as_dicts
-from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import sysctls
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import plan as lab_plan
+from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import sysctls as lab_sysctls
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.model import (
     Have,
@@ -27,7 +27,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.lab.model import (
     Topology,
 )
 
-V4_FORWARDING, V6_FORWARDING = sysctls.FORWARDING
+V4_FORWARDING, V6_FORWARDING = lab_sysctls.FORWARDING
 
 
 def ip(text: str) -> bytes:
