@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import signal
@@ -54,9 +53,8 @@ class Parser(argparse.ArgumentParser):
     """A parser that says in one line what is wrong."""
 
     def error(self, message: str) -> t.NoReturn:
-        """End the process with that line."""
-        _complain(self.prog, f"{_sentence(message)} See {self.prog} --help")
-        raise SystemExit(USAGE)
+        """:raises Misused: always."""
+        raise Misused(f"{_sentence(message)} See {self.prog} --help")
 
     def _check_value(self, action: argparse.Action, value: t.Any) -> None:
         """Refuse what is none of the choices; of many only the nearest is worth reading."""
@@ -80,12 +78,19 @@ def _sentence(text: str) -> str:
     return text if text.endswith("?") else f"{text.rstrip('.')}."
 
 
-def _complain(who: str, message: str) -> None:
+def _complain(who: str, message: str, parser: argparse.ArgumentParser) -> None:
+    """Write one line to standard error, in the words of the command line."""
+    said = ct_words.spoken(message, ct_words.option_names(parser))
     try:  # it may quote what came from elsewhere
-        sys.stderr.write(f"{who}: {printable(_sentence(ct_words.spoken(message, _dests())))}\n")
+        sys.stderr.write(f"{who}: {printable(_sentence(said))}\n")
         sys.stderr.flush()
     except OSError:  # there is nobody to say it to; the exit status still does
         _drop(sys.stderr)
+
+
+def _warn(args: Arguments, message: str) -> None:
+    """Complain in the name of the command that runs."""
+    _complain(f"ct {args.command}", message, args.parsers[0])
 
 
 # ---------------------------------------------------------------- the words
@@ -620,8 +625,6 @@ def _source(args: Arguments) -> t.Iterator[flow_table.Source]:
 
 
 def _tables(args: Arguments) -> flow_table.FlowTables:
-    from ..flows import table as flow_table
-
     bpffs.check(args.pin_root)
     return flow_table.FlowTables(args.pin_root)
 
@@ -782,7 +785,6 @@ def _watch(args: Arguments) -> int:
                 "it is for what happens now; with --input, send the output of -o jsonl to a file",
             )
     bpffs.check(args.pin_root)
-    who = f"ct {args.command}"
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(ct_watch.saving(args.save))
         ending = stack.enter_context(stop.Stop()) if args.input is None else None
@@ -794,14 +796,14 @@ def _watch(args: Arguments) -> int:
             ct_watch.watch(
                 bpffs.Paths(args.pin_root, args.state_dir),
                 sink,
-                lambda message: _complain(who, message),
+                lambda message: _warn(args, message),
                 ending,
             )
             return DONE
         missing = ct_watch.replay(saved_flows.events(args.input), sink)
     if missing:
-        _complain(
-            who,
+        _warn(
+            args,
             f"{missing} numbers are missing between the events of the file: they were lost, or"
             " filtered out when it was written",
         )
@@ -825,7 +827,6 @@ def _export(args: Arguments) -> int:
 
 
 def _import(args: Arguments) -> int:
-    from ..flows import table as flow_table
     from ..handoff import stream as handoff
 
     bpffs.check(args.pin_root)
@@ -857,7 +858,6 @@ def _import(args: Arguments) -> int:
 # ---------------------------------------------------------------- deleting
 def _flush(args: Arguments) -> int:
     from ..flows import delete as flow_delete
-    from ..flows import table as flow_table
 
     with _asked():
         filters = flow_filter.parse_filters(_words(args, flow_filter.FILTER_WORDS))
@@ -917,7 +917,6 @@ def _agreed(question: str) -> bool:
 
 def _gc(args: Arguments) -> int:
     from ..flows import delete as flow_delete
-    from ..flows import table as flow_table
 
     bpffs.check(args.pin_root)
     if args.dry_run:
@@ -940,8 +939,6 @@ def _loaded(args: Arguments) -> bpffs.Paths:
 
     :raises ConntrackError: where none is, or the user may not look.
     """
-    from ..flows import table as flow_table
-
     bpffs.check(args.pin_root)
     paths = bpffs.Paths(args.pin_root, args.state_dir)
     try:
@@ -1062,7 +1059,7 @@ def _converge(
         args.state_dir,
     )
     for warning in warnings:
-        _complain(f"ct {args.command}", warning)
+        _warn(args, warning)
     _say_plan([Step(**step) for step in result["plan"]], args.dry_run)
     return DONE
 
@@ -1147,7 +1144,7 @@ class Command(t.NamedTuple):
     endless: bool = False
 
 
-COMMANDS = {
+FLOW_COMMANDS = {
     "list": Command(
         "print the flows",
         _flows,
@@ -1176,6 +1173,16 @@ COMMANDS = {
         "A port that is left out stands for any; every flow that fits is shown. The exit status is"
         " 1 when none does.",
     ),
+    "graph": Command(
+        "draw namespaces, links, hooks and flows",
+        _graph_words,
+        _graph,
+        "Flows between the same two places in the same state are one edge, as wide as its bytes and"
+        " coloured by its state. The page and the picture load nothing, so they can be looked at"
+        " anywhere. Without a chain there are no flows in it.",
+    ),
+}
+LIVE_COMMANDS = {
     "top": Command(
         "show who sends most, or who holds most of the table",
         _top_words,
@@ -1185,14 +1192,6 @@ COMMANDS = {
         " counted since the read before, in a second; of groups, SHARE is what part of the entries"
         " in the tables their flows are.",
         endless=True,
-    ),
-    "graph": Command(
-        "draw namespaces, links, hooks and flows",
-        _graph_words,
-        _graph,
-        "Flows between the same two places in the same state are one edge, as wide as its bytes and"
-        " coloured by its state. The page and the picture load nothing, so they can be looked at"
-        " anywhere. Without a chain there are no flows in it.",
     ),
     "watch": Command(
         "print what becomes of flows, as it happens",
@@ -1204,6 +1203,8 @@ COMMANDS = {
         " goes without an event.",
         endless=True,
     ),
+}
+TRANSFER_COMMANDS = {
     "export": Command(
         "write the live flows for another host",
         _export_words,
@@ -1221,6 +1222,8 @@ COMMANDS = {
         " anything is done. No flow that is here makes room. The exit status is 1 when there was"
         " not room for all.",
     ),
+}
+DELETE_COMMANDS = {
     "flush": Command(
         "delete flows",
         _flush_words,
@@ -1234,6 +1237,8 @@ COMMANDS = {
         _gc,
         "Readers never show them, but they take room.",
     ),
+}
+CHAIN_COMMANDS = {
     "status": Command(
         "print interfaces, generation, health and how full the tables are",
         _status_words,
@@ -1270,6 +1275,14 @@ COMMANDS = {
         _attach,
         "An interface that runs the program already is left as it is.",
     ),
+    "detach": Command(
+        "detach the chain from interfaces",
+        _detach_words,
+        _detach,
+        "An interface that does not run it is left as it is.",
+    ),
+}
+SERVICE_COMMANDS = {
     "serve": Command(
         "answer over HTTP what the reading commands print",
         _serve_words,
@@ -1287,12 +1300,8 @@ COMMANDS = {
         " what ct.service runs.",
         endless=True,
     ),
-    "detach": Command(
-        "detach the chain from interfaces",
-        _detach_words,
-        _detach,
-        "An interface that does not run it is left as it is.",
-    ),
+}
+OWN_COMMANDS = {
     "help": Command(
         "show how a command is used", _help_words, _help, "Without a command it lists all of them."
     ),
@@ -1300,6 +1309,23 @@ COMMANDS = {
         "print the version", lambda command: None, _version, "It is that of the collection."
     ),
 }
+#: The order of the list of commands.
+_ORDER = (
+    *("list", "count", "summary", "stats", "show", "top", "graph", "watch"),
+    *("export", "import", "flush", "gc"),
+    *("status", "verify", "load", "rollback", "attach", "serve", "run", "detach"),
+    *("help", "version"),
+)
+_ALL = {
+    **FLOW_COMMANDS,
+    **LIVE_COMMANDS,
+    **TRANSFER_COMMANDS,
+    **DELETE_COMMANDS,
+    **CHAIN_COMMANDS,
+    **SERVICE_COMMANDS,
+    **OWN_COMMANDS,
+}
+COMMANDS = {name: _ALL[name] for name in _ORDER}
 
 
 def parser(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> Parser:
@@ -1332,17 +1358,6 @@ def parser(pin_root: str = bpffs.STANDARD, state_dir: str = bpffs.STATE_DIR) -> 
         )
         made.set_defaults(run=command.run, parsers=(top, made))
     return top
-
-
-@functools.lru_cache(maxsize=1)
-def _dests() -> tuple[str, ...]:
-    """Return the names of all options, as modules have them."""
-    found: dict[str, None] = {"pin_root": None, "state_dir": None}
-    for command in COMMANDS.values():
-        made = Parser(add_help=False)
-        command.words(made)
-        found.update((action.dest, None) for action in made._actions if action.option_strings)
-    return tuple(found)
 
 
 def _typed(argv: t.Sequence[str]) -> list[str]:
@@ -1434,12 +1449,13 @@ def main(
     """Run the command; return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     who = f"ct {words[0]}" if words and words[0] in COMMANDS else "ct"
+    top = parser(pin_root, state_dir)
     if _open_what_is_closed():
-        _complain(who, "standard output is closed. Send it to a file, or to /dev/null")
+        _complain(who, "standard output is closed. Send it to a file, or to /dev/null", top)
         return FAILED
     try:
-        status = _run_line(who, words, parser(pin_root, state_dir))
-    except SystemExit as exc:  # of the parser: help, or a wrong use
+        status = _run_line(who, words, top)
+    except SystemExit as exc:  # of the parser: help, or the version
         status = int(exc.code or DONE)
     try:
         sys.stdout.flush()
@@ -1447,7 +1463,7 @@ def main(
         _drop(sys.stdout)
     except OSError as exc:
         _drop(sys.stdout)
-        _complain(who, _UNWRITABLE.format(exc.strerror))
+        _complain(who, _UNWRITABLE.format(exc.strerror), top)
         return status or FAILED
     return status
 
@@ -1461,19 +1477,19 @@ def _run_line(who: str, words: t.Sequence[str], top: Parser) -> int:
         with _interrupts(COMMANDS[args.command].endless):
             return int(args.run(args))
     except Misused as exc:
-        _complain(who, exc.message)
+        _complain(who, exc.message, top)
         return USAGE
     except BrokenPipeError:  # whoever read has enough
         _drop(sys.stdout)
         return DONE
     except ConntrackError as exc:
-        _complain(who, exc.message)
+        _complain(who, exc.message, top)
     except PermissionError as exc:
         _complain(
-            who, f"{exc.filename or 'something'} may not be used: {exc.strerror}. Run as root"
+            who, f"{exc.filename or 'something'} may not be used: {exc.strerror}. Run as root", top
         )
     except OSError as exc:
-        _complain(who, f"the system refuses it: {exc}")
+        _complain(who, f"the system refuses it: {exc}", top)
     except KeyboardInterrupt:
         return INTERRUPTED
     return FAILED

@@ -275,7 +275,7 @@ def test_a_pin_root_that_is_no_plain_path_is_a_wrong_use(
     ],
 )
 def test_messages_of_the_library_are_in_the_words_of_the_command(message: str, said: str) -> None:
-    assert ct_words.spoken(message, cli._dests()) == said
+    assert ct_words.spoken(message, ct_words.option_names(cli.parser())) == said
 
 
 def test_no_message_that_the_command_can_print_asks_for_become() -> None:
