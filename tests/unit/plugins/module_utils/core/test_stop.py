@@ -26,7 +26,7 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import stop
-from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import cli
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import arguments, cli
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import top as ct_top
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
@@ -515,7 +515,7 @@ def test_what_ends_by_itself_is_interrupted_by_an_exception(
     """So that it is undone; and what does not end takes the signal itself."""
     found: dict[str, object] = {}
 
-    def see(args: cli.Arguments) -> int:
+    def see(args: arguments.Arguments) -> int:
         found[args.command] = signal.getsignal(signal.SIGINT)
         return 0
 
