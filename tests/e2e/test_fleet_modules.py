@@ -19,7 +19,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
-from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight, put_back, soak
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import put_back, soak
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import present
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import run as preflight
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
@@ -216,7 +218,7 @@ def test_the_mode_and_the_kept_generations_come_back(
         False,
         state_dir=running.paths.state_dir,
     )
-    assert [one["mode"] for one in preflight.attached(running.paths)] == ["generic"]
+    assert [one["mode"] for one in present.attached(running.paths)] == ["generic"]
     back(running, before, str(tmp_path))
     have = running.observe()
     assert look(running, prefix=str(tmp_path))["before"] == before and have.generation == 2

@@ -14,7 +14,7 @@ import typing as t
 
 from ..core.calendar import utc
 from ..core.errors import bad_value
-from ..ct import draw as graph_draw
+from ..ct.picture import captions, html
 from ..flows import codec as flow
 from ..flows import output as flow_output
 from . import merge as flow_merge
@@ -204,7 +204,7 @@ class Page:
 
     def end(self, merged: flow_merge.Merged, store: flow_merge.Store) -> bytes:
         """Return the page."""
-        tables: list[graph_draw.Table] = [
+        tables: list[html.Table] = [
             (
                 "Hosts",
                 ("host", "flows", "trouble"),
@@ -240,7 +240,7 @@ class Page:
                     ],
                 )
             )
-        return graph_draw.page(graph(merged, store, utc(self._now)), tables).encode()
+        return html.page(graph(merged, store, utc(self._now)), tables).encode()
 
 
 def _numbers(line: t.Mapping[str, t.Any]) -> tuple[int, int, int]:
@@ -255,9 +255,7 @@ def _order(line: t.Mapping[str, t.Any]) -> str:
     return "" if len(line["path"]) == 1 else "known" if line["ordered"] else "not known"
 
 
-def graph(
-    merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = ""
-) -> graph_draw.Graph:
+def graph(merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = "") -> captions.Graph:
     """Return the fleet as graph_draw draws it: hosts, the addresses with the most bytes, and what
     goes from where to where.
 

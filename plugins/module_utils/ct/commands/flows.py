@@ -213,8 +213,8 @@ def _show(args: Arguments) -> int:
 
 
 def _graph(args: Arguments) -> int:
-    from .. import draw as graph_draw
     from .. import graph as ct_graph
+    from ..picture import forms as picture_forms
 
     words = arguments.given(args, flow_filter.FILTER_WORDS)
     with arguments.check_arguments():
@@ -224,7 +224,7 @@ def _graph(args: Arguments) -> int:
     if args.output == "json":
         printing.say_json(found)
     else:
-        printing.put(graph_draw.FORMS[args.output](found).encode())
+        printing.put(picture_forms.FORMS[args.output](found).encode())
     return exit_status.DONE
 
 

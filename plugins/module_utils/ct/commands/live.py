@@ -80,10 +80,11 @@ def _watch_words(command: Parser) -> None:
 
 
 def _top(args: Arguments) -> int:
-    from .. import top as ct_top
+    from ..top import run as ct_top
+    from ..top import view as top_view
 
     with arguments.check_arguments():
-        view = ct_top.parse(
+        view = top_view.parse(
             arguments.given(args, (*flow_filter.FILTER_WORDS, "limit", "group_by")),
             args.sort,
             args.interval,
