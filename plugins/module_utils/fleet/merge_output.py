@@ -21,8 +21,6 @@ from . import merge as flow_merge
 
 FORMS = ("jsonl", "csv", "html")
 VIEWS = ("flows", "paths")
-#: Connections that the page lists, those with the most bytes on their way.
-_LISTED = 100
 #: Addresses to draw by themselves; all others share a box.
 _DRAWN = 12
 #: Arrows to draw; of more, those with the most bytes.
@@ -256,7 +254,7 @@ def _order(line: t.Mapping[str, t.Any]) -> str:
 
 
 def graph(merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = "") -> captions.Graph:
-    """Return the fleet as graph_draw draws it: hosts, the addresses with the most bytes, and what
+    """Return the fleet as ct.picture draws it: hosts, the addresses with the most bytes, and what
     goes from where to where.
 
     Along a path whose order is known, an arrow leads to each next host; else one leads to each host

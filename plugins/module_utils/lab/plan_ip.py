@@ -72,7 +72,7 @@ def plan_addresses(want: Topology, have: Have, keep: set[Key]) -> Plan:
 def _compare_addresses(
     end: End, there: t.Iterable[HaveAddress]
 ) -> tuple[list[tuple[Address, str]], list[tuple[Address, str]]]:
-    """Return the addresses to delete and those to add, each with its reason; deleting comes first."""
+    """Return the addresses to delete, and those to add, each with its reason."""
     too_much: list[tuple[Address, str]] = []
     good: dict[Address, HaveAddress] = {}
     for have in there:

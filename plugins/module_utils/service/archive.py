@@ -4,7 +4,7 @@
 """The command ``ct`` as files on a host: one archive that Python runs, its manual page and its
 completion.
 
-What they are made of comes from the controller (ct_content), and only when it is needed: each file
+What they are made of comes from the controller (ct/content.py), only when it is needed: each file
 ends with a seal, the digest of what it was made of and the digest of itself, so a file that is
 current and whole is known by that. What is compiled may differ from run to run.
 """

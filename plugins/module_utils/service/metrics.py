@@ -128,7 +128,7 @@ METRICS = {
     ),
 }
 PARTS = ("tables", "health", "interfaces")
-#: The label ``stage`` of the outcomes, which are those of ct_text.STAGES.
+#: The label ``stage`` of the outcomes, which are those of ct.text.STAGES.
 STAGES = {
     "entry": ("untracked_no_meta", "untracked_no_slot"),
     "prs_eth": (

@@ -94,4 +94,7 @@ def _table(title: str, heads: t.Sequence[str], rows: t.Sequence[t.Sequence[objec
         + "</tr>\n"
         for row in rows
     )
-    return f"<table>\n<caption>{title}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
+    return (
+        f"<table>\n<caption>{title}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}</tbody>\n</table>\n"
+    )

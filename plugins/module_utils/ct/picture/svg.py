@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from . import captions, layout, phases
+from .captions import Graph, cut, escaped, size
 from .layout import Box, Layout
 
 _CHAR = 6.7  # px a character of the fixed-width font takes at 11 px
@@ -24,7 +25,7 @@ def _fitting(name: str, room: float) -> str:
             15 if letter in "mwMW@%" or not letter.isascii() else 10.5 if letter.isupper() else 8.8
         )
         if taken > room:
-            return captions.cut(name, at)
+            return cut(name, at)
     return name
 
 
@@ -91,10 +92,10 @@ def _style() -> str:
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "") -> str:
     more = (f' class="{kind}"' if kind else "") + (f' text-anchor="{anchor}"' if anchor else "")
-    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{captions.escaped(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escaped(text)}</text>'
 
 
-def draw(graph: captions.Graph) -> str:
+def draw(graph: Graph) -> str:
     """Return the graph as one SVG picture that stands for itself."""
     plan = Layout(graph)
     names = {place["id"]: place["name"] for place in graph["places"]}
@@ -110,8 +111,8 @@ def draw(graph: captions.Graph) -> str:
     parts = [
         (
             '<svg xmlns="http://www.w3.org/2000/svg" class="ct" role="img"'
-            f' aria-label="{captions.escaped(about)}" width="{wide:.0f}" height="{high:.0f}" viewBox="0 0'
-            f' {wide:.0f} {high:.0f}">'
+            f' aria-label="{escaped(about)}" width="{wide:.0f}" height="{high:.0f}"'
+            f' viewBox="0 0 {wide:.0f} {high:.0f}">'
         ),
         f"<style>{_style()}</style>",
         f'<rect class="ground" width="{wide:.0f}" height="{high:.0f}"/>',
@@ -139,12 +140,13 @@ def draw(graph: captions.Graph) -> str:
 
 def _box(box: Box) -> str:
     place = box.place
+    name = _fitting(place["name"], box.width - 16)
     return (
-        f'<g class="place {place["kind"]}"'
-        f' data-place="{captions.escaped(place["name"])}"><title>{captions.escaped(captions.place_in_full(place))}</title>'
+        f'<g class="place {place["kind"]}" data-place="{escaped(place["name"])}">'
+        f"<title>{escaped(captions.place_in_full(place))}</title>"
         f'<rect class="box" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}"'
         f' height="{box.height:.1f}" rx="6"/>'
-        f"{_text(box.x + box.width / 2, box.y + 17, _fitting(place['name'], box.width - 16), 'name', 'middle')}</g>"
+        f"{_text(box.x + box.width / 2, box.y + 17, name, 'name', 'middle')}</g>"
     )
 
 
@@ -160,17 +162,17 @@ def _slots(box: Box) -> str:
                 _text(
                     x,
                     y,
-                    captions.cut(one["name"] + ("" if one["up"] else " (down)"), most),
+                    cut(one["name"] + ("" if one["up"] else " (down)"), most),
                     "",
                     anchor,
                 )
             ]
             lines += [
-                _text(x, y + layout.LINE * at, captions.cut(line, most), "dim", anchor)
+                _text(x, y + layout.LINE * at, cut(line, most), "dim", anchor)
                 for at, line in enumerate(slot.lines, 1)
             ]
             if badge:
-                badge = captions.cut(badge, most - 1)
+                badge = cut(badge, most - 1)
                 wide, top = 6.1 * len(badge) + 10, y + layout.LINE * len(slot.lines) + 5
                 lines.append(
                     f'<rect class="badge" x="{x if side < 0 else x - wide:.1f}" y="{top:.1f}"'
@@ -183,8 +185,8 @@ def _slots(box: Box) -> str:
                 f' cy="{box.y + slot.y + layout.LINE / 2 + 2:.1f}" r="4"/>'
             )
             parts.append(
-                '<g class="slot"'
-                f' data-interface="{captions.escaped(one["name"])}"><title>{captions.escaped(captions.interface_in_full(one))}</title>{"".join(lines)}</g>'
+                f'<g class="slot" data-interface="{escaped(one["name"])}">'
+                f"<title>{escaped(captions.interface_in_full(one))}</title>{''.join(lines)}</g>"
             )
     return "".join(parts)
 
@@ -214,14 +216,12 @@ def _link(
     names: t.Mapping[str, str],
 ) -> str:
     title = f"{from_[1]}@{names[from_[0]]} — {to[1]}@{names[to[0]]}"
-    return (
-        f'<path class="link" d="{_curve(one, two)}"><title>{captions.escaped(title)}</title></path>'
-    )
+    return f'<path class="link" d="{_curve(one, two)}"><title>{escaped(title)}</title></path>'
 
 
 def _flow(
     number: int,
-    edge: captions.Graph,
+    edge: Graph,
     one: tuple[float, float, int],
     two: tuple[float, float, int],
     names: t.Mapping[str, str],
@@ -233,14 +233,15 @@ def _flow(
     head = f"M{x:.1f} {y:.1f}l{side * 9} {-half:.1f}v{2 * half:.1f}z"
     return (
         f'<g class="flow {phases.phase_of(edge["state"])}" id="flow{number}"'
-        f' data-from="{captions.escaped(names[edge["from"]])}" data-to="{captions.escaped(names[edge["to"]])}"'
-        f' data-state="{captions.escaped(edge["state"])}"'
-        f' data-flows="{edge["flows"]}"><title>{captions.escaped(captions.edge_in_full(edge, names))}</title><path class="line"'
-        f' stroke-width="{wide}" d="{_curve(one, two, 8)}"/><path class="head" d="{head}"/></g>'
+        f' data-from="{escaped(names[edge["from"]])}" data-to="{escaped(names[edge["to"]])}"'
+        f' data-state="{escaped(edge["state"])}" data-flows="{edge["flows"]}">'
+        f"<title>{escaped(captions.edge_in_full(edge, names))}</title>"
+        f'<path class="line" stroke-width="{wide}" d="{_curve(one, two, 8)}"/>'
+        f'<path class="head" d="{head}"/></g>'
     )
 
 
-def _words(edge: captions.Graph, begin: tuple[float, float, int], most: int) -> str:
+def _words(edge: Graph, begin: tuple[float, float, int], most: int) -> str:
     """Return an edge's caption, beside the box where it begins: there each edge has a lane of its
     own.
     """
@@ -254,7 +255,7 @@ def _words(edge: captions.Graph, begin: tuple[float, float, int], most: int) -> 
     )
 
 
-def _legend(graph: captions.Graph, top: float, wide: float, most: int) -> tuple[str, float]:
+def _legend(graph: Graph, top: float, wide: float, most: int) -> tuple[str, float]:
     """Return what the colours and widths mean, and how high that is."""
     used: dict[str, list[str]] = {}
     for edge in graph["edges"]:
@@ -275,10 +276,10 @@ def _legend(graph: captions.Graph, top: float, wide: float, most: int) -> tuple[
         items.append(
             (
                 (
-                    f'<path fill="var(--dim)" d="M0 -3.2l30 -3v{captions.width(most, most) / 2 + 2:.1f}l-30'
-                    ' -3z"/>'
+                    '<path fill="var(--dim)"'
+                    f' d="M0 -3.2l30 -3v{captions.width(most, most) / 2 + 2:.1f}l-30 -3z"/>'
                 ),
-                f"wider: more bytes, {captions.size(least)} to {captions.size(most)}",
+                f"wider: more bytes, {size(least)} to {size(most)}",
             )
         )
     if any(
@@ -304,15 +305,15 @@ def _legend(graph: captions.Graph, top: float, wide: float, most: int) -> tuple[
     return f'<g class="legend">{"".join(parts)}</g>', y - top + 20
 
 
-def _remarks(graph: captions.Graph) -> list[str]:
+def _remarks(graph: Graph) -> list[str]:
     totals, gone = graph["totals"], graph["left_out"]
     lines = [
-        f"{totals['flows']} flows, {captions.size(totals['bytes'])}. An arrow leads from who began to who"
+        f"{totals['flows']} flows, {size(totals['bytes'])}. An arrow leads from who began to who"
         " answers, with all flows of a state in it."
     ]
     if gone["edges"]:
         lines.append(
             f"Not drawn: {gone['edges']} edges with the fewest bytes, {gone['flows']} flows,"
-            f" {captions.size(gone['bytes'])}."
+            f" {size(gone['bytes'])}."
         )
     return lines + ([graph["note"]] if graph["note"] else [])
