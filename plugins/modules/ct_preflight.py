@@ -348,7 +348,7 @@ def main() -> None:
         **{name: params[name] for name in names},
     )
     with told_by(module):
-        result = preflight.look(bpffs.Paths(params["pin_root"], params["state_dir"]), need)
+        result = preflight.check_host(bpffs.Paths(params["pin_root"], params["state_dir"]), need)
     module.exit_json(changed=False, **result)
 
 

@@ -103,7 +103,7 @@ def test_attaching_in_generic_mode_says_what_may_be_dropped(wire: Wire) -> None:
             and "gso_ipv4_max_size" in one
             for one in warnings
         )
-        found, problems = preflight_interfaces.look_interfaces(
+        found, problems = preflight_interfaces.observe_interfaces(
             wire.chain.paths, interfaces, "generic", False
         )
         assert ([one["big_tcp"] for one in found], problems) == ([bool(told)] * 2, [])

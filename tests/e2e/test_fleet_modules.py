@@ -75,7 +75,7 @@ def look(
     need = preflight.Need(
         interfaces, "auto", takeover, {**SIZES, **sizes}, False, "object", True, prefix
     )
-    return preflight.look(chain.paths, need)
+    return preflight.check_host(chain.paths, need)
 
 
 def watch(chain: Chain, seconds: float = 0.3, **more: t.Any) -> tuple[dict[str, t.Any], list[str]]:

@@ -35,8 +35,8 @@ def open_tables(args: Arguments) -> flow_table.FlowTables:
 def show_progress(
     source: flow_table.Source, what: str, printing: bool = False
 ) -> t.Iterator[flow_table.Source]:
-    """Give a source whose reading is shown to whoever waits for it; see flows.progress.shown()."""
+    """Give a source whose reading is shown to whoever waits for it; see flows.progress.show()."""
     from ..flows import progress
 
-    with progress.shown(what, "entries", printing) as add:
+    with progress.show(what, "entries", printing) as add:
         yield source if add is None else t.cast("flow_table.Source", progress.Watched(source, add))

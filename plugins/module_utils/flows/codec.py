@@ -534,7 +534,7 @@ def select(fields: t.Sequence[str], shape: Shape, v: Values) -> Record:
     return result
 
 
-def shown(item: Flow, fields: t.Sequence[str] = (), window: bool = False) -> Record:
+def record_with(item: Flow, fields: t.Sequence[str] = (), window: bool = False) -> Record:
     """Return the record of a flow as it is asked for.
 
     :param fields: what it shall hold; empty for everything.

@@ -221,7 +221,7 @@ def _packed(path: str, file: t.TextIO) -> t.Iterator[Packed]:
         except ConntrackError as exc:
             why = exc.message.rstrip(".")
             raise ConntrackError(
-                f"input: {path}:{number}: {flow_record.shown(text)} is no whole flow: "
+                f"input: {path}:{number}: {flow_record.quoted(text)} is no whole flow: "
                 f"give a file that ct list -o json or -o jsonl wrote, without --fields ({why})."
             ) from None
     if ending is not None:
@@ -248,7 +248,7 @@ def events(path: str) -> t.Iterator[Event]:
                 except ConntrackError as exc:
                     why = exc.message.rstrip(".")
                     raise ConntrackError(
-                        f"input: {path}:{number}: {flow_record.shown(line.strip())} is no event:"
+                        f"input: {path}:{number}: {flow_record.quoted(line.strip())} is no event:"
                         f" {mend} ({why})."
                     ) from None
                 table, key, value = pack(one)

@@ -241,8 +241,8 @@ def _plan_present(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None], 
                     "file",
                     path,
                     reason,
-                    found and shown(*found),
-                    shown(data, mode),
+                    found and describe(*found),
+                    describe(data, mode),
                     (data, mode),
                 )
             )
@@ -264,7 +264,7 @@ def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -
             "file",
             os.path.join(prefix, name),
             "the command is to be absent",
-            shown(*found),
+            describe(*found),
             None,
         )
         for name, found in there.items()
@@ -272,7 +272,7 @@ def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -
     ]
 
 
-def shown(data: bytes, mode: int) -> str:
+def describe(data: bytes, mode: int) -> str:
     return (
         f"{'of another user' if mode < 0 else f'mode {mode:04o}'}, sha256"
         f" {hashlib.sha256(data).hexdigest()[:16]}"

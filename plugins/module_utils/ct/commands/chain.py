@@ -132,7 +132,7 @@ def _verify(args: Arguments) -> int:
     from ...service import status as ct_status
 
     healthy = True
-    with progress.shown("proving", printing=True):
+    with progress.show("proving", printing=True):
         for line, good in ct_status.verify(_loaded(args)):
             healthy = healthy and good
             printing.say(f"{'ok  ' if good else 'FAIL'} {line}")
@@ -161,7 +161,7 @@ def _load(args: Arguments) -> int:
         generation.check(generation.Want("", {}, 1), policy)
     bpffs.check(args.pin_root)
     paths = bpffs.Paths(args.pin_root, args.state_dir)
-    with progress.shown("loading the chain"):
+    with progress.show("loading the chain"):
         plan, dummy = reload.load(
             paths,
             reload.wanted(paths, changes, args.source),

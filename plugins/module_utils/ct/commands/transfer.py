@@ -87,7 +87,7 @@ def _import(args: Arguments) -> int:
     if args.output == "json":
         printing.say_json({**dataclasses.asdict(done), "host": reader.header["host"]})
     else:
-        printing.say(handoff.told(done, reader.header, args.dry_run))
+        printing.say(handoff.describe(done, reader.header, args.dry_run))
     return exit_status.FAILED if done.no_room else exit_status.DONE
 
 

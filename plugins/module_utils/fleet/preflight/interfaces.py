@@ -21,7 +21,7 @@ from . import problem as preflight_problem
 from .problem import Problem
 
 
-def look_interfaces(
+def observe_interfaces(
     paths: bpffs.Paths,
     interfaces: t.Sequence[t.Mapping[str, t.Any]],
     mode: str,
@@ -49,7 +49,7 @@ def look_interfaces(
         for one in chosen.missing
     ]
     for want, have in zip(chosen.wants, haves):
-        one, why = _look_interface(want, have)
+        one, why = _observe_interface(want, have)
         found.append(one)
         if have.missing:
             field = have.missing.partition(":")[0]
@@ -90,7 +90,7 @@ def look_interfaces(
     return found, problems
 
 
-def look_forwarding(
+def observe_forwarding(
     forward: str, interfaces: t.Sequence[t.Mapping[str, t.Any]]
 ) -> dict[str, t.Any] | None:
     """Return which rulesets the chain would pass by; None where it is to forward nothing.
@@ -121,7 +121,7 @@ def judge_unfiltered(forward: str, unfiltered: bool) -> t.Iterator[Problem]:
         yield Problem("forward", forward, f"{problem.partition(': ')[2]}.", f"It takes {mend}")
 
 
-def _look_interface(
+def _observe_interface(
     want: attach_model.Want, have: attach_model.Have
 ) -> tuple[dict[str, t.Any], str]:
     """Return one interface, and why its driver can not run the program; "" where it can, or nobody

@@ -137,7 +137,7 @@ def _version(name: str) -> str | None:
     return found
 
 
-def look_libraries(build: str) -> list[Library]:
+def observe_libraries(build: str) -> list[Library]:
     """Return the libraries that there are."""
     bcc, pyroute2 = libraries.LIBRARIES["bcc"], libraries.LIBRARIES["pyroute2"]
     headers = "there" if os.path.exists("/usr/include/linux/bpf.h") else None

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether a host can take the wanted chain, and how it is before: nothing is changed.
 
-``look`` asks the host; what it saw is judged by pure functions, each of which returns Problems.
+``check_host`` asks the host; what it saw is judged by pure functions, each of which returns
+Problems.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Need:
     forward_unfiltered: bool = False
 
 
-def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
+def check_host(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
     """Return the module's result.
 
     :raises ConntrackError: without the rights to look.
@@ -66,7 +67,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
         )
     problems: list[Problem] = []
     libraries, manager = (
-        preflight_libraries.look_libraries(need.build),
+        preflight_libraries.observe_libraries(need.build),
         preflight_libraries.manager(),
     )
     problems += preflight_libraries.judge_libraries(libraries, manager, need.install)
@@ -76,7 +77,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
         "libraries": [{**dataclasses.asdict(one), "good": one.good} for one in libraries],
         "would_install": preflight_libraries.would_install(libraries, manager, need.install),
         "interfaces": [],
-        "forwarding": preflight_interfaces.look_forwarding(need.forward, need.interfaces),
+        "forwarding": preflight_interfaces.observe_forwarding(need.forward, need.interfaces),
         "chain": None,
         "before": None,
         "flows": None,
@@ -104,7 +105,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
         libraries[0].found is not None
     ):  # without it nothing can be asked of BPF; it is a problem, or will be installed
         try:
-            problems += _look_bpf(paths, need, result)
+            problems += _observe_bpf(paths, need, result)
         except ConntrackError:
             if not {"pin_root", "state_dir"} & {
                 problem.field for problem in problems
@@ -115,7 +116,7 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
     return result
 
 
-def _look_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Iterator[Problem]:
+def _observe_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Iterator[Problem]:
     missing = features.missing()
     result["kernel"]["missing_features"] = missing
     for one in missing:
@@ -156,7 +157,7 @@ def _look_bpf(paths: bpffs.Paths, need: Need, result: dict[str, t.Any]) -> t.Ite
     )
     result["memory"] = dataclasses.asdict(memory)
     yield from preflight_memory.judge_memory(memory)
-    result["interfaces"], problems = preflight_interfaces.look_interfaces(
+    result["interfaces"], problems = preflight_interfaces.observe_interfaces(
         paths, need.interfaces, need.mode, need.takeover, need.forward
     )
     yield from problems
