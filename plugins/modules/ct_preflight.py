@@ -292,7 +292,10 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
-from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import (
+    libraries as preflight_libraries,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import run as preflight
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
 
@@ -320,7 +323,7 @@ def main() -> None:
             **{name: {"type": "int", "default": chain_maps.TABLE_SIZE} for name in render.SIZES},
             "events": {"type": "bool", "default": False},
             **{name: render.OPTIONS[name] for name in ("forward", render.UNFILTERED)},
-            "build": {"type": "str", "choices": list(preflight.BUILDS), "default": "bcc"},
+            "build": {"type": "str", "choices": list(preflight_libraries.BUILDS), "default": "bcc"},
             "install": {"type": "bool", "default": True},
             "prefix": {"type": "path", "default": ct_archive.PREFIX},
             "pin_root": {"type": "path", "default": bpffs.STANDARD},
@@ -345,7 +348,7 @@ def main() -> None:
         **{name: params[name] for name in names},
     )
     with told_by(module):
-        result = preflight.look(bpffs.Paths(params["pin_root"], params["state_dir"]), need)
+        result = preflight.check_host(bpffs.Paths(params["pin_root"], params["state_dir"]), need)
     module.exit_json(changed=False, **result)
 
 

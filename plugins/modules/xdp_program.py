@@ -636,34 +636,21 @@ compiler_output:
   type: str
 """
 
-import dataclasses
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import features, render
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object as object_file
-from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settings as chain_settings
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core import lock
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core import plan as plans
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import (
-    ConntrackError,
-    bad_value,
-    told_by,
-)
-from ansible_collections.ebpf.conntrack.plugins.module_utils.core.libraries import require
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core import libraries, lock
+from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import told_by
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
-    diagnosis,
     migrate_plan,
 )
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
-from ansible_collections.ebpf.conntrack.plugins.module_utils.service import restore
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service import program
 
 
 def argument_spec() -> dict[str, object]:
@@ -729,145 +716,15 @@ def argument_spec() -> dict[str, object]:
     }
 
 
-def proof_of(module: AnsibleModule, paths: bpffs.Paths) -> replay.Proof | None:
-    """Return what proves a new generation besides the probe."""
-    options = module.params["replay"]
-    if module.params["verify"] != "replay":
-        return None
-    if not module.params["replay_frames"]:
-        raise ConntrackError(
-            "replay_frames: it is empty: the module has to be run as ebpf.conntrack.xdp_program,"
-            " whose action part sends the capture."
-        )
-    replay.check_limit(options["limit"])
-    with open(module.params["replay_frames"], "rb") as source:
-        packets = capture.read(source, module.params["replay_frames"], options["limit"])
-    return replay.Proof(packets, options["hook"], options["on_difference"], paths)
-
-
-def object_of(
-    module: AnsibleModule, text: str, headers: dict[str, str]
-) -> object_file.Built | None:
-    """Return the object that was sent, None where there is none yet.
-
-    :raises ConntrackError: where it is not whole, or not one of this chain.
-    """
-    path, said = module.params["object_file"], module.params["object_manifest"]
-    if not path or not said:
-        return None
-    with open(path, "rb") as file:
-        built = object_file.Built(object_file.parse(said, "object_manifest"), file.read())
-    object_file.check(
-        built,
-        build_clang.here(),
-        object_file.sources_digest(text, headers),
-        "the object that was sent",
-    )
-    return built
-
-
-def present(
-    module: AnsibleModule, paths: bpffs.Paths, proof: replay.Proof | None
-) -> tuple[plans.Plan, generation.Have, dict[str, object]]:
-    params = module.params
-    render.check_unfiltered(params["forward"], params[render.UNFILTERED])
-    if not params["rendered"]:
-        raise ConntrackError(
-            "rendered: it is empty: the module has to be run as ebpf.conntrack.xdp_program, whose"
-            " action part renders the sources."
-        )
-    text, headers = render.unpack(params["rendered"])
-    want = generation.Want(
-        text,
-        headers,
-        timeouts={
-            name: seconds for name, seconds in params["timeouts"].items() if seconds is not None
-        },
-        knobs={name: int(value) for name, value in params["settings"].items() if value is not None},
-        **{name: params[name] for name in render.SIZES},
-        pinned=guests.pinned_here(guests.parse(params["guests"])),
-        build=generation.BCC if params["build"] == "bcc" else generation.OBJECT,
-        object=object_of(module, text, headers),
-    )
-    policy = generation.Policy(keep=params["keep"], on_schema_change=params["on_schema_change"])
-    generation.check(want, policy)
-    heard = generation.listen(paths)
-    plan, before = generation.ensure(paths, want, True, policy, heard, params["lock_timeout"])
-    if any(step.action == "load" for step in plan):
-        if want.build == generation.BCC:
-            require(module, "bcc")
-        features.check()
-    wanted: dict[str, object] = {}
-    if want.object is None and generation.needs_object(plan, before, want):
-        wanted["object_wanted"] = build_clang.here()._asdict()  # the action part has it made
-        if proof or not module.check_mode:
-            module.exit_json(
-                changed=False, **wanted
-            )  # and comes again; a plan alone does not need the object here
-    plan, have = generation.ensure(
-        paths,
-        want,
-        module.check_mode,
-        dataclasses.replace(policy, proof=proof),
-        heard,
-        params["lock_timeout"],
-    )
-    again, have = attached_again(module, paths, have)
-    return plan + again, have, {"mended": diagnosis.mended(before.faults, have.faults), **wanted}
-
-
-def attached_again(
-    module: AnsibleModule, paths: bpffs.Paths, have: generation.Have
-) -> tuple[plans.Plan, generation.Have]:
-    """Attach what is written down to the interfaces whose links hold nothing any more: the plan
-    that was needed, and what is there now.
-    """
-    stale = [fault.object for fault in have.faults if fault.fault == "link_stale"]
-    if have.generation is None or not stale:
-        return [], have
-    done = restore.attach_again(paths, module.check_mode, module.params["lock_timeout"], stale)
-    for warning in (*done.warnings, *done.refused.values()):
-        module.warn(warning)
-    return done.steps, generation.observe(paths) if done.steps and not module.check_mode else have
-
-
 def main() -> None:
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
-    paths = bpffs.Paths(module.params["pin_root"], module.params["state_dir"])
-    more: dict[str, object] = {"mended": []}
-    proof = None
     with told_by(module):
-        if module.params["generation"] is not None and module.params["state"] != "rolled_back":
-            raise bad_value(
-                "generation", module.params["generation"], "it belongs to state: rolled_back"
-            )
-        bpffs.check_text(paths)
-        bpffs.check(paths.pin_root)
-        if module.params["state"] == "present":
-            proof = proof_of(module, paths)
-            plan, have, more = present(module, paths, proof)
-        elif module.params["state"] == "rolled_back":
-            plan, have = generation.roll_back(
-                paths, module.params["generation"], module.check_mode, module.params["lock_timeout"]
-            )
-        else:
-            plan = generation.remove(paths, module.check_mode, module.params["lock_timeout"])
-            have = generation.observe(paths)
-    dropped, warnings = generation.outlook(plan)
-    more["dropped"] = dropped
-    for warning in warnings:
+        result = program.run(
+            module.params, module.check_mode, lambda library: libraries.require(module, library)
+        )
+    for warning in result.pop("warnings", []):
         module.warn(warning)
-    if proof:
-        more["replay"] = proof.report.as_dict()
-        if proof.warning:
-            module.warn(proof.warning)
-    module.exit_json(
-        changed=bool(plan),
-        plan=plans.as_dicts(plan),
-        diff=plans.as_diff(plan),
-        chain=generation.facts(have, paths),
-        **more,
-    )
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
-from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import (
+    interfaces as preflight_interfaces,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire, read
 
@@ -101,5 +103,7 @@ def test_attaching_in_generic_mode_says_what_may_be_dropped(wire: Wire) -> None:
             and "gso_ipv4_max_size" in one
             for one in warnings
         )
-        found, problems = preflight.look_interfaces(wire.chain.paths, interfaces, "generic", False)
+        found, problems = preflight_interfaces.observe_interfaces(
+            wire.chain.paths, interfaces, "generic", False
+        )
         assert ([one["big_tcp"] for one in found], problems) == ([bool(told)] * 2, [])

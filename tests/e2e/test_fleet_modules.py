@@ -18,7 +18,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import conve
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs import SLOTS
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
-from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight, put_back, soak
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import put_back, soak
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import present
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import run as preflight
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
@@ -70,7 +72,7 @@ def look(
     need = preflight.Need(
         interfaces, "auto", takeover, {**SIZES, **sizes}, False, "object", True, prefix
     )
-    return preflight.look(chain.paths, need)
+    return preflight.check_host(chain.paths, need)
 
 
 def watch(chain: Chain, seconds: float = 0.3, **more: t.Any) -> tuple[dict[str, t.Any], list[str]]:
@@ -213,7 +215,7 @@ def test_the_mode_and_the_kept_generations_come_back(
         False,
         state_dir=running.paths.state_dir,
     )
-    assert [one["mode"] for one in preflight.attached(running.paths)] == ["generic"]
+    assert [one["mode"] for one in present.attached(running.paths)] == ["generic"]
     back(running, before, str(tmp_path))
     have = running.observe()
     assert look(running, prefix=str(tmp_path))["before"] == before and have.generation == 2

@@ -31,9 +31,18 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import progra
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import delete as flow_delete
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
     options as service_options,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
+    exchange as http_exchange,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
+    routes as http_routes,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
     server as http_server,
@@ -363,7 +372,7 @@ def idle() -> c.Iterator[str]:
     with tempfile.TemporaryDirectory() as directory:
         place = os.path.join(directory, "sub/ct.sock")
         with http_server.Server(
-            http_server.bpffs.Paths("/sys/fs/bpf/nothing_here"),
+            bpffs.Paths("/sys/fs/bpf/nothing_here"),
             service_options.parse_address(place),
         ) as server:
             server.start()
@@ -425,13 +434,13 @@ def test_a_body_that_is_refused_does_not_cost_the_answer(served: str) -> None:
 @pytest.mark.parametrize(
     ("size", "status"),
     [
-        (http_server.BODY_BYTES - 1, 503),
-        (http_server.BODY_BYTES, 503),
-        (http_server.BODY_BYTES + 1, 413),
+        (http_exchange.BODY_BYTES - 1, 503),
+        (http_exchange.BODY_BYTES, 503),
+        (http_exchange.BODY_BYTES + 1, 413),
     ],
 )
 def test_a_body_of_64_kib_is_taken_and_no_more(idle: str, size: int, status: int) -> None:
-    assert http_server.BODY_BYTES == 65536
+    assert http_exchange.BODY_BYTES == 65536
     answer = ask(idle, "/", "POST", b'{"action": "QueryForward"}'.ljust(size))
     assert (
         answer.status == status
@@ -629,7 +638,7 @@ def test_a_chain_that_comes_changes_and_goes(
             ask(server.where, "/healthz").json()["generation"] == 2
             and len(ask(server.where, "/flows").json()) == 3
         )
-        http_server.generation.remove(made.paths)
+        generation.remove(made.paths)
         assert ask(server.where, "/healthz").status == ask(server.where, "/flows").status == 503
         assert server.log == []
 
@@ -661,7 +670,7 @@ def test_a_slow_reader_keeps_nobody_from_anything(ct: Ct, wire: Wire, place: str
     assert number > 100
     with here(wire.chain.paths, place) as server, contextlib.ExitStack() as held:
         readers = [
-            held.enter_context(slow(server.where)) for dummy in range(http_server.READERS - 1)
+            held.enter_context(slow(server.where)) for dummy in range(http_routes.READERS - 1)
         ]
         assert (
             len(ask(server.where, "/flows").json())
@@ -695,8 +704,8 @@ def test_who_takes_nothing_is_cut_off(
     wire: Wire, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(wire, MANY)
-    monkeypatch.setattr(http_server, "PIECE_SECONDS", 0.2)
-    monkeypatch.setattr(http_server, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(http_exchange, "PIECE_SECONDS", 0.2)
+    monkeypatch.setattr(http_exchange, "REQUEST_SECONDS", 0.5)
     with here(wire.chain.paths, place) as server:
         with (
             slow(server.where) as reader,
@@ -774,7 +783,7 @@ def test_a_user_of_the_group_keeps_nobody_out(wire: Wire, place: str) -> None:
             extra_groups=[],
         ) as holding:
             assert holding.stdin is not None and holding.stdout is not None
-            assert int(holding.stdout.readline()) == 8 - http_server.EACH_READERS
+            assert int(holding.stdout.readline()) == 8 - http_routes.EACH_READERS
             for target in ("/healthz", "/flows?limit=1", "/summary", "/flows?sort=bytes"):
                 assert ask(place, target).status == 200, target
             holding.stdin.close()

@@ -17,8 +17,13 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import draw as graph_draw
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import graph as ct_graph
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.picture import (
+    dot,
+    html,
+    mermaid,
+    phases,
+)
 from ansible_collections.ebpf.conntrack.tests.e2e.conftest import figure, lab_on_the_wire, wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_playbooks import Playbooks, playbooks
@@ -121,7 +126,7 @@ def look(browser: sync_api.Browser, path: pathlib.Path, graph: ct_graph.Graph) -
         }
         for edge in graph["edges"]:
             seen = flows[names[edge["from"]], names[edge["to"]], edge["state"]]
-            wanted = rgb(graph_draw.PHASES[graph_draw.phase_of(edge["state"])][:2][at])
+            wanted = rgb(phases.PHASES[phases.phase_of(edge["state"])][:2][at])
             assert (seen["colour"], seen["head"], seen["flows"], seen["seen"]) == (
                 wanted,
                 wanted,
@@ -188,7 +193,7 @@ def test_pages(browser: sync_api.Browser, name: str, tmp_path: pathlib.Path) -> 
         host(FAKES[name][0]), FAKES[name][1], title=name, read_at="2026-01-01T00:00:00Z"
     )
     path = tmp_path / f"{name}.html"
-    path.write_text(graph_draw.html(graph), "utf-8")
+    path.write_text(html.draw(graph), "utf-8")
     look(browser, path, graph)
 
 
@@ -229,7 +234,7 @@ def test_the_playbook_keeps_a_picture(
 def test_graphviz_reads_the_dot(name: str) -> None:
     graph = ct_graph.build(host(FAKES[name][0]), FAKES[name][1], title=name)
     done = subprocess.run(
-        ["dot", "-Tjson"], input=graph_draw.dot(graph), capture_output=True, text=True, check=True
+        ["dot", "-Tjson"], input=dot.draw(graph), capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout)
     assert (
@@ -239,7 +244,7 @@ def test_graphviz_reads_the_dot(name: str) -> None:
     )
     assert {one["label"].split("\\n")[0] for one in found["objects"]} >= {"rt"}
     drawn = subprocess.run(
-        ["dot", "-Tplain"], input=graph_draw.dot(graph), capture_output=True, text=True, check=True
+        ["dot", "-Tplain"], input=dot.draw(graph), capture_output=True, text=True, check=True
     ).stdout
     for raw in FAKES[name][0]:
         assert raw.replace('"', '\\"') in drawn, "names stay names"
@@ -254,7 +259,7 @@ def test_mermaid_draws_the_flowchart(browser: sync_api.Browser, name: str) -> No
     page.evaluate(
         "() => mermaid.initialize({startOnLoad: false, securityLevel: 'strict', maxEdges: 1000})"
     )
-    text = graph_draw.mermaid(graph)
+    text = mermaid.draw(graph)
     assert page.evaluate("async text => (await mermaid.parse(text)).diagramType", text).startswith(
         "flowchart"
     )

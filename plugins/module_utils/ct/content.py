@@ -25,8 +25,17 @@ _BEGIN = (
 )
 #: The packages that the command is made of: all that ct may import, and itself.
 PACKAGES = (
-    *("core", "kernel", "chain", "flows", "build", "generation", "lab", "attach"),
-    *("handoff", "service", "ct"),
+    "core",
+    "kernel",
+    "chain",
+    "flows",
+    "build",
+    "generation",
+    "lab",
+    "attach",
+    "handoff",
+    "service",
+    "ct",
 )
 _LIBRARY = os.path.dirname(os.path.dirname(__file__))
 

@@ -4,7 +4,7 @@
 """A host as a graph: namespaces, the links between them, the hooks of the chain on these, and the
 flows in its tables, as plain data.
 
-observe() looks, build() is pure; graph_draw.py makes pictures of what it returns. Flows are added
+observe() looks, build() is pure; picture/ makes pictures of what it returns. Flows are added
 up between places, by state, while they are read, so a table of any size gives a graph of a few
 edges.
 """

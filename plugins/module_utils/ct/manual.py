@@ -11,7 +11,7 @@ import argparse
 import typing as t
 
 from ..service.archive import MARK
-from . import cli
+from . import arguments, cli, exit_status
 
 _EXAMPLES = (
     (
@@ -36,7 +36,7 @@ class Option(t.NamedTuple):
     :ivar names: as they are typed; none for a positional.
     :ivar value: what stands for its value, "" where it takes none.
     :ivar values: what the shell offers for it.
-    :ivar group: ct_cli.FILTERS or ct_cli.OPTIONS.
+    :ivar group: arguments.FILTERS or arguments.OPTIONS.
     """
 
     names: tuple[str, ...]
@@ -58,7 +58,9 @@ def commands(parser: argparse.ArgumentParser) -> dict[str, list[Option]]:
 
 
 def _option(action: argparse.Action, command: argparse.ArgumentParser) -> Option:
-    filters = next((group for group in command._action_groups if group.title == cli.FILTERS), None)
+    filters = next(
+        (group for group in command._action_groups if group.title == arguments.FILTERS), None
+    )
     is_filter = filters is not None and action in filters._group_actions
     value = (
         ""
@@ -68,7 +70,7 @@ def _option(action: argparse.Action, command: argparse.ArgumentParser) -> Option
     values = (
         tuple(map(str, action.choices))
         if action.choices
-        else cli.FILTER_VALUES.get(action.dest, ())
+        else arguments.FILTER_VALUES.get(action.dest, ())
         if is_filter
         else ()
     )
@@ -77,7 +79,7 @@ def _option(action: argparse.Action, command: argparse.ArgumentParser) -> Option
         value,
         action.help or "",
         values,
-        cli.FILTERS if is_filter else cli.OPTIONS,
+        arguments.FILTERS if is_filter else arguments.OPTIONS,
     )
 
 
@@ -124,27 +126,26 @@ def man_page(parser: argparse.ArgumentParser) -> str:
     ]
     for name, options in found.items():
         command = cli.COMMANDS[name]
-        arguments = "".join(f" \\fI{_roff(one.value)}\\fR..." for one in options if not one.names)
-        filtered = " [\\fIFILTERS\\fR]" if any(one.group == cli.FILTERS for one in options) else ""
+        positional = "".join(f" \\fI{_roff(one.value)}\\fR..." for one in options if not one.names)
+        filtered = (
+            " [\\fIFILTERS\\fR]" if any(one.group == arguments.FILTERS for one in options) else ""
+        )
         lines += [
-            f".SS ct {name}{arguments} [\\fIOPTIONS\\fR]{filtered}",
+            f".SS ct {name}{positional} [\\fIOPTIONS\\fR]{filtered}",
             _roff(f"{command.does[0].upper()}{command.does[1:]}. {command.more}"),
         ]
         for one in options:
-            if one.group != cli.FILTERS:
+            if one.group != arguments.FILTERS:
                 lines += _entry(one)
     lines += [
         ".SH FILTERS",
-        (
-            "Different filters must all hold; of several values of one, separated by commas or"
-            " given again, any."
-        ),
+        arguments.ABOUT_FILTERS,
     ]
     for one in found["list"]:
-        if one.group == cli.FILTERS:
+        if one.group == arguments.FILTERS:
             lines += _entry(one)
     lines.append(".SH EXIT STATUS")
-    for code, meaning in cli.EXIT_STATUS.items():
+    for code, meaning in exit_status.EXIT_STATUS.items():
         lines += [".TP", f"\\fB{code}\\fR", _roff(meaning)]
     lines.append(".SH EXAMPLES")
     for what, example in _EXAMPLES:

@@ -9,6 +9,7 @@ typed a command has options. What stands in a path is left as it is.
 
 from __future__ import annotations
 
+import argparse
 import re
 import typing as t
 
@@ -49,3 +50,18 @@ def spoken(message: str, options: t.Iterable[str]) -> str:
         if "_" in name:
             message = re.sub(_ALONE.format(name), typed, message)
     return message
+
+
+def option_names(parser: argparse.ArgumentParser) -> tuple[str, ...]:
+    """Return the names of the options of all commands, as modules have them.
+
+    :param parser: of the whole command line.
+    """
+    (commands,) = (
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    found: dict[str, None] = {}
+    for command in commands.choices.values():
+        found.update((one.dest, None) for one in command._actions if one.option_strings)
+    del found["help"]
+    return tuple(found)

@@ -93,7 +93,7 @@ def _steps(found: Vars, name: str) -> list[Vars]:
     return list((found.get(name) or {}).get("plan") or ())
 
 
-def _shown(number: int | None, digest: str | None) -> str:
+def _describe_generation(number: int | None, digest: str | None) -> str:
     return "none" if number is None else f"{number} {(digest or '')[:8]}".strip()
 
 
@@ -117,8 +117,8 @@ def _chain(host: str, found: Vars, looked: Vars) -> Record:
         host,
         "chain",
         wanted or "a chain",
-        _shown(chain["generation"], chain["digest"]),
-        _shown(disk.get("generation"), disk.get("digest")),
+        _describe_generation(chain["generation"], chain["digest"]),
+        _describe_generation(disk.get("generation"), disk.get("digest")),
         why,
     )
 

@@ -116,7 +116,7 @@ class Connection(t.NamedTuple):
 
 
 class Output(t.Protocol):
-    """What makes text of it; see flow_merge_output.py."""
+    """What makes text of it; see merge_output.py."""
 
     def begin(self) -> bytes:
         """Return what stands before the first connection."""

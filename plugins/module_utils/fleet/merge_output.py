@@ -14,15 +14,13 @@ import typing as t
 
 from ..core.calendar import utc
 from ..core.errors import bad_value
-from ..ct import draw as graph_draw
+from ..ct.picture import captions, html
 from ..flows import codec as flow
 from ..flows import output as flow_output
 from . import merge as flow_merge
 
 FORMS = ("jsonl", "csv", "html")
 VIEWS = ("flows", "paths")
-#: Connections that the page lists, those with the most bytes on their way.
-_LISTED = 100
 #: Addresses to draw by themselves; all others share a box.
 _DRAWN = 12
 #: Arrows to draw; of more, those with the most bytes.
@@ -204,7 +202,7 @@ class Page:
 
     def end(self, merged: flow_merge.Merged, store: flow_merge.Store) -> bytes:
         """Return the page."""
-        tables: list[graph_draw.Table] = [
+        tables: list[html.Table] = [
             (
                 "Hosts",
                 ("host", "flows", "trouble"),
@@ -240,7 +238,7 @@ class Page:
                     ],
                 )
             )
-        return graph_draw.page(graph(merged, store, utc(self._now)), tables).encode()
+        return html.page(graph(merged, store, utc(self._now)), tables).encode()
 
 
 def _numbers(line: t.Mapping[str, t.Any]) -> tuple[int, int, int]:
@@ -255,10 +253,8 @@ def _order(line: t.Mapping[str, t.Any]) -> str:
     return "" if len(line["path"]) == 1 else "known" if line["ordered"] else "not known"
 
 
-def graph(
-    merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = ""
-) -> graph_draw.Graph:
-    """Return the fleet as graph_draw draws it: hosts, the addresses with the most bytes, and what
+def graph(merged: flow_merge.Merged, store: flow_merge.Store, read_at: str = "") -> captions.Graph:
+    """Return the fleet as ct.picture draws it: hosts, the addresses with the most bytes, and what
     goes from where to where.
 
     Along a path whose order is known, an arrow leads to each next host; else one leads to each host

@@ -21,7 +21,7 @@ from ..kernel import bpffs
 from ..service import archive as ct_archive
 from ..service import options as service_options
 from ..service import unit as ct_unit
-from . import preflight
+from .preflight import present
 
 #: No generation is taken away by putting another one back.
 _KEEP_ALL = 16
@@ -95,7 +95,7 @@ def put_back(
 
 
 def _without_service(paths: bpffs.Paths, prefix: str, check_mode: bool, patience: float) -> Plan:
-    if not ct_unit.booted() or not preflight.is_ours(os.path.join(ct_unit.DIRECTORY, ct_unit.NAME)):
+    if not ct_unit.booted() or not present.is_ours(os.path.join(ct_unit.DIRECTORY, ct_unit.NAME)):
         return []
     return ct_unit.converge(
         "absent", ct_unit.Want(prefix, service_options.Options(paths)), check_mode, patience
@@ -159,7 +159,7 @@ def _chain(
 def _interfaces(
     paths: bpffs.Paths, before: t.Mapping[str, t.Any], check_mode: bool, patience: float
 ) -> tuple[Plan, list[str]]:
-    now = preflight.attached(paths)
+    now = present.attached(paths)
     new, other = surplus(before["interfaces"], now)
     plan: Plan = []
     warnings: list[str] = []

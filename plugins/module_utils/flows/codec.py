@@ -4,10 +4,9 @@
 """From the bytes of the flow tables to flows.
 
 A flow is decoded in two halves, so that a million of them cost little: what many flows share
-(protocol, state, flags, tags) is a
-:class:`Shape`, made once and cached; what differs is a plain tuple of *values* in the order of
-    :data:`VALUES`. Records, lines and
-columns are made of the two. Nothing here touches the kernel.
+(protocol, state, flags, tags) is a :class:`Shape`, made once and cached; what differs is a plain
+tuple of *values* in the order of :data:`VALUES`. Records, lines and columns are made of the two.
+Nothing here touches the kernel.
 """
 
 from __future__ import annotations
@@ -535,7 +534,7 @@ def select(fields: t.Sequence[str], shape: Shape, v: Values) -> Record:
     return result
 
 
-def shown(item: Flow, fields: t.Sequence[str] = (), window: bool = False) -> Record:
+def record_with(item: Flow, fields: t.Sequence[str] = (), window: bool = False) -> Record:
     """Return the record of a flow as it is asked for.
 
     :param fields: what it shall hold; empty for everything.

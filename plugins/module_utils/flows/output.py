@@ -152,7 +152,7 @@ class Writer:
 
     def line(self, item: flow.Flow) -> str:
         """Return the text of one flow."""
-        return dumps(flow.shown(item, self.fields, self.window)) + "\n"
+        return dumps(flow.record_with(item, self.fields, self.window)) + "\n"
 
 
 class JsonWriter(Writer):

@@ -24,7 +24,7 @@ Add = t.Callable[[int], None]
 
 
 @contextlib.contextmanager
-def shown(what: str, unit: str = "", printing: bool = False) -> t.Iterator[Add | None]:
+def show(what: str, unit: str = "", printing: bool = False) -> t.Iterator[Add | None]:
     """Show how far the work of a ``with`` block is; gives what it tells that with, None where
     nobody looks.
 

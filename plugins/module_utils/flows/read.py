@@ -83,7 +83,9 @@ def read(
     with no_collector():
         for batch in batches:
             for shape, values, row in batch[: listed - len(flows)]:
-                flows.append(flow.shown((shape, flow.with_text(values), row), query.fields, window))
+                flows.append(
+                    flow.record_with((shape, flow.with_text(values), row), query.fields, window)
+                )
             if writer:
                 put(writer.write(batch if written is None else batch[: max(written - passed, 0)]))
             passed += len(batch)

@@ -68,7 +68,7 @@ def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
     if len(found) != len(pairs):  # of two with one name each reader may take another
         names = [name for name, dummy in pairs]
         raise ConntrackError(
-            f"{shown(next(name for name in names if names.count(name) > 1))}: it is there twice."
+            f"{quoted(next(name for name in names if names.count(name) > 1))}: it is there twice."
         )
     return found
 
@@ -91,7 +91,7 @@ def loads(text: str) -> t.Any:
         raise ConntrackError("it is not JSON.") from None
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """Return a value from elsewhere as an error may show it: short, and without a character that a
     terminal obeys.
     """
@@ -121,7 +121,7 @@ def lines(path: str, file: t.TextIO) -> t.Iterator[tuple[int, str]]:
 
 # ---------------------------------------------------------------- single values
 def _bad(field: str, value: object, mend: str) -> ConntrackError:
-    return ConntrackError(f"{field}: {shown(value)} is not valid: {mend}.")
+    return ConntrackError(f"{field}: {quoted(value)} is not valid: {mend}.")
 
 
 def number(field: str, value: object, most: int) -> int:
@@ -181,7 +181,7 @@ def _fields(
     if len(value) > len(names):
         for name in value:
             if name not in names and name not in optional:
-                raise ConntrackError(f"{dot}{shown(name)[1:-1]}: a flow has no such field here.")
+                raise ConntrackError(f"{dot}{quoted(name)[1:-1]}: a flow has no such field here.")
     return value
 
 

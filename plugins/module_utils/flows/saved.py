@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Events that ct watch --save wrote: as events again, and as the flows that were there at the end."""
+"""Files of flows and of events that ct wrote: read back as flows, and as events."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def _packed(path: str, file: t.TextIO) -> t.Iterator[Packed]:
         except ConntrackError as exc:
             why = exc.message.rstrip(".")
             raise ConntrackError(
-                f"input: {path}:{number}: {flow_record.shown(text)} is no whole flow: "
+                f"input: {path}:{number}: {flow_record.quoted(text)} is no whole flow: "
                 f"give a file that ct list -o json or -o jsonl wrote, without --fields ({why})."
             ) from None
     if ending is not None:
@@ -248,7 +248,7 @@ def events(path: str) -> t.Iterator[Event]:
                 except ConntrackError as exc:
                     why = exc.message.rstrip(".")
                     raise ConntrackError(
-                        f"input: {path}:{number}: {flow_record.shown(line.strip())} is no event:"
+                        f"input: {path}:{number}: {flow_record.quoted(line.strip())} is no event:"
                         f" {mend} ({why})."
                     ) from None
                 table, key, value = pack(one)

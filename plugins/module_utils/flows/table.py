@@ -1,12 +1,11 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reading the pinned flow tables, and deleting from them.
+"""The pinned flow tables and counters, opened to be read or to be deleted from.
 
-:class:`FlowTables` is the only thing here that talks to the kernel; what is read through it is
-    worked on by functions that take
-anything with the same methods. A table is read in batches and never held as a whole, unless all of
-it is to be sorted.
+:class:`FlowTables` is the only thing of this package that talks to the kernel; what reads through
+it takes anything with the same methods (:class:`Source`). A table is read in batches and never held
+as a whole, unless all of it is to be sorted.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 
@@ -66,13 +67,16 @@ def _export(
 
 
 def _import(params: t.Mapping[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
-    try:
-        file = open(params["import_from"], "rb")  # noqa: SIM115  it is closed below
-    except OSError as exc:
-        raise bad_value(
-            "import_from", params["import_from"], f"give a file that was exported: {exc.strerror}"
-        ) from None
-    with file, handoff.Reader(file, params["import_from"]) as reader:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(params["import_from"], "rb"))
+        except OSError as exc:
+            raise bad_value(
+                "import_from",
+                params["import_from"],
+                f"give a file that was exported: {exc.strerror}",
+            ) from None
+        reader = stack.enter_context(handoff.Reader(file, params["import_from"]))
         opened = (
             flow_table.FlowTables(params["pin_root"])
             if check_mode

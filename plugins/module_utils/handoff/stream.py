@@ -227,7 +227,7 @@ class Reader:
         for name, good in checks.items():
             if not good:
                 raise self._refuse(
-                    f"its header is damaged: {name}: {flow_record.shown(found.get(name))}"
+                    f"its header is damaged: {name}: {flow_record.quoted(found.get(name))}"
                 )
         try:
             digest = f"{schema.digest(found['description']):016x}"
@@ -554,7 +554,7 @@ def take(tables: Target, reader: Reader, on_conflict: str = "keep", dry: bool = 
     return work.done
 
 
-def told(done: Imported, header: Header, dry: bool = False) -> str:
+def describe(done: Imported, header: Header, dry: bool = False) -> str:
     """Return what came of it, for people."""
     parts = [f"{done.imported} {'would be ' if dry else ''}imported"]
     more = (

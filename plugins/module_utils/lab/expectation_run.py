@@ -161,7 +161,9 @@ def _flow(line: Line, tables: Tables, words: dict[str, t.Any]) -> Outcome:
                 there = [record for record in found if record["state"] == line.state]
                 if there:
                     return Outcome(
-                        line, True, f"{_shown(there[0])}, after {time.monotonic() - began:.2f} s"
+                        line,
+                        True,
+                        f"{_describe_flow(there[0])}, after {time.monotonic() - began:.2f} s",
                     )
                 if time.monotonic() >= deadline:
                     break
@@ -169,9 +171,9 @@ def _flow(line: Line, tables: Tables, words: dict[str, t.Any]) -> Outcome:
                 pause = min(2 * pause, _LONGEST_PAUSE)
             trouble = talk.trouble
     except OSError as exc:
-        trouble = _said(line, exc)
+        trouble = _describe_error(line, exc)
         found = _find(tables, words, None)
-    seen = f"{_shown(found[0])}" if found else "no such flow in the table"
+    seen = f"{_describe_flow(found[0])}" if found else "no such flow in the table"
     more = [words for words in (trouble, _refused(before, _counters(tables))) if words]
     return Outcome(
         line, False, "; ".join([f"{seen} after {time.monotonic() - began:.2f} s", *more])
@@ -202,12 +204,12 @@ def _find(
     ]
 
 
-def _shown(record: t.Mapping[str, t.Any]) -> str:
+def _describe_flow(record: t.Mapping[str, t.Any]) -> str:
     there, back = record["orig"]["packets"], record["reply"]["packets"]
     return f"{record['state']} with {there} packet{'s' if there != 1 else ''} there and {back} back"
 
 
-def _said(line: Line, exc: OSError) -> str:
+def _describe_error(line: Line, exc: OSError) -> str:
     """Return what went wrong with the traffic."""
     if isinstance(exc, _Astray):
         return str(exc)
@@ -241,7 +243,7 @@ def _ping(line: Line) -> Outcome:
                         line, False, f"no answer from {line.address} within {line.within:g} s"
                     )
     except OSError as exc:
-        return Outcome(line, False, _said(line, exc))
+        return Outcome(line, False, _describe_error(line, exc))
 
 
 # ---------------------------------------------------------------- traffic

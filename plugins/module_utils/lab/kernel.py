@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""lab.kernel: TODO."""
+"""What a lab sends to the kernel: namespaces, links, addresses, routes, and what is there."""
 
 from __future__ import annotations
 

@@ -11,35 +11,20 @@ import typing as t
 
 from ..core.errors import ConntrackError
 from ..core.plan import Plan, Step
+from . import plan_ip, plan_links
 from .model import (
-    Address,
-    End,
     Have,
-    HaveAddress,
-    HaveLink,
-    HaveRoute,
-    Key,
-    Route,
     Sysctl,
     SysctlKey,
     Topology,
-    alias_of,
-    broadcast_of,
-    is_half_made,
-    is_link_local,
     is_ours,
-    link_local_of,
-    network_of,
     record_path,
-    show_address,
     show_dst,
-    show_ip,
     show_key,
-    show_place,
     show_sysctl,
 )
 from .sysctls import siblings
-from .topology import DEFAULT_METRIC, MANAGED_PROTOCOLS, MTU_IPV6, split_sysctls
+from .topology import split_sysctls
 
 
 def make(want: Topology, have: Have) -> Plan:
@@ -49,7 +34,7 @@ def make(want: Topology, have: Have) -> Plan:
     :raises ConntrackError: objects of wanted names are foreign; ``foreign`` lists them. Or
         namespaces would go, and may not.
     """
-    keep = _kept_links(want, have)
+    keep = plan_links.kept_links(want, have)
     refuse_foreign(want, have)
     gone = set(have.namespaces) - set(want.namespaces)
     if gone and not want.replace:
@@ -59,19 +44,19 @@ def make(want: Topology, have: Have) -> Plan:
             " Give the topology a name of its own (role: netns_lab_name), or replace: true"
             " (netns_lab_replace) to have it take the place of that lab."
         )
-    deletes = _plan_deletes(want, have, keep, gone)
+    deletes = plan_links.plan_deletes(want, have, keep, gone)
     early, late = split_sysctls(want)
     forgotten = [s for s in have.record if s not in {e.key for e in early}]
     return [
         *deletes,
-        *_plan_netns(want, have),
+        *plan_links.plan_netns(want, have),
         *_plan_restore(want, have, forgotten),
         *_plan_record(want, have, early),
         *_plan_sysctls(have, early),
-        *_plan_links(want, have, keep, late),
+        *plan_links.plan_links(want, have, keep, late),
         *_plan_sysctls(have, [s for s in late if (s.netns, s.path.split("/")[3]) in keep]),
-        *_plan_addresses(want, have, keep),
-        *_plan_routes(want, have, keep),
+        *plan_ip.plan_addresses(want, have, keep),
+        *plan_ip.plan_routes(want, have, keep),
     ]
 
 
@@ -108,366 +93,6 @@ def _show_foreign(name: str, have: Have) -> str:
         if kind is None
         else f"the {kind} /run/netns/{name}, which is no network namespace"
     )
-
-
-def _kept_links(want: Topology, have: Have) -> set[Key]:
-    """Return the wanted ends whose link is there as a whole."""
-    keep: set[Key] = set()
-    for one, two in want.links:
-        a, b = have.links.get(one.key), have.links.get(two.key)
-        if (
-            a
-            and b
-            and a.kind == b.kind == "veth"
-            and (a.peer_index, b.peer_index) == (b.ifindex, a.ifindex)
-            and a.alias == alias_of(want.mark, two.key)
-            and b.alias == alias_of(want.mark, one.key)
-        ):
-            keep |= {one.key, two.key}
-    return keep
-
-
-def _plan_deletes(want: Topology, have: Have, keep: set[Key], gone: set[str]) -> Plan:
-    """Namespaces first: what is in them goes with them at no cost."""
-    steps = [
-        Step(
-            "delete",
-            "netns",
-            name,
-            "the lab has no such namespace any more",
-            before=f"inode {have.namespaces[name]}",
-            args=name,
-        )
-        for name in sorted(gone)
-    ]
-    steps += [
-        Step(
-            "delete",
-            "netns",
-            name,
-            "a run that was cut short left the name behind",
-            before="a bare file",
-            args=name,
-        )
-        for name in sorted(have.claimed - set(want.namespaces))
-    ]
-    wanted = want.ends
-    seen: set[str] = set()
-    for key, link in have.links.items():
-        if key in keep or not is_ours(want.mark, link):
-            continue
-        peer = link.alias.partition(" ")[2]
-        name = " - ".join(sorted({show_key(key), peer} - {""}))
-        if name in seen:
-            continue
-        seen.add(name)
-        alive = [end for end in _both_ends(have, key, peer) if end.key[0] not in gone]
-        if is_half_made(want.mark, link):
-            reason = "a run that was cut short left it half made"
-        elif key in wanted:
-            reason = "its other end is missing or another one than wanted"
-        else:
-            reason = "the lab has no such link any more"
-        goes_with = (
-            any(end.key[0] in gone for end in _both_ends(have, key, peer))
-            or peer.partition("@")[2] in gone
-        )
-        if goes_with:
-            reason += "; it goes with its namespace"
-        steps.append(
-            Step(
-                "delete",
-                "link",
-                name,
-                reason,
-                before=_show_have(link),
-                args=([(e.key, e.ifindex) for e in alive], goes_with),
-            )
-        )
-    return steps
-
-
-def _both_ends(have: Have, key: Key, peer: str) -> list[HaveLink]:
-    name, dummy, netns = peer.partition("@")
-    keys = [key] + ([(netns or None, name)] if peer else [])
-    return [have.links[k] for k in keys if k in have.links]
-
-
-def _show_have(link: HaveLink) -> dict[str, t.Any]:
-    return {"mac": link.mac, "mtu": link.mtu}
-
-
-def _plan_netns(want: Topology, have: Have) -> Plan:
-    steps: Plan = []
-    for name in want.namespaces:
-        if name in have.claimed:
-            reason = "a run that was cut short left only the name"
-            steps.append(
-                Step(
-                    "create",
-                    "netns",
-                    name,
-                    reason,
-                    before="a bare file",
-                    after="namespace, lo up",
-                    args=name,
-                )
-            )
-        elif name not in have.namespaces:
-            steps.append(
-                Step(
-                    "create",
-                    "netns",
-                    name,
-                    "it does not exist",
-                    after="namespace, lo up",
-                    args=name,
-                )
-            )
-        elif name in have.lo_down:
-            reason = "it is down"
-            args = ((name, "lo"), 1, {"up": True}, {"up": False})
-            steps.append(
-                Step(
-                    "change",
-                    "link",
-                    show_key((name, "lo")),
-                    reason,
-                    before={"state": "down"},
-                    after={"state": "up"},
-                    args=args,
-                )
-            )
-    return steps
-
-
-def _plan_links(want: Topology, have: Have, keep: set[Key], late: t.Iterable[Sysctl]) -> Plan:
-    """A new link gets its own sysctls before it goes up."""
-    own: dict[Key, list[Sysctl]] = {}
-    for sysctl in late:
-        own.setdefault((sysctl.netns, sysctl.path.split("/")[3]), []).append(sysctl)
-    steps: Plan = []
-    for one, two in want.links:
-        if one.key in keep:
-            steps += [
-                step for end in (one, two) for step in _plan_link_change(end, have.links[end.key])
-            ]
-        else:
-            sysctls = [sysctl for end in (one, two) for sysctl in own.get(end.key, ())]
-            after: dict[str, t.Any] = {
-                show_key(end.key): {"mac": end.mac, "mtu": end.mtu} for end in (one, two)
-            }
-            if sysctls:
-                after["sysctls"] = {show_sysctl(s.key): s.value for s in sysctls}
-            name = f"{show_key(one.key)} - {show_key(two.key)}"
-            reason = (
-                "it does not exist"
-                if one.key not in have.links and two.key not in have.links
-                else "it is made anew"
-            )
-            steps.append(
-                Step("create", "link", name, reason, after=after, args=(one, two, sysctls))
-            )
-    return steps
-
-
-def _plan_link_change(end: End, link: HaveLink) -> Plan:
-    want = {
-        "mtu": end.mtu,
-        "mac": end.mac,
-        "up": True,
-        "arp": True,
-        "multicast": True,
-        "vlan_offload": False,
-    }
-    have = {name: getattr(link, name) for name in want}
-    new = {k: v for k, v in want.items() if have[k] != v}
-    if not new:
-        return []
-    old = {k: have[k] for k in new}
-    said = {
-        "up": "it is down",
-        "vlan_offload": (
-            "VLAN tags travel beside its frames (rxvlan, txvlan), where no XDP program sees them"
-        ),
-    }
-    reason = "; ".join(
-        said.get(k) or (f"{k} is off" if v is True else f"{k} is {old[k]}, wanted {v}")
-        for k, v in new.items()
-    )
-    return [
-        Step(
-            "change",
-            "link",
-            show_key(end.key),
-            reason,
-            before=old,
-            after=new,
-            args=(end.key, link.ifindex, new, old),
-        )
-    ]
-
-
-def _plan_addresses(want: Topology, have: Have, keep: set[Key]) -> Plan:
-    steps: Plan = []
-    for key, end in want.ends.items():
-        there = have.links[key].addresses if key in keep else ()
-        too_much, missing = _compare_addresses(end, there)
-        if key in keep and _lacks_link_local(end, have.links[key]):
-            missing.append(
-                (link_local_of(end.mac), "IPv6 finds no neighbours without a link-local address")
-            )
-        for address, reason in too_much:
-            text = show_address(address)
-            steps.append(
-                Step(
-                    "delete",
-                    "address",
-                    f"{text} on {show_key(key)}",
-                    reason,
-                    before=text,
-                    args=(key, address),
-                )
-            )
-        for address, reason in missing:
-            text = show_address(address)
-            steps.append(
-                Step(
-                    "create",
-                    "address",
-                    f"{text} on {show_key(key)}",
-                    reason,
-                    after=text,
-                    args=(key, address),
-                )
-            )
-    return steps
-
-
-def _compare_addresses(
-    end: End, there: t.Iterable[HaveAddress]
-) -> tuple[list[tuple[Address, str]], list[tuple[Address, str]]]:
-    """Return the addresses to delete and those to add, each with its reason; deleting comes first."""
-    too_much: list[tuple[Address, str]] = []
-    good: dict[Address, HaveAddress] = {}
-    for have in there:
-        if have.address in end.addresses:
-            if have.broadcast not in (None, broadcast_of(have.address)) or (
-                have.broadcast is None and broadcast_of(have.address)
-            ):
-                too_much.append((have.address, "its broadcast address is another"))
-            elif have.failed:
-                too_much.append((have.address, "duplicate address detection failed for it"))
-            elif have.permanent:
-                good[have.address] = have
-        elif have.permanent and not have.automatic and have.address != link_local_of(end.mac):
-            too_much.append((have.address, "the lab has no such address on this link"))
-    networks = {network_of(address) for address, dummy in too_much}
-    missing = []
-    for address in end.addresses:
-        found = good.get(address)
-        if found is None:
-            missing.append((address, "it is not there"))
-        elif found.secondary and network_of(address) in networks:
-            missing.append((address, "it may go with the first address of its network"))
-    return too_much, missing
-
-
-def _lacks_link_local(end: End, link: HaveLink) -> bool:
-    """Say whether IPv6 is wanted on a link that has lost the link-local address that the kernel
-    gives each interface that goes up.
-    """
-    wanted = any(len(packed) == 16 for packed, dummy in end.addresses)
-    addresses = [*end.addresses, *(have.address for have in link.addresses)]
-    return (
-        wanted
-        and link.up
-        and link.mtu >= MTU_IPV6
-        and not any(is_link_local(packed) for packed, dummy in addresses)
-    )
-
-
-def _loses_routes(end: End, link: HaveLink) -> set[int]:
-    """Return the families (as address lengths) whose routes go when the addresses on the link are
-    mended.
-
-    The kernel forgets an interface's IPv4 routes together with its last IPv4 address.
-    """
-    too_much, missing = _compare_addresses(end, link.addresses)
-    lost = {address for address, dummy in too_much} | {address for address, dummy in missing}
-    left = [
-        have for have in link.addresses if len(have.address[0]) == 4 and have.address not in lost
-    ]
-    return (
-        {4} if not left and any(len(packed) == 4 for (packed, dummy), reason in too_much) else set()
-    )
-
-
-def _plan_routes(want: Topology, have: Have, keep: set[Key]) -> Plan:
-    wanted = {route.key: route for route in want.routes}
-    ends = want.ends
-    lost = {key: _loses_routes(ends[key], have.links[key]) for key in keep}
-    there: dict[tuple[str | None, Address, int], HaveRoute] = {}
-    for found in have.routes:
-        there.setdefault(found.key, found)
-    steps: Plan = []
-    for found in have.routes:
-        if (
-            found.dev is not None
-            and (found.netns, found.dev) in keep
-            and found.protocol in MANAGED_PROTOCOLS
-            and found.key not in wanted
-        ):
-            name = f"{show_dst(found.dst)} in {show_place(found.netns)}"
-            steps.append(
-                Step(
-                    "delete",
-                    "route",
-                    name,
-                    "the lab has no such route",
-                    before=_show_route(found),
-                    args=found,
-                )
-            )
-    for key, route in wanted.items():
-        now = there.get(key)
-        if (
-            now is not None
-            and now.dev is not None
-            and _goes(want.mark, have, keep, (now.netns, now.dev))
-        ):
-            now = None
-        if now is not None and (now.via, now.dev) == (route.via, route.dev):
-            if len(route.dst[0]) not in lost.get((route.netns, route.dev), ()):
-                continue
-            reason, now = "it goes with the last address of its link", None
-        else:
-            reason = "it is not there" if now is None else f"it goes {_show_route(now)}"
-        name = f"{show_dst(route.dst)} in {show_place(route.netns)}"
-        before = None if now is None else _show_route(now)
-        steps.append(
-            Step(
-                "create" if now is None else "change",
-                "route",
-                name,
-                reason,
-                before=before,
-                after=_show_route(route),
-                args=(route, now),
-            )
-        )
-    return steps
-
-
-def _goes(mark: str, have: Have, keep: set[Key], key: Key) -> bool:
-    """Say whether the plan deletes the link, and with it the routes over it."""
-    return key not in keep and key in have.links and is_ours(mark, have.links[key])
-
-
-def _show_route(route: Route | HaveRoute) -> str:
-    via = f"via {show_ip(route.via)} " if route.via else ""
-    metric = "" if route.metric == DEFAULT_METRIC[len(route.dst[0])] else f" metric {route.metric}"
-    return f"{via}dev {route.dev}{metric}"
 
 
 def _plan_sysctls(have: Have, sysctls: t.Iterable[Sysctl]) -> Plan:

@@ -1,11 +1,10 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab as data: what is wanted (Topology, checked by ``parse``) and what is there (Have). Pure:
-nothing here touches the kernel.
+"""A topology as an operator writes it, parsed and checked. Pure: nothing here touches the kernel.
 
-A lab that shall be gone is an empty Topology: everything that carries the lab's mark is then too
-much.
+What it becomes is in model.py. A lab that shall be gone is an empty Topology: everything that
+carries the lab's mark is then too much.
 
 An end of a link is named by its key, (namespace, interface); the namespace None is the host's.
 People read it as C(ns1-wan@ns1) or C(ns1-lan). Addresses and networks are pairs (packed bytes,

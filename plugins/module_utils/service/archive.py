@@ -4,7 +4,7 @@
 """The command ``ct`` as files on a host: one archive that Python runs, its manual page and its
 completion.
 
-What they are made of comes from the controller (ct_content), and only when it is needed: each file
+What they are made of comes from the controller (ct/content.py), only when it is needed: each file
 ends with a seal, the digest of what it was made of and the digest of itself, so a file that is
 current and whole is known by that. What is compiled may differ from run to run.
 """
@@ -241,8 +241,8 @@ def _plan_present(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None], 
                     "file",
                     path,
                     reason,
-                    found and shown(*found),
-                    shown(data, mode),
+                    found and describe(*found),
+                    describe(data, mode),
                     (data, mode),
                 )
             )
@@ -264,7 +264,7 @@ def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -
             "file",
             os.path.join(prefix, name),
             "the command is to be absent",
-            shown(*found),
+            describe(*found),
             None,
         )
         for name, found in there.items()
@@ -272,7 +272,7 @@ def _plan_absent(prefix: str, there: t.Mapping[str, tuple[bytes, int] | None]) -
     ]
 
 
-def shown(data: bytes, mode: int) -> str:
+def describe(data: bytes, mode: int) -> str:
     return (
         f"{'of another user' if mode < 0 else f'mode {mode:04o}'}, sha256"
         f" {hashlib.sha256(data).hexdigest()[:16]}"

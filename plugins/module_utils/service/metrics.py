@@ -21,7 +21,7 @@ from ..flows import table as flow_table
 from ..generation import diagnosis
 from ..kernel import bpffs
 from . import status as ct_status
-from .http import server as http_server
+from .fresh import Fresh
 
 Labels = tuple[str, ...]
 #: (metric, values of its labels, value)
@@ -128,7 +128,7 @@ METRICS = {
     ),
 }
 PARTS = ("tables", "health", "interfaces")
-#: The label ``stage`` of the outcomes, which are those of ct_text.STAGES.
+#: The label ``stage`` of the outcomes, which are those of ct.text.STAGES.
 STAGES = {
     "entry": ("untracked_no_meta", "untracked_no_slot"),
     "prs_eth": (
@@ -376,7 +376,8 @@ def sweep_samples(sweeps: Sweeps | None) -> t.Iterator[Sample]:
 class Exporter:
     """Answers scrapes; those who ask at the same time share one reading.
 
-    :param health: returns generation, digest, faults and whether the chain is healthy; see ct_http.
+    :param health: returns generation, digest, faults and whether the chain is healthy; see
+        status.health_of().
     :param sweeps: of the service that this is a part of.
     :param log: takes a line about what could not be read.
     :raises NoLibrary: where prometheus_client is missing.
@@ -394,7 +395,7 @@ class Exporter:
         self._ledger = Ledger()
         self._errors = dict.fromkeys(PARTS, 0)
         self._said: dict[str, str] = {}
-        self._fresh = http_server.Fresh(lambda: list(self._samples()))
+        self._fresh = Fresh(lambda: list(self._samples()))
         self._registry.register(self)
 
     def answer(self, accept: str) -> tuple[bytes, str]:

@@ -59,6 +59,24 @@ def faults(paths: bpffs.Paths, have: generation.Have) -> list[dict[str, str]]:
     return [fault.as_dict() for fault in (*have.faults, *generation.listen(paths))]
 
 
+def health_of(paths: bpffs.Paths) -> dict[str, t.Any]:
+    """Return the generation and all that keeps it from working.
+
+    :raises NoChain: where none is loaded.
+    """
+    have = generation.observe(paths)
+    if have.generation is None:
+        raise flow_table.NoChain(f"{paths.base}: no chain is loaded there. Run xdp_program.")
+    found = faults(paths, have)
+    return {
+        "healthy": not found,
+        "generation": have.generation,
+        "digest": have.digest,
+        "since": have.since,
+        "faults": found,
+    }
+
+
 def forwarded(paths: bpffs.Paths) -> dict[str, t.Any] | None:
     """Return what the chain forwards, and what that passes by; None where it forwards nothing."""
     forward = generation_links.forwards(paths)

@@ -419,7 +419,7 @@ def plan_absent(have: Have, directory: str = DIRECTORY) -> Plan:
 
 
 def _digest(text: str | None) -> str | None:
-    return None if text is None else ct_archive.shown(text.encode(), 0o644)
+    return None if text is None else ct_archive.describe(text.encode(), 0o644)
 
 
 def _apply(step: Step) -> None:

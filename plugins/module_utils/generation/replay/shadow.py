@@ -268,5 +268,5 @@ class Shadow:
             decoder = flow.Decoder(table, now)
             for dummy, keys, values in bpf.map_batches(fd, info.key_size, info.value_size):
                 for item in decoder.flows(decoder.packed_rows(keys, values), over=True):
-                    found[table.family, item[2][2]] = flow.shown(item, window=True)
+                    found[table.family, item[2][2]] = flow.record_with(item, window=True)
         return found

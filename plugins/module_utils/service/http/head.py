@@ -82,7 +82,7 @@ class Head(t.NamedTuple):
         return self.version == "HTTP/1.0" or "close" in options
 
 
-def _shown(data: bytes) -> str:
+def _quoted(data: bytes) -> str:
     return repr(data[:80].decode("latin-1"))
 
 
@@ -97,7 +97,7 @@ def _line(file: t.BinaryIO, most: int, status: int, what: str) -> bytes | None:
     if not line.endswith(b"\n"):
         return None
     if not line.endswith(b"\r\n"):
-        raise BadHead(400, f"{what}: {_shown(line)} ends with LF; lines end with CR LF.")
+        raise BadHead(400, f"{what}: {_quoted(line)} ends with LF; lines end with CR LF.")
     return line[:-2]
 
 
@@ -113,7 +113,7 @@ def parse_request_line(line: bytes) -> tuple[str, str, str]:
     if not found:
         raise BadHead(
             400,
-            f"Bad request: {_shown(line)} is no request line; send METHOD TARGET HTTP/1.1, with"
+            f"Bad request: {_quoted(line)} is no request line; send METHOD TARGET HTTP/1.1, with"
             " single spaces and in ASCII.",
         )
     method, target, version = (
@@ -138,13 +138,13 @@ def parse_field(line: bytes) -> tuple[str, str]:
     """
     if line[:1] in (b" ", b"\t"):
         raise BadHead(
-            400, f"Bad request: a header goes on in a second line, {_shown(line)}; send it in one."
+            400, f"Bad request: a header goes on in a second line, {_quoted(line)}; send it in one."
         )
     found = _FIELD.fullmatch(line)
     if not found:
         raise BadHead(
             400,
-            f"Bad request: {_shown(line)} is no header; send NAME: VALUE, with no space before the"
+            f"Bad request: {_quoted(line)} is no header; send NAME: VALUE, with no space before the"
             " colon and no control characters.",
         )
     return found.group(1).decode("ascii"), found.group(2).decode("latin-1").strip(" \t")

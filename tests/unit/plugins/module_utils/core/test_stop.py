@@ -26,9 +26,13 @@ import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core import stop
-from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import cli
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import arguments, cli
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
-from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import top as ct_top
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.top import meter as top_meter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.top import output as top_output
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.top import run as ct_top
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.top import screen as top_screen
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.top import view as top_view
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs, link_events
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import daemon as ct_daemon
@@ -122,7 +126,7 @@ def top(
 ) -> c.Callable[[], object]:
     """ct top on made-up tables; printed where a format is given."""
     tables = source or fakes.FakeTables({"ctt": FLOWS})
-    view = ct_top.parse({}, "bytes", interval)
+    view = top_view.parse({}, "bytes", interval)
 
     def work() -> object:
         before()
@@ -130,7 +134,7 @@ def top(
             return ct_top.print_batches(
                 lambda: contextlib.nullcontext(tables), view, lambda piece: None, output, None
             )
-        return ct_top.show(lambda: contextlib.nullcontext(tables), view)
+        return top_screen.show(lambda: contextlib.nullcontext(tables), view)
 
     return work
 
@@ -247,7 +251,8 @@ def traced(
     """Run it, and add the lines of ct top and of what ends it that it runs. It is interrupted as it
     comes to one of them.
     """
-    files = {str(ct_top.__file__), str(stop.__file__)}
+    modules = (ct_top, top_meter, top_output, top_screen, top_view, stop)
+    files = {str(module.__file__) for module in modules}
 
     def trace(frame: t.Any, event: str, dummy: object) -> t.Any:
         if frame.f_code.co_filename not in files:
@@ -515,7 +520,7 @@ def test_what_ends_by_itself_is_interrupted_by_an_exception(
     """So that it is undone; and what does not end takes the signal itself."""
     found: dict[str, object] = {}
 
-    def see(args: cli.Arguments) -> int:
+    def see(args: arguments.Arguments) -> int:
         found[args.command] = signal.getsignal(signal.SIGINT)
         return 0
 

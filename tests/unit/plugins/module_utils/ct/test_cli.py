@@ -15,7 +15,13 @@ import sys
 
 import pytest
 import yaml
-from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import cli
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import (
+    arguments,
+    cli,
+    exit_status,
+    printing,
+    sources,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import content as ct_content
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import words as ct_words
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
@@ -40,9 +46,9 @@ def run(line: str) -> int:
 
 
 def test_every_filter_is_an_option_of_every_command_that_chooses_flows() -> None:
-    assert set(cli.FILTER_HELP) == set(flow_filter.FILTER_WORDS) and set(cli.FILTER_VALUES) <= set(
-        flow_filter.FILTER_WORDS
-    )
+    assert set(arguments.FILTER_HELP) == set(flow_filter.FILTER_WORDS) and set(
+        arguments.FILTER_VALUES
+    ) <= set(flow_filter.FILTER_WORDS)
     for command in ("list", "count", "summary", "top", "watch", "flush"):
         args = cli.parser().parse_args([command])
         assert {word: getattr(args, word) for word in flow_filter.FILTER_WORDS} == dict.fromkeys(
@@ -51,7 +57,7 @@ def test_every_filter_is_an_option_of_every_command_that_chooses_flows() -> None
 
 
 def test_what_the_shell_offers_is_valid() -> None:
-    for word, values in cli.FILTER_VALUES.items():
+    for word, values in arguments.FILTER_VALUES.items():
         flow_filter.parse_filters({word: values[0] if word == "assured" else list(values)})
 
 
@@ -59,7 +65,7 @@ def test_values_by_comma_and_by_repeating() -> None:
     args = cli.parser().parse_args(
         shlex.split("list --proto tcp,udp --proto icmp --assured --min-bytes 10 --fields src,dst")
     )
-    assert cli._words(args, flow_filter.QUERY_WORDS) == {
+    assert arguments.given(args, flow_filter.QUERY_WORDS) == {
         "proto": ["tcp", "udp", "icmp"],
         "assured": "true",
         "min_bytes": "10",
@@ -156,7 +162,7 @@ def test_values_by_comma_and_by_repeating() -> None:
 def test_a_wrong_use_is_told_in_one_line(
     line: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(f"{line} {NOWHERE}" if line else line) == cli.USAGE
+    assert run(f"{line} {NOWHERE}" if line else line) == exit_status.USAGE
     printed = capsys.readouterr()
     assert (
         printed.out == ""
@@ -226,7 +232,7 @@ def test_an_empty_word_is_an_error_before_anything_is_looked_at(
     line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As of an unset variable: left out, a filter would let a deletion take more."""
-    assert run(line if "--pin-root" in line else f"{line} {NOWHERE}") == cli.USAGE
+    assert run(line if "--pin-root" in line else f"{line} {NOWHERE}") == exit_status.USAGE
     printed = capsys.readouterr()
     assert (
         printed.out == ""
@@ -240,7 +246,7 @@ def test_an_empty_word_is_an_error_before_anything_is_looked_at(
 def test_a_pin_root_that_is_no_plain_path_is_a_wrong_use(
     path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(f"status --pin-root {path}") == cli.USAGE
+    assert run(f"status --pin-root {path}") == exit_status.USAGE
     assert f"ct status: --pin-root: {path!r} is not valid" in capsys.readouterr().err
 
 
@@ -275,7 +281,7 @@ def test_a_pin_root_that_is_no_plain_path_is_a_wrong_use(
     ],
 )
 def test_messages_of_the_library_are_in_the_words_of_the_command(message: str, said: str) -> None:
-    assert ct_words.spoken(message, cli._dests()) == said
+    assert ct_words.spoken(message, ct_words.option_names(cli.parser())) == said
 
 
 def test_no_message_that_the_command_can_print_asks_for_become() -> None:
@@ -288,15 +294,15 @@ def test_no_message_that_the_command_can_print_asks_for_become() -> None:
 
 
 def test_help_and_version_are_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("help") == run("--help") == cli.DONE
+    assert run("help") == run("--help") == exit_status.DONE
     printed = capsys.readouterr().out
     assert printed[: len(printed) // 2] == printed[len(printed) // 2 :] and "flush" in printed
-    assert run("help flush") == run("flush --help") == cli.DONE
+    assert run("help flush") == run("flush --help") == exit_status.DONE
     printed = capsys.readouterr().out
     assert printed[: len(printed) // 2] == printed[len(printed) // 2 :] and printed.startswith(
         "usage: ct flush"
     )
-    assert run("version") == run("--version") == cli.DONE
+    assert run("version") == run("--version") == exit_status.DONE
     one, other = capsys.readouterr().out.splitlines()
     assert one == other and one.startswith("ct ")
 
@@ -337,10 +343,10 @@ def test_flush_tells_live_flows_from_what_had_only_expired(
             ]
         }
     )
-    monkeypatch.setattr(cli, "_tables", lambda args: source)
+    monkeypatch.setattr(sources, "open_tables", lambda args: source)
     monkeypatch.setattr(flow_table, "writing", lambda *dummy: source)
     monkeypatch.setattr(bpffs, "check", lambda pin_root: True)
-    assert run(f"flush {options}") == cli.DONE
+    assert run(f"flush {options}") == exit_status.DONE
     assert capsys.readouterr().out.splitlines()[-1] == said and len(source.entries["ctt"]) == left
 
 
@@ -428,7 +434,7 @@ def test_standard_streams_that_are_closed_or_full(
 def test_the_largest_first_is_written_as_elsewhere(
     line: str, saved: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(f"{line} --input {saved}") == cli.DONE
+    assert run(f"{line} --input {saved}") == exit_status.DONE
     assert [row.split()[4] for row in capsys.readouterr().out.splitlines()[1:]] == ["3", "2", "1"]
 
 
@@ -450,7 +456,7 @@ def test_the_largest_first_is_written_as_elsewhere(
     ],
 )
 def test_without_a_bpf_file_system(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(f"{command} {NOWHERE}") == cli.FAILED
+    assert run(f"{command} {NOWHERE}") == exit_status.FAILED
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and "/nonexistent" in printed.err, (
         printed
@@ -459,7 +465,7 @@ def test_without_a_bpf_file_system(command: str, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("command", ["", *cli.COMMANDS])
 def test_help_everywhere(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(f"{command} --help") == cli.DONE
+    assert run(f"{command} --help") == exit_status.DONE
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: ct {command}".rstrip()) and (
         not command or "--pin-root" in printed
@@ -467,7 +473,7 @@ def test_help_everywhere(command: str, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_version_is_the_collections(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--version") == cli.DONE
+    assert run("--version") == exit_status.DONE
     assert (
         capsys.readouterr().out
         == f"ct {yaml.safe_load((ROOT / 'galaxy.yml').read_text('utf-8'))['version']}\n"
@@ -482,13 +488,13 @@ def test_the_first_flows_are_printed_before_the_others_are_read(
         {"ctt": [fakes.entry(sport=sport) for sport in range(1, 3001)]}, batch=300
     )
     read_by_then: list[int] = []
-    monkeypatch.setattr(cli, "_tables", lambda args: contextlib.nullcontext(source))
+    monkeypatch.setattr(sources, "open_tables", lambda args: contextlib.nullcontext(source))
     monkeypatch.setattr(
-        cli,
-        "_put",
+        printing,
+        "put",
         lambda piece: read_by_then.append(source.batches_read) if len(piece) > 1 else None,
     )
-    assert cli.main(["list", "-o", form]) == cli.DONE
+    assert cli.main(["list", "-o", form]) == exit_status.DONE
     assert (
         min(number for number in read_by_then if number) == 1
         and source.batches_read == 10
@@ -506,7 +512,7 @@ def test_errors_quote_without_what_a_terminal_obeys(
     path = tmp_path / f"flows{EVIL}"
     path.write_text(f"{EVIL}\n", "utf-8")
     for command in ("list", "count"):
-        assert run(f"{command} --input {shlex.quote(str(path))} {NOWHERE}") == cli.FAILED
+        assert run(f"{command} --input {shlex.quote(str(path))} {NOWHERE}") == exit_status.FAILED
         said = capsys.readouterr()
         assert (
             said.out == ""
@@ -518,8 +524,8 @@ def test_errors_quote_without_what_a_terminal_obeys(
 def test_what_is_said_keeps_its_lines_and_no_escape_code(
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    cli._say(f"r1{EVIL}\ndone\ud800")
-    cli._say_json({"host": f"r1{EVIL}"})
+    printing.say(f"r1{EVIL}\ndone\ud800")
+    printing.say_json({"host": f"r1{EVIL}"})
     out = capfdbinary.readouterr().out.decode("utf-8")
     first, rest = out.split("\n", 2)[:2], out.split("\n", 2)[2]
     assert first == ["r1\\u001b[2J\\u009b31m\\u202e", "done\\ud800"]

@@ -10,7 +10,12 @@ import shutil
 import subprocess
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import cli, manual
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import (
+    arguments,
+    cli,
+    exit_status,
+    manual,
+)
 
 PARSER = cli.parser()
 COMMANDS = manual.commands(PARSER)
@@ -33,8 +38,8 @@ def completed(*words: str) -> list[str]:
 
 def test_there_are_commands_and_options() -> None:
     assert list(COMMANDS) == list(cli.COMMANDS) and all(COMMANDS.values())
-    assert {one.names for one in COMMANDS["list"] if one.group == cli.FILTERS} == {
-        (cli.option(word),) for word in cli.FILTER_HELP
+    assert {one.names for one in COMMANDS["list"] if one.group == arguments.FILTERS} == {
+        (arguments.option(word),) for word in arguments.FILTER_HELP
     }
 
 
@@ -56,9 +61,9 @@ def test_the_manual_page_names_all_of_it() -> None:
     for name, options in COMMANDS.items():
         assert f"\n   ct {name} " in page
         for one in options:
-            where = shared if one.group == cli.FILTERS else sections[name]
+            where = shared if one.group == arguments.FILTERS else sections[name]
             assert all(word in where for word in one.names), (name, one)
-    assert all(f"\n       {code} " in page for code in cli.EXIT_STATUS)
+    assert all(f"\n       {code} " in page for code in exit_status.EXIT_STATUS)
 
 
 def test_the_documentation_names_all_commands() -> None:

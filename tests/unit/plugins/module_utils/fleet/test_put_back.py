@@ -11,7 +11,8 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.plan import Step
-from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight, put_back
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import put_back
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import present
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
@@ -67,7 +68,7 @@ class Host:
         self.done: list[str] = []
         monkeypatch.setattr(bpffs, "check", lambda *dummy: None)
         monkeypatch.setattr(ct_unit, "booted", lambda: booted)
-        monkeypatch.setattr(preflight, "is_ours", lambda path: ours)
+        monkeypatch.setattr(present, "is_ours", lambda path: ours)
         monkeypatch.setattr(ct_unit, "converge", lambda state, *dummy: self.did(f"service {state}"))
         monkeypatch.setattr(
             ct_archive,
@@ -79,7 +80,7 @@ class Host:
         monkeypatch.setattr(generation, "facts", lambda *dummy: {})
         monkeypatch.setattr(put_back, "_chain", lambda *dummy: self.did("chain"))
         monkeypatch.setattr(
-            preflight,
+            present,
             "attached",
             lambda paths: [{**ETH0, "mode": "generic"}, {**ETH0, "name": "eth1"}],
         )

@@ -49,7 +49,7 @@ def test_on_a_terminal_it_counts_and_goes(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     with terminal() as here:
         text = ""
-        with progress.shown("reading", "entries", printing=True) as add:
+        with progress.show("reading", "entries", printing=True) as add:
             work(add)
             deadline = time.monotonic() + 30
             while "1.50k entries" not in text and time.monotonic() < deadline:
@@ -64,7 +64,7 @@ def test_short_work_shows_nothing_and_imports_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(progress, "SECONDS", 30.0)
     monkeypatch.delitem(sys.modules, "tqdm", raising=False)
     with terminal() as here:
-        with progress.shown("reading", "entries") as add:
+        with progress.show("reading", "entries") as add:
             work(add)
         assert written(here) == "" and "tqdm" not in sys.modules
 
@@ -73,18 +73,18 @@ def test_without_the_library_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with terminal() as here:
-        with progress.shown("reading", "entries") as add:
+        with progress.show("reading", "entries") as add:
             work(add)
             time.sleep(0.1)
         assert written(here) == ""
 
 
 def test_nobody_is_told_where_nobody_looks() -> None:
-    with terminal(both=True), progress.shown("reading", printing=True) as add:
+    with terminal(both=True), progress.show("reading", printing=True) as add:
         assert add is None
     with (
         open(os.devnull, "w", encoding="ascii") as nowhere,
         contextlib.redirect_stderr(nowhere),
-        progress.shown("reading") as add,
+        progress.show("reading") as add,
     ):
         assert add is None

@@ -61,7 +61,7 @@ def records(source: fakes.FakeTables) -> dict[str, dict[str, t.Any]]:
         decoder = flow.Decoder(opened.table, source.clock())
         for dummy, keys, values in source.batches(opened):
             for shape, values_of, row in decoder.flows(decoder.packed_rows(keys, values)):
-                record = flow.shown((shape, values_of, row), window=True)
+                record = flow.record_with((shape, values_of, row), window=True)
                 found[
                     f"{record['proto']} {record['orig']['src']} {record['orig'].get('sport')}"
                 ] = {**record, "table": opened.table.name}
@@ -507,7 +507,7 @@ def test_a_description_that_is_none(part: str, value: t.Any) -> None:
 def test_what_a_host_calls_itself_does_not_reach_the_terminal() -> None:
     data = changed_header(exported(), host="r1\x1b[2J\x9b31m\u202e\ud800")
     with handoff.Reader(io.BytesIO(data), "pipe") as reader:
-        told = handoff.told(handoff.take(tables(OTHER), reader), reader.header)
+        told = handoff.describe(handoff.take(tables(OTHER), reader), reader.header)
     assert told.startswith("4 flows of r1\\u001b[2J\\u009b31m\\u202e\\ud800, 20")
     with pytest.raises(ConntrackError) as caught:
         handoff.Reader(io.BytesIO(b"ebpf.conntrack flows \x1b[2J\n"), "a\x1bb")
@@ -525,7 +525,7 @@ def test_policies_have_names() -> None:
 def test_what_is_told() -> None:
     done = handoff.Imported(read=5, imported=2, kept=2, no_room=1)
     assert (
-        handoff.told(done, {"host": "r1", "time": 0})
+        handoff.describe(done, {"host": "r1", "time": 0})
         == "5 flows of r1, 1970-01-01T00:00:00Z: 2 imported, 2 stayed as they were here, 1 without"
         " room"
     )

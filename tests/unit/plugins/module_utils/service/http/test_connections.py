@@ -28,8 +28,14 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
     options as service_options,
 )
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
+    exchange as http_exchange,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import peer as http_peer
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import room as http_room
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
+    routes as http_routes,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
     server as http_server,
 )
@@ -347,12 +353,12 @@ def test_whoever_waits_to_send_is_asked_to_go_on(
     )
 
 
-@pytest.mark.parametrize("size", [http_server.BODY_BYTES, http_server.BODY_BYTES + 1])
+@pytest.mark.parametrize("size", [http_exchange.BODY_BYTES, http_exchange.BODY_BYTES + 1])
 def test_the_largest_body(server: http_server.Server, tables: object, size: int) -> None:
     text = (
         f"POST / HTTP/1.1\r\nContent-Length: {size}\r\n{HEAD}".encode() + BODY.ljust(size).encode()
     )
-    assert send(server, text)[0] == (200 if size == http_server.BODY_BYTES else 413)
+    assert send(server, text)[0] == (200 if size == http_exchange.BODY_BYTES else 413)
 
 
 @pytest.mark.parametrize(
@@ -471,22 +477,22 @@ def test_summaries_have_a_bound(server: http_server.Server, tables: c.Callable[.
     """One is made at a time, some wait for it, and others are told to ask again later."""
     tables([fakes.entry()], endless=True)
     with contextlib.ExitStack() as held:
-        for dummy in range(http_server.SUMMARIES):
+        for dummy in range(http_routes.SUMMARIES):
             held.enter_context(dial(server, f"GET /summary HTTP/1.1\r\n{HEAD}"))
-        until(lambda: len(server.summaries) == http_server.SUMMARIES)
+        until(lambda: len(server.shared.summaries) == http_routes.SUMMARIES)
         status, body = get(server, "/summary")
         assert status == 503 and body["error"].startswith(
-            f"{http_server.SUMMARIES} summaries are asked for, which is as many as are at once"
+            f"{http_routes.SUMMARIES} summaries are asked for, which is as many as are at once"
         )
         assert Tables.most_open == 1 and get(server, "/flows?limit=1")[0] == 200
-    until(lambda: not len(server.summaries))
+    until(lambda: not len(server.shared.summaries))
 
 
 def test_groups_and_sorting_have_a_bound(
     server: http_server.Server, tables: c.Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "MOST_GROUPS", 20)
-    monkeypatch.setattr(http_server, "MOST_SORTED", 20)
+    monkeypatch.setattr(http_routes, "MOST_GROUPS", 20)
+    monkeypatch.setattr(http_routes, "MOST_SORTED", 20)
     for number, status in ((20, 200), (21, 422)):
         tables(fakes.entry(sport=port) for port in range(1, number + 1))
         found, body = get(server, "/summary?group_by=src,sport&limit=1")
@@ -585,12 +591,12 @@ def test_each_user_has_a_share(
     """What one takes is not all, whatever it is; root is not bounded so."""
     tables([fakes.entry()], endless=True)
     with contextlib.ExitStack() as held:
-        for dummy in range(http_server.EACH_READERS):
+        for dummy in range(http_routes.EACH_READERS):
             held.enter_context(dial(server, f"GET /flows?src=192.0.2.1 HTTP/1.1\r\n{HEAD}"))
-        until(lambda: Tables.open == http_server.EACH_READERS)
-        for dummy in range(http_server.EACH_SUMMARIES):
+        until(lambda: Tables.open == http_routes.EACH_READERS)
+        for dummy in range(http_routes.EACH_SUMMARIES):
             held.enter_context(dial(server, f"GET /summary HTTP/1.1\r\n{HEAD}"))
-        until(lambda: len(server.summaries) == http_server.EACH_SUMMARIES)
+        until(lambda: len(server.shared.summaries) == http_routes.EACH_SUMMARIES)
         assert (
             "for this user, which is as many as one has at once"
             in get(server, "/flows?limit=1")[1]["error"]
@@ -599,11 +605,11 @@ def test_each_user_has_a_share(
         users["peer"] = http_peer.Peer("uid 1001", False)
         assert get(server, "/flows?limit=1")[0] == 200
         users["peer"] = http_peer.Peer("uid 0", True)
-        for dummy in range(http_server.READERS - http_server.EACH_READERS):
+        for dummy in range(http_routes.READERS - http_routes.EACH_READERS):
             held.enter_context(dial(server, f"GET /flows?src=192.0.2.1 HTTP/1.1\r\n{HEAD}"))
-        until(lambda: len(server.readers) == http_server.READERS)
+        until(lambda: len(server.shared.readers) == http_routes.READERS)
         assert "as many as are at once" in get(server, "/flows?limit=1")[1]["error"]
-    until(lambda: not len(server.readers) + len(server.summaries))
+    until(lambda: not len(server.shared.readers) + len(server.shared.summaries))
 
 
 def test_the_connections_of_a_user_make_room_for_its_own(

@@ -17,8 +17,10 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
     options as service_options,
 )
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.fresh import Fresh
+from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import query_forward
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
-    server as http_server,
+    request as http_request,
 )
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
@@ -96,9 +98,9 @@ def test_a_socket_or_an_address() -> None:
 
 
 def test_words_of_a_query() -> None:
-    known = (*flow_filter.QUERY_WORDS, *http_server._FORM_WORDS)
-    assert http_server.parse_words("", known) == {}
-    assert http_server.parse_words(
+    known = (*flow_filter.QUERY_WORDS, *http_request.FORM_WORDS)
+    assert http_request.parse_words("", known) == {}
+    assert http_request.parse_words(
         "proto=tcp&proto=udp,icmp&src=2001%3Adb8%3A%3A%2F32&assured&limit=5&sort=-bytes&fields=src,dst",
         known,
     ) == {
@@ -109,7 +111,7 @@ def test_words_of_a_query() -> None:
         "sort": "-bytes",
         "fields": ["src", "dst"],
     }
-    assert http_server.parse_words("proto=", known) == {"proto": [""]}, (
+    assert http_request.parse_words("proto=", known) == {"proto": [""]}, (
         "an empty filter is not taken for none"
     )
     for text, said in (
@@ -118,7 +120,7 @@ def test_words_of_a_query() -> None:
         ("&".join(["port=1"] * 501), "more than 500 words"),
     ):
         with pytest.raises(ConntrackError) as caught:
-            http_server.parse_words(text, known)
+            http_request.parse_words(text, known)
         assert said in caught.value.message
 
 
@@ -126,7 +128,7 @@ def written(
     trace: str, *entries: tuple[bytes, bytes], table: flow.Table = fakes.TABLES[0]
 ) -> dict[str, t.Any]:
     """The original's answer, by way of the templates that a large table goes through."""
-    writer = http_server.ForwardWriter(trace)
+    writer = query_forward.ForwardWriter(trace)
     assert writer.as_bytes
     decoder = flow.Decoder(table, fakes.CLOCK, as_bytes=True)
     flows = [one for key, value in entries for one in decoder.flows(decoder.rows(key, value))]
@@ -194,7 +196,7 @@ def test_who_asks_meanwhile_gets_what_began_after_it_asked() -> None:
         time.sleep(0.05)
         return begun[-1]
 
-    fresh = http_server.Fresh(make)
+    fresh = Fresh(make)
     got: list[tuple[float, float]] = []
 
     def ask() -> None:

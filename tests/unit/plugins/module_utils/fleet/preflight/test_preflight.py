@@ -12,7 +12,19 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight, put_back
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import put_back
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import (
+    disk as preflight_disk,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import (
+    libraries as preflight_libraries,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import (
+    memory as preflight_memory,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import (
+    problem as preflight_problem,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     bpf,
     bpf_constants,
@@ -37,36 +49,43 @@ def there(name: str, entries: int) -> bpf.MapInfo:
 
 def test_an_entry_takes_what_the_documentation_says() -> None:
     assert (
-        preflight.table_bytes("lru_hash", chain_layout.KEY4.size, chain_layout.ENTRY.size, 1, 2)
+        preflight_memory.table_bytes(
+            "lru_hash", chain_layout.KEY4.size, chain_layout.ENTRY.size, 1, 2
+        )
         == 192
     )
     assert (
-        preflight.table_bytes("lru_hash", chain_layout.KEY6.size, chain_layout.ENTRY.size, 1, 2)
+        preflight_memory.table_bytes(
+            "lru_hash", chain_layout.KEY6.size, chain_layout.ENTRY.size, 1, 2
+        )
         == 216
     )
-    assert preflight.table_bytes("percpu_array", 4, 12, 3, 4) == 3 * 16 * 4
-    assert preflight.table_bytes("ringbuf", 0, 0, 4 * MIB, 2) == 4 * MIB
+    assert preflight_memory.table_bytes("percpu_array", 4, 12, 3, 4) == 3 * 16 * 4
+    assert preflight_memory.table_bytes("ringbuf", 0, 0, 4 * MIB, 2) == 4 * MIB
 
 
 def test_tables_that_are_handed_on_need_no_memory() -> None:
     wanted = chain_maps.maps(1 << 20, 16, 16, 16)
-    everything = preflight.needed_bytes(wanted, {}, 2)
+    everything = preflight_memory.needed_bytes(wanted, {}, 2)
     assert (
-        everything - preflight.needed_bytes(wanted, {"ctt": there("ctt", 1 << 20)}, 2) == 192 << 20
+        everything - preflight_memory.needed_bytes(wanted, {"ctt": there("ctt", 1 << 20)}, 2)
+        == 192 << 20
     )
-    assert preflight.needed_bytes(wanted, {"ctt": there("ctt", 1 << 19)}, 2) == everything, (
+    assert preflight_memory.needed_bytes(wanted, {"ctt": there("ctt", 1 << 19)}, 2) == everything, (
         "of another size it is made anew"
     )
 
 
 def test_memory() -> None:
-    assert list(preflight.judge_memory(preflight.Memory(10 * MIB, 0, 20 * MIB))) == []
-    (problem,) = preflight.judge_memory(preflight.Memory(30 * MIB, 0, 20 * MIB))
+    assert list(preflight_memory.judge_memory(preflight_memory.Memory(10 * MIB, 0, 20 * MIB))) == []
+    (problem,) = preflight_memory.judge_memory(preflight_memory.Memory(30 * MIB, 0, 20 * MIB))
     assert (problem.field, problem.value) == (
         "table_size",
         "20 MiB",
     ) and "take 30 MiB of memory, available are 20 MiB" in problem.problem
-    (problem,) = preflight.judge_memory(preflight.Memory(10 * MIB, 0, 20 * MIB, 8 * MIB))
+    (problem,) = preflight_memory.judge_memory(
+        preflight_memory.Memory(10 * MIB, 0, 20 * MIB, 8 * MIB)
+    )
     assert problem.field == "memlock" and "Raise the limit" in problem.mend
 
 
@@ -77,12 +96,12 @@ def test_a_control_group_and_those_above_it_set_limits(tmp_path: pathlib.Path) -
         (tmp_path / where).mkdir()
         (tmp_path / where / "memory.max").write_text(most)
         (tmp_path / where / "memory.current").write_text(now)
-    assert preflight.group_room(str(tmp_path), str(own)) == 700
-    assert preflight.group_room(str(tmp_path), str(tmp_path / "nothing")) is None
+    assert preflight_memory.group_room(str(tmp_path), str(own)) == 700
+    assert preflight_memory.group_room(str(tmp_path), str(tmp_path / "nothing")) is None
 
 
-def library(found: str | None, needed: bool = True) -> preflight.Library:
-    return preflight.Library(
+def library(found: str | None, needed: bool = True) -> preflight_libraries.Library:
+    return preflight_libraries.Library(
         "bcc", found, "0.26", needed, {"dpkg": "python3-bpfcc", "rpm": "python3-bcc"}
     )
 
@@ -112,33 +131,37 @@ def library(found: str | None, needed: bool = True) -> preflight.Library:
     ],
 )
 def test_libraries(
-    one: preflight.Library, manager: str | None, install: bool, problem: str, packages: list[str]
+    one: preflight_libraries.Library,
+    manager: str | None,
+    install: bool,
+    problem: str,
+    packages: list[str],
 ) -> None:
     assert (
         " ".join(
             f"{found.problem} {found.mend}"
-            for found in preflight.judge_libraries([one], manager, install)
+            for found in preflight_libraries.judge_libraries([one], manager, install)
         )
         == problem
     )
-    assert preflight.would_install([one], manager, install) == packages
+    assert preflight_libraries.would_install([one], manager, install) == packages
 
 
 def test_room_on_the_disk() -> None:
-    assert list(preflight.judge_disk("/var", 8 * MIB, True)) == []
-    assert [one.problem for one in preflight.judge_disk("/var", 4096, True)] == [
+    assert list(preflight_disk.judge_disk("/var", 8 * MIB, True)) == []
+    assert [one.problem for one in preflight_disk.judge_disk("/var", 4096, True)] == [
         "/var: 4 KiB are free, 4096 KiB are needed."
     ]
-    assert [one.problem for one in preflight.judge_disk("/var", 8 * MIB, False)] == [
+    assert [one.problem for one in preflight_disk.judge_disk("/var", 8 * MIB, False)] == [
         "/var: its file system can hold no more files."
     ]
-    assert preflight.disk_room("/nowhere/at/all")[0] > 0, (
+    assert preflight_disk.disk_room("/nowhere/at/all")[0] > 0, (
         "that of the nearest directory that is there"
     )
 
 
 def test_an_error_of_the_library_is_parted_into_what_is_wrong_and_how_to_mend_it() -> None:
-    found = preflight.told(
+    found = preflight_problem.problem_of(
         "pin_root",
         "/x",
         ConntrackError("/x is a pin of somebody else. Move it away, or give another pin_root."),

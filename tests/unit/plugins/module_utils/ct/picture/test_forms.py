@@ -13,8 +13,18 @@ import typing as t
 import xml.etree.ElementTree
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import draw as graph_draw
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import graph as ct_graph
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.picture import (
+    dot,
+    html,
+    layout,
+    mermaid,
+    phases,
+    svg,
+)
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.picture import (
+    forms as picture_forms,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec as flow
 from ansible_collections.ebpf.conntrack.tests.unit.graph_fakes import NASTY, everyone, group, host
 
@@ -43,7 +53,7 @@ def of_class(root: xml.etree.ElementTree.Element, name: str) -> list[xml.etree.E
 def test_every_place_and_edge_is_drawn_and_no_box_stands_on_another(number: int) -> None:
     names = [f"ns{n}" for n in range(number)]
     made = graph(names, [*everyone(number), group(0, "192.0.2.1")])
-    root = parsed(graph_draw.svg(made))
+    root = parsed(svg.draw(made))
     assert {one.get("data-place") for one in of_class(root, "place")} == {*names, "rt", "192.0.2.1"}
     assert (
         len(of_class(root, "flow")) == len(made["edges"])
@@ -61,7 +71,7 @@ def test_every_place_and_edge_is_drawn_and_no_box_stands_on_another(number: int)
 
 
 def test_two_with_a_router_between_them_stand_left_and_right() -> None:
-    plan = graph_draw.Layout(graph(["ns1", "ns2"], [group(0, 1), group(1, 0, "udp", "NEW")]))
+    plan = layout.Layout(graph(["ns1", "ns2"], [group(0, 1), group(1, 0, "udp", "NEW")]))
     assert {name: box.column for name, box in plan.boxes.items()} == {
         "netns:ns1": -1,
         "netns:rt": 0,
@@ -85,7 +95,7 @@ def test_places_in_a_row_and_in_a_ring() -> None:
     ]
     made["places"][0]["interfaces"].append(dict(made["places"][0]["interfaces"][0], name="up"))
     made["links"] += [[["netns:a", "up"], ["c", "x"]]]
-    plan = graph_draw.Layout(made)
+    plan = layout.Layout(made)
     assert {name: box.column for name, box in plan.boxes.items()} == {
         "netns:rt": 0,
         "netns:a": -1,
@@ -96,12 +106,12 @@ def test_places_in_a_row_and_in_a_ring() -> None:
     made["places"][1]["interfaces"].append(dict(made["places"][0]["interfaces"][0], name="ring"))
     made["places"][2]["interfaces"].append(dict(made["places"][0]["interfaces"][0], name="ring"))
     made["links"] += [[["netns:b", "ring"], ["c", "ring"]]]
-    assert len(of_class(parsed(graph_draw.svg(made)), "link")) == 4 + 1
+    assert len(of_class(parsed(svg.draw(made)), "link")) == 4 + 1
 
 
 def test_an_edge_is_as_wide_as_its_bytes_and_coloured_by_its_state() -> None:
     root = parsed(
-        graph_draw.svg(
+        svg.draw(
             graph(
                 ["a", "b"],
                 [
@@ -113,8 +123,9 @@ def test_an_edge_is_as_wide_as_its_bytes_and_coloured_by_its_state() -> None:
         )
     )
     lines = {one.get("data-state"): one for one in of_class(root, "flow")}
-    # type: ignore[union-attr]
-    widths = {state: one.find(f"{SVG}path").get("stroke-width") for state, one in lines.items()}
+    widths = {
+        state: next(one.iter(f"{SVG}path")).get("stroke-width") for state, one in lines.items()
+    }
     assert widths == {"ESTABLISHED": "9.0", "NEW": "5.25", "CLOSE": "1.5"}
     assert {state: one.get("class") for state, one in lines.items()} == {
         "ESTABLISHED": "flow established",
@@ -128,32 +139,32 @@ def test_every_state_has_a_colour() -> None:
         flow.PLAIN_STATES
     )
     assert {
-        state for state in states if graph_draw.phase_of(state) == "other"
-    } == set() and graph_draw.phase_of("77") == "other"
+        state for state in states if phases.phase_of(state) == "other"
+    } == set() and phases.phase_of("77") == "other"
 
 
 def test_names_stay_names() -> None:
     made = graph([*NASTY, "bad\x07\udcff"], title="<t>&\"'")
-    root = parsed(graph_draw.svg(made))
+    root = parsed(svg.draw(made))
     assert {one.get("data-place") for one in of_class(root, "place")} == {
         *NASTY,
         "bad\ufffd\ufffd",
         "rt",
     }
     assert {one.text for one in root.iter(f"{SVG}text")} >= {*NASTY, "<t>&\"'"}
-    page = graph_draw.html(made)
+    page = html.draw(made)
     assert "<b>" not in page and "&lt;b&gt;" in page
-    for line in graph_draw.mermaid(made).splitlines()[1:]:
+    for line in mermaid.draw(made).splitlines()[1:]:
         assert re.fullmatch(
             r'  (n\d+(\["[^"|\[\]{}<>`]*"\]|( ---| -->)\|"[^"|\[\]{}<>`]*"\| n\d+)|linkStyle \d+'
             r" [\w#:,. -]+)",
             line.replace("<br/>", " "),
         ), line
-    assert r"\"x\"&amp;y" in graph_draw.dot(made)
+    assert r"\"x\"&amp;y" in dot.draw(made)
 
 
 def test_nothing_is_loaded() -> None:
-    page = graph_draw.html(graph(["a", "b"]))
+    page = html.draw(graph(["a", "b"]))
     assert set(re.findall(r"https?://[^\"' )]+", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(
         r"<script|@import|<img|<iframe|url\((?!#)|\bon[a-z]+=", page
@@ -166,7 +177,7 @@ def test_what_is_missing_is_told() -> None:
         "note": "No chain & no flows.",
         "left_out": {"edges": 7, "flows": 9, "bytes": 1500},
     }
-    texts = [one.text for one in parsed(graph_draw.svg(made)).iter(f"{SVG}text")]
+    texts = [one.text for one in parsed(svg.draw(made)).iter(f"{SVG}text")]
     assert (
         "Not drawn: 7 edges with the fewest bytes, 9 flows, 1.5 kB." in texts
         and "No chain & no flows." in texts
@@ -175,5 +186,5 @@ def test_what_is_missing_is_told() -> None:
 
 def test_a_host_without_anything() -> None:
     made = ct_graph.build(ct_graph.Seen({None: []}, {}, {}), [])
-    for draw in graph_draw.FORMS.values():
+    for draw in picture_forms.FORMS.values():
         assert "host" in draw(made)

@@ -14,7 +14,10 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.clock import Clock
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import cli, manual
-from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import top as ct_top
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.top import meter as top_meter
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.top import output as top_output
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.top import run as ct_top
+from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.top import view as top_view
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes as fakes
 
 SECONDS = 2
@@ -22,15 +25,15 @@ LATER = Clock(fakes.NOW + SECONDS * fakes.HZ, fakes.HZ, fakes.META["ktime_ns"] +
 LONG = "2001:db8:1111:2222:3333:4444:5555:{:x}"
 
 
-def view(sort: str = "byte-rate", **words: t.Any) -> ct_top.View:
-    return ct_top.parse(words, sort, str(SECONDS))
+def view(sort: str = "byte-rate", **words: t.Any) -> top_view.View:
+    return top_view.parse(words, sort, str(SECONDS))
 
 
 def read_twice(
-    before: t.Iterable[t.Any], after: t.Iterable[t.Any], asked: ct_top.View, **most: int
-) -> ct_top.Batch:
+    before: t.Iterable[t.Any], after: t.Iterable[t.Any], asked: top_view.View, **most: int
+) -> top_meter.Batch:
     """What the second read gives."""
-    meter = ct_top.Meter(asked, **most)
+    meter = top_meter.Meter(asked, **most)
     assert meter.read(fakes.FakeTables({"ctt": before})).seconds is None
     return meter.read(fakes.FakeTables({"ctt": after}, clock=LATER))
 
@@ -51,9 +54,9 @@ def flow_at(number: int, packets: int, **more: t.Any) -> tuple[bytes, bytes]:
     )
 
 
-def rates(batch: ct_top.Batch, asked: ct_top.View) -> dict[int, t.Any]:
+def rates(batch: top_meter.Batch, asked: top_view.View) -> dict[int, t.Any]:
     """The rates of flows by their source port."""
-    return {one["orig"]["sport"]: one["rate"] for one in ct_top.record(batch, asked)["top"]}
+    return {one["orig"]["sport"]: one["rate"] for one in top_output.record(batch, asked)["top"]}
 
 
 BEFORE = [
@@ -82,7 +85,7 @@ def test_the_rates_of_both_directions() -> None:
         ),
         3: still,
     }
-    whole = ct_top.record(batch, view())
+    whole = top_output.record(batch, view())
     assert (whole["flows"], whole["entries"], whole["seconds"], whole["rate"]["packets"]) == (
         3,
         3,
@@ -104,7 +107,7 @@ def test_no_rate_is_negative() -> None:
         4: 6.0,
         5: 0.0,
     }
-    groups = ct_top.record(
+    groups = top_output.record(
         read_twice(BEFORE, after, view(group_by=["src"])), view(group_by=["src"])
     )["top"]
     assert [(one["src"], one["flows"], one["rate"]["packets"]) for one in groups] == [
@@ -129,7 +132,7 @@ def test_groups_have_their_share_of_the_table() -> None:
     )
     assert [
         (one["dport"], one["state"], one["flows"], one["share"])
-        for one in ct_top.record(batch, asked)["top"]
+        for one in top_output.record(batch, asked)["top"]
     ] == [
         (80, "ESTABLISHED", 3, 75.0),
         (443, "ESTABLISHED", 1, 25.0),
@@ -143,7 +146,7 @@ def test_of_a_large_table_the_flows_with_packets_are_remembered() -> None:
     third = Clock(
         LATER.jiffies + SECONDS * fakes.HZ, fakes.HZ, LATER.monotonic_ns + SECONDS * 10**9
     )
-    meter = ct_top.Meter(view(), most_flows=3)
+    meter = top_meter.Meter(view(), most_flows=3)
     meter.read(
         fakes.FakeTables(
             {"ctt": [flow_at(n + 1, 10, now=fakes.NOW, age=50, idle=20) for n in range(10)]}
@@ -175,16 +178,16 @@ def test_of_a_large_table_the_flows_with_packets_are_remembered() -> None:
 def test_the_memory_is_bounded() -> None:
     many = [flow_at(number, number) for number in range(1, 10001)]
     batch = read_twice([], many, view(limit=5), most_flows=1000)
-    assert len(batch.ranked) <= 5 * len(ct_top.ORDERS) and [
-        c[ct_top.PACKETS] for dummy, c in batch.first("packets", 5)
+    assert len(batch.ranked) <= 5 * len(top_view.ORDERS) and [
+        c[top_view.PACKETS] for dummy, c in batch.first("packets", 5)
     ] == [20000, 19998, 19996, 19994, 19992]
     batch = read_twice([], many, view(group_by=["sport"]), most_groups=100)
     assert len(batch.ranked) <= 200 and batch.given_up and batch.flows == 10000
-    assert batch.given_up + sum(c[ct_top.FLOWS] for dummy, c in batch.ranked) == 10000
+    assert batch.given_up + sum(c[top_view.FLOWS] for dummy, c in batch.ranked) == 10000
     assert [what for what, dummy in batch.first("packets", 2)] == [(10000,), (9999,)]
     assert any(
         f"{batch.given_up} flows of small groups" in line
-        for line in ct_top.heading(batch, view(group_by=["sport"]), False)
+        for line in top_output.heading(batch, view(group_by=["sport"]), False)
     )
 
 
@@ -202,23 +205,23 @@ def test_no_line_is_wider_than_the_terminal(width: int, group_by: list[str]) -> 
         )
         for number in range(30)
     ]
-    meter = ct_top.Meter(asked)
+    meter = top_meter.Meter(asked)
     meter.read(fakes.FakeTables({"ctt6": rows[1:]}))
     batch = meter.read(fakes.FakeTables({"ctt6": rows}, clock=LATER))
-    lines = ct_top.table(batch, asked, width)
+    lines = top_output.table(batch, asked, width)
     assert len(lines) == 31 and max(map(len, lines)) <= width
     assert width == 40 or all(len(line.split()) == len(lines[0].split()) for line in lines)
-    assert len(ct_top.table(batch, asked, width, 5)) == 6
+    assert len(top_output.table(batch, asked, width, 5)) == 6
     if width >= 80:
-        assert max(map(len, ct_top.heading(batch, asked, True))) < 80
+        assert max(map(len, top_output.heading(batch, asked, True))) < 80
 
 
 def test_a_reading_without_rates_says_so() -> None:
-    batch = ct_top.Meter(view()).read(fakes.FakeTables({"ctt": BEFORE}))
-    assert "measuring" in ct_top.heading(batch, view(), False)[1] and ct_top.table(batch, view())[
-        1
-    ].split()[3:6] == ["-", "-", "-"]
-    assert ct_top.record(batch, view())["rate"] is None
+    batch = top_meter.Meter(view()).read(fakes.FakeTables({"ctt": BEFORE}))
+    assert "measuring" in top_output.heading(batch, view(), False)[1] and top_output.table(
+        batch, view()
+    )[1].split()[3:6] == ["-", "-", "-"]
+    assert top_output.record(batch, view())["rate"] is None
 
 
 def test_printing_some_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,5 +243,7 @@ def test_printing_some_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_words_and_the_completion_name_the_orders() -> None:
     (sort,) = (one for one in manual.commands(cli.parser())["top"] if "--sort" in one.names)
-    assert sort.values == tuple(ct_top.ORDERS)
-    assert len({order.key for order in ct_top.ORDERS.values()} | {"q"}) == len(ct_top.ORDERS) + 1
+    assert sort.values == tuple(top_view.ORDERS)
+    assert (
+        len({order.key for order in top_view.ORDERS.values()} | {"q"}) == len(top_view.ORDERS) + 1
+    )
