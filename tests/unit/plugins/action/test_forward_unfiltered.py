@@ -12,7 +12,9 @@ import typing as t
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.action import xdp_object, xdp_program
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
-from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
+from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight import (
+    interfaces as preflight_interfaces,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import reload
 
 
@@ -40,7 +42,7 @@ def test_forwarding_takes_a_second_word(forward: str, more: dict[str, t.Any]) ->
         and "forward_unfiltered: true" in message
         and "firewall" in message
     )
-    (problem,) = preflight.judge_unfiltered(forward, False)
+    (problem,) = preflight_interfaces.judge_unfiltered(forward, False)
     assert (
         (problem.field, problem.value) == ("forward", forward)
         and "firewall" in problem.problem
@@ -60,8 +62,8 @@ def test_with_it_or_without_forwarding_nothing_is_refused() -> None:
     assert reload.parse(["forward_unfiltered=yes", "forward=established"]).compiled == {
         "forward": "established"
     }
-    assert not list(preflight.judge_unfiltered("all", True)) + list(
-        preflight.judge_unfiltered("off", False)
+    assert not list(preflight_interfaces.judge_unfiltered("all", True)) + list(
+        preflight_interfaces.judge_unfiltered("off", False)
     )
 
 
