@@ -56,7 +56,8 @@ options:
     type: int
   src:
     description:
-      - A directory on the controller with the chain's sources.
+      - A directory on the controller with the chain's sources, laid out as C(files/bpf) of the
+        collection is, with C(stages) for the programs, C(lib) for the headers and C(templates).
       - When not given, those of the collection.
     type: path
   build:
