@@ -72,7 +72,7 @@ options:
       - When only this changes, no new generation is loaded, since what runs stays the same; but
         what is written down in O(state_dir) changes, for the next time it is loaded, as after a
         reboot. So a host that was set up with V(bcc) can do without it from then on.
-      - The file C(docs/building.md) tells more.
+      - The file C(docs/guide/building.md) tells more.
     type: str
     choices: [bcc, clang, object]
     default: bcc

@@ -386,7 +386,7 @@ def headers6(pair: Pair) -> list[Step]:
 
 
 def different(pair: Pair) -> list[Step]:
-    """Return what nf_conntrack makes something else of, as docs/differences.md has it: UDP-Lite,
+    """Return what nf_conntrack makes something else of, as docs/design/differences.md has it: UDP-Lite,
     three VLAN tags, many extension headers.
     """
     datagram = frames.udp(*pair.ends("a"), b"12345")

@@ -61,7 +61,7 @@ def test_opens_what_the_kernel_opens(kernel: NfRig, chains: Chains, rng: random.
 
 def left_out(seen: t.Mapping[str, view.Seen], frame: bytes) -> bool:
     """Whether the frame met something else than tracking, on one side or the other; each is told in
-    docs/differences.md.
+    docs/design/differences.md.
     """
     kernel, chain = seen["kernel"], seen["chain"]
     not_forwarded = kernel.detail == "new" and kernel.outcome == "ignored"
