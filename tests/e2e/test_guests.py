@@ -455,8 +455,8 @@ def instructions(*words: tuple[int, int, int, int]) -> bytes:
 
 EXIT = (0x95, 0, 0, 0)
 DROPPER = instructions((0xB7, 0, 0, XDP_DROP), EXIT)
-#: Takes the metadata off, as docs/guide/guests.md wants it (r2 = 32; bpf_xdp_adjust_meta(ctx, r2)), and
-#: passes the frame.
+#: Takes the metadata off, as docs/guide/guests.md wants it (r2 = 32; bpf_xdp_adjust_meta(ctx, r2)),
+#: and passes the frame.
 PASSER = instructions((0xB7, 2, 0, 32), (0x85, 0, 0, 54), (0xB7, 0, 0, XDP_PASS), EXIT)
 NOT_XDP = instructions((0xB7, 0, 0, 0), EXIT)
 NOTHING = "GUEST(nothing)\n{\n\treturn guest_next(ctx);\n}\n"

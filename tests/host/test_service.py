@@ -166,8 +166,8 @@ def test_it_runs_and_a_second_run_changes_nothing(machine: Machine) -> None:
     all_is_tracked(machine)
 
 
-#: What docs/guide/service.md says of `systemd-analyze security`, with the version of systemd that said
-#: so.
+#: What docs/guide/service.md says of `systemd-analyze security`, with the version of systemd that
+#: said so.
 SCORES = re.compile(
     r"says (\d\.\d) of `ct.service`, (\d\.\d) of\s+`ct-restore.service`, and (\d\.\d) of a"
     r" `ct.service`.* \(systemd (\d+)\)",

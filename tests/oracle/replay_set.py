@@ -386,8 +386,8 @@ def headers6(pair: Pair) -> list[Step]:
 
 
 def different(pair: Pair) -> list[Step]:
-    """Return what nf_conntrack makes something else of, as docs/design/differences.md has it: UDP-Lite,
-    three VLAN tags, many extension headers.
+    """Return what nf_conntrack makes something else of, as docs/design/differences.md has it:
+    UDP-Lite, three VLAN tags, many extension headers.
     """
     datagram = frames.udp(*pair.ends("a"), b"12345")
     steps = [
