@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import pathlib
 import re
 
@@ -128,3 +129,65 @@ def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs/index.md").read_text("utf-8")
     pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
     assert [page for page in pages if f"]({page}" not in index and page != "index.md"] == []
+
+
+# ---------------------------------------------------------------- names of functions
+ARCHITECTURE = (ROOT / "docs/design/architecture.md").read_text(encoding="utf-8")
+_FUNCTION = re.compile(r"`([\w./-]+\.(?:py|c|h|h\.j2)):([\w.]+)`")
+_FILE = re.compile(r"`([\w-]+(?:/[\w.-]+)+\.(?:py|c|h|j2|yml))(?::[\w.]+)?`")
+#: Where a file is looked for.
+_BELOW = (ROOT, ROOT / "plugins/module_utils", ROOT / "files/bpf")
+
+
+def _found(name: str) -> pathlib.Path | None:
+    return next((below / name for below in _BELOW if (below / name).is_file()), None)
+
+
+def _python_names(text: str) -> set[str]:
+    """Return what a file defines: functions, classes, constants, and methods as Class.method."""
+    names = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {
+                f"{node.name}.{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)
+            }
+        for target in (
+            node.targets
+            if isinstance(node, ast.Assign)
+            else [node.target]
+            if isinstance(node, ast.AnnAssign)
+            else []
+        ):
+            names |= {one.id for one in ast.walk(target) if isinstance(one, ast.Name)}
+    return names
+
+
+def _c_names(text: str) -> set[str]:
+    """Return the functions, programs and macros that a C file defines."""
+    return {
+        *re.findall(r"^(?:PROG|STAGE)\((\w+)\)$", text, re.MULTILINE),
+        *re.findall(r"^#define (\w+)", text, re.MULTILINE),
+        *re.findall(r"^static [^;={]*?(\w+)\([^;{]*\)\n\{", text, re.MULTILINE),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(_FILE.findall(ARCHITECTURE))))
+def test_every_file_of_the_architecture_exists(name: str) -> None:
+    assert _found(name), name
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(_FUNCTION.findall(ARCHITECTURE))))
+def test_every_function_of_the_architecture_exists(file: str, name: str) -> None:
+    path = _found(file)
+    assert path, file
+    text = path.read_text(encoding="utf-8")
+    assert name in (_python_names(text) if path.suffix == ".py" else _c_names(text))
+
+
+def test_the_walks_name_functions() -> None:
+    sections = re.split(r"^## ", ARCHITECTURE, flags=re.MULTILINE)[1:]
+    counts = {section.split("\n")[0]: len(_FUNCTION.findall(section)) for section in sections}
+    for walk in ("A frame", "A playbook run", "`ct list`", "An upgrade", "Where to change"):
+        assert counts[walk] >= 10, walk
