@@ -17,7 +17,7 @@ import tempfile
 
 import harness
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt, swap
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt, swap
 
 FLOWS = 1000
 ONE = (swap.Way("ipv4", "ingress"),)

@@ -13,7 +13,7 @@ import os
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import Wire
 
 #: Where the figures go besides; the README's reliability table is made of them.
 REPORT = pathlib.Path(__file__).resolve().parents[2] / "build/reliability.json"

@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import converge as attach
 from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet import preflight
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire, read
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import Wire, read
 
 RTM_NEWLINK, NLM_REQUEST, NLM_ACK = 16, 1, 4
 #: include/uapi/linux/if_link.h: IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE,

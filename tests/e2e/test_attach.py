@@ -26,7 +26,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain.programs impo
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -24,7 +24,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import health
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev, netns
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import (
     BARE,
     EGRESS,
@@ -36,7 +37,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import (
     make_veth,
 )
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 __all__ = ["foreign", "lab", "made", "rendered"]  # fixtures
 

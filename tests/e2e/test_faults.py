@@ -36,9 +36,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import traffic
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
-from ansible_collections.ebpf.conntrack.tests.e2e import faults, syscalls
-from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
-from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed, shell
+from ansible_collections.ebpf.conntrack.tests.e2e.support import faults, syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support.faults import Call, Ending, Scenario
+from ansible_collections.ebpf.conntrack.tests.e2e.support.sandbox import sandboxed, shell
 from ansible_collections.ebpf.conntrack.tests.tools import tree
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes
 

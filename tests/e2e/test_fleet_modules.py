@@ -25,7 +25,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
     made,

@@ -35,7 +35,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     sysctls,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import status as ct_status
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import (
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import (
     CLIENT,
     PORT,
     SECONDS,

@@ -51,7 +51,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     probe as generation_probe,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -28,7 +28,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import CLIENT, PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 

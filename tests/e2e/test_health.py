@@ -32,7 +32,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import diagnosis
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netdev
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     U32,
     U64,
@@ -42,7 +43,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     udp_frame,
     veth,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 __all__ = ["made", "rendered", "veth"]  # fixtures
 

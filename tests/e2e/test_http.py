@@ -39,7 +39,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
     server as http_server,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import CLIENT, PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import (
     NOBODY,
     Ct,
@@ -56,7 +57,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     veth,
 )
 from ansible_collections.ebpf.conntrack.tests.e2e.test_health import FLOWS, empty_one_slot, running
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
 __all__ = ["ct", "installed", "made", "rendered", "running", "veth"]  # fixtures
 

@@ -23,7 +23,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import model as lab_model
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import lab_attachments
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered
 from ansible_collections.ebpf.conntrack.tests.e2e.test_netns_lab import (
     assert_whole,

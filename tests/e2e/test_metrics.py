@@ -36,7 +36,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import rest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
     server as http_server,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
@@ -59,7 +60,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_http import (
     pytestmark,
     serving,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire
 from prometheus_client import parser
 
 __all__ = [

@@ -38,8 +38,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs, netdev, netns
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -35,7 +35,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import restore
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import unit as ct_unit
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
     made,

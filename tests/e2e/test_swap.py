@@ -15,7 +15,7 @@ import pathlib
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
-from ansible_collections.ebpf.conntrack.tests.e2e import prebuilt, swap
+from ansible_collections.ebpf.conntrack.tests.e2e.support import prebuilt, swap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -13,9 +13,9 @@ import typing as t
 import hypothesis
 import hypothesis.strategies as st
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Chains
-from ansible_collections.ebpf.conntrack.tests.oracle.fuzz import fuzz
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, mutate, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, V6
+from ansible_collections.ebpf.conntrack.tests.oracle.rig.fuzz import fuzz
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 

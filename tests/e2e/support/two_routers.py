@@ -27,7 +27,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns, sysctls
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import converge as lab_converge
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import topology
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import SECONDS, Tcp
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import SECONDS, Tcp
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 
 CLIENT, SERVER, PORT = "10.77.0.1", "10.77.9.1", 8080

@@ -4,7 +4,7 @@
 """The frames that are replayed where no capture is given: some of each stage and of each outcome.
 Writes files/replay.pcap.
 
-python tests/oracle/replay_set.py
+python tests/oracle/rig/replay_set.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import struct
 import sys
 import typing as t
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / ".ansible/collections"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / ".ansible/collections"))
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
@@ -25,7 +25,7 @@ from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import Pair, Ste
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.moves import STATES
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 FILE = ROOT / "files/replay.pcap"
 #: ns between two frames.
 SPACING = 1_000_000

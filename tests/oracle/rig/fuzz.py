@@ -4,7 +4,7 @@
 """Throw frames at the chain until it misbehaves: every one must pass unchanged and be counted
 exactly once, and the chain in both of its forms must make the same of it.
 
-python tests/oracle/fuzz.py --frames 1000000 --seed 1
+python tests/oracle/rig/fuzz.py --frames 1000000 --seed 1
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import time
 import typing as t
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / ".ansible/collections"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / ".ansible/collections"))
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, mutate, view

@@ -26,8 +26,8 @@ import typing as t
 
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
-from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
-from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed
+from ansible_collections.ebpf.conntrack.tests.e2e.support import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support.sandbox import sandboxed
 from ansible_collections.ebpf.conntrack.tests.tools import leftovers
 
 MODULES = "ansible_collections.ebpf.conntrack.plugins.modules."
