@@ -90,7 +90,7 @@ docs: setup-dev
 	@$(VENV)/python tests/tools/docs.py
 
 fuzz: setup
-	@$(VENV)/python tests/oracle/fuzz.py --frames $(FRAMES) --seed $(SEED)
+	@$(VENV)/python tests/oracle/rig/fuzz.py --frames $(FRAMES) --seed $(SEED)
 
 bench: setup-dev
 	@$(VENV)/python tests/bench/run.py

@@ -21,6 +21,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import object
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import (
     signature as object_signature,
 )
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import sources
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build.object import Built, Target
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build.render import (
     SIZES,
@@ -114,8 +115,9 @@ def guests_of(
         ours = os.path.join(GUESTS, path)
         return ours if not os.path.exists(find(path)) and os.path.exists(ours) else find(path)
 
-    taken = os.listdir(source) if os.path.isdir(source) else ()
-    return guests.read(guests.parse(args.get("guests") or ()), find_guest, taken)
+    return guests.read(
+        guests.parse(args.get("guests") or ()), find_guest, sources.file_names(source)
+    )
 
 
 def rendered(args: t.Mapping[str, t.Any], find: t.Callable[[str], str]) -> dict[str, t.Any]:

@@ -42,7 +42,8 @@ options:
         before, and so do ICMP errors, packets whose TTL is used up, that are too long, or whose
         next hop is not known yet.
       - What is forwarded here meets no netfilter rule, no NAT, no traffic control and no packet
-        socket. See C(docs/forwarding.md). So anything but V(off) takes O(forward_unfiltered=true).
+        socket. See C(docs/guide/forwarding.md). So anything but V(off) takes
+        O(forward_unfiltered=true).
       - It is refused where VLAN tags travel beside the frames of an attached interface, and where
         nf_conntrack tracks in its namespace and C(net.netfilter.nf_conntrack_tcp_be_liberal) is not
         1.
@@ -67,7 +68,7 @@ options:
     description:
       - Programs of your own that run in the chain, behind what tracks a packet, whatever it made of
         it, and in front of what takes its metadata away. They run in the order of their slots. The
-        file C(docs/guests.md) says what they are made of.
+        file C(docs/guide/guests.md) says what they are made of.
       - When a guest changes, or is taken off the list, a new generation is loaded.
     type: list
     elements: dict

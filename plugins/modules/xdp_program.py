@@ -56,7 +56,8 @@ options:
     type: int
   src:
     description:
-      - A directory on the controller with the chain's sources.
+      - A directory on the controller with the chain's sources, laid out as C(files/bpf) of the
+        collection is, with C(stages) for the programs, C(lib) for the headers and C(templates).
       - When not given, those of the collection.
     type: path
   build:
@@ -71,7 +72,7 @@ options:
       - When only this changes, no new generation is loaded, since what runs stays the same; but
         what is written down in O(state_dir) changes, for the next time it is loaded, as after a
         reboot. So a host that was set up with V(bcc) can do without it from then on.
-      - The file C(docs/building.md) tells more.
+      - The file C(docs/guide/building.md) tells more.
     type: str
     choices: [bcc, clang, object]
     default: bcc

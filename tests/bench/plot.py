@@ -6,7 +6,7 @@ peers, and the curves.
 
     python tests/bench/plot.py [build/bench.json [directory]]
 
-`make bench` draws them into docs/ after a full run, else into build/.
+`make bench` draws them into docs/design/ after a full run, else into build/.
 """
 
 from __future__ import annotations

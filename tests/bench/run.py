@@ -1,8 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make bench`: measure, print tables, write build/bench.json, draw docs/bench.svg and
-docs/scaling.svg.
+"""`make bench`: measure, print tables, write build/bench.json, draw docs/design/bench.svg and
+docs/design/scaling.svg.
 
     python tests/bench/run.py [--quick] [section ...]
 
@@ -93,7 +93,7 @@ def main() -> int:
         print(f"({time.monotonic() - start:.0f} s)", flush=True)
         harness.write(rows, args.output)
     whole = not options.quick and not failed and not args.section
-    directory = harness.ROOT / "docs" if whole else pathlib.Path(args.output).parent
+    directory = harness.ROOT / "docs/design" if whole else pathlib.Path(args.output).parent
     drawn = plot.draw([row.as_dict() for row in rows], directory, plot.note(options.quick))
     missed = [row.label for row in rows if row.met is False]
     print(

@@ -17,6 +17,7 @@ import tempfile
 
 import harness
 from ansible_collections.ebpf.conntrack.tests.e2e import swap
+from ansible_collections.ebpf.conntrack.tests.e2e.support import swap
 from ansible_collections.ebpf.conntrack.tests.support import compiled
 
 FLOWS = 1000

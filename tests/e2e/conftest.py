@@ -13,6 +13,7 @@ import os
 import pathlib
 
 import pytest
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire
 from ansible_collections.ebpf.conntrack.tests.support import compiled
 

@@ -18,7 +18,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.fleet.preflight imp
     interfaces as preflight_interfaces,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import netns
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire, read
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import Wire, read
 
 RTM_NEWLINK, NLM_REQUEST, NLM_ACK = 16, 1, 4
 #: include/uapi/linux/if_link.h: IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE,

@@ -41,6 +41,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import namespaces
 from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -28,6 +28,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     netdev,
     netns,
 )
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import (
     BARE,
     EGRESS,
@@ -39,7 +40,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_attach import (
     make_veth,
 )
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import Chain, made, rendered
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 __all__ = ["foreign", "lab", "made", "rendered"]  # fixtures
 

@@ -33,6 +33,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import archive as ct_archive
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import CLIENT, PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
     made,
@@ -49,8 +51,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_health import (
     run_an_older_generation_in_the_link,
     running,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
 __all__ = ["made", "rendered", "running", "veth"]  # fixtures
 

@@ -14,8 +14,8 @@ import subprocess
 import xml.etree.ElementTree
 
 import pytest
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import CLIENT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, SERVER, Wire
 
 __all__ = ["ct", "installed"]  # fixtures
 

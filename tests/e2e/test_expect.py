@@ -24,8 +24,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import expectation, expectation_run
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import observe as lab_observe
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import CLIENT, PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_playbooks import Playbooks, playbooks
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
 __all__ = ["playbooks"]  # fixtures
 

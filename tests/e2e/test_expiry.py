@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import delete as flow_delete
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import PORT, SERVER, Wire
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import PORT, SERVER, Wire
 
 
 def test_an_idle_flow_is_over_with_no_packet_to_tell_it(wire: Wire) -> None:

@@ -45,6 +45,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
 from ansible_collections.ebpf.conntrack.tests.e2e import faults, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
 from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed, shell
+from ansible_collections.ebpf.conntrack.tests.e2e.support import faults, syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support.faults import Call, Ending, Scenario
+from ansible_collections.ebpf.conntrack.tests.e2e.support.sandbox import sandboxed, shell
 from ansible_collections.ebpf.conntrack.tests.tools import tree
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes
 

@@ -19,6 +19,8 @@ import threading
 
 import pytest
 from ansible_collections.ebpf.conntrack.tests.e2e.two_routers import (
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
+from ansible_collections.ebpf.conntrack.tests.e2e.support.two_routers import (
     CLIENT,
     NETWORKS,
     PORT,
@@ -26,7 +28,7 @@ from ansible_collections.ebpf.conntrack.tests.e2e.two_routers import (
     SERVER,
     TwoRouters,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import read
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import read
 from ansible_collections.ebpf.conntrack.tests.install.commands import changes
 from ansible_collections.ebpf.conntrack.tests.tools import tree
 

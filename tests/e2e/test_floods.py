@@ -17,7 +17,7 @@ import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import filter as flow_filter
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import read as flow_read
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
-from ansible_collections.ebpf.conntrack.tests.e2e.flood import Lab
+from ansible_collections.ebpf.conntrack.tests.e2e.support.flood import Lab
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import chain_rig, frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 

@@ -35,7 +35,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     sysctls,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service import status as ct_status
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import (
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import (
     CLIENT,
     PORT,
     SECONDS,
@@ -57,7 +57,8 @@ CTL, LAST_SEEN, LAST_END = (
     [field for field, dummy in chain_layout.ENTRY_FIELDS].index(name)
     for name in ("ctl", "last_seen", "last_end")
 )
-#: The passes through the stack in the control word: bits, unit in jiffies (files/bpf/forward.h.j2).
+#: The passes through the stack in the control word: bits, unit in jiffies
+#: (files/bpf/templates/forward.h.j2).
 PASS_SHIFTS, PASS_CLOCK, PASS_LATELY, PASS_UNIT = (40, 51), 0x3FF, 0x400, 64
 IP_TTL_AT, PROTO_AT = 8, 9
 FORMS = {"chain": False, "fused": True}

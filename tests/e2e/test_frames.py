@@ -13,8 +13,14 @@ import threading
 import time
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire, read
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import (
+    CLIENT,
+    PORT,
+    SERVER,
+    Wire,
+    read,
+)
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
 PACKET_HOST, PACKET_OUTGOING = 0, 4  # include/uapi/linux/if_packet.h

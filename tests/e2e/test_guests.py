@@ -28,7 +28,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
     converge as generation,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import CLIENT, PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
 
@@ -455,8 +455,8 @@ def instructions(*words: tuple[int, int, int, int]) -> bytes:
 
 EXIT = (0x95, 0, 0, 0)
 DROPPER = instructions((0xB7, 0, 0, XDP_DROP), EXIT)
-#: Takes the metadata off, as docs/guests.md wants it (r2 = 32; bpf_xdp_adjust_meta(ctx, r2)), and
-#: passes the frame.
+#: Takes the metadata off, as docs/guide/guests.md wants it (r2 = 32; bpf_xdp_adjust_meta(ctx, r2)),
+#: and passes the frame.
 PASSER = instructions((0xB7, 2, 0, 32), (0x85, 0, 0, 54), (0xB7, 0, 0, XDP_PASS), EXIT)
 NOT_XDP = instructions((0xB7, 0, 0, 0), EXIT)
 NOTHING = "GUEST(nothing)\n{\n\treturn guest_next(ctx);\n}\n"
@@ -621,7 +621,7 @@ def test_going_back_brings_the_guests_of_then_with_what_their_maps_held(bare: Ba
 
 
 def test_the_example_of_the_docs_can_be_loaded_and_counts(bare: Bare) -> None:
-    page = (SOURCE.parents[3] / "docs/guests.md").read_text(encoding="utf-8")
+    page = (SOURCE.parents[3] / "docs/guide/guests.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```c\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     bare.ensure({"slot": 21, "src": bare.source(example)})
     steps = (

@@ -35,6 +35,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     bpf_constants,
     netdev,
 )
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     U32,
     U64,
@@ -44,7 +45,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     udp_frame,
     veth,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 __all__ = ["made", "rendered", "veth"]  # fixtures
 

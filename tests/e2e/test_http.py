@@ -47,6 +47,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
     server as http_server,
 )
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import CLIENT, PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import (
     NOBODY,
     Ct,
@@ -63,7 +64,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     veth,
 )
 from ansible_collections.ebpf.conntrack.tests.e2e.test_health import FLOWS, empty_one_slot, running
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
 __all__ = ["ct", "installed", "made", "rendered", "running", "veth"]  # fixtures
 

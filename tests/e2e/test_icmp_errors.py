@@ -9,7 +9,7 @@ import socket
 import time
 
 import pytest
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import (
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import (
     CLIENT,
     FAR,
     NARROW,

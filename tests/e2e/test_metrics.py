@@ -35,6 +35,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import
     server as http_server,
 )
 from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     Chain,
@@ -57,7 +58,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_http import (
     pytestmark,
     serving,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire
 from prometheus_client import parser
 
 __all__ = [

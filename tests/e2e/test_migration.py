@@ -48,6 +48,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     private_netns,
 )
 from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
 from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 

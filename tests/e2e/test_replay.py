@@ -52,7 +52,7 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     udp_frame,
     veth,
 )
-from ansible_collections.ebpf.conntrack.tests.oracle import replay_set
+from ansible_collections.ebpf.conntrack.tests.oracle.rig import replay_set
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 scapy = pytest.importorskip("scapy.all")

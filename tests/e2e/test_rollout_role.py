@@ -14,7 +14,7 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed
+from ansible_collections.ebpf.conntrack.tests.e2e.support.sandbox import sandboxed
 from ansible_collections.ebpf.conntrack.tests.tools import tree
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]

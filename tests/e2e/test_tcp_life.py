@@ -11,8 +11,14 @@ import socket
 import struct
 
 import pytest
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire, read
+from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import (
+    CLIENT,
+    PORT,
+    SERVER,
+    Wire,
+    read,
+)
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
 

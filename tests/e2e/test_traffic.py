@@ -8,7 +8,13 @@ from __future__ import annotations
 import socket
 import time
 
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Tcp, Wire
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import (
+    CLIENT,
+    PORT,
+    SERVER,
+    Tcp,
+    Wire,
+)
 
 IP_UDP, IP_ICMP, IP_TCP, SYN_EXTRA = 28, 28, 52, 8
 

@@ -26,6 +26,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import maps as chain_maps
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, netns
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import CLIENT, PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     SIZES,
@@ -37,7 +38,6 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     veth,
 )
 from ansible_collections.ebpf.conntrack.tests.e2e.test_health import FLOWS, running
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import CLIENT, PORT, SERVER, Wire
 
 __all__ = ["installed", "made", "rendered", "running", "veth"]  # fixtures
 

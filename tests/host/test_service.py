@@ -166,8 +166,8 @@ def test_it_runs_and_a_second_run_changes_nothing(machine: Machine) -> None:
     all_is_tracked(machine)
 
 
-#: What docs/service.md says of `systemd-analyze security`, with the version of systemd that said
-#: so.
+#: What docs/guide/service.md says of `systemd-analyze security`, with the version of systemd that
+#: said so.
 SCORES = re.compile(
     r"says (\d\.\d) of `ct.service`, (\d\.\d) of\s+`ct-restore.service`, and (\d\.\d) of a"
     r" `ct.service`.* \(systemd (\d+)\)",
@@ -179,7 +179,7 @@ def test_what_systemd_says_of_its_confinement(machine: Machine) -> None:
     """The docs have it as it is measured. Other versions of systemd look at other things, so with
     them it may be a little more.
     """
-    found = SCORES.search((ROOT / "docs/service.md").read_text("utf-8"))
+    found = SCORES.search((ROOT / "docs/guide/service.md").read_text("utf-8"))
     assert found is not None
     *documented, version = found.groups()
     listening = service_options.Options(

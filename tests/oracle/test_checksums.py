@@ -117,7 +117,7 @@ def test_a_smaller_ttl_keeps_each_checksum_right(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("BCC_KERNEL_SOURCE", str(SOURCES / "stub"))
     found = re.search(
         r"^static __always_inline void ipv4_decrease_ttl\(.*?^}$",
-        (SOURCES / "forward.h.j2").read_text("utf-8"),
+        (SOURCES / "templates/forward.h.j2").read_text("utf-8"),
         re.M | re.S,
     )
     assert found

@@ -23,7 +23,7 @@ each_family = pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.
 HZ = chain_jiffies.hz()
 HALF, WHOLE = 1 << 31, 1 << 32
 #: How long ago an entry was over, in jiffies; after a whole round its timeout is taken for what is
-#: left of it, see docs/differences.md.
+#: left of it, see docs/design/differences.md.
 LATE = {
     "a second": HZ,
     "just less than half of the clock": HALF - 1,

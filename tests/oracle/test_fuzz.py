@@ -16,6 +16,7 @@ from ansible_collections.ebpf.conntrack.tests.oracle.conftest import RANDOM, Cha
 from ansible_collections.ebpf.conntrack.tests.oracle.fuzz import fuzz
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, mutate, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, V6
+from ansible_collections.ebpf.conntrack.tests.oracle.rig.fuzz import fuzz
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 
@@ -63,7 +64,7 @@ def test_opens_what_the_kernel_opens(
 
 def left_out(seen: t.Mapping[str, view.Seen], frame: bytes) -> bool:
     """Whether the frame met something else than tracking, on one side or the other; each is told in
-    docs/differences.md.
+    docs/design/differences.md.
     """
     kernel, chain = seen["kernel"], seen[RANDOM]
     not_forwarded = kernel.detail == "new" and kernel.outcome == "ignored"

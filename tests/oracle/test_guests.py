@@ -40,7 +40,7 @@ GUEST(witness)
 }
 """
 SLOT = 29
-#: enum found_bits of files/bpf/flow.h
+#: enum found_bits of files/bpf/lib/flow.h
 FLOW, NEW, REPLY, SEEN_REPLY, ASSURED, EGRESS, WAS_ASSURED = (1 << bit for bit in range(7))
 FOUND = struct.Struct("=BBBx")
 MUTATED = 400

@@ -585,7 +585,7 @@ def udplite(pair: Pair, side: str, coverage: int, flip: int | None = None) -> St
 @pytest.fixture
 def kernel_trusts(kernel: NfRig) -> t.Iterator[None]:
     """nf_conntrack does not look at checksums: it takes that of UDP-Lite with UDP's protocol
-    number; see docs/differences.md.
+    number; see docs/design/differences.md.
     """
     was = kernel.sysctl("checksum", 0)
     yield

@@ -18,8 +18,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import settin
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import capture
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay import run as replay
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation.replay.shadow import Shadow
-from ansible_collections.ebpf.conntrack.tests.oracle import replay_set
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play
+from ansible_collections.ebpf.conntrack.tests.oracle.rig import replay_set
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import SOURCES
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
@@ -39,7 +39,7 @@ CONVERSATIONS = replay_set.conversations()
 
 def test_the_file_is_up_to_date() -> None:
     assert replay_set.FILE.read_bytes() == capture.write(replay_set.packets()), (
-        "run python tests/oracle/replay_set.py"
+        "run python tests/oracle/rig/replay_set.py"
     )
 
 

@@ -25,9 +25,9 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.ct.picture import (
     phases,
 )
 from ansible_collections.ebpf.conntrack.tests.e2e.conftest import figure, lab_on_the_wire, wire
+from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_playbooks import Playbooks, playbooks
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import PORT, SERVER, Wire
 from ansible_collections.ebpf.conntrack.tests.unit.graph_fakes import NASTY, everyone, group, host
 from playwright import sync_api
 

@@ -1,8 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run the collection with other versions of ansible-core and pyroute2: what docs/compatibility.md
-tells.
+"""Run the collection with other versions of ansible-core and pyroute2: what
+docs/reference/compatibility.md tells.
 
     .venv/bin/python tests/tools/versions.py [--list] [NAME ...]
 

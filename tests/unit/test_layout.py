@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One definition, two languages: the C structs and numbers of files/bpf against
-plugins/module_utils/chain.py, by the compiler's word.
+plugins/module_utils/chain, by the compiler's word.
 """
 
 from __future__ import annotations
@@ -117,7 +117,10 @@ def c(tmp_path_factory: pytest.TempPathFactory) -> dict[str, t.Any]:
         stub,
         "#include <linux/if_ether.h>",
         "#include <linux/in6.h>",
-        *("\n".join(build_bcc.source_lines(text, name)) for name in ("defs.h.j2", "flow.h")),
+        *(
+            "\n".join(build_bcc.source_lines(text, name))
+            for name in ("templates/defs.h.j2", "lib/flow.h")
+        ),
         "int printf(const char *, ...);",
         "int main(void)\n{",
     ]

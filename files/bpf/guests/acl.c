@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A small stateful access list, and an example of a guest (docs/guests.md).
+ * A small stateful access list, and an example of a guest (docs/guide/guests.md).
  *
  * It judges what comes in on the egress hook.  What belongs to a flow that was
  * begun on the other side passes, and so do the ICMP errors about it.  What

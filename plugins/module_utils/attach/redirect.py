@@ -18,7 +18,7 @@ import typing as t
 from ..core import plan
 from ..kernel import bpf, ethtool, netdev, xdp_features
 
-#: struct port_key of files/bpf/forward.h.j2: ifindex, address.
+#: struct port_key of files/bpf/templates/forward.h.j2: ifindex, address.
 KEY = struct.Struct("=I6s2x")
 VALUE = struct.Struct("=I")
 #: enum port_flag

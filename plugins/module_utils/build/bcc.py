@@ -109,6 +109,17 @@ def source_lines(text: str, name: str) -> list[str]:
     return text[start.end() :].split("\n#line ", 1)[0].split("\n") if start else []
 
 
+def source_name(text: str, name: str) -> str:
+    """Return the file of the rendered text that has a bare name, as the kernel writes it into a
+    verifier's log; the name itself where there is none.
+
+    >>> source_name('#line 1 "stages/ct.c"\\nint x;', "ct.c")
+    'stages/ct.c'
+    """
+    found = re.search(rf'^#line 1 "((?:[^"]*/)?{re.escape(name)})"$', text, re.MULTILINE)
+    return found[1] if found else name
+
+
 def line_before_bcc(lines: t.Sequence[str], number: int) -> int:
     """Return the line of a file for one that the verifier names: bcc puts a line in front of each
     function, and one behind a program's brace.
@@ -140,7 +151,7 @@ def explain(
     if not places:
         return "\n".join(lines[-_SHOWN_LINES:])
     told = [line for line in lines if not _VERIFIER_TRACE.match(line.strip())][-3:]
-    name, number = places[-1]
+    name, number = source_name(text, places[-1][0]), places[-1][1]
     source = source_lines(text, name)
     at = line_of(source, int(number))
     return "\n".join(

@@ -26,9 +26,8 @@ from ..chain import settings as chain_settings
 from ..chain import states as chain_states
 from ..chain.guests import Guest
 from ..core.errors import ConntrackError, bad_value
+from . import sources
 
-#: The template that includes all others.
-MAIN = "chain.c.j2"
 #: Stands for the directory of the maps' pins, which only the target knows.
 MAP_DIR = "@MAP_DIR@"
 TABLE_SIZE = (1 << 4, 1 << 26)
@@ -66,7 +65,11 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
         },
     },
 }
-_INCLUDE = re.compile(r'^#line 1 "([^"]+)"$', re.MULTILINE)
+_INCLUDED = re.compile(r'#line 1 "([^"]+)"')
+#: The programs that go on from one to the next; the hooks come before them.
+_STAGES = [name for name in chain_programs.SLOTS if name not in chain_programs.HOOKS]
+#: All programs, in the order in which their files stand in the text.
+_PROGRAMS = [*_STAGES, *chain_programs.HOOKS, chain_programs.ADOPT]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +158,7 @@ def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.A
         "fused": settings.fused,
         "forward": settings.forward,
         "forwards": _numbered(chain_settings.FORWARDS),
-        "stages": [
-            f"{name}.c" for name in chain_programs.SLOTS if name not in chain_programs.HOOKS
-        ],
-        "hooks": [f"{name}.c" for name in chain_programs.HOOKS],
-        "tools": [f"{chain_programs.ADOPT}.c"],
+        "stages": _STAGES,
         "bcc_types": _BCC_TYPES,
         "map_dir": MAP_DIR,
         "guests": guests,
@@ -169,7 +168,7 @@ def context(settings: Settings, guests: t.Sequence[Guest] = ()) -> dict[str, t.A
 def render(source_dir: str, settings: Settings, guests: t.Sequence[Guest] = ()) -> str:
     """Return the chain as one C text; ``@MAP_DIR@`` stands for the directory of the maps' pins.
 
-    :param source_dir: the directory of the stages, as ``files/bpf``.
+    :param source_dir: the directory of the sources, as ``files/bpf``; see sources.
     :param guests: in the order in which they run, as guests.read() returns them.
     :raises ConntrackError: where a source can not be read or rendered (file and line named), or a
         setting is out of range.
@@ -183,12 +182,16 @@ def render(source_dir: str, settings: Settings, guests: t.Sequence[Guest] = ()) 
             "jinja2 is missing in the Python that runs Ansible: install the package python3-jinja2"
             " or `pip install jinja2`."
         ) from None
-    if not os.path.isdir(source_dir):
-        raise bad_value(
-            "src", source_dir, "give a readable directory that holds the chain's sources"
-        )
+    sources.check_layout(source_dir)
+    texts = {sources.MAIN: sources.read_main(source_dir)}
+    texts.update(sources.read_in_order(source_dir, _PROGRAMS))
+    files = [name for name in texts if name != sources.MAIN]
+
+    def load(name: str) -> tuple[str, str, None] | None:
+        return (texts[name], os.path.join(source_dir, name), None) if name in texts else None
+
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(source_dir),
+        loader=jinja2.FunctionLoader(load),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -196,19 +199,12 @@ def render(source_dir: str, settings: Settings, guests: t.Sequence[Guest] = ()) 
         autoescape=False,  # C, not HTML
     )
     try:
-        return environment.get_template(MAIN).render(context(settings, guests))
-    except jinja2.TemplateNotFound as exc:
-        raise ConntrackError(
-            f"src: {os.path.join(source_dir, str(exc.name))} is not there: each stage has a file of"
-            " its name."
-        ) from exc
+        return environment.get_template(sources.MAIN).render(
+            {**context(settings, guests), "files": files}
+        )
     except jinja2.TemplateSyntaxError as exc:
         raise ConntrackError(
-            f"src: {exc.filename or MAIN} line {exc.lineno}: {exc.message}."
-        ) from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConntrackError(
-            f"src: {getattr(exc, 'filename', None) or source_dir} can not be read: {exc}."
+            f"src: {exc.filename or source_dir} line {exc.lineno}: {exc.message}."
         ) from exc
     except Exception as exc:  # an expression of a template can raise anything
         raise ConntrackError(f"src: {_place(exc, source_dir)}: {exc}.") from exc
@@ -251,13 +247,12 @@ def unpack(packed: str) -> tuple[str, dict[str, str]]:
 
 def locate(text: str, line: int) -> tuple[str, int]:
     """Return the source file and its line for a line (from 1) of the rendered text."""
-    name, start = MAIN, 0
-    for match in _INCLUDE.finditer(text):
-        at = text.count("\n", 0, match.start()) + 1
-        if at >= line:
-            break
-        name, start = match.group(1), at
-    return name, line - start
+    above = text.split("\n", line - 1)[: line - 1]
+    for distance, marker in enumerate(reversed(above), 1):
+        match = _INCLUDED.fullmatch(marker)
+        if match:
+            return match[1], distance
+    return sources.MAIN, line
 
 
 def read_headers(source_dir: str) -> dict[str, str]:

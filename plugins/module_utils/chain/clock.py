@@ -42,7 +42,7 @@ def jiffies_now(
 
 
 def over(expires: int, last_seen: int, now: int, rate: int) -> bool:
-    """Return whether an entry's time is over, as entry_over() in files/bpf/entry.h tells it.
+    """Return whether an entry's time is over, as entry_over() in files/bpf/lib/entry.h tells it.
 
     Its clocks are the low 32 bits of jiffies64. What seems to have more left than any timeout, or
     than its last packet gave it, was over long before, and the clock has gone round since. One that

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-#: What is counted of each guest, in the order of struct guest_count (files/bpf/guest.h.j2).
+#: What is counted of each guest, in the order of struct guest_count (files/bpf/lib/flow.h).
 GUEST_COUNTS = ("seen", "passed", "dropped")
 #: Counters: index in the per-CPU array ``stats`` is the position here. Every frame that enters the
 #: chain adds one to exactly one of the outcomes; events happen besides.

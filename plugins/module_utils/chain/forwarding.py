@@ -26,7 +26,7 @@ from . import settings as chain_settings
 
 #: IFLA_VLAN_PROTOCOL of include/uapi/linux/if_link.h, and IEEE 802.1ad's.
 _VLAN_PROTOCOL, _8021AD = 5, b"\x88\xa8"
-#: How the chain's text says what it forwards (files/bpf/enter.h.j2, tick()).
+#: How the chain's text says what it forwards (files/bpf/templates/enter.h.j2, tick()).
 _IN_TEXT = re.compile(r"meta_at\(META_FORWARD\);\s*if \(pair\)\s*\*pair = (\d+);")
 
 

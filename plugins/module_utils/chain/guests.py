@@ -4,9 +4,9 @@
 """Guests: programs of somebody else in slots of the chain's jump table, each from a C file or from
 a pin on the target.
 
-Those from C files become part of the chain's text (files/bpf/guest.h.j2 says what they are made
-of), and everything that is to be known of them is read from it: so a generation's text is enough to
-build it again. Of pinned ones the text holds the slot alone.
+Those from C files become part of the chain's text (files/bpf/templates/guest.h.j2 says what they
+are made of), and everything that is to be known of them is read from it: so a generation's text is
+enough to build it again. Of pinned ones the text holds the slot alone.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _word(fd: int, index: int) -> int:
 
 def _marked(frame: bytes, mark: int) -> bytes:
     """Return a frame of proof with the mark in place of its addresses; the chain reads it in 16-bit
-    words (files/bpf/packet.h, is_proof()).
+    words (files/bpf/lib/packet.h, is_proof()).
     """
     words = (
         struct.pack("=4H", *(mark >> shift & 0xFFFF for shift in (0, 16, 32, 48))) if mark else b""

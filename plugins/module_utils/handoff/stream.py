@@ -65,7 +65,7 @@ _SCTP = 132
 _NO_CLOCK = (flow.TCP, _SCTP)
 #: Protocols whose flows live longer once they were answered, by the name of their timeout.
 _STREAMS = {17: "udp", 136: "udp", flow.GRE: "gre"}
-#: After so many seconds two-way traffic is a stream (entry_begin() in files/bpf/track.h).
+#: After so many seconds two-way traffic is a stream (entry_begin() in files/bpf/lib/track.h).
 _STREAM_SECONDS = 2
 _KEYS = {"ipv4": chain_layout.KEY4, "ipv6": chain_layout.KEY6}
 _ICMP = {table.family: table.icmp for table in flow.TABLES}
@@ -311,7 +311,7 @@ def impossible(family: str, key: bytes, value: bytes) -> str:
     an entry, or programs would read it as something else.
 
     :param key: in this release's layout, as ``value``. The rules are those of ct_key_of() in
-        files/bpf/entry.h.
+        files/bpf/lib/entry.h.
     """
     low, high, proto, role, zone = _ends(family, key)
     fields = chain_layout.ENTRY.unpack(value)
@@ -340,7 +340,7 @@ def impossible(family: str, key: bytes, value: bytes) -> str:
 
 def longest(family: str, proto: int, ctl: int, timeouts: t.Mapping[str, int]) -> int:
     """Return the most seconds that a flow can have left in its state, as the chain sets them after
-    a packet (files/bpf/track.h).
+    a packet (files/bpf/lib/track.h).
 
     :param timeouts: those in force, by the names of chain.TIMEOUTS.
     """

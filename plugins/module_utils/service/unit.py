@@ -27,7 +27,7 @@ _BOOTED = "/run/systemd/system"
 _SHOWN = ("ActiveState", "UnitFileState", "NeedDaemonReload", "ExecMainStartTimestampMonotonic")
 _LINES = 5
 #: Megabytes that the service may take, without what the kernel keeps for the chain. What it answers
-#: over HTTP is bounded to less: docs/http.md.
+#: over HTTP is bounded to less: docs/reference/http.md.
 MEMORY = 512
 #: Exit status of ``ct run --restore`` where nothing is written down that could be brought back.
 _NOTHING = 3

@@ -13,7 +13,7 @@ import types
 import typing as t
 
 from ansible_collections.ebpf.conntrack.plugins.module_utils.build import clang as build_clang
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render, sources
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import counters as chain_counters
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import jiffies as chain_jiffies
@@ -121,7 +121,9 @@ class ChainRig:
         }
         parsed = guests.parse(asked)
         text = render.render(
-            str(SOURCES), self.compiled, guests.read(parsed, os.path.abspath, os.listdir(SOURCES))
+            str(SOURCES),
+            self.compiled,
+            guests.read(parsed, os.path.abspath, sources.file_names(str(SOURCES))),
         )
         for condition, value in self.fixed.items():
             assert text.count(f"if ({condition})") == 1

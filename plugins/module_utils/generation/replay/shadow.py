@@ -49,7 +49,7 @@ static __always_inline u64 replay_now(void)
     return now ? *now : 0;
 }}
 #define bpf_jiffies64() replay_now()
-#line 1 "chain.c.j2"
+#line 1 "templates/chain.c.j2"
 """
 #: What a flow's bytes are: where these differ, tables can not be compared.
 _STRUCTS = ("ct_key", "ct_key6", "ct_half", "ct_entry")

@@ -95,7 +95,7 @@ def test_the_task_is_left_alone() -> None:
 
 def test_other_sources_are_found_from_the_playbook(tmp_path: pathlib.Path) -> None:
     shutil.copytree(SOURCES, tmp_path / "bpf", ignore=shutil.ignore_patterns("stub"))
-    with (tmp_path / "bpf/ct.c").open("a", encoding="utf-8") as file:
+    with (tmp_path / "bpf/stages/ct.c").open("a", encoding="utf-8") as file:
         file.write("/* mine */\n")
     found = xdp_program.rendered({"src": "bpf"}, lambda path: str(tmp_path / path))
     text, headers = render.unpack(found["rendered"])
@@ -211,10 +211,10 @@ def test_a_capture_goes_along_as_far_as_it_is_wanted(tmp_path: pathlib.Path) -> 
             "replay.frames: '/etc' is not valid: give a readable capture: Is a directory.",
         ),
         (
-            {"frames": xdp_program.SOURCES + "/ct.c"},
+            {"frames": xdp_program.SOURCES + "/stages/ct.c"},
             (
-                f"replay.frames: {xdp_program.SOURCES}/ct.c: at byte 0: 2f2f2053 is not the start"
-                " of a pcap or pcapng file."
+                f"replay.frames: {xdp_program.SOURCES}/stages/ct.c: at byte 0: 2f2f2053 is not the"
+                " start of a pcap or pcapng file."
             ),
         ),
     ],

@@ -16,20 +16,24 @@ import sys
 #: By the copy's name: file, what stands there, what shall stand there. No file: the copy is empty.
 #: No new text: the file is taken away.
 VARIANTS: dict[str, tuple[str, str, str | None]] = {
-    "same": ("ct.c", "", ""),
-    "comment": ("ct.c", "// SPDX", "/* changed */ // SPDX"),
+    "same": ("stages/ct.c", "", ""),
+    "comment": ("stages/ct.c", "// SPDX", "/* changed */ // SPDX"),
     "empty": ("", "", None),
-    "no_stage": ("prs_udp.c", "", None),
-    "template": ("ct.c", "// SPDX", "{% if %}\n// SPDX"),
-    "undefined": ("ct.c", "// SPDX", "\n{{ nothing }}\n// SPDX"),
-    "syntax": ("ingress.c", "return enter(ctx, 0);", "return enter(ctx, 0)"),
+    "no_stage": ("stages/prs_udp.c", "", None),
+    "template": ("stages/ct.c", "// SPDX", "{% if %}\n// SPDX"),
+    "undefined": ("stages/ct.c", "// SPDX", "\n{{ nothing }}\n// SPDX"),
+    "syntax": ("stages/ingress.c", "return enter(ctx, 0);", "return enter(ctx, 0)"),
     "verifier": (
-        "prs_eth.c",
+        "stages/prs_eth.c",
         "\tproto = eth->h_proto;",
         "\tproto = *(volatile __be16 *)((void *)(long)ctx->data + 60);",
     ),
-    "counts": ("prs_eth.c", "COUNT_UNTRACKED_PPPOE, chained", "COUNT_UNTRACKED_NOT_IP, chained"),
-    "drops": ("prs_end.c", "return leave(ctx);", "return XDP_DROP;"),
+    "counts": (
+        "stages/prs_eth.c",
+        "COUNT_UNTRACKED_PPPOE, chained",
+        "COUNT_UNTRACKED_NOT_IP, chained",
+    ),
+    "drops": ("stages/prs_end.c", "return leave(ctx);", "return XDP_DROP;"),
 }
 #: By directory: the version of the bcc that stands there, and its code.
 LIBRARIES = {

@@ -10,7 +10,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 
 TEXT = """/* main */
-#line 1 "packet.h"
+#line 1 "lib/packet.h"
 /* bounds */
 static __always_inline void *frame_at(struct xdp_md *ctx, u32 off)
 {
@@ -21,7 +21,7 @@ static __always_inline int leave(struct xdp_md *ctx)
 {
 \treturn XDP_PASS;
 }
-#line 1 "ct.c"
+#line 1 "stages/ct.c"
 /* the tracker */
 enum what { A };
 BPF_TABLE("array", int, int, x, 1);
@@ -35,8 +35,8 @@ PROG(ct)
 """
 
 COMPILER = """In file included from <built-in>:2:
-ct.c:7:9: warning: unused variable
-ct.c:8:14: error: expected ';' after return statement
+stages/ct.c:7:9: warning: unused variable
+stages/ct.c:8:14: error: expected ';' after return statement
         return 0
                 ^
                 ;
@@ -59,7 +59,7 @@ processed 37 insns (limit 1000000) max_states_per_insn 0 total_states 4 peak_sta
 
 def test_a_compilers_error_comes_with_its_place() -> None:
     assert build_bcc.explain(TEXT, COMPILER).startswith(
-        "ct.c:8:14: error: expected ';' after return statement\n        return 0\n"
+        "stages/ct.c:8:14: error: expected ';' after return statement\n        return 0\n"
     )
 
 
@@ -67,7 +67,7 @@ def test_a_compiler_can_have_much_to_say() -> None:
     assert (
         len(
             build_bcc.explain(
-                TEXT, "".join(f"ct.c:{n}:1: error: no\n" for n in range(1000))
+                TEXT, "".join(f"stages/ct.c:{n}:1: error: no\n" for n in range(1000))
             ).splitlines()
         )
         == 20
@@ -78,7 +78,7 @@ def test_a_verifiers_error_comes_with_the_line_of_c() -> None:
     assert build_bcc.explain(TEXT, VERIFIER).splitlines() == [
         "invalid access to packet, off=12 size=1, R2(id=0,off=12,r=0)",
         "R2 offset is outside of the packet",
-        "ct.c:7: call(a,",
+        "stages/ct.c:7: call(a,",
     ]
 
 
@@ -97,26 +97,32 @@ def test_an_output_without_places_is_shown_as_it_is() -> None:
     assert build_bcc.explain(TEXT, "") == ""
 
 
+def test_a_file_by_its_bare_name() -> None:
+    assert build_bcc.source_name(TEXT, "packet.h") == "lib/packet.h"
+    assert build_bcc.source_name(TEXT, "stages/ct.c") == "stages/ct.c"
+    assert build_bcc.source_name(TEXT, "t.c") == "t.c"
+
+
 def test_lines_of_one_file() -> None:
-    assert build_bcc.source_lines(TEXT, "ct.c")[0] == "/* the tracker */"
-    assert build_bcc.source_lines(TEXT, "packet.h")[-1] == "}"
+    assert build_bcc.source_lines(TEXT, "stages/ct.c")[0] == "/* the tracker */"
+    assert build_bcc.source_lines(TEXT, "lib/packet.h")[-1] == "}"
     assert build_bcc.source_lines(TEXT, "none.c") == []
 
 
 @pytest.mark.parametrize(
     ("name", "there", "here"),
     [
-        ("packet.h", 1, 1),
-        ("packet.h", 2, 2),  # the line that bcc adds
-        ("packet.h", 3, 2),
-        ("packet.h", 5, 4),
-        ("packet.h", 8, 7),  # the line that bcc adds in front of the second function
-        ("packet.h", 9, 7),
-        ("packet.h", 11, 9),
-        ("ct.c", 3, 3),
-        ("ct.c", 6, 5),  # a program's head
-        ("ct.c", 9, 7),  # inside, behind the line that bcc adds to the brace
-        ("ct.c", 11, 9),
+        ("lib/packet.h", 1, 1),
+        ("lib/packet.h", 2, 2),  # the line that bcc adds
+        ("lib/packet.h", 3, 2),
+        ("lib/packet.h", 5, 4),
+        ("lib/packet.h", 8, 7),  # the line that bcc adds in front of the second function
+        ("lib/packet.h", 9, 7),
+        ("lib/packet.h", 11, 9),
+        ("stages/ct.c", 3, 3),
+        ("stages/ct.c", 6, 5),  # a program's head
+        ("stages/ct.c", 9, 7),  # inside, behind the line that bcc adds to the brace
+        ("stages/ct.c", 11, 9),
     ],
 )
 def test_lines_before_bcc_added_some(name: str, there: int, here: int) -> None:

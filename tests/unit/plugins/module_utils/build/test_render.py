@@ -80,7 +80,7 @@ def test_the_same_sources_and_settings_give_the_same_text() -> None:
 
 #: Files of whose lines some are looked for, and how far those are apart: each look-up reads the
 #: text from its start.
-FILES, EACH = ("ct.c", "prs_udp.c", "packet.h"), 7
+FILES, EACH = ("stages/ct.c", "stages/prs_udp.c", "lib/packet.h"), 7
 
 
 def test_lines_are_found_again_in_their_files() -> None:
@@ -91,9 +91,10 @@ def test_lines_are_found_again_in_their_files() -> None:
         file, at = render.locate(text, number)
         if file in found and not line.startswith("#line"):
             checked[file] += 1
-            assert at > len(found[file]) or found[file][at - 1] == line, (file, at)
+            there = found[file][at - 1] if at <= len(found[file]) else line
+            assert line == ("" if there.startswith('#include "') else there), (file, at)
     assert all(checked.values()), checked
-    assert render.locate(text, 1)[0] == "chain.c.j2"
+    assert render.locate(text, 1)[0] == "templates/chain.c.j2"
 
 
 @pytest.mark.parametrize("size", [15, 0, -1, (1 << 26) + 1])
@@ -120,14 +121,14 @@ def test_no_directory(tmp_path: pathlib.Path) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["chain.c.j2", "ct.c", "flow.h"])
+@pytest.mark.parametrize("name", ["templates/chain.c.j2", "stages/ct.c", "lib/flow.h"])
 def test_a_missing_file_is_named(sources: pathlib.Path, name: str) -> None:
     (sources / name).unlink()
     assert failure(sources).startswith(f"src: {sources / name} is not there")
 
 
 def test_a_syntax_error_of_a_template_names_file_and_line(sources: pathlib.Path) -> None:
-    path = sources / "ct.c"
+    path = sources / "stages/ct.c"
     path.write_text(path.read_text(encoding="utf-8") + "\n{% if %}\n", encoding="utf-8")
     line = path.read_text(encoding="utf-8").count("\n")
     assert re.fullmatch(rf"src: {path} line {line}: .+\.", failure(sources))
@@ -144,14 +145,14 @@ def test_a_syntax_error_of_a_template_names_file_and_line(sources: pathlib.Path)
 def test_an_error_in_an_expression_names_file_and_line(
     sources: pathlib.Path, code: str, words: str
 ) -> None:
-    path = sources / "defs.h.j2"
+    path = sources / "templates/defs.h.j2"
     path.write_text(f"/* one */\n{code}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
     message = failure(sources)
     assert message.startswith(f"src: {path} line 2: ") and words in message
 
 
 def test_a_file_that_is_no_text(sources: pathlib.Path) -> None:
-    (sources / "ct.c").write_bytes(b"\xff\xfe")
+    (sources / "stages/ct.c").write_bytes(b"\xff\xfe")
     message = failure(sources)
     assert message.startswith(f"src: {sources}") and "can not be read" in message
 

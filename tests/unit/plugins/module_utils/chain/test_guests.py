@@ -9,7 +9,7 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render
+from ansible_collections.ebpf.conntrack.plugins.module_utils.build import render, sources
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import guests
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import layout as chain_layout
 from ansible_collections.ebpf.conntrack.plugins.module_utils.chain import programs as chain_programs
@@ -226,7 +226,7 @@ def test_without_guests_nobody_is_asked() -> None:
     assert guests.programs_in(text) == {} and guests.maps_in(text) == ()
     assert (
         "f->found = found" not in text
-        and "guest_next" not in text.split('#line 1 "guest.h.j2"')[1].split("*/", 1)[1]
+        and "guest_next" not in text.split('#line 1 "templates/guest.h.j2"')[1].split("*/", 1)[1]
     )
 
 
@@ -234,7 +234,7 @@ def test_the_list_that_comes_with_the_collection_is_a_guest() -> None:
     (found,) = guests.read(
         guests.parse([{"slot": "acl", "src": str(SOURCES / "guests/acl.c")}]),
         str,
-        [path.name for path in SOURCES.iterdir()],
+        sources.file_names(str(SOURCES)),
     )
     assert guests.programs_in(rendered(found)) == {"acl": chain_programs.GUEST_SLOTS["acl"]}
 

@@ -19,7 +19,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import (
 
 PARSER = cli.parser()
 COMMANDS = manual.commands(PARSER)
-DOCS = pathlib.Path(__file__).resolve().parents[5] / "docs/ct.md"
+DOCS = pathlib.Path(__file__).resolve().parents[5] / "docs/reference/ct.md"
 
 
 def completed(*words: str) -> list[str]:

@@ -18,8 +18,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import codec 
 SOURCES = pathlib.Path(__file__).resolve().parents[5] / "files/bpf"
 #: Headers that a stage's program is made of besides its own file.
 HEADERS = {
-    "ingress, egress": ("enter.h.j2", "packet.h"),
-    "ct, ct6": ("track.h", "entry.h", "icmp.h"),
+    "ingress, egress": ("templates/enter.h.j2", "lib/packet.h"),
+    "ct, ct6": ("lib/track.h", "lib/entry.h", "lib/icmp.h"),
 }
 LAST = "prs_tcp ... prs_gre"
 
@@ -33,7 +33,7 @@ def test_a_stage_counts_what_stands_at_it(stage: str) -> None:
     )
     text = "".join(
         (SOURCES / name).read_text("utf-8")
-        for name in (*(f"{name}.c" for name in programs), *HEADERS.get(stage, ()))
+        for name in (*(f"stages/{name}.c" for name in programs), *HEADERS.get(stage, ()))
     )
     counted = {name.lower() for name in re.findall(r"COUNT_(\w+)", text)}
     assert set(ct_text.STAGES[stage]) <= counted

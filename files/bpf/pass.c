@@ -1,7 +1,0 @@
-// SPDX-License-Identifier: GPL-2.0-only
-/* Slot 7: tracks nothing.  A veth takes redirected frames only for a peer that has a program. */
-
-PROG(pass)
-{
-	return XDP_PASS;
-}

@@ -1,7 +1,0 @@
-// SPDX-License-Identifier: GPL-2.0-only
-/* Slot 2: takes struct flow away again, so the stack sees the frame as it came. */
-
-PROG(prs_end)
-{
-	return leave(ctx);
-}
