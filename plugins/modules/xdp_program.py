@@ -801,9 +801,8 @@ def present(
     if want.object is None and generation.needs_object(plan, before, want):
         wanted["object_wanted"] = build_clang.here()._asdict()  # the action part has it made
         if proof or not module.check_mode:
-            module.exit_json(
-                changed=False, **wanted
-            )  # and comes again; a plan alone does not need the object here
+            # and comes again; a plan alone does not need the object here
+            module.exit_json(changed=False, **wanted)
     plan, have = generation.ensure(
         paths,
         want,

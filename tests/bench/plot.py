@@ -242,9 +242,8 @@ def panel(
             f' stroke="{colour}" stroke-width="2"/>'
         )
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-        y = min(
-            [places[-1][1] + 4, *(other - 13 for other in taken)]
-        )  # names of lines that end close together stand above each other
+        # names of lines that end close together stand above each other
+        y = min([places[-1][1] + 4, *(other - 13 for other in taken)])
         taken.append(y)
         parts.append(text(places[-1][0] + 8, y, name or "ours", 11, colour))
     return parts

@@ -32,7 +32,7 @@ _MAP_PIN = re.compile(r'"([^"]+/map)/(\w+)"')
 
 
 class Program(t.NamedTuple):
-    """The instructions of one program, and the map that each of some of them, by offset, is about."""
+    """The instructions of one program, and the maps that some of them, by offset, are about."""
 
     insns: bytes
     maps: dict[int, str]
@@ -53,9 +53,8 @@ def build(
         return _compile(text, headers, stages, maps)
     directories = {found[0] for found in _MAP_PIN.findall(text)}
     (directory,) = directories
-    same = _SIZE.sub(
-        "", text.replace(directory, "")
-    )  # the maps are there: what the text says of their sizes plays no part
+    # the maps are there: what the text says of their sizes plays no part
+    same = _SIZE.sub("", text.replace(directory, ""))
     if same not in _programs:
         _programs[same] = {}
         return _captured(text, headers, stages, _programs[same])

@@ -62,16 +62,8 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_http import (
 from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire
 from prometheus_client import parser
 
-__all__ = [
-    "ct",
-    "installed",
-    "made",
-    "place",
-    "pytestmark",
-    "rendered",
-    "running",
-    "veth",
-]  # fixtures and the mark
+# fixtures and the mark
+__all__ = ["ct", "installed", "made", "place", "pytestmark", "rendered", "running", "veth"]
 
 #: Where the set-up puts Prometheus.
 PROGRAMS = pathlib.Path(sys.executable).parent
@@ -334,9 +326,8 @@ def test_counters_go_on_over_generations_of_other_sizes(
             if threading.current_thread() is me and call == "bpf_prog_test_run_opts":
                 scraped.append(scrape(server.where))
 
-        monkeypatch.setattr(
-            bpf, "fault", look
-        )  # flows go over in such calls, and frames are proved
+        # flows go over in such calls, and frames are proved
+        monkeypatch.setattr(bpf, "fault", look)
         made.ensure(made.resized(half_open_size=4096), keep=1)
         made.send(*(udp_frame(4000 + number) for number in range(0, 20, 2)))
         made.roll_back()

@@ -695,7 +695,8 @@ static inline int track(struct xdp_md *ctx, int reply)
 #pragma clang loop unroll(disable)
         for (i = 0; i < 256; i++) {
                 seen = *(volatile u64 *)&e->ctl;
-                if (!(seen & (1ULL << 63)) && __sync_val_compare_and_swap(&e->ctl, seen, seen | 1ULL << 63) == seen)
+                if (!(seen & (1ULL << 63)) &&
+                    __sync_val_compare_and_swap(&e->ctl, seen, seen | 1ULL << 63) == seen)
                         goto locked;
         }
         return XDP_PASS;

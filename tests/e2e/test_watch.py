@@ -169,9 +169,8 @@ def stories(lines: c.Iterable[str]) -> dict[str, list[str]]:
     for line in lines:
         # type: ignore[union-attr]
         event, proto, words = re.fullmatch(r" *\[(\w+)\] (\w+ +\d+ )(.*)", line.rstrip()).groups()
-        words = re.sub(
-            r" \[USERSPACE\].*", "", re.sub(r"^\d+ ", "", words)
-        )  # who deleted it, besides
+        # who deleted it, besides
+        words = re.sub(r" \[USERSPACE\].*", "", re.sub(r"^\d+ ", "", words))
         tuple_of = " ".join(re.findall(r"(?:src|dst|sport|dport|type|id)=\S+", words)[:4])
         found[proto + tuple_of].append(f"{event} {words}")
     return dict(found)

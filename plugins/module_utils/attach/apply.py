@@ -20,13 +20,8 @@ from .model import Attached, Change
 #: When native fails for one of these, the driver has no XDP or cannot run it as the interface is
 #: set up: MTU, queues, features. All others would stop generic as well, or pass: rights (EPERM),
 #: who holds the interface (EBUSY, EEXIST), memory (ENOMEM), a link that went (ENODEV).
-_DRIVER_CANNOT = (
-    errno.EOPNOTSUPP,
-    524,
-    errno.EINVAL,
-    errno.ERANGE,
-    errno.ENOSPC,
-)  # 524 is ENOTSUPP, which the kernel keeps to itself
+# 524 is ENOTSUPP, which the kernel keeps to itself
+_DRIVER_CANNOT = (errno.EOPNOTSUPP, 524, errno.EINVAL, errno.ERANGE, errno.ENOSPC)
 MEND_NATIVE = {
     errno.ERANGE: (
         f"Lower the MTU of the veth's other end to at most {attach_model.VETH_MAX_MTU}, or give"
@@ -133,9 +128,8 @@ class Applier:
         old = self._keep(bpf.prog_get_fd_by_id(live.program.id)) if live is not None else -1
         os.unlink(path)  # first, for it can be put back as it was
         try:
-            bpf.link_detach(
-                link
-            )  # not the last fd perhaps: somebody may hold the link besides our pin
+            # not the last fd perhaps: somebody may hold the link besides our pin
+            bpf.link_detach(link)
         except BaseException:
             bpf.obj_pin(link, path)
             raise

@@ -162,7 +162,7 @@ def looked(interfaces: t.Sequence[t.Mapping[str, t.Any]]) -> list[dict[str, t.An
 
 
 def _real_name(namespace: str | None, name: str) -> str:
-    """Return the name that the kernel lists an interface by; ``name`` itself where there is none."""
+    """Return the name that the kernel lists an interface by; ``name`` where there is none."""
     try:
         with netns.entered(namespace):
             return netdev.link_facts(name).name

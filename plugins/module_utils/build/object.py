@@ -106,7 +106,8 @@ class Manifest:
 def described(settings: t.Mapping[str, t.Any], target: Target) -> str:
     """Return settings and machine in words.
 
-    >>> described({"checksum": "offload", "fused": True, "guests": [{"name": "acl", "slot": 4}]}, Target("x86_64", "little"))
+    >>> settings = {"checksum": "offload", "fused": True, "guests": [{"name": "acl", "slot": 4}]}
+    >>> described(settings, Target("x86_64", "little"))
     'checksum offload, fused true, guests acl in slot 4; x86_64, little endian'
     """
 
@@ -233,7 +234,7 @@ def load(directory: str, digest: str) -> tuple[Built, bytes] | None:
 
 
 def listed(directory: str) -> list[Manifest]:
-    """Return the manifests in a directory, in the order of their names; what is none is left out."""
+    """Return the manifests in a directory, sorted by name; files that are none are left out."""
     found = []
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(directory)):

@@ -195,7 +195,7 @@ def namespaces(seen: t.Iterable[Seen]) -> dict[str | None, netfilter.Seen]:
 
 
 def problems(seen: Seen) -> list[tuple[str, str]]:
-    """Return why the chain must not forward through an interface, each with how to mend it. Pure."""
+    """Return why the chain must not forward through an interface, each with the mend. Pure."""
     found = []
     for one in seen.offloads:
         if one.what:

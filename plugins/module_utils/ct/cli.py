@@ -577,9 +577,8 @@ def _drop(stream: t.TextIO) -> None:
 
 
 def _say(text: str) -> None:
-    _put(
-        f"{printable(text, keep=_LINES)}\n".encode()
-    )  # names of the system need not be text, nor fit for a terminal
+    # names of the system need not be text, nor fit for a terminal
+    _put(f"{printable(text, keep=_LINES)}\n".encode())
 
 
 def _say_json(value: object) -> None:

@@ -619,12 +619,13 @@ def svg(graph: Graph) -> str:
 
 def _box(box: _Box) -> str:
     place = box.place
+    title = _fitting(place["name"], box.width - 16)
     return (
         f'<g class="place {place["kind"]}"'
         f' data-place="{_x(place["name"])}"><title>{_x(_about(place))}</title>'
         f'<rect class="box" x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}"'
         f' height="{box.height:.1f}" rx="6"/>'
-        f"{_text(box.x + box.width / 2, box.y + 17, _fitting(place['name'], box.width - 16), 'name', 'middle')}</g>"
+        f"{_text(box.x + box.width / 2, box.y + 17, title, 'name', 'middle')}</g>"
     )
 
 
@@ -657,8 +658,8 @@ def _slots(box: _Box) -> str:
                 f' cy="{box.y + slot.y + _LINE / 2 + 2:.1f}" r="4"/>'
             )
             parts.append(
-                '<g class="slot"'
-                f' data-interface="{_x(one["name"])}"><title>{_x(_about_interface(one))}</title>{"".join(lines)}</g>'
+                f'<g class="slot" data-interface="{_x(one["name"])}">'
+                f"<title>{_x(_about_interface(one))}</title>{''.join(lines)}</g>"
             )
     return "".join(parts)
 
@@ -751,9 +752,8 @@ def _legend(graph: Graph, top: float, wide: float, most: int) -> tuple[str, floa
                 f"wider: more bytes, {size(least)} to {size(most)}",
             )
         )
-    if any(
-        place["kind"] != "machine" for place in graph["places"] if place["kind"] != "outside"
-    ):  # of a fleet's hosts only the flows are known
+    # of a fleet's hosts only the flows are known
+    if any(place["kind"] != "machine" for place in graph["places"] if place["kind"] != "outside"):
         items.append(
             (
                 '<circle class="port hook" cx="15" cy="-4" r="4"/>',
@@ -867,7 +867,10 @@ def _table(title: str, heads: t.Sequence[str], rows: t.Sequence[t.Sequence[objec
         + "</tr>\n"
         for row in rows
     )
-    return f"<table>\n<caption>{title}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
+    return (
+        f"<table>\n<caption>{title}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}</tbody>\n</table>\n"
+    )
 
 
 # ---------------------------------------------------------------- mermaid and dot

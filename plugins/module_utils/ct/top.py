@@ -226,9 +226,8 @@ class Meter:
         ranked: list[Ranked] = []
         groups: dict[tuple[t.Any, ...], Counts] = {}
         columns, given_up = self._columns, 0
-        least_packets = (
-            least_bytes
-        ) = -1  # an idle flow below both is not among the first ones by any order
+        # an idle flow below both is not among the first ones by any order
+        least_packets = least_bytes = -1
         with flow_read.no_collector():
             for flows in one_pass.batches():
                 total[FLOWS] += len(flows)
@@ -623,9 +622,8 @@ class Screen:
         import curses
 
         end = time.monotonic() + seconds
-        self._window.timeout(
-            0
-        )  # what is waited for is waited for here, where a signal counts as well
+        # what is waited for is waited for here, where a signal counts as well
+        self._window.timeout(0)
         while True:
             self._ending.check()
             key = self._window.getch()

@@ -343,10 +343,8 @@ def disk_room(directory: str) -> tuple[int, bool]:
     while not os.path.isdir(nearest):
         nearest = os.path.dirname(nearest)
     room = os.statvfs(nearest)
-    return (
-        room.f_bfree * room.f_frsize,
-        room.f_files == 0 or room.f_ffree > 1,
-    )  # some file systems do not count files
+    # some file systems do not count files
+    return (room.f_bfree * room.f_frsize, room.f_files == 0 or room.f_ffree > 1)
 
 
 def judge_disk(directory: str, free: int, files: bool) -> t.Iterator[Problem]:
@@ -678,15 +676,13 @@ def look(paths: bpffs.Paths, need: Need) -> dict[str, t.Any]:
     free, files = disk_room(state_dir.directory(paths))
     problems += judge_disk(paths.state_dir, free, files)
     result["disk"] = {"path": paths.state_dir, "free_bytes": free}
-    if (
-        libraries[0].found is not None
-    ):  # without it nothing can be asked of BPF; it is a problem, or will be installed
+    # without it nothing can be asked of BPF; it is a problem, or will be installed
+    if libraries[0].found is not None:
         try:
             problems += _look_bpf(paths, need, result)
         except ConntrackError:
-            if not {"pin_root", "state_dir"} & {
-                problem.field for problem in problems
-            }:  # which keep all else from being looked at
+            # which keep all else from being looked at
+            if not {"pin_root", "state_dir"} & {problem.field for problem in problems}:
                 raise
     result["problems"] = [problem.as_dict() for problem in problems]
     result["ok"] = not problems

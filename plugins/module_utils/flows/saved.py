@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Events that ct watch --save wrote: as events again, and as the flows that were there at the end."""
+"""Events that ct watch --save wrote: as events again, and as the flows at the end."""
 
 from __future__ import annotations
 

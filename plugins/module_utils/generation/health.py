@@ -242,11 +242,8 @@ def open_pin(path: str) -> t.Iterator[tuple[str | None, int]]:
     try:
         fd = bpf.obj_get(path)
     except bpf.BpfError as exc:
-        if exc.errno not in (
-            errno.EACCES,
-            errno.ENOENT,
-            errno.ELOOP,
-        ):  # the kernel's answers to what is no BPF object
+        # the kernel's answers to what is no BPF object
+        if exc.errno not in (errno.EACCES, errno.ENOENT, errno.ELOOP):
             raise
         yield ("a directory" if os.path.isdir(path) else "no BPF object"), -1
         return
@@ -313,10 +310,8 @@ def look(directory: str, number: int) -> Seen:
         ):
             lost = set(slots.values()) - {info.id for info in programs.values()}
             used = _used([*programs.values(), *filter(None, map(program, lost))])
-        for spec in (
-            *chain_maps.EVENT_MAPS,
-            chain_maps.PROOF_MAP,
-        ):  # most chains have no events, those of earlier releases no proof
+        # most chains have no events, those of earlier releases no proof
+        for spec in (*chain_maps.EVENT_MAPS, chain_maps.PROOF_MAP):
             pin = f"map/{bpffs.encode(spec.name)}"
             if spec.name not in used and odd.get(pin, "") is None:
                 del odd[pin]

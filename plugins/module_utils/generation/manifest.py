@@ -6,10 +6,10 @@ reboot too.
 
 Layout, for one ``pin_root``::
 
-    <state_dir>/<pin_root, encoded>/<N>.json           the manifest of generation N, as long as that is pinned
-    <state_dir>/<pin_root, encoded>/<N>.o              likewise the object file that it is built from, where it is not built by bcc
+    <state_dir>/<pin_root, encoded>/<N>.json           the manifest of generation N, if pinned
+    <state_dir>/<pin_root, encoded>/<N>.o              its object file, where bcc does not build it
     <state_dir>/<pin_root, encoded>/active -> <N>.json the generation in use
-    <state_dir>/<pin_root, encoded>/interfaces.json    what xdp_attach was told to attach, and has not been told to detach since
+    <state_dir>/<pin_root, encoded>/interfaces.json    what xdp_attach attached and left attached
 
 All of it is root's, and nobody else's to change: root loads and attaches what it says. Directories
 have mode 0700 and files 0600.
@@ -20,8 +20,8 @@ they are attached or detached, so a run that is killed in between is finished by
 
 What others need is read(), which gives a generation_model.Want that can be built::
 
-    want = state.read(paths, number)           # of one generation that is pinned
-    want = state.read(paths, state.active(paths))  # of the one that is, or before a reboot was, in use
+    want = state.read(paths, number)               # of one generation that is pinned
+    want = state.read(paths, state.active(paths))  # of the one in use, or in use before a reboot
 """
 
 from __future__ import annotations
@@ -144,9 +144,8 @@ def look(paths: Paths) -> State:
         return State()
     number = active(paths)
     found, kept = None, False
-    with contextlib.suppress(
-        ConntrackError
-    ):  # what somebody else may have changed tells nothing, and is written again
+    # what somebody else may have changed tells nothing, and is written again
+    with contextlib.suppress(ConntrackError):
         found = None if number is None else _load(paths, number)
         kept = found is not None and _built(paths, number, found) is not None
     numbers = (one for one in map(_number, names) if one is not None)
@@ -177,9 +176,8 @@ def write(paths: Paths, number: int, want: Want) -> None:
     path = manifest(paths, number)
     built = want.object
     if want.build == OBJECT and built is None:
-        with contextlib.suppress(
-            ConntrackError
-        ):  # an object that others may have changed is not kept
+        # an object that others may have changed is not kept
+        with contextlib.suppress(ConntrackError):
             built = _built(paths, number, _load(paths, number) or {})
     content: dict[str, t.Any] = {
         "generation": number,

@@ -79,11 +79,8 @@ def parse(words: t.Iterable[str]) -> Changes:
         if not equals or not value:
             raise bad_value("set", word, "give NAME=VALUE, as timeouts.udp=60")
         if name not in NAMES:
-            mend = (
-                "known are"
-                f" {', '.join((*render.SIZES, 'timeouts.NAME', 'settings.NAME', *_COMPILED, *_SAID))},"
-                " as xdp_program has them"
-            )
+            known = (*render.SIZES, "timeouts.NAME", "settings.NAME", *_COMPILED, *_SAID)
+            mend = f"known are {', '.join(known)}, as xdp_program has them"
             raise bad_value("set", name, mend, NAMES)
         group, dummy, last = name.rpartition(".")
         found[group][last] = value if name in ("checksum", "forward") else _number(name, value)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The state directory: files that are written whole or not at all, and that only root can change."""
+"""The state directory: files that are written whole or not at all; only root can change them."""
 
 from __future__ import annotations
 
@@ -75,9 +75,8 @@ def named(path: str, what: str = "the manifest of the generation") -> t.Iterator
 
 def replace(paths: Paths, path: str, content: t.Mapping[str, t.Any] | bytes) -> None:
     safe_path.make_dirs(os.path.dirname(path), 0o700)
-    safe_path.refuse_foreign(
-        os.path.dirname(path)
-    )  # where others may make names, as in /tmp, one could have been first since check()
+    # where others may make names, as in /tmp, one could have been first since check()
+    safe_path.refuse_foreign(os.path.dirname(path))
     data = (
         content if isinstance(content, bytes) else (json.dumps(content, indent=1) + "\n").encode()
     )

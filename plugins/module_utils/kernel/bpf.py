@@ -442,7 +442,7 @@ def map_delete(fd: int, key: bytes) -> bool:
 
 
 def map_delete_batch(fd: int, keys: t.Sequence[bytes]) -> int:
-    """Delete the elements of these keys, in as few calls as can be. :return: how many were there."""
+    """Delete the elements of these keys, in few calls. :return: how many were there."""
     deleted, start = 0, 0
     while start < len(keys):
         count = ctypes.c_uint32(len(keys) - start)
@@ -499,9 +499,8 @@ def map_batches(
                 about=f"{batch} entries",
             )
         except BpfError as exc:
-            if (
-                exc.errno == errnos.ENOSPC
-            ):  # one bucket holds more than a batch: the cursor has not moved
+            # one bucket holds more than a batch: the cursor has not moved
+            if exc.errno == errnos.ENOSPC:
                 batch, keys, values = batch * 2, None, None
                 continue
             if exc.errno != errnos.ENOENT:

@@ -7,7 +7,7 @@ again.
 Layout below ``pin_root``::
 
     ebpf_conntrack/gen/<N>/{prog,map}/   one generation's pins
-    ebpf_conntrack/gen/<N>/since -> time when it became active; it is there once another one took over
+    ebpf_conntrack/gen/<N>/since -> time when it became active; there once another one took over
     ebpf_conntrack/active -> gen/<N>     the generation in use; moved by one rename
     ebpf_conntrack/link/<interface>      the bpf_links
     prog -> ebpf_conntrack/active/prog   the seed's paths

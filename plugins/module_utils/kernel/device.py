@@ -123,11 +123,8 @@ def _features(ifindex: int) -> int | None:
                 _attribute(_DEV_IFINDEX, struct.pack("=I", ifindex)),
             )
         except OSError as exc:
-            if exc.errno in (
-                errno.ENOENT,
-                errno.EOPNOTSUPP,
-                errno.EINVAL,
-            ):  # older kernels have no such family
+            # older kernels have no such family
+            if exc.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
                 return None
             raise
     features = found.get(_DEV_XDP_FEATURES)

@@ -81,11 +81,8 @@ def set_features(interface: str, wanted: t.Mapping[str, bool]) -> None:
     )
 
 
-_SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_DRVINFO_SIZE = (
-    0x8946,
-    0x3,
-    196,
-)  # linux/sockios.h, linux/ethtool.h: struct ethtool_drvinfo
+# linux/sockios.h, linux/ethtool.h: struct ethtool_drvinfo
+_SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_DRVINFO_SIZE = (0x8946, 0x3, 196)
 
 
 def driver(interface: str) -> str:

@@ -56,10 +56,8 @@ def _names(data: bytes, at: int, end: int) -> set[str]:
         size, kind = _ATTR.unpack_from(data, at)
         if size < _ATTR.size:
             break
-        if kind & 0x3FFF in (
-            _IFLA_IFNAME,
-            _IFLA_ALT_IFNAME,
-        ):  # the numbers of one enum, also in the list
+        # the numbers of one enum, also in the list
+        if kind & 0x3FFF in (_IFLA_IFNAME, _IFLA_ALT_IFNAME):
             found.add(
                 data[at + _ATTR.size : min(at + size, end)].rstrip(b"\0").decode("utf-8", "replace")
             )

@@ -123,10 +123,8 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO
     18,
 )
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
-_IFLA_GSO_SIZES, _IFLA_GRO_SIZES = (
-    (41, 63),
-    (58, 64),
-)  # IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE; IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
+# IFLA_GSO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE; IFLA_GRO_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
+_IFLA_GSO_SIZES, _IFLA_GRO_SIZES = ((41, 63), (58, 64))
 _IFLA_STATS64, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 23, 37, 43, 46
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_EXPECTED_FD = (
@@ -136,11 +134,8 @@ _IFLA_XDP_FD, _IFLA_XDP_ATTACHED, _IFLA_XDP_FLAGS, _IFLA_XDP_PROG_ID, _IFLA_XDP_
     4,
     8,
 )
-_XDP_MODES = {
-    1: "native",
-    2: "generic",
-    3: "offload",
-}  # enum xdp_attached; 4 is "several", each with an attribute of its own
+# enum xdp_attached; 4 is "several", each with an attribute of its own
+_XDP_MODES = {1: "native", 2: "generic", 3: "offload"}
 _IFLA_XDP_PROG_IDS = {5: "native", 6: "generic", 7: "offload"}
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BBHiII")  # family, padding, type, index, flags, change

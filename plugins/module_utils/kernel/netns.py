@@ -162,10 +162,8 @@ def _restoring() -> t.Iterator[None]:
     finally:
         try:
             enter(home)
-        except (
-            OSError,
-            ConntrackError,
-        ):  # once more, for here what is undone would be undone in the wrong place
+        except (OSError, ConntrackError):
+            # once more, for here what is undone would be undone in the wrong place
             enter(home)
         os.close(home)
 
@@ -307,9 +305,8 @@ class Claims:
         :raises ConntrackError: somebody else holds the name.
         """
         try:
-            os.link(
-                f"/proc/self/fd/{self._file}", name, dst_dir_fd=self._directory
-            )  # with a dir_fd Python uses linkat(2), which follows the first
+            # with a dir_fd Python uses linkat(2), which follows the first
+            os.link(f"/proc/self/fd/{self._file}", name, dst_dir_fd=self._directory)
         except FileExistsError:
             if exists(name) or claim_of(name) != self._mark:
                 raise ConntrackError(

@@ -32,9 +32,8 @@ _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 IFADDR = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
-RTMSG = struct.Struct(
-    "=BBBBBBBBI"
-)  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+# family, dst_len, src_len, tos, table, protocol, scope, type, flags
+RTMSG = struct.Struct("=BBBBBBBBI")
 _ATTR = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
@@ -49,9 +48,8 @@ IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
     IFLA_GROUP,
 ) = 1, 3, 4, 5, 16, 18, 20, 27
 OPERSTATE_UP = b"\x06"
-WITHOUT_STATS = struct.pack(
-    "=HHI", 8, 29, 8
-)  # the attribute IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS: answers half as long
+# the attribute IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS: answers half as long
+WITHOUT_STATS = struct.pack("=HHI", 8, 29, 8)
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS, IFA_PROTO = 1, 2, 4, 8, 11
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_PERMANENT = 0x01, 0x02, 0x08, 0x80
 IFAPROT_KERNEL_LL = 3
@@ -93,9 +91,8 @@ class Channel:
         self.netns_fd = netns.current_fd()
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
         for option in (_CAP_ACK, _EXT_ACK, _STRICT):
-            with contextlib.suppress(
-                OSError
-            ):  # kernels before 4.20 lack some: their answers are only wordier or poorer
+            # kernels before 4.20 lack some: their answers are only wordier or poorer
+            with contextlib.suppress(OSError):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._sequence = 0
 

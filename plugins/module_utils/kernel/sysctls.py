@@ -20,17 +20,15 @@ def read_sysctl(path: str) -> str | None:
             return " ".join(file.read().split())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (
-        OSError
-    ):  # there, but it cannot be read, as net.ipv6.conf.*.stable_secret before it was set
+    except OSError:
+        # there, but it cannot be read, as net.ipv6.conf.*.stable_secret before it was set
         return ""
 
 
 def write_sysctl(path: str, value: str) -> None:
     """Set a sysctl of the calling thread's namespace."""
-    with open(
-        f"/proc/sys/{path}", "wb", buffering=0
-    ) as file:  # a buffer would try once more when it is closed
+    # a buffer would try once more when it is closed
+    with open(f"/proc/sys/{path}", "wb", buffering=0) as file:
         file.write(f"{value}\n".encode())
 
 
@@ -65,6 +63,6 @@ CONF_ALL = re.compile(r"net/ipv[46]/conf/all/([^/]+)\Z")
 
 
 def siblings(path: str) -> str | None:
-    """Return the name of the value that setting this path changes on all interfaces too, or None."""
+    """Return the name of what setting this path changes on all interfaces too, or None."""
     found = CONF_ALL.match(path)
     return found.group(1) if found else None

@@ -347,7 +347,7 @@ def _plan_addresses(want: Topology, have: Have, keep: set[Key]) -> Plan:
 def _compare_addresses(
     end: End, there: t.Iterable[HaveAddress]
 ) -> tuple[list[tuple[Address, str]], list[tuple[Address, str]]]:
-    """Return the addresses to delete and those to add, each with its reason; deleting comes first."""
+    """Return the addresses to delete and those to add, each with its reason; delete first."""
     too_much: list[tuple[Address, str]] = []
     good: dict[Address, HaveAddress] = {}
     for have in there:
@@ -472,9 +472,8 @@ def _show_route(route: Route | HaveRoute) -> str:
 
 def _plan_sysctls(have: Have, sysctls: t.Iterable[Sysctl]) -> Plan:
     steps: Plan = []
-    touched: set[tuple[str | None, str, str]] = (
-        set()
-    )  # namespace, net/ipvN, name of a value whose ``all`` changes
+    # namespace, net/ipvN, name of a value whose ``all`` changes
+    touched: set[tuple[str | None, str, str]] = set()
     for wanted in sysctls:
         parts = wanted.path.split("/")
         new_namespace = wanted.netns is not None and wanted.netns not in have.namespaces

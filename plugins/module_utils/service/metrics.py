@@ -268,9 +268,8 @@ class Ledger:
             counters = {
                 name: max(value, self._counters.get(name, 0)) for name, value in counters.items()
             }
-        elif counters["created"] < self._counters.get(
-            "created", 0
-        ):  # another chain, which began anew
+        elif counters["created"] < self._counters.get("created", 0):
+            # another chain, which began anew
             self._evicted = {}
         if not tables.moving:
             self._evicted = {

@@ -572,9 +572,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = head.last
             self._dispatch()
         except http_head.BadHead as exc:
-            self._unread = self.close_connection = (
-                True  # where the next request would begin nobody knows
-            )
+            # where the next request would begin nobody knows
+            self._unread = self.close_connection = True
             with contextlib.suppress(ConnectionError, socket.timeout):
                 self._refuse(exc.status, exc.message)
         except (ConnectionError, socket.timeout):  # the client went away, or sends or takes nothing
@@ -686,9 +685,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers: t.Mapping[str, str] | None = None,
         more: t.Mapping[str, t.Any] | None = None,
     ) -> None:
-        if (
-            self._streaming
-        ):  # it ends without its last chunk, so the reader knows that it is not whole
+        # it ends without its last chunk, so the reader knows that it is not whole
+        if self._streaming:
             self.server.log(f"{self.path}: an answer was broken off: {message}")
             self.close_connection = True
             return

@@ -361,9 +361,8 @@ def test_a_file_that_is_replaced_outlives_a_power_cut(
     dest = tmp_path / "ct.service"
     if not unnamed:
         monkeypatch.delattr(os, "O_TMPFILE")
-        monkeypatch.setattr(
-            os, "O_TMPFILE", os.O_DIRECTORY, raising=False
-        )  # what a file system answers that has none
+        # what a file system answers that has none
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY, raising=False)
     disk = Disk(monkeypatch)
     for content in (b"[Unit]\n", b"[Unit]\nDescription=another one\n"):
         with files.replacing(str(dest), 0o644, dry=False) as file:

@@ -155,9 +155,8 @@ def test_netlink_attributes_are_padded_and_parsed() -> None:
     )
     assert len(raw) == 8 + 12 + 4
     assert netdev._attributes(raw) == {3: b"lan\0", 4: b"abcde", 5: b""}
-    assert netdev._attributes(raw + b"\0\0\0\0\1\2") == netdev._attributes(
-        raw
-    )  # a broken tail ends the list
+    # a broken tail ends the list
+    assert netdev._attributes(raw + b"\0\0\0\0\1\2") == netdev._attributes(raw)
 
 
 class _Socket:
