@@ -72,7 +72,8 @@ def groups(rows: c.Iterable[ReportRow]) -> dict[tuple[str, str], list[Bar]]:
     """Return the bars of each main measurement by its name and unit: ours by variant, then the
     peers.
     """
-    rows, found = list(rows), collections.defaultdict(dict)  # type: ignore[var-annotated]
+    rows = list(rows)
+    found: dict[tuple[str, str], dict[str, Bar]] = collections.defaultdict(dict)
     for section, pattern in MAIN:
         for row in rows:
             subject, variant = split(row["name"])

@@ -65,10 +65,9 @@ class Chain:
         """The chain as it comes with the collection, with tables of SIZE entries but for those
         given.
         """
-        given = {**dict.fromkeys(render.SIZES, SIZE), **sizes}
-        return generation.Want(
-            render.render(str(SOURCES), render.Settings(**given)), self.headers, **given
-        )  # type: ignore[arg-type]
+        given: dict[str, t.Any] = {**dict.fromkeys(render.SIZES, SIZE), **sizes}
+        text = render.render(str(SOURCES), render.Settings(**given))
+        return generation.Want(text, self.headers, **given)
 
     def ensure(
         self,

@@ -113,8 +113,9 @@ def test_an_edge_is_as_wide_as_its_bytes_and_coloured_by_its_state() -> None:
         )
     )
     lines = {one.get("data-state"): one for one in of_class(root, "flow")}
-    # type: ignore[union-attr]
-    widths = {state: one.find(f"{SVG}path").get("stroke-width") for state, one in lines.items()}
+    widths = {
+        state: next(one.iterfind(f"{SVG}path")).get("stroke-width") for state, one in lines.items()
+    }
     assert widths == {"ESTABLISHED": "9.0", "NEW": "5.25", "CLOSE": "1.5"}
     assert {state: one.get("class") for state, one in lines.items()} == {
         "ESTABLISHED": "flow established",

@@ -135,10 +135,12 @@ def test_what_was_met_takes_few_bytes() -> None:
     assert kept < 16 * number and peak < 24 * number
 
 
-def test_one_that_did_not_match_before_it_became_assured_is_listed() -> None:
+def test_one_that_did_not_match_before_it_became_assured_is_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     source = Promoting({"ctt_new": many(6, ctl=0), "ctt": []})
-    # type: ignore[method-assign]
-    source.batches, batches = (lambda opened: _assured(batches(opened), opened)), source.batches
+    batches = source.batches
+    monkeypatch.setattr(source, "batches", lambda opened: _assured(batches(opened), opened))
     assert sorted(ports(read(source, assured=True))) == [1000, 1001, 1002, 1003]
 
 
@@ -512,7 +514,9 @@ def test_a_flow_that_went_away_by_itself_is_not_counted() -> None:
     assert flow_delete.delete(source, choice(state="SYN_SENT")).deleted == 0
 
 
-def test_an_error_says_how_many_are_gone_and_they_are_counted() -> None:
+def test_an_error_says_how_many_are_gone_and_they_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     source = tables(*many(9))
     delete = source.delete
 
@@ -521,7 +525,7 @@ def test_an_error_says_how_many_are_gone_and_they_are_counted() -> None:
             raise ConntrackError("boom")
         return delete(opened, keys)
 
-    source.delete = failing  # type: ignore[method-assign]
+    monkeypatch.setattr(source, "delete", failing)
     with pytest.raises(ConntrackError) as caught:
         flow_delete.delete(source, dataclasses.replace(flow_delete.EVERYTHING, expired=False))
     assert caught.value.facts == {"deleted": 3}

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import stat
+import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
@@ -59,7 +60,7 @@ def test_made_of_is_the_same_after_a_round_trip(paths: bpffs.Paths) -> None:
 
 
 def test_every_field_tells_wants_apart() -> None:
-    changes = {
+    changes: dict[str, t.Any] = {
         "text": "others",
         "table_size": 1,
         "timeouts": {},
@@ -70,7 +71,7 @@ def test_every_field_tells_wants_apart() -> None:
     assert all(
         dataclasses.replace(WANT, **{name: value}).made_of != WANT.made_of
         for name, value in changes.items()
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_manifest(paths: bpffs.Paths) -> None:
