@@ -653,6 +653,37 @@ def test_a_packet_of_each_direction_is_the_stack_s_every_five_seconds(
 NEIGHBOURS = {"delay_first_probe_time": 1, "retrans_time_ms": 100, "ucast_solicit": 1}
 
 
+def connected(wire: Wire, dst: str, port: int) -> tuple[socket.socket, socket.socket]:
+    """Return a TCP connection: the client's and the server's end."""
+    family = socket.AF_INET6 if ":" in dst else socket.AF_INET
+    listener, client = (
+        wire.open("server", socket.SOCK_STREAM, family=family),
+        wire.open("client", socket.SOCK_STREAM, family=family),
+    )
+    listener.bind((dst, port))
+    listener.listen(1)
+    client.connect((dst, port))
+    server, dummy = listener.accept()
+    server.settimeout(SECONDS)
+    return client, server
+
+
+def send_until_all_arrive(waiting: dict[socket.socket, socket.socket]) -> None:
+    """Send by each client, again and again, until its server, the key, got something."""
+    deadline = time.monotonic() + 4 * SECONDS
+    while waiting:
+        assert time.monotonic() < deadline, (
+            f"{len(waiting)} of 4 flows get nothing through to the new address"
+        )
+        for server, client in list(waiting.items()):
+            with contextlib.suppress(BlockingIOError):
+                client.send(b"are you there?")
+            with contextlib.suppress(BlockingIOError):
+                if server.recv(1 << 16):
+                    del waiting[server]
+        time.sleep(0.2)
+
+
 def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: Wire) -> None:
     pairs = ((CLIENT, SERVER), (CLIENT6, SERVER6))
     with netns.entered(wire.ns("router")):
@@ -664,19 +695,7 @@ def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: W
         for path in before:
             sysctls.write_sysctl(path, str(NEIGHBOURS[path.rpartition("/")[2]]))
     flows = [assured_udp(wire, pair, 5000) for pair in pairs]
-    connections = []
-    for src, dst in pairs:
-        family = socket.AF_INET6 if ":" in src else socket.AF_INET
-        listener, client = (
-            wire.open("server", socket.SOCK_STREAM, family=family),
-            wire.open("client", socket.SOCK_STREAM, family=family),
-        )
-        listener.bind((dst, 5001))
-        listener.listen(1)
-        client.connect((dst, 5001))
-        server, dummy = listener.accept()
-        server.settimeout(SECONDS)
-        connections.append((client, server))
+    connections = [connected(wire, dst, 5001) for dummy, dst in pairs]
     for client, server in connections:
         client.sendall(b"x")
         read(server, 1)
@@ -716,18 +735,7 @@ def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: W
             server.setblocking(False)
             client.setblocking(False)
         with counted(wire) as grown:
-            deadline = time.monotonic() + 4 * SECONDS
-            while waiting:
-                assert time.monotonic() < deadline, (
-                    f"{len(waiting)} of 4 flows get nothing through to the new address"
-                )
-                for server, client in list(waiting.items()):
-                    with contextlib.suppress(BlockingIOError):
-                        client.send(b"are you there?")
-                    with contextlib.suppress(BlockingIOError):
-                        if server.recv(1 << 16):
-                            del waiting[server]
-                time.sleep(0.2)
+            send_until_all_arrive(waiting)
         assert grown["forward_refresh"] >= 2 and grown["forward_neighbour"] >= 2, grown
         with counted(wire) as grown:
             for client, server in flows:

@@ -109,7 +109,7 @@ def imported(file: str, text: str, files: c.Container[str]) -> set[str]:
 
 def mentioned(text: str, files: c.Container[str], roles: c.Iterable[str]) -> set[str]:
     """Return the modules, roles and playbooks that a text names."""
-    found = set()
+    found: set[str] = set()
     for name in re.findall(r"\bebpf\.conntrack\.(\w+)|[\"'](\w+)[\"']", text):
         places = (f"plugins/{kind}/{name[0] or name[1]}.py" for kind in ("modules", "action"))
         found.update(place for place in places if place in files)
