@@ -14,6 +14,7 @@
 # make test-versions  the unit tests and a lab with other versions of ansible-core, Python and pyroute2; not in make test, because it installs each of them
 # make test-molecule  the scenarios of extensions/molecule: both roles on a lab, by molecule; likewise
 # make docs     the modules', plugins' and roles' documentation as HTML, in build/docs/html
+# make changelog   write CHANGELOG.rst from changelogs/fragments
 # make fuzz     throw FRAMES (a million) mutated frames made from SEED at the chain; each must pass unchanged and be counted once
 # make bench    measure; prints tables, writes build/bench.json
 # make clean    take the lab down, leave nothing behind but the venv (distclean: nor that)
@@ -33,7 +34,7 @@ FRAMES ?= 1000000
 SEED ?= 1
 DEPTH ?= 1
 
-.PHONY: help setup setup-dev lab test lint check test-for $(SUITES:%=test-%) test-fleet test-vm test-picture test-versions test-molecule docs fuzz bench clean distclean
+.PHONY: help setup setup-dev lab test lint check test-for $(SUITES:%=test-%) test-fleet test-vm test-picture test-versions test-molecule docs changelog fuzz bench clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -86,6 +87,9 @@ test-molecule: setup-dev
 
 docs: setup-dev
 	@$(VENV)/python tests/tools/docs.py
+
+changelog: setup-dev
+	@$(VENV)/python tests/tools/changelog.py
 
 fuzz: setup
 	@$(VENV)/python tests/oracle/fuzz.py --frames $(FRAMES) --seed $(SEED)

@@ -27,6 +27,8 @@ EXAMPLE = "plugins/module_utils/chain/settings.py"
 #: What is run, in this order; the other suites take hosts, browsers or an installation.
 SUITES = ("unit", "oracle", "e2e", "integration")
 OTHER_SUITES = ("host", "fleet", "install", "picture")
+#: Files about work on the collection.
+PROJECT = (".editorconfig", ".pre-commit-config.yaml", "CHANGELOG.rst", "changelogs/", "galaxy.yml")
 #: Tests of a part of the tree, whatever they import: where a file lies, and patterns of tests.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (LIBRARY, ("tests/unit/test_layers.py",)),
@@ -41,6 +43,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("docs/", ("tests/unit/test_docs.py",)),
     ("README.md", ("tests/unit/test_docs.py",)),
     ("Makefile", ("tests/unit/test_makefile.py",)),
+    *((place, ("tests/unit/test_project.py",)) for place in PROJECT),
 )
 
 

@@ -17,10 +17,11 @@ NAME = "ansible_collections.ebpf.conntrack"
 LIBRARY = f"{NAME}.plugins.module_utils"
 UNIT = "tests/unit/plugins/module_utils"
 TARGETS = "tests/integration/targets"
+PAGE = "docs/" + "guide/lab.md"
 #: low is imported by high, which the module one imports.
 TREE = {
     "README.md": "",
-    "docs/guide/lab.md": "",
+    PAGE: "",
     "files/bpf/stages/ct.c": "",
     "meta/runtime.yml": "",
     "playbooks/there.yml": "- import_role:\n    name: ebpf.conntrack.shop\n",
@@ -109,7 +110,7 @@ def test_a_greater_depth_takes_more() -> None:
             "playbooks/there.yml",
             {"unit": ["tests/unit/test_meta.py"], "e2e": ["tests/e2e/test_playbooks.py"]},
         ),
-        ("docs/guide/lab.md", {"unit": ["tests/unit/test_docs.py"]}),
+        (PAGE, {"unit": ["tests/unit/test_docs.py"]}),
         ("README.md", {"unit": ["tests/unit/test_docs.py"]}),
         ("meta/runtime.yml", {"unit": ["tests/unit/test_meta.py"]}),
         ("tests/oracle/rig/frames.py", {"oracle": ["tests/oracle/test_more.py"]}),
