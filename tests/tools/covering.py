@@ -31,7 +31,7 @@ OTHER_SUITES = ("host", "fleet", "install", "picture")
 PROJECT = (".editorconfig", ".pre-commit-config.yaml", "CHANGELOG.rst", "changelogs/", "galaxy.yml")
 #: Tests of a part of the tree, whatever they import: where a file lies, and patterns of tests.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (LIBRARY, ("tests/unit/test_layers.py",)),
+    (LIBRARY, ("tests/unit/test_layers.py", "tests/unit/test_examples.py")),
     ("plugins/modules/", ("tests/unit/test_meta.py", "tests/unit/test_docs.py")),
     (
         "files/bpf/",
