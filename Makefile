@@ -5,6 +5,8 @@
 # make lab      set up what is missing, build the lab, compile and attach the chain, print the flow table
 # make test     set up what is missing, run every gate and every test
 # make lint     the gates only
+# make check    the loop of one change: ruff, mypy, file headers, layers and unit tests, in less than a minute
+# make test-for FILE=...   the tests that cover a file, the nearest first; LIST=1 only names them, DEPTH=2 takes more
 # make test-unit, test-integration, test-oracle, test-e2e, test-host, test-install   one suite of it
 # make test-fleet HOSTS=20   all tests of fleets, on so many hosts (3 when not given), and test-vm; make test has time for a part of them
 # make test-vm  the role on a host with another kernel, in a virtual machine; it installs qemu and fetches Debian's kernel
@@ -14,6 +16,7 @@
 # make test-long   what takes longer than make test may: other kernels in virtual machines, 20 hosts, browsers, other versions,
 #               the random suites in every form and in another order, the unit tests by ansible-test
 # make docs     the modules', plugins' and roles' documentation as HTML, in build/docs/html
+# make changelog   write CHANGELOG.rst from changelogs/fragments
 # make fuzz     throw FRAMES (a million) mutated frames made from SEED at the chain; each must pass unchanged and be counted once
 # make bench    measure; prints tables, writes build/bench.json
 # make clean    take the lab down, leave nothing behind but the venv (distclean: nor that)
@@ -31,8 +34,9 @@ SUITES := unit integration oracle e2e host install
 HOSTS ?= 3
 FRAMES ?= 1000000
 SEED ?= 1
+DEPTH ?= 1
 
-.PHONY: help setup setup-dev lab test lint $(SUITES:%=test-%) test-fleet test-vm test-picture test-versions test-molecule test-long docs fuzz bench clean distclean
+.PHONY: help setup setup-dev lab test lint check test-for $(SUITES:%=test-%) test-fleet test-vm test-picture test-versions test-molecule test-long docs changelog fuzz bench clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +56,12 @@ test: setup-dev
 
 lint: setup-dev
 	@$(RUN) lint
+
+check: setup-dev
+	@$(VENV)/python tests/tools/check.py
+
+test-for: setup-dev
+	@$(VENV)/python tests/tools/tests_for.py $(if $(LIST),--list) --depth $(DEPTH) -- "$(FILE)"
 
 $(SUITES:%=test-%): test-%: setup-dev
 	@$(RUN) $*
@@ -88,6 +98,9 @@ test-long: export FLEET_HOSTS = 20
 
 docs: setup-dev
 	@$(VENV)/python tests/tools/docs.py
+
+changelog: setup-dev
+	@$(VENV)/python tests/tools/changelog.py
 
 fuzz: setup
 	@$(VENV)/python tests/oracle/rig/fuzz.py --frames $(FRAMES) --seed $(SEED)

@@ -42,7 +42,7 @@ Flow = dict[str, t.Any]
 
 @contextlib.contextmanager
 def inside(netns: str) -> t.Iterator[None]:
-    """Be in a named namespace; sockets made there stay there. (Python has os.setns from 3.12 on.)"""
+    """Be in a named namespace; sockets made there stay there. (os.setns: Python 3.12 on.)"""
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/thread-self/ns/net", "rb") as home, open(f"/run/netns/{netns}", "rb") as there:
         if libc.setns(there.fileno(), 0) != 0:

@@ -38,7 +38,8 @@ def attached(text: str) -> list[str]:
     """Return the networks that a host is attached to, by what is in _ROUTES and _ADDRESSES6, one
     after the other; loopback and link-local ones left out.
 
-    >>> attached("Iface Destination Gateway Flags RefCnt Use Metric Mask\\neth0 000110AC 00000000 0001 0 0 0 00FFFFFF 0 0 0\\n")
+    >>> attached("Iface Destination Gateway Flags RefCnt Use Metric Mask\\n"
+    ...          "eth0 000110AC 00000000 0001 0 0 0 00FFFFFF 0 0 0\\n")
     ['172.16.1.0/24']
     """
     found: list[flow_path.Network] = []

@@ -58,7 +58,6 @@ class ActionModule(ActionBase):
                 module_name="ebpf.conntrack.xdp_object", module_args=args, task_vars=task_vars
             )
         )
-        result.get("invocation", {}).get("module_args", {}).pop(
-            RENDERED, None
-        )  # nobody wants to read that
+        # nobody wants to read that
+        result.get("invocation", {}).get("module_args", {}).pop(RENDERED, None)
         return result

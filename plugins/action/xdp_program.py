@@ -93,9 +93,8 @@ def settings_of(args: t.Mapping[str, t.Any]) -> Settings:
                 raise bad_value(name, args[name], "give true or false") from None
     for name in ("checksum", "forward"):
         if args.get(name) is not None:
-            given[name] = (
-                "off" if args[name] is False else str(args[name])
-            )  # YAML takes a bare off for false
+            # YAML takes a bare off for false
+            given[name] = "off" if args[name] is False else str(args[name])
     unfiltered = given.pop(UNFILTERED, False)
     settings = Settings(**given)
     check_settings(settings)
@@ -320,7 +319,6 @@ class ActionModule(ActionBase):
     def _told(result: dict[str, t.Any], answer: dict[str, t.Any]) -> dict[str, t.Any]:
         result.update(answer)
         for name in FILLED_IN:
-            result.get("invocation", {}).get("module_args", {}).pop(
-                name, None
-            )  # nobody wants to read that
+            # nobody wants to read that
+            result.get("invocation", {}).get("module_args", {}).pop(name, None)
         return result

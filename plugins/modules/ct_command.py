@@ -141,9 +141,8 @@ def main() -> None:
                 "digest: it is empty: the module has to be run as ebpf.conntrack.ct_command, whose"
                 " action part fills it in."
             )
-        bpffs.check_text(
-            bpffs.Paths(params["pin_root"], params["state_dir"])
-        )  # they get into the command, its manual page and its completion
+        # they get into the command, its manual page and its completion
+        bpffs.check_text(bpffs.Paths(params["pin_root"], params["state_dir"]))
         want = ct_archive.Want(params["digest"], content) if params["state"] == "present" else None
         plan = ct_archive.converge(
             params["prefix"], want, module.check_mode, params["lock_timeout"]

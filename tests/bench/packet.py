@@ -49,9 +49,8 @@ XDP_PASS = 2
 CLIENT, SERVER, SPORT, DPORT = "10.0.0.1", "172.30.56.105", 40000, 8080
 CLIENT6, SERVER6 = "2001:db8::1", "2001:db8:1::105"
 TCP, UDP, ICMP = 6, 17, 1
-BEFORE_TEN = (  # counting up from here within 10.0.0.0/8, the first source is 10.0.0.0
-    "10.255.255.255"
-)
+# counting up from here within 10.0.0.0/8, the first source is 10.0.0.0
+BEFORE_TEN = "10.255.255.255"
 
 #: So many packets at least in one measurement of random hits: else what is cold at its beginning
 #: would show.

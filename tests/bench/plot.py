@@ -72,7 +72,8 @@ def groups(rows: c.Iterable[ReportRow]) -> dict[tuple[str, str], list[Bar]]:
     """Return the bars of each main measurement by its name and unit: ours by variant, then the
     peers.
     """
-    rows, found = list(rows), collections.defaultdict(dict)  # type: ignore[var-annotated]
+    rows = list(rows)
+    found: dict[tuple[str, str], dict[str, Bar]] = collections.defaultdict(dict)
     for section, pattern in MAIN:
         for row in rows:
             subject, variant = split(row["name"])
@@ -242,9 +243,8 @@ def panel(
             f' stroke="{colour}" stroke-width="2"/>'
         )
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-        y = min(
-            [places[-1][1] + 4, *(other - 13 for other in taken)]
-        )  # names of lines that end close together stand above each other
+        # names of lines that end close together stand above each other
+        y = min([places[-1][1] + 4, *(other - 13 for other in taken)])
         taken.append(y)
         parts.append(text(places[-1][0] + 8, y, name or "ours", 11, colour))
     return parts

@@ -177,7 +177,7 @@ def megabytes(interpreter: str, *words: str) -> harness.Sample:
 
 
 def first_line(words: c.Sequence[str]) -> float:
-    """Time a command until its first line is there; the reader goes away then, which is no error."""
+    """Time a command until its first line; the reader goes away then, which is no error."""
     start = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         line = t.cast("t.IO[bytes]", process.stdout).readline()

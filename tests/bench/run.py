@@ -68,9 +68,8 @@ def main() -> int:
     )
     args = parser.parse_args()
     options = harness.Options(quick=args.quick)
-    signal.signal(
-        signal.SIGTERM, lambda number, dummy: sys.exit(128 + number)
-    )  # so that what was made is taken away, as after Ctrl-C
+    # so that what was made is taken away, as after Ctrl-C
+    signal.signal(signal.SIGTERM, lambda number, dummy: sys.exit(128 + number))
     if os.geteuid():
         parser.error("the benchmark makes namespaces and loads programs: run it as root")
 

@@ -226,9 +226,8 @@ def measure(options: harness.Options) -> c.Iterator[harness.Row]:
                 yield from random_hits(variants, base, size // 2, rounds)
                 yield from new_flows(variants, base, size, options.pick(500_000, 100_000), rounds)
             memory = harness.Sample((variants["chain"].bytes_per_flow(variants["chain"].table),))
-            goal = (
-                GOAL_MEMORY if size >= MAIN_SIZE else None
-            )  # what a table has besides its entries shows in a small one
+            # what a table has besides its entries shows in a small one
+            goal = GOAL_MEMORY if size >= MAIN_SIZE else None
             yield harness.Row(
                 "scaling",
                 "memory of a flow",

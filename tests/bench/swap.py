@@ -16,7 +16,6 @@ import functools
 import tempfile
 
 import harness
-from ansible_collections.ebpf.conntrack.tests.e2e import swap
 from ansible_collections.ebpf.conntrack.tests.e2e.support import swap
 from ansible_collections.ebpf.conntrack.tests.support import compiled
 

@@ -14,7 +14,6 @@ import pathlib
 
 import pytest
 from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import Wire
-from ansible_collections.ebpf.conntrack.tests.e2e.wire import Wire
 from ansible_collections.ebpf.conntrack.tests.support import compiled
 
 #: Where the figures go besides; the README's reliability table is made of them.

@@ -40,9 +40,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     pins,
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.lab import namespaces
-from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -176,9 +175,8 @@ def lab() -> t.Iterator[Lab]:
 def make_veth(lab: Lab, *extra: str) -> None:
     ip("link", "add", lab.near, *extra, "type", "veth", "peer", "name", lab.far, "netns", lab.ns)
     for name, ns in ((lab.near, []), (lab.far, ["-n", lab.ns])):
-        ip(
-            *ns, "link", "set", name, "addrgenmode", "none", "up"
-        )  # no frames but those that a test sends
+        # no frames but those that a test sends
+        ip(*ns, "link", "set", name, "addrgenmode", "none", "up")
 
 
 @pytest.fixture
@@ -472,9 +470,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str, str, str]] = {
 def test_a_check_run_promises_nothing_that_the_run_cannot_keep(lab: Lab, case: str) -> None:
     commands, name, mode, said = REFUSED[case]
     names = {"far": lab.far, "prog": f"{lab.paths.gen_dir(2)}/prog/xdp_{SLOTS['egress']}"}
-    for (
-        command
-    ) in commands:  # ip in a namespace has no bpffs of ours, but for a command run by setns alone
+    # ip in a namespace has no bpffs of ours, but for a command run by setns alone
+    for command in commands:
         with netns.entered(lab.ns):
             subprocess.run(["ip", *command.format(**names).split()], check=True)
     name = name.format(**names)
@@ -1023,9 +1020,8 @@ def test_only_one_of_a_stack_carries_the_chain(lab: Lab) -> None:
     assert [
         one["name"] for one in lab.run([{**port, "name": None, "pattern": "*"}])["interfaces"]
     ] == [lab.far]
-    with pytest.raises(
-        ConntrackError, match=f"br0@{lab.ns}: each packet would be counted twice"
-    ):  # in another run
+    # in another run
+    with pytest.raises(ConntrackError, match=f"br0@{lab.ns}: each packet would be counted twice"):
         lab.run([bridge])
     lab.run([port], state="absent")
     lab.run([top])
@@ -1080,9 +1076,8 @@ def test_alternative_names_are_the_same_interface(lab: Lab) -> None:
 def test_a_pin_under_another_name_is_renamed_once(lab: Lab) -> None:
     ip("link", "property", "add", "dev", lab.near, "altname", "alt0")
     lab.run(lab.both[:1])
-    os.rename(
-        lab.paths.link(None, lab.near), lab.paths.link(None, "alt0")
-    )  # as an earlier release named it
+    # as an earlier release named it
+    os.rename(lab.paths.link(None, lab.near), lab.paths.link(None, "alt0"))
     assert lab.run([{"name": "alt0", "program": "ingress"}])["changed"] and lab.pins() == [lab.near]
     assert (
         not lab.run([{"name": "alt0", "program": "ingress"}])["changed"]

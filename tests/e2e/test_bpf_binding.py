@@ -248,9 +248,8 @@ def test_test_run_returns_frame_and_verdict(prog: int) -> None:
 
 
 def test_test_run_with_metadata(prog: int) -> None:
-    context = struct.pack(
-        "=6I", 0, 72, 0, 1, 0, 0
-    )  # struct xdp_md: data_meta 0, data 0 (none), ingress_ifindex 1
+    # struct xdp_md: data_meta 0, data 0 (none), ingress_ifindex 1
+    context = struct.pack("=6I", 0, 72, 0, 1, 0, 0)
     run = bpf.prog_test_run(prog, bytes(72), ctx=context)
     assert run.retval == 2 and len(run.ctx_out) == len(context)
 
@@ -366,13 +365,16 @@ import os, subprocess, sys
 sys.path[:0] = {[path for path in __import__("sys").path if path]!r}
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs, bpffs_mount
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpffs
 bpffs.RUN_DIR = {f"/run/test{random.randrange(1 << 32):08x}"!r}
 OURS = (0o700, ["nodev", "noexec", "nosuid"])
 
 
 def options():  # what findmnt(8) and stat(2) say of the mount
-    said = subprocess.run(["findmnt", "-no", "VFS-OPTIONS", bpffs.STANDARD], check=True, capture_output=True, text=True).stdout
-    return os.stat(bpffs.STANDARD).st_mode & 0o777, sorted({{"nosuid", "nodev", "noexec"}} & set(said.strip().split(",")))
+    argv = ["findmnt", "-no", "VFS-OPTIONS", bpffs.STANDARD]
+    said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    mode = os.stat(bpffs.STANDARD).st_mode & 0o777
+    return mode, sorted({{"nosuid", "nodev", "noexec"}} & set(said.strip().split(",")))
 
 
 os.umask(0)
@@ -385,8 +387,10 @@ assert bpffs.mounted(bpffs.STANDARD)
 assert options() == OURS, options()
 subprocess.run(["mount", "-o", "remount,bind,suid,dev,exec", bpffs.STANDARD], check=True)
 os.chmod(bpffs.STANDARD, 0o1777)  # as releases before mounted it
-assert bpffs_mount.usable(bpffs.STANDARD) is False and bpffs_mount.ensure_mounted(bpffs.STANDARD) is True
-assert options() == OURS and bpffs_mount.usable(bpffs.STANDARD) is True and bpffs_mount.ensure_mounted(bpffs.STANDARD) is False
+assert bpffs_mount.usable(bpffs.STANDARD) is False
+assert bpffs_mount.ensure_mounted(bpffs.STANDARD) is True
+assert options() == OURS and bpffs_mount.usable(bpffs.STANDARD) is True
+assert bpffs_mount.ensure_mounted(bpffs.STANDARD) is False
 os.mkdir(bpffs.STANDARD + "/somebodys")
 bpffs_mount.release(bpffs.STANDARD)
 assert bpffs.mounted(bpffs.STANDARD), "not while somebody uses it"
@@ -396,7 +400,9 @@ assert not bpffs.mounted(bpffs.STANDARD) and not os.path.exists(bpffs.RUN_DIR)
 subprocess.run(["mount", "-t", "bpf", "bpf", bpffs.STANDARD], check=True)
 bpffs_mount.release(bpffs.STANDARD)
 assert bpffs.mounted(bpffs.STANDARD), "not ours"
-assert bpffs_mount.usable(bpffs.STANDARD) is True and bpffs_mount.ensure_mounted(bpffs.STANDARD) is False and options()[0] == 0o777, "so it stays as it is"
+assert bpffs_mount.usable(bpffs.STANDARD) is True
+assert bpffs_mount.ensure_mounted(bpffs.STANDARD) is False
+assert options()[0] == 0o777, "so it stays as it is"
 subprocess.run(["mount", "-o", "remount,ro", bpffs.STANDARD], check=True)
 try:
     bpffs.check(bpffs.STANDARD)
@@ -424,8 +430,12 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import conve
 from ansible_collections.ebpf.conntrack.plugins.module_utils.core.errors import ConntrackError
 from ansible_collections.ebpf.conntrack.plugins.module_utils.ct import cli
 from ansible_collections.ebpf.conntrack.plugins.module_utils.flows import table as flow_table
-from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge as generation
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
+    converge as generation,
+)
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_constants, bpffs
+from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import converge
+from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpffs
 subprocess.run(["mount", "-t", "bpf", "bpf", bpffs.STANDARD], check=True)
 paths = bpffs.Paths(bpffs.STANDARD)
 child = os.fork()
@@ -444,17 +454,20 @@ def tree():
     return sorted((where, *names, *files) for where, names, files in os.walk(bpffs.STANDARD))
 
 
-before, expected = tree(), f"{{paths.base}}: it belongs to the user nobody, and root trusts what is there."
-reading = (["list"], ["count"], ["stats"], ["summary"], ["status"], ["verify"], ["graph"], ["watch"], ["export"])
-changing = (["flush", "--all", "--yes"], ["gc"], ["load"], ["rollback"], ["attach", "lo", "--program", "ingress"], ["detach", "lo"])
+before = tree()
+expected = f"{{paths.base}}: it belongs to the user nobody, and root trusts what is there."
+reading = ("list", "count", "stats", "summary", "status", "verify", "graph", "watch", "export")
+changing = (
+    "flush --all --yes", "gc", "load", "rollback", "attach lo --program ingress", "detach lo",
+)
 for words in (*reading, *changing):
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        assert cli.main(words) == 1, words
+        assert cli.main(words.split()) == 1, words
     assert expected in said.getvalue(), (words, said.getvalue())
 for call in (
-    lambda: generation.remove(paths),
-    lambda: generation.observe(paths),
+    lambda: converge.remove(paths),
+    lambda: converge.observe(paths),
     lambda: attach.converge("absent", None, "auto", False, paths.pin_root, False),
     lambda: flow_table.FlowTables(paths.pin_root),
 ):

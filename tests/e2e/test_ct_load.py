@@ -44,9 +44,8 @@ def test_the_chain_comes_back_after_a_reboot(installed: str, running: Chain) -> 
     )
     before = running.observe()
     assert bare("load") == "nothing to do\n", "what is in place takes no bcc"
-    generation.remove_tree(
-        running.paths.pin_root
-    )  # a reboot leaves no pin, and the state directory
+    # a reboot leaves no pin, and the state directory
+    generation.remove_tree(running.paths.pin_root)
     foretold = bare("load", "--dry-run")
     assert (
         foretold.startswith("would load generation 2: no chain is loaded\n")

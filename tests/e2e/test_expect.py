@@ -210,11 +210,9 @@ def test_one_that_answers_in_place_of_the_server_is_told(wire: Wire) -> None:
         stranger.bind(("0.0.0.0", other))
         stranger.listen(1)
         (one,) = check(wire, flow("tcp", "ESTABLISHED", within=0.5))
-    assert (
-        not one.passed
-        and f"{SERVER} port {PORT} answered, but the connection did not arrive in {wire.ns('server')}"
-        in one.seen
-    ), one.seen
+    where = wire.ns("server")
+    said = f"{SERVER} port {PORT} answered, but the connection did not arrive in {where}"
+    assert not one.passed and said in one.seen, one.seen
 
 
 def test_frames_that_stay_untracked_are_told(both: Wire) -> None:

@@ -42,9 +42,6 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     netdev,
     netns,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import faults, syscalls
-from ansible_collections.ebpf.conntrack.tests.e2e.faults import Call, Ending, Scenario
-from ansible_collections.ebpf.conntrack.tests.e2e.sandbox import sandboxed, shell
 from ansible_collections.ebpf.conntrack.tests.e2e.support import faults, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.support.faults import Call, Ending, Scenario
 from ansible_collections.ebpf.conntrack.tests.e2e.support.sandbox import sandboxed, shell
@@ -178,12 +175,10 @@ def counting(stats: int, *counters: int) -> bytes:
     insn = struct.Struct("=BBhi").pack
     code = b""
     for counter in counters:
-        code += (
-            insn(0x62, 10, -4, counter) + insn(0x18, 0x11, 0, stats) + bytes(8)
-        )  # the key on the stack; r1 = the map
-        code += (
-            insn(0xBF, 0xA2, 0, 0) + insn(0x07, 2, 0, -4) + insn(0x85, 0, 0, 1)
-        )  # r2 = the key; r0 = bpf_map_lookup_elem()
+        # the key on the stack; r1 = the map
+        code += insn(0x62, 10, -4, counter) + insn(0x18, 0x11, 0, stats) + bytes(8)
+        # r2 = the key; r0 = bpf_map_lookup_elem()
+        code += insn(0xBF, 0xA2, 0, 0) + insn(0x07, 2, 0, -4) + insn(0x85, 0, 0, 1)
         code += (
             insn(0x15, 0, 3, 0) + insn(0x79, 1, 0, 0) + insn(0x07, 1, 0, 1) + insn(0x7B, 0x10, 0, 0)
         )  # if (r0) ++*r0
@@ -193,9 +188,8 @@ def counting(stats: int, *counters: int) -> bytes:
 def build(text: str, dummy_headers: t.Mapping[str, str]) -> dict[str, int]:
     """Stand in for the compiler: the entries count frames, the other stages only pass them."""
     directory = os.path.dirname(text.split('"')[1])
-    with (
-        bpf.closing(bpf.obj_get(f"{directory}/meta")) as meta
-    ):  # what the first frame does; it was long before the entries of fill_table() were seen last
+    # what the first frame does; it was long before the entries of fill_table() were seen last
+    with bpf.closing(bpf.obj_get(f"{directory}/meta")) as meta:
         for name, value in {
             "jiffies": (1 << 33) - (1 << 20),
             "ktime_ns": time.monotonic_ns(),

@@ -18,8 +18,6 @@ import sys
 import threading
 
 import pytest
-from ansible_collections.ebpf.conntrack.tests.e2e.two_routers import (
-from ansible_collections.ebpf.conntrack.plugins.module_utils.build import bcc as build_bcc
 from ansible_collections.ebpf.conntrack.tests.e2e.support.two_routers import (
     CLIENT,
     NETWORKS,

@@ -159,9 +159,8 @@ def test_frames_that_go_another_way_are_told(running: Chain) -> None:
 def test_a_probe_and_a_fault(running: Chain) -> None:
     assert watch(running, probe=("false",))[1] == ["probe"]
     os.unlink(running.paths.seed_map)
-    os.symlink(
-        f"{running.paths.base}/active/map", running.paths.seed_map
-    )  # not as the chain has it, and yet it leads there
+    # not as the chain has it, and yet it leads there
+    os.symlink(f"{running.paths.base}/active/map", running.paths.seed_map)
     figures, troubles = watch(running)
     assert troubles == ["faults"]
     assert (

@@ -79,9 +79,8 @@ def lab(forward: str, fused: bool) -> c.Iterator[Wire]:
             sysctls.write_sysctl("net/ipv6/conf/all/forwarding", "1")
         made.attach(far_ends=True)
         for where, name in (("client", "ns1-wan"), ("server", "ns2-wan")):
-            made.run(
-                where, "ethtool", "-K", name, "gro", "off"
-            )  # else what arrives is merged before anybody can count it
+            # else what arrives is merged before anybody can count it
+            made.run(where, "ethtool", "-K", name, "gro", "off")
         yield made
         made.attach("absent", far_ends=True)
 
@@ -247,9 +246,8 @@ def test_a_connection_over_ipv6(wire: Wire) -> None:
         server.sendall(bytes(100_000))
         read(client, 100_000)
     forwarded = grown["forwarded"] + grown.get("forward_refresh", 0)
-    assert grown["forwarded"] > 130 and forwarded >= grown["tracked"] - 1, (
-        grown
-    )  # the server's FIN is the stack's
+    # the server's FIN is the stack's
+    assert grown["forwarded"] > 130 and forwarded >= grown["tracked"] - 1, grown
     server.close()
 
 
@@ -262,9 +260,8 @@ def test_datagrams_once_they_are_assured_and_echoes_as_long_after_an_answer(wire
     ping = ("ping", "-i", "0.1", "-e", "77")  # the identifier, by which the echoes are one flow
     with counted(wire) as grown:
         assert "2 received" in wire.run("client", *ping, "-c", "2", SERVER)
-    assert grown["tracked"] == 4 and "forwarded" not in grown, (
-        grown
-    )  # an answer alone, which anybody can send, is not enough
+    # an answer alone, which anybody can send, is not enough
+    assert grown["tracked"] == 4 and "forwarded" not in grown, grown
     lived(wire, 3)
     with counted(wire) as grown:
         assert "3 received" in wire.run("client", *ping, "-c", "3", SERVER)
@@ -305,10 +302,8 @@ def test_a_route_that_changes(wire: Wire) -> None:
     ask(client, server)
     wire.run("router", "ip", "route", "add", "prohibit", f"{SERVER}/32")
     try:
-        with (
-            counted(wire) as grown,
-            pytest.raises(OSError),
-        ):  # the router's answer: administratively prohibited
+        # the router's answer: administratively prohibited
+        with counted(wire) as grown, pytest.raises(OSError):
             client.send(b"nobody forwards this")
             client.recv(10)
         assert grown["forward_route"] == 1 and "forwarded" not in grown
@@ -542,11 +537,8 @@ def test_martians_are_left_to_the_stack(everything: Wire) -> None:
             for src, dst in pairs
             if (frames.address(src), frames.address(dst)) in here and src not in OTHER
         }
-        assert arrived_from <= {
-            "0.1.2.3",
-            "172.20.56.255",
-            *ROUTER6,
-        }  # the stack refuses less of them
+        # the stack refuses less of them
+        assert arrived_from <= {"0.1.2.3", "172.20.56.255", *ROUTER6}
     finally:
         for route in routes:
             everything.run("router", *(word if word != "add" else "del" for word in route))
@@ -640,10 +632,8 @@ def test_a_packet_of_each_direction_is_the_stack_s_every_five_seconds(
 
     assert both() == ("", "")  # they begin the flow
     lived(wire, 3)
-    assert both() == ("", "forwarded") and both() == (
-        "forwarded",
-        "forwarded",
-    )  # the first one makes it assured
+    # the first one makes it assured
+    assert both() == ("", "forwarded") and both() == ("forwarded", "forwarded")
     lived(wire, 4, passes=True)
     assert both() == ("forwarded", "forwarded")
     lived(wire, 2, passes=True)
@@ -664,6 +654,37 @@ def test_a_packet_of_each_direction_is_the_stack_s_every_five_seconds(
 NEIGHBOURS = {"delay_first_probe_time": 1, "retrans_time_ms": 100, "ucast_solicit": 1}
 
 
+def connected(wire: Wire, dst: str, port: int) -> tuple[socket.socket, socket.socket]:
+    """Return a TCP connection: the client's and the server's end."""
+    family = socket.AF_INET6 if ":" in dst else socket.AF_INET
+    listener, client = (
+        wire.open("server", socket.SOCK_STREAM, family=family),
+        wire.open("client", socket.SOCK_STREAM, family=family),
+    )
+    listener.bind((dst, port))
+    listener.listen(1)
+    client.connect((dst, port))
+    server, dummy = listener.accept()
+    server.settimeout(SECONDS)
+    return client, server
+
+
+def send_until_all_arrive(waiting: dict[socket.socket, socket.socket]) -> None:
+    """Send by each client, again and again, until its server, the key, got something."""
+    deadline = time.monotonic() + 4 * SECONDS
+    while waiting:
+        assert time.monotonic() < deadline, (
+            f"{len(waiting)} of 4 flows get nothing through to the new address"
+        )
+        for server, client in list(waiting.items()):
+            with contextlib.suppress(BlockingIOError):
+                client.send(b"are you there?")
+            with contextlib.suppress(BlockingIOError):
+                if server.recv(1 << 16):
+                    del waiting[server]
+        time.sleep(0.2)
+
+
 def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: Wire) -> None:
     pairs = ((CLIENT, SERVER), (CLIENT6, SERVER6))
     with netns.entered(wire.ns("router")):
@@ -675,28 +696,14 @@ def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: W
         for path in before:
             sysctls.write_sysctl(path, str(NEIGHBOURS[path.rpartition("/")[2]]))
     flows = [assured_udp(wire, pair, 5000) for pair in pairs]
-    connections = []
-    for src, dst in pairs:
-        family = socket.AF_INET6 if ":" in src else socket.AF_INET
-        listener, client = (
-            wire.open("server", socket.SOCK_STREAM, family=family),
-            wire.open("client", socket.SOCK_STREAM, family=family),
-        )
-        listener.bind((dst, 5001))
-        listener.listen(1)
-        client.connect((dst, 5001))
-        server, dummy = listener.accept()
-        server.settimeout(SECONDS)
-        connections.append((client, server))
+    connections = [connected(wire, dst, 5001) for dummy, dst in pairs]
     for client, server in connections:
         client.sendall(b"x")
         read(server, 1)
     old = mac(wire, "server", "ns2-wan")
     new = bytes([old[0]]) + bytes(byte ^ 3 for byte in old[1:])
-    for gateway in (
-        "172.30.56.1",
-        ROUTER6[1],
-    ):  # so that it asks for nobody, which would tell the new address
+    # so that it asks for nobody, which would tell the new address
+    for gateway in ("172.30.56.1", ROUTER6[1]):
         neighbour = (
             "ip",
             "neigh",
@@ -729,18 +736,7 @@ def test_a_next_hop_that_changes_its_address_without_anybody_flushing_it(wire: W
             server.setblocking(False)
             client.setblocking(False)
         with counted(wire) as grown:
-            deadline = time.monotonic() + 4 * SECONDS
-            while waiting:
-                assert time.monotonic() < deadline, (
-                    f"{len(waiting)} of 4 flows get nothing through to the new address"
-                )
-                for server, client in list(waiting.items()):
-                    with contextlib.suppress(BlockingIOError):
-                        client.send(b"are you there?")
-                    with contextlib.suppress(BlockingIOError):
-                        if server.recv(1 << 16):
-                            del waiting[server]
-                time.sleep(0.2)
+            send_until_all_arrive(waiting)
         assert grown["forward_refresh"] >= 2 and grown["forward_neighbour"] >= 2, grown
         with counted(wire) as grown:
             for client, server in flows:
@@ -809,9 +805,8 @@ def test_no_forwarding_of_tcp_where_nf_conntrack_would_call_it_invalid(wire: Wir
         sysctls.write_sysctl(netfilter.LIBERAL, "0")
     try:
         (first, second), refused = faults(wire), attach_refused(wire)
-        with pytest.raises(
-            ConntrackError
-        ) as caught:  # and a new generation does not take the interfaces over
+        # and a new generation does not take the interfaces over
+        with pytest.raises(ConntrackError) as caught:
             generation.ensure(wire.chain.paths, new, check_mode=True)
         for words in (first, second, refused, caught.value.message):
             assert (
@@ -857,9 +852,8 @@ def test_the_kernel_says_which_port_takes_redirected_frames(wire: Wire) -> None:
     far = [{"name": "ns2-wan", "netns": wire.ns("server")}]
     attach.converge("absent", far, "native", False, wire.chain.paths.pin_root, check_mode=False)
     try:
-        wire.run(
-            "server", "ethtool", "-K", "ns2-wan", "gro", "on"
-        )  # a veth takes them as well where its other end collects frames
+        # a veth takes them as well where its other end collects frames
+        wire.run("server", "ethtool", "-K", "ns2-wan", "gro", "on")
         assert [step["after"].rpartition(" ")[2] for step in wire.attach()["plan"]] in (
             [],
             ["receives"],

@@ -62,9 +62,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     netdev,
     private_netns,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -619,9 +618,8 @@ def test_another_table_size_takes_the_flows_along(loaded: Chain, option: str, ta
     if table == "ctt":
         move(loaded, flows)
     victim = next(iter(flows))
-    with bpf.closing(
-        bpf.obj_get(loaded.paths.map(table))
-    ) as fd:  # as if a packet were in it while it is copied
+    # as if a packet were in it while it is copied
+    with bpf.closing(bpf.obj_get(loaded.paths.map(table))) as fd:
         locked = (
             flows[victim][:CTL_AT]
             + U64.pack(U64.unpack_from(flows[victim], CTL_AT)[0] | chain_layout.CTL_LOCK)
@@ -937,9 +935,8 @@ def test_a_mark_is_of_one_generation_and_no_frame_without_it_is_proof(made: Chai
         before, proved = made.stats()["untracked_not_ip"], made.proved()
         for mark in (first, near, bytes(8), b"\xff" * 8):
             made.send(mark + generation_probe.NOT_IP.frame[8:])
-        bpf.map_update(
-            fd, U32.pack(chain_maps.PROOF["mark"]), bytes(8)
-        )  # as where another loader wrote none
+        # as where another loader wrote none
+        bpf.map_update(fd, U32.pack(chain_maps.PROOF["mark"]), bytes(8))
         made.send(generation_probe.NOT_IP.frame)
     assert (
         first != second
@@ -967,7 +964,7 @@ def test_a_chain_without_the_map_of_the_proof_is_proved_as_before(made: Chain) -
 def test_a_chain_that_stopped_passing_frames_is_found_before_it_takes_over(
     loaded: Chain, veth: None
 ) -> None:
-    """A foreign program of the right type where the pins and slots agree: only the proof can tell."""
+    """A foreign program of the right type, and pins and slots agree: only the proof can tell."""
     loaded.interface()
     loaded.ensure(loaded.changed(), keep=1)
     with (
@@ -1109,9 +1106,8 @@ def test_links_that_were_handed_over_go_back_when_one_can_not_be(
     update = bpf.link_update
 
     def refuse(link_fd: int, new_prog_fd: int, old_prog_fd: int | None = None) -> None:
-        update(
-            link_fd, new_prog_fd, new_prog_fd if next(numbers) == 1 else old_prog_fd
-        )  # the kernel finds another program than it was told
+        # the kernel finds another program than it was told
+        update(link_fd, new_prog_fd, new_prog_fd if next(numbers) == 1 else old_prog_fd)
 
     monkeypatch.setattr(bpf, "link_update", refuse)
     with pytest.raises(

@@ -135,7 +135,7 @@ def everything(connection: socket.socket) -> bytes:
 
 @contextlib.contextmanager
 def serving(ct: Ct, *words: str) -> c.Iterator[str]:
-    """Run ``ct serve``; give where it listens. It ends when it is told to, and says nothing else."""
+    """Run ``ct serve``; give where it listens. It ends on a signal, and says nothing else."""
     with subprocess.Popen(
         ct.argv("serve", *words), env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

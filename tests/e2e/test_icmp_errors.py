@@ -52,9 +52,8 @@ def test_time_exceeded_at_the_router_itself(wire: Wire) -> None:
     client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
     client.sendto(b"traceroute", (FAR, 33434))
     assert errors.recvfrom(1500)[0][20] == 11
-    (record,) = wire.records(
-        "udp"
-    )  # XDP sees what comes in; what the router sends by itself it does not
+    # XDP sees what comes in; what the router sends by itself it does not
+    (record,) = wire.records("udp")
     assert record["related"]["packets"] == 0
 
 
@@ -64,9 +63,8 @@ def test_fragmentation_needed(wire: Wire) -> None:
     client.connect((FAR, PORT))
     client.send(bytes(1400))
     deadline = time.monotonic() + 5
-    while (
-        client.getsockopt(socket.IPPROTO_IP, 14) != NARROW
-    ):  # IP_MTU: path MTU discovery gets its answer
+    # IP_MTU: path MTU discovery gets its answer
+    while client.getsockopt(socket.IPPROTO_IP, 14) != NARROW:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert related(wire, state="NEW") == 1

@@ -60,7 +60,9 @@ TASKS = """
 - hosts: {client}
   tasks:
     - assert:
-        that: ansible_facts.interfaces | sort == ["eth0", "lo"] and ansible_facts.default_ipv4.address == "10.77.1.2"
+        that:
+          - ansible_facts.interfaces | sort == ["eth0", "lo"]
+          - ansible_facts.default_ipv4.address == "10.77.1.2"
     - command: ping -c 1 -W 5 10.77.2.2
     - command: printf %200000s x
       register: long

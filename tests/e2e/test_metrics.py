@@ -34,7 +34,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.service import rest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.service.http import (
     server as http_server,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.support.wire import Wire
 from ansible_collections.ebpf.conntrack.tests.e2e.test_ct import Ct, ct, installed
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
@@ -60,16 +60,8 @@ from ansible_collections.ebpf.conntrack.tests.e2e.test_http import (
 )
 from prometheus_client import parser
 
-__all__ = [
-    "ct",
-    "installed",
-    "made",
-    "place",
-    "pytestmark",
-    "rendered",
-    "running",
-    "veth",
-]  # fixtures and the mark
+# fixtures and the mark
+__all__ = ["ct", "installed", "made", "place", "pytestmark", "rendered", "running", "veth"]
 
 #: Where the set-up puts Prometheus.
 PROGRAMS = pathlib.Path(sys.executable).parent

@@ -47,9 +47,8 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     netdev,
     private_netns,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.support.waits import within
-from ansible_collections.ebpf.conntrack.tests.e2e.waits import within
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -75,10 +74,9 @@ class Chain:
         """The chain as it comes with the collection, with tables of SIZE entries but for those
         given.
         """
-        given = {**dict.fromkeys(render.SIZES, SIZE), **sizes}
-        return generation.Want(
-            render.render(str(SOURCES), render.Settings(**given)), self.headers, **given
-        )  # type: ignore[arg-type]
+        given: dict[str, t.Any] = {**dict.fromkeys(render.SIZES, SIZE), **sizes}
+        text = render.render(str(SOURCES), render.Settings(**given))
+        return generation.Want(text, self.headers, **given)
 
     def ensure(
         self,
@@ -680,7 +678,8 @@ static inline int track(struct xdp_md *ctx, int reply)
 #pragma clang loop unroll(disable)
         for (i = 0; i < 256; i++) {
                 seen = *(volatile u64 *)&e->ctl;
-                if (!(seen & (1ULL << 63)) && __sync_val_compare_and_swap(&e->ctl, seen, seen | 1ULL << 63) == seen)
+                if (!(seen & (1ULL << 63)) &&
+                    __sync_val_compare_and_swap(&e->ctl, seen, seen | 1ULL << 63) == seen)
                         goto locked;
         }
         return XDP_PASS;
@@ -832,6 +831,116 @@ IDLE = 300
 AHEAD = 40
 
 
+def write_talking(old: Old, talks: c.Iterable[Talk]) -> None:
+    """Write the flows of which packets go both ways."""
+    now, rate = old.now()
+    for talk in talks:
+        # in a table that holds all flows some are assured; each goes on being found, whichever
+        # side's packets the old chain still gets
+        parts = (
+            {"seen_reply": 1, "assured": 1} if old.there["layout"] == 1 and talk.number % 2 else {}
+        )
+        times = {
+            "created": now // rate,
+            "expires": (now + 1000 * rate) & 0xFFFFFFFF,
+            "last_end": (now + rate * 900) & 0xFFFFFFFF,
+        }
+        old.write(old.table, key_of(talk), parts, **times)
+
+
+def write_idle(old: Old, idle: c.Iterable[Talk]) -> None:
+    """Write flows of both families, assured and not, that say nothing meanwhile."""
+    now, rate = old.now()
+    for talk in idle:
+        assured = talk.number % 3 > 0
+        names = (
+            {"ipv4": "ctt", "ipv6": "ctt6"}
+            if old.there["layout"] == 1 or assured
+            else {"ipv4": "ctt_new", "ipv6": "ctt6_new"}
+        )
+        parts = {
+            "state": 3 if assured else 2,
+            "assured": assured,
+            "seen_reply": 1,
+            "egress": talk.number & 1,
+            "vlans": 1,
+            "vlan_outer": 77,
+        }
+        old.write(
+            names[f"ipv{talk.family}"],
+            key_of(talk),
+            parts,
+            orig__packets=talk.number,
+            reply__bytes=1 << 40,
+            related__packets=3,
+            created=now // rate - 50,
+            last_seen=(now - 7 * rate) & 0xFFFFFFFF,
+            expires=(now + 1000 * rate) & 0xFFFFFFFF,
+        )
+
+
+def write_ahead(old: Old, ahead: c.Iterable[Talk]) -> None:
+    """Write connections with the windows that the new chain is going to find."""
+    now, rate = old.now()
+    for talk in ahead:
+        behind = 0 if old.there["layout"] == 1 else 1 << 19
+        sides = {"orig": talk.sequence[0], "reply": talk.sequence[1]}
+        windows = {
+            f"{side}__{name}": at - behind
+            for side, at in sides.items()
+            for name in ("td_end", "td_maxend", "td_maxack")
+        }
+        windows |= dict.fromkeys(("orig__td_maxwin", "reply__td_maxwin"), 60000)
+        times = {"created": now // rate, "expires": (now + 1000 * rate) & 0xFFFFFFFF}
+        old.write(
+            "ctt", key_of(talk), {"state": 3, "assured": 1, "seen_reply": 1}, **windows, **times
+        )
+
+
+def write_counters(old: Old, created: int) -> None:
+    """Write what the old chain counted."""
+    for name, number in {"created": created, "tracked": 5}.items():
+        values = bpf.percpu_value(old.maps["stats"], old.there["counters"]["stats"].index(name), 8)
+        values[0] = U64.pack(number)
+        bpf.map_update(
+            old.maps["stats"],
+            U32.pack(old.there["counters"]["stats"].index(name)),
+            b"".join(values),
+        )
+    deleted = old.there["counters"]["deletions"].index("deleted_flushed")
+    bpf.map_update(old.maps["deletions"], U32.pack(deleted), U64.pack(4))
+
+
+def assert_idle_kept(
+    flows: dict[tuple[t.Any, ...], dict[str, t.Any]], idle: c.Iterable[Talk]
+) -> None:
+    """The flows of write_idle() are as they were written."""
+    for talk in idle:
+        record, assured = flows[talk.key], talk.number % 3 > 0
+        assert (
+            record["table"]
+            == {(4, True): "ctt", (4, False): "ctt_new", (6, True): "ctt6", (6, False): "ctt6_new"}[
+                talk.family, assured
+            ]
+        )
+        assert (record["state"], record["assured"], record["seen_reply"]) == (
+            "ESTABLISHED" if assured else "SYN_RECV",
+            assured,
+            True,
+        )
+        assert (
+            record["orig"]["packets"],
+            record["reply"]["bytes"],
+            record["related"]["packets"],
+            record["vlan"],
+        ) == (talk.number, 1 << 40, 3, [77])
+        assert (
+            record["dir"] == ("ingress", "egress")[talk.number & 1]
+            and 50 <= record["age"] < 200
+            and 7 <= record["idle"] < 150
+        )
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_another_layout_is_taken_over_under_traffic(
     made: Chain, wires: None, figure: c.Callable[[str, object], None], layout: str
@@ -839,7 +948,6 @@ def test_another_layout_is_taken_over_under_traffic(
     make, policy = LAYOUTS[layout]
     there = make()
     old = Old(made, there)
-    now, rate = old.now()
     talks = [Talk(frames.UDP, 4, number) for number in range(60)]
     idle = [Talk(frames.TCP, (4, 6)[number % 2], number) for number in range(1000, 1000 + IDLE)]
     ahead = [
@@ -860,67 +968,10 @@ def test_another_layout_is_taken_over_under_traffic(
                 talk.sequence[1] += 1 << 19
 
     try:
-        for talk in talks:
-            # in a table that holds all flows some are assured; each goes on being found, whichever
-            # side's packets the old chain still gets
-            parts = (
-                {"seen_reply": 1, "assured": 1} if there["layout"] == 1 and talk.number % 2 else {}
-            )
-            times = {
-                "created": now // rate,
-                "expires": (now + 1000 * rate) & 0xFFFFFFFF,
-                "last_end": (now + rate * 900) & 0xFFFFFFFF,
-            }
-            old.write(old.table, key_of(talk), parts, **times)
-        for talk in idle:
-            assured = talk.number % 3 > 0
-            names = (
-                {"ipv4": "ctt", "ipv6": "ctt6"}
-                if there["layout"] == 1 or assured
-                else {"ipv4": "ctt_new", "ipv6": "ctt6_new"}
-            )
-            parts = {
-                "state": 3 if assured else 2,
-                "assured": assured,
-                "seen_reply": 1,
-                "egress": talk.number & 1,
-                "vlans": 1,
-                "vlan_outer": 77,
-            }
-            old.write(
-                names[f"ipv{talk.family}"],
-                key_of(talk),
-                parts,
-                orig__packets=talk.number,
-                reply__bytes=1 << 40,
-                related__packets=3,
-                created=now // rate - 50,
-                last_seen=(now - 7 * rate) & 0xFFFFFFFF,
-                expires=(now + 1000 * rate) & 0xFFFFFFFF,
-            )
-        for talk in ahead:
-            behind = 0 if there["layout"] == 1 else 1 << 19
-            sides = {"orig": talk.sequence[0], "reply": talk.sequence[1]}
-            windows = {
-                f"{side}__{name}": at - behind
-                for side, at in sides.items()
-                for name in ("td_end", "td_maxend", "td_maxack")
-            }
-            windows |= dict.fromkeys(("orig__td_maxwin", "reply__td_maxwin"), 60000)
-            times = {"created": now // rate, "expires": (now + 1000 * rate) & 0xFFFFFFFF}
-            old.write(
-                "ctt", key_of(talk), {"state": 3, "assured": 1, "seen_reply": 1}, **windows, **times
-            )
-        for name, number in {"created": IDLE + AHEAD + len(talks), "tracked": 5}.items():
-            values = bpf.percpu_value(old.maps["stats"], there["counters"]["stats"].index(name), 8)
-            values[0] = U64.pack(number)
-            bpf.map_update(
-                old.maps["stats"],
-                U32.pack(there["counters"]["stats"].index(name)),
-                b"".join(values),
-            )
-        deleted = there["counters"]["deletions"].index("deleted_flushed")
-        bpf.map_update(old.maps["deletions"], U32.pack(deleted), U64.pack(4))
+        write_talking(old, talks)
+        write_idle(old, idle)
+        write_ahead(old, ahead)
+        write_counters(old, IDLE + AHEAD + len(talks))
         with Traffic(talks, fresh=False) as traffic:
             time.sleep(0.2)
             assert made.ensure(check_mode=True, on_schema_change="drop")[1] != {}, (
@@ -959,30 +1010,7 @@ def test_another_layout_is_taken_over_under_traffic(
         if flows[talk.key]["reply"]["bytes"] != talk.octets[1]
     }
     assert not odd, f"{len(odd)} of {len(talks)}: {next(iter(odd.items()))}"
-    for talk in idle:
-        record, assured = flows[talk.key], talk.number % 3 > 0
-        assert (
-            record["table"]
-            == {(4, True): "ctt", (4, False): "ctt_new", (6, True): "ctt6", (6, False): "ctt6_new"}[
-                talk.family, assured
-            ]
-        )
-        assert (record["state"], record["assured"], record["seen_reply"]) == (
-            "ESTABLISHED" if assured else "SYN_RECV",
-            assured,
-            True,
-        )
-        assert (
-            record["orig"]["packets"],
-            record["reply"]["bytes"],
-            record["related"]["packets"],
-            record["vlan"],
-        ) == (talk.number, 1 << 40, 3, [77])
-        assert (
-            record["dir"] == ("ingress", "egress")[talk.number & 1]
-            and 50 <= record["age"] < 200
-            and 7 <= record["idle"] < 150
-        )
+    assert_idle_kept(flows, idle)
     assert (
         [packets(flows[talk.key]) for talk in ahead]
         == [talk.sent for talk in ahead]

@@ -26,7 +26,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import (
 )
 from ansible_collections.ebpf.conntrack.plugins.module_utils.generation import migrate
 from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, bpf_batch
-from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.test_migration import (
     SIZE,
     U32,

@@ -251,7 +251,7 @@ DRIFTS = {
 
 
 def picture(p: str) -> str:
-    """Return what ``ip`` shows of links, addresses and routes, without counters and random parts."""
+    """Return what ``ip`` shows of links, addresses and routes, without what differs each time."""
     lines = []
     for where in ("", f"-n {p}1", f"-n {p}2"):
         lines += [
@@ -336,9 +336,8 @@ def test_absent_while_a_process_lives_in_a_namespace(
     with subprocess.Popen(["ip", "netns", "exec", f"{p}1", "sleep", "60"]) as sleeper:
         try:
             deadline = time.monotonic() + 20
-            while (
-                os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino != inside
-            ):  # or it would not live there yet
+            # or it would not live there yet
+            while os.stat(f"/proc/{sleeper.pid}/ns/net").st_ino != inside:
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
             run(topology.absent(p))

@@ -43,7 +43,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
     bpffs,
     bpffs_mount,
 )
-from ansible_collections.ebpf.conntrack.tests.e2e import syscalls
+from ansible_collections.ebpf.conntrack.tests.e2e.support import syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.test_generation import (
     SOURCES,
     TABLE_SIZE,

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a reboot takes away comes back from the state directory; tests/host has the reboot itself."""
+"""What a reboot takes away comes back from the state directory; tests/host really reboots."""
 
 from __future__ import annotations
 
@@ -96,9 +96,8 @@ def reboot(chain: Chain) -> None:
     generation.remove_tree(chain.paths.base)
     generation.remove_symlinks(chain.paths)
     deadline = time.monotonic() + 30
-    while (
-        program_on("left") is not None
-    ):  # the kernel lets go of a link some time after its pin is gone
+    # the kernel lets go of a link some time after its pin is gone
+    while program_on("left") is not None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert chain.observe().generation is None
@@ -109,9 +108,8 @@ def test_what_is_attached_is_written_down(used: Chain) -> None:
     assert converge(used, "present", {**LEFT, "mode": "auto"}) == ["change manifest interfaces"], (
         "a reboot is to bring back what was asked for"
     )
-    attach_record.write_interfaces(
-        used.paths, []
-    )  # as after an upgrade from a release that did not write it down
+    # as after an upgrade from a release that did not write it down
+    attach_record.write_interfaces(used.paths, [])
     assert (
         converge(used, "present", LEFT, check_mode=True) == ["change manifest interfaces"]
         and attach_record.interfaces(used.paths) == []

@@ -14,7 +14,6 @@ import os
 import pathlib
 
 import pytest
-from ansible_collections.ebpf.conntrack.tests.e2e import swap
 from ansible_collections.ebpf.conntrack.tests.e2e.support import swap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

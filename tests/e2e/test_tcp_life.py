@@ -71,9 +71,8 @@ def test_the_same_ports_again_are_a_new_connection(wire: Wire) -> None:
     tcp = wire.connect()
     sport = tcp.client.getsockname()[1]
     tcp.exchange(5000, 5000)
-    tcp.close(
-        tcp.server, tcp.client
-    )  # the server is the one to wait, so the client may use its port again
+    # the server is the one to wait, so the client may use its port again
+    tcp.close(tcp.server, tcp.client)
     wire.only("tcp", state="TIME_WAIT")
     again = wire.connect(sport)
     again.exchange(10, 10)

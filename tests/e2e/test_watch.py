@@ -9,6 +9,7 @@ import collections
 import collections.abc as c
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -165,11 +166,11 @@ def stories(lines: c.Iterable[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = collections.defaultdict(list)
     for line in lines:
-        # type: ignore[union-attr]
-        event, proto, words = re.fullmatch(r" *\[(\w+)\] (\w+ +\d+ )(.*)", line.rstrip()).groups()
-        words = re.sub(
-            r" \[USERSPACE\].*", "", re.sub(r"^\d+ ", "", words)
-        )  # who deleted it, besides
+        parts = re.fullmatch(r" *\[(\w+)\] (\w+ +\d+ )(.*)", line.rstrip())
+        assert parts, line
+        event, proto, words = parts.groups()
+        # who deleted it, besides
+        words = re.sub(r" \[USERSPACE\].*", "", re.sub(r"^\d+ ", "", words))
         tuple_of = " ".join(re.findall(r"(?:src|dst|sport|dport|type|id)=\S+", words)[:4])
         found[proto + tuple_of].append(f"{event} {words}")
     return dict(found)
@@ -195,6 +196,11 @@ def traffic(wire: Wire) -> None:
     server.recv(10)
 
 
+def all_destroyed(events: pathlib.Path) -> bool:
+    """Return whether the flows of traffic() that are deleted at once are in a file of events."""
+    return events.read_text("utf-8").count("[DESTROY]") == 3
+
+
 # ---------------------------------------------------------------- what is told
 def test_the_story_of_each_connection_is_conntracks(
     told: Wire,
@@ -215,10 +221,7 @@ def test_the_story_of_each_connection_is_conntracks(
         told.run("router", "conntrack", "-D", "-p", "icmp")
         assert ct("flush", "--proto", "udp,icmp", "--yes") == "2 flows deleted\n"
         for told_by in (mine.out, theirs):
-            until(
-                lambda path=told_by: path.read_text("utf-8").count("[DESTROY]") == 3,
-                told_by.read_text("utf-8"),
-            )  # type: ignore[misc]
+            until(functools.partial(all_destroyed, told_by), told_by.read_text("utf-8"))
     mine.end()
     expected = stories(theirs.read_text("utf-8").splitlines())
     assert stories(mine.lines()) == expected and len(expected) == 4
@@ -314,15 +317,11 @@ def test_what_is_lost_is_counted(
     until(lambda: "were lost: the buffer had no room" in slow.notes(), "it says so")
     slow.end()
     numbers = [record["seq"] for record in slow.records()]
-    lost = int(
-        re.search(
-            r"(\d+) were lost for want of room \(new \d+, update 0, destroy 0\)", slow.notes()
-        ).group(1)
-    )  # type: ignore[union-attr]
+    want = r"(\d+) were lost for want of room \(new \d+, update 0, destroy 0\)"
+    lost = int(re.findall(want, slow.notes())[0])
     assert len(set(numbers)) == len(numbers) and len(numbers) + lost == MANY and lost >= 1000
     assert f"{len(numbers)} events were read" in slow.notes()
-    # type: ignore[union-attr]
-    evicted = int(re.search(r"(\d+) entries made room", slow.notes()).group(1))
+    evicted = int(re.findall(r"(\d+) entries made room", slow.notes())[0])
     assert evicted >= MANY - 2 * SIZES["table_size"], slow.notes()
     figure(
         "events of a flood that a stopped ct watch read, and counted as lost",

@@ -5,14 +5,15 @@
 and is reached by SSH only.
 
     python tests/fleet/fleet.py up 3            boot hosts h01 to h03 and wait until they answer
-    python tests/fleet/fleet.py up-vm           boot v01, a virtual machine with Debian's kernel, besides
-    python tests/fleet/fleet.py run CMD...      run a command where the hosts can be reached, ansible-playbook for instance
+    python tests/fleet/fleet.py up-vm           boot v01 too, a virtual machine with Debian's kernel
+    python tests/fleet/fleet.py run CMD...      run a command (ansible-playbook) that reaches them
     python tests/fleet/fleet.py inventory       write their inventory and print its path
     python tests/fleet/fleet.py ssh HOST CMD... run a command on a host
     python tests/fleet/fleet.py reboot HOST     an orderly reboot
     python tests/fleet/fleet.py reset HOST      a power cut, and power again
-    python tests/fleet/fleet.py poweroff HOST   an orderly end; crash HOST is a power cut; start HOST boots it again
-    python tests/fleet/fleet.py partition HOST  lose silently what goes between us and the host; heal HOST ends that
+    python tests/fleet/fleet.py poweroff HOST   an orderly end; start HOST boots it
+    python tests/fleet/fleet.py crash HOST      a power cut; start HOST boots it
+    python tests/fleet/fleet.py partition HOST  cut it off silently; heal HOST ends that
     python tests/fleet/fleet.py fill HOST       fill its disk; empty HOST makes room again
     python tests/fleet/fleet.py console HOST    what it wrote on its console
     python tests/fleet/fleet.py status          one line a host
@@ -137,7 +138,8 @@ for number in 0 1 2; do
   port="$1_$number" bridge="data$number"
   [ $number != 0 ] || bridge=mgmt
   $switch ip link del "$port" 2>/dev/null || :
-  ip link add "eth$number" address "02:fe:0$number:00:00:${1#h}" numrxqueues 2 numtxqueues 2 type veth peer name "$port" netns @switch@
+  ip link add "eth$number" address "02:fe:0$number:00:00:${1#h}" numrxqueues 2 numtxqueues 2 \\
+    type veth peer name "$port" netns @switch@
   $switch ip link set "$port" master "$bridge" up
   if [ $number != 0 ]; then
     ethtool -K "eth$number" tx off tso off gso off >/dev/null
@@ -332,7 +334,11 @@ class Fleet:
             )
         for number in range(1 + DATA_NICS):
             required = "" if number == 0 else "RequiredForOnline=no\n"
-            text = f"[Match]\nName=eth{number}\n[Link]\n{required}[Network]\nAddress={self.address(name, number)}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+            text = (
+                f"[Match]\nName=eth{number}\n[Link]\n{required}"
+                f"[Network]\nAddress={self.address(name, number)}/24\n"
+                "LinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+            )
             files[f"etc/systemd/network/10-eth{number}.network"] = text
         wanted = {
             "multi-user.target": ["ssh.service", "systemd-networkd.service"],

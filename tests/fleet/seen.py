@@ -73,7 +73,8 @@ for one in sockets:
             back += len(one.recv(16))
         except BlockingIOError:
             break
-socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"end", (sys.argv[1], int(sys.argv[2])))  # a flow of its own
+# a flow of its own
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"end", (sys.argv[1], int(sys.argv[2])))
 print(sent, back)
 """
 

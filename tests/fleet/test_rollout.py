@@ -53,7 +53,7 @@ def chains(fleet: Fleet) -> dict[str, tuple[int, str]]:
 
 
 def worked(fleet: Fleet, what: t.Callable[[], Played]) -> tuple[Played, float]:
-    """Return what was played, and how much processor time that took on the last host, in seconds."""
+    """Return what was played, and how much CPU time that took on the last host, in seconds."""
     before = fleet.work(fleet.hosts()[-1])
     played = what()
     return played, fleet.work(fleet.hosts()[-1]) - before

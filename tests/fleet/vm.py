@@ -38,7 +38,11 @@ mountpoint -q @root@/usr/lib/modules || mount --bind @modules@ @root@/usr/lib/mo
 for number in 0 1 2; do
   port="$1_$number" bridge="data$number"
   [ $number != 0 ] || bridge=mgmt
-  nsenter --net=/proc/@switch@/ns/net sh -euc "ip link del $port 2>/dev/null || :; ip tuntap add $port mode tap; ip link set $port master $bridge up"
+  nsenter --net=/proc/@switch@/ns/net sh -euc "
+    ip link del $port 2>/dev/null || :
+    ip tuntap add $port mode tap
+    ip link set $port master $bridge up
+  "
 done
 """
 #: The machine whose files these are may have no udev, which systemd-networkd waits for where it is

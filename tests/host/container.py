@@ -280,9 +280,8 @@ def hide(layer: pathlib.Path, paths: c.Iterable[str], emptied: c.Iterable[str] =
                 shutil.copymode(pathlib.Path("/") / path, layer / path)
             os.setxattr(layer / path, "trusted.overlay.opaque", b"y")
         else:
-            os.mknod(
-                layer / path, 0o020000, os.makedev(0, 0)
-            )  # kernel's Documentation/filesystems/overlayfs.rst: a whiteout
+            # kernel's Documentation/filesystems/overlayfs.rst: a whiteout
+            os.mknod(layer / path, 0o020000, os.makedev(0, 0))
 
 
 def parents(layer: pathlib.Path, path: str) -> None:

@@ -39,7 +39,8 @@ Before=network.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=sh -euc 'ip netns add peer; ip link add wan0 type veth peer name wan1 netns peer; \\
-  ip addr add 10.77.0.1/24 dev wan0; ip -n peer addr add 10.77.0.2/24 dev wan1; ip link set wan0 up; ip -n peer link set wan1 up'
+  ip addr add 10.77.0.1/24 dev wan0; ip -n peer addr add 10.77.0.2/24 dev wan1; \\
+  ip link set wan0 up; ip -n peer link set wan1 up'
 ExecStop=ip netns del peer
 """
 INTERFACES = [

@@ -357,9 +357,8 @@ def test_options_end_with_the_fragment(chains: Chains) -> None:
 @functools.lru_cache(None)
 def chain_scale() -> int:
     """Return where the window scale stands in what entries_now() returns."""
-    return [name for name, dummy in chain_layout.ENTRY_FIELDS].index(
-        "scale"
-    ) - 2  # three clocks are one number there
+    # three clocks are one number there
+    return [name for name, dummy in chain_layout.ENTRY_FIELDS].index("scale") - 2
 
 
 @pytest.mark.parametrize("coverage", [0, 8, 24, 40, 41, 65535])

@@ -13,7 +13,6 @@ import typing as t
 import hypothesis
 import hypothesis.strategies as st
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import RANDOM, Chains
-from ansible_collections.ebpf.conntrack.tests.oracle.fuzz import fuzz
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, mutate, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, V6
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.fuzz import fuzz

@@ -126,7 +126,7 @@ def talks() -> t.Iterator[list[frames.Step]]:
 
 
 def assert_told(seen: view.Seen, told: tuple[int, int], step: frames.Step, before: int) -> None:
-    """What the guest was told is what the readers make of the flow, of which there is one at most."""
+    """The guest was told what the readers make of the flow, of which there is one at most."""
     state, bits = told
     if not seen.flows:
         assert told == (0, 0)

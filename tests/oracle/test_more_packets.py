@@ -503,9 +503,8 @@ def test_cut_extension_header(play: Play, kind: int, left: int) -> None:
 @pytest.mark.parametrize("extra", [0, 1])
 def test_fragments_of_the_longest_datagram(play: Play, pair: Pair, extra: int) -> None:
     """One byte more, headers counted, and it is nothing."""
-    longest = 65535 - (
-        20 + 4 if len(pair.a) == 4 else 8
-    )  # with options, so that each fragment could be right
+    # with options, so that each fragment could be right
+    longest = 65535 - (20 + 4 if len(pair.a) == 4 else 8)
     payload = struct.pack(">HHHH", *pair.ends("a")[2:], longest + extra, 0) + bytes(
         longest + extra - 8
     )

@@ -304,7 +304,7 @@ each_transport = pytest.mark.parametrize(("proto", "message"), TRANSPORTS.values
 
 @each_transport
 def test_cut_transport(play: Play, proto: int, message: bytes) -> None:
-    """The IP packet ends before the transport header does, or the UDP datagram before its length."""
+    """The IP packet ends within the transport header, or the UDP datagram before its length."""
     for length in range(len(message)):
         cut = message[:length]
         if proto == frames.ICMP and length >= 4:

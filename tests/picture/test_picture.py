@@ -38,13 +38,17 @@ KEPT = ROOT / "build/picture"
 MERMAID = ROOT / ".venv/mermaid/node_modules/mermaid/dist/mermaid.min.js"
 #: In the page: for each element its class, and what the browser made of it.
 LOOK = """() => [...document.querySelectorAll('svg.ct .flow')].map(one => {
-    const line = one.querySelector('.line'), style = getComputedStyle(line), box = one.getBoundingClientRect();
-    return {...one.dataset, colour: style.stroke, width: parseFloat(style.strokeWidth), head: getComputedStyle(one.querySelector('.head')).fill,
-            title: one.querySelector('title').textContent, seen: box.width > 0 && box.height > 0};
+    const line = one.querySelector('.line'), style = getComputedStyle(line);
+    const box = one.getBoundingClientRect(), head = getComputedStyle(one.querySelector('.head'));
+    return {...one.dataset, colour: style.stroke, width: parseFloat(style.strokeWidth),
+            head: head.fill, title: one.querySelector('title').textContent,
+            seen: box.width > 0 && box.height > 0};
 })"""
-TEXTS = """() => [...document.querySelectorAll('svg.ct text')].filter(one => !one.closest('.flow')).map(one => {
+TEXTS = """() => [...document.querySelectorAll('svg.ct text')]
+    .filter(one => !one.closest('.flow')).map(one => {
     const box = one.getBoundingClientRect(), style = getComputedStyle(one);
-    return {text: one.textContent, kind: one.getAttribute('class') || '', place: (one.closest('.place') || {dataset: {}}).dataset.place,
+    return {text: one.textContent, kind: one.getAttribute('class') || '',
+            place: (one.closest('.place') || {dataset: {}}).dataset.place,
             box: [box.left, box.top, box.right, box.bottom], colour: style.fill};
 })"""
 INSIDE = """() => [...document.querySelectorAll('svg.ct .place')].map(one => {

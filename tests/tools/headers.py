@@ -4,13 +4,19 @@
 """Check that each file says which licence it is under, and that the licence's text is there.
 
 The sanity tests are not to be silenced either: an ignore file is refused.
+
+    python tests/tools/headers.py            the files that git knows of, or would
+    python tests/tools/headers.py DIRECTORY  all files in a directory
 """
 
 from __future__ import annotations
 
+import collections.abc as c
 import pathlib
 import re
 import sys
+
+from tree import ROOT, names
 
 LICENCE = re.compile(r"SPDX-License-Identifier: ([\w.-]+)")
 # Where a comment cannot stand or a tool rewrites the file; the collection's licence (galaxy.yml)
@@ -32,10 +38,10 @@ TOOLS_DIRECTORIES = (
 LINES = 12
 
 
-def faults(root: pathlib.Path) -> list[str]:
-    """Return one line for each file that breaks the rule."""
+def faults(root: pathlib.Path, paths: c.Iterable[pathlib.Path]) -> list[str]:
+    """Return one line for each file below ``root`` that breaks the rule."""
     found = []
-    for path in sorted(root.rglob("*")):
+    for path in sorted(paths):
         inside = path.relative_to(root)
         if (
             not path.is_file()
@@ -58,6 +64,10 @@ def faults(root: pathlib.Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    lines = faults(pathlib.Path(sys.argv[1]))
+    if sys.argv[1:]:
+        where = pathlib.Path(sys.argv[1])
+        lines = faults(where, where.rglob("*"))
+    else:
+        lines = faults(ROOT, [ROOT / name for name in names()])
     print("\n".join(lines))
     sys.exit(1 if lines else 0)

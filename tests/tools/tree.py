@@ -82,9 +82,8 @@ def names() -> list[str]:
         capture_output=True,
         text=True,
     ).stdout
-    return [
-        name for name in listed.split("\0") if name and os.path.lexists(ROOT / name)
-    ]  # one deleted and not yet committed is listed too
+    # one deleted and not yet committed is listed too
+    return [name for name in listed.split("\0") if name and os.path.lexists(ROOT / name)]
 
 
 def copy_tree(target: pathlib.Path = TREE) -> pathlib.Path:

@@ -302,7 +302,7 @@ def inside(controller: pathlib.Path, target: pathlib.Path, directory: pathlib.Pa
 
 
 def checks(chosen: c.Collection[str]) -> c.Iterator[Line]:
-    """Yield one line for each check; a release for which the machine has no Python is a line, too."""
+    """Yield one line for each check, and for each release that the machine has no Python for."""
     every = (IMPORTS, UNIT_TESTS, *LIBRARIES)
     parts = [name for name in every if name in chosen or not set(every) & set(chosen)]
     if IMPORTS in parts:

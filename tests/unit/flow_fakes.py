@@ -70,7 +70,8 @@ def entry(
     value = chain_layout.ENTRY.pack(
         *orig, 1001, 1002, 1003, 1004,
         *reply, 2001, 2002, 2003, 2004,
-        ctl, (now + round(left * hz)) & 0xFFFFFFFF, (now - round(idle * hz)) & 0xFFFFFFFF, now // hz - age,
+        ctl, (now + round(left * hz)) & 0xFFFFFFFF,
+        (now - round(idle * hz)) & 0xFFFFFFFF, now // hz - age,
         1, 2, 3, 4, 5, 6, 0x73, 7, 8, 9, *related,
     )  # fmt: skip
     return key, value

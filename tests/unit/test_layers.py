@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import collections.abc as c
+import functools
 import pathlib
 import re
 
@@ -40,11 +41,16 @@ LONGEST_FILE = 500
 ATTACH_CLOSURE = 5_500
 
 
-def imported(text: str, path: pathlib.PurePath) -> c.Iterator[tuple[str, ...]]:
-    """Yield what a file imports of the library: the parts of a module's name, or of a name in it.
+@functools.lru_cache(None)
+def imported(text: str, path: pathlib.PurePath) -> tuple[tuple[str, ...], ...]:
+    """Return what a file imports of the library: the parts of a module's name, or of a name in it.
 
     :param path: of the file below the library.
     """
+    return tuple(_imported(text, path))
+
+
+def _imported(text: str, path: pathlib.PurePath) -> c.Iterator[tuple[str, ...]]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
             module = (node.module or "").split(".") if node.module else []

@@ -128,9 +128,8 @@ class Applier:
         old = self._keep(bpf.prog_get_fd_by_id(live.program.id)) if live is not None else -1
         os.unlink(path)  # first, for it can be put back as it was
         try:
-            bpf.link_detach(
-                link
-            )  # not the last fd perhaps: somebody may hold the link besides our pin
+            # not the last fd perhaps: somebody may hold the link besides our pin
+            bpf.link_detach(link)
         except BaseException:
             bpf.obj_pin(link, path)
             raise

@@ -69,10 +69,8 @@ def _other_ports(paths: bpffs.Paths, wants: t.Sequence[Want]) -> t.Iterator[byte
     spoken_of = {paths.link(want.netns, want.name) for want in wants}
     for pin in attach_observe.held(paths).keys() - spoken_of:
         namespace, name = bpffs.interface_of(os.path.basename(pin))
-        with (
-            contextlib.suppress(ConntrackError),
-            netns.entered(namespace),
-        ):  # gone, or renamed: no port until it is attached again
+        # gone, or renamed: no port until it is attached again
+        with contextlib.suppress(ConntrackError), netns.entered(namespace):
             facts = netdev.link_facts(name)
             yield redirect.Port(name, facts.ifindex, facts.mac, False).key
 
@@ -207,9 +205,8 @@ def converge(
             stack.enter_context(lock.held(paths.base, lock_timeout))
             if not check_mode:
                 attach_record.end_write_interfaces(paths)
-                stack.callback(
-                    attach_apply.rmdir, paths.link_dir
-                )  # when the last link is gone: by this run, or by one that was killed then
+                # when the last link is gone: by this run, or by one that was killed then
+                stack.callback(attach_apply.rmdir, paths.link_dir)
         wants, to_come, missing, left_out = choose(state, interfaces or (), mode, check_mode)
         warnings = missing + left_out
         if state == "absent" and interfaces is None:

@@ -45,9 +45,8 @@ def _pinned_link(path: str) -> bpf.LinkInfo | None:
             if bpf.kind_of(fd) == "link":
                 info = bpf.link_info(fd)
     except bpf.BpfError as exc:
-        if (
-            exc.errno != errno.EACCES
-        ):  # the kernel's answers to a directory and to a file of another kind
+        # the kernel's answers to a directory and to a file of another kind
+        if exc.errno != errno.EACCES:
             raise
     if info is None or info.type != bpf_constants.LINK_TYPE_XDP:
         raise ConntrackError(
@@ -314,9 +313,8 @@ def _attached(
     if not by_link:
         return Attached(program, mode, False)
     links = tuple(_links_of(facts.ifindex, info.id))
-    ours = [
-        path for path in ours if (pins[path].id,) == links
-    ]  # the interface was renamed or moved since we attached
+    # the interface was renamed or moved since we attached
+    ours = [path for path in ours if (pins[path].id,) == links]
     return Attached(program, mode, True, links, ours[0] if ours else None)
 
 

@@ -80,9 +80,8 @@ def recorded(paths: bpffs.Paths) -> list[dict[str, t.Any]]:
 def do_record(paths: bpffs.Paths, step: plan.Step) -> plan.Undo:
     before, after = step.args
     with contextlib.ExitStack() as undo:
-        undo.callback(
-            write_interfaces, paths, before
-        )  # also where it fails itself, for then it can be there without being safe on the disk
+        # also where it fails itself, for then it can be there without being safe on the disk
+        undo.callback(write_interfaces, paths, before)
         write_interfaces(paths, after)
         return undo.pop_all().close
 

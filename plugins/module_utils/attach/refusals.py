@@ -69,9 +69,8 @@ def why_not_native(index: int) -> str:
         able = index != _LOOPBACK_IFINDEX and facts.kind not in NEVER_NATIVE
     if able:
         return ""
-    if (
-        facts.kind == "veth"
-    ):  # the one thing that its features depend on (drivers/net/veth.c, veth_set_xdp_features)
+    # the one thing that its features depend on (drivers/net/veth.c, veth_set_xdp_features)
+    if facts.kind == "veth":
         return (
             "native XDP on a veth takes as many rx queues as the other end has tx queues, and there"
             " are fewer. Give it more (ethtool -L), or give mode: generic or auto."

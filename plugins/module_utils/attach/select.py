@@ -105,8 +105,10 @@ def check(field: str, item: Item) -> None:
 def label(item: Item) -> str:
     """Return what an entry chooses by, for people; "" for one that names its interface.
 
-    >>> label({"pattern": "ens*", "driver": "virtio_net"}), label({"default_route": True}), label({"name": "eth0"})
-    ('pattern ens*, driver virtio_net', 'default route', '')
+    >>> label({"pattern": "ens*", "driver": "virtio_net"})
+    'pattern ens*, driver virtio_net'
+    >>> label({"default_route": True}), label({"name": "eth0"})
+    ('default route', '')
     """
     words = [f"{name} {item[name]}" for name in ("pattern", "driver") if item.get(name)]
     return ", ".join(words + (["default route"] if item.get("default_route") else []))

@@ -204,10 +204,8 @@ def _remove(path: str) -> None:
 
 def tidy() -> None:
     """Take away what a killed build left."""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        contextlib.suppress(ConntrackError),
-    ):  # nothing, or a build that goes on
+    # nothing, or a build that goes on
+    with contextlib.suppress(FileNotFoundError), contextlib.suppress(ConntrackError):
         with lock.held(_SCRATCH, 0):
             _remove(_SCRATCH)
     lock.tidy()

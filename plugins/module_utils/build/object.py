@@ -106,7 +106,8 @@ class Manifest:
 def described(settings: t.Mapping[str, t.Any], target: Target) -> str:
     """Return settings and machine in words.
 
-    >>> described({"checksum": "offload", "fused": True, "guests": [{"name": "acl", "slot": 4}]}, Target("x86_64", "little"))
+    >>> settings = {"checksum": "offload", "fused": True, "guests": [{"name": "acl", "slot": 4}]}
+    >>> described(settings, Target("x86_64", "little"))
     'checksum offload, fused true, guests acl in slot 4; x86_64, little endian'
     """
 

@@ -112,9 +112,8 @@ def _place(file: int, name: str, directory: int) -> None:
     beside = f".{name}.new"
     for attempt in range(100):
         try:
-            os.link(
-                f"/proc/self/fd/{file}", beside, dst_dir_fd=directory
-            )  # with a dir_fd Python uses linkat(2), which follows the first
+            # with a dir_fd Python uses linkat(2), which follows the first
+            os.link(f"/proc/self/fd/{file}", beside, dst_dir_fd=directory)
             os.rename(beside, name, src_dir_fd=directory, dst_dir_fd=directory)
             return
         except (FileExistsError, FileNotFoundError):  # another run is at the same point

@@ -95,9 +95,8 @@ def check(library: Library) -> Problem | None:
     """Import a library; return what is wrong with it, or None when it will do."""
     try:
         module = importlib.import_module(library.name)
-    except (
-        Exception
-    ) as exc:  # a broken installation raises anything: OSError for a missing shared object, for one
+    except Exception as exc:
+        # a broken installation raises anything: OSError for a missing shared object, for one
         absent = isinstance(exc, ModuleNotFoundError) and exc.name == library.name
         return Problem(library, reason="" if absent else f"{type(exc).__name__}: {exc}")
     try:
@@ -183,10 +182,8 @@ def require(module: AnsibleModule, *names: str) -> None:
     problems = [problem for problem in map(check, wanted) if problem]
     if not problems:
         return
-    from ansible.module_utils.common.respawn import (
-        has_respawned,
-        respawn_module,
-    )  # the command ct, which has no Ansible, only checks
+    # the command ct, which has no Ansible, only checks
+    from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
     asked = [f"{sys.executable} (Python {'.'.join(map(str, sys.version_info[:3]))})"]
     if not has_respawned():

@@ -92,9 +92,8 @@ def held(directory: str, seconds: float = SECONDS, make: int | None = None) -> t
             stack.callback(os.close, fd)
             found = os.fstat(fd)
             safe_path.refuse_foreign(directory, found, sticky=True)
-            if (
-                found.st_uid == os.geteuid() and not found.st_mode & 0o044
-            ):  # nobody else can open it
+            # nobody else can open it
+            if found.st_uid == os.geteuid() and not found.st_mode & 0o044:
                 _wait(fd, patience)
             else:
                 afterwards.callback(tidy)

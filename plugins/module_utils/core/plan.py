@@ -92,9 +92,8 @@ def apply(plan: Plan, do: t.Callable[[Step], Undo]) -> None:
                     if undo is not None:
                         undo()
                     rolled_back.append(earlier.as_dict())
-                except (
-                    Exception
-                ) as undo_exc:  # keep going: each object that can be put back is put back
+                except Exception as undo_exc:
+                    # keep going: each object that can be put back is put back
                     stuck.append({**earlier.as_dict(), "error": str(undo_exc)})
             facts = dict(exc.facts) if isinstance(exc, ConntrackError) else {}
             facts.update(

@@ -88,9 +88,8 @@ def foreign(found: os.stat_result, sticky: bool = False) -> str:
         return "every user may write to it"
     if found.st_mode & stat.S_IWGRP and found.st_gid != 0:
         group = _name_of(lambda: grp.getgrgid(found.st_gid).gr_name, found.st_gid)
-        own = _name_of(
-            lambda: pwd.getpwuid(found.st_uid).pw_name, found.st_uid
-        )  # a group of one, as many systems give each user
+        # a group of one, as many systems give each user
+        own = _name_of(lambda: pwd.getpwuid(found.st_uid).pw_name, found.st_uid)
         return "" if group in (*_ADMINS, own) else f"the group {group} may write to it"
     return ""
 
@@ -113,11 +112,8 @@ def refuse_foreign(path: str, found: os.stat_result | None = None, sticky: bool 
     if found is None:
         try:
             found = os.lstat(path)
-        except (
-            FileNotFoundError,
-            NotADirectoryError,
-            PermissionError,
-        ):  # who may not look may not open either
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            # who may not look may not open either
             return
     why = foreign(found, sticky)
     if why:

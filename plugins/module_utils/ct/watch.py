@@ -330,9 +330,8 @@ def watch(paths: bpffs.Paths, sink: Sink, say: Say, ending: stop.Stop) -> None:
     :raises ConntrackError: where there is no chain, it is taken away, or another process reads its
         events.
     """
-    with flow_table.FlowTables(
-        paths.pin_root
-    ):  # it says so where there is none, or one of another layout
+    # it says so where there is none, or one of another layout
+    with flow_table.FlowTables(paths.pin_root):
         pass
     with _alone(paths.pin_root), contextlib.suppress(stop.Stopped):
         _Watch(paths, sink, say, ending).run()

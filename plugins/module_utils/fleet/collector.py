@@ -99,9 +99,8 @@ def connected(address: Address) -> t.Iterator[Sender]:
             if address.kind == "tcp":
                 opened.shutdown(socket.SHUT_WR)
                 opened.settimeout(_CLOSE_SECONDS)
-                with contextlib.suppress(
-                    socket.timeout
-                ):  # one that took all may leave the connection open
+                # one that took all may leave the connection open
+                with contextlib.suppress(socket.timeout):
                     while opened.recv(4096):
                         pass
     except OSError as exc:

@@ -132,8 +132,9 @@ class Output(t.Protocol):
 def connection_of(record: Record, zone: str = "") -> str:
     """Return what a connection has in common wherever it is seen, as text.
 
-    >>> one = {"family": "ipv4", "proto": "udp", "orig": {"src": "10.0.0.1", "dst": "10.0.0.2", "sport": 5, "dport": 53}}
-    >>> two = {"family": "ipv4", "proto": "udp", "orig": {"src": "10.0.0.2", "dst": "10.0.0.1", "sport": 53, "dport": 5}}
+    >>> orig = {"src": "10.0.0.1", "dst": "10.0.0.2", "sport": 5, "dport": 53}
+    >>> back = {"src": "10.0.0.2", "dst": "10.0.0.1", "sport": 53, "dport": 5}
+    >>> one, two = ({"family": "ipv4", "proto": "udp", "orig": way} for way in (orig, back))
     >>> connection_of(one) == connection_of(two) == " udp 10.0.0.1 5 10.0.0.2 53"
     True
     """

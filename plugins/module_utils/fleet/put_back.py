@@ -114,9 +114,8 @@ def _converge(
 
 def _take_away(paths: bpffs.Paths, check_mode: bool, patience: float) -> Plan:
     detached, dummy = _converge(paths, "absent", None, check_mode, patience)
-    if (
-        check_mode and detached
-    ):  # it would not be unloaded while it is attached, which it would not be
+    # it would not be unloaded while it is attached, which it would not be
+    if check_mode and detached:
         return detached
     return detached + generation.remove(paths, check_mode, patience)
 

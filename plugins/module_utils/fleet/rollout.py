@@ -125,9 +125,8 @@ def fitness_of(host: str, found: Vars) -> dict[str, t.Any]:
             ),
         }
     chain, memory = looked["chain"], looked["memory"]
-    back = bool(
-        found.get("rollout_back")
-    )  # for which nothing is needed that the chain before did not need as well
+    # for which nothing is needed that the chain before did not need as well
+    back = bool(found.get("rollout_back"))
     why = (
         []
         if back

@@ -56,7 +56,7 @@ def parse(text: str) -> Tuple:
     """Return the tuple that a text like ``tcp 10.0.0.1:40000 10.0.0.2:80`` stands for; an arrow
     between the ends is let be.
 
-    >>> parse("udp 10.0.0.1:5 -> [2001:db8::1]:53").ends[1]
+    >>> parse("udp [fe80::1]:5 -> [2001:db8::1]:53").ends[1]
     End(address='2001:db8::1', port=53)
 
     :raises ConntrackError: for what is none.

@@ -186,7 +186,8 @@ def _step(record: flow.Record, choice: Choice) -> Step:
 def title(record: flow.Record) -> str:
     """Return what people call a flow.
 
-    >>> title({"proto": "udp", "orig": {"src": "10.0.0.1", "dst": "10.0.0.2", "sport": 5, "dport": 53}})
+    >>> orig = {"src": "10.0.0.1", "dst": "10.0.0.2", "sport": 5, "dport": 53}
+    >>> title({"proto": "udp", "orig": orig})
     'udp 10.0.0.1:5 -> 10.0.0.2:53'
     """
     ends = [

@@ -140,7 +140,7 @@ def _conntrack(item: Matched) -> str:
 
 
 def _text(item: Matched) -> str:
-    """Return a line for people: the time of day (UTC), number, what became of the flow, the flow."""
+    """Return a line for people: time of day (UTC), number, what happened to the flow, the flow."""
     event, shape, values = item
     standing = [shape.state] + (
         ["assured"] if shape.assured else [] if shape.seen_reply else ["unreplied"]

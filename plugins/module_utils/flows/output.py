@@ -233,7 +233,7 @@ def _csv_cell(value: str) -> str:
 
 
 class CsvWriter(Writer):
-    """Comma-separated values (RFC 4180, lines ended by a line feed), with a line of column names."""
+    """Comma-separated values (RFC 4180, lines end with a line feed), column names first."""
 
     def __init__(self, fields: t.Sequence[str] = ()) -> None:
         super().__init__(expand(fields) or tuple(flow.COLUMNS))

@@ -103,16 +103,7 @@ def report(params: Params, check_mode: bool) -> Result:
     except flow_table.NoChain as exc:
         if not check_mode:
             raise
-        empty: Result = {
-            "changed": bool(dest),
-            "flows": [],
-            "count": 0,
-            "truncated": False,
-            "warnings": [f"{exc.message} In check mode: no flows."],
-        }
-        if form and not dest:
-            empty["text"] = (writer.begin() + writer.end()).decode() if writer else ""
-        return _once(empty, writer is not None, params["limit"] is not None)
+        return _no_flows(params, writer, exc.message)
     result: Result = {
         "changed": changed,
         "flows": reading.flows,
@@ -132,6 +123,20 @@ def report(params: Params, check_mode: bool) -> Result:
     elif form:
         result["text"] = b"".join(pieces).decode()
     return _once(result, writer is not None, params["limit"] is not None)
+
+
+def _no_flows(params: Params, writer: flow_output.Writer | None, why: str) -> Result:
+    """Return the result of check mode where there is no chain yet."""
+    empty: Result = {
+        "changed": bool(params["dest"]),
+        "flows": [],
+        "count": 0,
+        "truncated": False,
+        "warnings": [f"{why} In check mode: no flows."],
+    }
+    if params["format"] and not params["dest"]:
+        empty["text"] = (writer.begin() + writer.end()).decode() if writer else ""
+    return _once(empty, writer is not None, params["limit"] is not None)
 
 
 def _writer(params: Params, query: flow_filter.Query) -> flow_output.Writer | None:

@@ -288,9 +288,8 @@ def writing(pin_root: str, patience: float = lock.SECONDS) -> t.Iterator[FlowTab
 
     :raises ConntrackError: as FlowTables, and when somebody else holds the lock for too long.
     """
-    with FlowTables(
-        pin_root
-    ):  # it says so when there is no chain, and then no directory to lock either
+    # it says so when there is no chain, and then no directory to lock either
+    with FlowTables(pin_root):
         pass
     with lock.held(bpffs.Paths(pin_root).base, patience), FlowTables(pin_root) as tables:
         yield tables

@@ -210,9 +210,8 @@ class _Builder:
             bpf.map_update(fd, _U32.pack(0), self.settings)
         elif spec.name == "schema":
             bpf.map_update(fd, _U32.pack(0), schema.packed())
-        elif (
-            spec.name == chain_maps.PROOF_MAP.name
-        ):  # before a program can see it; 0 would be no mark
+        elif spec.name == chain_maps.PROOF_MAP.name:
+            # before a program can see it; 0 would be no mark
             bpf.map_update(
                 fd, _U32.pack(chain_maps.PROOF["mark"]), b"\1" + os.urandom(_U64.size - 1)
             )
@@ -230,9 +229,8 @@ class _Builder:
         return fd
 
     def _change_map(self, step: Step) -> t.Callable[[], None] | None:
-        return (
-            self._change_settings() if step.name == "settings" else None
-        )  # a map that starts empty goes with its generation
+        # a map that starts empty goes with its generation
+        return self._change_settings() if step.name == "settings" else None
 
     def _move_map(self, step: Step) -> t.Callable[[], None]:
         """Take over what another generation's maps hold; where it fails, the flows stay in reach
@@ -265,9 +263,8 @@ class _Builder:
             # being safe there
             if step.args is not None:
                 before = None
-                with contextlib.suppress(
-                    ConntrackError
-                ):  # what somebody else may have changed does not come back
+                # what somebody else may have changed does not come back
+                with contextlib.suppress(ConntrackError):
                     before = manifest.read(self.paths, number)
                 (
                     undo.callback(manifest.forget_generation, self.paths, number)

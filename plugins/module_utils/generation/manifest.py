@@ -120,9 +120,8 @@ def look(paths: Paths) -> State:
         return State()
     number = state_dir.active(paths)
     found, kept = None, False
-    with contextlib.suppress(
-        ConntrackError
-    ):  # what somebody else may have changed tells nothing, and is written again
+    # what somebody else may have changed tells nothing, and is written again
+    with contextlib.suppress(ConntrackError):
         found = None if number is None else _load(paths, number)
         kept = found is not None and _built(paths, number, found) is not None
     numbers = (one for one in map(state_dir.number_of, names) if one is not None)
@@ -159,9 +158,8 @@ def write(paths: Paths, number: int, want: Want) -> None:
     path = manifest(paths, number)
     built = want.object
     if want.build == OBJECT and built is None:
-        with contextlib.suppress(
-            ConntrackError
-        ):  # an object that others may have changed is not kept
+        # an object that others may have changed is not kept
+        with contextlib.suppress(ConntrackError):
             built = _built(paths, number, _load(paths, number) or {})
     content: dict[str, t.Any] = {
         "generation": number,

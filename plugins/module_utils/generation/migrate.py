@@ -603,9 +603,8 @@ class _Move:
         left them locked.
         """
         value_size = bpf.map_info(source).value_size
-        translator = (
-            self.translator if self.adopt is None else None
-        )  # what stands in for the old table has the new form
+        # what stands in for the old table has the new form
+        translator = self.translator if self.adopt is None else None
         for at in range(0, len(keys), size):
             key = keys[at : at + size]
             value = bpf.map_lookup(source, key, value_size)

@@ -105,12 +105,8 @@ class Want:
         """What a manifest says of it beside the text, in JSON's types: all other fields, and the
         digest for what is compiled.
         """
-        left_out = {
-            "text",
-            "headers",
-            "object",
-            *(["build"] if self.build == BCC else []),
-        }  # manifests of releases that had bcc only do not say so
+        # manifests of releases that had bcc only do not say so
+        left_out = {"text", "headers", "object", *(["build"] if self.build == BCC else [])}
         fields = {
             name: value
             for name, value in dataclasses.asdict(dataclasses.replace(self, object=None)).items()

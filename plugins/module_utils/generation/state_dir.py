@@ -99,9 +99,8 @@ def named(path: str, what: str = "the manifest of the generation") -> t.Iterator
 
 def replace(paths: Paths, path: str, content: t.Mapping[str, t.Any] | bytes) -> None:
     safe_path.make_dirs(os.path.dirname(path), 0o700)
-    safe_path.refuse_foreign(
-        os.path.dirname(path)
-    )  # where others may make names, as in /tmp, one could have been first since check()
+    # where others may make names, as in /tmp, one could have been first since check()
+    safe_path.refuse_foreign(os.path.dirname(path))
     data = (
         content if isinstance(content, bytes) else (json.dumps(content, indent=1) + "\n").encode()
     )

@@ -408,16 +408,14 @@ def rebased(
         min(longest(family, proto, fields[_AT["ctl"]], timeouts) * here.hz, _MOST_JIFFIES),
     )
     if Clock(jiffies, rate, 0).over(*_clocks(value)):
-        left = min(
-            left, 0
-        )  # it may be so long ago that the difference of the two clocks says otherwise
+        # it may be so long ago that the difference of the two clocks says otherwise
+        left = min(left, 0)
     ends = {"expires": left, "last_seen": moved("last_seen", 0)}
     if proto not in _NO_CLOCK:
         ends["last_end"] = moved("last_end", _STREAM_SECONDS * here.hz)
     for name, away in ends.items():
-        fields[_AT[name]] = (here.jiffies + away) & _MASK32 or int(
-            name != "last_end"
-        )  # never seen is 0
+        # never seen is 0
+        fields[_AT[name]] = (here.jiffies + away) & _MASK32 or int(name != "last_end")
     age = max(jiffies // rate - fields[_AT["created"]], 0)
     fields[_AT["created"]] = max(here.jiffies // here.hz - age, 0) & _MASK32
     return chain_layout.ENTRY.pack(*fields), left
@@ -496,9 +494,8 @@ class _Take:
                 self.done.kept += 1
                 return
             for one in self._both(family):
-                if (
-                    one is not opened and self._tables.lookup(one, key) is not None
-                ):  # here, too: a flow stands in one table, and this one knows more
+                # here, too: a flow stands in one table, and this one knows more
+                if one is not opened and self._tables.lookup(one, key) is not None:
                     self._delete(one, key, over=False)
         self._room[opened.table.name] -= 1
         self.promoted += assured

@@ -401,9 +401,8 @@ def map_batches(
                 about=f"{batch} entries",
             )
         except BpfError as exc:
-            if (
-                exc.errno == errnos.ENOSPC
-            ):  # one bucket holds more than a batch: the cursor has not moved
+            # one bucket holds more than a batch: the cursor has not moved
+            if exc.errno == errnos.ENOSPC:
                 batch, keys, values = batch * 2, None, None
                 continue
             if exc.errno != errnos.ENOENT:

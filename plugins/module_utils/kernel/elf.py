@@ -139,12 +139,10 @@ class Object:
         """
         library = bpf.library()
         library.libbpf_set_print.argtypes, library.libbpf_set_print.restype = (_PTR,), _PTR
-        library.libbpf_set_print(
-            ctypes.cast(_print, _PTR)
-        )  # bcc, which uses the same library, may have silenced it
-        self._data = ctypes.create_string_buffer(
-            data, len(data)
-        )  # libbpf reads from it until it is closed
+        # bcc, which uses the same library, may have silenced it
+        library.libbpf_set_print(ctypes.cast(_print, _PTR))
+        # libbpf reads from it until it is closed
+        self._data = ctypes.create_string_buffer(data, len(data))
         opts = _OpenOpts(sz=ctypes.sizeof(_OpenOpts), object_name=name.encode())
         self._object = _call(
             "bpf_object__open_mem", self._data, len(data), ctypes.byref(opts), about=name

@@ -61,8 +61,8 @@ def unfit(facts: LinkFacts) -> str:
     """Return why nothing could be tracked on an interface; "" where it can.
 
     >>> from types import SimpleNamespace as Facts
-    >>> unfit(Facts(type=65534, kind="tun"))
-    'its frames have no Ethernet header (hardware type 65534, no link layer, as of tun and WireGuard)'
+    >>> unfit(Facts(type=512, kind="ppp"))
+    'its frames have no Ethernet header (hardware type 512, PPP)'
     """
     if facts.type not in _ETHERNET:
         name = _TYPES.get(facts.type, "")

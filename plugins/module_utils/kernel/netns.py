@@ -147,10 +147,8 @@ def restoring() -> t.Iterator[None]:
     finally:
         try:
             enter(home)
-        except (
-            OSError,
-            ConntrackError,
-        ):  # once more, for here what is undone would be undone in the wrong place
+        except (OSError, ConntrackError):
+            # once more, for here what is undone would be undone in the wrong place
             enter(home)
         os.close(home)
 

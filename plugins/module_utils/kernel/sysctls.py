@@ -15,15 +15,13 @@ def read_sysctl(path: str) -> str | None:
             return " ".join(file.read().split())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (
-        OSError
-    ):  # there, but it cannot be read, as net.ipv6.conf.*.stable_secret before it was set
+    except OSError:
+        # there, but it cannot be read, as net.ipv6.conf.*.stable_secret before it was set
         return ""
 
 
 def write_sysctl(path: str, value: str) -> None:
     """Set a sysctl of the calling thread's namespace."""
-    with open(
-        f"/proc/sys/{path}", "wb", buffering=0
-    ) as file:  # a buffer would try once more when it is closed
+    # a buffer would try once more when it is closed
+    with open(f"/proc/sys/{path}", "wb", buffering=0) as file:
         file.write(f"{value}\n".encode())

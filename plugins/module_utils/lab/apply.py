@@ -165,18 +165,16 @@ class Apply:
 
     def _set_route(self, args: tuple[Route, HaveRoute | None]) -> plans.Undo:
         route, before = args
-        if self._kernel.route(
-            route, present=True
-        ):  # also where the one before went since it was seen
+        # also where the one before went since it was seen
+        if self._kernel.route(route, present=True):
             return lambda: _nothing(self._kernel.route(route, present=False))
         return (
             None if before is None else lambda: _nothing(self._kernel.route(before, present=True))
         )
 
     def _delete_route(self, route: HaveRoute) -> plans.Undo:
-        if not self._kernel.route(
-            route, present=False
-        ):  # it went since it was seen, and is not ours to bring back
+        # it went since it was seen, and is not ours to bring back
+        if not self._kernel.route(route, present=False):
             return None
         return lambda: _nothing(self._kernel.route(route, present=True))
 

@@ -70,11 +70,8 @@ def probe(plan: Plan) -> dict[SysctlKey, str]:
         if new_links:
             _probe_veth(kernel)
         for sysctl in wanted:
-            attempt = (
-                topology.of_default(sysctl.path),
-                sysctl.value,
-                sysctl.netns is None,
-            )  # the links are not in here
+            # the links are not in here
+            attempt = (topology.of_default(sysctl.path), sysctl.value, sysctl.netns is None)
             if attempt not in tried:
                 tried[attempt] = _probe_sysctl(sysctl, attempt[0])
             if tried[attempt] != sysctl.value:
@@ -175,9 +172,8 @@ def _settle(kernel: Kernel, want: Topology, attachments: Attachments | None) -> 
     done: Plan = []
     for dummy in range(_TURNS):
         with plans.applied(done) if done else contextlib.nullcontext():
-            have, plan = _plan(
-                kernel, want, attachments
-            )  # another run may have changed what was read before
+            # another run may have changed what was read before
+            have, plan = _plan(kernel, want, attachments)
             with Apply(kernel, want, have, attachments) as do:
                 plans.apply(plan, do)
         done += plan

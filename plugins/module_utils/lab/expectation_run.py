@@ -339,9 +339,8 @@ def _tcp(line: Line, deadline: float) -> t.Iterator[Talk]:
             server.shutdown(socket.SHUT_WR)
             client.recv(1)
         if line.state == "CLOSE":
-            client.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0)
-            )  # so that closing resets
+            # so that closing resets
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
             client.close()
         yield talk
 

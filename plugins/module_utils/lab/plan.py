@@ -97,9 +97,8 @@ def _show_foreign(name: str, have: Have) -> str:
 
 def _plan_sysctls(have: Have, sysctls: t.Iterable[Sysctl]) -> Plan:
     steps: Plan = []
-    touched: set[tuple[str | None, str, str]] = (
-        set()
-    )  # namespace, net/ipvN, name of a value whose ``all`` changes
+    # namespace, net/ipvN, name of a value whose ``all`` changes
+    touched: set[tuple[str | None, str, str]] = set()
     for wanted in sysctls:
         parts = wanted.path.split("/")
         new_namespace = wanted.netns is not None and wanted.netns not in have.namespaces

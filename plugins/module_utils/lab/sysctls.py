@@ -44,6 +44,6 @@ CONF_ALL = re.compile(r"net/ipv[46]/conf/all/([^/]+)\Z")
 
 
 def siblings(path: str) -> str | None:
-    """Return the name of the value that setting this path changes on all interfaces too, or None."""
+    """Return the name of the value that setting this path changes on all interfaces, or None."""
     found = CONF_ALL.match(path)
     return found.group(1) if found else None

@@ -32,16 +32,13 @@ MANAGED_PROTOCOLS = frozenset({PROTO_BOOT, PROTO_STATIC})
 DEFAULT_MTU = 1500
 _MTU_RANGE = (68, 65535)
 MTU_IPV6 = 1280  # below it the kernel takes IPv6 off the interface (RFC 8200, section 5)
-DEFAULT_METRIC = {
-    4: 0,
-    16: 1024,
-}  # by length of the packed address: what the kernel gives a route without a metric
+# by length of the packed address: what the kernel gives a route without a metric
+DEFAULT_METRIC = {4: 0, 16: 1024}
 _METRIC_MAX = 0xFFFFFFFF
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
 _LAB_NAME_MAX, _NETNS_NAME_MAX, _LINK_NAME_MAX = 32, 64, 15
-_RESERVED_LINKS = frozenset(
-    {"lo", "all", "default"}
-)  # the loopback, and two directories of /proc/sys/net/ipv4/conf
+# the loopback, and two directories of /proc/sys/net/ipv4/conf
+_RESERVED_LINKS = frozenset({"lo", "all", "default"})
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 #: Other names of the same value (net/ipv4/devinet.c, ctl_forward_entry).
 _SAME = {"net/ipv4/ip_forward": lab_sysctls.FORWARDING[0]}

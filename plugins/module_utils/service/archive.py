@@ -168,9 +168,8 @@ def converge(
     check_prefix(prefix)
     try:
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # then there is nothing that another run could be at
+            # then there is nothing that another run could be at
+            with contextlib.suppress(FileNotFoundError):
                 stack.enter_context(
                     lock.held(prefix, patience, make=None if check_mode or want is None else 0o755)
                 )

@@ -160,7 +160,7 @@ class Service:
         return 0
 
     def _wait(self, events: link_events.LinkEvents) -> None:
-        """Wait for a signal, for something that happens to interfaces, or until something is due."""
+        """Wait for a signal, for a change of an interface, or until something is due."""
         watchdog = sd_notify.watchdog_seconds()
         seconds = min(
             [min(self._due.values()) - time.monotonic(), *([watchdog / 3] if watchdog else [])]
@@ -247,11 +247,8 @@ class Service:
             self._refused.clear()
             try:
                 self._wanted = attach_record.interfaces(self._paths)
-            except (
-                ConntrackError,
-                OSError,
+            except (ConntrackError, OSError) as exc:
                 # somebody else may have changed it: it is named, and nothing is attached by it
-            ) as exc:
                 self._complain("", str(exc))
             self._due["attach"] = 0.0
         if events.look({item["netns"] for item in self._wanted}):
@@ -330,9 +327,8 @@ def _forked(work: t.Callable[[], int]) -> int:
     """Do something in a child process, which signals end at once; return its id. Its exit status is
     what ``work`` returns.
     """
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, stop.NUMBERS
-    )  # one that came before its handlers are its own would be noted, and nothing more
+    # one that came before its handlers are its own would be noted, and nothing more
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop.NUMBERS)
     try:
         pid = os.fork()
         if pid:

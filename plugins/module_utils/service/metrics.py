@@ -268,9 +268,8 @@ class Ledger:
             counters = {
                 name: max(value, self._counters.get(name, 0)) for name, value in counters.items()
             }
-        elif counters["created"] < self._counters.get(
-            "created", 0
-        ):  # another chain, which began anew
+        elif counters["created"] < self._counters.get("created", 0):
+            # another chain, which began anew
             self._evicted = {}
         if not tables.moving:
             self._evicted = {
@@ -304,6 +303,20 @@ def table_samples(
         yield f"ct_{name}_total", (), counters[name]
     for flow_class, number in gone.items():
         yield "ct_evicted_total", (flow_class,), number
+    yield from _reason_samples(counters)
+    packets: dict[Labels, int] = {}
+    for name, dummy in chain_counters.OUTCOMES:
+        labels = _STAGE_OF.get(name, _LAST_STAGE), name.partition("_")[0]
+        packets[labels] = packets.get(labels, 0) + counters[name]
+    for labels, number in packets.items():
+        yield "ct_packets_total", labels, number
+    for guest, counts in tables.guests.items():
+        for verdict in ("passed", "dropped"):
+            yield "ct_guest_packets_total", (guest, verdict), counts[verdict]
+
+
+def _reason_samples(counters: t.Mapping[str, int]) -> t.Iterator[Sample]:
+    """Return the counters of what happened for one of several reasons."""
     reasons = {
         "deleted": "ct_deleted_total",
         "forward": "ct_forward_left_total",
@@ -315,15 +328,6 @@ def table_samples(
         about, dummy, reason = name.partition("_")
         if reason and about in reasons:
             yield reasons[about] or f"ct_{about}_total", (reason,), number
-    packets: dict[Labels, int] = {}
-    for name, dummy in chain_counters.OUTCOMES:
-        labels = _STAGE_OF.get(name, _LAST_STAGE), name.partition("_")[0]
-        packets[labels] = packets.get(labels, 0) + counters[name]
-    for labels, number in packets.items():
-        yield "ct_packets_total", labels, number
-    for guest, counts in tables.guests.items():
-        for verdict in ("passed", "dropped"):
-            yield "ct_guest_packets_total", (guest, verdict), counts[verdict]
 
 
 def health_samples(found: t.Mapping[str, t.Any] | None) -> t.Iterator[Sample]:

@@ -104,10 +104,8 @@ def status(paths: bpffs.Paths) -> dict[str, t.Any]:
     facts = generation.facts(have, paths)
     wrong = faults(paths, have)
     pressure: dict[str, t.Any] | None = None
-    with (
-        contextlib.suppress(ConntrackError),
-        flow_table.FlowTables(paths.pin_root) as tables,
-    ):  # which the faults tell of
+    # which the faults tell of
+    with contextlib.suppress(ConntrackError), flow_table.FlowTables(paths.pin_root) as tables:
         pressure = t.cast(
             "dict[str, t.Any]",
             flow_read.read(tables, flow_filter.parse_query({"limit": 0})).summary,

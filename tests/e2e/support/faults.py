@@ -162,9 +162,8 @@ def _pins() -> dict[str, str]:
             path = os.path.join(directory, name)
             if os.path.islink(path):
                 found[f"pin {path}"] = f"-> {os.readlink(path)}"
-            elif (
-                os.path.isfile(path) and os.path.dirname(path) != "/sys/fs/bpf"
-            ):  # the kernel's own stand at the top
+            elif os.path.isfile(path) and os.path.dirname(path) != "/sys/fs/bpf":
+                # the kernel's own stand at the top
                 with bpf.closing(bpf.obj_get(path)) as fd:
                     kind = bpf.kind_of(fd)
                     if kind == "link":
@@ -399,9 +398,8 @@ def _check_failure(result: Result, changes: list[str]) -> None:
             f"no step is named: {result['msg']}"
         )
     undone = result.get("rolled_back") == result.get("applied", [])[::-1]
-    if undone and not result["msg"].startswith(
-        ("move ", "delete ")
-    ):  # what is moved goes on with the next run
+    # what is moved goes on with the next run
+    if undone and not result["msg"].startswith(("move ", "delete ")):
         # the directory of the lock stays where locking itself fails: somebody else may have locked
         # it
         assert set(changes) <= {"file /run/ebpf_conntrack is left"}, (

@@ -34,15 +34,19 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import bpf, 
 #: include/uapi/asm-generic/unistd.h); old calls are missing on arm64.
 _NUMBERS = {
     "x86_64": {
-        "bpf": 321, "chmod": 90, "fchmod": 91, "fchmodat": 268, "flock": 73, "fsync": 74, "ftruncate": 77, "link": 86, "linkat": 265, "mkdir": 83,
-        "mkdirat": 258, "mount": 165, "open": 2, "openat": 257, "pwrite64": 18, "rename": 82, "renameat": 264, "renameat2": 316, "rmdir": 84, "sendto": 44,
-        "seccomp": 317, "setns": 308, "socket": 41, "symlink": 88, "symlinkat": 266, "truncate": 76, "umount2": 166, "unlink": 87, "unlinkat": 263,
+        "bpf": 321, "chmod": 90, "fchmod": 91, "fchmodat": 268, "flock": 73, "fsync": 74,
+        "ftruncate": 77, "link": 86, "linkat": 265, "mkdir": 83, "mkdirat": 258, "mount": 165,
+        "open": 2, "openat": 257, "pwrite64": 18, "rename": 82, "renameat": 264, "renameat2": 316,
+        "rmdir": 84, "sendto": 44, "seccomp": 317, "setns": 308, "socket": 41, "symlink": 88,
+        "symlinkat": 266, "truncate": 76, "umount2": 166, "unlink": 87, "unlinkat": 263,
         "unshare": 272, "write": 1, "writev": 20,
     },
     "aarch64": {
-        "bpf": 280, "fchmod": 52, "fchmodat": 53, "flock": 32, "fsync": 82, "ftruncate": 46, "linkat": 37, "mkdirat": 34, "mount": 40, "openat": 56,
-        "pwrite64": 68, "renameat": 38, "renameat2": 276, "sendto": 206, "seccomp": 277, "setns": 268, "socket": 198, "symlinkat": 36, "truncate": 45,
-        "umount2": 39, "unlinkat": 35, "unshare": 97, "write": 64, "writev": 66,
+        "bpf": 280, "fchmod": 52, "fchmodat": 53, "flock": 32, "fsync": 82, "ftruncate": 46,
+        "linkat": 37, "mkdirat": 34, "mount": 40, "openat": 56, "pwrite64": 68, "renameat": 38,
+        "renameat2": 276, "sendto": 206, "seccomp": 277, "setns": 268, "socket": 198,
+        "symlinkat": 36, "truncate": 45, "umount2": 39, "unlinkat": 35, "unshare": 97, "write": 64,
+        "writev": 66,
     },
 }  # fmt: skip
 for _numbers in _NUMBERS.values():  # Linux 5.2 and later: the same everywhere
@@ -50,40 +54,45 @@ for _numbers in _NUMBERS.values():  # Linux 5.2 and later: the same everywhere
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 #: Which argument is the path that a call is about.
 _PATH = {
-    "chmod": 0, "fchmodat": 1, "link": 1, "linkat": 3, "mkdir": 0, "mkdirat": 1, "mount": 1, "move_mount": 3, "open": 0, "openat": 1, "rename": 1,
-    "renameat": 3, "renameat2": 3, "rmdir": 0, "symlink": 1, "symlinkat": 2, "truncate": 0, "umount2": 0, "unlink": 0, "unlinkat": 1,
+    "chmod": 0, "fchmodat": 1, "link": 1, "linkat": 3, "mkdir": 0, "mkdirat": 1, "mount": 1,
+    "move_mount": 3, "open": 0, "openat": 1, "rename": 1, "renameat": 3, "renameat2": 3, "rmdir": 0,
+    "symlink": 1, "symlinkat": 2, "truncate": 0, "umount2": 0, "unlink": 0, "unlinkat": 1,
 }  # fmt: skip
 
 #: enum bpf_cmd (include/uapi/linux/bpf.h).
 _BPF_COMMANDS = (
-    "MAP_CREATE", "MAP_LOOKUP_ELEM", "MAP_UPDATE_ELEM", "MAP_DELETE_ELEM", "MAP_GET_NEXT_KEY", "PROG_LOAD", "OBJ_PIN", "OBJ_GET", "PROG_ATTACH",
-    "PROG_DETACH", "PROG_TEST_RUN", "PROG_GET_NEXT_ID", "MAP_GET_NEXT_ID", "PROG_GET_FD_BY_ID", "MAP_GET_FD_BY_ID", "OBJ_GET_INFO_BY_FD", "PROG_QUERY",
-    "RAW_TRACEPOINT_OPEN", "BTF_LOAD", "BTF_GET_FD_BY_ID", "TASK_FD_QUERY", "MAP_LOOKUP_AND_DELETE_ELEM", "MAP_FREEZE", "BTF_GET_NEXT_ID",
-    "MAP_LOOKUP_BATCH", "MAP_LOOKUP_AND_DELETE_BATCH", "MAP_UPDATE_BATCH", "MAP_DELETE_BATCH", "LINK_CREATE", "LINK_UPDATE", "LINK_GET_FD_BY_ID",
-    "LINK_GET_NEXT_ID", "ENABLE_STATS", "ITER_CREATE", "LINK_DETACH", "PROG_BIND_MAP",
+    "MAP_CREATE", "MAP_LOOKUP_ELEM", "MAP_UPDATE_ELEM", "MAP_DELETE_ELEM", "MAP_GET_NEXT_KEY",
+    "PROG_LOAD", "OBJ_PIN", "OBJ_GET", "PROG_ATTACH", "PROG_DETACH", "PROG_TEST_RUN",
+    "PROG_GET_NEXT_ID", "MAP_GET_NEXT_ID", "PROG_GET_FD_BY_ID", "MAP_GET_FD_BY_ID",
+    "OBJ_GET_INFO_BY_FD", "PROG_QUERY", "RAW_TRACEPOINT_OPEN", "BTF_LOAD", "BTF_GET_FD_BY_ID",
+    "TASK_FD_QUERY", "MAP_LOOKUP_AND_DELETE_ELEM", "MAP_FREEZE", "BTF_GET_NEXT_ID",
+    "MAP_LOOKUP_BATCH", "MAP_LOOKUP_AND_DELETE_BATCH", "MAP_UPDATE_BATCH", "MAP_DELETE_BATCH",
+    "LINK_CREATE", "LINK_UPDATE", "LINK_GET_FD_BY_ID", "LINK_GET_NEXT_ID", "ENABLE_STATS",
+    "ITER_CREATE", "LINK_DETACH", "PROG_BIND_MAP",
 )  # fmt: skip
 #: What leaves nothing behind when the process dies after it: it reads, or makes what dies with the
 #: process, or writes down what is there already.
 _OF_THE_PROCESS = {
-    *(f"bpf {command}" for command in _BPF_COMMANDS if "GET" in command or "LOOKUP_ELEM" in command or "LOOKUP_BATCH" in command),
-    *(f"bpf {command}" for command in ("MAP_CREATE", "PROG_LOAD", "BTF_LOAD", "PROG_QUERY", "TASK_FD_QUERY", "ENABLE_STATS", "ITER_CREATE")),
+    *(
+        f"bpf {command}"
+        for command in _BPF_COMMANDS
+        if "GET" in command or "LOOKUP_ELEM" in command or "LOOKUP_BATCH" in command
+    ),
+    "bpf MAP_CREATE", "bpf PROG_LOAD", "bpf BTF_LOAD", "bpf PROG_QUERY", "bpf TASK_FD_QUERY",
+    "bpf ENABLE_STATS", "bpf ITER_CREATE",
     "flock", "fsconfig", "fsmount", "fsopen", "fsync", "setns", "socket", "unshare",
 }  # fmt: skip
 
-_NOTIFICATION = struct.Struct(
-    "=QIIiIQ6Q"
-)  # id, pid, flags; seccomp_data: nr, arch, instruction pointer, arguments
+# id, pid, flags; seccomp_data: nr, arch, instruction pointer, arguments
+_NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _RESPONSE = struct.Struct("=QqiI")  # id, value, error, flags
 _RECV, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
 _SET_MODE_FILTER, _NEW_LISTENER = 1, 8
 _ALLOW, _ASK = 0x7FFF0000, 0x7FC00000
 _LOAD, _EQUAL, _MASK, _ABOVE, _RETURN = 0x20, 0x15, 0x45, 0x25, 0x06
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_NETLINK_ROUTE, _SO_PROTOCOL, _PIDFD_GETFD = (
-    0,
-    38,
-    438,
-)  # the last one since Linux 5.6, the same everywhere
+# the last one since Linux 5.6, the same everywhere
+_NETLINK_ROUTE, _SO_PROTOCOL, _PIDFD_GETFD = (0, 38, 438)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NO_SUCH_MESSAGE = 0x7FFF  # a number that rtnetlink knows no message by
 #: Seconds without a call after which a process is taken to hang.
@@ -231,9 +240,8 @@ class _Stopped:
                 if protocol == _NETLINK_ROUTE
                 else f"netlink {protocol} {message}"
             )
-            return Event(
-                name, "", protocol == _NETLINK_ROUTE and message % 4 != 2
-            )  # RTM_GET* are at 4n + 2; of all else modules only read
+            # RTM_GET* are at 4n + 2; of all else modules only read
+            return Event(name, "", protocol == _NETLINK_ROUTE and message % 4 != 2)
         elif name in _PATH:
             address = self.arguments[_PATH[name]]
             path = self._text(address) if address else ""
@@ -308,7 +316,7 @@ def watch(
 def at(
     fits: c.Callable[[Event], bool], turn: int, what: Answer
 ) -> c.Callable[[int, Event], Answer]:
-    """Return what answers the ``turn``-th (from 1) of the calls that fit so; all others are made."""
+    """Return what answers the ``turn``-th (from 1) of the calls that fit; all others are made."""
     left = turn
 
     def answer(dummy: int, event: Event) -> Answer:

@@ -98,9 +98,8 @@ class Wire:
                 with netns.entered(self.ns(where)):
                     if where == "router":
                         subprocess.run(["nft", RULES], check=True)
-                        if (
-                            compiled.get("forward", "off") != "off"
-                        ):  # else no such chain may be attached where nf_conntrack tracks
+                        # else no such chain may be attached where nf_conntrack tracks
+                        if compiled.get("forward", "off") != "off":
                             sysctls.write_sysctl(netfilter.LIBERAL, "1")
                     for name, value in values.items():
                         sysctls.write_sysctl(name, value)
@@ -172,9 +171,8 @@ class Wire:
     # ------------------------------------------------------------ traffic
     def run(self, where: str, *argv: str) -> str:
         """Run a command in a namespace; return what it printed, whatever its exit status."""
-        with netns.entered(
-            self.ns(where)
-        ):  # the child is born in the thread's namespace, and sees /sys/fs/bpf
+        # the child is born in the thread's namespace, and sees /sys/fs/bpf
+        with netns.entered(self.ns(where)):
             return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
     def open(

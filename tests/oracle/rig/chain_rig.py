@@ -274,9 +274,8 @@ class ChainRig:
         """
         done = 0
         for key, value in self._fragments():
-            ident = int.from_bytes(
-                key[32 : 36 if key[37] else 34], "big"
-            )  # struct frag_key: id, proto, v6
+            # struct frag_key: id, proto, v6
+            ident = int.from_bytes(key[32 : 36 if key[37] else 34], "big")
             if ident in late:
                 over = (self.tables.clock().jiffies - late[ident]) & 0xFFFFFFFF
                 bpf.map_update(self._frags, key, value[:8] + _U32.pack(over) + value[12:])

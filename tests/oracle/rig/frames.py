@@ -310,10 +310,8 @@ class Step:
     wait: float = 0
 
     def __str__(self) -> str:
-        return (
-            f"{'' if not self.wait else f'(after {self.wait} s) '}{'->' if self.side == 'a' else '<-'}"
-            f" {self.label or self.frame.hex()}"
-        )
+        wait = f"(after {self.wait} s) " if self.wait else ""
+        return f"{wait}{'->' if self.side == 'a' else '<-'} {self.label or self.frame.hex()}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,10 +349,9 @@ class Pair:
         segment = tcp(
             src, dst, sport, dport, seq, ack, tcp_flags(flags), win, b"x" * length, options
         )
-        shown = (
-            label
-            or f"[{flags or '.'}] seq {seq & 0xFFFFFFFF} ack {ack & 0xFFFFFFFF} win {win} len {length}"
-            + (f" opt {options.hex()}" if options else "")
+        shown = label or (
+            f"[{flags or '.'}] seq {seq & 0xFFFFFFFF} ack {ack & 0xFFFFFFFF} win {win}"
+            f" len {length}{f' opt {options.hex()}' if options else ''}"
         )
         return Step(side, frame(ip(src, dst, TCP, segment), vlans), shown, wait)
 

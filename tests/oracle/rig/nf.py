@@ -78,7 +78,7 @@ SYSCTLS = {
 
 
 class NfRig:
-    """A namespace with nf_conntrack between two sides. Use as a context manager or call ``close``."""
+    """A namespace with nf_conntrack between two sides: a context manager, or call ``close``."""
 
     def __init__(self) -> None:
         """Build the router.
@@ -113,9 +113,8 @@ class NfRig:
         finally:
             self._enter(home)
             os.close(home)
-        self.step(
-            "a", frames.frame(frames.V4.a)
-        )  # the first frame may meet a queue that is not up yet; it is no IP packet
+        # the first frame may meet a queue that is not up yet; it is no IP packet
+        self.step("a", frames.frame(frames.V4.a))
 
     def __enter__(self) -> NfRig:
         return self
@@ -227,9 +226,8 @@ class NfRig:
         """
         while frame[12:14] in TAGS and len(frame) >= SHORTEST:
             frame = frame[:12] + frame[16:]
-        with contextlib.suppress(
-            OSError
-        ):  # the kernel refuses what is shorter than an Ethernet header
+        # the kernel refuses what is shorter than an Ethernet header
+        with contextlib.suppress(OSError):
             os.write(self._taps[side], frame)
         self._drain()
 
@@ -351,8 +349,9 @@ PROTO_NUMBERS = {
 def parse(line: str) -> view.Flow:
     """Return the flow of one line of /proc/net/nf_conntrack.
 
-    >>> parse("ipv4 2 udp 17 29 src=10.0.0.1 dst=10.0.0.2 sport=1 dport=2 packets=1 bytes=38 [UNREPLIED] "
-    ...       "src=10.0.0.2 dst=10.0.0.1 sport=2 dport=1 packets=0 bytes=0 mark=0 zone=0 use=2").state
+    >>> parse("ipv4 2 udp 17 29 src=10.0.0.1 dst=10.0.0.2 sport=1 dport=2 packets=1 bytes=38 "
+    ...       "[UNREPLIED] src=10.0.0.2 dst=10.0.0.1 sport=2 dport=1 packets=0 bytes=0 "
+    ...       "mark=0 zone=0 use=2").state
     'NEW'
     """
     family, dummy, name, number, timeout, *words = line.split()

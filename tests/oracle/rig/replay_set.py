@@ -256,9 +256,8 @@ def sctp_odds(pair: Pair) -> list[Step]:
     steps = [
         _chunks(dataclasses.replace(pair, aport=next(ports)), "a", 5, *chunks) for chunks in alone
     ]
-    steps.append(
-        _chunks(dataclasses.replace(pair, aport=pair.aport + 1), "b", 0, frames.chunk(14))
-    )  # to the heartbeat
+    # to the heartbeat
+    steps.append(_chunks(dataclasses.replace(pair, aport=pair.aport + 1), "b", 0, frames.chunk(14)))
     other = dataclasses.replace(pair, aport=next(ports))
     steps += [
         _chunks(other, "a", 0, _init(1, 0xA)),

@@ -38,7 +38,8 @@ _CLOCK = "replay_clock"
 #: value of a map.
 _HEAD = f"""\
 #undef BPF_TABLE_PINNED
-#define PRIVATE_TABLE(kind, key, value, name, entries, path, flags, ...) BPF_F_TABLE(kind, key, value, name, entries, flags)
+#define PRIVATE_TABLE(kind, key, value, name, entries, path, flags, ...) \\
+        BPF_F_TABLE(kind, key, value, name, entries, flags)
 #define BPF_TABLE_PINNED(...) PRIVATE_TABLE(__VA_ARGS__, 0, 0)
 BPF_TABLE("array", int, u64, {_CLOCK}, 1);
 static __always_inline u64 replay_now(void)

@@ -99,9 +99,8 @@ def create(paths: bpffs.Paths) -> None:
                         fd, struct.pack("=I", chain_maps.META[name]), struct.pack("=Q", value)
                     )
             elif spec.name == "stats":
-                per_cpu = [len(rows) + 4] + [0] * (
-                    bpf.possible_cpus() - 1
-                )  # four more than are there: evicted
+                # four more than are there: evicted
+                per_cpu = [len(rows) + 4] + [0] * (bpf.possible_cpus() - 1)
                 bpf.map_update(
                     fd,
                     struct.pack("=I", chain_counters.COUNTERS.index("created")),

@@ -277,9 +277,8 @@ def test_an_interface_on_which_it_counts_nothing_or_twice_is_refused(
     with pytest.raises(ConntrackError, match=message):
         steps(dataclasses.replace(WANT, mode=mode), have, check_mode=check_mode)
     held = dataclasses.replace(HELD, unfit=have.unfit, counted=have.counted)
-    with pytest.raises(
-        ConntrackError, match=message
-    ):  # by an earlier release, or before it became a part of another
+    # by an earlier release, or before it became a part of another
+    with pytest.raises(ConntrackError, match=message):
         steps(dataclasses.replace(WANT, mode=mode), held, check_mode=check_mode)
 
 

@@ -315,9 +315,8 @@ def test_signatures(tmp_path: pathlib.Path) -> None:
     assert "its signature is not good, or not of one of" in why()
     sign("ours")
     with pytest.raises(ConntrackError, match="its signature is not good, or not of one of"):
-        object_signature.check(
-            str(said), said.read_bytes() + b" ", str(signers)
-        )  # what lies at the path is signed, what was read is not
+        # what lies at the path is signed, what was read is not
+        object_signature.check(str(said), said.read_bytes() + b" ", str(signers))
     (tmp_path / "m.json.sig").unlink()
     os.mkfifo(tmp_path / "m.json.sig")
     assert (
@@ -330,7 +329,7 @@ def test_signatures(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("which", ["json", "o"])
 @pytest.mark.parametrize("kind", ["a named pipe", "a character device", "a directory"])
 def test_only_regular_files_are_read(tmp_path: pathlib.Path, which: str, kind: str) -> None:
-    """What is no file could hand out something else each time; a run must not wait for it either."""
+    """What is no file could yield something else each time; a run must not wait for it either."""
     object_file.write(str(tmp_path), Built(manifest(), DATA))
     path = tmp_path / f"{DIGEST}.{which}"
     path.unlink()

@@ -182,9 +182,8 @@ def lock_files(shared: pathlib.Path) -> list[pathlib.Path]:
 def test_no_user_can_block_a_run(shared: pathlib.Path, words: tuple[str, ...]) -> None:
     with user_holds(shared, *words):
         with lock.held(str(shared), 0):
-            with pytest.raises(
-                lock.Busy, match=f"process {os.getpid()} "
-            ):  # among themselves they are one at a time as ever
+            # among themselves they are one at a time as ever
+            with pytest.raises(lock.Busy, match=f"process {os.getpid()} "):
                 with lock.held(str(shared), 0):
                     pass
 

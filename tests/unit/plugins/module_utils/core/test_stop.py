@@ -141,7 +141,7 @@ def top(
 
 # ---------------------------------------------------------------- the moments that drop an exceptio
 def test_where_an_interrupt_was_ignored_before() -> None:
-    """As in what a shell without job control starts with &: Python has no handler of its own then."""
+    """As in what a shell without job control starts with &: then Python has no handler."""
     with Child(
         top(before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)), terminal=True
     ) as child:
@@ -226,9 +226,8 @@ def test_between_the_look_and_the_sleep(monkeypatch: pytest.MonkeyPatch) -> None
             return getattr(self._poll, name)
 
         def poll(self, milliseconds: int | None) -> t.Any:
-            late = threading.Thread(
-                target=strike
-            )  # the handler runs in this thread, which sleeps by then or is about to
+            # the handler runs in this thread, which sleeps by then or is about to
+            late = threading.Thread(target=strike)
             late.start()
             late.join()
             return self._poll.poll(milliseconds)

@@ -126,9 +126,8 @@ def test_what_was_met_takes_few_bytes() -> None:
             once.new(by_class["half_open"], met[at : min(at + flow_table.BATCH, number)])
         source.stats["promoted"] += 1
         assert once.new(by_class["assured"], met[number - once_more :]) == met[number:]
-        once.new(
-            by_class["half_open"], met[number:]
-        )  # of the other family, whose tables come after these
+        # of the other family, whose tables come after these
+        once.new(by_class["half_open"], met[number:])
         assert once.new(by_class["assured"], met[::-7]) == []
         kept, peak = tracemalloc.get_traced_memory()
     finally:

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import stat
+import typing as t
 
 import pytest
 from ansible_collections.ebpf.conntrack.plugins.module_utils.attach import record as attach_record
@@ -59,7 +60,7 @@ def test_made_of_is_the_same_after_a_round_trip(paths: bpffs.Paths) -> None:
 
 
 def test_every_field_tells_wants_apart() -> None:
-    changes = {
+    changes: dict[str, t.Any] = {
         "text": "others",
         "table_size": 1,
         "timeouts": {},
@@ -70,7 +71,7 @@ def test_every_field_tells_wants_apart() -> None:
     assert all(
         dataclasses.replace(WANT, **{name: value}).made_of != WANT.made_of
         for name, value in changes.items()
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_manifest(paths: bpffs.Paths) -> None:
@@ -361,9 +362,8 @@ def test_a_file_that_is_replaced_outlives_a_power_cut(
     dest = tmp_path / "ct.service"
     if not unnamed:
         monkeypatch.delattr(os, "O_TMPFILE")
-        monkeypatch.setattr(
-            os, "O_TMPFILE", os.O_DIRECTORY, raising=False
-        )  # what a file system answers that has none
+        # what a file system answers that has none
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY, raising=False)
     disk = Disk(monkeypatch)
     for content in (b"[Unit]\n", b"[Unit]\nDescription=another one\n"):
         with files.replacing(str(dest), 0o644, dry=False) as file:

@@ -45,9 +45,9 @@ def paths(tmp_path: pathlib.Path) -> bpffs.Paths:
     return made
 
 
-def refused(*args: object) -> str:
+def refused(*args: t.Any) -> str:
     with pytest.raises(ConntrackError) as raised:
-        reload.wanted(*args)  # type: ignore[arg-type]
+        reload.wanted(*args)
     return raised.value.message
 
 
