@@ -71,10 +71,9 @@ def _pages() -> list[pathlib.Path]:
 
 def _files() -> list[pathlib.Path]:
     """Every text of the collection itself: no hidden directory, nothing that a run made."""
-    folders = ("changelogs", "docs", "extensions", "files", "inventory", "meta")
-    folders += ("playbooks", "plugins", "roles", "tests")
+    folders = "changelogs docs extensions files inventory meta playbooks plugins roles tests"
     found = [path for path in ROOT.iterdir() if path.is_file() and path.suffix in _TEXT]
-    for folder in folders:
+    for folder in folders.split():
         found += [
             path
             for path in sorted((ROOT / folder).rglob("*"))
