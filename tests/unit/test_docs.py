@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -69,6 +70,7 @@ def _pages() -> list[pathlib.Path]:
     return [path for path in _files() if path.suffix == ".md"]
 
 
+@functools.cache
 def _files() -> list[pathlib.Path]:
     """Every text of the collection itself: no hidden directory, nothing that a run made."""
     folders = "changelogs docs extensions files inventory meta playbooks plugins roles tests"
@@ -88,6 +90,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _MENTION = re.compile(r"(?<![\w/.-])docs/[\w/-]+\.(?:md|svg)\b")
 
 
+@functools.cache
 def _anchors(page: pathlib.Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ +(.+?) *$", _FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
