@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -69,12 +70,12 @@ def _pages() -> list[pathlib.Path]:
     return [path for path in _files() if path.suffix == ".md"]
 
 
+@functools.cache
 def _files() -> list[pathlib.Path]:
     """Every text of the collection itself: no hidden directory, nothing that a run made."""
-    folders = ("changelogs", "docs", "extensions", "files", "inventory", "meta")
-    folders += ("playbooks", "plugins", "roles", "tests")
+    folders = "changelogs docs extensions files inventory meta playbooks plugins roles tests"
     found = [path for path in ROOT.iterdir() if path.is_file() and path.suffix in _TEXT]
-    for folder in folders:
+    for folder in folders.split():
         found += [
             path
             for path in sorted((ROOT / folder).rglob("*"))
@@ -89,6 +90,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _MENTION = re.compile(r"(?<![\w/.-])docs/[\w/-]+\.(?:md|svg)\b")
 
 
+@functools.cache
 def _anchors(page: pathlib.Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ +(.+?) *$", _FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
