@@ -7,6 +7,7 @@ imported, it compiles nothing twice. See compiled.py.
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -36,9 +37,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
             def exec_module(module: types.ModuleType) -> None:
                 whole(module)
-                import compiled
-
-                compiled.install()
+                importlib.import_module("compiled").install()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -195,9 +195,8 @@ def test_each_package_says_what_it_may_import(package: str) -> None:
     text = (LIBRARY / package / "README.md").read_text("utf-8")
     group = next(number for number, group in enumerate(ORDER) if package in group)
     left = [name for names in ORDER[:group] for name in names]
-    assert re.search(r"^May import: (.*)\.$", text, re.MULTILINE)[1] == (
-        ", ".join(left) or "nothing of ours"
-    )  # type: ignore[index]
+    found = re.search(r"^May import: (.*)\.$", text, re.MULTILINE)
+    assert found and found[1] == (", ".join(left) or "nothing of ours")
 
 
 def test_unit_tests_of_the_library_import_no_plugin_of_the_controller() -> None:
