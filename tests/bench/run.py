@@ -21,11 +21,11 @@ import signal
 import sys
 import time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [HERE, os.path.join(HERE, "..", "..", ".ansible", "collections")]
+import harness
+import plot
 
-import harness  # noqa: E402
-import plot  # noqa: E402
+# What the sections, which main() imports, import the collection from.
+sys.path[:0] = [str(harness.ROOT / ".ansible/collections")]
 
 #: Each is a module with a function ``measure(options)`` that yields the rows.
 SECTIONS = {

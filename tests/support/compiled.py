@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib
 import json
@@ -59,8 +60,8 @@ def install() -> None:
     name = f"{LIBRARY}.build.bcc"
     module = sys.modules.get(name) or importlib.import_module(name)
     whole = getattr(module, "compiles", module.build)  # what it is without this
-    module.compiles = whole  # type: ignore[attr-defined]
-    module.build = lambda *args, **options: build(whole, *args, **options)  # type: ignore[attr-defined]
+    once = functools.partial(build, whole)
+    vars(module).update(compiles=whole, build=once)
 
 
 def install_everywhere() -> None:

@@ -39,7 +39,7 @@ class Finder(importlib.abc.MetaPathFinder):
                 whole(module)
                 importlib.import_module("compiled").install()
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            vars(spec.loader)["exec_module"] = exec_module
         return spec
 
 

@@ -133,7 +133,7 @@ def parse(text: str, where: str) -> Manifest:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError
         manifest = Manifest(**found)
-        manifest.shown  # noqa: B018  raises for what has not its type
+        dummy = manifest.shown  # raises for what has not its type
         if not isinstance(manifest.layout, int) or not _DIGEST.fullmatch(manifest.digest):
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

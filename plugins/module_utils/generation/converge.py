@@ -171,7 +171,7 @@ def ensure(
     paths: Paths,
     want: Want,
     check_mode: bool = False,
-    policy: Policy = Policy(),  # noqa: B008  it is frozen
+    policy: Policy | None = None,
     heard: tuple[diagnosis.Fault, ...] = (),
     patience: float = lock.SECONDS,
 ) -> tuple[Plan, Have]:
@@ -180,6 +180,7 @@ def ensure(
     :param heard: what listen() found, which is mended as well.
     :raises ConntrackError: see check(), plan_present() and apply().
     """
+    policy = policy or Policy()
     check(want, policy)
     settings = settings_here(want)
     pins.check_places(paths)

@@ -194,7 +194,7 @@ def load(
     paths: Paths,
     want: generation.Want,
     check_mode: bool = False,
-    policy: generation.Policy = generation.Policy(),  # noqa: B008  it is frozen
+    policy: generation.Policy | None = None,
     patience: float = lock.SECONDS,
 ) -> tuple[Plan, generation.Have]:
     """Bring a chain into place: the plan that was needed, and what is there now. Nothing is
