@@ -13,7 +13,6 @@ import bz2
 import dataclasses
 import json
 import os
-import re
 import traceback
 import typing as t
 
@@ -65,7 +64,6 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
         },
     },
 }
-_INCLUDED = re.compile(r'#line 1 "([^"]+)"')
 #: The programs that go on from one to the next; the hooks come before them.
 _STAGES = [name for name in chain_programs.SLOTS if name not in chain_programs.HOOKS]
 #: All programs, in the order in which their files stand in the text.
@@ -243,16 +241,6 @@ def unpack(packed: str) -> tuple[str, dict[str, str]]:
         return str(text), dict(headers)
     except (OSError, ValueError, TypeError) as exc:
         raise ConntrackError("rendered: it is filled in from src and can not be given.") from exc
-
-
-def locate(text: str, line: int) -> tuple[str, int]:
-    """Return the source file and its line for a line (from 1) of the rendered text."""
-    above = text.split("\n", line - 1)[: line - 1]
-    for distance, marker in enumerate(reversed(above), 1):
-        match = _INCLUDED.fullmatch(marker)
-        if match:
-            return match[1], distance
-    return sources.MAIN, line
 
 
 def read_headers(source_dir: str) -> dict[str, str]:

@@ -418,11 +418,6 @@ def map_batches(
             )
 
 
-def map_freeze(fd: int) -> None:
-    """Make a map read-only for user space."""
-    call("bpf_map_freeze", fd)
-
-
 def percpu_value(fd: int, index: int, value_size: int) -> list[bytes]:
     """Return element ``index`` of a per-CPU array: one value for each possible CPU."""
     stride = (value_size + 7) // 8 * 8

@@ -256,19 +256,6 @@ def uppers(ifindex: int, others: t.Iterable[int]) -> list[int]:
     return found
 
 
-def xdp_query(ifindex: int) -> dict[str, t.Any]:
-    """Return ``{"prog_id", "mode"}`` of the program that sees the interface's frames on the host's
-    CPUs; both None when there is none.
-
-    A program on the network card itself counts only when it is the only one.
-    """
-    programs = link_facts(ifindex).xdp
-    for mode in ("native", "generic", "offload"):
-        if mode in programs:
-            return {"prog_id": programs[mode], "mode": mode}
-    return {"prog_id": None, "mode": None}
-
-
 def xdp_set(ifindex: int, prog_fd: int, flags: int, expected_fd: int | None = None) -> None:
     """Attach a program through netlink, as ``ip link set dev ... xdp`` does; ``prog_fd`` -1
     detaches.
