@@ -45,6 +45,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.kernel import (
 from ansible_collections.ebpf.conntrack.tests.e2e.support import faults, syscalls
 from ansible_collections.ebpf.conntrack.tests.e2e.support.faults import Call, Ending, Scenario
 from ansible_collections.ebpf.conntrack.tests.e2e.support.sandbox import sandboxed, shell
+from ansible_collections.ebpf.conntrack.tests.support import compiled
 from ansible_collections.ebpf.conntrack.tests.tools import tree
 from ansible_collections.ebpf.conntrack.tests.unit import flow_fakes
 
@@ -457,6 +458,7 @@ def test_a_killed_build_leaves_nothing() -> None:
     """With the compiler: until it begins, and when it has ended."""
 
     def body() -> int:
+        compiled.uninstall()
         text, headers = (
             render.render(str(tree.ROOT / "files/bpf"), render.Settings(**TABLE)),
             render.read_headers(str(tree.ROOT / "files/bpf")),

@@ -64,6 +64,12 @@ def install() -> None:
     vars(module).update(compiles=whole, build=once)
 
 
+def uninstall() -> None:
+    """Let the bcc front end of this process compile each time, where that is the point."""
+    module = sys.modules[f"{LIBRARY}.build.bcc"]
+    vars(module).update(build=getattr(module, "compiles", module.build))
+
+
 def install_everywhere() -> None:
     """Let this process and those that it starts compile each text once."""
     install()
