@@ -14,7 +14,7 @@
 # make test-versions  the unit tests and a lab with other versions of ansible-core, Python and pyroute2; not in make test, because it installs each of them
 # make test-molecule  the scenarios of extensions/molecule: both roles on a lab, by molecule; likewise
 # make test-long   what takes longer than make test may: other kernels in virtual machines, 20 hosts, browsers, other versions,
-#               the random suites in every form and in another order, the unit tests by ansible-test
+#               the random suites in every form and in another order, faults at every system call, the tests by ansible-test's gates
 # make docs     the modules', plugins' and roles' documentation as HTML, in build/docs/html
 # make changelog   write CHANGELOG.rst from changelogs/fragments
 # make fuzz     throw FRAMES (a million) mutated frames made from SEED at the chain; each must pass unchanged and be counted once
@@ -91,7 +91,7 @@ test-long:
 	@$(SETUP) vm
 	@$(SETUP) picture
 	@$(SETUP) molecule
-	@$(RUN) units oracle-long fleet vm picture molecule
+	@$(RUN) sanity units oracle-long e2e-long faults fleet vm picture molecule
 	@$(VENV)/python tests/tools/versions.py
 
 test-long: export FLEET_HOSTS = 20

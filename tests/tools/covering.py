@@ -145,7 +145,8 @@ def distances(file: str, texts: c.Mapping[str, str]) -> dict[str, int]:
     """Return all that reaches a file, with the number of steps."""
     graph = users(texts)
     found, queue = {node_of(file): 0}, [node_of(file)]
-    for node in queue:
+    while queue:
+        node = queue.pop(0)
         for user in sorted(graph[node] - set(found)):
             found[user] = found[node] + 1
             queue.append(user)

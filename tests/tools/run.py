@@ -84,20 +84,24 @@ def stand_in_for_get_pip() -> None:
     shutil.copy2(ROOT / "tests/tools/get_pip.py", cache / "get_pip_24_2.py")
 
 
-def lint() -> Tally:
-    """Run every gate."""
+def sanity(*more: str) -> Tally:
+    """Run what ansible-test finds fault with in all files, or but for those of ``more``."""
+    argv = ansible_test("sanity", "--local", "--python", PYTHON, *more)
+    return gate("ansible-test sanity", argv, minutes=20, HOME=str(HOME))
+
+
+def lint(*more: str) -> Tally:
+    """Run every gate.
+
+    :param more: options of ansible-test sanity.
+    """
     collections = str(BUILD)
     stand_in_for_get_pip()
     tally = gate("ruff check", [VENV / "ruff", "check", "--no-cache", "."], ROOT)
     tally += gate("ruff format", [VENV / "ruff", "format", "--no-cache", "--check", "."], ROOT)
     tally += gate("file headers", [sys.executable, ROOT / "tests/tools/headers.py", TREE])
     tally += mypy()
-    tally += gate(
-        "ansible-test sanity",
-        ansible_test("sanity", "--local", "--python", PYTHON),
-        minutes=20,
-        HOME=str(HOME),
-    )
+    tally += sanity(*more)
     tally += gate(
         "ansible-lint",
         [VENV / "ansible-lint", "--offline", "--profile", "production"],
@@ -206,6 +210,12 @@ def ansible_test_units() -> Tally:
     return gate("ansible-test units", argv, minutes=20, HOME=str(HOME))
 
 
+def faults_everywhere() -> Tally:
+    """Break the modules at each of their system calls; make test does so at some."""
+    os.environ["FAULT_SITES"] = "all"
+    return pytest("faults", 90, "tests/e2e/test_faults.py")
+
+
 def integration() -> Tally:
     """Run each integration target with ansible-test, on the system's Python, which sees the
     system's libraries.
@@ -254,9 +264,13 @@ IN_PLACES_OF_ITS_OWN = (
 )
 
 
+#: make test has no time for the others.
+IN_TEST = ("-m", "not only_in_test_long")
+
+
 def e2e_here() -> Tally:
     """Run what e2e_apart() does not."""
-    return pytest("e2e", 35, "tests/e2e", *(f"--ignore={path}" for path in APART))
+    return pytest("e2e", 35, "tests/e2e", *IN_TEST, *(f"--ignore={path}" for path in APART))
 
 
 def fleet_here() -> Tally:
@@ -267,7 +281,7 @@ def fleet_here() -> Tally:
 def e2e_apart(number: int) -> Tally:
     """Run one of GROUPS: tests that can do with a network, pins and directories of their own."""
     files = (f"tests/e2e/test_{name}.py" for name in GROUPS[number])
-    return pytest(f"e2e-apart-{number}", 35, *files, start=IN_PLACES_OF_ITS_OWN)
+    return pytest(f"e2e-apart-{number}", 35, *IN_TEST, *files, start=IN_PLACES_OF_ITS_OWN)
 
 
 def oracle_apart() -> Tally:
@@ -306,12 +320,18 @@ ON_DEMAND: dict[str, c.Callable[[], Tally]] = {
     "picture": lambda: pytest("picture", 10),
     "vm": lambda: pytest("vm", 40, "tests/fleet/test_vm.py"),
     "units": ansible_test_units,
+    "sanity": sanity,
+    "e2e-long": lambda: pytest("e2e", 60, "tests/e2e", "-m", "only_in_test_long"),
+    "faults": faults_everywhere,
     "oracle-long": lambda: pytest("oracle", 90, "tests/oracle", "--every-form", "--shuffle", "1"),
     "molecule": molecule,
 }
 
 #: Suites that pin things, in directories of their own.
-KERNEL_SUITES = {"integration", "oracle", "oracle-long", "e2e", "picture", "molecule"}
+KERNEL_SUITES = {
+    *("integration", "oracle", "oracle-long", "e2e", "e2e-long", "faults"),
+    *("picture", "molecule"),
+}
 #: Files of tests/e2e that touch nothing of the machine's but through namespaces, those that take
 #: long first; each group is one job.
 GROUPS = (
@@ -326,7 +346,8 @@ APART = [f"tests/e2e/test_{name}.py" for group in GROUPS for name in group]
 #: When everything is run, a second process takes one of these after the other, and so does this one
 #: when it is done with HERE: two CPUs have something to do until the end.
 JOBS: dict[str, c.Callable[[], Tally]] = {
-    "lint": lint,
+    # what runs on hosts; ruff and mypy look at the tests, and pylint would take minutes for them
+    "lint": functools.partial(lint, "--exclude", "tests/"),
     "oracle": oracle_apart,
     "unit": unit,
     **{
