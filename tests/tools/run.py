@@ -335,12 +335,14 @@ KERNEL_SUITES = {
 #: Files of tests/e2e that touch nothing of the machine's but through namespaces, those that take
 #: long first; each group is one job.
 GROUPS = (
+    ("generation",),
     ("guests", "forward"),
     ("health", "http"),
     ("replay", "objects", "watch"),
     ("migration", "migration_merge", "swap"),
     ("ct", "ct_graph", "ct_load", "ct_top", "metrics"),
     ("floods", "fleet_modules", "inventory", "rollout_role"),
+    ("netns_lab", "restore", "lab_attachments"),
 )
 APART = [f"tests/e2e/test_{name}.py" for group in GROUPS for name in group]
 #: When everything is run, a second process takes one of these after the other, and so does this one
