@@ -1244,7 +1244,7 @@ BROKEN = {
         "return enter(ctx, 0)",
         [
             r"compiling the chain failed",
-            r"ingress\.c:6:\d+: error: expected ';'",
+            r"ingress\.c:9:\d+: error: expected ';'",
             r"return enter\(ctx, 0\)",
         ],
     ),
@@ -1255,7 +1255,7 @@ BROKEN = {
             r"loading prs_eth failed",
             r"invalid access to packet",
             r"R\d offset is outside of the packet",
-            r"prs_eth\.c:23: proto = \*\(volatile",
+            r"prs_eth\.c:27: proto = \*\(volatile",
         ],
     ),
     "a stage that only some frames meet drops": (

@@ -474,7 +474,7 @@ def test_sources_that_are_not_known(running: Chain) -> None:
 
 def test_sources_that_do_not_compile_fail_as_ever(running: Chain) -> None:
     before, held = everything(running), bpf_descriptors()
-    with pytest.raises(ConntrackError, match=r"ingress\.c:6:\d+: error: expected ';'"):
+    with pytest.raises(ConntrackError, match=r"ingress\.c:9:\d+: error: expected ';'"):
         ensure(
             running,
             running.want(running.text.replace("return enter(ctx, 0);", "return enter(ctx, 0)")),
