@@ -228,9 +228,8 @@ def status(playbooks: Playbooks) -> dict[str, t.Any]:
     return found
 
 
-@pytest.mark.parametrize(
-    "removed", ["link", pytest.param("namespace", marks=pytest.mark.only_in_test_long)]
-)
+@pytest.mark.only_in_test_long
+@pytest.mark.parametrize("removed", ["link", "namespace"])
 def test_what_was_removed_by_hand_is_back_with_the_next_run(
     playbooks: Playbooks, removed: str
 ) -> None:

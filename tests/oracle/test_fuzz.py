@@ -14,6 +14,7 @@ import hypothesis
 import hypothesis.strategies as st
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import RANDOM, Chains
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, mutate, view
+from ansible_collections.ebpf.conntrack.tests.oracle.rig.examples import examples
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, V6
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.fuzz import fuzz
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
@@ -29,7 +30,7 @@ def test_every_frame_passes_unchanged_and_is_counted_once(random_chains: Chains)
     assert sum(name.startswith("invalid") for name in seen) > 10
 
 
-@hypothesis.settings(max_examples=3000)
+@hypothesis.settings(max_examples=examples(3000))
 @hypothesis.given(rng=st.randoms(use_true_random=False))
 def test_opens_what_the_kernel_opens(
     kernel: NfRig, random_chains: Chains, rng: random.Random

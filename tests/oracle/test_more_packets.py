@@ -19,6 +19,7 @@ from ansible_collections.ebpf.conntrack.plugins.module_utils.flows.codec import 
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Chains, Play, Tune
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import compare, frames, view
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.chain_rig import ChainRig
+from ansible_collections.ebpf.conntrack.tests.oracle.rig.examples import examples
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.frames import V4, V6, Pair, Step
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.nf import NfRig
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
@@ -703,7 +704,7 @@ chunks = st.tuples(
 )
 
 
-@hypothesis.settings(max_examples=1000)
+@hypothesis.settings(max_examples=examples(1000))
 @hypothesis.given(steps=st.integers(0, len(ASSOCIATION)), more=st.lists(chunks, max_size=6))
 def test_sctp_any(
     play_random: Play, steps: int, more: list[tuple[str, int, int | None, int]]

@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import pytest
 from ansible_collections.ebpf.conntrack.tests.oracle.conftest import Play, Tune
 from ansible_collections.ebpf.conntrack.tests.oracle.rig import frames, moves
+from ansible_collections.ebpf.conntrack.tests.oracle.rig.examples import examples
 from ansible_collections.ebpf.conntrack.tests.oracle.rig.talk import Talk
 
 SCALE = frames.NOP + frames.wscale(7)
@@ -364,7 +365,7 @@ def test_talk(play: Play, pair: frames.Pair, name: str) -> None:
 
 
 @pytest.mark.parametrize("pair", frames.PAIRS.values(), ids=frames.PAIRS)
-@hypothesis.settings(max_examples=1500)
+@hypothesis.settings(max_examples=examples(1500))
 @hypothesis.given(beginning=moves.beginnings, moved=st.lists(moves.moves, min_size=1, max_size=12))
 def test_any_talk(
     play_random: Play, pair: frames.Pair, beginning: moves.Beginning, moved: list[moves.Move]
@@ -382,7 +383,7 @@ KNOBS: list[dict[str, int]] = [
 
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=[next(iter(knobs)) for knobs in KNOBS])
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=examples(300))
 @hypothesis.given(beginning=moves.beginnings, moved=st.lists(moves.moves, min_size=1, max_size=12))
 def test_any_talk_tuned(
     play_random: Play,
@@ -409,7 +410,7 @@ TIMEOUTS = {
 }
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=examples(300))
 @hypothesis.given(beginning=moves.beginnings, moved=st.lists(moves.moves, min_size=1, max_size=12))
 def test_any_talk_with_other_timeouts(
     play_random: Play, tune: Tune, beginning: moves.Beginning, moved: list[moves.Move]

@@ -216,6 +216,12 @@ def faults_everywhere() -> Tally:
     return pytest("faults", 90, "tests/e2e/test_faults.py")
 
 
+def oracle_long() -> Tally:
+    """Run the differential suite in another order, with all of its random traffic in each form."""
+    os.environ["RANDOM_TRAFFIC"] = "all"
+    return pytest("oracle", 90, "tests/oracle", "--every-form", "--shuffle", "1")
+
+
 def integration() -> Tally:
     """Run each integration target with ansible-test, on the system's Python, which sees the
     system's libraries.
@@ -323,7 +329,7 @@ ON_DEMAND: dict[str, c.Callable[[], Tally]] = {
     "sanity": sanity,
     "e2e-long": lambda: pytest("e2e", 60, "tests/e2e", "-m", "only_in_test_long"),
     "faults": faults_everywhere,
-    "oracle-long": lambda: pytest("oracle", 90, "tests/oracle", "--every-form", "--shuffle", "1"),
+    "oracle-long": oracle_long,
     "molecule": molecule,
 }
 

@@ -59,7 +59,7 @@ _WHEN = re.compile(r'"written": "[^"]*"')  # when a manifest was written
 #: How many processes share the sites of one scenario.
 PROCESSES = 2
 #: Of so many sites one is tried, each ending beginning at another; make test-long tries all.
-STRIDE = 1 if os.environ.get("FAULT_SITES") == "all" else 3
+STRIDE = 1 if os.environ.get("FAULT_SITES") == "all" else 4
 
 
 @dataclasses.dataclass(frozen=True)
