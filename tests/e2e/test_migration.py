@@ -1011,11 +1011,11 @@ def test_another_layout_is_taken_over_under_traffic(
     }
     assert not odd, f"{len(odd)} of {len(talks)}: {next(iter(odd.items()))}"
     assert_idle_kept(flows, idle)
-    assert (
-        [packets(flows[talk.key]) for talk in ahead]
-        == [talk.sent for talk in ahead]
-        == [[4, 4]] * AHEAD
-    ), "each is within its window"
+    assert [talk.sent for talk in ahead] == [[4, 4]] * AHEAD
+    missing = [8 - sum(packets(flows[talk.key])) for talk in ahead]
+    # of layout 1 a connection may miss a packet while the interfaces are switched one after the
+    # other: docs/guide/upgrades.md
+    assert sum(missing) <= (layout == "layout 1"), "each is within its window"
     assert len(flows) == len(talks) + IDLE + AHEAD
     assert (
         counters["tracked"] == 5 + sum(sum(talk.sent) for talk in (*talks, *ahead))

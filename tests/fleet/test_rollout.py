@@ -86,8 +86,8 @@ def test_a_second_run_changes_nothing(fleet: Fleet, controller: Controller, figu
     assert again.changed() == nobody(fleet)
     assert (
         max(told["ok"] for name, told in again.recap.items() if name != fleet.hosts()[0])
-        == TASKS + 2
-    ), "and the settings of two roles, which are looked at here"
+        == TASKS + 3
+    ), "and the settings of two roles and the names of variables, which are looked at here"
     bare, of_pings = worked(
         fleet,
         lambda: controller.play(
