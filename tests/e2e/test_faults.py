@@ -1,8 +1,8 @@
 # Copyright (c) 2026 The ebpf.conntrack authors
 # GNU General Public License v3.0 or later (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every module is killed, and refused, at each of its system calls; the next run ends well, and
-nothing stays behind.
+"""Every module is killed, and refused, at its system calls (at one of STRIDE of them); the next run
+ends well, and nothing stays behind.
 """
 
 from __future__ import annotations
